@@ -1,0 +1,1 @@
+"""Hyperspherical deep metric learning for brain MRI, on any number of nodes."""

@@ -1,0 +1,22 @@
+"""Settings of checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hsadml_dist.config.keys import setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When a checkpoint is written and which are kept.
+
+    Attributes:
+        every: Steps between two checkpoints; one is also written at a stop and at the end.
+        keep: Newest checkpoints that are kept.
+        keep_every: Checkpoints at multiples of this step are kept for good; none: only the newest.
+    """
+
+    every: int = setting(200, key_class="movable", least=1)
+    keep: int = setting(2, key_class="movable", least=1)
+    keep_every: int | None = setting(None, key_class="movable", least=1)

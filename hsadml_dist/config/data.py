@@ -1,0 +1,34 @@
+"""Settings of the input: which shards, which fold is held out, how samples are read and augmented."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hsadml_dist.config.keys import setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the samples come from.
+
+    Attributes:
+        shards: Folder written by ``hsadml shards build``.
+        fold: Held out for the verdict; never read in training.
+        val_fold: Held out for choosing a model; none: the last weights are judged.
+        workers: Loader processes per rank; 0 reads in the rank itself.
+        prefetch: Batches that each worker prepares ahead.
+        order: ``exact`` permutes all samples anew each epoch.
+        image_size: Side to which images are resized, in pixels.
+        transforms: Random augmentations of the training images, MONAI transforms by ``_target_``; none: the
+            package's own affine set. An empty list: no augmentation.
+    """
+
+    shards: str = setting(key_class="movable")
+    fold: int = setting(0, least=0)
+    val_fold: int | None = setting(None, least=0)
+    workers: int = setting(0, key_class="movable", least=0)
+    prefetch: int = setting(2, key_class="movable", least=1)
+    order: Literal["exact"] = setting("exact")
+    image_size: int = setting(112, least=8)
+    transforms: tuple[dict[str, Any], ...] | None = setting(None)

@@ -1,0 +1,24 @@
+"""Settings of the verdict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hsadml_dist.config.keys import setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How embeddings are judged.
+
+    Attributes:
+        at_end: Whether the run judges itself after its last step.
+        batch: Images embedded at a time.
+        block: References compared at a time.
+        resamples: Bootstrap samples of persons behind each interval.
+    """
+
+    at_end: bool = setting(True, key_class="movable")
+    batch: int = setting(64, key_class="movable", least=1)
+    block: int = setting(8192, key_class="movable", least=1)
+    resamples: int = setting(2000, key_class="movable", least=100)

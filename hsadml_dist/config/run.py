@@ -1,0 +1,24 @@
+"""Settings of what a run records and how long it waits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hsadml_dist.config.keys import setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Records and time-outs of a run.
+
+    Attributes:
+        ledger: Whether each step's sample keys are recorded, in global order.
+        tensorboard: Whether TensorBoard files are written.
+        timeout_seconds: Longest wait for a peer before the rank gives up.
+        stop_lead_seconds: How long before the job's end time a run stops by itself.
+    """
+
+    ledger: bool = setting(False, key_class="movable")
+    tensorboard: bool = setting(True, key_class="movable")
+    timeout_seconds: int = setting(600, key_class="movable", least=1)
+    stop_lead_seconds: int = setting(60, key_class="movable", least=0)

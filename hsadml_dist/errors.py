@@ -1,0 +1,94 @@
+"""What can go wrong for a user, and the exit code that says so.
+
+::
+
+    HsadmlError                      exit code
+    ├── ConfigError                  1    a recipe or an override is wrong; carries every fault found
+    ├── DataError                    1    images, tables or shards are missing, damaged or do not fit
+    ├── CheckpointError              1    nothing that verifies is left to go on from
+    ├── ClusterError                 1    Slurm is absent, refused the request, or a private cluster failed
+    ├── UsageError                   2    the command line itself is wrong
+    └── RunHeldError                 75   another live process writes this run
+
+Anything else that escapes is a defect of this package: exit code 70 and a traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+import enum
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+class ExitCode(enum.IntEnum):
+    """What a process of this package says when it ends."""
+
+    DONE = 0
+    USER = 1
+    USAGE = 2
+    INTERNAL = 70
+    HELD = 75
+    STOPPED = 85
+
+
+class HsadmlError(Exception):
+    """Base of all errors that a user can repair; its text is one clear line."""
+
+    exit_code: ExitCode = ExitCode.USER
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """One thing wrong with a recipe.
+
+    Attributes:
+        where: Where the value stands, for instance ``recipe.yaml:12`` or ``command line``.
+        key: The setting's dotted name.
+        problem: The value received, the rule, what is allowed and the nearest spelling.
+    """
+
+    where: str
+    key: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.key}: {self.problem}"
+
+
+class ConfigError(HsadmlError):
+    """A recipe is wrong; ``faults`` holds all that was found, in one go."""
+
+    def __init__(self, faults: Iterable[Fault]) -> None:
+        self.faults = tuple(faults)
+        super().__init__("\n".join(str(fault) for fault in self.faults))
+
+
+class DataError(HsadmlError):
+    """Images, tables or shards are missing, damaged or do not fit."""
+
+
+class CheckpointError(HsadmlError):
+    """No checkpoint that verifies is left to go on from, or one cannot be written."""
+
+
+class ClusterError(HsadmlError):
+    """Slurm is absent, refused the request, or a private cluster failed."""
+
+
+class UsageError(HsadmlError):
+    """The command line itself is wrong."""
+
+    exit_code = ExitCode.USAGE
+
+
+class RunHeldError(HsadmlError):
+    """Another live process writes this run."""
+
+    exit_code = ExitCode.HELD
+
+
+def nearest(word: str, allowed: Iterable[str]) -> str:
+    """Return `` (did you mean 'x'?)`` for the closest allowed spelling, or an empty string."""
+    close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""
