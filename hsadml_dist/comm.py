@@ -1,0 +1,235 @@
+"""Ranks and their two groups: the only module that asks which process this is.
+
+The training group carries tensors of the step (nccl on GPUs, gloo elsewhere). The control group is always gloo: it
+carries votes and small objects, and goes on working while the training group is busy on a device.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+
+from hsadml_dist.errors import UsageError
+from hsadml_dist.topology import Topology
+
+LOOPBACK = "127.0.0.1"
+
+
+class Comm(Protocol):
+    """What the ranks of a job can do together; every method but ``close`` is called by all ranks in the same order."""
+
+    topology: Topology
+    device: torch.device
+    group: dist.ProcessGroup | None
+    """The training group, for engines that reduce by themselves; None for a job of one rank."""
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Add ``tensor`` (any shape, the training device) over all ranks, in place; returns it."""
+        ...
+
+    def gather_rows(self, rows_ND: torch.Tensor) -> torch.Tensor:
+        """Return the rows of all ranks in rank order, ``(sum of N, ...)``; N may differ by rank and may be 0."""
+        ...
+
+    def vote(self, value: int) -> int:
+        """Return the largest value that any rank gave; over the control group."""
+        ...
+
+    def share(self, value: Any) -> Any:
+        """Return rank 0's value (any picklable object) on every rank; over the control group."""
+        ...
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all ranks in rank order (any picklable object); over the control group."""
+        ...
+
+    def close(self) -> None:
+        """Leave the groups, after all ranks have come here."""
+        ...
+
+
+class SoloComm:
+    """A job of one rank: every collective is the identity."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.topology = Topology()
+        self.device = device or torch.device("cpu")
+        self.group: dist.ProcessGroup | None = None
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """See :class:`Comm`."""
+        return tensor
+
+    def gather_rows(self, rows_ND: torch.Tensor) -> torch.Tensor:
+        """See :class:`Comm`."""
+        return rows_ND
+
+    def vote(self, value: int) -> int:
+        """See :class:`Comm`."""
+        return value
+
+    def share(self, value: Any) -> Any:
+        """See :class:`Comm`."""
+        return value
+
+    def gather(self, value: Any) -> list[Any]:
+        """See :class:`Comm`."""
+        return [value]
+
+    def close(self) -> None:
+        """See :class:`Comm`."""
+
+
+class TorchComm:
+    """The ranks of a job over torch.distributed."""
+
+    def __init__(self, topology: Topology, store: dist.Store, device: torch.device, timeout_seconds: int) -> None:
+        self.topology = topology
+        self.device = device
+        timeout = datetime.timedelta(seconds=timeout_seconds)
+        dist.init_process_group(
+            backend="nccl" if device.type == "cuda" else "gloo",
+            store=store,
+            rank=topology.rank,
+            world_size=topology.world_size,
+            timeout=timeout,
+        )
+        self.group: dist.ProcessGroup | None = dist.group.WORLD
+        self._control = dist.new_group(backend="gloo", timeout=timeout)
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """See :class:`Comm`."""
+        dist.all_reduce(tensor, group=self.group)
+        return tensor
+
+    def gather_rows(self, rows_ND: torch.Tensor) -> torch.Tensor:
+        """See :class:`Comm`."""
+        sizes = self.gather(rows_ND.shape[0])
+        # gloo gathers equal shapes only: every rank pads to the largest and the padding is cut off afterwards.
+        padded = rows_ND.new_zeros((max(sizes), *rows_ND.shape[1:]))
+        padded[: rows_ND.shape[0]] = rows_ND
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded, group=self.group)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    def vote(self, value: int) -> int:
+        """See :class:`Comm`."""
+        ballot = torch.tensor(value, dtype=torch.int64)
+        dist.all_reduce(ballot, op=dist.ReduceOp.MAX, group=self._control)
+        return int(ballot)
+
+    def share(self, value: Any) -> Any:
+        """See :class:`Comm`."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self._control)
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """See :class:`Comm`."""
+        boxes: list[Any] = [None] * self.topology.world_size
+        dist.all_gather_object(boxes, value, group=self._control)
+        return boxes
+
+    def close(self) -> None:
+        """See :class:`Comm`."""
+        dist.barrier(group=self._control)
+        dist.destroy_process_group()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Address:
+    """Where rank 0 waits for its peers."""
+
+    host: str
+    port: int
+
+
+def place(environ: Mapping[str, str] = os.environ) -> Topology:
+    """Return this process's place, from the local launcher's variables or from Slurm's, else that of a lone process.
+
+    Raises:
+        UsageError: A launcher's variables are there only in part, or one is no number.
+    """
+    try:
+        if "RANK" in environ:
+            return _place_of_launcher(environ)
+        if "SLURM_PROCID" in environ and "SLURM_STEP_ID" in environ:
+            return _place_in_step(environ)
+    except (KeyError, ValueError) as fault:
+        raise UsageError(f"the launcher's variables are incomplete or no numbers: {fault}") from fault
+    return Topology()
+
+
+def launch_token(environ: Mapping[str, str] = os.environ) -> str:
+    """Return a name that all ranks of one start share and that no other start has."""
+    if "HSADML_LAUNCH" in environ:
+        return environ["HSADML_LAUNCH"]
+    if "SLURM_JOB_ID" in environ:
+        return "-".join(environ.get(f"SLURM_{name}", "0") for name in ("JOB_ID", "RESTART_COUNT", "STEP_ID"))
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+def device_for(topology: Topology) -> torch.device:
+    """Return the GPU of this local rank where there is one, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", topology.local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def open_store(topology: Topology, timeout_seconds: int) -> tuple[dist.TCPStore, Address]:
+    """Start rank 0's store on a free port; the port is published afterwards, so it cannot be taken in between."""
+    host = LOOPBACK if topology.nodes == 1 else _reachable_name()
+    timeout = datetime.timedelta(seconds=timeout_seconds)
+    store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
+    return store, Address(host=host, port=store.port)
+
+
+def join_store(address: Address, timeout_seconds: int) -> dist.TCPStore:
+    """Connect to the store that rank 0 has published."""
+    timeout = datetime.timedelta(seconds=timeout_seconds)
+    return dist.TCPStore(address.host, address.port, is_master=False, wait_for_workers=False, timeout=timeout)
+
+
+def _place_of_launcher(environ: Mapping[str, str]) -> Topology:
+    local_world = int(environ["LOCAL_WORLD_SIZE"])
+    rank, world = int(environ["RANK"]), int(environ["WORLD_SIZE"])
+    return Topology(
+        rank=rank,
+        world_size=world,
+        local_rank=int(environ["LOCAL_RANK"]),
+        local_world_size=local_world,
+        node=rank // local_world,
+        nodes=-(-world // local_world),
+    )
+
+
+def _place_in_step(environ: Mapping[str, str]) -> Topology:
+    world = int(environ["SLURM_NTASKS"])
+    nodes = int(environ.get("SLURM_STEP_NUM_NODES", environ.get("SLURM_NNODES", "1")))
+    return Topology(
+        rank=int(environ["SLURM_PROCID"]),
+        world_size=world,
+        local_rank=int(environ["SLURM_LOCALID"]),
+        # Written by Slurm as "2(x3),1": ranks of this node are not needed exactly, the largest share is.
+        local_world_size=int(environ.get("SLURM_STEP_TASKS_PER_NODE", str(world)).split("(")[0].split(",")[0]),
+        node=int(environ.get("SLURM_NODEID", "0")),
+        nodes=nodes,
+    )
+
+
+def _reachable_name() -> str:
+    name = socket.gethostname()
+    try:
+        socket.getaddrinfo(name, None)
+    except OSError:
+        return LOOPBACK
+    return name
