@@ -1,0 +1,247 @@
+"""The index beside a folder's shards: where each sample's bytes lie, whose they are, and what they must hash to.
+
+On disk: ``index.json``, a header of a few lines, and ``samples.jsonl``, one row a sample in the order of the shards.
+The SHA-256 of ``samples.jsonl`` is the folder's ``digest``: since each row holds the hash of its image, two folders
+of one digest hold the same images with the same labels, folds and positions.
+This file imports the standard library alone, so that a login node can read an index.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hsadml_dist.data.sample import MEMBERS, REQUIRED_MEMBERS, SCHEMA_VERSION, is_count, is_key, is_text_or_none
+from hsadml_dist.errors import DataError
+
+INDEX_NAME = "index.json"
+SAMPLES_NAME = "samples.jsonl"
+SPLIT_UNITS = ("person", "exam", "slice")
+"""What no two folds share: a person, an exam, or (a leaky control) only the single slice."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardFile:
+    """One tar: its name in the folder, its size in bytes and the SHA-256 of all of it, in hex."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleRow:
+    """One sample's row.
+
+    Attributes:
+        key: The sample's key.
+        shard: Place of its tar in ``ShardIndex.shards``.
+        members: Member (``png``, ``json``, ``mask.png``) to (offset, size) of its raw bytes in the tar.
+        sha256: Hash of the image member's bytes, in hex.
+        label: The class's number.
+        person: Keyed hash of the person, or None.
+        exam: Keyed hash of the exam, or None.
+        fold: The fold that holds the sample out.
+    """
+
+    key: str
+    shard: int
+    members: dict[str, tuple[int, int]]
+    sha256: str
+    label: int
+    person: str | None
+    exam: str | None
+    fold: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardIndex:
+    """All that is known of a folder of shards without opening one.
+
+    Attributes:
+        schema: Version of the format.
+        classes: Class names in the order of their labels.
+        split_unit: One of :data:`SPLIT_UNITS`.
+        folds: How many folds there are.
+        seed: What the folds and the order of samples were drawn from.
+        size: Side of each square image in pixels.
+        spatial_dims: 2 now, 3 for volumes.
+        dtype: Type of the pixels after decoding.
+        digest: SHA-256 of the samples table, in hex: the identity of the whole folder.
+        shards: The tars.
+        samples: One row a sample; a sample's position is its place here.
+    """
+
+    schema: int = SCHEMA_VERSION
+    classes: tuple[str, ...]
+    split_unit: str
+    folds: int
+    seed: int
+    size: int
+    spatial_dims: int = 2
+    dtype: str = "uint16"
+    digest: str
+    shards: tuple[ShardFile, ...]
+    samples: tuple[SampleRow, ...]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def fold_numbers(self) -> tuple[int, ...]:
+        """The folds that occur, ascending: 0 ... folds - 1 unless the source's own fold column counts otherwise."""
+        return tuple(sorted({row.fold for row in self.samples}))
+
+    def in_folds(self, folds: Iterable[int]) -> tuple[int, ...]:
+        """Return the positions, ascending, of all samples in any of ``folds``.
+
+        Raises:
+            DataError: A fold that no sample is in.
+        """
+        wanted = self._checked(folds)
+        return tuple(position for position, row in enumerate(self.samples) if row.fold in wanted)
+
+    def outside_folds(self, folds: Iterable[int]) -> tuple[int, ...]:
+        """Return the positions, ascending, of all samples in none of ``folds``.
+
+        Raises:
+            DataError: A fold that no sample is in.
+        """
+        unwanted = self._checked(folds)
+        return tuple(position for position, row in enumerate(self.samples) if row.fold not in unwanted)
+
+    def _checked(self, folds: Iterable[int]) -> frozenset[int]:
+        wanted = frozenset(folds)
+        known = self.fold_numbers
+        odd = sorted(wanted.difference(known))
+        if odd:
+            allowed = ", ".join(map(str, known))
+            raise DataError(f"fold {odd[0]}: these shards have no such fold; allowed: {allowed}")
+        return wanted
+
+
+def samples_table(samples: Iterable[SampleRow]) -> bytes:
+    """Return the text of ``samples.jsonl``: one row a line, sorted keys, UTF-8."""
+    return b"".join(_row_line(row) for row in samples)
+
+
+def table_digest(table: bytes) -> str:
+    """Return the SHA-256, in hex, of a samples table."""
+    return hashlib.sha256(table).hexdigest()
+
+
+def write_index(folder: Path, index: ShardIndex) -> None:
+    """Write ``index`` into ``folder``: the table first, the header last, each by rename, so that no half is seen.
+
+    Raises:
+        DataError: ``index.digest`` is not the digest of its samples.
+    """
+    table = samples_table(index.samples)
+    if index.digest != table_digest(table):
+        raise DataError("the index's digest is not that of its samples: build it with table_digest(samples_table(...))")
+    _replace(folder / SAMPLES_NAME, table)
+    _replace(folder / INDEX_NAME, (json.dumps(_header(index), indent=2, sort_keys=True) + "\n").encode())
+
+
+def load_index(folder: Path) -> ShardIndex:
+    """Read the index of a folder of shards; the tars stay unread.
+
+    Raises:
+        DataError: No index, another schema version, or an index that is damaged or cut short; one line each.
+    """
+    header = _read_header(folder)
+    table = _read(folder / SAMPLES_NAME, folder)
+    if table_digest(table) != header["digest"]:
+        raise DataError(f"{folder}: {SAMPLES_NAME} is damaged or cut short: its SHA-256 is not the one in {INDEX_NAME}")
+    try:
+        index = _index(header, table)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{folder}: the index does not follow schema {SCHEMA_VERSION}: {error!r}") from error
+    _check(folder, index)
+    return index
+
+
+def _row_line(row: SampleRow) -> bytes:
+    values = {name: getattr(row, name) for name in SampleRow.__slots__}
+    return (json.dumps(values, sort_keys=True, separators=(",", ":")) + "\n").encode()
+
+
+def _header(index: ShardIndex) -> dict[str, Any]:
+    names = ("schema", "classes", "split_unit", "folds", "seed", "size", "spatial_dims", "dtype", "digest")
+    shards = [{"name": shard.name, "bytes": shard.bytes, "sha256": shard.sha256} for shard in index.shards]
+    return {**{name: getattr(index, name) for name in names}, "count": len(index.samples), "shards": shards}
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _read(path: Path, folder: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise DataError(f"{folder}: no {path.name} here: not a folder of shards, or its build did not end") from error
+    except OSError as error:
+        raise DataError(f"{folder}: {path.name} cannot be read: {error.strerror}") from error
+
+
+def _read_header(folder: Path) -> dict[str, Any]:
+    try:
+        header = json.loads(_read(folder / INDEX_NAME, folder))
+    except ValueError as error:
+        raise DataError(f"{folder}: {INDEX_NAME} is damaged or cut short: {error}") from error
+    if not isinstance(header, dict) or "schema" not in header or "digest" not in header:
+        raise DataError(f"{folder}: {INDEX_NAME} is no index of shards: it lacks 'schema' or 'digest'")
+    if header["schema"] != SCHEMA_VERSION:
+        raise DataError(f"{folder}: schema {header['schema']!r}: this version reads {SCHEMA_VERSION}; build them again")
+    return header
+
+
+def _index(header: dict[str, Any], table: bytes) -> ShardIndex:
+    values = {name: value for name, value in header.items() if name != "count"}
+    values["classes"] = tuple(header["classes"])
+    values["shards"] = tuple(ShardFile(**shard) for shard in header["shards"])
+    index = ShardIndex(**values, samples=tuple(_row(line) for line in table.splitlines()))
+    if len(index.samples) != header["count"]:
+        raise ValueError(f"count {header['count']}, rows {len(index.samples)}")
+    return index
+
+
+def _row(line: bytes) -> SampleRow:
+    values = json.loads(line)
+    values["members"] = {name: (offset, size) for name, (offset, size) in values["members"].items()}
+    return SampleRow(**values)
+
+
+def _check(folder: Path, index: ShardIndex) -> None:
+    """Refuse rows that the table's hash vouches for but that no reader could use."""
+    for position, row in enumerate(index.samples):
+        fault = _row_fault(row, len(index.classes), len(index.shards))
+        if fault:
+            raise DataError(f"{folder}: row {position} of {SAMPLES_NAME}: {fault}")
+
+
+def _row_fault(row: SampleRow, classes: int, shards: int) -> str | None:
+    if not is_key(row.key):
+        return f"key {row.key!r} is not 16 to 64 hexadecimal digits"
+    if not (is_count(row.label) and row.label < classes):
+        return f"label {row.label!r}: there are {classes} classes"
+    if not (is_count(row.shard) and row.shard < shards):
+        return f"shard {row.shard!r}: there are {shards} shards"
+    if not is_count(row.fold):
+        return f"fold {row.fold!r}: a whole number from 0"
+    if not (is_text_or_none(row.person) and is_text_or_none(row.exam)):
+        return "person and exam are hashes or null"
+    if not set(REQUIRED_MEMBERS) <= row.members.keys() <= set(MEMBERS):
+        return f"members {sorted(row.members)}: {', '.join(REQUIRED_MEMBERS)} are needed, {', '.join(MEMBERS)} known"
+    return None
