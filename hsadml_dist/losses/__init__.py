@@ -1,0 +1,1 @@
+"""Hyperspherical losses: margins, class centres, and the loss over the global batch."""
