@@ -130,6 +130,17 @@ def samples_table(samples: Iterable[SampleRow]) -> bytes:
     return b"".join(_row_line(row) for row in samples)
 
 
+def parse_row(line: bytes) -> SampleRow:
+    """Read one line of a samples table.
+
+    Raises:
+        KeyError, TypeError, ValueError: Not a row of this schema.
+    """
+    values = json.loads(line)
+    values["members"] = {name: (offset, size) for name, (offset, size) in values["members"].items()}
+    return SampleRow(**values)
+
+
 def table_digest(table: bytes) -> str:
     """Return the SHA-256, in hex, of a samples table."""
     return hashlib.sha256(table).hexdigest()
@@ -211,37 +222,29 @@ def _index(header: dict[str, Any], table: bytes) -> ShardIndex:
     values = {name: value for name, value in header.items() if name != "count"}
     values["classes"] = tuple(header["classes"])
     values["shards"] = tuple(ShardFile(**shard) for shard in header["shards"])
-    index = ShardIndex(**values, samples=tuple(_row(line) for line in table.splitlines()))
+    index = ShardIndex(**values, samples=tuple(parse_row(line) for line in table.splitlines()))
     if len(index.samples) != header["count"]:
         raise ValueError(f"count {header['count']}, rows {len(index.samples)}")
     return index
 
 
-def _row(line: bytes) -> SampleRow:
-    values = json.loads(line)
-    values["members"] = {name: (offset, size) for name, (offset, size) in values["members"].items()}
-    return SampleRow(**values)
-
-
 def _check(folder: Path, index: ShardIndex) -> None:
     """Refuse rows that the table's hash vouches for but that no reader could use."""
     for position, row in enumerate(index.samples):
-        fault = _row_fault(row, len(index.classes), len(index.shards))
-        if fault:
-            raise DataError(f"{folder}: row {position} of {SAMPLES_NAME}: {fault}")
+        wrong = _wrong_fields(row, len(index.classes), len(index.shards))
+        if wrong:
+            raise DataError(f"{folder}: row {position} of {SAMPLES_NAME} has wrong values for: {', '.join(wrong)}")
 
 
-def _row_fault(row: SampleRow, classes: int, shards: int) -> str | None:
-    if not is_key(row.key):
-        return f"key {row.key!r} is not 16 to 64 hexadecimal digits"
-    if not (is_count(row.label) and row.label < classes):
-        return f"label {row.label!r}: there are {classes} classes"
-    if not (is_count(row.shard) and row.shard < shards):
-        return f"shard {row.shard!r}: there are {shards} shards"
-    if not is_count(row.fold):
-        return f"fold {row.fold!r}: a whole number from 0"
-    if not (is_text_or_none(row.person) and is_text_or_none(row.exam)):
-        return "person and exam are hashes or null"
-    if not set(REQUIRED_MEMBERS) <= row.members.keys() <= set(MEMBERS):
-        return f"members {sorted(row.members)}: {', '.join(REQUIRED_MEMBERS)} are needed, {', '.join(MEMBERS)} known"
-    return None
+def _wrong_fields(row: SampleRow, classes: int, shards: int) -> list[str]:
+    good = {
+        "key": is_key(row.key),
+        "label": is_count(row.label) and row.label < classes,
+        "shard": is_count(row.shard) and row.shard < shards,
+        "fold": is_count(row.fold),
+        "person": is_text_or_none(row.person),
+        "exam": is_text_or_none(row.exam),
+        "members": set(REQUIRED_MEMBERS) <= row.members.keys() <= set(MEMBERS)
+        and all(is_count(place) for span in row.members.values() for place in span),
+    }
+    return [name for name, is_good in good.items() if not is_good]

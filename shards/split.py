@@ -1,0 +1,109 @@
+"""Folds that share no person (or exam), balanced by class. Pure: the same input gives the same folds anywhere.
+
+The method is the greedy one of stratified grouped cross-validation: units (persons, exams or slices) from large to
+small, each to the fold that so far has least of the unit's classes. Ties fall by a hash of seed and unit, hence no
+random generator whose stream could change between versions, and no dependence on the order of the input.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+from hsadml_dist.data.index import SPLIT_UNITS
+from hsadml_dist.errors import DataError, UsageError, nearest
+from hsadml_dist.shards.record import Record
+
+LEAST_FOLDS = 2
+
+
+def units(records: Sequence[Record], split_by: str) -> tuple[str, ...]:
+    """Return, for each record, the unit that must stay in one fold.
+
+    Raises:
+        UsageError: ``split_by`` is no split unit.
+        DataError: A record lacks the identifier that the split needs.
+    """
+    if split_by not in SPLIT_UNITS:
+        allowed = ", ".join(SPLIT_UNITS)
+        raise UsageError(f"--split-by {split_by!r}: allowed: {allowed}{nearest(split_by, SPLIT_UNITS)}")
+    if split_by == "slice":
+        return tuple(json.dumps([record.identity]) for record in records)
+    for record in records:
+        if getattr(record, split_by) is None:
+            raise DataError(
+                f"--split-by {split_by}: {record.where} names no {split_by}; every sample needs one, "
+                f"or split by another unit ({', '.join(unit for unit in SPLIT_UNITS if unit != split_by)})"
+            )
+    if split_by == "person":
+        return tuple(json.dumps([record.person]) for record in records)
+    return tuple(json.dumps([record.person, record.exam]) for record in records)
+
+
+def assign_folds(records: Sequence[Record], split_by: str, folds: int, seed: int) -> tuple[int, ...]:
+    """Return each record's fold: the source's own where it prescribes them, else 0 ... folds - 1.
+
+    Raises:
+        UsageError: ``folds`` is below 2 or ``split_by`` unknown.
+        DataError: Fewer units than folds, a missing identifier, or prescribed folds that tear a unit apart.
+    """
+    names = units(records, split_by)
+    if any(record.fold is not None for record in records):
+        return _prescribed(records, names, split_by)
+    count = len(set(names))
+    if folds < LEAST_FOLDS:
+        raise UsageError(f"--folds {folds}: at least {LEAST_FOLDS}")
+    if folds > count:
+        raise DataError(
+            f"--folds {folds}: more than there are {split_by}s ({count}); allowed: {LEAST_FOLDS} ... {count}"
+        )
+    chosen = _balance(names, [record.class_name for record in records], folds, seed)
+    return tuple(chosen[name] for name in names)
+
+
+def _prescribed(records: Sequence[Record], names: Sequence[str], split_by: str) -> tuple[int, ...]:
+    first: dict[str, Record] = {}
+    chosen: list[int] = []
+    for record, name in zip(records, names, strict=True):
+        if record.fold is None:
+            raise DataError(f"fold: {record.where} has none, while others have; give all or none")
+        other = first.setdefault(name, record)
+        if other.fold != record.fold:
+            raise DataError(
+                f"fold: one {split_by} is in two folds: {other.where} in {other.fold}, {record.where} in {record.fold}"
+                f"; repair the fold column or choose another --split-by"
+            )
+        chosen.append(record.fold)
+    if len(set(chosen)) < LEAST_FOLDS:
+        raise DataError(f"fold: all samples are in fold {chosen[0]}: at least {LEAST_FOLDS} folds are needed")
+    return tuple(chosen)
+
+
+def _balance(names: Sequence[str], classes: Sequence[str], folds: int, seed: int) -> dict[str, int]:
+    """Give each unit the fold with the least share of its classes, then the fewest samples, then by hash."""
+    totals = Counter(classes)
+    content: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for name, class_name in zip(names, classes, strict=True):
+        content[name][class_name] += 1
+    held = [Counter[str]() for _ in range(folds)]
+    sizes = [0] * folds
+    chosen: dict[str, int] = {}
+    for name in sorted(content, key=lambda name: (-content[name].total(), seeded_hash(seed, "unit", name))):
+        inside = content[name]
+
+        def burden(fold: int, inside: Counter[str] = inside, name: str = name) -> tuple[float, int, str]:
+            share = sum(held[fold][c] * n / totals[c] ** 2 for c, n in inside.items())
+            return share, sizes[fold], seeded_hash(seed, "fold", name, fold)
+
+        fold = min(range(folds), key=burden)
+        chosen[name] = fold
+        held[fold].update(inside)
+        sizes[fold] += inside.total()
+    return chosen
+
+
+def seeded_hash(seed: int, *parts: str | int) -> str:
+    """Return a hash that orders things by chance, the same for the same seed and parts on every machine."""
+    return hashlib.sha256(json.dumps([seed, *parts]).encode()).hexdigest()
