@@ -8,7 +8,6 @@ from torch import nn
 
 from hsadml_dist.models import monai_nets, residual, transformer
 
-
 Builder = Callable[[int, int, int], tuple[nn.Module, int]]
 """Maps (in_channels, spatial_dims, image_size) to (module of ``(B, C, H, W[, D]) -> (B, F)``, F)."""
 

@@ -1,0 +1,209 @@
+"""Batches of a rank, prepared by worker processes that cannot change their order.
+
+Workers are forked before any thread, process group or device context exists, know neither epoch nor step, ignore the
+notices that end a run, and die with their parent. Who takes them down is :meth:`Loader.close`, by process id: asking
+them would mean waiting for whatever they read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from hsadml_dist.data.index import ShardIndex
+from hsadml_dist.data.order import ExactOrder, Ticket, sample_seed
+from hsadml_dist.data.reader import ShardReader
+from hsadml_dist.data.transforms import Augmentation, Preparation
+from hsadml_dist.topology import Topology
+
+PR_SET_PDEATHSIG = 1
+PAUSE_SECONDS = 0.05
+"""How often a rank that waits for a batch looks whether it was asked to stop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """A rank's part of a step's batch.
+
+    Attributes:
+        image: (B, 1, H, W), fp32.
+        label: (B,), int64.
+        keys: The B sample keys.
+    """
+
+    image: torch.Tensor
+    label: torch.Tensor
+    keys: tuple[str, ...]
+
+    def parts(self, count: int) -> list[Batch]:
+        """Return the batch cut into ``count`` consecutive parts, for accumulation; sizes differ by at most one."""
+        size = len(self.keys)
+        cuts = [(size * i // count, size * (i + 1) // count) for i in range(count)]
+        return [Batch(image=self.image[a:b], label=self.label[a:b], keys=self.keys[a:b]) for a, b in cuts]
+
+
+class TrainingSamples(Dataset[dict[str, Any]]):
+    """Augmented training samples by ticket."""
+
+    def __init__(
+        self, reader: ShardReader, positions: Sequence[int], prepare: Preparation, augment: Augmentation, seed: int
+    ) -> None:
+        self._reader, self._positions, self._seed = reader, positions, seed
+        self._prepare, self._augment = prepare, augment
+
+    def __getitem__(self, ticket: Ticket) -> dict[str, Any]:
+        epoch, place = ticket
+        position = self._positions[place]
+        row = self._reader.index.samples[position]
+        image = self._augment(self._prepare(self._reader.image(position)), sample_seed(self._seed, epoch, row.key))
+        return {"image": image, "label": row.label, "key": row.key}
+
+
+class StepSampler(Sampler[list[Ticket]]):
+    """Yields this rank's tickets of each step; without steps until :meth:`span` is called."""
+
+    def __init__(self, order: ExactOrder, topology: Topology) -> None:
+        self._order, self._topology = order, topology
+        self._steps = range(0)
+
+    def span(self, first: int, last: int) -> None:
+        """Set the steps to come, both ends included."""
+        self._steps = range(first, last + 1)
+
+    def __iter__(self) -> Iterator[list[Ticket]]:
+        mine = self._topology.part(self._order.global_batch)
+        for step in self._steps:
+            yield self._order.tickets(step)[mine.start : mine.stop]
+
+
+class Loader:
+    """Delivers this rank's batch of one step after another.
+
+    Attributes:
+        threads_at_fork: Threads that this process had when its workers were forked; 1 is right.
+    """
+
+    def __init__(self, samples: Dataset[dict[str, Any]], sampler: StepSampler, workers: int, prefetch: int) -> None:
+        self._sampler = sampler
+        self._loader = DataLoader(
+            samples,
+            batch_sampler=sampler,
+            num_workers=workers,
+            collate_fn=_collate,
+            multiprocessing_context="fork" if workers else None,
+            persistent_workers=workers > 0,
+            prefetch_factor=prefetch if workers else None,
+            worker_init_fn=_settle,
+        )
+        self.threads_at_fork = len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 1
+        before = set(multiprocessing.active_children())
+        # A first pass over no steps forks the workers now; the later pass finds them ready.
+        self._batches: Iterator[Batch] = iter(self._loader)
+        self._workers = [child for child in multiprocessing.active_children() if child not in before]
+        self._ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=1)
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """Process ids of the workers."""
+        return [worker.pid for worker in self._workers if worker.pid is not None]
+
+    def start(self, first: int, last: int) -> None:
+        """Begin to prepare steps ``first`` to ``last``, both included."""
+        self._sampler.span(first, last)
+        self._batches = iter(self._loader)
+        if self._workers:
+            threading.Thread(target=self._pull, name="batches", daemon=True).start()
+
+    def next(self, interrupted: Callable[[], bool]) -> Batch | None:
+        """Return the next step's batch, or None if ``interrupted`` became true while it was not there yet.
+
+        Raises:
+            DataError: A sample cannot be read.
+        """
+        if not self._workers:
+            return next(self._batches)
+        while True:
+            with contextlib.suppress(queue.Empty):
+                item = self._ready.get(timeout=PAUSE_SECONDS)
+                if isinstance(item, BaseException):
+                    raise item
+                return item
+            if interrupted():
+                return None
+
+    def close(self) -> None:
+        """Kill the workers, whatever they wait for."""
+        if not self._workers:
+            return
+        # PyTorch raises in the parent when a worker dies; this death is wanted.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for worker in self._workers:
+            worker.kill()
+        for worker in self._workers:
+            worker.join()
+
+    def _pull(self) -> None:
+        try:
+            for batch in self._batches:
+                self._ready.put(batch)
+        except Exception as fault:  # noqa: BLE001  handed over to the thread that asks for the batch
+            self._ready.put(fault)
+
+
+def training_loader(
+    shards: Path,
+    index: ShardIndex,
+    positions: Sequence[int],
+    order: ExactOrder,
+    topology: Topology,
+    *,
+    image_size: int,
+    transforms: Sequence[dict[str, Any]] | None,
+    workers: int,
+    prefetch: int,
+) -> Loader:
+    """Return a rank's loader over the training samples; forks its workers at once.
+
+    Raises:
+        ConfigError: A transform that MONAI does not have, or with arguments that it refuses.
+    """
+    reader = ShardReader(shards, index)
+    samples = TrainingSamples(reader, positions, Preparation(image_size), Augmentation(transforms), order.seed)
+    return Loader(samples, StepSampler(order, topology), workers, prefetch)
+
+
+def evaluation_batches(
+    shards: Path, index: ShardIndex, positions: Sequence[int], *, image_size: int, batch: int
+) -> Iterator[Batch]:
+    """Yield the samples at ``positions``, without augmentation, in that order, ``batch`` at a time."""
+    reader, prepare = ShardReader(shards, index), Preparation(image_size)
+    for start in range(0, len(positions), batch):
+        rows = [(position, index.samples[position]) for position in positions[start : start + batch]]
+        yield _collate([{"image": prepare(reader.image(p)), "label": row.label, "key": row.key} for p, row in rows])
+
+
+def _collate(samples: list[dict[str, Any]]) -> Batch:
+    return Batch(
+        image=torch.stack([sample["image"] for sample in samples]),
+        label=torch.tensor([sample["label"] for sample in samples], dtype=torch.int64),
+        keys=tuple(sample["key"] for sample in samples),
+    )
+
+
+def _settle(worker: int) -> None:
+    """Make a fresh worker deaf to notices and mortal with its parent."""
+    for notice in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+        signal.signal(notice, signal.SIG_IGN)
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

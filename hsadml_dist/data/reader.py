@@ -1,0 +1,62 @@
+"""Reading single samples out of plain tars, by the index's offsets."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from webdataset.autodecode import Decoder
+
+from hsadml_dist.data.index import SampleRow, ShardIndex
+from hsadml_dist.data.sample import IMAGE
+from hsadml_dist.errors import DataError
+
+
+def decode_image(extension: str, data: bytes) -> np.ndarray | None:
+    """Decode a 16-bit grayscale PNG to (H, W) uint16; a webdataset decoding handler.
+
+    webdataset's own image handlers go through 8 bits and would keep 2 of 10 000 grey levels.
+    """
+    if not extension.endswith(f".{IMAGE}"):
+        return None
+    return np.array(Image.open(io.BytesIO(data)), dtype=np.uint16)
+
+
+class ShardReader:
+    """Random access to the images of a folder of shards; files are opened once in each process that reads."""
+
+    def __init__(self, folder: Path, index: ShardIndex) -> None:
+        self.index = index
+        self._folder = folder
+        self._files: dict[int, int] = {}
+        self._decoder = Decoder([decode_image], pre=[], post=[], only=[IMAGE])
+
+    def image(self, position: int) -> np.ndarray:
+        """Return the image (H, W), uint16, of the sample at ``position`` of the index.
+
+        Raises:
+            DataError: The shard is missing, or the bytes are not those that were written.
+        """
+        row = self.index.samples[position]
+        data = self._bytes(row)
+        if hashlib.sha256(data).hexdigest() != row.sha256:
+            shard = self.index.shards[row.shard].name
+            raise DataError(f"{shard}: sample {row.key}: the image's bytes do not match their SHA-256; build it anew")
+        return self._decoder({"__key__": row.key, IMAGE: data})[IMAGE]
+
+    def _bytes(self, row: SampleRow) -> bytes:
+        offset, size = row.members[IMAGE]
+        return os.pread(self._file(row.shard), size, offset)
+
+    def _file(self, shard: int) -> int:
+        if shard not in self._files:
+            name = self.index.shards[shard].name
+            try:
+                self._files[shard] = os.open(self._folder / name, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as fault:
+                raise DataError(f"{name}: the shard cannot be opened: {fault.strerror}") from fault
+        return self._files[shard]

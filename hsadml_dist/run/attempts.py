@@ -1,0 +1,148 @@
+"""Attempts: each start of a run takes a number of its own, so that attempts never share a file.
+
+A rank that lives on, cut off from its cluster, keeps writing into its old attempt's folder, where it does no harm. That
+one attempt at a time goes on is decided before a number is taken: see :func:`take`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hsadml_dist.errors import RunHeldError
+from hsadml_dist.run.folder import AttemptFolder, RunFolder, replace_text
+from hsadml_dist.run.rows import read_rows
+
+SILENCE_SECONDS = 60.0
+"""Heartbeats come every few seconds; after this much silence, by the file server's clock, a holder counts as dead."""
+
+LAST_EVENTS = {"stopped", "finished", "failed"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holder:
+    """Who started an attempt.
+
+    Attributes:
+        token: Name of the start, shared by its ranks.
+        host: Rank 0's host name.
+        boot: The host's boot, so that a process id is not compared across boots.
+        pid: Rank 0's process id.
+        born: Its start time in clock ticks since boot, so that a reused id is not taken for it.
+        job: Slurm's job id, or None.
+        restart: Slurm's restart count.
+    """
+
+    token: str
+    host: str
+    boot: str
+    pid: int
+    born: int
+    job: str | None
+    restart: int
+
+
+def this_process(token: str, environ: Mapping[str, str] = os.environ) -> Holder:
+    """Return the holder that this process would be."""
+    return Holder(
+        token=token,
+        host=socket.gethostname(),
+        boot=Path("/proc/sys/kernel/random/boot_id").read_text().strip() + "/" + os.readlink("/proc/self/ns/pid"),
+        pid=os.getpid(),
+        born=_born(os.getpid()) or 0,
+        job=environ.get("SLURM_JOB_ID"),
+        restart=int(environ.get("SLURM_RESTART_COUNT", "0")),
+    )
+
+
+def take(run: RunFolder, me: Holder, facts: Mapping[str, Any], *, silence: float = SILENCE_SECONDS) -> AttemptFolder:
+    """Take the next attempt's number, if no other live process holds the run.
+
+    Args:
+        run: The run folder.
+        me: This process.
+        facts: What else the attempt's record shall hold.
+        silence: Seconds without heartbeat after which a holder on another host counts as dead.
+
+    Raises:
+        RunHeldError: Another live process writes this run, or took the number at the same moment.
+    """
+    attempts = run.attempts()
+    if attempts:
+        _refuse_if_held(run, attempts[-1], me, silence)
+    number = attempts[-1].number + 1 if attempts else 1
+    attempt = run.attempt(number)
+    run.attempts_root.mkdir(parents=True, exist_ok=True)
+    try:
+        attempt.path.mkdir()
+    except FileExistsError as fault:
+        raise RunHeldError(f"{run.path}: another process took attempt {number} at the same moment") from fault
+    record = {"attempt": number, "started": time.time(), **asdict(me), **facts}
+    replace_text(attempt.record, json.dumps(record, indent=2) + "\n")
+    attempt.heartbeat.touch()
+    return attempt
+
+
+def is_superseded(run: RunFolder, attempt: AttemptFolder) -> bool:
+    """Whether a later attempt has started: then this one must not write checkpoints any more."""
+    return run.attempts()[-1].number > attempt.number
+
+
+def find_rendezvous(run: RunFolder, token: str) -> dict[str, Any] | None:
+    """Return what rank 0 of this start has published: attempt, host, port; None so far."""
+    for attempt in reversed(run.attempts()):
+        if attempt.rendezvous.exists():
+            published: dict[str, Any] = json.loads(attempt.rendezvous.read_text())
+            if published["token"] == token:
+                return published
+    return None
+
+
+def _refuse_if_held(run: RunFolder, last: AttemptFolder, me: Holder, silence: float) -> None:
+    if any(row["event"] in LAST_EVENTS for row in read_rows(last.events)):
+        return
+    if not last.record.exists():
+        # Its owner died between taking the number and saying who it is, or is doing so right now.
+        if _silent_for(last) > min(silence, 5.0):
+            return
+        raise RunHeldError(f"{run.path}: attempt {last.number} is just starting")
+    record = json.loads(last.record.read_text())
+    holder = Holder(**{name: record[name] for name in Holder.__dataclass_fields__})
+    if _is_gone(holder, me) or _silent_for(last) > silence:
+        return
+    raise RunHeldError(
+        f"{run.path}: attempt {last.number} is still written by process {holder.pid} on {holder.host}"
+        + (f" (job {holder.job})" if holder.job else "")
+        + "; stop it first, or give another --run folder"
+    )
+
+
+def _is_gone(holder: Holder, me: Holder) -> bool:
+    if holder.job is not None and holder.job == me.job and holder.restart < me.restart:
+        return True
+    return holder.boot == me.boot and _born(holder.pid) != holder.born
+
+
+def _silent_for(attempt: AttemptFolder) -> float:
+    """Return the seconds since the last heartbeat, both ends read from the file server's clock."""
+    probe = attempt.path / f".clock-{os.getpid()}"
+    probe.touch()
+    now = probe.stat().st_mtime
+    probe.unlink()
+    beat = attempt.heartbeat if attempt.heartbeat.exists() else attempt.path
+    return now - beat.stat().st_mtime
+
+
+def _born(pid: int) -> int | None:
+    """Return a live process's start time in ticks since boot; None for a dead one or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] == "Z" else int(fields[19])

@@ -1,0 +1,116 @@
+"""Names of everything in a run folder."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class AttemptFolder:
+    """One attempt's own folder; no other attempt writes there."""
+
+    path: Path
+
+    @property
+    def number(self) -> int:
+        """The attempt's number, from 1."""
+        return int(self.path.name)
+
+    @property
+    def record(self) -> Path:
+        """Who started it, where and with what: written once."""
+        return self.path / "attempt.json"
+
+    @property
+    def parent(self) -> Path:
+        """The checkpoint it went on from: written once."""
+        return self.path / "parent.json"
+
+    @property
+    def rendezvous(self) -> Path:
+        """Where rank 0 waits for its peers."""
+        return self.path / "rendezvous.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One row a step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """One row for each thing that happened."""
+        return self.path / "events.jsonl"
+
+    @property
+    def ledger(self) -> Path:
+        """Each step's sample keys."""
+        return self.path / "ledger.jsonl"
+
+    @property
+    def heartbeat(self) -> Path:
+        """Touched while the attempt lives."""
+        return self.path / "heartbeat"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's files."""
+        return self.path / "tensorboard"
+
+    def log(self, rank: int) -> Path:
+        """Return a rank's log file."""
+        return self.path / "logs" / f"rank-{rank:04d}.log"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's folder."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The recipe of the run, complete."""
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def result(self) -> Path:
+        """The verdict."""
+        return self.path / "result.json"
+
+    @property
+    def report(self) -> Path:
+        """The verdict as a page."""
+        return self.path / "report.html"
+
+    @property
+    def attempts_root(self) -> Path:
+        """Folder of attempts."""
+        return self.path / "attempts"
+
+    def attempt(self, number: int) -> AttemptFolder:
+        """Return the folder of an attempt, whether it exists or not."""
+        return AttemptFolder(self.attempts_root / f"{number:04d}")
+
+    def attempts(self) -> list[AttemptFolder]:
+        """Return all attempts in the order of their numbers."""
+        if not self.attempts_root.is_dir():
+            return []
+        names = sorted(name for name in os.listdir(self.attempts_root) if name.isdecimal())
+        return [AttemptFolder(self.attempts_root / name) for name in names]
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a small file so that a reader sees the old text or the new one, also after a crash."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
