@@ -1,0 +1,123 @@
+"""Figures of merit and their intervals over persons.
+
+Shapes: N slices, C classes, G clusters (persons), K additive quantities, S resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Statistic = Callable[[Floats], Floats]
+Interval = tuple[float, float]
+
+LEVEL = 0.95
+_DRAWS_AT_A_TIME = 1 << 22
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clusters:
+    """Which slices belong together when an interval is drawn.
+
+    Attributes:
+        unit: ``person``, ``exam`` or ``slice``: the coarsest that every slice names.
+        of_N: Each slice's cluster, int64, from 0.
+        count: Number of clusters.
+    """
+
+    unit: str
+    of_N: Ints
+    count: int
+
+
+def clusters(persons: Sequence[str | None], exams: Sequence[str | None]) -> Clusters:
+    """Return clusters of slices by person; where a slice names none, by exam; else each slice alone."""
+    for unit, names in (("person", persons), ("exam", exams)):
+        if names and all(name is not None for name in names):
+            unique, of = np.unique(np.array(names), return_inverse=True)
+            return Clusters(unit=unit, of_N=of.astype(np.int64), count=len(unique))
+    return Clusters(unit="slice", of_N=np.arange(len(persons), dtype=np.int64), count=len(persons))
+
+
+def confusion(label_N: Ints, predicted_N: Ints, classes: int) -> Ints:
+    """Return counts (C, C): row the true class, column the predicted one."""
+    return np.bincount(label_N * classes + predicted_N, minlength=classes * classes).reshape(classes, classes)
+
+
+def accuracy(correct_N: npt.NDArray[np.bool_]) -> float:
+    """Return the share of slices that are right."""
+    return float(np.mean(correct_N))
+
+
+def balanced_accuracy(confusion_CC: Ints) -> float:
+    """Return the mean over the classes that occur of the share of each class's slices that are right."""
+    totals = confusion_CC.sum(axis=1)
+    return float(np.mean(np.diag(confusion_CC)[totals > 0] / totals[totals > 0]))
+
+
+def accuracy_tally(correct_N: npt.NDArray[np.bool_]) -> Floats:
+    """Return the additive quantities (N, 2) of :func:`share`: right or not, and 1."""
+    return np.stack([correct_N.astype(np.float64), np.ones(len(correct_N))], axis=1)
+
+
+def share(total_SK: Floats) -> Floats:
+    """Return the accuracy (S,) of sums of :func:`accuracy_tally`."""
+    return total_SK[:, 0] / total_SK[:, 1]
+
+
+def class_tally(correct_N: npt.NDArray[np.bool_], label_N: Ints, classes: int) -> Floats:
+    """Return the additive quantities (N, 2 C) of :func:`mean_share`: :func:`accuracy_tally` for each class apart."""
+    member_NC = np.eye(classes)[label_N]
+    return np.concatenate([member_NC * correct_N[:, None], member_NC], axis=1)
+
+
+def mean_share(total_SK: Floats) -> Floats:
+    """Return the balanced accuracy (S,) of sums of :func:`class_tally`; classes that a resample lacks are left out."""
+    right_SC, all_SC = np.split(total_SK, 2, axis=1)
+    share_SC = np.divide(right_SC, all_SC, out=np.zeros_like(right_SC), where=all_SC > 0)
+    return share_SC.sum(axis=1) / (all_SC > 0).sum(axis=1)
+
+
+def person_interval(
+    tally_NK: Floats, of: Clusters, statistic: Statistic, *, resamples: int, seed: int, level: float = LEVEL
+) -> Interval | None:
+    """Return the percentile bootstrap interval of a statistic when whole persons are drawn again.
+
+    Slices of one person are alike, so that slices drawn one by one would give intervals far too narrow.
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13; clusters in place of samples.
+
+    Args:
+        tally_NK: What each slice adds to each of K sums.
+        of: The persons, or what stands for them.
+        statistic: Maps sums (S, K) to values (S,).
+        resamples: Number of bootstrap samples, S.
+        seed: Seed of the draws.
+        level: Share of the bootstrap distribution inside.
+
+    Returns:
+        The two ends, or None where fewer than two persons leave nothing to draw from.
+    """
+    if of.count < 2:
+        return None
+    sum_GK = np.zeros((of.count, tally_NK.shape[1]))
+    np.add.at(sum_GK, of.of_N, tally_NK)
+    values_S = np.concatenate([statistic(total) for total in _resampled(sum_GK, resamples, seed)])
+    low, high = np.quantile(values_S, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _resampled(sum_GK: Floats, resamples: int, seed: int) -> list[Floats]:
+    """Return sums over G clusters drawn with replacement, in pieces (S', K) that bound the memory."""
+    count = len(sum_GK)
+    generator = np.random.default_rng(seed)
+    piece = max(1, _DRAWS_AT_A_TIME // count)
+    totals = []
+    for start in range(0, resamples, piece):
+        drawn_SG = generator.multinomial(count, np.full(count, 1 / count), size=min(piece, resamples - start))
+        totals.append(drawn_SG @ sum_GK)
+    return totals

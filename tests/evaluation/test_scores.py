@@ -1,0 +1,117 @@
+"""Figures against scikit-learn and slow loops; intervals against what they promise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix
+
+from hsadml_dist.evaluation import scores
+
+
+@pytest.fixture
+def drawn() -> tuple[scores.Ints, scores.Ints]:
+    generator = np.random.default_rng(0)
+    label = generator.integers(0, 4, 300)
+    return label, np.where(generator.random(300) < 0.6, label, generator.integers(0, 4, 300))
+
+
+def test_figures_agree_with_scikit_learn(drawn: tuple[scores.Ints, scores.Ints]) -> None:
+    label, said = drawn
+    table = scores.confusion(label, said, 4)
+    assert table.tolist() == confusion_matrix(label, said).tolist()
+    assert scores.accuracy(said == label) == pytest.approx(accuracy_score(label, said), abs=1e-15)
+    assert scores.balanced_accuracy(table) == pytest.approx(balanced_accuracy_score(label, said), abs=1e-15)
+
+
+def test_a_class_that_does_not_occur_is_left_out_of_the_balance() -> None:
+    label, said = np.array([0, 0, 1]), np.array([0, 2, 1])
+    assert scores.confusion(label, said, 4).shape == (4, 4)
+    assert scores.balanced_accuracy(scores.confusion(label, said, 4)) == 0.75
+
+
+def test_tallies_sum_to_the_figures(drawn: tuple[scores.Ints, scores.Ints]) -> None:
+    label, said = drawn
+    plain = scores.accuracy_tally(said == label).sum(axis=0, keepdims=True)
+    by_class = scores.class_tally(said == label, label, 5).sum(axis=0, keepdims=True)
+    assert scores.share(plain)[0] == pytest.approx(accuracy_score(label, said), abs=1e-15)
+    assert scores.mean_share(by_class)[0] == pytest.approx(balanced_accuracy_score(label, said), abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("persons", "exams", "unit", "count"),
+    [
+        (["a", "b", "a"], ["1", "2", "3"], "person", 2),
+        (["a", None, "a"], ["1", "2", "2"], "exam", 2),
+        ([None] * 3, ["1", None, "3"], "slice", 3),
+        ([None] * 3, [None] * 3, "slice", 3),
+    ],
+)
+def test_clusters_are_the_coarsest_unit_that_all_slices_name(
+    persons: list[str | None], exams: list[str | None], unit: str, count: int
+) -> None:
+    found = scores.clusters(persons, exams)
+    assert (found.unit, found.count) == (unit, count)
+    assert len(set(found.of_N.tolist())) == count
+
+
+def slow_interval(correct: list[bool], person: list[int], resamples: int, seed: int) -> tuple[float, float]:
+    """Draw persons one by one and count each of their slices."""
+    generator = np.random.default_rng(seed)
+    names = sorted(set(person))
+    values = []
+    for _ in range(resamples):
+        drawn = [names[generator.integers(len(names))] for _ in names]
+        hits = [right for name in drawn for right, whose in zip(correct, person, strict=True) if whose == name]
+        values.append(sum(hits) / len(hits))
+    low, high = np.percentile(values, [2.5, 97.5])
+    return low, high
+
+
+def of(person: np.ndarray) -> scores.Clusters:
+    return scores.clusters([str(name) for name in person], [None] * len(person))
+
+
+def test_the_interval_is_that_of_a_slow_loop_up_to_the_draws() -> None:
+    generator = np.random.default_rng(5)
+    person = np.sort(generator.integers(0, 25, 120))
+    correct = generator.random(120) < generator.random(25)[person]
+    fast = scores.person_interval(scores.accuracy_tally(correct), of(person), scores.share, resamples=20000, seed=1)
+    assert fast == pytest.approx(slow_interval(correct.tolist(), person.tolist(), 3000, 2), abs=0.012)
+
+
+def test_the_interval_is_seeded_and_does_not_depend_on_how_the_draws_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    person, correct = np.arange(60) // 3, np.random.default_rng(1).random(60) < 0.7
+
+    def draw(seed: int) -> scores.Interval | None:
+        return scores.person_interval(
+            scores.accuracy_tally(correct), of(person), scores.share, resamples=500, seed=seed
+        )
+
+    first = draw(0)
+    assert first == draw(0) != draw(1)
+    monkeypatch.setattr(scores, "_DRAWS_AT_A_TIME", 64)
+    assert first == draw(0)
+
+
+def coverage(cluster_of: np.ndarray, trials: int = 300) -> float:
+    """Share of trials whose interval holds the true accuracy .7; a person's slices all share one fate."""
+    generator, inside = np.random.default_rng(11), 0
+    person = np.repeat(np.arange(60), 5)
+    for trial in range(trials):
+        correct = (generator.random(60) < 0.7)[person]
+        tally = scores.accuracy_tally(correct)
+        span = scores.person_interval(tally, of(cluster_of), scores.share, resamples=400, seed=trial)
+        assert span is not None
+        inside += span[0] <= 0.7 <= span[1]
+    return inside / trials
+
+
+def test_intervals_by_person_hold_the_truth_and_intervals_by_slice_do_not() -> None:
+    assert 0.90 <= coverage(np.repeat(np.arange(60), 5)) <= 0.985
+    assert coverage(np.arange(300), trials=150) < 0.75
+
+
+def test_a_single_person_has_no_interval() -> None:
+    tally = scores.accuracy_tally(np.array([True, False]))
+    assert scores.person_interval(tally, of(np.array([0, 0])), scores.share, resamples=100, seed=0) is None
