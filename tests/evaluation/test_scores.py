@@ -81,12 +81,11 @@ def test_the_interval_is_that_of_a_slow_loop_up_to_the_draws() -> None:
 
 
 def test_the_interval_is_seeded_and_does_not_depend_on_how_the_draws_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    person, correct = np.arange(60) // 3, np.random.default_rng(1).random(60) < 0.7
+    generator = np.random.default_rng(1)
+    whose, tally = of(np.sort(generator.integers(0, 20, 60))), scores.accuracy_tally(generator.random(60) < 0.7)
 
     def draw(seed: int) -> scores.Interval | None:
-        return scores.person_interval(
-            scores.accuracy_tally(correct), of(person), scores.share, resamples=500, seed=seed
-        )
+        return scores.person_interval(tally, whose, scores.share, resamples=500, seed=seed)
 
     first = draw(0)
     assert first == draw(0) != draw(1)
