@@ -1,0 +1,52 @@
+"""One text for one state: SHA-256 over parameters, moments and the position in the order."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from safetensors import safe_open
+
+from hsadml_dist.checkpoint.layout import TENSORS_SUFFIX, committed, lineage, parents, read_progress
+from hsadml_dist.checkpoint.verify import fault_in
+from hsadml_dist.errors import CheckpointError, UsageError
+from hsadml_dist.run.folder import RunFolder
+
+
+def run_digest(run: Path, step: int | None = None) -> str:
+    """Return the digest of a run's newest checkpoint, or of the one at ``step``, as 64 hexadecimal digits.
+
+    Equal states give equal texts, whatever the attempts or the number of ranks that wrote them.
+
+    Raises:
+        UsageError: There is no checkpoint of that step.
+        CheckpointError: The checkpoint does not verify, or there is none.
+    """
+    folder = RunFolder(run)
+    line = lineage(committed(folder), parents(folder))
+    names = [name for name in line if step is None or name.step == step]
+    if not names and line:
+        raise UsageError(
+            f"--step {step}: no such checkpoint; there are {', '.join(str(n.step) for n in reversed(line))}"
+        )
+    if not names:
+        raise CheckpointError(f"{run}: there is no checkpoint yet")
+    path = folder.checkpoints / str(names[0])
+    fault = fault_in(path)
+    if fault:
+        raise CheckpointError(f"{path}: {fault}")
+    return state_digest(path)
+
+
+def state_digest(folder: Path) -> str:
+    """Return the digest of a verified checkpoint."""
+    total = hashlib.sha256()
+    progress = read_progress(folder)
+    total.update(f"step {progress.step} consumed {progress.consumed} seed {progress.seed}\n".encode())
+    for path in sorted(folder.glob(f"*{TENSORS_SUFFIX}")):
+        with safe_open(path, framework="np") as tensors:
+            for name in sorted(tensors.keys()):
+                value = tensors.get_tensor(name)
+                total.update(f"{path.name} {name} {value.dtype} {value.shape}\n".encode())
+                total.update(value.tobytes())
+    return total.hexdigest()

@@ -1,0 +1,97 @@
+"""Reading the newest checkpoint that verifies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from hsadml_dist.checkpoint.layout import (
+    TENSORS_SUFFIX,
+    CheckpointName,
+    committed,
+    lineage,
+    parents,
+    read_progress,
+)
+from hsadml_dist.checkpoint.state import TensorGroup, TrainingState
+from hsadml_dist.checkpoint.verify import fault_in
+from hsadml_dist.comm import Comm
+from hsadml_dist.errors import CheckpointError
+from hsadml_dist.run.folder import RunFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceState:
+    """What judging and predicting need of a checkpoint.
+
+    Attributes:
+        name: The checkpoint.
+        model: The network's tensors by name.
+        centres: Class centres (C, D).
+    """
+
+    name: CheckpointName
+    model: TensorGroup
+    centres: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The checkpoint that all ranks agreed on, and why newer ones were passed over.
+
+    Attributes:
+        name: The checkpoint; None: there is none, begin from nothing.
+        passed_over: (checkpoint, reason) of each newer one that does not verify.
+    """
+
+    name: CheckpointName | None
+    passed_over: list[tuple[CheckpointName, str]]
+
+
+def choose_checkpoint(run: RunFolder, comm: Comm) -> Choice:
+    """Return the newest checkpoint that verifies on every rank; to be called by all ranks.
+
+    Raises:
+        CheckpointError: There are checkpoints, but none of them verifies: starting over would lose the run silently.
+    """
+    passed_over: list[tuple[CheckpointName, str]] = []
+    for name in comm.share(lineage(committed(run), parents(run))):
+        faults = comm.gather(fault_in(run.checkpoints / str(name)))
+        reason = next((f"rank {rank}: {fault}" for rank, fault in enumerate(faults) if fault), None)
+        if reason is None:
+            return Choice(name=name, passed_over=passed_over)
+        passed_over.append((name, reason))
+    if passed_over:
+        name, reason = passed_over[0]
+        raise CheckpointError(f"{run.checkpoints}: no checkpoint verifies; the newest, {name}: {reason}")
+    return Choice(name=None, passed_over=passed_over)
+
+
+def read_checkpoint(run: RunFolder, name: CheckpointName) -> TrainingState:
+    """Return the whole state of a checkpoint that has been verified, on the CPU."""
+    folder = run.checkpoints / str(name)
+    groups = {path.name.removesuffix(TENSORS_SUFFIX): safetensors.torch.load_file(path) for path in _tensors(folder)}
+    return TrainingState(groups=groups, progress=read_progress(folder))
+
+
+def load_inference_state(run: RunFolder) -> InferenceState:
+    """Return the network and centres of the newest checkpoint that verifies.
+
+    Raises:
+        CheckpointError: None does, or there is none.
+    """
+    for name in lineage(committed(run), parents(run)):
+        folder = run.checkpoints / str(name)
+        if fault_in(folder) is None:
+            model = safetensors.torch.load_file(folder / f"model{TENSORS_SUFFIX}")
+            centres = safetensors.torch.load_file(folder / f"centres{TENSORS_SUFFIX}")
+            return InferenceState(name=name, model=model, centres=centres["weight"])
+    raise CheckpointError(f"{run.path}: there is no checkpoint that verifies; train the run first")
+
+
+def _tensors(folder: Path) -> Iterator[Path]:
+    yield from sorted(folder.glob(f"*{TENSORS_SUFFIX}"))

@@ -1,0 +1,24 @@
+"""What a checkpoint holds: groups of tensors by name, and the progress."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from hsadml_dist.checkpoint.layout import Progress
+
+TensorGroup = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingState:
+    """A training's whole state; there is no random state, since nothing draws from one.
+
+    Attributes:
+        groups: Group (``model``, ``model_moments``, ``centres``, ``centres_moments``) to tensors by name.
+        progress: Where the training stands.
+    """
+
+    groups: dict[str, TensorGroup]
+    progress: Progress

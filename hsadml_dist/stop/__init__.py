@@ -1,0 +1,1 @@
+"""Stopping together: notices to single processes, and the vote that makes them one decision."""

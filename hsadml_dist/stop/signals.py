@@ -1,0 +1,46 @@
+"""Notices that end a run: a signal, or a job's end time that draws near."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Mapping
+from types import FrameType
+
+NOTICES = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+
+
+class Notice:
+    """Remembers that this process was told to stop; asking it costs nothing.
+
+    Attributes:
+        signal_name: The first signal's name, ``time limit`` near the job's end, or None.
+    """
+
+    def __init__(self, *, end_time: float | None = None, lead_seconds: float = 0.0) -> None:
+        self.signal_name: str | None = None
+        self._last_call = None if end_time is None else end_time - lead_seconds
+
+    def install(self) -> None:
+        """Listen. To be called before process groups exist, and after any library that sets handlers of its own."""
+        for number in NOTICES:
+            signal.signal(number, self._note)
+
+    @property
+    def received(self) -> bool:
+        """Whether the process should stop."""
+        if self.signal_name is None and self._last_call is not None and time.time() >= self._last_call:
+            self.signal_name = "time limit"
+        return self.signal_name is not None
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        # Nothing but this: a collective, a lock or a write in a handler can deadlock with what it interrupted.
+        if self.signal_name is None:
+            self.signal_name = signal.Signals(number).name
+
+
+def job_end_time(environ: Mapping[str, str] = os.environ) -> float | None:
+    """Return when the Slurm job ends, in seconds since 1970 UTC, where Slurm says so."""
+    text = environ.get("SLURM_JOB_END_TIME", "")
+    return float(text) if text.isdecimal() and int(text) > 0 else None
