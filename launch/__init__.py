@@ -1,0 +1,1 @@
+"""Starting runs: the command line, the processes of a run on this machine, shipped recipes."""
