@@ -33,9 +33,10 @@ def units(records: Sequence[Record], split_by: str) -> tuple[str, ...]:
         return tuple(json.dumps([record.identity]) for record in records)
     for record in records:
         if getattr(record, split_by) is None:
+            others = ", ".join(unit for unit in SPLIT_UNITS if unit != split_by)
             raise DataError(
-                f"--split-by {split_by}: {record.where} names no {split_by}; every sample needs one, "
-                f"or split by another unit ({', '.join(unit for unit in SPLIT_UNITS if unit != split_by)})"
+                f"--split-by {split_by}: {record.where} names no {split_by}, and every sample needs one; "
+                f"name a table's column by --columns {split_by}=NAME, or split by another unit ({others})"
             )
     if split_by == "person":
         return tuple(json.dumps([record.person]) for record in records)

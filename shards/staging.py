@@ -100,6 +100,12 @@ def _lock(lock: int, out: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise DataError(f"--out {out}: another process is building it") from error
+    except OSError as error:
+        raise DataError(
+            f"--out {out}: its file system cannot lock ({error.strerror}); build elsewhere, move"
+        ) from error
+    if os.fstat(lock).st_nlink == 0:
+        raise DataError(f"--out {out}: another process has just built it")
 
 
 def _prepare(folder: Path, fingerprint: str) -> None:

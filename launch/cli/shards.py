@@ -69,15 +69,17 @@ def build(
         source: table (a CSV with one row an image) or phantom (generated patients).
         input_: The CSV; or the number of patients.
         out: The folder to make. It must not exist or be empty.
-        split_by: What no two folds share: person, exam or slice. By slice, results are flattered: one person is on both sides.
+        split_by: What no two folds share: person, exam or slice. By slice, results are flattered: one person is on both
+            sides.
         folds: Number of folds. A fold column in the table goes before it.
         seed: What folds, order and generated patients are drawn from.
         samples_per_shard: Most images in one tar.
         size: Side of the stored images in pixels.
         workers: Processes that write at a time; by default one for each core.
-        id_key: File with the key under which persons and exams are hashed. By default id.key in hsadml's folder of the user's
-                configuration; made on first use. Keep it: it alone says who is who.
-        columns: Other names of the table's columns file, class, person, exam, plane, fold, mask: file=index,class=tumour.
+        id_key: File with the key under which persons and exams are hashed. By default id.key in hsadml's folder of the
+            user's configuration; made on first use. Keep it: it alone says who is who.
+        columns: Other names of the table's columns file, class, person, exam, plane, fold, mask, for instance
+            file=index,class=tumour.
         images: Folder of the table's relative files; by default the table's own.
         where: COLUMN=VALUE: take only the table's rows with this value. May be given more than once.
     """
@@ -91,9 +93,10 @@ def build(
     chosen = choose_source(source, input_, table, options)
     path = id_key or default_key_path()
     new_key = not path.exists()
+    count = _cores() if workers is None else workers
     started = time.monotonic()
     with progress("slices") as show:
-        report = builder.build(chosen, out, options, load_key(path), workers or _cores(), show)
+        report = builder.build(chosen, out, options, load_key(path), count, show)
     if new_key:
         print(f"made a new id key: {path} (keep it; it alone says who is who)")
     _tell(report, out, time.monotonic() - started)

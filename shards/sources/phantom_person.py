@@ -82,16 +82,16 @@ def make_person(seed: int, patient: int) -> Person:
         planes=tuple(planes),
         exams=tuple(int(number >= second) for number in range(count)),
         depths=tuple(np.clip(rng.normal(0, 0.4, count), -0.85, 0.85).tolist()),
-        scale=(float(rng.normal(1.0, 0.05)), float(rng.normal(1.0, 0.05))),
-        centre=(float(rng.normal(0, 0.03)), float(rng.normal(0, 0.03))),
-        tilt=float(rng.normal(0, 0.06)),
+        scale=(float(rng.normal(1.0, 0.03)), float(rng.normal(1.0, 0.03))),
+        centre=(float(rng.normal(0, 0.012)), float(rng.normal(0, 0.012))),
+        tilt=float(rng.normal(0, 0.05)),
         warp=rng.normal(0, 1, (WAVES, 5)).astype(np.float32),
         bias=rng.normal(0, 1, 4).astype(np.float32),
         grey=float(rng.uniform(0.30, 0.42)),
         white=float(rng.uniform(0.44, 0.58)),
-        scalp=float(rng.uniform(0.55, 1.0)),
+        scalp=float(rng.uniform(0.50, 0.70)),
         noise=float(rng.uniform(0.010, 0.030)),
-        gamma=float(rng.uniform(0.75, 1.3)),
+        gamma=float(rng.uniform(0.85, 1.2)),
         sulci=(float(rng.integers(13, 22)), float(rng.uniform(0, 6.3)), float(rng.uniform(0.5, 1.0))),
         ventricle=float(rng.uniform(0.7, 1.45)),
         lesion=_lesion(class_name, rng),
@@ -114,4 +114,4 @@ def _lesion(class_name: str, rng: np.random.Generator) -> tuple[float, float, fl
         return angle, 1.0, float(rng.uniform(0.10, 0.21))
     if class_name == "glioma":
         return angle, float(rng.uniform(0.30, 0.62)), float(rng.uniform(0.12, 0.24))
-    return angle, 0.0, float(rng.uniform(0.065, 0.12))
+    return angle, 0.0, float(rng.uniform(0.08, 0.14))
