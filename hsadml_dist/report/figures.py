@@ -1,0 +1,179 @@
+"""The figures of a report: each a self-contained picture with a text that stands in for it.
+
+Colours: Okabe and Ito, "Color Universal Design", 2008: told apart by colour-blind readers; each class has a marker
+shape of its own too, so that no figure needs its colours.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
+
+from hsadml_dist.report.sphere import SphereView
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442")
+MARKERS = ("o", "^", "s", "D", "v", "P", "X", "<", ">", "p", "h")
+INK, FAINT = "#222222", "#b5b5b5"
+_MOST_POINTS = 1500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A picture inside the page.
+
+    Attributes:
+        uri: A data URI.
+        alt: What the picture shows, in words.
+    """
+
+    uri: str
+    alt: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """One figure of merit: its name, its value and its interval, all shares of 1."""
+
+    name: str
+    value: float
+    interval: tuple[float, float] | None
+    is_control: bool
+
+
+def figures_of_merit(bars: Sequence[Bar]) -> Picture:
+    """Draw each value as a point with its interval; the control's value is a line through all of them."""
+    figure, axes = _figure(6.8, 0.55 * len(bars) + 0.75)
+    for row, bar in enumerate(bars):
+        colour, marker = (COLOURS[1], "D") if bar.is_control else (COLOURS[0], "o")
+        if bar.interval:
+            axes.plot(bar.interval, [row, row], color=colour, linewidth=2, solid_capstyle="butt", zorder=2)
+        axes.plot(bar.value, row, marker, color=colour, markersize=8, markeredgecolor="white", zorder=3)
+        if bar.is_control:
+            axes.axvline(bar.value, color=colour, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    axes.set_yticks(range(len(bars)), [bar.name for bar in bars])
+    axes.set_ylim(len(bars) - 0.5, -0.5)
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.grid(axis="x", color="#e6e6e6", linewidth=0.8)
+    axes.tick_params(axis="y", length=0)
+    words = "; ".join(f"{bar.name} {bar.value:.1%}" for bar in bars)
+    return _picture(figure, f"Points with 95 % intervals on a scale from 0 to 100 %: {words}.")
+
+
+def learning_curves(metrics: Sequence[Mapping[str, Any]]) -> Picture:
+    """Draw the loss of each step with its running mean, and the learning rate below."""
+    step, loss, rate = (np.array([float(row[name]) for row in metrics]) for name in ("step", "loss", "lr"))
+    figure = Figure(figsize=(6.8, 4.2), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    for axes in (upper, lower):
+        _plain(axes)
+        axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    some = np.unique(np.linspace(0, len(step) - 1, _MOST_POINTS).round().astype(int))
+    window = max(1, len(step) // 40)
+    if window > 1:
+        upper.plot(step[some], loss[some], color=FAINT, linewidth=0.8, label="each step")
+        label = f"mean of the last {window} steps"
+        upper.plot(step[some], _running_mean(loss, window)[some], color=COLOURS[0], linewidth=2, label=label)
+        upper.legend(frameon=False, fontsize=9)
+    else:
+        upper.plot(step[some], loss[some], color=COLOURS[0], linewidth=2)
+    upper.set_ylabel("loss")
+    lower.plot(step[some], rate[some], color=COLOURS[1], linewidth=2)
+    lower.set_ylabel("learning rate")
+    lower.set_ylim(bottom=0)
+    lower.set_xlabel("step")
+    lower.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.align_ylabels()
+    alt = f"Two curves over {len(step)} steps: the loss goes from {loss[0]:.4g} to {loss[-1]:.4g}, the learning rate "
+    return _picture(figure, alt + f"from {rate[0]:.3g} over at most {rate.max():.3g} to {rate[-1]:.3g}.")
+
+
+def confusion_matrix(count_CC: Sequence[Sequence[int]], names: Sequence[str]) -> Picture:
+    """Draw the share of each true class (row) that is taken for each class (column), with the counts written in."""
+    counts = np.array(count_CC, dtype=np.float64)
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = 1.5 + 0.8 * len(names)
+    figure, axes = _figure(side + 1.0, side)
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.ndindex(share.shape):
+        text = f"{share[row, column]:.0%}\n{int(counts[row, column])}"
+        colour = "white" if share[row, column] > 0.55 else INK
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=10)
+    axes.set_xticks(range(len(names)), names, rotation=30 if len(names) > 4 else 0)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("class of the nearest reference")
+    axes.set_ylabel("true class")
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    words = "; ".join(f"{name} {share[row, row]:.0%}" for row, name in enumerate(names))
+    return _picture(figure, f"Confusion matrix; share of each true class that is recognised: {words}.")
+
+
+def sphere_map(sphere: SphereView, names: Sequence[str], shown: Sequence[int]) -> Picture:
+    """Draw the slices and the centres of the classes ``shown`` on a Mollweide map."""
+    figure = Figure(figsize=(6.8, 4.4), layout="constrained")
+    axes = figure.add_subplot(projection="mollweide")
+    axes.set_axisbelow(True)
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.set_xticklabels([])
+    axes.set_yticklabels([])
+    for place, label in enumerate(shown):
+        mine = _some(sphere.point_N2[sphere.label_N == label], _MOST_POINTS // len(shown))
+        look = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+        axes.scatter(mine[:, 0], mine[:, 1], s=13, alpha=0.55, linewidths=0, label=names[label], **look)
+    for place, label in enumerate(shown):
+        look = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+        axes.scatter(*sphere.centre_C2[label], s=170, edgecolors=INK, linewidths=1.8, zorder=5, **look)
+    legend = figure.legend(loc="outside lower center", ncols=min(4, len(shown)), frameon=False, fontsize=10)
+    for handle in legend.legend_handles:
+        handle.set(alpha=1, sizes=[45])
+    words = "; ".join(f"{names[label]} {sphere.own_angle_C[label]:.0f} degrees" for label in shown)
+    return _picture(figure, f"Map of the sphere of embeddings; mean angle of each class to its own centre: {words}.")
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    _plain(axes)
+    return figure, axes
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(FAINT)
+    axes.tick_params(colors=INK, labelsize=10, length=3)
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_axisbelow(True)
+
+
+def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """Return the mean of each value and those before it, at most ``window`` of them."""
+    total = np.cumsum(np.concatenate([[0.0], values]))
+    last = np.arange(1, len(values) + 1)
+    first = np.maximum(last - window, 0)
+    return (total[last] - total[first]) / (last - first)
+
+
+def _some(point_N2: np.ndarray, most: int) -> np.ndarray:
+    """Return at most ``most`` points, spread evenly over the given order."""
+    if len(point_N2) <= most:
+        return point_N2
+    return point_N2[np.linspace(0, len(point_N2) - 1, most).round().astype(int)]
+
+
+def _picture(figure: Figure, alt: str) -> Picture:
+    file = io.BytesIO()
+    # The salt and the missing date make the same numbers give the same file.
+    with mpl.rc_context({"svg.hashsalt": "hsadml", "svg.fonttype": "path"}):
+        FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
+    return Picture(uri="data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode(), alt=alt)
