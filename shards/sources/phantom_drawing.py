@@ -210,4 +210,4 @@ def _bias(person: Person, size: int) -> np.ndarray:
     axis = _axis(size)
     across, down = axis[None, :], axis[:, None]
     b = person.bias
-    return np.clip(1 + 0.13 * (b[0] * across + b[1] * down + b[2] * across * down + b[3] * down**2), 0.4, 1.8)
+    return np.clip(1 + 0.08 * (b[0] * across + b[1] * down + b[2] * across * down + b[3] * down**2), 0.4, 1.8)
