@@ -117,6 +117,17 @@ def prepare_run(recipe: str, overrides: Sequence[str], run: Path | None, smoke: 
     return folder.path
 
 
+def existing_run(run: Path) -> Path:
+    """Return ``run`` if it is a run folder.
+
+    Raises:
+        UsageError: It is not.
+    """
+    if not RunFolder(run).config.is_file():
+        raise UsageError(f"run folder {run}: " + ("holds no config.yaml" if run.is_dir() else "does not exist"))
+    return run
+
+
 def _refuse_foreign(folder: RunFolder) -> None:
     if folder.path.exists() and not folder.path.is_dir():
         raise UsageError(f"run folder {folder.path}: is a file; name a new folder or an existing run")

@@ -14,6 +14,7 @@ from types import FrameType
 
 from hsadml_dist.config.io import load_recipe
 from hsadml_dist.errors import ExitCode, HsadmlError
+from hsadml_dist.launch.extras import needs_extra
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.stop.signals import NOTICES
 
@@ -38,10 +39,15 @@ def guarded(work: Callable[[], int]) -> int:
         return int(work())
     except HsadmlError as fault:
         return _complain(str(fault), fault.exit_code)
-    except SystemExit as leave:
-        if isinstance(leave.code, str):
-            return _complain(leave.code, ExitCode.USER)
-        return int(leave.code or 0)
+    except SystemExit as fault:
+        if isinstance(fault.code, str):
+            return _complain(fault.code, ExitCode.USER)
+        return int(fault.code or 0)
+    except ModuleNotFoundError as fault:
+        if needs_extra(fault):
+            return _complain(needs_extra(fault), ExitCode.USER)
+        traceback.print_exc()
+        return ExitCode.INTERNAL
     except KeyboardInterrupt:
         return _complain("interrupted", ExitCode.STOPPED)
     except Exception:  # noqa: BLE001  the process ends here, and its code must say that this is a defect

@@ -1,0 +1,89 @@
+"""``hsadml``: one command a line; what a command needs is imported when it is called."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+import traceback
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
+
+from hsadml_dist.errors import ExitCode, HsadmlError, nearest
+from hsadml_dist.launch.extras import needs_extra
+
+COMMANDS = (
+    ("shards", "shards:app", "Turn images into shards that training reads; check and list them."),
+    ("train", "train:train", "Train on this machine; goes on where the run folder stands."),
+    ("submit", "submit:submit", "Train as a Slurm job on any number of nodes."),
+    ("evaluate", "evaluate:evaluate", "Judge a run's embeddings on the fold that was held out."),
+    ("metrics", "metrics:metrics", "Show a run's steps or events over all its attempts."),
+    ("checkpoint", "checkpoint:app", "Look into a run's checkpoints."),
+    ("recipes", "recipes:app", "List, show and copy the recipes that come along."),
+    ("cluster", "cluster:app", "A private Slurm cluster on this machine, for trying out."),
+)
+"""Name, module and object under this package, the line in ``hsadml --help``: the help imports none of the modules."""
+
+
+def version() -> str:
+    """Return the installed version."""
+    try:
+        return importlib.metadata.version("hsadml-dist")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed (running from a clone)"
+
+
+def build_app() -> App:
+    """Return the command line."""
+    app = App(
+        name="hsadml",
+        help="Hyperspherical deep metric learning for brain MRI, on any number of nodes.",
+        version=version,
+        default_parameter=Parameter(negative=""),
+        exit_on_error=False,
+        print_error=False,
+        result_action="return_value",
+    )
+    for name, target, text in COMMANDS:
+        app.command(f"{__name__}.{target}", name=name, help=text)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code. Errors become text on stderr, defects a traceback."""
+    try:
+        result = build_app()(sys.argv[1:] if arguments is None else list(arguments))
+        return int(result or ExitCode.DONE)
+    except CycloptsError as fault:
+        return _complain(usage_problem(fault), ExitCode.USAGE)
+    except HsadmlError as fault:
+        return _complain(str(fault), fault.exit_code)
+    except ModuleNotFoundError as fault:
+        if needs_extra(fault):
+            return _complain(needs_extra(fault), ExitCode.USER)
+        traceback.print_exc()
+        return ExitCode.INTERNAL
+    except KeyboardInterrupt:
+        return _complain("interrupted", ExitCode.USER)
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; Python would complain once more when it flushes.
+        sys.stdout = None
+        return ExitCode.DONE
+    except Exception:  # noqa: BLE001  the process ends here, and its code must say that this is a defect
+        traceback.print_exc()
+        return ExitCode.INTERNAL
+
+
+def usage_problem(fault: CycloptsError) -> str:
+    """Return one line that says what is wrong with a command line."""
+    if isinstance(fault, UnknownCommandError) and fault.unused_tokens and fault.app is not None:
+        # cyclopts' own text imports every command first.
+        names = [name for name in fault.app if not name.startswith("-")]
+        word = fault.unused_tokens[0]
+        return f"no command {word!r}; commands: {', '.join(names)}" + nearest(word, names)
+    return f"{' '.join(str(fault).split())} (see --help)"
+
+
+def _complain(text: str, code: ExitCode) -> int:
+    print(f"hsadml: {text}", file=sys.stderr)
+    return code

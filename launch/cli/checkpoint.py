@@ -1,0 +1,25 @@
+"""``hsadml checkpoint``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cyclopts import App
+
+from hsadml_dist.launch.prepare import existing_run
+
+app = App(name="checkpoint", help="Look into a run's checkpoints.")
+
+
+@app.command
+def digest(run: Path, /, *, step: int | None = None) -> None:
+    """Print the SHA-256 of a checkpoint's state: the same for the same state, whatever the attempts and ranks.
+
+    Args:
+        run: The run folder.
+        step: The checkpoint's step; by default the newest that verifies.
+    """
+    folder = existing_run(run)
+    from hsadml_dist.checkpoint.digest import run_digest
+
+    print(run_digest(folder, step))

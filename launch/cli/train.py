@@ -1,0 +1,61 @@
+"""``hsadml train``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from hsadml_dist.config.io import print_config as as_text
+from hsadml_dist.errors import ExitCode, UsageError
+from hsadml_dist.launch.local import run_ranks
+from hsadml_dist.launch.prepare import load_planned, prepare_run
+
+
+def train(
+    recipe: str,
+    /,
+    *overrides: str,
+    nproc: int = 1,
+    run: Path | None = None,
+    print_config: bool = False,
+    smoke: bool = False,
+) -> int:
+    """Train on this machine; goes on from the run folder's newest good checkpoint.
+
+    Exit codes: 0 done, 85 stopped and resumable (the same command goes on), 1 an error of yours, 75 the run is being
+    trained by another process, 70 a defect.
+
+    Args:
+        recipe: A YAML file, or the name of one that comes along (see hsadml recipes list).
+        overrides: Settings that replace the recipe's, such as train.steps=100.
+        nproc: Number of processes, the ranks; it divides train.global_batch.
+        run: The run folder, new or existing; by default runs/RECIPE-FINGERPRINT.
+        print_config: Print every setting and where it comes from, and train nothing.
+        smoke: Two steps, a stop, a save, a resume and a verdict, in a folder of its own, RUN-smoke.
+    """
+    if nproc < 1:
+        raise UsageError(f"--nproc {nproc}: at least 1")
+    if print_config:
+        print(as_text(load_planned(recipe, overrides, smoke, nproc)), end="")
+        return ExitCode.DONE
+    folder = prepare_run(recipe, overrides, run, smoke, nproc)
+    print(f"run folder: {folder}", flush=True)
+    return smoke_test(folder, nproc) if smoke else run_ranks(folder, nproc)
+
+
+def smoke_test(folder: Path, nproc: int) -> int:
+    """Train one step, stop, and go on to the end; returns 0 if stop and resume both worked."""
+    print("smoke: the first step, then a stop", flush=True)
+    code = run_ranks(folder, nproc, environ={**os.environ, "HSADML_STOP_AFTER": "1"})
+    if code != ExitCode.STOPPED:
+        return _tell("stop", code)
+    print("smoke: stopped and saved; going on", flush=True)
+    return _tell("resume", run_ranks(folder, nproc))
+
+
+def _tell(stage: str, code: int) -> int:
+    if stage == "resume" and code == ExitCode.DONE:
+        print("smoke: passed")
+        return code
+    print(f"smoke: failed: {stage} ended with exit code {code}")
+    return code or ExitCode.INTERNAL
