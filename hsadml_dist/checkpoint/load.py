@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import safetensors
 import safetensors.torch
 import torch
 
@@ -32,11 +33,13 @@ class InferenceState:
         name: The checkpoint.
         model: The network's tensors by name.
         centres: Class centres (C, D).
+        data_digest: Identity of the shards that it was trained on.
     """
 
     name: CheckpointName
     model: TensorGroup
     centres: torch.Tensor
+    data_digest: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +81,20 @@ def read_checkpoint(run: RunFolder, name: CheckpointName) -> TrainingState:
     return TrainingState(groups=groups, progress=read_progress(folder))
 
 
+def read_weights(path: Path) -> TensorGroup:
+    """Return foreign weights by name from a safetensors file, which cannot run code when it is read.
+
+    Raises:
+        CheckpointError: There is no such file, or it is in another format.
+    """
+    try:
+        return safetensors.torch.load_file(path)
+    except OSError as fault:
+        raise CheckpointError(f"{path}: the weights cannot be read: {fault.strerror or fault}") from fault
+    except safetensors.SafetensorError as fault:
+        raise CheckpointError(f"{path}: not a safetensors file ({fault}); other formats are not read") from fault
+
+
 def load_inference_state(run: RunFolder) -> InferenceState:
     """Return the network and centres of the newest checkpoint that verifies.
 
@@ -89,7 +106,8 @@ def load_inference_state(run: RunFolder) -> InferenceState:
         if fault_in(folder) is None:
             model = safetensors.torch.load_file(folder / f"model{TENSORS_SUFFIX}")
             centres = safetensors.torch.load_file(folder / f"centres{TENSORS_SUFFIX}")
-            return InferenceState(name=name, model=model, centres=centres["weight"])
+            digest = read_progress(folder).data_digest
+            return InferenceState(name=name, model=model, centres=centres["weight"], data_digest=digest)
     raise CheckpointError(f"{run.path}: there is no checkpoint that verifies; train the run first")
 
 

@@ -67,11 +67,18 @@ def prune(run: RunFolder, attempt: AttemptFolder, keep: int, keep_every: int | N
     for name in names:
         forever = keep_every is not None and name.step % keep_every == 0
         if name not in kept and not forever and name.attempt <= attempt.number:
-            shutil.rmtree(run.checkpoints / str(name), ignore_errors=True)
+            _remove(run.checkpoints, name)
     for entry in run.checkpoints.glob(".*.tmp"):
         name_of = CheckpointName.parse(entry.name[1:].removesuffix(".tmp"))
         if name_of is not None and name_of.attempt < attempt.number:
             shutil.rmtree(entry, ignore_errors=True)
+
+
+def _remove(folder: Path, name: CheckpointName) -> None:
+    # Renamed first: a folder that is half removed must not look like a checkpoint.
+    doomed = folder / f".{name}.tmp"
+    os.replace(folder / str(name), doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _check_space(folder: Path, state: TrainingState) -> None:

@@ -133,7 +133,8 @@ class Loader:
             DataError: A sample cannot be read.
         """
         if not self._workers:
-            return next(self._batches)
+            with one_thread():
+                return next(self._batches)
         while True:
             with contextlib.suppress(queue.Empty):
                 item = self._ready.get(timeout=PAUSE_SECONDS)
@@ -184,14 +185,15 @@ def training_loader(
     return Loader(samples, StepSampler(order, topology), workers, prefetch)
 
 
-def evaluation_batches(
-    shards: Path, index: ShardIndex, positions: Sequence[int], *, image_size: int, batch: int
-) -> Iterator[Batch]:
-    """Yield the samples at ``positions``, without augmentation, in that order, ``batch`` at a time."""
-    reader, prepare = ShardReader(shards, index), Preparation(image_size)
-    for start in range(0, len(positions), batch):
-        rows = [(position, index.samples[position]) for position in positions[start : start + batch]]
-        yield _collate([{"image": prepare(reader.image(p)), "label": row.label, "key": row.key} for p, row in rows])
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Prepare images with one thread, as workers do: sums over large images round differently with more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _collate(samples: list[dict[str, Any]]) -> Batch:

@@ -34,11 +34,6 @@ class DistributedLoss(nn.Module):
         self._schedule = schedule
         self._comm = comm
 
-    def global_count(self, local: int) -> int:
-        """Return N, the number of samples over all ranks."""
-        count = torch.tensor(local, dtype=torch.float64 if self._comm.device.type == "cpu" else torch.float32)
-        return int(self._comm.sum(count.to(self._comm.device)).item())
-
     def forward(self, emb_BD: torch.Tensor, label_B: torch.Tensor, *, step: int, count: int) -> torch.Tensor:
         """Return this rank's share of the mean loss.
 
@@ -46,7 +41,7 @@ class DistributedLoss(nn.Module):
             emb_BD: Embeddings (B, D), any float dtype; halves are raised to fp32, fp64 stays. B may be 0.
             label_B: Class ids (B,), int64, in [0, C).
             step: The run's global step, from 1; drives annealing.
-            count: N, from :meth:`global_count`; under accumulation that of the whole step.
+            count: N, the number of samples of the whole step over all ranks.
 
         Returns:
             Scalar: ``W / N * sum of local losses``. Its average over ranks is the global mean.

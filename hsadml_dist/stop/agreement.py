@@ -31,8 +31,3 @@ class StopAgreement:
         """Return the decision of all ranks; to be called by all of them."""
         wish = Decision.STOP if self._notice.received or not has_batch else Decision.GO
         return Decision(self._comm.vote(wish))
-
-    def reasons(self) -> list[str]:
-        """Return what was noticed where, such as ``rank 1: SIGTERM``; to be called by all ranks."""
-        names = self._comm.gather(self._notice.signal_name)
-        return [f"rank {rank}: {name}" for rank, name in enumerate(names) if name]

@@ -18,26 +18,34 @@ class Notice:
         signal_name: The first signal's name, ``time limit`` near the job's end, or None.
     """
 
-    def __init__(self, *, end_time: float | None = None, lead_seconds: float = 0.0) -> None:
+    def __init__(self) -> None:
         self.signal_name: str | None = None
-        self._last_call = None if end_time is None else end_time - lead_seconds
+        self._last_call: float | None = None
 
     def install(self) -> None:
         """Listen. To be called before process groups exist, and after any library that sets handlers of its own."""
         for number in NOTICES:
             signal.signal(number, self._note)
 
+    def expect_end(self, end_time: float | None, lead_seconds: float) -> None:
+        """Count as told to stop from ``lead_seconds`` before ``end_time`` (seconds since 1970 UTC, None: never) on."""
+        self._last_call = None if end_time is None else end_time - lead_seconds
+
+    def deliver(self, name: str) -> None:
+        """Be told to stop, for the reason ``name``."""
+        if self.signal_name is None:
+            self.signal_name = name
+
     @property
     def received(self) -> bool:
         """Whether the process should stop."""
         if self.signal_name is None and self._last_call is not None and time.time() >= self._last_call:
-            self.signal_name = "time limit"
+            self.deliver("time limit")
         return self.signal_name is not None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         # Nothing but this: a collective, a lock or a write in a handler can deadlock with what it interrupted.
-        if self.signal_name is None:
-            self.signal_name = signal.Signals(number).name
+        self.deliver(signal.Signals(number).name)
 
 
 def job_end_time(environ: Mapping[str, str] = os.environ) -> float | None:

@@ -1,0 +1,103 @@
+"""PyTorch's DistributedDataParallel as an engine."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from hsadml_dist.comm import Comm
+from hsadml_dist.data.loader import Batch
+from hsadml_dist.engine.protocol import WEIGHT_DTYPES, LossOf, Outcome, Precision
+from hsadml_dist.optim import clip_gradients, load_moments, moments, set_learning_rate
+
+
+class DdpEngine:
+    """One replica a rank, gradients averaged by all-reduce; a job of one rank needs no wrapper."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        comm: Comm,
+        precision: Precision,
+        clip_norm: float | None,
+        example: torch.Tensor,
+    ) -> None:
+        """Wrap the model.
+
+        Args:
+            model: The network, on its device and in its dtype, see :func:`placed`.
+            optimizer: Over the model's parameters.
+            comm: The ranks.
+            precision: bf16 means autocast.
+            clip_norm: Largest norm of the averaged gradient, or None.
+            example: An input (1, C, H, W) of zeros.
+        """
+        self._model, self._optimizer = model, optimizer
+        self._precision, self._clip_norm = precision, clip_norm
+        self._replica = model if comm.group is None else DistributedDataParallel(model, process_group=comm.group)
+        if comm.group is not None:
+            self._settle_buckets(example)
+
+    @property
+    def model(self) -> nn.Module:
+        """See :class:`~hsadml_dist.engine.protocol.Engine`."""
+        return self._model
+
+    def step(self, parts: Sequence[Batch], loss_of: LossOf, lr: float) -> Outcome:
+        """See :class:`~hsadml_dist.engine.protocol.Engine`."""
+        self._optimizer.zero_grad(set_to_none=True)
+        losses = [self._backward(part, loss_of, last=part is parts[-1]) for part in parts]
+        norm = clip_gradients(self._model, self._clip_norm)
+        set_learning_rate(self._optimizer, lr)
+        self._optimizer.step()
+        return Outcome(loss=torch.stack(losses).sum(), grad_norm=norm, applied=True)
+
+    def state(self) -> dict[str, dict[str, torch.Tensor]]:
+        """See :class:`~hsadml_dist.engine.protocol.Engine`."""
+        return {"model": dict(self._model.state_dict()), "model_moments": moments(self._optimizer, self._model)}
+
+    def load(self, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        """See :class:`~hsadml_dist.engine.protocol.Engine`."""
+        self._model.load_state_dict(dict(groups["model"]))
+        load_moments(self._optimizer, self._model, groups["model_moments"])
+
+    def _backward(self, part: Batch, loss_of: LossOf, *, last: bool) -> torch.Tensor:
+        with self._reducing(last):
+            loss = loss_of(self._embed(self._replica, part.image), part.label)
+            loss.backward()
+        return loss.detach()
+
+    def _embed(self, network: nn.Module, image: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
+            return network(image)
+
+    def _reducing(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Gradients travel once a step, with its last part."""
+        if last or not isinstance(self._replica, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self._replica.no_sync()
+
+    def _settle_buckets(self, example: torch.Tensor) -> None:
+        """Let DDP lay out its buckets before the first real step.
+
+        It lays them out anew after its first backward pass, and with three and more ranks the order in which an
+        all-reduce adds depends on the layout: without this, a resumed run would round its first step differently from
+        a run that was never stopped.
+        """
+        buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
+        self._embed(self._replica, example).float().sum().backward()
+        self._optimizer.zero_grad(set_to_none=True)
+        for name, buffer in self._model.named_buffers():
+            buffer.copy_(buffers[name])
+
+
+def placed(model: nn.Module, device: torch.device, precision: Precision) -> nn.Module:
+    """Return the model on its device, in its dtype and with channels last, which convolutions run faster on."""
+    model = model.to(device, WEIGHT_DTYPES[precision])
+    two_dimensional = not any(isinstance(layer, nn.Conv3d) for layer in model.modules())
+    return model.to(memory_format=torch.channels_last) if two_dimensional else model

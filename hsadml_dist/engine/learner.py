@@ -1,0 +1,111 @@
+"""Engine and head as one learner: what a step of the training does to the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from hsadml_dist.comm import Comm
+from hsadml_dist.config import Recipe
+from hsadml_dist.data.loader import Batch
+from hsadml_dist.data.order import step_seed
+from hsadml_dist.engine.ddp import DdpEngine, placed
+from hsadml_dist.engine.head import Head
+from hsadml_dist.engine.protocol import WEIGHT_DTYPES, Engine
+from hsadml_dist.losses.centres import ReplicatedCentres
+from hsadml_dist.losses.distributed import DistributedLoss
+from hsadml_dist.losses.margins import Annealing, build_margin
+from hsadml_dist.models import EmbeddingNet, build_model
+from hsadml_dist.optim import build_optimizer, learning_rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """What is recorded of a step.
+
+    Attributes:
+        loss: Mean loss of the global batch.
+        lr: Learning rate of the backbone.
+        grad_norm: Norm of the backbone's gradient before clipping.
+    """
+
+    loss: float
+    lr: float
+    grad_norm: float
+
+
+class Learner:
+    """Trains backbone and centres on a rank's batches."""
+
+    def __init__(self, recipe: Recipe, engine: Engine, head: Head, comm: Comm, total_steps: int) -> None:
+        self.engine, self.head = engine, head
+        self._recipe, self._comm, self._total = recipe, comm, total_steps
+
+    def step(self, step: int, batch: Batch) -> StepReport:
+        """Do step ``step`` (from 1) on this rank's part of its batch."""
+        train = self._recipe.train
+        torch.manual_seed(step_seed(train.seed, step, self._comm.topology.rank))
+        lr = learning_rate(self._recipe.optim, step, self._total)
+        self.head.clear()
+        outcome = self.engine.step(
+            self._on_device(batch).parts(self._recipe.engine.accumulate),
+            lambda emb, label: self.head.loss(emb, label, step=step, count=train.global_batch),
+            lr,
+        )
+        if outcome.applied:
+            self.head.step(lr * self._recipe.optim.head_lr_factor)
+        mean = self._comm.sum(outcome.loss) / self._comm.topology.world_size
+        return StepReport(loss=float(mean), lr=lr, grad_norm=outcome.grad_norm)
+
+    def state(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Return all groups of tensors by name."""
+        return self.engine.state() | self.head.state()
+
+    def load(self, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        """Put back what :meth:`state` gave."""
+        self.engine.load(groups)
+        self.head.load(groups)
+
+    def _on_device(self, batch: Batch) -> Batch:
+        dtype = WEIGHT_DTYPES[self._recipe.engine.precision]
+        image = batch.image.to(self._comm.device, dtype, memory_format=torch.channels_last, non_blocking=True)
+        return replace(batch, image=image, label=batch.label.to(self._comm.device, non_blocking=True))
+
+
+def build_network(recipe: Recipe) -> EmbeddingNet:
+    """Return the recipe's network with its initial weights, on the CPU."""
+    return build_model(
+        recipe.model.name,
+        embedding_dim=recipe.model.embedding_dim,
+        dropout=recipe.model.dropout,
+        image_size=recipe.data.image_size,
+        seed=recipe.train.seed,
+    )
+
+
+def build_learner(recipe: Recipe, network: EmbeddingNet, classes: int, comm: Comm, total_steps: int) -> Learner:
+    """Return the learner of a fresh training.
+
+    Raises:
+        ConfigError: The loss cannot have this margin.
+    """
+    settings = recipe.engine
+    model = placed(network, comm.device, settings.precision)
+    size = recipe.data.image_size
+    example = torch.zeros(1, 1, size, size, device=comm.device, dtype=WEIGHT_DTYPES[settings.precision])
+    optimizer = build_optimizer(model.parameters(), recipe.optim, decay=True)
+    engine = DdpEngine(model, optimizer, comm, settings.precision, settings.clip_norm, example)
+    return Learner(recipe, engine, _build_head(recipe, classes, comm), comm, total_steps)
+
+
+def _build_head(recipe: Recipe, classes: int, comm: Comm) -> Head:
+    chosen = recipe.loss
+    annealing = Annealing(
+        base=chosen.lambda_base, gamma=chosen.lambda_gamma, power=chosen.lambda_power, minimum=chosen.lambda_min
+    )
+    centres = ReplicatedCentres(classes, recipe.model.embedding_dim, recipe.train.seed)
+    centres = centres.to(comm.device, WEIGHT_DTYPES[recipe.engine.precision])
+    loss = DistributedLoss(centres, build_margin(chosen.name, chosen.margin, chosen.scale, annealing), comm)
+    return Head(loss, build_optimizer(centres.parameters(), recipe.optim, decay=False), comm, recipe.engine.clip_norm)

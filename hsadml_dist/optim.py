@@ -1,0 +1,79 @@
+"""Optimisers, clipping, their moments by parameter name, and the learning rate as a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import nn
+
+from hsadml_dist.config.optim import OptimConfig
+
+NO_DECAY_BELOW = 2
+"""Tensors of fewer dimensions (biases, norms) are not decayed."""
+
+
+def learning_rate(config: OptimConfig, step: int, total: int) -> float:
+    """Return the learning rate of ``step`` (from 1) of ``total``."""
+    if step <= config.warmup_steps:
+        return config.lr * step / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
+    span = max(1, total - config.warmup_steps)
+    done = (step - config.warmup_steps) / span
+    low = config.lr * config.lr_end
+    return low + (config.lr - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig, *, decay: bool) -> torch.optim.Optimizer:
+    """Return the optimiser; ``decay`` False leaves every parameter undecayed (centres)."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    weights = [p for p in trained if decay and p.ndim >= NO_DECAY_BELOW]
+    others = [p for p in trained if not decay or p.ndim < NO_DECAY_BELOW]
+    groups = [{"params": weights, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of all parameter groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def clip_gradients(module: nn.Module, limit: float | None) -> float:
+    """Scale the module's gradients down to norm ``limit`` (None: not at all); return the norm before."""
+    grads = [p.grad for p in module.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(grads)
+    if limit is not None:
+        torch.nn.utils.clip_grads_with_norm_(module.parameters(), limit, norm)
+    return float(norm)
+
+
+def moments(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the optimiser's state by name, ``<parameter>:<moment>``; empty before the first step."""
+    return {
+        f"{name}:{key}": value
+        for name, parameter in module.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if value is not None
+    }
+
+
+def load_moments(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Put back what :func:`moments` gave."""
+    for name, parameter in module.named_parameters():
+        keys = [full for full in tensors if full.rpartition(":")[0] == name]
+        state = {full.rpartition(":")[2]: _placed(tensors[full], parameter) for full in keys}
+        if state:
+            optimizer.state[parameter] = state
+
+
+def _placed(value: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
+    if value.shape != parameter.shape:
+        return value.clone()
+    # In the parameter's memory layout, so that sums over it round as they did before.
+    return torch.empty_like(parameter, memory_format=torch.preserve_format).copy_(value)

@@ -1,0 +1,231 @@
+"""A training from start to end, as each of its ranks sees it: the one place where all parts are put together."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hsadml_dist.checkpoint.layout import CheckpointName, Progress
+from hsadml_dist.checkpoint.load import Choice, choose_checkpoint, read_checkpoint, read_weights
+from hsadml_dist.checkpoint.save import prune, write_checkpoint
+from hsadml_dist.checkpoint.state import TrainingState
+from hsadml_dist.comm import place
+from hsadml_dist.config import Recipe
+from hsadml_dist.data.feed import Feed, open_feed
+from hsadml_dist.data.loader import Batch
+from hsadml_dist.engine.learner import Learner, build_learner, build_network
+from hsadml_dist.errors import CheckpointError, ConfigError, ExitCode, Fault, HsadmlError
+from hsadml_dist.evaluation.result import CheckpointRef
+from hsadml_dist.evaluation.verdict import Weights, judge_run
+from hsadml_dist.models import rank_dependent_layers
+from hsadml_dist.run.entry import Entry, enter
+from hsadml_dist.run.folder import RunFolder, replace_text
+from hsadml_dist.run.log import open_log
+from hsadml_dist.run.records import Records, StepRow, open_records
+from hsadml_dist.stop.agreement import Decision, StopAgreement
+from hsadml_dist.stop.signals import Notice, job_end_time
+
+STOP_AFTER = "HSADML_STOP_AFTER"
+"""Environment variable: behave after this step as if told to stop; for trying out a resume."""
+
+log = logging.getLogger(__name__)
+
+
+def train(recipe: Recipe, path: Path, notice: Notice) -> ExitCode:
+    """Train as one rank until the last step or a notice; go on from the run folder's newest good checkpoint.
+
+    Args:
+        recipe: All settings; relative paths are taken from the current directory.
+        path: The run folder.
+        notice: Listening already.
+
+    Returns:
+        DONE after the last step, STOPPED after a notice.
+
+    Raises:
+        HsadmlError: What a user can repair; see :mod:`hsadml_dist.errors`.
+    """
+    run, topology = RunFolder(path), place()
+    notice.expect_end(job_end_time(), recipe.run.stop_lead_seconds)
+    feed = open_feed(recipe, topology)  # forks the loader's workers: no thread, group or device may exist before it
+    try:
+        threads = recipe.engine.threads or max(1, len(os.sched_getaffinity(0)) // topology.local_world_size)
+        torch.set_num_threads(threads)
+        facts = {"world_size": topology.world_size, "threads": threads}
+        entry = enter(run, topology, facts, recipe.run.timeout_seconds)
+        open_log(entry.attempt, topology.rank)
+        code = _attempt(recipe, run, feed, entry, notice)
+        entry.comm.close()
+        return code
+    finally:
+        feed.loader.close()
+
+
+def _attempt(recipe: Recipe, run: RunFolder, feed: Feed, entry: Entry, notice: Notice) -> ExitCode:
+    """Do this attempt's share of the training; whatever ends it is recorded."""
+    records = open_records(entry, recipe.run.tensorboard)
+    records.event("started", 0, world_size=entry.comm.topology.world_size, threads_at_fork=feed.loader.threads_at_fork)
+    try:
+        choice = choose_checkpoint(run, entry.comm)
+        network = build_network(recipe)
+        for layer in rank_dependent_layers(network):
+            log.warning("%s depends on how a batch is cut: results hold for this number of ranks only", layer)
+        learner = build_learner(recipe, network, len(feed.index.classes), entry.comm, feed.total_steps)
+        training = Training(
+            recipe=recipe, run=run, feed=feed, entry=entry, notice=notice, learner=learner, records=records
+        )
+        return training.go_on_from(choice)
+    except HsadmlError as fault:
+        records.event("failed", 0, reason=str(fault))
+        raise
+    finally:
+        records.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One attempt's parts, and the named steps that they go through."""
+
+    recipe: Recipe
+    run: RunFolder
+    feed: Feed
+    entry: Entry
+    notice: Notice
+    learner: Learner
+    records: Records
+
+    def go_on_from(self, choice: Choice) -> ExitCode:
+        """Load, train to the last step or a notice, save, judge."""
+        done = self._load(choice)
+        self._remember_parent(choice.name)
+        reached = self._do_steps(done + 1)
+        newest = self._save(reached) if reached > done else choice.name
+        if reached < self.feed.total_steps:
+            self._record_stop(reached)
+            return ExitCode.STOPPED
+        if self.recipe.evaluation.at_end and newest is not None:
+            self._judge(newest)
+        self.records.event("finished", reached)
+        return ExitCode.DONE
+
+    def _load(self, choice: Choice) -> int:
+        """Put the chosen checkpoint's state into place; return the number of steps done."""
+        for name, reason in choice.passed_over:
+            log.warning("checkpoint %s passed over: %s", name, reason)
+            self.records.event("fell_back", name.step, checkpoint=str(name), reason=reason)
+        if choice.name is None:
+            self._load_initial_weights()
+            return 0
+        state = read_checkpoint(self.run, choice.name)
+        self._check_same_data(state.progress)
+        self.learner.load(state.groups)
+        self.records.event("resumed", state.progress.step, checkpoint=str(choice.name))
+        return state.progress.step
+
+    def _load_initial_weights(self) -> None:
+        source = self.recipe.model.init_from
+        if source is None:
+            return
+        try:
+            self.learner.engine.model.load_state_dict(read_weights(Path(source)))
+        except RuntimeError as fault:  # names and shapes that do not fit, all of them in one text
+            problem = f"{source!r} does not fit {self.recipe.model.name!r}: {' '.join(str(fault).split())}"
+            raise ConfigError([Fault(where="recipe", key="model.init_from", problem=problem)]) from fault
+
+    def _check_same_data(self, saved: Progress) -> None:
+        if saved.data_digest != self.feed.index.digest:
+            problem = f"{self.recipe.data.shards!r} holds other samples than this run was started with"
+            raise ConfigError([Fault(where="recipe", key="data.shards", problem=problem)])
+        if saved.fingerprint != self.recipe.fingerprint():
+            raise CheckpointError(f"{self.run.path}: the checkpoint was written under other settings than config.yaml")
+
+    def _remember_parent(self, name: CheckpointName | None) -> None:
+        """Fix what this attempt builds on; a later commit by an earlier attempt is in nobody's line."""
+        if self.entry.comm.topology.is_first:
+            text = json.dumps({"checkpoint": None if name is None else str(name)})
+            replace_text(self.entry.attempt.parent, text + "\n")
+
+    def _do_steps(self, first: int) -> int:
+        """Do steps from ``first`` on; return the last one done."""
+        total = self.feed.total_steps
+        agreement = StopAgreement(self.entry.comm, self.notice)
+        stop_after = int(os.environ.get(STOP_AFTER, "0"))
+        self.records.begin(first - 1, total)
+        self.feed.loader.start(first, total)
+        for step in range(first, total + 1):
+            began = time.perf_counter()
+            batch = self.feed.loader.next(lambda: self.notice.received)
+            waited = time.perf_counter() - began
+            if agreement.decide(has_batch=batch is not None) is Decision.STOP or batch is None:
+                return step - 1
+            self._do_step(step, batch, began, waited)
+            if step == stop_after:
+                self.notice.deliver("requested")
+            if step % self.recipe.checkpoint.every == 0 and step < total:
+                self._save(step)
+        return total
+
+    def _do_step(self, step: int, batch: Batch, began: float, waited: float) -> None:
+        report = self.learner.step(step, batch)
+        epoch = self.feed.order.epoch_of(step)
+        row = StepRow(
+            step=step,
+            attempt=self.entry.attempt.number,
+            epoch=epoch,
+            loss=report.loss,
+            lr=report.lr,
+            grad_norm=report.grad_norm,
+            samples=self.recipe.train.global_batch,
+            step_seconds=time.perf_counter() - began,
+            data_wait_seconds=waited,
+        )
+        self.records.step(row)
+        if self.recipe.run.ledger:
+            keys = [key for part in self.entry.comm.gather(batch.keys) for key in part]
+            self.records.samples(step, epoch, keys)
+
+    def _judge(self, newest: CheckpointName) -> None:
+        reference = CheckpointRef(name=str(newest), step=newest.step, attempt=newest.attempt)
+        centres = self.learner.head.loss.centres.weight
+        weights = Weights(model=self.learner.engine.model, centre_CD=centres, checkpoint=reference)
+        judge_run(self.run.path, self.recipe, weights, self.entry.comm)
+
+    def _save(self, step: int) -> CheckpointName:
+        """Write a checkpoint; all ranks wait, so that they agree on whether it is there."""
+        state = TrainingState(groups=self.learner.state(), progress=self._progress(step))
+        fault = self._write(state) if self.entry.comm.topology.is_first else None
+        fault = self.entry.comm.share(fault)
+        if fault is not None:
+            raise fault
+        return CheckpointName(step, self.entry.attempt.number)
+
+    def _write(self, state: TrainingState) -> HsadmlError | None:
+        try:
+            name = write_checkpoint(self.run, self.entry.attempt, state)
+        except HsadmlError as fault:
+            return fault
+        self.records.event("checkpoint", state.progress.step, checkpoint=str(name))
+        prune(self.run, self.entry.attempt, self.recipe.checkpoint.keep, self.recipe.checkpoint.keep_every)
+        return None
+
+    def _progress(self, step: int) -> Progress:
+        return Progress(
+            step=step,
+            consumed=step * self.recipe.train.global_batch,
+            seed=self.recipe.train.seed,
+            fingerprint=self.recipe.fingerprint(),
+            data_digest=self.feed.index.digest,
+            world_size=self.entry.comm.topology.world_size,
+        )
+
+    def _record_stop(self, step: int) -> None:
+        noticed = self.entry.comm.gather(self.notice.signal_name)
+        reasons = [f"rank {rank}: {name}" for rank, name in enumerate(noticed) if name]
+        self.records.event("signal", step, noticed=reasons)
+        self.records.event("stopped", step)
