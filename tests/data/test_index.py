@@ -1,0 +1,159 @@
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from hsadml_dist.data.index import (
+    SampleRow,
+    ShardFile,
+    ShardIndex,
+    load_index,
+    samples_table,
+    table_digest,
+    write_index,
+)
+from hsadml_dist.errors import DataError
+
+
+def make_row(number: int, **changes) -> SampleRow:
+    row = SampleRow(
+        key=f"{number:016x}",
+        shard=number % 2,
+        members={"png": (512 + number, 100), "json": (2048 + number, 50)},
+        sha256="ab" * 32,
+        label=number % 3,
+        person=f"p{number // 2}",
+        exam=None,
+        fold=number % 5,
+    )
+    return replace(row, **changes)
+
+
+def make_index(rows) -> ShardIndex:
+    return ShardIndex(
+        classes=("a", "b", "ü"),
+        split_unit="person",
+        folds=5,
+        seed=0,
+        size=64,
+        digest=table_digest(samples_table(rows)),
+        shards=(ShardFile(name="shard-00000.tar", bytes=1, sha256="00"), ShardFile(name="x.tar", bytes=2, sha256="11")),
+        samples=tuple(rows),
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_index(tmp_path, make_index([make_row(number) for number in range(12)]))
+    return tmp_path
+
+
+def test_load_brings_back_what_was_written(folder):
+    index = load_index(folder)
+    assert index == make_index([make_row(number) for number in range(12)])
+    assert index.samples[3].members["png"] == (515, 100)
+    assert len(index) == 12
+
+
+def test_no_temporary_file_stays(folder):
+    assert sorted(path.name for path in folder.iterdir()) == ["index.json", "samples.jsonl"]
+
+
+def test_folds_inside_and_outside_make_the_whole(folder):
+    index = load_index(folder)
+    assert index.in_folds([0]) == (0, 5, 10)
+    assert index.in_folds([0, 1]) == (0, 1, 5, 6, 10, 11)
+    assert sorted(index.in_folds([0, 3]) + index.outside_folds([0, 3])) == list(range(12))
+    assert index.outside_folds([]) == tuple(range(12))
+
+
+@pytest.mark.parametrize("method", ["in_folds", "outside_folds"])
+def test_a_fold_that_is_not_there_is_refused(folder, method):
+    with pytest.raises(DataError, match=r"fold 5: .*allowed: 0, 1, 2, 3, 4"):
+        getattr(load_index(folder), method)([5])
+
+
+def test_the_digest_changes_with_any_row():
+    rows = [make_row(number) for number in range(4)]
+    digest = table_digest(samples_table(rows))
+    for change in ({"fold": 4}, {"label": 2}, {"sha256": "cd" * 32}, {"person": "q"}):
+        assert table_digest(samples_table([*rows[:3], replace(rows[3], **change)])) != digest
+
+
+def test_a_wrong_digest_is_not_written(tmp_path):
+    with pytest.raises(DataError, match="digest"):
+        write_index(tmp_path, replace(make_index([make_row(0)]), digest="00"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_index(tmp_path):
+    with pytest.raises(DataError, match=r"no index\.json"):
+        load_index(tmp_path)
+
+
+def test_missing_table(folder):
+    (folder / "samples.jsonl").unlink()
+    with pytest.raises(DataError, match=r"no samples\.jsonl"):
+        load_index(folder)
+
+
+@pytest.mark.parametrize("name", ["index.json", "samples.jsonl"])
+@pytest.mark.parametrize("keep", [0, 40, -1])
+def test_truncated(folder, name, keep):
+    path = folder / name
+    content = path.read_bytes().rstrip(b"\n")
+    path.write_bytes(content[:keep])
+    with pytest.raises(DataError, match=name) as caught:
+        load_index(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_changed_row_is_seen(folder):
+    path = folder / "samples.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"fold":0', b'"fold":1', 1))
+    with pytest.raises(DataError, match="SHA-256"):
+        load_index(folder)
+
+
+def test_another_schema_is_refused(folder):
+    path = folder / "index.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 99}))
+    with pytest.raises(DataError, match=r"schema 99.*reads 1"):
+        load_index(folder)
+
+
+def test_a_header_without_a_field_is_refused(folder):
+    path = folder / "index.json"
+    header = json.loads(path.read_text())
+    del header["split_unit"]
+    path.write_text(json.dumps(header))
+    with pytest.raises(DataError, match="schema 1"):
+        load_index(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"label": 3}, "label"),
+        ({"shard": 2}, "shard"),
+        ({"key": "no"}, "key"),
+        ({"fold": -1}, "fold"),
+        ({"members": {"png": (0, 1)}}, "members"),
+        ({"members": {"png": (-1, 1), "json": (0, 1)}}, "members"),
+        ({"person": 7}, "person"),
+    ],
+)
+def test_rows_that_no_reader_could_use_are_refused(tmp_path, change, field):
+    write_index(tmp_path, make_index([make_row(0), make_row(1, **change)]))
+    with pytest.raises(DataError, match=f"row 1 .*{field}"):
+        load_index(tmp_path)
+
+
+def test_reading_needs_neither_torch_nor_numpy(folder):
+    code = (
+        "import sys; from pathlib import Path; from hsadml_dist.data.index import load_index; "
+        f"load_index(Path({str(folder)!r})); print(sorted({{'torch', 'numpy', 'webdataset'}} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -1,0 +1,69 @@
+import json
+
+import pytest
+
+from hsadml_dist.data.sample import SampleMeta, is_key, member_name, split_member_name
+from hsadml_dist.errors import DataError
+
+META = SampleMeta(
+    key="0123456789abcdef",
+    class_name="glioma",
+    label=1,
+    person="aa11",
+    exam=None,
+    fold=3,
+    plane="axial",
+    spacing_mm=(0.5, 0.25),
+    shape=(256, 128),
+)
+
+
+def test_json_brings_back_the_same_value():
+    assert SampleMeta.from_json(META.to_json()) == META
+    assert SampleMeta.from_json(META.to_json().encode()) == META
+
+
+def test_json_of_a_volume_keeps_three_axes():
+    values = {**json.loads(META.to_json()), "shape": [8, 16, 16], "spacing_mm": None}
+    volume = SampleMeta.from_json(json.dumps(values))
+    assert (volume.shape, volume.spacing_mm) == ((8, 16, 16), None)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"schema": 2}, "schema 2"),
+        ({"label": -1}, "label"),
+        ({"label": True}, "label"),
+        ({"fold": "3"}, "fold"),
+        ({"key": "../../etc"}, "key"),
+        ({"shape": []}, "shape"),
+        ({"shape": [0, 4]}, "shape"),
+        ({"spacing_mm": [0.0, 1.0]}, "spacing_mm"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_wrong_json_is_refused_by_name(change, text):
+    with pytest.raises(DataError, match=text):
+        SampleMeta.from_json(json.dumps({**json.loads(META.to_json()), **change}))
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"schema":1', '{"schema":1}', b"\xff\xfe"])
+def test_what_is_no_sample_is_refused(text):
+    with pytest.raises(DataError):
+        SampleMeta.from_json(text)
+
+
+def test_member_names_go_both_ways():
+    for member in ("png", "json", "mask.png"):
+        assert split_member_name(member_name(META.key, member)) == (META.key, member)
+
+
+@pytest.mark.parametrize("name", ["0123456789abcdef.jpg", "0123456789ABCDEF.png", "short.png", "0123456789abcdef", ""])
+def test_foreign_member_names_are_refused(name):
+    with pytest.raises(DataError):
+        split_member_name(name)
+
+
+def test_key_length():
+    assert [is_key("a" * length) for length in (15, 16, 64, 65)] == [False, True, True, False]
