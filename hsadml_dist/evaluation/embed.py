@@ -5,15 +5,31 @@ Shapes: N slices of this rank, B slices of one batch, D components, P pixels of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from hsadml_dist.data.loader import Batch
+from hsadml_dist.data.index import ShardIndex
+from hsadml_dist.data.reader import ShardReader
+from hsadml_dist.data.transforms import Preparation
 from hsadml_dist.evaluation.control import SIDE, thumbnails
 from hsadml_dist.topology import Topology
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slices:
+    """A batch to be judged.
+
+    Attributes:
+        image_B1HW: The network's input, fp32.
+        thumbnail_BP: For the raw-pixel control, uint8; from the stored pixels, whatever size the network sees.
+    """
+
+    image_B1HW: torch.Tensor
+    thumbnail_BP: torch.Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +55,30 @@ def rank_positions(positions: Sequence[int], batch: int, topology: Topology) -> 
     return positions[part.start * batch : part.stop * batch]
 
 
+def slices(
+    shards: Path, index: ShardIndex, positions: Sequence[int], *, image_size: int, batch: int
+) -> Iterator[Slices]:
+    """Yield the slices at ``positions`` of the index, without augmentation, in that order, ``batch`` at a time.
+
+    Raises:
+        DataError: A shard is missing or damaged.
+    """
+    reader, prepare = ShardReader(shards, index), Preparation(image_size)
+    for start in range(0, len(positions), batch):
+        pixels = [reader.image(position) for position in positions[start : start + batch]]
+        small = [thumbnails(torch.from_numpy(image.astype("float32"))[None, None]) for image in pixels]
+        yield Slices(
+            image_B1HW=torch.stack([prepare(image) for image in pixels]).float(), thumbnail_BP=torch.cat(small)
+        )
+
+
 @torch.no_grad()
-def embed(model: nn.Module, batches: Iterable[Batch], *, embedding_dim: int, device: torch.device) -> Embedded:
+def embed(model: nn.Module, batches: Iterable[Slices], *, embedding_dim: int, device: torch.device) -> Embedded:
     """Return embeddings and thumbnails of all batches, in their order.
 
     Args:
         model: Maps images (B, 1, H, W) to embeddings (B, D), on ``device``; its training mode is restored afterwards.
-        batches: Images (B, 1, H, W), in order; there may be none.
+        batches: There may be none.
         embedding_dim: D.
         device: Where the model is.
     """
@@ -56,9 +89,8 @@ def embed(model: nn.Module, batches: Iterable[Batch], *, embedding_dim: int, dev
     model.eval()
     try:
         for batch in batches:
-            image = batch.image.to(device)
-            embeddings.append(model(image.to(dtype)))
-            small.append(thumbnails(image))
+            embeddings.append(model(batch.image_B1HW.to(device, dtype)))
+            small.append(batch.thumbnail_BP.to(device))
     finally:
         model.train(was_training)
     return Embedded(emb_ND=torch.cat(embeddings), thumbnail_NP=torch.cat(small))

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from hsadml_dist.errors import DataError
@@ -28,12 +26,12 @@ class CheckpointRef:
     """The weights that were judged.
 
     Attributes:
-        name: The checkpoint's folder name; None where the weights were judged from memory.
+        name: The checkpoint's folder name.
         step: The training step after which they were taken.
         attempt: The attempt that wrote them.
     """
 
-    name: str | None
+    name: str
     step: int
     attempt: int
 
@@ -192,16 +190,6 @@ def judge(setting: Setting, said: Predictions, *, test: People, references: Peop
         intervals=_intervals(said, test, len(setting.classes), resamples),
         confusion=tuple(tuple(int(count) for count in row) for row in table),
     )
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8 so that a reader sees the old file or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _intervals(said: Predictions, test: People, classes: int, resamples: int) -> Intervals:

@@ -134,7 +134,7 @@ def provenance(result: Mapping[str, Any]) -> Table:
     """Return the table that says where the figures come from."""
     checkpoint = result["checkpoint"]
     rows = (
-        ("weights", f"{checkpoint['name'] or 'in memory'}, step {checkpoint['step']}, attempt {checkpoint['attempt']}"),
+        ("weights", f"{checkpoint['name']}: step {checkpoint['step']}, attempt {checkpoint['attempt']}"),
         ("chosen by", result["chosen_by"]),
         ("network", result["model"]),
         ("loss", result["loss"]),

@@ -1,0 +1,241 @@
+"""From weights to ``result.json`` and ``report.html``: at the end of a training, and afterwards from its folder.
+
+Shapes: N slices of all ranks, D components, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from hsadml_dist.checkpoint.layout import CheckpointName, committed, lineage, parents, read_progress
+from hsadml_dist.checkpoint.load import load_inference_state
+from hsadml_dist.comm import Comm, SoloComm, device_for
+from hsadml_dist.config import Recipe
+from hsadml_dist.config.io import load_recipe
+from hsadml_dist.data.index import ShardIndex, load_index
+from hsadml_dist.engine.ddp import placed
+from hsadml_dist.engine.learner import Learner, build_network
+from hsadml_dist.errors import CheckpointError, ConfigError, DataError, Fault
+from hsadml_dist.evaluation.control import nearest_pixels_distributed
+from hsadml_dist.evaluation.embed import Embedded, embed, rank_positions, slices
+from hsadml_dist.evaluation.knn import nearest, nearest_distributed
+from hsadml_dist.evaluation.result import CheckpointRef, People, Predictions, Result, Setting, judge
+from hsadml_dist.evaluation.scores import Ints
+from hsadml_dist.run.folder import RunFolder, replace_text
+from hsadml_dist.run.merged import merged_metrics
+from hsadml_dist.topology import Topology
+
+LAST_STEP = "last step"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """What is judged.
+
+    Attributes:
+        model: The bare network, on the ranks' device.
+        centre_CD: All class centres, on the same device.
+        checkpoint: Where they are kept.
+        chosen_by: How these weights were chosen among all that the training went through.
+    """
+
+    model: nn.Module
+    centre_CD: torch.Tensor
+    checkpoint: CheckpointRef
+    chosen_by: str = LAST_STEP
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Which slices are judged and which serve as references.
+
+    Attributes:
+        shards: Folder of the shards.
+        index: Its index.
+        fold: The fold that is judged.
+        test: Positions of its slices.
+        references: Positions of the training folds' slices.
+    """
+
+    shards: Path
+    index: ShardIndex
+    fold: int
+    test: tuple[int, ...]
+    references: tuple[int, ...]
+
+    def labels(self, positions: Sequence[int]) -> Ints:
+        """Return the classes, int64, of the slices at ``positions``."""
+        return np.array([self.index.samples[position].label for position in positions], dtype=np.int64)
+
+    def people(self, positions: Sequence[int]) -> People:
+        """Return whose slices those at ``positions`` are."""
+        rows = [self.index.samples[position] for position in positions]
+        return People(persons=[row.person for row in rows], exams=[row.exam for row in rows])
+
+
+def judge_run(run: Path, recipe: Recipe, index: ShardIndex, learner: Learner, comm: Comm) -> Result:
+    """Judge a training by its present weights and write ``result.json`` and ``report.html``; all ranks take part.
+
+    Args:
+        run: The run folder; its newest checkpoint holds the learner's weights.
+        recipe: The run's settings.
+        index: The index of the recipe's shards.
+        learner: Backbone and centres after the last step.
+        comm: The ranks.
+
+    Raises:
+        CheckpointError: The run has no checkpoint yet.
+        DataError: Shards that cannot be read, folds that leave nothing to compare with, or a diverged model.
+    """
+    weights = Weights(
+        model=learner.engine.model,
+        centre_CD=learner.head.state()["centres"]["weight"],
+        checkpoint=_newest(RunFolder(run), comm),
+    )
+    split = split_of(Path(recipe.data.shards), index, recipe.data.fold, _unseen(recipe))
+    result, test_ND = _judged(recipe, weights, split, comm)
+    if comm.topology.is_first:
+        _write(run, result, test_ND, split, weights.centre_CD)
+    return result
+
+
+def evaluate_run(run: Path, shards: Path | None = None, fold: int | None = None) -> dict[str, Any]:
+    """Judge the newest checkpoint of a run that verifies, in this process alone; returns ``result.json`` as a dict.
+
+    The run's files are written only if this is the run's own verdict: the samples it was trained on, wherever their
+    shards lie now, and its own test fold.
+
+    Args:
+        run: The run folder.
+        shards: Other shards than the recipe's, or the same ones moved; none: the recipe's.
+        fold: The fold to judge; none: the recipe's test fold.
+
+    Raises:
+        CheckpointError: No checkpoint verifies.
+        ConfigError: A fold that the run has seen in training.
+        DataError: Shards that cannot be read, or classes that are not the run's.
+    """
+    recipe = load_recipe(RunFolder(run).config).recipe
+    comm = SoloComm(device_for(Topology()))
+    weights, trained_on = _loaded(RunFolder(run), recipe, comm.device)
+    folder = shards or Path(recipe.data.shards)
+    index, fold = load_index(folder), recipe.data.fold if fold is None else fold
+    own = index.digest == trained_on
+    _check_classes(folder, index, len(weights.centre_CD))
+    if own:
+        _check_unseen(recipe, fold)
+    split = split_of(folder, index, fold, _unseen(recipe) if own else [fold])
+    result, test_ND = _judged(recipe, weights, split, comm)
+    if own and fold == recipe.data.fold:
+        _write(run, result, test_ND, split, weights.centre_CD)
+    return result.to_dict()
+
+
+def split_of(shards: Path, index: ShardIndex, fold: int, held: Sequence[int]) -> Split:
+    """Return the slices of ``fold`` as the test and those of the folds that are not ``held`` as references.
+
+    Raises:
+        DataError: No such fold, or no fold left to refer to.
+    """
+    references = index.outside_folds(held)
+    if not references:
+        names = ", ".join(map(str, sorted(held)))
+        raise DataError(f"{shards}: all folds are held out ({names}): no training fold is left to find neighbours in")
+    return Split(shards=shards, index=index, fold=fold, test=index.in_folds([fold]), references=references)
+
+
+def _unseen(recipe: Recipe) -> list[int]:
+    return [fold for fold in (recipe.data.fold, recipe.data.val_fold) if fold is not None]
+
+
+def _newest(run: RunFolder, comm: Comm) -> CheckpointRef:
+    """Return the newest checkpoint in the run's line, as rank 0 sees it."""
+    line = comm.share(lineage(committed(run), parents(run)))
+    if not line:
+        raise CheckpointError(f"{run.path}: there is no checkpoint; a verdict names the weights that it is about")
+    return _reference(line[0])
+
+
+def _reference(name: CheckpointName) -> CheckpointRef:
+    return CheckpointRef(name=str(name), step=name.step, attempt=name.attempt)
+
+
+def _loaded(run: RunFolder, recipe: Recipe, device: torch.device) -> tuple[Weights, str]:
+    """Return the newest good weights and the digest of the samples they were trained on."""
+    state = load_inference_state(run)
+    network = build_network(recipe)
+    network.load_state_dict(state.model)
+    model = placed(network, device, recipe.engine.precision)
+    weights = Weights(model=model, centre_CD=state.centres.to(device), checkpoint=_reference(state.name))
+    return weights, read_progress(run.checkpoints / str(state.name)).data_digest
+
+
+def _check_classes(shards: Path, index: ShardIndex, learnt: int) -> None:
+    if len(index.classes) != learnt:
+        raise DataError(f"{shards}: {len(index.classes)} classes, the run has learnt {learnt}: other classes than its")
+
+
+def _check_unseen(recipe: Recipe, fold: int) -> None:
+    if fold not in _unseen(recipe):
+        allowed = ", ".join(map(str, _unseen(recipe)))
+        problem = f"{fold} was read in training by this run, a verdict on it means nothing; allowed: {allowed}"
+        raise ConfigError([Fault(where="command line", key="fold", problem=problem)])
+
+
+def _judged(recipe: Recipe, weights: Weights, split: Split, comm: Comm) -> tuple[Result, torch.Tensor]:
+    """Return the verdict and the embeddings of all test slices (N, D), the same on all ranks."""
+    test, references = (_embedded(recipe, weights, split, part, comm) for part in (split.test, split.references))
+    block = recipe.evaluation.block
+    reference_labels = split.labels(split.references)
+    _, neighbour = nearest_distributed(test.emb_ND, references.emb_ND, comm, k=1, block=block)
+    alike = nearest_pixels_distributed(test.thumbnail_NP, references.thumbnail_NP, comm, block=block)
+    test_ND = comm.gather_rows(test.emb_ND)
+    _, centre = nearest(test_ND, weights.centre_CD.detach().to(test_ND.dtype), k=1, block=block)
+    said = Predictions(
+        label_N=split.labels(split.test),
+        knn_N=reference_labels[neighbour[:, 0].cpu().numpy()],
+        head_N=centre[:, 0].cpu().numpy(),
+        pixel_N=reference_labels[alike.cpu().numpy()],
+    )
+    people = {"test": split.people(split.test), "references": split.people(split.references)}
+    setting = _setting(recipe, weights, split, comm)
+    return judge(setting, said, **people, resamples=recipe.evaluation.resamples), test_ND
+
+
+def _embedded(recipe: Recipe, weights: Weights, split: Split, positions: Sequence[int], comm: Comm) -> Embedded:
+    batch = recipe.evaluation.batch
+    mine = rank_positions(positions, batch, comm.topology)
+    batches = slices(split.shards, split.index, mine, image_size=recipe.data.image_size, batch=batch)
+    return embed(weights.model, batches, embedding_dim=recipe.model.embedding_dim, device=comm.device)
+
+
+def _setting(recipe: Recipe, weights: Weights, split: Split, comm: Comm) -> Setting:
+    return Setting(
+        split_unit=split.index.split_unit,
+        classes=split.index.classes,
+        fold=split.fold,
+        checkpoint=weights.checkpoint,
+        chosen_by=weights.chosen_by,
+        seed=recipe.train.seed,
+        loss=recipe.loss.name,
+        model=recipe.model.name,
+        world_size=comm.topology.world_size,
+        data_digest=split.index.digest,
+    )
+
+
+def _write(run: Path, result: Result, test_ND: torch.Tensor, split: Split, centre_CD: torch.Tensor) -> None:
+    # Imported by the one rank that draws: matplotlib takes a second and 60 MB.
+    from hsadml_dist.report.html import write_report
+    from hsadml_dist.report.sphere import view
+
+    replace_text(RunFolder(run).result, result.to_json())
+    emb_ND, centres = (rows.detach().cpu().double().numpy() for rows in (test_ND, centre_CD))
+    write_report(run, result.to_dict(), merged_metrics(run), view(emb_ND, split.labels(split.test), centres))
