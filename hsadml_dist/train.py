@@ -21,8 +21,7 @@ from hsadml_dist.data.feed import Feed, open_feed
 from hsadml_dist.data.loader import Batch
 from hsadml_dist.engine.learner import Learner, build_learner, build_network
 from hsadml_dist.errors import CheckpointError, ConfigError, ExitCode, Fault, HsadmlError
-from hsadml_dist.evaluation.result import CheckpointRef
-from hsadml_dist.evaluation.verdict import Weights, judge_run
+from hsadml_dist.evaluation.verdict import judge_run
 from hsadml_dist.models import rank_dependent_layers
 from hsadml_dist.run.entry import Entry, enter
 from hsadml_dist.run.folder import RunFolder, replace_text
@@ -105,12 +104,13 @@ class Training:
         done = self._load(choice)
         self._remember_parent(choice.name)
         reached = self._do_steps(done + 1)
-        newest = self._save(reached) if reached > done else choice.name
+        if reached > done:
+            self._save(reached)
         if reached < self.feed.total_steps:
             self._record_stop(reached)
             return ExitCode.STOPPED
-        if self.recipe.evaluation.at_end and newest is not None:
-            self._judge(newest)
+        if self.recipe.evaluation.at_end:
+            judge_run(self.run.path, self.recipe, self.feed.index, self.learner, self.entry.comm)
         self.records.event("finished", reached)
         return ExitCode.DONE
 
@@ -190,20 +190,13 @@ class Training:
             keys = [key for part in self.entry.comm.gather(batch.keys) for key in part]
             self.records.samples(step, epoch, keys)
 
-    def _judge(self, newest: CheckpointName) -> None:
-        reference = CheckpointRef(name=str(newest), step=newest.step, attempt=newest.attempt)
-        centres = self.learner.head.loss.centres.weight
-        weights = Weights(model=self.learner.engine.model, centre_CD=centres, checkpoint=reference)
-        judge_run(self.run.path, self.recipe, weights, self.entry.comm)
-
-    def _save(self, step: int) -> CheckpointName:
+    def _save(self, step: int) -> None:
         """Write a checkpoint; all ranks wait, so that they agree on whether it is there."""
         state = TrainingState(groups=self.learner.state(), progress=self._progress(step))
         fault = self._write(state) if self.entry.comm.topology.is_first else None
         fault = self.entry.comm.share(fault)
         if fault is not None:
             raise fault
-        return CheckpointName(step, self.entry.attempt.number)
 
     def _write(self, state: TrainingState) -> HsadmlError | None:
         try:
