@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import sys
-import traceback
 from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
 
-from hsadml_dist.errors import ExitCode, HsadmlError, nearest
-from hsadml_dist.launch.extras import needs_extra
+from hsadml_dist.errors import UsageError, nearest
+from hsadml_dist.launch.ending import guarded
 
 COMMANDS = (
     ("shards", "shards:app", "Turn images into shards that training reads; check and list them."),
@@ -51,27 +51,19 @@ def build_app() -> App:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code. Errors become text on stderr, defects a traceback."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    return guarded(lambda: _run(words))
+
+
+def _run(words: Sequence[str]) -> int | None:
     try:
-        result = build_app()(sys.argv[1:] if arguments is None else list(arguments))
-        return int(result or ExitCode.DONE)
+        return build_app()(words)
     except CycloptsError as fault:
-        return _complain(usage_problem(fault), ExitCode.USAGE)
-    except HsadmlError as fault:
-        return _complain(str(fault), fault.exit_code)
-    except ModuleNotFoundError as fault:
-        if needs_extra(fault):
-            return _complain(needs_extra(fault), ExitCode.USER)
-        traceback.print_exc()
-        return ExitCode.INTERNAL
-    except KeyboardInterrupt:
-        return _complain("interrupted", ExitCode.USER)
+        raise UsageError(usage_problem(fault)) from fault
     except BrokenPipeError:
-        # The reader (head, less) has seen enough; Python would complain once more when it flushes.
-        sys.stdout = None
-        return ExitCode.DONE
-    except Exception:  # noqa: BLE001  the process ends here, and its code must say that this is a defect
-        traceback.print_exc()
-        return ExitCode.INTERNAL
+        # The reader (head, less) has seen enough; at its exit Python would write once more and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return None
 
 
 def usage_problem(fault: CycloptsError) -> str:
@@ -82,8 +74,3 @@ def usage_problem(fault: CycloptsError) -> str:
         word = fault.unused_tokens[0]
         return f"no command {word!r}; commands: {', '.join(names)}" + nearest(word, names)
     return f"{' '.join(str(fault).split())} (see --help)"
-
-
-def _complain(text: str, code: ExitCode) -> int:
-    print(f"hsadml: {text}", file=sys.stderr)
-    return code
