@@ -1,0 +1,46 @@
+import csv
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hsadml_dist.shards.identity import load_key
+
+CLASSES = ("glioma", "meningioma", "pituitary")
+
+
+@pytest.fixture(scope="session")
+def key(tmp_path_factory):
+    return load_key(tmp_path_factory.mktemp("key") / "id.key")
+
+
+@pytest.fixture(scope="session")
+def table(tmp_path_factory):
+    """A CSV over generated JPEGs: 12 persons of 1 to 4 slices, three classes, telltale names everywhere."""
+    folder = tmp_path_factory.mktemp("table")
+    (folder / "pictures").mkdir()
+    rows = []
+    for person in range(12):
+        for slice_ in range(1 + person % 4):
+            name = f"pictures/SECRETFILE-{person}-{slice_}.jpg"
+            exif = Image.Exif()
+            exif[0x010E] = f"SECRETEXIF-{person}"
+            pixels = np.random.default_rng([person, slice_]).integers(0, 256, (40, 48), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name, quality=90, exif=exif)
+            rows.append([name, CLASSES[person % 3], f"SECRETPERSON-{person}", f"SECRETEXAM-{slice_ // 2}", "axial"])
+    with open(folder / "list.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["file", "class", "person", "exam", "plane"], *rows])
+    return folder / "list.csv"
+
+
+@pytest.fixture
+def small_table(tmp_path):
+    """Write a CSV of given rows beside one image ``a.png``; returns a function from lines to the CSV's path."""
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "a.png")
+
+    def write(*lines: str):
+        path = tmp_path / "small.csv"
+        path.write_text("\n".join(lines) + "\n")
+        return path
+
+    return write

@@ -1,0 +1,145 @@
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hsadml_dist.errors import DataError, UsageError
+from hsadml_dist.shards.sources.table import TableSource
+
+
+def test_columns_by_their_usual_names(table):
+    records = TableSource(table=table).records()
+    assert len(records) == 30
+    assert records[1].class_name == "meningioma"
+    assert (records[1].person, records[1].exam, records[1].plane, records[1].fold) == (
+        "SECRETPERSON-1",
+        "SECRETEXAM-0",
+        "axial",
+        None,
+    )
+
+
+def test_identity_and_place_name_the_row_and_no_file(table):
+    for number, record in enumerate(TableSource(table=table).records(), start=1):
+        assert record.identity == record.where == f"row {number}"
+
+
+def test_pixels_come_back_as_stored(small_table):
+    source = TableSource(table=small_table("file,class,person", "a.png,x,p"))
+    pixels = source.read(source.records()[0])
+    np.testing.assert_array_equal(pixels.image, np.arange(64, dtype=np.uint8).reshape(8, 8))
+    assert pixels.mask is None
+
+
+@pytest.mark.parametrize("extension", [".jpg", ".jpeg", ".png", ".tif"])
+def test_names_without_extension_are_found(tmp_path, extension):
+    (tmp_path / "images").mkdir()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "images" / f"17{extension}")
+    (tmp_path / "t.csv").write_text("index,class\n17,x\n")
+    source = TableSource(table=tmp_path / "t.csv", images=tmp_path / "images", columns={"file": "index"})
+    assert source.read(source.records()[0]).image.shape == (8, 8)
+
+
+def test_where_takes_rows_and_keeps_their_numbers(small_table):
+    path = small_table("file,class,there", "a.png,x,0", "a.png,y,1", "a.png,z,0", "a.png,w,1")
+    records = TableSource(table=path, where={"there": "1"}).records()
+    assert [(record.identity, record.class_name) for record in records] == [("row 2", "y"), ("row 4", "w")]
+
+
+def test_fold_and_mask_columns_are_read(small_table, tmp_path):
+    Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(tmp_path / "m.png")
+    source = TableSource(table=small_table("file,class,f,mask", "a.png,x,3,m.png", "a.png,x,0,"), columns={"fold": "f"})
+    first, second = source.records()
+    assert (first.fold, second.fold) == (3, 0)
+    assert source.read(first).mask.sum() == 8 * 255
+    assert source.read(second).mask is None
+
+
+def test_a_fold_column_of_another_name_is_left_alone(small_table):
+    (record,) = TableSource(table=small_table("file,class,author_fold", "a.png,x,3")).records()
+    assert record.fold is None
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "1", "I;16", "I", "F"])
+def test_every_usual_mode_becomes_one_plane(tmp_path, mode):
+    if mode == "I;16":
+        image = Image.fromarray(np.full((8, 8), 300, np.uint16))
+    else:
+        image = Image.fromarray(np.full((8, 8), 255, np.uint8)).convert(mode)
+    image.save(tmp_path / "a.tif")
+    (tmp_path / "t.csv").write_text("file,class\na,x\n")
+    source = TableSource(table=tmp_path / "t.csv")
+    pixels = source.read(source.records()[0]).image
+    assert pixels.shape == (8, 8)
+    assert (pixels == (300 if mode == "I;16" else 255)).all()
+
+
+@pytest.mark.parametrize(
+    ("lines", "options", "kind", "text"),
+    [
+        (["file,clas", "a.png,x"], {}, DataError, r"no column 'class' \(did you mean 'clas'\?\).*--columns class=NAME"),
+        (["name,class", "a.png,x"], {}, DataError, r"no column 'file'.*it has: name, class"),
+        (["file,class", "a.png,x"], {"columns": {"person": "pers"}}, DataError, r"--columns person=pers: .*'pers'"),
+        (["file,class", "a.png,x"], {"columns": {"persn": "file"}}, UsageError, r"'persn'.*mean 'person'"),
+        (["file,class", "a.png,x"], {"where": {"clas": "x"}}, DataError, r"--where clas=x: .*mean 'class'"),
+        (["file,class", "a.png,x"], {"where": {"class": "y"}}, DataError, r"1 rows and none with class=y"),
+        (["file,class"], {}, DataError, r"0 rows"),
+        ([""], {}, DataError, r"no column 'file'"),
+        (["file,class", "a.png,x", "a.png,"], {}, DataError, r"row 2: column 'class' is empty"),
+        (["file,class,fold", "a.png,x,1.5"], {}, DataError, r"row 1: fold '1.5'"),
+        (["file,class,fold", "a.png,x,"], {}, DataError, r"row 1: fold ''"),
+        (["file,class,plane", "a.png,x,axal"], {}, DataError, r"plane 'axal': allowed: axial.*mean 'axial'"),
+        (["file,class,file", "a.png,x,b"], {}, DataError, r"column twice"),
+    ],
+)
+def test_faults_of_the_table_are_one_clear_line(small_table, lines, options, kind, text):
+    with pytest.raises(kind, match=text) as caught:
+        TableSource(table=small_table(*lines), **options).records()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xd8\xff\xe0 no picture", b"plain text"])
+def test_images_that_cannot_be_read_are_named_by_row(small_table, tmp_path, content):
+    path = small_table("file,class", "a.png,x", "SECRETNAME.jpg,x")
+    if content is not None:
+        (tmp_path / "SECRETNAME.jpg").write_bytes(content)
+    source = TableSource(table=path)
+    with pytest.raises(DataError, match="row 2: its image") as caught:
+        source.read(source.records()[1])
+    assert "SECRETNAME" not in str(caught.value)
+
+
+def test_a_truncated_image_is_refused(small_table, tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)).save(tmp_path / "b.jpg")
+    (tmp_path / "b.jpg").write_bytes((tmp_path / "b.jpg").read_bytes()[:900])
+    source = TableSource(table=small_table("file,class", "b.jpg,x"))
+    with pytest.raises(DataError, match="row 1: its image cannot be decoded"):
+        source.read(source.records()[0])
+
+
+def test_a_mask_of_another_shape_is_refused(small_table, tmp_path):
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "m.png")
+    source = TableSource(table=small_table("file,class,mask", "a.png,x,m.png"))
+    with pytest.raises(DataError, match=r"row 1: the mask is \(4, 4\)"):
+        source.read(source.records()[0])
+
+
+def test_no_table(tmp_path):
+    with pytest.raises(DataError, match="cannot be read: No such file"):
+        TableSource(table=tmp_path / "none.csv").records()
+
+
+def test_a_picture_is_no_table(tmp_path):
+    (tmp_path / "t.csv").write_bytes(b"\x89PNG\xff\xfe\x00")
+    with pytest.raises(DataError, match="no CSV in UTF-8"):
+        TableSource(table=tmp_path / "t.csv").records()
+
+
+def test_fingerprint_follows_table_options_and_images(small_table, tmp_path):
+    path = small_table("file,class", "a.png,x")
+    first = TableSource(table=path).fingerprint()
+    assert TableSource(table=path).fingerprint() == first
+    assert TableSource(table=path, where={"class": "x"}).fingerprint() != first
+    os.utime(tmp_path / "a.png", ns=(1, 1))
+    assert TableSource(table=path).fingerprint() != first

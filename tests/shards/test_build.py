@@ -1,0 +1,214 @@
+import hashlib
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import tarfile
+import time
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hsadml_dist.data.index import load_index
+from hsadml_dist.data.sample import SampleMeta
+from hsadml_dist.errors import DataError, UsageError
+from hsadml_dist.shards.build import BuildOptions, build, class_order
+from hsadml_dist.shards.sources.phantom import PhantomSource
+from hsadml_dist.shards.sources.table import TableSource
+from hsadml_dist.shards.verify import verify
+
+OPTIONS = BuildOptions(samples_per_shard=4, size=32, folds=4)
+
+
+def quiet(done: int, total: int) -> None:
+    del done, total
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def built(table, key, tmp_path_factory):
+    out = tmp_path_factory.mktemp("built") / "shards"
+    report = build(TableSource(table=table), out, OPTIONS, key, 1, quiet)
+    return out, report
+
+
+def test_what_is_written_verifies_and_loads(built):
+    out, report = built
+    assert verify(out) == ()
+    assert load_index(out) == report.index
+    assert report.index.classes == ("glioma", "meningioma", "pituitary")
+    assert (len(report.index), report.index.folds, report.index.split_unit) == (30, 4, "person")
+    assert not list(out.parent.glob(".*"))
+    assert not list(out.glob(".*"))
+
+
+def test_two_workers_write_the_same_bytes(built, table, key, tmp_path):
+    out, _ = built
+    build(TableSource(table=table), tmp_path / "two", OPTIONS, key, 2, quiet)
+    assert contents(tmp_path / "two") == contents(out)
+
+
+def test_another_key_renames_all_and_changes_no_fold_order_or_pixel(built, table, tmp_path):
+    from hsadml_dist.shards.identity import load_key
+
+    _, report = built
+    other = build(TableSource(table=table), tmp_path / "o", OPTIONS, load_key(tmp_path / "key"), 1, quiet).index
+    assert not {row.key for row in other.samples} & {row.key for row in report.index.samples}
+    assert not {row.person for row in other.samples} & {row.person for row in report.index.samples}
+    assert [(row.sha256, row.fold) for row in other.samples] == [(row.sha256, row.fold) for row in report.index.samples]
+
+
+def test_no_person_straddles_folds(built):
+    folds = defaultdict(set)
+    for row in built[1].index.samples:
+        folds[row.person].add(row.fold)
+    assert len(folds) == 12
+    assert all(len(own) == 1 for own in folds.values())
+
+
+def test_nothing_of_the_input_is_in_clear(built, table):
+    out, _ = built
+    names = [b"SECRET", b"pictures", str(table.parent).encode(), b"list.csv", os.fsencode(table.parent.name)]
+    for path in out.rglob("*"):
+        content = path.read_bytes() + os.fsencode(path.name)
+        assert not [name for name in names if name.lower() in content.lower()]
+    assert b"SECRETEXIF" in (table.parent / "pictures" / "SECRETFILE-0-0.jpg").read_bytes()
+
+
+def test_offsets_lead_to_the_image_without_tarfile(built, table):
+    out, report = built
+    row = next(row for row in report.index.samples if row.label == 1)
+    content = (out / report.index.shards[row.shard].name).read_bytes()
+    offset, size = row.members["json"]
+    meta = SampleMeta.from_json(content[offset : offset + size])
+    assert (meta.key, meta.class_name, meta.plane, meta.shape) == (row.key, "meningioma", "axial", (32, 32))
+    offset, size = row.members["png"]
+    (out.parent / "one.png").write_bytes(content[offset : offset + size])
+    image = np.asarray(Image.open(out.parent / "one.png"))
+    assert image.dtype == np.uint16 and image.shape == (32, 32) and len(np.unique(image)) > 256
+
+
+def test_members_are_webdataset_groups_with_fixed_owner_and_time(built):
+    out, report = built
+    with tarfile.open(out / report.index.shards[0].name) as tar:
+        infos = tar.getmembers()
+    assert {(info.uname, info.gname, info.uid, info.gid, info.mtime, info.mode) for info in infos} == {
+        ("hsadml", "hsadml", 0, 0, 0, 0o444)
+    }
+    keys = [info.name.split(".")[0] for info in infos]
+    assert keys == [key for row in report.index.samples if row.shard == 0 for key in [row.key, row.key]]
+
+
+def test_masks_and_spacing_are_stored(key, tmp_path):
+    report = build(PhantomSource(patients=4, seed=0, size=32), tmp_path / "p", OPTIONS, key, 1, quiet)
+    assert verify(tmp_path / "p") == ()
+    assert all("mask.png" in row.members for row in report.index.samples)
+    row = report.index.samples[0]
+    offset, size = row.members["json"]
+    content = (tmp_path / "p" / report.index.shards[row.shard].name).read_bytes()
+    assert SampleMeta.from_json(content[offset : offset + size]).spacing_mm == (7.5, 7.5)
+
+
+def test_a_filled_folder_is_left_alone(table, key, tmp_path):
+    (tmp_path / "mine").write_text("dear")
+    with pytest.raises(DataError, match="not empty"):
+        build(TableSource(table=table), tmp_path, OPTIONS, key, 1, quiet)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_an_empty_folder_is_filled(table, key, tmp_path):
+    (tmp_path / "out").mkdir()
+    build(TableSource(table=table), tmp_path / "out", OPTIONS, key, 1, quiet)
+    assert verify(tmp_path / "out") == ()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_bad_image_ends_the_build_and_nothing_appears(small_table, key, tmp_path, workers):
+    (tmp_path / "bad.jpg").write_bytes(b"no picture")
+    lines = [f"{'bad.jpg' if n == 5 else 'a.png'},x,{n}" for n in range(8)]
+    source = TableSource(table=small_table("file,class,person", *lines))
+    options = replace(OPTIONS, samples_per_shard=1)
+    with pytest.raises(DataError, match="row 6: its image cannot be decoded"):
+        build(source, tmp_path / "out", options, key, workers, quiet)
+    assert not (tmp_path / "out").exists()
+
+
+def test_repeated_images_and_torn_persons_are_counted(small_table, key, tmp_path):
+    source = TableSource(table=small_table("file,class,person", "a.png,x,1", "a.png,y,1", "a.png,x,2"))
+    report = build(source, tmp_path / "out", replace(OPTIONS, folds=2), key, 1, quiet)
+    assert (report.persons_in_two_classes, report.repeated_images, report.repeats_across_folds) == (1, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "workers", "text"),
+    [
+        (replace(OPTIONS, size=4), 1, "--size 4: allowed: 8"),
+        (replace(OPTIONS, size=9999), 1, "--size 9999"),
+        (replace(OPTIONS, samples_per_shard=0), 1, "--samples-per-shard 0"),
+        (OPTIONS, 0, "--workers 0"),
+    ],
+)
+def test_options_out_of_range(table, key, tmp_path, options, workers, text):
+    with pytest.raises(UsageError, match=text):
+        build(TableSource(table=table), tmp_path / "out", options, key, workers, quiet)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_labels_follow_number_or_alphabet():
+    assert class_order(["b", "a", "b"]) == ("a", "b")
+    assert class_order(["10", "9", "2"]) == ("2", "9", "10")
+    assert class_order(["10", "9", "x"]) == ("10", "9", "x")
+
+
+BUILDER = """
+import sys
+from pathlib import Path
+from hsadml_dist.shards.build import BuildOptions, build
+from hsadml_dist.shards.identity import load_key
+from hsadml_dist.shards.sources.phantom import PhantomSource
+source = PhantomSource(patients=40, seed=0, size=256)
+build(source, Path(sys.argv[1]), BuildOptions(samples_per_shard=4), load_key(Path(sys.argv[2])), 1, lambda *_: None)
+"""
+
+
+def test_a_killed_build_goes_on_and_ends_with_the_same_bytes(tmp_path):
+    from hsadml_dist.shards.identity import load_key
+
+    out, key_path = tmp_path / "out", tmp_path / "key"
+    process = subprocess.Popen([sys.executable, "-c", BUILDER, str(out), str(key_path)])
+    notes = tmp_path / ".out.building"
+    deadline = time.monotonic() + 60
+    while len(list(notes.glob(".done-*"))) < 3 and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not out.exists()
+
+    source, options, key = (
+        PhantomSource(patients=40, seed=0, size=256),
+        BuildOptions(samples_per_shard=4),
+        load_key(key_path),
+    )
+    seen: list[int] = []
+    report = build(source, out, options, key, 1, lambda done, total: seen.append(done))
+    assert 10 <= report.reused == seen[0] < len(report.index) == seen[-1]
+    assert verify(out) == ()
+    build(source, tmp_path / "fresh", options, key, 1, quiet)
+    assert contents(out) == contents(tmp_path / "fresh")
+
+
+def test_index_file_is_readable_by_others(built):
+    for path in built[0].iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) & 0o444
+    header = json.loads((built[0] / "index.json").read_text())
+    assert (header["schema"], header["dtype"], header["spatial_dims"]) == (1, "uint16", 2)
