@@ -1,0 +1,126 @@
+from pathlib import Path
+
+import pytest
+
+from hsadml_dist.config.io import load_recipe
+from hsadml_dist.errors import ConfigError, DataError, UsageError
+from hsadml_dist.launch.prepare import existing_run, find_recipe, planned_run, prepare_run, shipped_recipes
+
+CONSTANT = ["optim.schedule=constant", "train.steps=100"]
+
+
+def faults(*arguments):
+    with pytest.raises(ConfigError) as caught:
+        prepare_run(*arguments)
+    return [str(fault) for fault in caught.value.faults]
+
+
+def test_shipped_recipes_are_right_and_found_by_name():
+    assert {"demo", "ce_mri"} <= shipped_recipes().keys()
+    for name in shipped_recipes():
+        load_recipe(find_recipe(name), find=find_recipe)
+
+
+def test_a_path_is_found_and_a_wrong_name_gets_the_list(tmp_path):
+    (tmp_path / "r.yaml").write_text("")
+    assert find_recipe(str(tmp_path / "r.yaml")) == tmp_path / "r.yaml"
+    with pytest.raises(ConfigError, match=r"no recipe 'demos'; shipped: ce_mri, demo.* \(did you mean 'demo'\?\)"):
+        find_recipe("demos")
+    with pytest.raises(ConfigError, match="no such file"):
+        find_recipe("demos.yaml")
+
+
+def test_the_run_folder_holds_the_whole_recipe_with_absolute_shards(recipe, tmp_path):
+    run = prepare_run(recipe, ["optim.lr=0.5"], None, False, 4)
+    stored = load_recipe(run / "config.yaml").recipe
+    assert (stored.optim.lr, stored.train.global_batch) == (0.5, 12)
+    assert stored.data.shards == str(tmp_path / "shards")
+
+
+def test_the_same_settings_mean_the_same_folder(recipe):
+    run = prepare_run(recipe, [], None, False, 1)
+    assert run.parent == Path("runs") and run.name.startswith("mine-")
+    assert prepare_run(recipe, ["checkpoint.every=3"], None, False, 2) == run
+    assert planned_run(recipe, ["train.seed=1"], None, False, 1) != run
+    assert load_recipe(run / "config.yaml").recipe.checkpoint.every == 3
+
+
+def test_planning_writes_nothing_and_needs_no_shards(recipe, tmp_path):
+    assert planned_run(recipe, ["data.shards=nowhere"], Path("r"), True, 1) == Path("r-smoke")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.yaml", "shards"]
+
+
+def test_ranks_that_cannot_share_a_batch_are_refused_with_those_that_can(recipe):
+    assert faults(recipe, [], None, False, 5) == [
+        "mine.yaml:2: train.global_batch: 12 cannot be shared evenly by 5 ranks; "
+        "numbers of ranks that can: 1, 2, 3, 4, 6"
+    ]
+    with pytest.raises(ConfigError):
+        planned_run(recipe, [], None, False, 5)
+
+
+def test_missing_shards_and_folds_are_refused(recipe):
+    with pytest.raises(DataError, match="nowhere"):
+        prepare_run(recipe, ["data.shards=nowhere"], None, False, 1)
+    assert faults(recipe, ["data.fold=7", "data.val_fold=5"], None, False, 1) == [
+        "command line: data.fold: 7 is no fold of shards; its folds: 0, 1, 2, 3, 4",
+        "command line: data.val_fold: 5 is no fold of shards; its folds: 0, 1, 2, 3, 4",
+    ]
+    assert not Path("runs").exists()
+
+
+def test_another_identity_is_refused_key_by_key(recipe):
+    run = prepare_run(recipe, [], Path("run"), False, 1)
+    before = (run / "config.yaml").read_bytes()
+    assert faults(recipe, ["train.seed=1", "train.epochs=4", "data.workers=1"], run, False, 1) == [
+        "command line: train.epochs: 4, but run was started with 3: the cosine schedule ends there, so another length "
+        "is another curve from the first step on; for a new run give another --run",
+        "command line: train.seed: 1, but run was started with 0: it is part of what a run is; "
+        "for a new run give another --run",
+    ]
+    assert (run / "config.yaml").read_bytes() == before
+
+
+def test_a_constant_schedule_may_grow_but_not_shrink(recipe):
+    run = prepare_run(recipe, CONSTANT, Path("run"), False, 1)
+    prepare_run(recipe, [*CONSTANT, "train.steps=150"], run, False, 1)
+    assert load_recipe(run / "config.yaml").recipe.train.steps == 150
+    assert "a run may grow but not shrink" in faults(recipe, CONSTANT, run, False, 1)[0]
+
+
+def test_other_samples_are_refused_but_moved_ones_are_not(recipe, shards, tmp_path):
+    run = prepare_run(recipe, [], Path("run"), False, 1)
+    other = shards("other", samples=11)
+    assert "its samples differ" in faults(recipe, [f"data.shards={other}"], run, False, 1)[0]
+    (tmp_path / "shards").rename(tmp_path / "moved")
+    prepare_run(recipe, ["data.shards=moved"], run, False, 1)
+    assert load_recipe(run / "config.yaml").recipe.data.shards == str(tmp_path / "moved")
+
+
+def test_a_smoke_run_is_short_and_starts_anew_beside_the_run(recipe):
+    smoke = prepare_run(recipe, ["train.epochs=9"], Path("run"), True, 1)
+    assert smoke == Path("run-smoke")
+    stored = load_recipe(smoke / "config.yaml").recipe
+    assert (stored.train.steps, stored.train.epochs, stored.checkpoint.every) == (2, None, 1)
+    (smoke / "old").write_text("")
+    prepare_run(recipe, ["train.seed=5"], Path("run"), True, 1)
+    assert [path.name for path in smoke.iterdir()] == ["config.yaml"]
+    assert planned_run(recipe, [], None, True, 1).name == planned_run(recipe, [], None, False, 1).name + "-smoke"
+
+
+@pytest.mark.parametrize("smoke", [False, True])
+def test_a_folder_with_other_files_is_left_alone(recipe, smoke):
+    folder = Path("run-smoke" if smoke else "run")
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("")
+    with pytest.raises(UsageError, match="holds other files"):
+        prepare_run(recipe, [], Path("run"), smoke, 1)
+    assert (folder / "thesis.tex").exists()
+
+
+def test_existing_run(recipe, tmp_path):
+    run = prepare_run(recipe, [], Path("run"), False, 1)
+    assert existing_run(run) == run
+    for wrong in (tmp_path / "no", tmp_path):
+        with pytest.raises(UsageError, match="run folder"):
+            existing_run(wrong)
