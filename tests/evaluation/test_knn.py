@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from hsadml_dist.comm import SoloComm
 from hsadml_dist.errors import DataError
 from hsadml_dist.evaluation.knn import GRID, nearest, nearest_distributed, on_grid, vote
 
+RunRanks = Callable[[Path, int, Path], None]
 RANKS = Path(__file__).with_name("knn_ranks.py")
 
 
@@ -112,28 +111,11 @@ def test_votes() -> None:
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
-def test_ranks_find_the_same_neighbours_as_one_process(world: int, tmp_path: Path) -> None:
+def test_ranks_find_the_same_neighbours_as_one_process(world: int, tmp_path: Path, run_ranks: RunRanks) -> None:
     queries, references = with_ties(29, 53)
     expected = nearest_distributed(queries, references, SoloComm(), k=4, block=10)
     torch.save({"queries": queries, "references": references}, tmp_path / "rows.pt")
-    for answer in run_ranks(world, tmp_path):
+    run_ranks(RANKS, world, tmp_path)
+    for rank in range(world):
+        answer = json.loads((tmp_path / f"{rank}.json").read_text())
         assert answer == {"cosines": expected[0].tolist(), "positions": expected[1].tolist()}
-
-
-def run_ranks(world: int, folder: Path, seconds: float = 90) -> list[dict[str, list[list[float]]]]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(RANKS), str(folder), str(world)]
-    ranks = [
-        subprocess.Popen([*command, str(rank)], env=environment, stderr=subprocess.PIPE, text=True)
-        for rank in range(world)
-    ]
-    try:
-        complaints = [rank.communicate(timeout=seconds)[1] for rank in ranks]
-    except subprocess.TimeoutExpired:
-        pytest.fail(f"{world} ranks hang: no answer within {seconds} s")
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
-    assert [rank.returncode for rank in ranks] == [0] * world, "\n".join(complaints)
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(world)]

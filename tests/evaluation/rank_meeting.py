@@ -1,0 +1,32 @@
+"""How the ranks that a test starts find each other: shared by the scripts beside it."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import torch
+
+from hsadml_dist.comm import Address, TorchComm, join_store, open_store
+from hsadml_dist.topology import Topology
+
+SECONDS = 60
+
+
+def meet(path: Path, world: int, rank: int) -> TorchComm:
+    """Rank 0 opens the store and publishes its address at ``path``, the others wait for it."""
+    topology = Topology(rank=rank, world_size=world, local_rank=rank, local_world_size=world)
+    return TorchComm(topology, _store(path, topology), torch.device("cpu"), SECONDS)
+
+
+def _store(path: Path, topology: Topology) -> torch.distributed.Store:
+    if topology.is_first:
+        store, address = open_store(topology, SECONDS)
+        path.with_suffix(".tmp").write_text(json.dumps([address.host, address.port]))
+        path.with_suffix(".tmp").rename(path)
+        return store
+    while not path.exists():
+        time.sleep(0.02)
+    host, port = json.loads(path.read_text())
+    return join_store(Address(host=host, port=port), SECONDS)
