@@ -21,6 +21,10 @@ INTERVAL_SEED = 0
 """Fixed, so that two runs with the same predictions have the same intervals whatever their training seeds."""
 
 
+MOST_CONFUSED = 256
+"""Classes up to which a result holds what grows with their square: 256 are half a megabyte of ``result.json``."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CheckpointRef:
     """The weights that were judged.
@@ -39,6 +43,8 @@ class CheckpointRef:
 @dataclass(frozen=True, kw_only=True)
 class Intervals:
     """Intervals of the figures by whole persons; None where there are fewer than two.
+
+    The balanced accuracy has one up to :data:`MOST_CONFUSED` classes.
 
     Attributes:
         knn_accuracy: See :class:`Result`.
@@ -104,7 +110,8 @@ class Result(Setting):
         head_accuracy: Share of test slices that lie nearest to their own class's centre.
         raw_pixel_knn: As ``knn_accuracy`` on 64 x 64 pixels in place of embeddings: the control, without learning.
         intervals: See :class:`Intervals`.
-        confusion: Counts of the nearest neighbour's classes: a row a true class, a column a predicted one.
+        confusion: Counts of the nearest neighbour's classes: a row a true class, a column a predicted one. None
+            above :data:`MOST_CONFUSED` classes.
         schema_version: Version of these fields.
     """
 
@@ -117,7 +124,7 @@ class Result(Setting):
     head_accuracy: float
     raw_pixel_knn: float
     intervals: Intervals
-    confusion: tuple[tuple[int, ...], ...]
+    confusion: tuple[tuple[int, ...], ...] | None
     schema_version: int = SCHEMA_VERSION
 
     def to_dict(self) -> dict[str, Any]:
@@ -144,7 +151,8 @@ class Result(Setting):
             raise DataError(f"{RESULT_NAME} has schema_version {version!r}: this version reads {SCHEMA_VERSION}")
         values["classes"] = tuple(values["classes"])
         values["checkpoint"] = CheckpointRef(**values["checkpoint"])
-        values["confusion"] = tuple(tuple(row) for row in values["confusion"])
+        if values["confusion"] is not None:
+            values["confusion"] = tuple(tuple(row) for row in values["confusion"])
         spans = {name: tuple(span) if isinstance(span, list) else span for name, span in values["intervals"].items()}
         return cls(**{**values, "intervals": Intervals(**spans)})
 
@@ -175,7 +183,6 @@ class Predictions:
 
 def judge(setting: Setting, said: Predictions, *, test: People, references: People, resamples: int) -> Result:
     """Return the verdict: figures, confusion and intervals, from what each method says of each test slice."""
-    table = scores.confusion(said.label_N, said.knn_N, len(setting.classes))
     persons, known = test.distinct_persons(), references.distinct_persons()
     return Result(
         **{field.name: getattr(setting, field.name) for field in dataclasses.fields(Setting)},
@@ -184,29 +191,39 @@ def judge(setting: Setting, said: Predictions, *, test: People, references: Peop
         reference_slices=len(references.persons),
         shared_persons=None if persons is None or known is None else len(persons & known),
         knn_accuracy=scores.accuracy(said.knn_N == said.label_N),
-        balanced_accuracy=scores.balanced_accuracy(table),
+        balanced_accuracy=scores.balanced_accuracy(said.knn_N == said.label_N, said.label_N),
         head_accuracy=scores.accuracy(said.head_N == said.label_N),
         raw_pixel_knn=scores.accuracy(said.pixel_N == said.label_N),
         intervals=_intervals(said, test, len(setting.classes), resamples),
-        confusion=tuple(tuple(int(count) for count in row) for row in table),
+        confusion=_confusion(said, len(setting.classes)),
     )
+
+
+def _confusion(said: Predictions, classes: int) -> tuple[tuple[int, ...], ...] | None:
+    if classes > MOST_CONFUSED:
+        return None
+    return tuple(tuple(row) for row in scores.confusion(said.label_N, said.knn_N, classes).tolist())
 
 
 def _intervals(said: Predictions, test: People, classes: int, resamples: int) -> Intervals:
     of = scores.clusters(test.persons, test.exams)
 
-    def span(predicted_N: Ints) -> Interval | None:
-        tally = scores.accuracy_tally(predicted_N == said.label_N)
-        return scores.person_interval(tally, of, scores.share, resamples=resamples, seed=INTERVAL_SEED)
+    def span(tally_NK: scores.Floats, statistic: scores.Statistic) -> Interval | None:
+        return scores.person_interval(tally_NK, of, statistic, resamples=resamples, seed=INTERVAL_SEED)
 
-    by_class = scores.class_tally(said.knn_N == said.label_N, said.label_N, classes)
+    def plain(predicted_N: Ints) -> Interval | None:
+        return span(scores.accuracy_tally(predicted_N == said.label_N), scores.share)
+
+    def balanced(predicted_N: Ints) -> Interval | None:
+        if classes > MOST_CONFUSED:
+            return None
+        return span(scores.class_tally(predicted_N == said.label_N, said.label_N, classes), scores.mean_share)
+
     return Intervals(
-        knn_accuracy=span(said.knn_N),
-        balanced_accuracy=scores.person_interval(
-            by_class, of, scores.mean_share, resamples=resamples, seed=INTERVAL_SEED
-        ),
-        head_accuracy=span(said.head_N),
-        raw_pixel_knn=span(said.pixel_N),
+        knn_accuracy=plain(said.knn_N),
+        balanced_accuracy=balanced(said.knn_N),
+        head_accuracy=plain(said.head_N),
+        raw_pixel_knn=plain(said.pixel_N),
         interval_unit=of.unit,
         units=of.count,
         level=scores.LEVEL,

@@ -54,10 +54,10 @@ def accuracy(correct_N: npt.NDArray[np.bool_]) -> float:
     return float(np.mean(correct_N))
 
 
-def balanced_accuracy(confusion_CC: Ints) -> float:
+def balanced_accuracy(correct_N: npt.NDArray[np.bool_], label_N: Ints) -> float:
     """Return the mean over the classes that occur of the share of each class's slices that are right."""
-    totals = confusion_CC.sum(axis=1)
-    return float(np.mean(np.diag(confusion_CC)[totals > 0] / totals[totals > 0]))
+    all_C, right_C = np.bincount(label_N), np.bincount(label_N, weights=correct_N)
+    return float(np.mean(right_C[all_C > 0] / all_C[all_C > 0]))
 
 
 def accuracy_tally(correct_N: npt.NDArray[np.bool_]) -> Floats:

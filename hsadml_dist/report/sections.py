@@ -53,7 +53,8 @@ def sections(
 ) -> Iterator[Section]:
     """Yield the sections of a verdict's page, the figures of merit first; see ``write_report``."""
     yield _figures_section(result)
-    yield _confusion_section(result)
+    if result["confusion"] is not None:
+        yield _confusion_section(result)
     if sphere is not None:
         yield _sphere_section(result, sphere)
     if metrics:

@@ -1,0 +1,62 @@
+"""Embedding in fixed batches."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from hsadml_dist.data.index import load_index
+from hsadml_dist.data.reader import ShardReader
+from hsadml_dist.evaluation.control import thumbnails
+from hsadml_dist.evaluation.embed import Slices, embed, rank_positions, slices
+from hsadml_dist.topology import Topology
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "world"), [(24, 5, 1), (24, 5, 3), (24, 5, 4), (3, 5, 4), (0, 5, 2), (40, 1, 7)]
+)
+def test_ranks_share_whole_batches_in_order(count: int, batch: int, world: int) -> None:
+    positions = tuple(range(100, 100 + count))
+    parts = [rank_positions(positions, batch, Topology(rank=rank, world_size=world)) for rank in range(world)]
+    assert tuple(itertools.chain(*parts)) == positions
+    starts = [start for part in parts for start in part[::batch]]
+    assert starts == list(positions[::batch])
+
+
+def test_slices_are_read_in_order_and_thumbnails_come_from_the_stored_pixels(shards: Path) -> None:
+    index = load_index(shards)
+    batches = list(slices(shards, index, [40, 3, 7], image_size=16, batch=2))
+    assert [tuple(batch.image_B1HW.shape) for batch in batches] == [(2, 1, 16, 16), (1, 1, 16, 16)]
+    stored = torch.from_numpy(ShardReader(shards, index).image(7).astype("float32"))
+    assert torch.equal(batches[1].thumbnail_BP, thumbnails(stored[None, None]))
+
+
+class Noisy(nn.Module):
+    """Flattens, then drops out: in training mode its output is random."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(image.flatten(1) * self.weight, training=self.training)
+
+
+def test_the_model_is_in_evaluation_mode_and_gets_its_mode_and_dtype() -> None:
+    model = Noisy()
+    images = torch.rand(4, 1, 3, 3)
+    batches = [Slices(image_B1HW=part, thumbnail_BP=thumbnails(part)) for part in images.split(3)]
+    found = embed(model, batches, embedding_dim=9, device=torch.device("cpu"))
+    assert model.training
+    assert torch.equal(found.emb_ND, images.flatten(1).double())
+    assert not found.emb_ND.requires_grad
+    assert torch.equal(found.thumbnail_NP, thumbnails(images))
+
+
+def test_a_rank_without_slices_gives_no_rows_of_the_right_shape() -> None:
+    found = embed(Noisy(), [], embedding_dim=9, device=torch.device("cpu"))
+    assert (found.emb_ND.shape, found.emb_ND.dtype, found.thumbnail_NP.shape) == ((0, 9), torch.float64, (0, 4096))
