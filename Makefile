@@ -1,0 +1,49 @@
+# Every target does the set-up that it needs; a second call starts at once.
+# PYTHON chooses the interpreter (3.11 or newer), INSTALL_SLURM=0 leaves the machine without Slurm.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: help test check demo bench soak chaos slurm
+
+help:
+	@echo "make demo    train and judge on generated patients, in minutes"
+	@echo "make test    all tests but the long ones"
+	@echo "make check   lint, format, types, layers"
+	@echo "make bench   benchmarks, into out/bench.json"
+	@echo "make soak    the long tests, up to an hour"
+	@echo "make chaos   a training under random faults, up to half an hour"
+
+test: $(READY) slurm
+	$(BIN)/python -m pytest -m "not soak"
+
+soak: $(READY) slurm
+	$(BIN)/python -m pytest -m soak
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p hsadml_dist
+	$(BIN)/lint-imports --no-logo --no-cache
+
+demo: $(READY) slurm
+	$(BIN)/python examples/demo.py
+
+bench: $(READY)
+	$(BIN)/python benchmarks/run.py --json out/bench.json
+
+chaos: $(READY) slurm
+	$(BIN)/python benchmarks/chaos.py --json out/chaos.json
+
+slurm:
+	@sh slurm/box/install.sh
+
+# torch comes first and alone: what is installed after it takes the one that is there, never another.
+$(READY): setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=..." if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) install "$$(grep '^torch==' constraints.txt)" "setuptools>=77"
+	$(PIP) install -c constraints.txt --no-build-isolation -e ".[train,dev]"
+	touch $@

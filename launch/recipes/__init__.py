@@ -1,0 +1,1 @@
+"""Recipes that come along; a package so that a wheel holds them."""
