@@ -59,8 +59,11 @@ def margin_losses(emb_BD: torch.Tensor, centre_CD: torch.Tensor, label_B: torch.
 
 
 def cosines(emb_BD: torch.Tensor, centre_CD: torch.Tensor) -> torch.Tensor:
-    """Return (B, C) cosines, clamped to [-1, 1]; an embedding of length zero has cosine 0 with every centre."""
-    cos_BC = nn.functional.normalize(emb_BD, dim=1) @ centre_CD.to(emb_BD.dtype).t()
+    """Return (B, C) cosines, clamped to [-1, 1]; an embedding of length zero has cosines 0 and gradient 0."""
+    unit_BD = nn.functional.normalize(emb_BD, dim=1)
+    # An embedding of length zero has no direction to improve: without the factor its gradient would be 1e12 and more.
+    unit_BD = unit_BD * (emb_BD != 0).any(dim=1, keepdim=True)
+    cos_BC = unit_BD @ centre_CD.to(emb_BD.dtype).t()
     # Rounding reaches 1 + 1e-7; a clamp would also cut the gradient off there, so only the value is moved.
     return cos_BC + (cos_BC.clamp(-1, 1) - cos_BC).detach()
 
@@ -86,7 +89,7 @@ class _MarginCrossEntropy(torch.autograd.Function):
         # Distances to the target's logit: the loss is log(1 + sum exp), exact where the naive form rounds to 0.
         gap_BC = (logit_BC - logit_BC[hit_BC][:, None]).masked_fill(hit_BC, -torch.inf)
         gap_B = torch.logsumexp(gap_BC, dim=1)
-        loss_B = nn.functional.softplus(gap_B, threshold=1e9)
+        loss_B = torch.logaddexp(gap_B, torch.zeros_like(gap_B))  # softplus overflows, or cuts off digits from 20 on
         ctx.save_for_backward(gap_BC, gap_B, value_BC, slope_BC, scale_B, hit_BC)
         return loss_B
 
