@@ -110,10 +110,9 @@ def softmax(margin: float | None, scale: float | None, annealing: Annealing) -> 
 
 def sphereface(margin: float | None, scale: float | None, annealing: Annealing) -> MarginSchedule:
     """Return A-Softmax (m = 4, annealed, scale = norm of the embedding). Source: Liu et al., CVPR 2017."""
-    m = 4 if margin is None else int(margin)
-    if m < 1 or (margin is not None and m != margin):
+    if margin is not None and not (margin >= 1 and float(margin).is_integer()):
         raise ValueError(f"sphereface's margin must be a whole number of at least 1, not {margin:g}")
-    psi = multiplied_angle(m)
+    psi = multiplied_angle(4 if margin is None else int(margin))
     return lambda step: Margin(psi=annealed(psi, annealing.at(step)), eta=identity, scale=scale)
 
 
