@@ -57,7 +57,7 @@ def train(recipe: Recipe, path: Path, notice: Notice) -> ExitCode:
         threads = recipe.engine.threads or max(1, len(os.sched_getaffinity(0)) // topology.local_world_size)
         torch.set_num_threads(threads)
         facts = {"world_size": topology.world_size, "threads": threads}
-        entry = enter(run, topology, facts, recipe.run.timeout_seconds)
+        entry = enter(run, topology, facts, recipe.run.timeout_seconds, lambda: notice.received)
         open_log(entry.attempt, topology.rank)
         code = _attempt(recipe, run, feed, entry, notice)
         entry.comm.close()
@@ -104,7 +104,7 @@ class Training:
         done = self._load(choice)
         self._remember_parent(choice.name)
         reached = self._do_steps(done + 1)
-        if reached > done:
+        if reached > done and not self._is_saved_on_the_way(reached):
             self._save(reached)
         if reached < self.feed.total_steps:
             self._record_stop(reached)
@@ -167,9 +167,12 @@ class Training:
             self._do_step(step, batch, began, waited)
             if step == stop_after:
                 self.notice.deliver("requested")
-            if step % self.recipe.checkpoint.every == 0 and step < total:
+            if self._is_saved_on_the_way(step):
                 self._save(step)
         return total
+
+    def _is_saved_on_the_way(self, step: int) -> bool:
+        return step % self.recipe.checkpoint.every == 0 and step < self.feed.total_steps
 
     def _do_step(self, step: int, batch: Batch, began: float, waited: float) -> None:
         report = self.learner.step(step, batch)
