@@ -72,10 +72,14 @@ class Progress:
 
 
 def committed(run: RunFolder) -> list[CheckpointName]:
-    """Return the names of all committed checkpoints, ascending; whether they verify is another question."""
+    """Return the names of all committed checkpoints, ascending; whether they verify is another question.
+
+    A folder has its name from the moment it is whole: one without a ``COMMIT`` has lost it, and is named here, so that
+    it is passed over with a reason and not in silence.
+    """
     if not run.checkpoints.is_dir():
         return []
-    names = (CheckpointName.parse(entry.name) for entry in run.checkpoints.iterdir() if (entry / COMMIT).exists())
+    names = (CheckpointName.parse(entry.name) for entry in run.checkpoints.iterdir())
     return sorted(name for name in names if name is not None)
 
 

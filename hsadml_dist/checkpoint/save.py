@@ -60,8 +60,10 @@ def write_checkpoint(run: RunFolder, attempt: AttemptFolder, state: TrainingStat
 def prune(run: RunFolder, attempt: AttemptFolder, keep: int, keep_every: int | None) -> None:
     """Remove what is no longer needed: all but the newest ``keep``, multiples of ``keep_every``, and half-written ones.
 
-    Never touches a file of a later attempt.
+    Never touches a file of a later attempt, nor any once there is one: it may be reading what this one would remove.
     """
+    if is_superseded(run, attempt):
+        return
     names = committed(run)
     kept = set(lineage(names, parents(run))[:keep])
     for name in names:

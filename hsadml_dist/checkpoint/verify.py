@@ -13,7 +13,7 @@ def fault_in(folder: Path) -> str | None:
     """Return what is wrong with a checkpoint, as words, or None if every file is as its manifest says."""
     try:
         manifest = (folder / MANIFEST).read_bytes()
-        if hashlib.sha256(manifest).hexdigest() != (folder / COMMIT).read_text().strip():
+        if hashlib.sha256(manifest).hexdigest().encode() != (folder / COMMIT).read_bytes().strip():
             return f"{MANIFEST} is not the one that was committed"
         record = json.loads(manifest)
         if record["layout"] != LAYOUT_VERSION:
