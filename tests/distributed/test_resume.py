@@ -92,9 +92,10 @@ def test_a_rank_leaves_at_once_though_its_worker_sleeps_in_a_read(
 def test_a_second_start_of_a_running_training_is_refused(
     arguments: tuple[str, ...], launch: Launch, tmp_path: Path
 ) -> None:
-    job = launch(tmp_path / "run", *arguments)
+    longer = (*arguments, "train.steps=3000")
+    job = launch(tmp_path / "run", *longer)
     job.wait_for_step(1)
-    assert launch(job.run, *arguments).exit_code() == ExitCode.HELD
+    assert launch(job.run, *longer).exit_code() == ExitCode.HELD
     assert job.process.poll() is None
     os.kill(job.process.pid, signal.SIGTERM)
     assert job.exit_code() == ExitCode.STOPPED

@@ -1,0 +1,81 @@
+"""The input of a training, opened: index, held-out folds, order, and the loader with its workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hsadml_dist.config import Recipe
+from hsadml_dist.data.index import ShardIndex, load_index
+from hsadml_dist.data.loader import Loader, training_loader
+from hsadml_dist.data.order import ExactOrder
+from hsadml_dist.errors import ConfigError, DataError, Fault
+from hsadml_dist.topology import Topology, allowed_world_sizes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feed:
+    """What a training reads.
+
+    Attributes:
+        index: The shards' index.
+        order: Which samples each step takes.
+        loader: This rank's batches.
+        total_steps: Steps of the whole training.
+    """
+
+    index: ShardIndex
+    order: ExactOrder
+    loader: Loader
+    total_steps: int
+
+
+def held_out(recipe: Recipe) -> tuple[int, ...]:
+    """Return the folds that training never reads."""
+    folds = (recipe.data.fold, recipe.data.val_fold)
+    return tuple(fold for fold in folds if fold is not None)
+
+
+def open_feed(recipe: Recipe, topology: Topology) -> Feed:
+    """Open the training input and fork the loader's workers.
+
+    To be called before any thread, process group or device context exists.
+
+    Raises:
+        DataError: The shards are missing or hold no such fold.
+        ConfigError: The batch cannot be cut evenly, or a transform does not exist.
+    """
+    check_batch(recipe, topology.world_size)
+    shards = Path(recipe.data.shards)
+    index = load_index(shards)
+    positions = index.outside_folds(held_out(recipe))
+    if not positions:
+        raise DataError(f"{shards}: no training samples are left outside folds {held_out(recipe)}")
+    order = ExactOrder(count=len(positions), global_batch=recipe.train.global_batch, seed=recipe.train.seed)
+    loader = training_loader(
+        shards,
+        index,
+        positions,
+        order,
+        topology,
+        image_size=recipe.data.image_size,
+        transforms=recipe.data.transforms,
+        workers=recipe.data.workers,
+        prefetch=recipe.data.prefetch,
+    )
+    steps = recipe.train.steps if recipe.train.steps is not None else order.steps_for(recipe.train.epochs or 0)
+    return Feed(index=index, order=order, loader=loader, total_steps=steps)
+
+
+def check_batch(recipe: Recipe, world_size: int) -> None:
+    """Refuse a number of ranks that does not divide the global batch.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    batch = recipe.train.global_batch
+    if batch % world_size == 0:
+        return
+    allowed = ", ".join(map(str, allowed_world_sizes(batch, max(world_size, batch))))
+    problem = f"{batch} samples cannot be shared evenly by {world_size} ranks; numbers of ranks that can: {allowed}"
+    raise ConfigError([Fault(where="recipe", key="train.global_batch", problem=problem)])
