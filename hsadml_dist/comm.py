@@ -155,13 +155,13 @@ def place(environ: Mapping[str, str] = os.environ) -> Topology:
     """Return this process's place, from the local launcher's variables or from Slurm's, else that of a lone process.
 
     Raises:
-        UsageError: A launcher's variables are there only in part, or one is no number.
+        UsageError: A launcher's variables are there only in part, one is no number, or they contradict one another.
     """
     try:
         if "RANK" in environ:
-            return _place_of_launcher(environ)
+            return _checked(_place_of_launcher(environ))
         if "SLURM_PROCID" in environ and "SLURM_STEP_ID" in environ:
-            return _place_in_step(environ)
+            return _checked(_place_in_step(environ))
     except (KeyError, ValueError) as fault:
         raise UsageError(f"the launcher's variables are incomplete or no numbers: {fault}") from fault
     return Topology()
@@ -199,6 +199,15 @@ def join_store(address: Address, timeout_seconds: int) -> dist.TCPStore:
     return dist.TCPStore(address.host, address.port, is_master=False, wait_for_workers=False, timeout=timeout)
 
 
+def _checked(place: Topology) -> Topology:
+    if 0 <= place.local_rank < place.local_world_size <= place.world_size and 0 <= place.rank < place.world_size:
+        return place
+    raise UsageError(
+        f"the launcher's variables contradict one another: rank {place.rank} of {place.world_size}, "
+        f"local rank {place.local_rank} of {place.local_world_size}"
+    )
+
+
 def _place_of_launcher(environ: Mapping[str, str]) -> Topology:
     local_world = int(environ["LOCAL_WORLD_SIZE"])
     rank, world = int(environ["RANK"]), int(environ["WORLD_SIZE"])
@@ -207,23 +216,29 @@ def _place_of_launcher(environ: Mapping[str, str]) -> Topology:
         world_size=world,
         local_rank=int(environ["LOCAL_RANK"]),
         local_world_size=local_world,
-        node=rank // local_world,
-        nodes=-(-world // local_world),
+        node=rank // max(1, local_world),
+        nodes=-(-world // max(1, local_world)),
     )
 
 
 def _place_in_step(environ: Mapping[str, str]) -> Topology:
     world = int(environ["SLURM_NTASKS"])
     nodes = int(environ.get("SLURM_STEP_NUM_NODES", environ.get("SLURM_NNODES", "1")))
+    shares = _shares(environ.get("SLURM_STEP_TASKS_PER_NODE", str(world)))
     return Topology(
         rank=int(environ["SLURM_PROCID"]),
         world_size=world,
         local_rank=int(environ["SLURM_LOCALID"]),
-        # Written by Slurm as "2(x3),1": ranks of this node are not needed exactly, the largest share is.
-        local_world_size=int(environ.get("SLURM_STEP_TASKS_PER_NODE", str(world)).split("(")[0].split(",")[0]),
+        # The largest share stands for this node's: it only sets the number of threads.
+        local_world_size=max(shares),
         node=int(environ.get("SLURM_NODEID", "0")),
         nodes=nodes,
     )
+
+
+def _shares(text: str) -> list[int]:
+    """Return the distinct numbers of tasks a node in Slurm's ``2(x3),1``: 2 and 1."""
+    return [int(share.partition("(")[0]) for share in text.split(",")]
 
 
 def _reachable_name() -> str:
