@@ -26,6 +26,7 @@ from hsadml_dist.data.index import ShardIndex
 from hsadml_dist.data.order import ExactOrder, Ticket, sample_seed
 from hsadml_dist.data.reader import ShardReader
 from hsadml_dist.data.transforms import Augmentation, Preparation
+from hsadml_dist.errors import DataError
 from hsadml_dist.topology import Topology
 
 PR_SET_PDEATHSIG = 1
@@ -54,8 +55,8 @@ class Batch:
         return [Batch(image=self.image[a:b], label=self.label[a:b], keys=self.keys[a:b]) for a, b in cuts]
 
 
-class TrainingSamples(Dataset[dict[str, Any]]):
-    """Augmented training samples by ticket."""
+class TrainingSamples(Dataset[dict[str, Any] | DataError]):
+    """Augmented training samples by ticket; the fault of one that cannot be read stands in its place."""
 
     def __init__(
         self, reader: ShardReader, positions: Sequence[int], prepare: Preparation, augment: Augmentation, seed: int
@@ -63,8 +64,14 @@ class TrainingSamples(Dataset[dict[str, Any]]):
         self._reader, self._positions, self._seed = reader, positions, seed
         self._prepare, self._augment = prepare, augment
 
-    def __getitem__(self, ticket: Ticket) -> dict[str, Any]:
-        epoch, place = ticket
+    def __getitem__(self, ticket: Ticket) -> dict[str, Any] | DataError:
+        # Returned, since what a worker raises, PyTorch raises anew with the worker's traceback as its text.
+        try:
+            return self._sample(*ticket)
+        except DataError as fault:
+            return fault
+
+    def _sample(self, epoch: int, place: int) -> dict[str, Any]:
         position = self._positions[place]
         row = self._reader.index.samples[position]
         image = self._augment(self._prepare(self._reader.image(position)), sample_seed(self._seed, epoch, row.key))
@@ -95,7 +102,7 @@ class Loader:
         threads_at_fork: Threads that this process had when its workers were forked; 1 is right.
     """
 
-    def __init__(self, samples: Dataset[dict[str, Any]], sampler: StepSampler, workers: int, prefetch: int) -> None:
+    def __init__(self, samples: TrainingSamples, sampler: StepSampler, workers: int, prefetch: int) -> None:
         self._sampler = sampler
         self._loader = DataLoader(
             samples,
@@ -110,7 +117,7 @@ class Loader:
         self.threads_at_fork = len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 1
         before = set(multiprocessing.active_children())
         # A first pass over no steps forks the workers now; the later pass finds them ready.
-        self._batches: Iterator[Batch] = iter(self._loader)
+        self._batches: Iterator[Batch | DataError] = iter(self._loader)
         self._workers = [child for child in multiprocessing.active_children() if child not in before]
         self._ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=1)
 
@@ -132,17 +139,10 @@ class Loader:
         Raises:
             DataError: A sample cannot be read.
         """
-        if not self._workers:
-            with one_thread():
-                return next(self._batches)
-        while True:
-            with contextlib.suppress(queue.Empty):
-                item = self._ready.get(timeout=PAUSE_SECONDS)
-                if isinstance(item, BaseException):
-                    raise item
-                return item
-            if interrupted():
-                return None
+        item = self._await(interrupted) if self._workers else self._prepare()
+        if isinstance(item, BaseException):
+            raise item
+        return item
 
     def close(self) -> None:
         """Kill the workers, whatever they wait for."""
@@ -154,6 +154,17 @@ class Loader:
             worker.kill()
         for worker in self._workers:
             worker.join()
+
+    def _prepare(self) -> Batch | DataError:
+        with one_thread():
+            return next(self._batches)
+
+    def _await(self, interrupted: Callable[[], bool]) -> Batch | BaseException | None:
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return self._ready.get(timeout=PAUSE_SECONDS)
+            if interrupted():
+                return None
 
     def _pull(self) -> None:
         try:
@@ -196,11 +207,14 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _collate(samples: list[dict[str, Any]]) -> Batch:
+def _collate(samples: list[dict[str, Any] | DataError]) -> Batch | DataError:
+    good = [sample for sample in samples if not isinstance(sample, DataError)]
+    if len(good) < len(samples):
+        return next(sample for sample in samples if isinstance(sample, DataError))
     return Batch(
-        image=torch.stack([sample["image"] for sample in samples]),
-        label=torch.tensor([sample["label"] for sample in samples], dtype=torch.int64),
-        keys=tuple(sample["key"] for sample in samples),
+        image=torch.stack([sample["image"] for sample in good]),
+        label=torch.tensor([sample["label"] for sample in good], dtype=torch.int64),
+        keys=tuple(sample["key"] for sample in good),
     )
 
 

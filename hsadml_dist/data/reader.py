@@ -39,7 +39,7 @@ class ShardReader:
         """Return the image (H, W), uint16, of the sample at ``position`` of the index.
 
         Raises:
-            DataError: The shard is missing, or the bytes are not those that were written.
+            DataError: The shard is missing or cannot be read, or the bytes are not those that were written.
         """
         row = self.index.samples[position]
         data = self._bytes(row)
@@ -50,7 +50,11 @@ class ShardReader:
 
     def _bytes(self, row: SampleRow) -> bytes:
         offset, size = row.members[IMAGE]
-        return os.pread(self._file(row.shard), size, offset)
+        try:
+            return os.pread(self._file(row.shard), size, offset)
+        except OSError as fault:
+            name = self.index.shards[row.shard].name
+            raise DataError(f"{name}: sample {row.key} cannot be read: {fault.strerror}") from fault
 
     def _file(self, shard: int) -> int:
         if shard not in self._files:
