@@ -6,14 +6,13 @@ off: nothing here inverts a transform, and it costs a third of the time.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from hsadml_dist.errors import ConfigError, Fault
+from hsadml_dist.errors import ConfigError, Fault, nearest
 
 PREFIX = "monai.transforms."
 IMAGE = "image"
@@ -70,12 +69,12 @@ def _built(spec: dict[str, Any]) -> Any:
     import monai.transforms
 
     arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in spec.items()}
-    name = str(arguments.pop("_target_", "")).removeprefix(PREFIX)
+    if "_target_" not in arguments:
+        raise _refused(f"{spec} names no transform; give it as '_target_: {PREFIX}RandFlip'")
+    name = str(arguments.pop("_target_")).removeprefix(PREFIX)
     kind = getattr(monai.transforms, name, None)
-    if kind is None:
-        close = difflib.get_close_matches(name, dir(monai.transforms), n=1)
-        hint = f" (did you mean {PREFIX}{close[0]!r}?)" if close else ""
-        raise _refused(f"{PREFIX}{name} does not exist{hint}")
+    if not isinstance(kind, type):
+        raise _refused(f"{PREFIX}{name} does not exist{nearest(name, dir(monai.transforms))}")
     try:
         return kind(**arguments)
     except (TypeError, ValueError) as fault:
