@@ -1,0 +1,146 @@
+"""All that rank 0 writes down while a training runs; on other ranks the same calls write nothing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from hsadml_dist.run.entry import Entry
+from hsadml_dist.run.events import EventName, Events
+from hsadml_dist.run.folder import AttemptFolder
+from hsadml_dist.run.heartbeat import Heartbeat
+from hsadml_dist.run.progress import Progress, progress_on
+from hsadml_dist.run.rows import RowWriter
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRow:
+    """A row of ``metrics.jsonl``.
+
+    Attributes:
+        step: From 1.
+        attempt: Who did it.
+        epoch: From 0, in which the step begins.
+        loss: Mean over the global batch.
+        lr: Learning rate of the backbone.
+        grad_norm: Norm of the backbone's gradient before clipping.
+        samples: Samples of this step, over all ranks.
+        step_seconds: Wall time of the step on rank 0, waiting included.
+        data_wait_seconds: How much of it rank 0 waited for its batch.
+    """
+
+    step: int
+    attempt: int
+    epoch: int
+    loss: float
+    lr: float
+    grad_norm: float
+    samples: int
+    step_seconds: float
+    data_wait_seconds: float
+
+
+class Records(Protocol):
+    """What a training reports as it goes."""
+
+    def event(self, event: EventName, step: int, **detail: Any) -> None:
+        """Record that something happened after ``step`` steps."""
+        ...
+
+    def begin(self, done: int, total: int) -> None:
+        """Show that the steps after ``done`` of ``total`` begin."""
+        ...
+
+    def step(self, row: StepRow) -> None:
+        """Record a step."""
+        ...
+
+    def samples(self, step: int, epoch: int, keys: Sequence[str]) -> None:
+        """Record the keys of a step's samples, in global order."""
+        ...
+
+    def close(self) -> None:
+        """Write out and close everything."""
+        ...
+
+
+class SilentRecords:
+    """Writes nothing: for all ranks but the first."""
+
+    def event(self, event: EventName, step: int, **detail: Any) -> None:
+        """See :class:`Records`."""
+
+    def begin(self, done: int, total: int) -> None:
+        """See :class:`Records`."""
+
+    def step(self, row: StepRow) -> None:
+        """See :class:`Records`."""
+
+    def samples(self, step: int, epoch: int, keys: Sequence[str]) -> None:
+        """See :class:`Records`."""
+
+    def close(self) -> None:
+        """See :class:`Records`."""
+
+
+class FileRecords:
+    """Writes an attempt's rows, its TensorBoard files, its heartbeat and the progress display."""
+
+    def __init__(self, attempt: AttemptFolder, events: Events, *, tensorboard: bool) -> None:
+        self._attempt = attempt.number
+        self._events = events
+        self._metrics = RowWriter(attempt.metrics)
+        self._ledger_path = attempt.ledger
+        self._ledger: RowWriter | None = None
+        self._heartbeat = Heartbeat(attempt.heartbeat)
+        self._progress: Progress | None = None
+        self._board = _board(attempt) if tensorboard else None
+
+    def event(self, event: EventName, step: int, **detail: Any) -> None:
+        """See :class:`Records`."""
+        self._events.write(event, step, **detail)
+
+    def begin(self, done: int, total: int) -> None:
+        """See :class:`Records`."""
+        self._progress = progress_on(sys.stderr, done, total)
+
+    def step(self, row: StepRow) -> None:
+        """See :class:`Records`."""
+        self._metrics.write(asdict(row))
+        if self._progress is not None:
+            self._progress.update(row.step, row.loss, row.samples / row.step_seconds)
+        if self._board is not None:
+            for name in ("loss", "lr", "grad_norm", "step_seconds", "data_wait_seconds"):
+                self._board.add_scalar(f"train/{name}", getattr(row, name), row.step)
+
+    def samples(self, step: int, epoch: int, keys: Sequence[str]) -> None:
+        """See :class:`Records`."""
+        if self._ledger is None:
+            self._ledger = RowWriter(self._ledger_path)
+        self._ledger.write({"step": step, "attempt": self._attempt, "epoch": epoch, "keys": list(keys)})
+
+    def close(self) -> None:
+        """See :class:`Records`."""
+        if self._progress is not None:
+            self._progress.close()
+        self._heartbeat.close()
+        if self._board is not None:
+            with suppress(OSError):  # a full disk must not hide why the run ends
+                self._board.close()
+
+
+def open_records(entry: Entry, tensorboard: bool) -> Records:
+    """Return what writes this attempt's records on rank 0, and what writes nothing on the others."""
+    if not entry.comm.topology.is_first:
+        return SilentRecords()
+    events = Events(entry.attempt, entry.holder.job, entry.holder.restart)
+    return FileRecords(entry.attempt, events, tensorboard=tensorboard)
+
+
+def _board(attempt: AttemptFolder) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(attempt.tensorboard))
