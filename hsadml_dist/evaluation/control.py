@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from hsadml_dist.comm import Comm
-from hsadml_dist.evaluation.knn import gathered, search
+from hsadml_dist.evaluation.knn import search
 
 SIDE = 64
 """Side of a thumbnail in pixels."""
@@ -41,4 +41,4 @@ def nearest_pixels_distributed(
     queries_QP: torch.Tensor, references_RP: torch.Tensor, comm: Comm, *, block: int
 ) -> torch.Tensor:
     """As :func:`nearest_pixels`, for rows spread over ranks; every rank returns the answers to all queries."""
-    return gathered(comm, nearest_pixels(queries_QP, comm.gather_rows(references_RP), block=block))[0]
+    return comm.gather_rows(nearest_pixels(queries_QP, comm.gather_rows(references_RP), block=block))

@@ -86,12 +86,8 @@ def nearest_distributed(
     the references of all ranks in rank order, so that the answer does not depend on how the rows are spread.
     """
     references = comm.gather_rows(references_RD)
-    return gathered(comm, *nearest(queries_QD, references, k=k, block=block))
-
-
-def gathered(comm: Comm, *rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Return each tensor with the rows of all ranks, in rank order; all ranks take part."""
-    return tuple(comm.gather_rows(part) for part in rows)
+    cosines, positions = nearest(queries_QD, references, k=k, block=block)
+    return comm.gather_rows(cosines), comm.gather_rows(positions)
 
 
 def vote(label_Qk: torch.Tensor) -> torch.Tensor:

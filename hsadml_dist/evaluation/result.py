@@ -153,7 +153,9 @@ class Result(Setting):
         values["checkpoint"] = CheckpointRef(**values["checkpoint"])
         if values["confusion"] is not None:
             values["confusion"] = tuple(tuple(row) for row in values["confusion"])
-        spans = {name: tuple(span) if isinstance(span, list) else span for name, span in values["intervals"].items()}
+        spans: dict[str, Any] = {
+            name: tuple(span) if isinstance(span, list) else span for name, span in values["intervals"].items()
+        }
         return cls(**{**values, "intervals": Intervals(**spans)})
 
 

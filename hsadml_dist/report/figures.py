@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
 from hsadml_dist.report.sphere import SphereView
@@ -79,7 +80,7 @@ def learning_curves(metrics: Sequence[Mapping[str, Any]]) -> Picture:
         _plain(axes)
         axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     some = np.unique(np.linspace(0, len(step) - 1, _MOST_POINTS).round().astype(int))
-    window = max(1, len(step) // 40)
+    window = max(10, len(step) // 20) if len(step) >= 30 else 1
     if window > 1:
         upper.plot(step[some], loss[some], color=FAINT, linewidth=0.8, label="each step")
         label = f"mean of the last {window} steps"
@@ -127,16 +128,18 @@ def sphere_map(sphere: SphereView, names: Sequence[str], shown: Sequence[int]) -
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_xticklabels([])
     axes.set_yticklabels([])
-    for place, label in enumerate(shown):
+    looks = [(COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]) for place in range(len(shown))]
+    keys = []
+    for label, (colour, marker) in zip(shown, looks, strict=True):
         mine = _some(sphere.point_N2[sphere.label_N == label], _MOST_POINTS // len(shown))
-        look = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
-        axes.scatter(mine[:, 0], mine[:, 1], s=13, alpha=0.55, linewidths=0, label=names[label], **look)
-    for place, label in enumerate(shown):
-        look = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
-        axes.scatter(*sphere.centre_C2[label], s=170, edgecolors=INK, linewidths=1.8, zorder=5, **look)
-    legend = figure.legend(loc="outside lower center", ncols=min(4, len(shown)), frameon=False, fontsize=10)
-    for handle in legend.legend_handles:
-        handle.set(alpha=1, sizes=[45])
+        axes.scatter(mine[:, 0], mine[:, 1], s=13, alpha=0.55, linewidths=0, color=colour, marker=marker)
+        keys.append(Line2D([], [], linestyle="", markersize=7, color=colour, marker=marker, label=names[label]))
+    for label, (colour, marker) in zip(shown, looks, strict=True):
+        longitude, latitude = sphere.centre_C2[label]
+        axes.scatter(
+            longitude, latitude, s=170, edgecolors=INK, linewidths=1.8, zorder=5, facecolors=colour, marker=marker
+        )
+    figure.legend(handles=keys, loc="outside lower center", ncols=min(4, len(shown)), frameon=False, fontsize=10)
     words = "; ".join(f"{names[label]} {sphere.own_angle_C[label]:.0f} degrees" for label in shown)
     return _picture(figure, f"Map of the sphere of embeddings; mean angle of each class to its own centre: {words}.")
 
