@@ -9,6 +9,11 @@ from hsadml_dist.config.io import print_config as as_text
 from hsadml_dist.errors import ExitCode, UsageError
 from hsadml_dist.launch.local import run_ranks
 from hsadml_dist.launch.prepare import load_planned, prepare_run
+from hsadml_dist.run.folder import RunFolder
+from hsadml_dist.run.merged import merged_metrics
+
+STOP_AFTER = "HSADML_STOP_AFTER"
+"""Environment variable of the trainer: stop after this step as if told to."""
 
 
 def train(
@@ -40,22 +45,35 @@ def train(
         return ExitCode.DONE
     folder = prepare_run(recipe, overrides, run, smoke, nproc)
     print(f"run folder: {folder}", flush=True)
-    return smoke_test(folder, nproc) if smoke else run_ranks(folder, nproc)
+    if smoke:
+        return smoke_test(folder, nproc)
+    code = run_ranks(folder, nproc)
+    if code == ExitCode.DONE and RunFolder(folder).report.exists():
+        print(f"report: {RunFolder(folder).report}")
+    if code == ExitCode.STOPPED:
+        print("stopped; the same command goes on")
+    return code
 
 
 def smoke_test(folder: Path, nproc: int) -> int:
-    """Train one step, stop, and go on to the end; returns 0 if stop and resume both worked."""
+    """Train one step, stop, go on to the end and judge; returns 0 if all of it worked."""
     print("smoke: the first step, then a stop", flush=True)
-    code = run_ranks(folder, nproc, environ={**os.environ, "HSADML_STOP_AFTER": "1"})
+    code = run_ranks(folder, nproc, environ={**os.environ, STOP_AFTER: "1"})
     if code != ExitCode.STOPPED:
-        return _tell("stop", code)
+        return _failed(f"the stop ended with exit code {code}", code)
     print("smoke: stopped and saved; going on", flush=True)
-    return _tell("resume", run_ranks(folder, nproc))
+    code = run_ranks(folder, nproc)
+    if code != ExitCode.DONE:
+        return _failed(f"the resume ended with exit code {code}", code)
+    done = [(row["step"], row["attempt"]) for row in merged_metrics(folder)]
+    if done != [(1, 1), (2, 2)]:
+        return _failed(f"the second start did not go on after step 1: (step, attempt) {done}", code)
+    if not RunFolder(folder).result.exists():
+        return _failed("no verdict", code)
+    print("smoke: passed")
+    return code
 
 
-def _tell(stage: str, code: int) -> int:
-    if stage == "resume" and code == ExitCode.DONE:
-        print("smoke: passed")
-        return code
-    print(f"smoke: failed: {stage} ended with exit code {code}")
+def _failed(what: str, code: int) -> int:
+    print(f"smoke: failed: {what}")
     return code or ExitCode.INTERNAL
