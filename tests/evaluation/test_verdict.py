@@ -92,10 +92,8 @@ def test_unusable_runs_and_shards_are_said(run: Path, other_shards: Path) -> Non
         evaluate_run(run)
 
 
-@pytest.mark.parametrize("world", [2, 3])
-def test_any_number_of_ranks_comes_to_the_same_verdict(
-    world: int, run: Path, run_ranks: Callable[[Path, int, Path], None]
-) -> None:
+def test_ranks_come_to_the_verdict_of_one_process(run: Path, run_ranks: Callable[[Path, int, Path], None]) -> None:
+    world = 3  # 5 batches each of test and reference slices: no rank holds as many as another
     alone = evaluate_run(run)
     run_ranks(RANKS, world, run)
     for rank in range(world):
