@@ -19,7 +19,7 @@ from hsadml_dist.comm import place
 from hsadml_dist.config import Recipe
 from hsadml_dist.data.feed import Feed, open_feed
 from hsadml_dist.data.loader import Batch
-from hsadml_dist.engine.learner import Learner, build_learner, build_network
+from hsadml_dist.engine.learner import Learner, StepReport, build_learner, build_network
 from hsadml_dist.errors import CheckpointError, ConfigError, ExitCode, Fault, HsadmlError
 from hsadml_dist.evaluation.verdict import judge_run
 from hsadml_dist.models import rank_dependent_layers
@@ -77,7 +77,14 @@ def _attempt(recipe: Recipe, run: RunFolder, feed: Feed, entry: Entry, notice: N
             log.warning("%s depends on how a batch is cut: results hold for this number of ranks only", layer)
         learner = build_learner(recipe, network, len(feed.index.classes), entry.comm, feed.total_steps)
         training = Training(
-            recipe=recipe, run=run, feed=feed, entry=entry, notice=notice, learner=learner, records=records
+            recipe=recipe,
+            run=run,
+            feed=feed,
+            entry=entry,
+            notice=notice,
+            agreement=StopAgreement(entry.comm, notice),
+            learner=learner,
+            records=records,
         )
         return training.go_on_from(choice)
     except HsadmlError as fault:
@@ -96,6 +103,7 @@ class Training:
     feed: Feed
     entry: Entry
     notice: Notice
+    agreement: StopAgreement
     learner: Learner
     records: Records
 
@@ -154,17 +162,12 @@ class Training:
     def _do_steps(self, first: int) -> int:
         """Do steps from ``first`` on; return the last one done."""
         total = self.feed.total_steps
-        agreement = StopAgreement(self.entry.comm, self.notice)
         stop_after = int(os.environ.get(STOP_AFTER, "0"))
         self.records.begin(first - 1, total)
         self.feed.loader.start(first, total)
         for step in range(first, total + 1):
-            began = time.perf_counter()
-            batch = self.feed.loader.next(lambda: self.notice.received)
-            waited = time.perf_counter() - began
-            if agreement.decide(has_batch=batch is not None) is Decision.STOP or batch is None:
+            if self.take_step(step) is Decision.STOP:
                 return step - 1
-            self._do_step(step, batch, began, waited)
             if step == stop_after:
                 self.notice.deliver("requested")
             if self._is_saved_on_the_way(step):
@@ -174,8 +177,18 @@ class Training:
     def _is_saved_on_the_way(self, step: int) -> bool:
         return step % self.recipe.checkpoint.every == 0 and step < self.feed.total_steps
 
-    def _do_step(self, step: int, batch: Batch, began: float, waited: float) -> None:
+    def take_step(self, step: int) -> Decision:
+        """Fetch a batch, decide with the other ranks whether to go on, and if so do the step and record it."""
+        began = time.perf_counter()
+        batch = self.feed.loader.next(lambda: self.notice.received)
+        waited = time.perf_counter() - began
+        if self.agreement.decide(has_batch=batch is not None) is Decision.STOP or batch is None:
+            return Decision.STOP
         report = self.learner.step(step, batch)
+        self._record(step, batch, report, time.perf_counter() - began, waited)
+        return Decision.GO
+
+    def _record(self, step: int, batch: Batch, report: StepReport, seconds: float, waited: float) -> None:
         epoch = self.feed.order.epoch_of(step)
         row = StepRow(
             step=step,
@@ -185,7 +198,7 @@ class Training:
             lr=report.lr,
             grad_norm=report.grad_norm,
             samples=self.recipe.train.global_batch,
-            step_seconds=time.perf_counter() - began,
+            step_seconds=seconds,
             data_wait_seconds=waited,
         )
         self.records.step(row)

@@ -100,4 +100,6 @@ def placed(model: nn.Module, device: torch.device, precision: Precision) -> nn.M
     """Return the model on its device, in its dtype and with channels last, which convolutions run faster on."""
     model = model.to(device, WEIGHT_DTYPES[precision])
     two_dimensional = not any(isinstance(layer, nn.Conv3d) for layer in model.modules())
-    return model.to(memory_format=torch.channels_last) if two_dimensional else model
+    if two_dimensional:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+    return model

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch.distributed import Store
+
 from hsadml_dist.comm import (
     Address,
     Comm,
@@ -57,18 +59,31 @@ def enter(
     """
     me = this_process(launch_token())
     device = device_for(topology)
-    attempt = take(run, me, facts) if topology.is_first else None
-    if attempt is not None and topology.world_size == 1:
-        return Entry(attempt=attempt, holder=me, comm=SoloComm(device))
-    if attempt is not None:
-        store, address = open_store(topology, timeout_seconds)
-        published = {"token": me.token, "attempt": attempt.number, "host": address.host, "port": address.port}
-        replace_text(attempt.rendezvous, json.dumps(published) + "\n")
+    if not topology.is_first:
+        attempt, store = _join(run, me, timeout_seconds, interrupted)
     else:
-        published = _wait_for_rank_0(run, me.token, timeout_seconds, interrupted)
-        attempt = run.attempt(published["attempt"])
-        store = join_store(Address(host=published["host"], port=published["port"]), timeout_seconds)
+        attempt = take(run, me, facts)
+        if topology.world_size == 1:
+            return Entry(attempt=attempt, holder=me, comm=SoloComm(device))
+        store = _publish(attempt, me, topology, timeout_seconds)
     return Entry(attempt=attempt, holder=me, comm=TorchComm(topology, store, device, timeout_seconds))
+
+
+def _publish(attempt: AttemptFolder, me: Holder, topology: Topology, timeout_seconds: int) -> Store:
+    """Open the store and say where it is."""
+    store, address = open_store(topology, timeout_seconds)
+    published = {"token": me.token, "attempt": attempt.number, "host": address.host, "port": address.port}
+    replace_text(attempt.rendezvous, json.dumps(published) + "\n")
+    return store
+
+
+def _join(
+    run: RunFolder, me: Holder, timeout_seconds: int, interrupted: Callable[[], bool]
+) -> tuple[AttemptFolder, Store]:
+    """Wait for what rank 0 says and connect."""
+    published = _wait_for_rank_0(run, me.token, timeout_seconds, interrupted)
+    address = Address(host=published["host"], port=published["port"])
+    return run.attempt(published["attempt"]), join_store(address, timeout_seconds)
 
 
 def _wait_for_rank_0(

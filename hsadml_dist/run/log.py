@@ -14,7 +14,7 @@ def open_log(attempt: AttemptFolder, rank: int) -> None:
     """Send this process's log records, and its stacks if it crashes, to the rank's file in the attempt's folder."""
     path = attempt.log(rank)
     path.parent.mkdir(exist_ok=True)
-    handler = logging.FileHandler(path)
+    handler = logging.StreamHandler(path.open("a", encoding="utf-8"))
     handler.setFormatter(logging.Formatter(FORMAT))
     root = logging.getLogger()
     root.addHandler(handler)

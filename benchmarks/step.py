@@ -1,0 +1,188 @@
+"""What a step of ours costs beside a bare PyTorch loop: same net, same loss, same batches in memory, paired in one run.
+
+Both loops take turns in the same processes, step by step, in an order drawn anew for each pair. Ours is the trainer's
+own step: batch from a loader, vote of the ranks, forward, backward, clipping, optimiser, metrics row, TensorBoard,
+progress. The bare loop has forward, backward, clipping and optimiser.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+
+from hsadml_dist.comm import Comm, place
+from hsadml_dist.config import Recipe
+from hsadml_dist.config.data import DataConfig
+from hsadml_dist.config.loss import LossConfig
+from hsadml_dist.config.optim import OptimConfig
+from hsadml_dist.config.train import TrainConfig
+from hsadml_dist.data.loader import Batch
+from hsadml_dist.data.order import ExactOrder
+from hsadml_dist.engine.learner import build_learner, build_network
+from hsadml_dist.run.entry import enter
+from hsadml_dist.run.folder import RunFolder
+from hsadml_dist.run.records import open_records
+from hsadml_dist.stop.agreement import StopAgreement
+from hsadml_dist.stop.signals import Notice
+from hsadml_dist.train import Training
+
+CLASSES = 3
+SCALE = 30.0
+SEED = 0
+
+
+class MemoryLoader:
+    """Hands out the same batch for ever."""
+
+    threads_at_fork = 1
+
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
+
+    def next(self, interrupted: Callable[[], bool]) -> Batch:
+        """Return the batch."""
+        return self._batch
+
+
+def main() -> None:
+    """Measure with 1 and 2 ranks, print medians, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--pairs", type=int, default=60)
+    parser.add_argument("--batch", type=int, default=48, help="samples of a step, over all ranks")
+    parser.add_argument("--rank-in", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.rank_in:
+        measure(options.rank_in, options.pairs, options.batch)
+        os._exit(0)
+    cases = [case for world in (1, 2) for case in side_by_side(world, options.pairs, options.batch)]
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        machine = {"processor_count": os.cpu_count(), "torch": torch.__version__}
+        options.json.write_text(json.dumps({"machine": machine, "cases": cases}, indent=2) + "\n")
+
+
+def side_by_side(world: int, pairs: int, batch: int) -> list[dict[str, object]]:
+    """Run the ranks, print the medians, and return the cases of ``--json``."""
+    with tempfile.TemporaryDirectory() as folder:
+        token = uuid.uuid4().hex
+        command = [sys.executable, __file__, "--rank-in", folder, "--pairs", str(pairs), "--batch", str(batch)]
+        ranks = [subprocess.Popen(command, env=_rank_environ(rank, world, token)) for rank in range(world)]
+        codes = [rank.wait(timeout=1800) for rank in ranks]
+        if any(codes):
+            raise SystemExit(f"ranks ended with exit codes {codes}")
+        seconds: dict[str, list[float]] = json.loads((Path(folder) / "seconds.json").read_text())
+    ratios = [ours / bare for ours, bare in zip(seconds["ours"], seconds["bare"], strict=True)]
+    quartiles = statistics.quantiles(ratios, n=4)
+    sys.stdout.write(
+        f"{world} rank(s): ours {1e3 * statistics.median(seconds['ours']):.1f} ms, "
+        f"bare loop {1e3 * statistics.median(seconds['bare']):.1f} ms a step; "
+        f"ratio of pairs: median {statistics.median(ratios):.3f}, "
+        f"quartiles {quartiles[0]:.3f} to {quartiles[2]:.3f} ({pairs} pairs)\n"
+    )
+    names = {"ours": "ours", "bare": "bare-pytorch"}
+    return [
+        {"case": f"step, {world} ranks, batch {batch}", "implementation": names[key], "seconds": seconds[key]}
+        for key in names
+    ]
+
+
+def measure(folder: Path, pairs: int, batch: int) -> None:
+    """As one rank: time pairs of steps."""
+    recipe = Recipe(
+        data=DataConfig(shards="-", image_size=112),
+        loss=LossConfig(name="softmax"),
+        train=TrainConfig(steps=10**6, global_batch=batch, seed=SEED),
+        optim=OptimConfig(schedule="constant"),
+    )
+    topology = place()
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // topology.world_size))
+    entry = enter(RunFolder(folder), topology, {}, 60, lambda: False)
+    data = _batch(batch // topology.world_size)
+    steps = {"ours": _ours(recipe, folder, entry, data), "bare": _bare(recipe, entry.comm, data)}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    order = random.Random(SEED)
+    for pair in range(-5, pairs):
+        for name in order.sample(sorted(steps), 2):
+            began = time.perf_counter()
+            steps[name]()
+            if pair >= 0:
+                seconds[name].append(time.perf_counter() - began)
+    if topology.is_first:
+        (folder / "seconds.json").write_text(json.dumps(seconds))
+    entry.comm.close()
+
+
+def _ours(recipe: Recipe, folder: Path, entry: object, data: Batch) -> Callable[[], object]:
+    notice = Notice()
+    feed = SimpleNamespace(
+        loader=MemoryLoader(data),
+        order=ExactOrder(count=1000, global_batch=recipe.train.global_batch, seed=SEED),
+        total_steps=recipe.train.steps,
+    )
+    records = open_records(entry, tensorboard=True)
+    records.begin(0, recipe.train.steps)
+    training = Training(
+        recipe=recipe,
+        run=RunFolder(folder),
+        feed=feed,
+        entry=entry,
+        notice=notice,
+        agreement=StopAgreement(entry.comm, notice),
+        learner=build_learner(recipe, build_network(recipe), CLASSES, entry.comm, recipe.train.steps),
+        records=records,
+    )
+    numbers = iter(range(1, 10**6))
+    return lambda: training.take_step(next(numbers))
+
+
+def _bare(recipe: Recipe, comm: Comm, data: Batch) -> Callable[[], object]:
+    net = build_network(recipe).to(memory_format=torch.channels_last)
+    replica = net if comm.group is None else DistributedDataParallel(net)
+    torch.manual_seed(SEED)
+    centres = torch.nn.Parameter(torch.randn(CLASSES, recipe.model.embedding_dim))
+    parameters = [*net.parameters(), centres]
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.optim.lr)
+    image = data.image.to(memory_format=torch.channels_last)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        cosine = functional.linear(functional.normalize(replica(image)), functional.normalize(centres))
+        functional.cross_entropy(SCALE * cosine, data.label).backward()
+        if comm.group is not None:
+            comm.sum(centres.grad).div_(comm.topology.world_size)
+        torch.nn.utils.clip_grad_norm_(parameters, recipe.engine.clip_norm)
+        optimizer.step()
+
+    return step
+
+
+def _batch(size: int) -> Batch:
+    generator = torch.Generator().manual_seed(SEED)
+    image = torch.randn(size, 1, 112, 112, generator=generator)
+    label = torch.arange(size) % CLASSES
+    return Batch(image=image, label=label, keys=tuple(f"{i:016x}" for i in range(size)))
+
+
+def _rank_environ(rank: int, world: int, token: str) -> dict[str, str]:
+    place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world}
+    return os.environ | {name: str(value) for name, value in place.items()} | {"HSADML_LAUNCH": token}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""The whole way in a few minutes: patients, shards, a training that is preempted and comes back, a verdict.
+
+Each step is a command that you can also type. With Slurm's programs on this machine the training is a job on a private
+cluster, preempted by a job of higher priority; without them it runs in local processes and is stopped by a signal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HSADML = [sys.executable, "-m", "hsadml_dist.launch.cli"]
+PATIENTS = 60
+RANKS = 2
+PREEMPT_AT = 60
+SYSTEM_PATHS = os.pathsep.join(["/usr/sbin", "/sbin"])
+NEEDED = ("munged", "slurmctld", "slurmd", "sbatch")
+LIMIT_SECONDS = 540
+
+
+def main() -> int:
+    """Run the demo; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("out/demo"), help="where everything is written")
+    out = parser.parse_args().out
+    if _on_login_node():
+        print("This is a login node of a real cluster; the demo would start daemons of its own. Try instead:")
+        print("  hsadml shards build phantom 60 --out out/demo/shards")
+        print("  hsadml submit demo --nodes 1 --tasks-per-node 2 --smoke")
+        return 0
+    _build_shards(out / "shards")
+    run = out / "run"
+    shutil.rmtree(run, ignore_errors=True)
+    arguments = ["demo", f"data.shards={out / 'shards'}", "--run", str(run)]
+    if _has_slurm():
+        _train_on_private_cluster(out / "cluster", run, arguments)
+    else:
+        print("Slurm's programs are not on this machine: training in local processes instead of a job.")
+        _train_in_local_processes(run, arguments)
+    return _show(run)
+
+
+def _on_login_node() -> bool:
+    squeue = shutil.which("squeue")
+    if squeue is None:
+        return False
+    return subprocess.run([squeue, "--noheader"], capture_output=True, timeout=60, check=False).returncode == 0
+
+
+def _has_slurm() -> bool:
+    path = os.pathsep.join([os.environ.get("PATH", ""), SYSTEM_PATHS])
+    return all(shutil.which(name, path=path) for name in NEEDED)
+
+
+def _build_shards(shards: Path) -> None:
+    if shards.exists():
+        print(f"{shards} is there already")
+        return
+    _run("shards", "build", "phantom", str(PATIENTS), "--out", str(shards))
+
+
+def _train_on_private_cluster(cluster: Path, run: Path, arguments: list[str]) -> None:
+    if cluster.exists():
+        _run("cluster", "down", str(cluster))
+    _run("cluster", "up", str(cluster), "--nodes", "1")
+    os.environ["SLURM_CONF"] = str((cluster / "slurm.conf").resolve())
+    try:
+        _run("submit", *arguments, "--nodes", "1", "--tasks-per-node", str(RANKS), "--requeue", "self")
+        _wait_for_step(run, PREEMPT_AT)
+        print("\nA job of higher priority takes the node; ours saves, leaves and comes back by itself:", flush=True)
+        _say_and_call(["sbatch", "--partition=high", "--exclusive", "--output=/dev/null", "--wrap=sleep 2"])
+        _wait_for_end(run)
+    finally:
+        _run("cluster", "down", str(cluster))
+
+
+def _train_in_local_processes(run: Path, arguments: list[str]) -> None:
+    command = [*HSADML, "train", *arguments, "--nproc", str(RANKS)]
+    print(f"\n$ hsadml {shlex.join(command[len(HSADML) :])}", flush=True)
+    first = subprocess.Popen(command)
+    _wait_for_step(run, PREEMPT_AT)
+    print("\nThe training is told to stop; it saves and leaves with exit code 85:", flush=True)
+    first.send_signal(signal.SIGTERM)
+    print(f"exit code {first.wait()}; the same command goes on", flush=True)
+    subprocess.run(command, check=True)
+
+
+def _wait_for_step(run: Path, step: int) -> None:
+    shown, deadline = 0, time.monotonic() + LIMIT_SECONDS
+    while shown < step:
+        if time.monotonic() > deadline:
+            raise SystemExit(f"step {step} was not reached in {LIMIT_SECONDS} s; see {run}")
+        time.sleep(0.5)
+        shown = _steps(run)
+
+
+def _wait_for_end(run: Path) -> None:
+    deadline, said = time.monotonic() + LIMIT_SECONDS, 0
+    while True:
+        events = [json.loads(line) for path in sorted(run.glob("attempts/*/events.jsonl")) for line in path.open()]
+        for event in events[said:]:
+            print(f"  attempt {event['attempt']}, after step {event['step']}: {event['event']}", flush=True)
+        said = len(events)
+        if any(event["event"] == "finished" for event in events):
+            return
+        if any(event["event"] == "failed" for event in events) or time.monotonic() > deadline:
+            raise SystemExit(f"the run did not end well; see {run}")
+        time.sleep(1)
+
+
+def _steps(run: Path) -> int:
+    return sum(len(path.read_text().splitlines()) for path in run.glob("attempts/*/metrics.jsonl"))
+
+
+def _show(run: Path) -> int:
+    _run("evaluate", str(run))
+    print(f"\nReport: {(run / 'report.html').resolve()}")
+    return 0
+
+
+def _run(*arguments: str) -> None:
+    print(f"\n$ hsadml {shlex.join(arguments)}", flush=True)
+    subprocess.run([*HSADML, *arguments], check=True)
+
+
+def _say_and_call(command: list[str]) -> None:
+    print(f"$ {shlex.join(command)}", flush=True)
+    subprocess.run(command, check=True)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except subprocess.CalledProcessError as failed:
+        sys.exit(f"demo: {shlex.join(failed.cmd)} ended with exit code {failed.returncode}")
