@@ -6,15 +6,14 @@ BIN := .venv/bin
 READY := .venv/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help test check demo bench soak chaos slurm
+.PHONY: help test check demo bench soak slurm
 
 help:
 	@echo "make demo    train and judge on generated patients, in minutes"
 	@echo "make test    all tests but the long ones"
 	@echo "make check   lint, format, types, layers"
-	@echo "make bench   benchmarks, into out/bench.json"
+	@echo "make bench   benchmarks, into out/bench/"
 	@echo "make soak    the long tests, up to an hour"
-	@echo "make chaos   a training under random faults, up to half an hour"
 
 test: $(READY) slurm
 	$(BIN)/python -m pytest -m "not soak"
@@ -32,10 +31,7 @@ demo: $(READY) slurm
 	$(BIN)/python examples/demo.py
 
 bench: $(READY)
-	$(BIN)/python benchmarks/run.py --json out/bench.json
-
-chaos: $(READY) slurm
-	$(BIN)/python benchmarks/chaos.py --json out/chaos.json
+	$(BIN)/python benchmarks/step.py --json out/bench/step.json
 
 slurm:
 	@sh slurm/box/install.sh
