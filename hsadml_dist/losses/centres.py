@@ -5,6 +5,8 @@ Legend of shapes: C classes, D embedding components.
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from torch import nn
 
@@ -37,5 +39,6 @@ def at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _generator(seed: int, class_id: int) -> torch.Generator:
-    # The multiplier keeps (seed, class) pairs apart for up to 2**31 classes a seed.
-    return torch.Generator().manual_seed((seed * 2_147_483_659 + class_id) % 2**63)
+    # The generator keeps 32 bits of its seed: from a start of the run's own, classes count up, so no two are the same.
+    start = int.from_bytes(hashlib.blake2b(f"centres {seed}".encode(), digest_size=4).digest(), "little")
+    return torch.Generator().manual_seed((start + class_id) % 2**32)
