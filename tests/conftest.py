@@ -1,0 +1,105 @@
+"""Ranks as real processes, and a small folder of shards; each is made once for the whole session."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+SECONDS = 90
+
+Ranks = Callable[..., list[Any]]
+
+
+class Nursery:
+    """The process that ranks are forked from; started with the first job."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+
+    def run(self, job: dict[str, Any]) -> list[int]:
+        """Carry out a job; return the ranks' exit codes. A hang ends the test by name."""
+        process = self._process or self._start()
+        process.stdin.write(json.dumps(job) + "\n")
+        process.stdin.flush()
+        if not select.select([process.stdout], [], [], SECONDS)[0]:
+            self.close()
+            pytest.fail(f"{job['world']} ranks of {job['script']} hang: no answer within {SECONDS} s")
+        return json.loads(process.stdout.readline())
+
+    def close(self) -> None:
+        """Kill it and all ranks that still live."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process.stdin.close()
+            self._process.stdout.close()
+            self._process = None
+
+    def _start(self) -> subprocess.Popen[str]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, str(HERE / "rank_nursery.py")],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        return self._process
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """Where ranks come from."""
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
+@pytest.fixture(scope="session")
+def ranks(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Ranks:
+    """Run a rank script in W processes; returns each rank's answer. See ``rank_start.py`` for what scripts do."""
+    import torch
+
+    def run(
+        script: str,
+        world: int,
+        case: str = "",
+        *,
+        folder: Path | None = None,
+        preload: Sequence[str] = (),
+        expect: int = 0,
+    ) -> list[Any]:
+        folder = folder or tmp_path_factory.mktemp("ranks")
+        job = {"script": str(HERE / script), "folder": str(folder), "world": world, "case": case, "preload": preload}
+        codes = nursery.run(job)
+        complaints = "\n".join(path.read_text() for path in sorted(folder.glob("stderr-*")))
+        assert codes == [expect] * world, complaints
+        answers = [folder / f"answer-{rank}.pt" for rank in range(world)]
+        return [torch.load(path, weights_only=False) for path in answers if path.exists()]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of 9 generated patients at 64 pixels in 3 folds, several samples a shard; not to be written to."""
+    from hsadml_dist.shards.build import BuildOptions, build
+    from hsadml_dist.shards.identity import load_key
+    from hsadml_dist.shards.sources.phantom import PhantomSource
+
+    folder = tmp_path_factory.mktemp("tiny")
+    options = BuildOptions(folds=3, samples_per_shard=8, size=64)
+    source = PhantomSource(patients=9, seed=0, size=64)
+    build(source, folder / "shards", options, load_key(folder / "id.key"), 1, lambda done, total: None)
+    return folder / "shards"

@@ -1,0 +1,139 @@
+import os
+import socket
+
+import pytest
+import torch
+
+from hsadml_dist.comm import SoloComm, launch_token, place
+from hsadml_dist.errors import UsageError
+from hsadml_dist.topology import Topology
+
+
+@pytest.fixture(scope="module", params=[1, 2, 3, 4])
+def told(request, ranks):
+    """What each rank of a job of W ranks was told; W = 1 is the job without groups."""
+    return ranks("comm_ranks.py", request.param)
+
+
+def rows(rank, count):
+    return 100 * rank + torch.arange(count * 4, dtype=torch.float32).reshape(count, 2, 2)
+
+
+def test_sum_adds_over_all_ranks_in_place(told):
+    expected = torch.full((2, 3), float("1" * len(told)), dtype=torch.float64)
+    for answer in told:
+        torch.testing.assert_close(answer["sum"], expected, rtol=0, atol=0)
+        assert answer["in place"]
+
+
+def test_gather_rows_keeps_rank_order_with_uneven_and_missing_rows(told):
+    world = len(told)
+    expected = torch.cat([rows(rank, (2 * rank) % 5) for rank in range(world)])
+    labels = torch.cat([torch.arange(rank) for rank in range(world)])
+    for answer in told:
+        assert torch.equal(answer["rows"], expected)
+        assert torch.equal(answer["labels"], labels)
+        assert answer["labels"].dtype == torch.int64
+        assert torch.equal(answer["only last"], rows(world - 1, 3))
+        assert answer["none"].shape == (0, 2, 2)
+
+
+def test_vote_takes_the_largest(told):
+    for answer in told:
+        assert answer["vote"] == [len(told) - 1, 0, 2**40]
+
+
+def test_share_gives_rank_0s_value_and_gather_all_of_them(told):
+    for answer in told:
+        assert answer["share"] == {"from": 0, "text": "ü"}
+        assert answer["share none"] is None
+        assert answer["gather"] == [("value", rank) for rank in range(len(told))]
+
+
+def test_a_lone_process_needs_no_group():
+    comm = SoloComm()
+    assert (comm.topology, comm.group, comm.device) == (Topology(), None, torch.device("cpu"))
+    comm.close()
+
+
+LAUNCHER = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+SLURM = {
+    "SLURM_STEP_ID": "0",
+    "SLURM_PROCID": "3",
+    "SLURM_NTASKS": "4",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "1",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_NNODES": "4",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+}
+
+
+def test_place_from_the_launcher():
+    expected = Topology(rank=5, world_size=8, local_rank=1, local_world_size=4, node=1, nodes=2)
+    assert place(LAUNCHER) == expected
+    assert place({**SLURM, **LAUNCHER}) == expected, (
+        "ranks that a launcher starts inside a Slurm job are the launcher's"
+    )
+
+
+def test_place_in_a_slurm_step():
+    assert place(SLURM) == Topology(rank=3, world_size=4, local_rank=1, local_world_size=2, node=1, nodes=2)
+
+
+@pytest.mark.parametrize(("text", "largest"), [("4", 4), ("2(x2)", 2), ("3,1", 3), ("1,3", 3), ("1(x2),2", 2)])
+def test_the_largest_share_of_uneven_nodes_counts(text, largest):
+    assert place({**SLURM, "SLURM_STEP_TASKS_PER_NODE": text}).local_world_size == largest
+
+
+def test_place_without_a_launcher():
+    assert place({}) == Topology()
+    in_batch_script = {name: value for name, value in SLURM.items() if name != "SLURM_STEP_ID"}
+    assert place(in_batch_script) == Topology(), "a batch script is no task of a step"
+
+
+@pytest.mark.parametrize("name", LAUNCHER)
+@pytest.mark.parametrize("value", [None, "x", ""])
+def test_launcher_variables_that_are_missing_or_no_numbers(name, value):
+    environ = {**LAUNCHER, name: value} if value is not None else {k: v for k, v in LAUNCHER.items() if k != name}
+    if name == "RANK" and value is None:
+        assert place(environ) == Topology()
+        return
+    with pytest.raises(UsageError, match="launcher's variables") as caught:
+        place(environ)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"])
+def test_slurm_variables_that_are_no_numbers(name):
+    with pytest.raises(UsageError, match="launcher's variables"):
+        place({**SLURM, name: "2(x"[::-1]})
+
+
+@pytest.mark.parametrize("missing", ["SLURM_NTASKS", "SLURM_LOCALID"])
+def test_slurm_variables_that_are_missing(missing):
+    with pytest.raises(UsageError, match=missing):
+        place({name: value for name, value in SLURM.items() if name != missing})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"RANK": "8"}, {"RANK": "-1"}, {"LOCAL_RANK": "4"}, {"LOCAL_WORLD_SIZE": "0"}, {"LOCAL_WORLD_SIZE": "9"}],
+)
+def test_places_that_cannot_be_are_refused(change):
+    with pytest.raises(UsageError, match="contradict"):
+        place({**LAUNCHER, **change})
+
+
+def test_launch_token_is_one_for_all_ranks_of_a_start_and_for_no_other_start():
+    assert launch_token({"HSADML_LAUNCH": "abc", "SLURM_JOB_ID": "7"}) == "abc"
+    job = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_RESTART_COUNT": "0", "SLURM_PROCID": "0"}
+    assert launch_token(job) == launch_token({**job, "SLURM_PROCID": "3"})
+    others = [{**job, name: "9"} for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")]
+    assert len({launch_token(environ) for environ in [job, *others]}) == 4
+    del job["SLURM_RESTART_COUNT"]
+    assert launch_token(job) == "7-0-0", "a first start has no restart count"
+
+
+def test_launch_token_of_a_lone_process():
+    assert launch_token({}) == f"{socket.gethostname()}-{os.getpid()}"

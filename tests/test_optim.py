@@ -1,0 +1,165 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from hsadml_dist.config.optim import OptimConfig
+from hsadml_dist.optim import (
+    build_optimizer,
+    clip_gradients,
+    learning_rate,
+    load_moments,
+    moments,
+    set_learning_rate,
+)
+
+CONFIGS = {
+    "adamw": OptimConfig(name="adamw"),
+    "sgd": OptimConfig(name="sgd"),
+    "sgd without momentum": OptimConfig(name="sgd", momentum=0.0),
+}
+
+
+def small_net(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(16, 3)).to(
+        memory_format=torch.channels_last
+    )
+
+
+def do_step(net, optimizer, seed):
+    generator = torch.Generator().manual_seed(seed)
+    optimizer.zero_grad()
+    net(torch.randn(5, 1, 4, 4, generator=generator)).square().sum().backward()
+    optimizer.step()
+
+
+def test_learning_rate_at_known_points():
+    config = OptimConfig(lr=2.0, warmup_steps=4, lr_end=0.1)
+    assert [learning_rate(config, step, 104) for step in (1, 2, 4)] == [0.5, 1.0, 2.0]
+    assert learning_rate(config, 54, 104) == pytest.approx((2.0 + 0.2) / 2, rel=1e-12)
+    assert learning_rate(config, 29, 104) == pytest.approx(0.2 + 1.8 * (1 + math.cos(math.pi / 4)) / 2, rel=1e-12)
+    assert learning_rate(config, 104, 104) == pytest.approx(0.2, rel=1e-12)
+    assert learning_rate(config, 200, 104) == pytest.approx(0.2, rel=1e-12), "no second rise of the cosine"
+
+
+def test_learning_rate_falls_all_the_way_after_the_warm_up():
+    config = OptimConfig(lr=1.0, warmup_steps=10, lr_end=0.0)
+    rates = [learning_rate(config, step, 100) for step in range(1, 101)]
+    assert rates[:10] == [step / 10 for step in range(1, 11)]
+    assert all(after < before for before, after in zip(rates[9:], rates[10:], strict=False))
+    assert rates[-1] == pytest.approx(0, abs=1e-15)
+
+
+def test_learning_rate_without_warm_up_and_constant():
+    config = OptimConfig(lr=1.0, schedule="constant")
+    assert {learning_rate(config, step, 10) for step in range(1, 11)} == {1.0}
+    assert learning_rate(OptimConfig(lr=1.0, schedule="constant", warmup_steps=2), 1, 10) == 0.5
+    assert learning_rate(OptimConfig(lr=1.0), 1, 1000) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_a_warm_up_as_long_as_the_training_divides_by_nothing():
+    assert learning_rate(OptimConfig(lr=1.0, warmup_steps=5), 5, 5) == 1.0
+    assert learning_rate(OptimConfig(lr=1.0, warmup_steps=5), 6, 5) == pytest.approx(0.01)
+
+
+def undecayed(net, optimizer):
+    """Name the parameters that a step with zero gradients leaves alone."""
+    for p in net.parameters():
+        nn.init.ones_(p)  # a bias of 0 would not show its decay
+        p.grad = torch.zeros_like(p)
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    optimizer.step()
+    return {name for name, p in net.named_parameters() if torch.equal(p, before[name])}
+
+
+@pytest.mark.parametrize("config", [OptimConfig(name="adamw"), OptimConfig(name="sgd")], ids=["adamw", "sgd"])
+def test_only_matrices_and_kernels_decay(config):
+    net = small_net()
+    optimizer = build_optimizer(net.parameters(), config, decay=True)
+    assert undecayed(net, optimizer) == {"0.bias", "1.weight", "1.bias", "3.bias"}
+
+
+def test_centres_do_not_decay_though_they_are_a_matrix():
+    net = small_net()
+    optimizer = build_optimizer(net.parameters(), OptimConfig(weight_decay=0.5), decay=False)
+    assert undecayed(net, optimizer) == {name for name, _ in net.named_parameters()}
+
+
+def test_frozen_parameters_are_left_to_nobody():
+    net = small_net()
+    net[0].requires_grad_(False)
+    optimizer = build_optimizer(net.parameters(), OptimConfig(), decay=True)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 4
+
+
+def test_set_learning_rate_reaches_all_groups():
+    optimizer = build_optimizer(small_net().parameters(), OptimConfig(), decay=True)
+    set_learning_rate(optimizer, 0.125)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.125, 0.125]
+
+
+@pytest.mark.parametrize("limit", [None, 0.5, 1e6])
+def test_clipping_scales_the_whole_gradient_and_tells_the_norm_before(limit):
+    net = small_net().double()
+    generator = torch.Generator().manual_seed(1)
+    for p in net.parameters():
+        p.grad = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+    before = torch.cat([p.grad.flatten().clone() for p in net.parameters()])
+    norm = clip_gradients(net, limit)
+    after = torch.cat([p.grad.flatten() for p in net.parameters()])
+    assert norm == pytest.approx(float(before.norm()), rel=1e-12)
+    factor = 1.0 if limit is None or norm <= limit else limit / norm
+    # PyTorch divides by norm + 1e-6.
+    torch.testing.assert_close(after, before * factor, rtol=2e-6 if factor < 1 else 0, atol=0)
+
+
+def test_clipping_without_any_gradient():
+    assert clip_gradients(small_net(), 1.0) == 0.0
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_moments_by_name_bring_back_the_very_same_course(config):
+    net = small_net()
+    optimizer = build_optimizer(net.parameters(), config, decay=True)
+    for seed in range(3):
+        do_step(net, optimizer, seed)
+    saved = {
+        name: value.clone(memory_format=torch.contiguous_format) for name, value in moments(optimizer, net).items()
+    }
+    twin = small_net(seed=9)
+    twin.load_state_dict(net.state_dict())
+    fresh = build_optimizer(twin.parameters(), config, decay=True)
+    load_moments(fresh, twin, saved)
+    assert moments(fresh, twin).keys() == saved.keys()
+    for seed in range(3, 6):
+        do_step(net, optimizer, seed)
+        do_step(twin, fresh, seed)
+    for (name, one), other in zip(net.named_parameters(), twin.parameters(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_names_of_moments():
+    net = small_net()
+    adamw = build_optimizer(net.parameters(), OptimConfig(), decay=True)
+    assert moments(adamw, net) == {}
+    do_step(net, adamw, 0)
+    names = {name for name, _ in net.named_parameters()}
+    assert moments(adamw, net).keys() == {f"{n}:{key}" for n in names for key in ("step", "exp_avg", "exp_avg_sq")}
+    sgd = build_optimizer(net.parameters(), OptimConfig(name="sgd"), decay=True)
+    do_step(net, sgd, 0)
+    assert moments(sgd, net).keys() == {f"{n}:momentum_buffer" for n in names}
+
+
+def test_loaded_moments_are_copies_in_the_parameters_memory_layout():
+    net = nn.Conv2d(8, 4, 3).to(memory_format=torch.channels_last)
+    optimizer = build_optimizer(net.parameters(), OptimConfig(), decay=True)
+    net(torch.ones(1, 8, 5, 5)).sum().backward()
+    optimizer.step()
+    saved = {name: value.contiguous() for name, value in moments(optimizer, net).items()}
+    load_moments(optimizer, net, saved)
+    loaded = moments(optimizer, net)
+    assert loaded["weight:exp_avg"].stride() == net.weight.stride() != saved["weight:exp_avg"].stride()
+    optimizer.step()
+    assert float(saved["weight:step"]) == 1.0, "a step after loading must not reach into what was loaded"
