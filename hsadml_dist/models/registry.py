@@ -6,17 +6,19 @@ from collections.abc import Callable
 
 from torch import nn
 
-from hsadml_dist.models import monai_nets, residual, transformer
+from hsadml_dist.models.monai_nets import densenet121, efficientnet_b0, resnet18, seresnet50
+from hsadml_dist.models.residual import resnet_gn_small, resnet_gn_tiny
+from hsadml_dist.models.transformer import vit_small_patches
 
 Builder = Callable[[int, int, int], tuple[nn.Module, int]]
 """Maps (in_channels, spatial_dims, image_size) to (module of ``(B, C, H, W[, D]) -> (B, F)``, F)."""
 
 BACKBONES: dict[str, Builder] = {
-    "resnet_gn_small": residual.small,
-    "resnet_gn_tiny": residual.tiny,
-    "vit_small_patches": transformer.small,
-    "monai_densenet121": monai_nets.densenet121,
-    "monai_efficientnet_b0": monai_nets.efficientnet_b0,
-    "monai_resnet18": monai_nets.resnet18,
-    "monai_seresnet50": monai_nets.seresnet50,
+    "resnet_gn_small": resnet_gn_small,
+    "resnet_gn_tiny": resnet_gn_tiny,
+    "vit_small_patches": vit_small_patches,
+    "monai_densenet121": densenet121,
+    "monai_efficientnet_b0": efficientnet_b0,
+    "monai_resnet18": resnet18,
+    "monai_seresnet50": seresnet50,
 }

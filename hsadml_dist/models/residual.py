@@ -11,12 +11,12 @@ CONVOLUTIONS: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 GROUP_CHANNELS = 16
 
 
-def small(in_channels: int, spatial_dims: int, image_size: int) -> tuple[nn.Module, int]:
+def resnet_gn_small(in_channels: int, spatial_dims: int, image_size: int) -> tuple[nn.Module, int]:
     """Return a residual net of 1.0 million weights (2D), for CPU recipes at about 112 pixels."""
     return ResidualNet(in_channels, spatial_dims, widths=(32, 64, 128, 208)), 208
 
 
-def tiny(in_channels: int, spatial_dims: int, image_size: int) -> tuple[nn.Module, int]:
+def resnet_gn_tiny(in_channels: int, spatial_dims: int, image_size: int) -> tuple[nn.Module, int]:
     """Return a residual net of 20 thousand weights (2D), for trials and tests."""
     return ResidualNet(in_channels, spatial_dims, widths=(16, 32)), 32
 

@@ -10,7 +10,7 @@ from hsadml_dist.models.residual import CONVOLUTIONS
 PATCHES_PER_SIDE = 8
 
 
-def small(in_channels: int, spatial_dims: int, image_size: int) -> tuple[nn.Module, int]:
+def vit_small_patches(in_channels: int, spatial_dims: int, image_size: int) -> tuple[nn.Module, int]:
     """Return a transformer of 6 layers and width 192 over 8 patches a side, 2.7 million weights (2D)."""
     return VisionTransformer(in_channels, spatial_dims, image_size, width=192, layers=6, heads=3), 192
 
