@@ -187,7 +187,7 @@ def job_processes(root: Path, conf: Path) -> list[Daemon]:
 
 def _is_minder(pid: int, root: Path) -> bool:
     try:
-        if os.path.basename(os.readlink(f"/proc/{pid}/exe")) != "slurmstepd":
+        if Path(f"/proc/{pid}/comm").read_text().strip() != "slurmstepd":
             return False
         return any(Path(target).is_relative_to(root) for target in _open_files(pid))
     except OSError:

@@ -1,0 +1,147 @@
+"""Slurm's commands as functions: run one, read its answer, or say in one line why there is none."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from hsadml_dist.errors import ClusterError
+
+TIMEOUT_SECONDS = 60.0
+_UNREACHABLE = re.compile(
+    r"unable to contact slurm controller|configuration source|connection refused|connection timed out|"
+    r"unable to establish control|zero bytes were transmitted|socket timed out|error parsing conf|"
+    r"munge .*(connect|socket)|protocol authentication error",
+    re.IGNORECASE,
+)
+_UNKNOWN_JOB = re.compile(r"invalid job id", re.IGNORECASE)
+_ALREADY_REQUEUED = re.compile(r"job is pending execution|already requeued", re.IGNORECASE)
+
+
+def sbatch(script: Path, env: Mapping[str, str] | None = None) -> str:
+    """Queue a batch script and return the job's id.
+
+    Args:
+        script: Path of the script.
+        env: Whole environment to submit from; this process's own if None.
+
+    Raises:
+        ClusterError: Slurm is absent, does not answer, or refused the job.
+    """
+    return parse_job_id(_answer(["sbatch", "--parsable", str(script)], env))
+
+
+def job_state(job_id: str, env: Mapping[str, str] | None = None) -> str | None:
+    """Return a job's state, for instance ``PENDING``; None once the controller has forgotten the job.
+
+    Raises:
+        ClusterError: Slurm is absent or does not answer.
+    """
+    done = _run(["scontrol", "--oneliner", "show", "job", job_id], env)
+    if done.returncode == 0:
+        return parse_job_state(done.stdout)
+    if _UNKNOWN_JOB.search(done.stderr):
+        return None
+    raise ClusterError(explain("scontrol show job", done.stderr, env))
+
+
+def job_is_known(job_id: str, env: Mapping[str, str] | None = None) -> bool | None:
+    """Return whether a job is still queued, running or ending; None where Slurm cannot be asked."""
+    try:
+        done = _run(["squeue", "--noheader", f"--jobs={job_id}", "--format=%i"], env)
+    except ClusterError:
+        return None
+    if done.returncode == 0:
+        return bool(done.stdout.strip())
+    return False if _UNKNOWN_JOB.search(done.stderr) else None
+
+
+def scontrol_requeue(job_id: str, env: Mapping[str, str] | None = None) -> None:
+    """Put a job back into the queue; one that is there already is no error.
+
+    It would bring back a cancelled job too: look at ``job_state`` first.
+
+    Raises:
+        ClusterError: Slurm is absent, does not answer, or refused.
+    """
+    done = _run(["scontrol", "requeue", job_id], env)
+    if done.returncode != 0 and not _ALREADY_REQUEUED.search(done.stderr + done.stdout):
+        raise ClusterError(explain("scontrol requeue", done.stderr, env))
+
+
+def cancel(job_id: str, env: Mapping[str, str] | None = None) -> None:
+    """Cancel a job; one that has ended is no error.
+
+    Raises:
+        ClusterError: Slurm is absent, does not answer, or refused.
+    """
+    done = _run(["scancel", job_id], env)
+    if done.returncode != 0 and not _UNKNOWN_JOB.search(done.stderr):
+        raise ClusterError(explain("scancel", done.stderr, env))
+
+
+def parse_job_id(answer: str) -> str:
+    """Return the id in the answer of ``sbatch --parsable``: ``12`` or ``12;cluster``.
+
+    Raises:
+        ClusterError: The answer holds none.
+    """
+    # A site's plug-in may print lines of its own before the id.
+    lines = answer.strip().splitlines()
+    match = re.fullmatch(r"(\d+)(;\S+)?", lines[-1].strip()) if lines else None
+    if match is None:
+        raise ClusterError(f"sbatch gave no job id but {answer.strip()!r}")
+    return match.group(1)
+
+
+def parse_job_state(answer: str) -> str | None:
+    """Return the state in the answer of ``scontrol show job``; None if there is none."""
+    match = re.search(r"(?<!\S)JobState=(\w+)", answer)
+    return match.group(1) if match else None
+
+
+def explain(command: str, stderr: str, env: Mapping[str, str] | None = None) -> str:
+    """Return one line that says why a command failed, and what to do where that is known."""
+    reason = "; ".join(line.strip() for line in stderr.splitlines() if line.strip()) or "it gave no reason"
+    if not _UNREACHABLE.search(reason):
+        return f"{command} failed: {reason}"
+    conf = _conf(env)
+    if conf is None:
+        hint = (
+            "SLURM_CONF is unset: on a cluster's login node it need not be; for a private one export the line of `up`"
+        )
+    else:
+        hint = f"SLURM_CONF={conf}: its controller does not answer"
+    return f"{command} failed: {hint} ({reason})"
+
+
+def _conf(env: Mapping[str, str] | None) -> str | None:
+    return (os.environ if env is None else env).get("SLURM_CONF")
+
+
+def _answer(argv: Sequence[str], env: Mapping[str, str] | None) -> str:
+    done = _run(argv, env)
+    if done.returncode != 0:
+        raise ClusterError(explain(argv[0], done.stderr, env))
+    return done.stdout
+
+
+def _run(argv: Sequence[str], env: Mapping[str, str] | None) -> subprocess.CompletedProcess[str]:
+    path = None if env is None else env.get("PATH")
+    program = shutil.which(argv[0], path=path)
+    if program is None:
+        raise ClusterError(f"Slurm is not installed here: {argv[0]} is not on PATH; `hsadml train` runs without it")
+    conf = _conf(env)
+    if conf is not None and not Path(conf).exists():
+        # Slurm's commands would look for it again and again, for a minute.
+        raise ClusterError(f"SLURM_CONF is {conf}: there is no such file; is the private cluster up?")
+    try:
+        return subprocess.run(
+            [program, *argv[1:]], env=env, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise ClusterError(f"{argv[0]} gave no answer within {TIMEOUT_SECONDS:.0f} s; is the controller up?") from None

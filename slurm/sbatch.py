@@ -1,0 +1,243 @@
+"""The batch script of a job, as text: nothing here talks to Slurm or writes a file.
+
+Why the script is as it is (each was seen on a real cluster, Slurm 22.05):
+
+* One task per rank under srun, no torchrun: it forwards few signals and kills after 30 s.
+* srun runs in the background and the shell traps TERM, or the shell dies before its ranks.
+* ``--kill-on-bad-exit`` sends CONT and TERM first and KILL only after KillWait: a rank that leaves with 85 a moment
+  before its peers does not cost them theirs.
+* ``scontrol requeue`` also brings back a job that its user has cancelled. The script therefore asks first who ended it.
+* After a preemption without grace Slurm has requeued by itself; a script that lingers holds the nodes for KillWait.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from hsadml_dist.errors import ConfigError, ExitCode, Fault
+
+RANK_MODULE = "hsadml_dist.launch.rank"
+# Slurm keeps the lead of --signal in 16 bits.
+LONGEST_LEAD = 65535
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRequest:
+    """What is asked of Slurm for one run.
+
+    Attributes:
+        run_dir: The run folder, absolute; it holds ``config.yaml`` and gets the job's output.
+        nodes: Number of nodes.
+        tasks_per_node: Ranks on each node.
+        cpus_per_task: CPUs of each rank.
+        python: The interpreter that runs the ranks.
+        working_dir: Folder that the job starts in, absolute.
+        job_name: Name that squeue shows.
+        partition: Partition; None leaves it to the site. So do the next five.
+        account: Account that pays.
+        qos: Quality of service.
+        constraint: Features that the nodes must have.
+        gres: Generic resources of each node, for instance ``gpu:4``.
+        time_limit: Longest run in one of Slurm's forms, for instance ``2-12:00:00``.
+        requeue: ``self``: a job that was stopped puts itself back into the queue; ``none``: it ends.
+        signal_lead_seconds: How long before its end the job is told.
+        extra_env: Environment variables to set for the ranks.
+    """
+
+    run_dir: Path
+    nodes: int
+    tasks_per_node: int
+    cpus_per_task: int
+    python: str
+    working_dir: Path
+    job_name: str
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    gres: str | None = None
+    time_limit: str | None = None
+    requeue: Literal["self", "none"] = "self"
+    signal_lead_seconds: int = 30
+    extra_env: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self.nodes * self.tasks_per_node
+
+
+def render(request: JobRequest) -> str:
+    """Return the batch script for ``request``.
+
+    Raises:
+        ConfigError: The request cannot be written as a script that Slurm would take; every fault is named.
+    """
+    validate(request)
+    directives = [f"#SBATCH {option}" for option in _options(request)]
+    return "\n".join(["#!/bin/bash", *directives, "", *_settings(request), "", LOGIC])
+
+
+def validate(request: JobRequest) -> None:
+    """Check a request before anything is queued.
+
+    Raises:
+        ConfigError: Something is wrong with it; every fault is named.
+    """
+    faults = [*_number_faults(request), *_path_faults(request), *_word_faults(request), *_env_faults(request)]
+    if faults:
+        raise ConfigError(Fault(where="job", key=key, problem=problem) for key, problem in faults)
+
+
+def seconds_of(time_limit: str) -> int | None:
+    """Return a time limit in seconds: minutes, M:S, H:M:S, D-H, D-H:M or D-H:M:S; None for UNLIMITED.
+
+    Raises:
+        ValueError: It has none of these forms.
+    """
+    if time_limit.upper() in ("UNLIMITED", "INFINITE"):
+        return None
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time_limit, flags=re.ASCII)
+    if match is None:
+        raise ValueError(time_limit)
+    days, first, second, third = match.groups()
+    parts = [int(first), int(second or 0), int(third or 0)]
+    if days is None:
+        # Without days one or two numbers start at minutes, three at hours.
+        parts = parts if third is not None else [0, *parts[:2]]
+    hours, minutes, seconds = parts
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def _options(request: JobRequest) -> Iterator[str]:
+    yield f"--job-name={_quoted(request.job_name)}"
+    yield f"--nodes={request.nodes}"
+    yield f"--ntasks-per-node={request.tasks_per_node}"
+    yield f"--cpus-per-task={request.cpus_per_task}"
+    for name in ("partition", "account", "qos", "constraint", "gres"):
+        value = getattr(request, name)
+        if value is not None:
+            yield f"--{name}={_quoted(value)}"
+    if request.time_limit is not None:
+        yield f"--time={request.time_limit}"
+    yield f"--chdir={_quoted(str(request.working_dir))}"
+    # In a file pattern the percent sign is special. Append, or a restart would empty the file.
+    yield f"--output={_quoted(str(request.run_dir).replace('%', '%%') + '/slurm-%j.out')}"
+    yield "--open-mode=append"
+    yield f"--signal=USR2@{request.signal_lead_seconds}"
+    yield "--requeue" if request.requeue == "self" else "--no-requeue"
+
+
+def _settings(request: JobRequest) -> Iterator[str]:
+    yield f"run_dir={shlex.quote(str(request.run_dir))}"
+    yield f"python={shlex.quote(request.python)}"
+    yield f"cpus_per_task={request.cpus_per_task}"
+    yield f"requeue={request.requeue}"
+    for name, value in sorted(request.extra_env.items()):
+        yield f"export {name}={shlex.quote(value)}"
+
+
+LOGIC = f"""\
+# From here on the script is the same for every job.
+
+# srun runs in the background, one task per rank, so that this shell outlives the signals meant for its ranks.
+told=0
+trap 'told=1' TERM USR2
+srun --export=ALL --cpus-per-task="$cpus_per_task" --kill-on-bad-exit=1 --wait=300 \\
+    "$python" -u -m {RANK_MODULE} "$run_dir" &
+step=$!
+
+# A trapped signal ends `wait` early: ask again until srun itself has gone.
+while :; do
+    told=0
+    wait "$step"
+    code=$?
+    [ "$told" = 1 ] || break
+done
+
+# 85 means: stopped at a checkpoint, to be gone on with.
+if [ "$code" != {ExitCode.STOPPED:d} ] || [ "$requeue" != self ]; then exit "$code"; fi
+
+# Who ended the job? `scontrol requeue` would bring back even one that its user has cancelled.
+state=
+for pause in 1 2 4; do
+    state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format='%T %r') && break
+    sleep "$pause"
+done
+case "$state" in
+    *TimeLimit) ;;
+    COMPLETING* | PENDING* | CANCELLED* | REQUEUE*) exit "$code" ;; # Slurm has requeued or cancelled it already.
+    '') echo "hsadml: not requeued: squeue does not answer; to go on, submit this script again" >&2; exit "$code" ;;
+esac
+answer=$(scontrol requeue "$SLURM_JOB_ID" 2>&1) || case "$answer" in
+    *'pending execution'*) ;; # Slurm was faster.
+    *) echo "hsadml: not requeued: $answer; to go on, submit this script again" >&2 ;;
+esac
+# Leave at once: a script that lingers holds its nodes.
+exit "$code"
+"""
+
+
+def _quoted(value: str) -> str:
+    # sbatch reads double quotes in a directive; validate() has refused what they cannot hold.
+    return value if re.fullmatch(r"[\w./:,=@%+-]+", value, flags=re.ASCII) else f'"{value}"'
+
+
+def _number_faults(request: JobRequest) -> Iterator[tuple[str, str]]:
+    for key in ("nodes", "tasks_per_node", "cpus_per_task"):
+        if getattr(request, key) < 1:
+            yield key, f"is {getattr(request, key)}; must be at least 1"
+    if not 1 <= request.signal_lead_seconds <= LONGEST_LEAD:
+        yield "signal_lead_seconds", f"is {request.signal_lead_seconds}; allowed: 1 to {LONGEST_LEAD}"
+    if request.requeue not in ("self", "none"):
+        yield "requeue", f"is {request.requeue!r}; allowed: self, none"
+    if request.time_limit is not None:
+        yield from _time_faults(request.time_limit, request.signal_lead_seconds)
+
+
+def _time_faults(time_limit: str, lead: int) -> Iterator[tuple[str, str]]:
+    try:
+        seconds = seconds_of(time_limit)
+    except ValueError:
+        forms = "MINUTES, M:S, H:M:S, D-H, D-H:M, D-H:M:S, UNLIMITED"
+        yield "time_limit", f"is {time_limit!r}; allowed forms: {forms}"
+        return
+    if seconds is not None and seconds <= lead:
+        yield "time_limit", f"is {time_limit!r} ({seconds} s); must be longer than signal_lead_seconds ({lead} s)"
+
+
+def _path_faults(request: JobRequest) -> Iterator[tuple[str, str]]:
+    for key in ("run_dir", "working_dir"):
+        path = str(getattr(request, key))
+        if not path.startswith("/"):
+            yield key, f"is {path!r}; must be an absolute path"
+        # A backslash in --output switches off every pattern, and %j with it.
+        yield from _unwritable(key, path, '"\\')
+    yield from _unwritable("python", request.python, "")
+
+
+def _word_faults(request: JobRequest) -> Iterator[tuple[str, str]]:
+    for key in ("job_name", "partition", "account", "qos", "constraint", "gres"):
+        value = getattr(request, key)
+        if value == "":
+            yield key, "is empty; give a value or leave it out"
+        if value is not None:
+            yield from _unwritable(key, value, '"\\')
+
+
+def _env_faults(request: JobRequest) -> Iterator[tuple[str, str]]:
+    for name, value in request.extra_env.items():
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            yield "extra_env", f"has the name {name!r}; allowed: letters, digits and _, not starting with a digit"
+        yield from _unwritable(f"extra_env.{name}", value, "")
+
+
+def _unwritable(key: str, value: str, forbidden: str) -> Iterator[tuple[str, str]]:
+    found = sorted({letter for letter in value if letter in forbidden or not letter.isprintable()})
+    if found:
+        yield key, f"is {value!r}; {' '.join(map(repr, found))} cannot stand in a batch script"

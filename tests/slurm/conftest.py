@@ -1,0 +1,83 @@
+"""Private Slurm clusters for tests. Without Slurm's daemons, tests marked ``slurm`` are skipped by name."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from hsadml_dist.slurm.box.cluster import Cluster, up
+from hsadml_dist.slurm.box.daemons import SYSTEM_PATHS
+
+MakeCluster = Callable[..., Cluster]
+FAKE_RANK = Path(__file__).with_name("fake_rank.py")
+NEEDED = ("munged", "slurmctld", "slurmd", "srun")
+
+
+def missing_daemons() -> list[str]:
+    """Return which of Slurm's programs this machine lacks."""
+    path = os.pathsep.join([os.environ.get("PATH", ""), *SYSTEM_PATHS])
+    return [name for name in NEEDED if shutil.which(name, path=path) is None]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    missing = missing_daemons()
+    reason = f"Slurm is not installed ({', '.join(missing)} missing): run slurm/box/install.sh"
+    for item in items:
+        if missing and item.get_closest_marker("slurm"):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def skip_without_namespaces(mode: str) -> None:
+    """Skip the test where ``mode`` is ``netns`` and this is not root."""
+    if mode == "netns" and os.geteuid() != 0:
+        pytest.skip("mode netns needs root")
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder with a short path: a cluster in pytest's own would need a link beside it."""
+    path = Path(tempfile.mkdtemp(prefix="hsadml-test-", dir="/tmp")).resolve()
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def make_cluster(folder: Path) -> Iterator[MakeCluster]:
+    """Start clusters that go down at the end of the test: ``make_cluster(mode=..., site=..., nodes=...)``."""
+    made: list[Cluster] = []
+
+    def make(*, mode: str = "local", site: str = "friendly", nodes: int = 2) -> Cluster:
+        skip_without_namespaces(mode)
+        made.append(up(folder / f"box{len(made)}", nodes=nodes, mode=mode, site=site))
+        return made[-1]
+
+    yield make
+    for cluster in made:
+        cluster.down()
+
+
+@pytest.fixture(params=["local", "netns"])
+def cluster(request: pytest.FixtureRequest, make_cluster: MakeCluster) -> Cluster:
+    """A friendly cluster of two nodes, in each mode."""
+    return make_cluster(mode=request.param)
+
+
+@pytest.fixture
+def local_cluster(make_cluster: MakeCluster) -> Cluster:
+    """A friendly cluster of two nodes on 127.0.0.1."""
+    return make_cluster()
+
+
+@pytest.fixture
+def fake_python(folder: Path) -> Path:
+    """A program that stands in for the interpreter: whatever module it is told to run, it plays a rank."""
+    program = folder / "fake-python"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{FAKE_RANK}" "$@"\n')
+    program.chmod(0o755)
+    return program
