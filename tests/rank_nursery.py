@@ -18,11 +18,13 @@ from typing import Any
 
 def serve() -> None:
     """Carry out jobs until stdin ends."""
-    importlib.import_module("hsadml_dist.engine.learner")
+    for name in ("hsadml_dist.engine.learner", "torch._dynamo"):  # the latter is imported by the first optimiser
+        importlib.import_module(name)
     for line in sys.stdin:
         job = json.loads(line)
         for name in job["preload"]:
             importlib.import_module(name)
+        assert len(os.listdir("/proc/self/task")) == 1, "ranks must be forked by a process of one thread"
         pids = [_forked(job, rank) for rank in range(job["world"])]
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
         sys.stdout.write(json.dumps(codes) + "\n")
@@ -46,7 +48,7 @@ def _be_rank(job: dict[str, Any], rank: int) -> None:
         sys.argv = [job["script"], job["folder"], str(job["world"]), str(rank), job["case"]]
         runpy.run_path(job["script"], run_name="__main__")
         code = 0
-    except BaseException:
+    except BaseException:  # noqa: BLE001  also an exit in the middle is a failure of the rank
         traceback.print_exc()
     finally:
         sys.stderr.flush()

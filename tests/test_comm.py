@@ -72,9 +72,7 @@ SLURM = {
 def test_place_from_the_launcher():
     expected = Topology(rank=5, world_size=8, local_rank=1, local_world_size=4, node=1, nodes=2)
     assert place(LAUNCHER) == expected
-    assert place({**SLURM, **LAUNCHER}) == expected, (
-        "ranks that a launcher starts inside a Slurm job are the launcher's"
-    )
+    assert place({**SLURM, **LAUNCHER}) == expected, "a launcher inside a Slurm job gives the places"
 
 
 def test_place_in_a_slurm_step():

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def test_learning_rate_falls_all_the_way_after_the_warm_up():
     config = OptimConfig(lr=1.0, warmup_steps=10, lr_end=0.0)
     rates = [learning_rate(config, step, 100) for step in range(1, 101)]
     assert rates[:10] == [step / 10 for step in range(1, 11)]
-    assert all(after < before for before, after in zip(rates[9:], rates[10:], strict=False))
+    assert all(after < before for before, after in pairwise(rates[9:]))
     assert rates[-1] == pytest.approx(0, abs=1e-15)
 
 

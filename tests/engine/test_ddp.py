@@ -1,0 +1,137 @@
+import pytest
+import torch
+from torch import nn
+
+from hsadml_dist.comm import SoloComm
+from hsadml_dist.data.loader import Batch
+from hsadml_dist.engine.ddp import DdpEngine, placed
+
+SCRIPT = "engine/learner_ranks.py"
+
+
+@pytest.fixture(scope="module")
+def trained(ranks):
+    """Answers of all ranks after three steps, by the number of ranks."""
+    return {world: ranks(SCRIPT, world, "train") for world in (1, 2, 3, 4)}
+
+
+def assert_same(one, other, *, within=0.0):
+    assert one.keys() == other.keys()
+    for group in one:
+        assert one[group].keys() == other[group].keys()
+        for name, value in one[group].items():
+            torch.testing.assert_close(
+                value, other[group][name], rtol=0, atol=within, msg=lambda m, n=name: f"{n}: {m}"
+            )
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_all_ranks_hold_the_same_to_the_last_bit(trained, world):
+    first = trained[world][0]
+    for answer in trained[world][1:]:
+        for way in ("plain", "thirds", "sgd", "bf16"):
+            assert_same(answer[way]["state"], first[way]["state"])
+            assert answer[way]["reports"] == first[way]["reports"]
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+@pytest.mark.parametrize("way", ["plain", "sgd"])
+def test_the_number_of_ranks_changes_no_digit_that_counts(trained, world, way):
+    one, many = trained[1][0][way], trained[world][0][way]
+    assert_same(one["state"], many["state"], within=1e-12)
+    for alone, together in zip(one["reports"], many["reports"], strict=True):
+        assert together.loss == pytest.approx(alone.loss, rel=1e-12)
+        assert together.grad_norm == pytest.approx(alone.grad_norm, rel=1e-11)
+        assert together.lr == alone.lr
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_accumulation_changes_no_digit_that_counts(trained, world):
+    answer = trained[world][0]
+    assert_same(answer["plain"]["state"], answer["thirds"]["state"], within=1e-12)
+    assert_same(answer["sgd"]["state"], answer["sgd thirds"]["state"], within=1e-12)
+    norms = [[report.grad_norm for report in answer[way]["reports"]] for way in ("plain", "thirds")]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-11)
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_bf16_trains_fp32_weights_near_the_fp32_course(trained, world):
+    half, full = trained[world][0]["bf16"], trained[world][0]["fp32"]
+    assert {t.dtype for group in half["state"].values() for t in group.values()} == {torch.float32}
+    for low, high in zip(half["reports"], full["reports"], strict=True):
+        assert low.loss == pytest.approx(high.loss, rel=0.05)
+        assert low.loss != high.loss, "nothing was rounded: this was no bf16"
+
+
+def test_ranks_need_no_monai_for_their_steps(trained):
+    assert not trained[2][1]["monai"]
+
+
+@pytest.fixture(scope="module")
+def resumed(ranks):
+    return ranks(SCRIPT, 3, "resume")
+
+
+def test_state_comes_back_as_it_was(resumed):
+    for answer in resumed:
+        assert_same(answer["loaded"], answer["saved"])
+
+
+def test_the_step_after_a_resume_is_the_same_to_the_last_bit(resumed):
+    for answer in resumed:
+        whole, again, _ = answer["states"]
+        assert_same(whole, again)
+        assert answer["reports"][0] == answer["reports"][1]
+
+
+def test_without_settled_buckets_it_would_not_be(resumed):
+    """What the dry pass at the start is for: else the reduction adds in another order once, after each resume."""
+    whole, _, unsettled = resumed[0]["states"]
+    assert any(not torch.equal(value, unsettled["model"][name]) for name, value in whole["model"].items())
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def clipped(request, ranks):
+    return ranks(SCRIPT, request.param, "clip")[0]
+
+
+def test_backbone_and_centres_are_clipped_each_by_itself(clipped):
+    plain, short = clipped["plain"], clipped["clipped"]
+    for group in ("model", "centres"):
+        assert plain[group].norm() > 0.02
+        assert float(short[group].norm()) == pytest.approx(0.01, rel=1e-3)
+        torch.testing.assert_close(short[group] / 0.01, plain[group] / plain[group].norm(), rtol=1e-3, atol=1e-6)
+    assert (
+        short["report"].grad_norm == plain["report"].grad_norm == pytest.approx(float(plain["model"].norm()), rel=1e-9)
+    )
+
+
+def test_the_first_pass_leaves_neither_gradients_nor_changed_buffers():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 2))
+    before = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    engine = DdpEngine(net, optimizer, SoloComm(), "fp32", None, torch.zeros(1, 1, 4, 4))
+    engine._replica = net
+    engine._settle_buckets(torch.ones(2, 1, 4, 4))
+    assert all(torch.equal(buffer, before[name]) for name, buffer in net.named_buffers())
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_parts_without_samples_do_no_harm():
+    net = placed(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2)), torch.device("cpu"), "fp64")
+    engine = DdpEngine(net, torch.optim.SGD(net.parameters()), SoloComm(), "fp64", None, torch.zeros(1, 1, 4, 4))
+    batch = Batch(
+        image=torch.ones(1, 1, 4, 4, dtype=torch.float64), label=torch.zeros(1, dtype=torch.int64), keys=("a",)
+    )
+    outcome = engine.step(batch.parts(3), lambda emb, label: emb.sum(), lr=0.1)
+    assert [len(part.keys) for part in batch.parts(3)] == [0, 0, 1]
+    assert outcome.applied
+    assert torch.isfinite(outcome.loss)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp64"])
+def test_placed_sets_dtype_and_channels_last(precision):
+    net = placed(nn.Conv2d(4, 3, 3), torch.device("cpu"), precision)
+    assert net.weight.dtype == {"fp64": torch.float64}.get(precision, torch.float32)
+    assert net.weight.is_contiguous(memory_format=torch.channels_last)
+    assert placed(nn.Conv3d(4, 3, 3), torch.device("cpu"), precision).weight.is_contiguous()

@@ -1,0 +1,154 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from hsadml_dist.comm import SoloComm
+from hsadml_dist.config import Recipe
+from hsadml_dist.config.data import DataConfig
+from hsadml_dist.config.engine import EngineConfig
+from hsadml_dist.config.loss import LossConfig
+from hsadml_dist.config.model import ModelConfig
+from hsadml_dist.config.optim import OptimConfig
+from hsadml_dist.config.train import TrainConfig
+from hsadml_dist.data.loader import Batch
+from hsadml_dist.engine.learner import Learner, build_learner, build_network
+from hsadml_dist.engine.protocol import Outcome
+from hsadml_dist.errors import ConfigError
+from hsadml_dist.optim import learning_rate
+from hsadml_dist.topology import Topology
+
+RECIPE = Recipe(
+    data=DataConfig(shards="none", image_size=16),
+    model=ModelConfig(name="resnet_gn_tiny", embedding_dim=8),
+    loss=LossConfig(name="cosface"),
+    optim=OptimConfig(lr=0.01, head_lr_factor=3.0, warmup_steps=2),
+    train=TrainConfig(steps=10, global_batch=6, seed=3),
+    engine=EngineConfig(precision="fp64"),
+)
+
+
+def batch(seed=0, size=6):
+    image = torch.randn(size, 1, 16, 16, generator=torch.Generator().manual_seed(seed))
+    return Batch(image=image, label=torch.arange(size) % 3, keys=tuple(map(str, range(size))))
+
+
+def make(recipe=RECIPE):
+    return build_learner(recipe, build_network(recipe), 3, SoloComm(), 10)
+
+
+class FakeEngine:
+    """Reports an outcome and remembers what it was asked."""
+
+    def __init__(self, *, applied=True):
+        self.model, self.applied, self.calls, self.drawn = nn.Identity(), applied, [], []
+
+    def step(self, parts, loss_of, lr):
+        self.calls.append((parts, loss_of, lr))
+        self.drawn.append(torch.rand(1).item())
+        return Outcome(loss=torch.tensor(8.0), grad_norm=0.5, applied=self.applied)
+
+
+class FakeHead:
+    def __init__(self):
+        self.rates, self.cleared = [], 0
+
+    def clear(self):
+        self.cleared += 1
+
+    def step(self, lr):
+        self.rates.append(lr)
+
+
+class RankOfTwo(SoloComm):
+    """Rank 1 of two; the other one's loss was 2."""
+
+    def __init__(self, rank=1):
+        super().__init__()
+        self.topology = Topology(rank=rank, world_size=2)
+
+    def sum(self, tensor):
+        return tensor.add_(2.0)
+
+
+def test_a_run_of_steps_learns_its_batch():
+    learner = make(replace(RECIPE, loss=LossConfig(name="softmax", scale=8.0), optim=OptimConfig(lr=0.02)))
+    waves = torch.sin(torch.arange(16.0) * torch.arange(6).remainder(3)[:, None, None, None]).expand(6, 1, 16, 16)
+    losses = [learner.step(step, replace(batch(), image=waves)).loss for step in range(1, 11)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_rates_follow_the_step_and_the_head_its_factor():
+    engine, head = FakeEngine(), FakeHead()
+    learner = Learner(RECIPE, engine, head, SoloComm(), 10)
+    reports = [learner.step(step, batch()) for step in (1, 2, 7)]
+    expected = [learning_rate(RECIPE.optim, step, 10) for step in (1, 2, 7)]
+    assert [report.lr for report in reports] == expected
+    assert [lr for _, _, lr in engine.calls] == expected
+    assert head.rates == [3.0 * lr for lr in expected]
+    assert head.cleared == 3
+
+
+def test_the_head_steps_only_if_the_engine_did():
+    head = FakeHead()
+    Learner(RECIPE, FakeEngine(applied=False), head, SoloComm(), 10).step(1, batch())
+    assert head.rates == []
+
+
+def test_the_reported_loss_is_the_mean_over_the_ranks():
+    report = Learner(RECIPE, FakeEngine(), FakeHead(), RankOfTwo(), 10).step(1, batch())
+    assert (report.loss, report.grad_norm) == ((8.0 + 2.0) / 2, 0.5)
+
+
+def test_what_a_step_draws_depends_on_seed_step_and_rank_only():
+    def drawn(step, rank, seed=3):
+        engine = FakeEngine()
+        recipe = replace(RECIPE, train=replace(RECIPE.train, seed=seed))
+        torch.rand(step + rank)
+        Learner(recipe, engine, FakeHead(), RankOfTwo(rank), 10).step(step, batch())
+        return engine.drawn[0]
+
+    assert drawn(4, 0) == drawn(4, 0)
+    assert len({drawn(4, 0), drawn(5, 0), drawn(4, 1), drawn(4, 0, seed=4)}) == 4
+
+
+def test_the_batch_is_cut_for_accumulation_and_placed():
+    engine = FakeEngine()
+    recipe = replace(RECIPE, engine=replace(RECIPE.engine, accumulate=2))
+    Learner(recipe, engine, FakeHead(), SoloComm(), 10).step(1, batch())
+    parts = engine.calls[0][0]
+    assert [len(part.keys) for part in parts] == [3, 3]
+    assert torch.equal(torch.cat([part.image for part in parts]), batch().image.double())
+    assert parts[0].image.dtype == torch.float64
+
+
+def test_groups_of_the_state():
+    learner = make()
+    learner.step(1, batch())
+    state = learner.state()
+    assert state.keys() == {"model", "model_moments", "centres", "centres_moments"}
+    names = {name for name, _ in learner.engine.model.named_parameters()}
+    assert state["model"].keys() == names
+    assert {name.rpartition(":")[0] for name in state["model_moments"]} == names
+
+
+def test_a_learner_goes_on_from_a_state_as_if_nothing_had_been():
+    whole, other = make(), make(replace(RECIPE, train=replace(RECIPE.train, seed=99)))
+    for step in (1, 2):
+        whole.step(step, batch(step))
+    other.load({group: {n: t.clone() for n, t in tensors.items()} for group, tensors in whole.state().items()})
+    assert (whole.engine.model.neck.weight == other.engine.model.neck.weight).all()
+    one, two = whole.state(), other.state()
+    assert all(torch.equal(value, two[group][name]) for group in one for name, value in one[group].items())
+
+
+def test_the_networks_weights_follow_the_seed():
+    one, again, other = (build_network(replace(RECIPE, train=replace(RECIPE.train, seed=s))) for s in (3, 3, 4))
+    assert torch.equal(one.neck.weight, again.neck.weight)
+    assert not torch.equal(one.neck.weight, other.neck.weight)
+
+
+def test_a_margin_that_the_loss_cannot_have_is_refused():
+    with pytest.raises(ConfigError, match=r"loss\.margin"):
+        make(replace(RECIPE, loss=LossConfig(name="softmax", margin=0.5)))
