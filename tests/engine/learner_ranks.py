@@ -105,7 +105,7 @@ def _change(recipe: Recipe, comm: Comm) -> dict[str, Any]:
     report = _steps(learner, comm, 1, 1)[0]
     after = learner.state()
     changes = {
-        group: torch.cat([(after[group][n] - before[group][n]).flatten() for n in before[group]])
+        group: torch.cat([(after[group][name] - value).flatten() for name, value in before[group].items()])
         for group in ("model", "centres")
     }
     return {"report": report, **changes}

@@ -1,0 +1,172 @@
+"""Loaders in a process of one thread, as a rank is when it forks its workers; one case a start."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rank_start import Call
+
+from hsadml_dist.data.index import load_index
+from hsadml_dist.data.loader import Loader, StepSampler, TrainingSamples, training_loader
+from hsadml_dist.data.order import ExactOrder
+from hsadml_dist.data.reader import ShardReader
+from hsadml_dist.errors import DataError
+from hsadml_dist.topology import Topology
+
+BATCH, STEPS = 12, 7
+"""The tiny shards' training folds are passed over more than twice."""
+
+
+class SleepingReader(ShardReader):
+    """Never comes back from a read of its second batch on."""
+
+    calls = 0
+
+    def image(self, position: int) -> Any:
+        """Sleep after the first batch."""
+        self.calls += 1
+        if self.calls > BATCH:
+            time.sleep(600)
+        return super().image(position)
+
+
+def bytes_of_steps(shards: Path, call: Call) -> dict[str, Any]:
+    """Return what 0, 1 and 2 workers deliver, and what two ranks do."""
+    torch.set_num_threads(2)  # after the fork this process may have more; workers and no workers must still agree
+    answer: dict[str, Any] = {"workers": {}, "threads": []}
+    for workers in (0, 1, 2):
+        loader = open_loader(shards, workers)
+        answer["threads"].append(loader.threads_at_fork)
+        answer["workers"][workers] = deliver(loader, 1, STEPS)
+        loader.close()
+    late = open_loader(shards, 1)
+    answer["late"] = deliver(late, 5, STEPS)
+    late.close()
+    pairs = [open_loader(shards, 0, Topology(rank=rank, world_size=2)) for rank in range(2)]
+    answer["pair"] = [deliver(loader, 1, STEPS) for loader in pairs]
+    return answer
+
+
+def notices(shards: Path, call: Call) -> dict[str, Any]:
+    """Return whether workers go on after every notice, and what is left of them after close."""
+    loader = open_loader(shards, 2)
+    loader.start(1, STEPS)
+    loader.next(never)
+    for pid in loader.worker_pids:
+        for notice in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+            os.kill(pid, notice)
+    time.sleep(0.2)
+    states = [state_of(pid) for pid in loader.worker_pids]
+    later = [loader.next(never) for _ in range(STEPS - 1)]
+    pids, began = loader.worker_pids, time.monotonic()
+    loader.close()
+    return {
+        "states": states,
+        "keys": [len(batch.keys) for batch in later],
+        "left": [state_of(pid) for pid in pids],
+        "seconds": time.monotonic() - began,
+    }
+
+
+def asleep(shards: Path, call: Call) -> dict[str, Any]:
+    """Return how waiting and closing go while the worker sleeps in a read."""
+    loader = plain_loader(shards, SleepingReader, workers=1)
+    loader.start(1, STEPS)
+    first = loader.next(never)
+    began = time.monotonic()
+    second = loader.next(lambda: time.monotonic() > began + 0.2)
+    waited, closing = time.monotonic() - began, time.monotonic()
+    pids = loader.worker_pids
+    loader.close()
+    seconds = time.monotonic() - closing
+    return {
+        "first": len(first.keys),
+        "second": second,
+        "waited": waited,
+        "close": seconds,
+        "left": [state_of(pid) for pid in pids],
+    }
+
+
+def damaged(shards: Path, call: Call) -> list[str]:
+    """Return what is said of a damaged sample, without and with workers."""
+    said = []
+    for workers in (0, 2):
+        loader = plain_loader(shards, ShardReader, workers=workers)
+        loader.start(1, STEPS)
+        try:
+            for _ in range(STEPS):
+                loader.next(never)
+        except DataError as fault:
+            said.append(str(fault))
+        loader.close()
+    return said
+
+
+def orphans(shards: Path, call: Call) -> None:
+    """Leave the workers' ids behind and die at once, in the middle of the work."""
+    loader = plain_loader(shards, SleepingReader, workers=2)
+    loader.start(1, STEPS)
+    loader.next(never)
+    (call.folder / "workers").write_text(" ".join(map(str, loader.worker_pids)))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def open_loader(shards: Path, workers: int, topology: Topology | None = None) -> Loader:
+    """Return the loader that a training has."""
+    index = load_index(shards)
+    positions = index.outside_folds([0])
+    order = ExactOrder(count=len(positions), global_batch=BATCH, seed=1)
+    settings = {"image_size": 32, "transforms": None, "workers": workers, "prefetch": 2}
+    return training_loader(shards, index, positions, order, topology or Topology(), **settings)
+
+
+def plain_loader(shards: Path, reader: type[ShardReader], workers: int) -> Loader:
+    """Return a loader without transforms."""
+    index = load_index(shards)
+    order = ExactOrder(count=len(index), global_batch=BATCH, seed=1)
+    samples = TrainingSamples(reader(shards, index), range(len(index)), as_tensor, as_it_is, 1)  # type: ignore[arg-type]
+    return Loader(samples, StepSampler(order, Topology()), workers, 1)
+
+
+def as_tensor(image: Any) -> torch.Tensor:
+    """Stand in for the preparation."""
+    return torch.from_numpy(image.astype("float32"))[None]
+
+
+def as_it_is(image: torch.Tensor, seed: int) -> torch.Tensor:
+    """Stand in for the augmentation."""
+    return image
+
+
+def deliver(loader: Loader, first: int, last: int) -> list[tuple[str, list[int], tuple[str, ...]]]:
+    """Return (SHA-256 of the images, labels, keys) of each step."""
+    loader.start(first, last)
+    batches = [loader.next(never) for _ in range(first, last + 1)]
+    return [(hashlib.sha256(b.image.numpy().tobytes()).hexdigest(), b.label.tolist(), b.keys) for b in batches]
+
+
+def never() -> bool:
+    """No notice has come."""
+    return False
+
+
+def state_of(pid: int) -> str:
+    """Return a process's state letter, or nothing if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+if __name__ == "__main__":
+    call = Call.read()
+    name, _, shards = call.case.partition(" ")
+    cases = {case.__name__: case for case in (bytes_of_steps, notices, asleep, damaged, orphans)}
+    call.answer(cases[name](Path(shards), call))

@@ -1,0 +1,59 @@
+from dataclasses import replace
+
+import pytest
+
+from hsadml_dist.config import Recipe
+from hsadml_dist.config.data import DataConfig
+from hsadml_dist.config.train import TrainConfig
+from hsadml_dist.data.feed import check_batch, held_out, open_feed
+from hsadml_dist.data.index import load_index
+from hsadml_dist.errors import ConfigError, DataError
+from hsadml_dist.topology import Topology
+
+
+@pytest.fixture
+def recipe(tiny_shards):
+    data = DataConfig(shards=str(tiny_shards), fold=0, image_size=32, transforms=())
+    return Recipe(data=data, train=TrainConfig(epochs=2, global_batch=6, seed=4))
+
+
+def test_a_feed_leaves_the_held_out_folds_unread(recipe, tiny_shards):
+    recipe = replace(recipe, data=replace(recipe.data, val_fold=2))
+    feed = open_feed(recipe, Topology())
+    index = load_index(tiny_shards)
+    training = index.in_folds([1])
+    assert feed.order.count == len(training)
+    assert feed.total_steps == -(-2 * len(training) // 6)
+    feed.loader.start(1, feed.total_steps)
+    keys = {key for _ in range(feed.total_steps) for key in feed.loader.next(lambda: False).keys}
+    assert keys == {index.samples[position].key for position in training}
+
+
+def test_steps_win_over_epochs_where_they_are_given(recipe):
+    feed = open_feed(replace(recipe, train=TrainConfig(steps=7, global_batch=6, seed=4)), Topology())
+    assert feed.total_steps == 7
+    assert (feed.order.global_batch, feed.order.seed) == (6, 4)
+
+
+def test_folds_that_are_held_out(recipe):
+    assert held_out(recipe) == (0,)
+    assert held_out(replace(recipe, data=replace(recipe.data, val_fold=2))) == (0, 2)
+
+
+def test_no_shards_no_feed(recipe, tmp_path):
+    with pytest.raises(DataError, match=r"no index\.json"):
+        open_feed(replace(recipe, data=replace(recipe.data, shards=str(tmp_path))), Topology())
+
+
+def test_a_fold_that_is_not_there_is_refused(recipe):
+    with pytest.raises(DataError, match=r"fold 3: .*allowed: 0, 1, 2"):
+        open_feed(replace(recipe, data=replace(recipe.data, fold=3)), Topology())
+
+
+def test_the_allowed_numbers_of_ranks_are_named(recipe):
+    for world in (1, 2, 3, 6):
+        check_batch(recipe, world)
+    with pytest.raises(ConfigError, match=r"train\.global_batch: 6 .* by 4 ranks; .*: 1, 2, 3, 6$"):
+        check_batch(recipe, 4)
+    with pytest.raises(ConfigError, match=r"by 7 ranks"):
+        open_feed(recipe, Topology(rank=2, world_size=7))

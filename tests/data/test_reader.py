@@ -1,0 +1,115 @@
+import io
+import os
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hsadml_dist.data.index import load_index
+from hsadml_dist.data.reader import ShardReader, decode_image
+from hsadml_dist.errors import DataError
+
+
+@pytest.fixture
+def shards(tiny_shards, tmp_path):
+    """A copy of the shards that a test may damage."""
+    shutil.copytree(tiny_shards, tmp_path / "shards")
+    return tmp_path / "shards"
+
+
+def damage(folder, index, position, bit=1):
+    row = index.samples[position]
+    offset, size = row.members["png"]
+    with open(folder / index.shards[row.shard].name, "r+b") as file:
+        file.seek(offset + size // 2)
+        byte = file.read(1)[0]
+        file.seek(offset + size // 2)
+        file.write(bytes([byte ^ bit]))
+
+
+def test_every_image_is_the_one_in_its_tar(tiny_shards):
+    index = load_index(tiny_shards)
+    reader = ShardReader(tiny_shards, index)
+    for position, row in enumerate(index.samples):
+        with tarfile.open(tiny_shards / index.shards[row.shard].name) as archive:
+            expected = np.array(Image.open(archive.extractfile(f"{row.key}.png")))
+        image = reader.image(position)
+        assert image.dtype == np.uint16
+        assert image.shape == (64, 64)
+        np.testing.assert_array_equal(image, expected)
+
+
+def test_images_in_any_order_and_from_any_shard(tiny_shards):
+    index = load_index(tiny_shards)
+    assert len(index.shards) > 2
+    forward, backward = ShardReader(tiny_shards, index), ShardReader(tiny_shards, index)
+    images = [forward.image(position) for position in range(len(index))]
+    for position in reversed(range(len(index))):
+        np.testing.assert_array_equal(backward.image(position), images[position])
+
+
+def test_all_16_bit_levels_survive_decoding():
+    levels = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    file = io.BytesIO()
+    Image.fromarray(levels).save(file, format="PNG")
+    decoded = decode_image("key.png", file.getvalue())
+    assert decoded.dtype == np.uint16
+    np.testing.assert_array_equal(decoded, levels)
+
+
+def test_the_decoder_leaves_other_members_alone():
+    assert decode_image("key.json", b"{}") is None
+
+
+def test_generated_images_use_more_levels_than_8_bits_hold(tiny_shards):
+    reader = ShardReader(tiny_shards, load_index(tiny_shards))
+    assert len(np.unique(reader.image(0))) > 1000
+
+
+@pytest.mark.parametrize("bit", [1, 128])
+def test_one_flipped_bit_is_seen_and_named(shards, bit):
+    index = load_index(shards)
+    damage(shards, index, 5, bit)
+    reader = ShardReader(shards, index)
+    with pytest.raises(DataError, match=index.samples[5].key) as caught:
+        reader.image(5)
+    assert index.shards[index.samples[5].shard].name in str(caught.value)
+    assert "\n" not in str(caught.value)
+    reader.image(4)
+
+
+def test_a_missing_shard_is_named(shards):
+    index = load_index(shards)
+    (shards / index.shards[0].name).unlink()
+    with pytest.raises(DataError, match=f"{index.shards[0].name}: the shard cannot be opened: No such file"):
+        ShardReader(shards, index).image(0)
+
+
+def test_a_shard_cut_short_is_named(shards):
+    index = load_index(shards)
+    last = max(position for position, row in enumerate(index.samples) if row.shard == 0)
+    os.truncate(shards / index.shards[0].name, index.samples[last].members["png"][0] + 10)
+    with pytest.raises(DataError, match=index.samples[last].key):
+        ShardReader(shards, index).image(last)
+
+
+def test_a_shard_that_cannot_be_read_is_named(shards):
+    index = load_index(shards)
+    (shards / index.shards[0].name).unlink()
+    (shards / index.shards[0].name).mkdir()
+    with pytest.raises(DataError, match=f"{index.shards[0].name}: sample .* cannot be read: Is a directory"):
+        ShardReader(shards, index).image(0)
+
+
+def test_a_shard_is_opened_once(tiny_shards):
+    index = load_index(tiny_shards)
+    reader = ShardReader(tiny_shards, index)
+    before = len(os.listdir("/proc/self/fd"))
+    for position in range(len(index)):
+        reader.image(position)
+        reader.image(position)
+    assert len(os.listdir("/proc/self/fd")) == before + len(index.shards)
+    for descriptor in reader._files.values():
+        os.close(descriptor)

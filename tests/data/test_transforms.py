@@ -1,0 +1,118 @@
+import numpy as np
+import pytest
+import torch
+
+from hsadml_dist.data.order import sample_seed
+from hsadml_dist.data.transforms import DEFAULT_AUGMENTATION, Augmentation, Preparation
+from hsadml_dist.errors import ConfigError
+
+NOISE = {"_target_": "monai.transforms.RandGaussianNoise", "prob": 1.0, "std": 0.5}
+NOISE_BY_KEY = {"_target_": "monai.transforms.RandGaussianNoised", "keys": ["image"], "prob": 1.0, "std": 0.5}
+
+
+@pytest.fixture(scope="module")
+def image():
+    return torch.randn(1, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def test_preparation_resizes_and_normalises():
+    stored = np.random.default_rng(0).integers(0, 65536, (64, 48), dtype=np.uint16)
+    image = Preparation(24)(stored)
+    assert isinstance(image, torch.Tensor)
+    assert (type(image), image.shape, image.dtype) == (torch.Tensor, (1, 24, 24), torch.float32)
+    assert float(image.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(image.std(correction=0)) == pytest.approx(1, rel=1e-4)
+
+
+def test_preparation_averages_over_areas():
+    stored = np.zeros((4, 4), dtype=np.uint16)
+    stored[0, 0], stored[2:, 2:] = 40000, 20000
+    image = Preparation(2)(stored)[0]
+    expected = torch.tensor([[10000.0, 0], [0, 20000]])
+    torch.testing.assert_close(image, (expected - expected.mean()) / expected.std(correction=0), rtol=1e-4, atol=1e-5)
+
+
+def test_neighbouring_16_bit_levels_stay_apart():
+    stored = np.arange(1024, dtype=np.uint16).reshape(32, 32) + 30000
+    assert len(Preparation(32)(stored).unique()) == 1024
+
+
+def test_a_flat_image_becomes_zero():
+    assert torch.equal(Preparation(8)(np.full((8, 8), 777, dtype=np.uint16)), torch.zeros(1, 8, 8))
+
+
+@pytest.mark.parametrize("specs", [None, [NOISE], [NOISE_BY_KEY], [NOISE, NOISE_BY_KEY]])
+def test_the_seed_alone_decides(image, specs):
+    augment = Augmentation(specs)
+    first = augment(image, 11)
+    augment(image.flip(1), 12)
+    np.random.seed(5)
+    torch.manual_seed(5)
+    assert torch.equal(augment(image, 11), first)
+    assert torch.equal(Augmentation(specs)(image, 11), first)
+    assert (first.dtype, first.shape, type(first)) == (torch.float32, (1, 32, 32), torch.Tensor)
+    seen = [first, *(augment(image, seed) for seed in (0, 12, 2**32 - 1))]
+    assert all(not torch.equal(one, other) for place, one in enumerate(seen) for other in seen[:place])
+
+
+def test_an_image_is_augmented_anew_each_epoch(image):
+    augment = Augmentation(None)
+    epochs = [augment(image, sample_seed(0, epoch, "00ff")) for epoch in range(3)]
+    assert not torch.equal(epochs[0], epochs[1])
+    assert not torch.equal(epochs[1], epochs[2])
+
+
+def test_the_given_image_is_left_as_it_is(image):
+    before = image.clone()
+    Augmentation(None)(image, 3)
+    assert torch.equal(image, before)
+
+
+def test_an_empty_list_means_no_augmentation(image):
+    assert torch.equal(Augmentation([])(image, 3), image)
+
+
+def test_none_means_the_packages_own(image):
+    assert torch.equal(Augmentation(None)(image, 3), Augmentation(DEFAULT_AUGMENTATION)(image, 3))
+    assert not torch.equal(Augmentation(None)(image, 3), image)
+
+
+def test_default_augmentation_stays_near_the_image():
+    wave = torch.sin(torch.arange(64.0) / 8)[None, :, None].expand(1, 64, 64).contiguous()
+    cosines = [
+        float(torch.nn.functional.cosine_similarity(Augmentation(None)(wave, seed).flatten(), wave.flatten(), dim=0))
+        for seed in range(20)
+    ]
+    assert min(cosines) > 0.2
+    assert np.mean(cosines) < 0.999
+
+
+def test_array_and_dictionary_transforms_do_the_same_thing(image):
+    flips = [{"_target_": "monai.transforms.Flip", "spatial_axis": 1}]
+    by_key = [{"_target_": "monai.transforms.Flipd", "keys": ["image"], "spatial_axis": 1}]
+    assert torch.equal(Augmentation(flips)(image, 0), image.flip(2))
+    assert torch.equal(Augmentation(by_key)(image, 0), image.flip(2))
+
+
+def test_a_name_may_leave_out_the_package(image):
+    assert torch.equal(Augmentation([{"_target_": "Flip", "spatial_axis": 0}])(image, 0), image.flip(1))
+
+
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        (
+            {"_target_": "monai.transforms.RandFlop"},
+            r"monai\.transforms\.RandFlop does not exist \(did you mean 'RandFl",
+        ),
+        ({"_target_": "os.system", "command": "true"}, r"os\.system does not exist"),
+        ({"_target_": "monai.transforms.utils"}, "does not exist"),
+        ({"prob": 0.5}, "names no transform.*_target_"),
+        ({"_target_": "monai.transforms.RandFlip", "probe": 1}, "RandFlip: .*probe"),
+        ({"_target_": "monai.transforms.RandAffine", "mode": "bilinear", "padding_mode": 3, "no": 1}, "RandAffine: "),
+    ],
+)
+def test_what_monai_does_not_have_is_refused_by_name(spec, text):
+    with pytest.raises(ConfigError, match=f"data\\.transforms: .*{text}") as caught:
+        Augmentation([spec])
+    assert "\n" not in str(caught.value)
