@@ -38,14 +38,13 @@ class SleepingReader(ShardReader):
 
 def bytes_of_steps(shards: Path, call: Call) -> dict[str, Any]:
     """Return what 0, 1 and 2 workers deliver, and what two ranks do."""
-    torch.set_num_threads(2)  # after the fork this process may have more; workers and no workers must still agree
-    answer: dict[str, Any] = {"workers": {}, "threads": []}
-    for workers in (0, 1, 2):
-        loader = open_loader(shards, workers)
-        answer["threads"].append(loader.threads_at_fork)
+    loaders = {workers: open_loader(shards, workers) for workers in (0, 1, 2)}
+    late = open_loader(shards, 1)
+    torch.set_num_threads(2)  # as a rank does after the fork: what it prepares by itself must still be the same
+    answer: dict[str, Any] = {"threads": [loader.threads_at_fork for loader in loaders.values()], "workers": {}}
+    for workers, loader in loaders.items():
         answer["workers"][workers] = deliver(loader, 1, STEPS)
         loader.close()
-    late = open_loader(shards, 1)
     answer["late"] = deliver(late, 5, STEPS)
     late.close()
     pairs = [open_loader(shards, 0, Topology(rank=rank, world_size=2)) for rank in range(2)]

@@ -63,10 +63,6 @@ def test_bf16_trains_fp32_weights_near_the_fp32_course(trained, world):
         assert low.loss != high.loss, "nothing was rounded: this was no bf16"
 
 
-def test_ranks_need_no_monai_for_their_steps(trained):
-    assert not trained[2][1]["monai"]
-
-
 @pytest.fixture(scope="module")
 def resumed(ranks):
     return ranks(SCRIPT, 3, "resume")
@@ -101,9 +97,8 @@ def test_backbone_and_centres_are_clipped_each_by_itself(clipped):
         assert plain[group].norm() > 0.02
         assert float(short[group].norm()) == pytest.approx(0.01, rel=1e-3)
         torch.testing.assert_close(short[group] / 0.01, plain[group] / plain[group].norm(), rtol=1e-3, atol=1e-6)
-    assert (
-        short["report"].grad_norm == plain["report"].grad_norm == pytest.approx(float(plain["model"].norm()), rel=1e-9)
-    )
+    assert short["report"].grad_norm == plain["report"].grad_norm
+    assert plain["report"].grad_norm == pytest.approx(float(plain["model"].norm()), rel=1e-9)
 
 
 def test_the_first_pass_leaves_neither_gradients_nor_changed_buffers():
