@@ -1,0 +1,151 @@
+import os
+import re
+import shutil
+
+import pytest
+import safetensors.torch
+import torch
+
+from hsadml_dist.checkpoint.layout import CheckpointName
+from hsadml_dist.checkpoint.load import (
+    choose_checkpoint,
+    load_inference_state,
+    read_checkpoint,
+    read_weights,
+)
+from hsadml_dist.comm import SoloComm
+from hsadml_dist.errors import CheckpointError
+
+
+class TwoSeers(SoloComm):
+    """Stands for two ranks; the other one has the given fault with every checkpoint of a step."""
+
+    def __init__(self, faults):
+        super().__init__()
+        self.faults = dict(faults)
+        self.calls = 0
+
+    def gather(self, value):
+        self.calls += 1
+        return [value, self.faults.get(self.calls)]
+
+
+@pytest.fixture
+def three(run):
+    return [run.save(1, step) for step in (10, 20, 30)]
+
+
+def choose(run):
+    return choose_checkpoint(run.folder, SoloComm())
+
+
+def flip(path, place=-1):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "truncated": lambda folder: os.truncate(folder / "model.safetensors", 50),
+    "a flipped byte": lambda folder: flip(folder / "centres.safetensors"),
+    "a flipped byte of the header": lambda folder: flip(folder / "centres.safetensors", 3),
+    "no COMMIT": lambda folder: (folder / "COMMIT").unlink(),
+    "no manifest": lambda folder: (folder / "manifest.json").unlink(),
+    "empty": lambda folder: [path.unlink() for path in folder.iterdir()],
+}
+
+
+def test_round_trip_to_the_last_bit(run, state):
+    name = run.save(1, 10)
+    loaded, saved = read_checkpoint(run.folder, name), state(10)
+    assert loaded.progress == saved.progress
+    assert loaded.groups.keys() == saved.groups.keys()
+    for group, tensors in saved.groups.items():
+        assert loaded.groups[group].keys() == tensors.keys()
+        for key, tensor in tensors.items():
+            assert loaded.groups[group][key].dtype == tensor.dtype
+            assert loaded.groups[group][key].shape == tensor.shape
+            assert torch.equal(loaded.groups[group][key], tensor)
+
+
+def test_nothing_there_means_a_start_from_nothing(run):
+    assert choose(run).name is None
+    run.folder.checkpoints.mkdir()
+    assert choose(run).name is None
+
+
+def test_the_newest_is_chosen(run, three):
+    choice = choose(run)
+    assert (choice.name, choice.passed_over) == (three[-1], [])
+
+
+def test_a_killed_write_is_no_checkpoint(run, three):
+    half = run.folder.checkpoints / ".step-00000040.attempt-0001.tmp"
+    shutil.copytree(run.path(three[-1]), half)
+    (half / "COMMIT").unlink()
+    choice = choose(run)
+    assert (choice.name, choice.passed_over) == (three[-1], [])
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_one_is_passed_over_with_its_reason(run, three, damage):
+    damage(run.path(three[-1]))
+    choice = choose(run)
+    assert choice.name == three[-2]
+    [(name, reason)] = choice.passed_over
+    assert name == three[-1]
+    assert re.fullmatch(r"rank 0: \S.*", reason)
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_if_all_are_damaged_nothing_starts_over_in_silence(run, three, damage):
+    for name in three:
+        damage(run.path(name))
+    with pytest.raises(CheckpointError, match=f"no checkpoint verifies; the newest, {three[-1]}: rank 0: "):
+        choose(run)
+
+
+def test_one_rank_that_reads_other_bytes_speaks_for_all(run, three):
+    choice = choose_checkpoint(run.folder, TwoSeers({1: "model.safetensors has 0 bytes, not 9"}))
+    assert choice.name == three[-2]
+    assert choice.passed_over == [(three[-1], "rank 1: model.safetensors has 0 bytes, not 9")]
+
+
+def test_a_cut_off_ranks_commit_is_left_out(run):
+    first = run.save(1, 10)
+    run.begin(2, first)
+    run.save(1, 30)
+    assert choose(run).name == first
+    second = run.save(2, 20)
+    assert choose(run).name == second
+
+
+def test_inference_takes_the_newest_good_one(run, three, state):
+    DAMAGES["a flipped byte"](run.path(three[-1]))
+    loaded = load_inference_state(run.folder)
+    assert (loaded.name, loaded.data_digest) == (three[-2], "d")
+    assert torch.equal(loaded.centres, state(20).groups["centres"]["weight"])
+    assert torch.equal(loaded.model["neck.bias"], state(20).groups["model"]["neck.bias"])
+
+
+def test_inference_without_any(run):
+    with pytest.raises(CheckpointError, match="no checkpoint that verifies; train the run first"):
+        load_inference_state(run.folder)
+
+
+def test_foreign_weights(tmp_path):
+    safetensors.torch.save_file({"a": torch.ones(2)}, tmp_path / "w.safetensors")
+    assert read_weights(tmp_path / "w.safetensors")["a"].tolist() == [1, 1]
+
+
+def test_foreign_weights_that_are_missing_or_of_another_format(tmp_path):
+    torch.save({"a": torch.ones(2)}, tmp_path / "w.pt")
+    with pytest.raises(CheckpointError, match="not a safetensors file"):
+        read_weights(tmp_path / "w.pt")
+    with pytest.raises(CheckpointError, match=r"none\.safetensors: the weights cannot be read: No such file"):
+        read_weights(tmp_path / "none.safetensors")
+
+
+def test_names_of_other_things_beside_checkpoints_do_no_harm(run, three):
+    (run.folder.checkpoints / "README").write_text("mine")
+    assert choose(run).name == three[-1] == CheckpointName(30, 1)
