@@ -22,6 +22,15 @@ _UNKNOWN_JOB = re.compile(r"invalid job id", re.IGNORECASE)
 _ALREADY_REQUEUED = re.compile(r"job is pending execution|already requeued", re.IGNORECASE)
 
 
+def require(env: Mapping[str, str] | None = None) -> None:
+    """Check that jobs can be submitted at all; does not ask the controller.
+
+    Raises:
+        ClusterError: Slurm is absent, or SLURM_CONF names no file.
+    """
+    _find("sbatch", env)
+
+
 def sbatch(script: Path, env: Mapping[str, str] | None = None) -> str:
     """Queue a batch script and return the job's id.
 
@@ -131,17 +140,21 @@ def _answer(argv: Sequence[str], env: Mapping[str, str] | None) -> str:
 
 
 def _run(argv: Sequence[str], env: Mapping[str, str] | None) -> subprocess.CompletedProcess[str]:
-    path = None if env is None else env.get("PATH")
-    program = shutil.which(argv[0], path=path)
-    if program is None:
-        raise ClusterError(f"Slurm is not installed here: {argv[0]} is not on PATH; `hsadml train` runs without it")
-    conf = _conf(env)
-    if conf is not None and not Path(conf).exists():
-        # Slurm's commands would look for it again and again, for a minute.
-        raise ClusterError(f"SLURM_CONF is {conf}: there is no such file; is the private cluster up?")
+    program = _find(argv[0], env)
     try:
         return subprocess.run(
             [program, *argv[1:]], env=env, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
         raise ClusterError(f"{argv[0]} gave no answer within {TIMEOUT_SECONDS:.0f} s; is the controller up?") from None
+
+
+def _find(command: str, env: Mapping[str, str] | None) -> str:
+    program = shutil.which(command, path=None if env is None else env.get("PATH"))
+    if program is None:
+        raise ClusterError(f"Slurm is not installed here: {command} is not on PATH; `hsadml train` runs without it")
+    conf = _conf(env)
+    if conf is not None and not Path(conf).exists():
+        # Slurm's commands would look for it again and again, for a minute.
+        raise ClusterError(f"SLURM_CONF is {conf}: there is no such file; is the private cluster up?")
+    return program

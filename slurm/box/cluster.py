@@ -11,7 +11,7 @@ import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
 
@@ -286,7 +286,7 @@ def _claim(folder: Path, count: int, mode: Mode, site: str) -> Cluster:
 
 def _layout(cluster: Cluster, site: conf.Site) -> Layout:
     return Layout(
-        root=cluster.root,
+        root=PurePosixPath(cluster.root),
         user=pwd.getpwuid(os.geteuid()).pw_name,
         controller_host=socket.gethostname().split(".")[0],
         controller_address="127.0.0.1" if cluster.bridge is None else cluster.bridge.address,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -148,7 +149,7 @@ def test_gpus_are_handed_out(local_cluster: Cluster) -> None:
 
 def test_power_and_cable(make_cluster: box.Cluster) -> None:
     cluster = make_cluster(mode="netns")
-    ping = ["srun", "-N1", "-w", "n1", "timeout", "5", "bash", "-c", "exec 3<>/dev/tcp/n2/6818"]
+    ping = ["srun", "-N1", "-w", "n1", "timeout", "1", "bash", "-c", "exec 3<>/dev/tcp/n2/6818"]
     cluster.run(ping)
     cluster.cut_cable("n2")
     assert cluster.run(ping, check=False).returncode != 0
@@ -177,9 +178,11 @@ def test_a_strict_site_limits_jobs_and_takes_none_from_nodes(make_cluster: box.C
     assert "rc 0" not in out.read_text()
     assert refusal in out.read_text() or "ermission denied" in out.read_text()
     held = [queue(cluster, "-H", "-o", "/dev/null", "--wrap", "true") for _ in range(2)]
+    time.sleep(1.1)  # the plug-in sees whole seconds
     with pytest.raises(ClusterError, match=r"[Pp]olicy"):
         queue(cluster, "-H", "-o", "/dev/null", "--wrap", "true")
     cluster.run(["scancel", held[0]])
+    time.sleep(1.1)
     queue(cluster, "-H", "-o", "/dev/null", "--wrap", "true")
 
 

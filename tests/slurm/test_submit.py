@@ -1,0 +1,245 @@
+"""Submission, and what the batch script does on a real cluster: stop, come back, or stay away."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hsadml_dist.errors import ClusterError, ConfigError
+from hsadml_dist.slurm import client
+from hsadml_dist.slurm.box import daemons
+from hsadml_dist.slurm.box.cluster import Cluster
+from hsadml_dist.slurm.sbatch import JobRequest, render
+from hsadml_dist.slurm.submit import SCRIPT_NAME, submit
+
+RANKS = 4
+
+
+@pytest.fixture
+def request_of(folder: Path, fake_python: Path) -> Callable[..., JobRequest]:
+    """Build a request whose ranks work for ``seconds`` and then leave with ``code``."""
+
+    def build(name: str = "run", *, seconds: float = 60, code: int = 0, **more: Any) -> JobRequest:
+        run_dir = folder / name
+        run_dir.mkdir()
+        (run_dir / "plan").write_text(f"{seconds} {code}")
+        plain = JobRequest(
+            run_dir=run_dir,
+            nodes=2,
+            tasks_per_node=2,
+            cpus_per_task=1,
+            python=str(fake_python),
+            working_dir=folder,
+            job_name="try",
+        )
+        return dataclasses.replace(plain, **more)
+
+    return build
+
+
+@pytest.fixture
+def queue(monkeypatch: pytest.MonkeyPatch) -> Callable[[Cluster, JobRequest], str]:
+    """Submit to a cluster as a user does whose SLURM_CONF points there."""
+
+    def put(cluster: Cluster, request: JobRequest) -> str:
+        monkeypatch.setenv("SLURM_CONF", str(cluster.conf_file))
+        return submit(request)
+
+    return put
+
+
+def rows(request: JobRequest) -> list[dict[str, Any]]:
+    files = request.run_dir.glob("rank-*.jsonl")
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+def count(request: JobRequest, event: str, restart: int) -> int:
+    return sum(row["event"] == event and row["restart"] == restart for row in rows(request))
+
+
+def wait_for(request: JobRequest, event: str, restart: int, seconds: float = 30) -> None:
+    there = daemons.wait_until(lambda: count(request, event, restart) == RANKS, seconds=seconds, pause=0.1)
+    assert there, f"{event} of restart {restart} not seen: {rows(request)}\n{output(request)}"
+
+
+def output(request: JobRequest) -> str:
+    return "\n".join(path.read_text() for path in request.run_dir.glob("slurm-*.out"))
+
+
+def shown(cluster: Cluster, job: str) -> dict[str, str]:
+    words = cluster.run(["scontrol", "--oneliner", "show", "job", job]).stdout.split()
+    return dict(word.split("=", 1) for word in words if "=" in word)
+
+
+def wait_state(cluster: Cluster, job: str, *states: str, seconds: float = 20) -> dict[str, str]:
+    daemons.wait_until(lambda: shown(cluster, job)["JobState"] in states, seconds=seconds, pause=0.1)
+    found = shown(cluster, job)
+    assert found["JobState"] in states, found
+    return found
+
+
+def preempt(cluster: Cluster) -> str:
+    argv = ["sbatch", "--parsable", "-p", "high", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1"]
+    return cluster.run(argv).stdout.strip()
+
+
+def test_a_dry_run_writes_nothing(request_of: Callable[..., JobRequest]) -> None:
+    request = request_of()
+    assert submit(request, dry_run=True) == render(request)
+    assert not (request.run_dir / SCRIPT_NAME).exists()
+
+
+def test_a_wrong_request_is_refused_before_anything_is_written(request_of: Callable[..., JobRequest]) -> None:
+    request = request_of(time_limit="soon")
+    with pytest.raises(ConfigError, match="time_limit"):
+        submit(request)
+    assert not (request.run_dir / SCRIPT_NAME).exists()
+
+
+def test_a_missing_run_folder_is_told(request_of: Callable[..., JobRequest]) -> None:
+    request = dataclasses.replace(request_of(), run_dir=Path("/no/such/run"))
+    with pytest.raises(ClusterError, match="there is no such folder"):
+        submit(request)
+
+
+@pytest.fixture
+def strange(folder: Path) -> Iterator[str]:
+    """A name that shells, sbatch and file patterns each read in ways of their own."""
+    yield "it's 100%j $HOME #1 ä"
+
+
+@pytest.mark.slurm
+def test_every_rank_runs_with_its_settings_whatever_the_folder_is_called(
+    local_cluster: Cluster, request_of: Callable[..., JobRequest], queue: Callable[..., str], strange: str
+) -> None:
+    request = request_of(strange, seconds=0, extra_env={"HSADML_TEST": "a 'b' $c"})
+    request = dataclasses.replace(request, working_dir=request.run_dir, job_name="two words", gres="gpu:1")
+    job = queue(local_cluster, request)
+    found = wait_state(local_cluster, job, "COMPLETED", "FAILED")
+    assert found["JobState"] == "COMPLETED", output(request)
+    started = [row for row in rows(request) if row["event"] == "started"]
+    assert len(started) == RANKS
+    assert sorted(row["node"] for row in started) == ["n1", "n1", "n2", "n2"]
+    for row in started:
+        assert row["arguments"] == ["-u", "-m", "hsadml_dist.launch.rank", str(request.run_dir)]
+        assert row["env"] == "a 'b' $c"
+        assert row["cwd"] == str(request.run_dir)
+    assert (request.run_dir / f"slurm-{job}.out").exists()
+    assert (request.run_dir / SCRIPT_NAME).read_text() == render(request)
+
+
+@pytest.mark.slurm
+def test_the_exit_code_of_the_ranks_is_the_jobs(
+    local_cluster: Cluster, request_of: Callable[..., JobRequest], queue: Callable[..., str]
+) -> None:
+    request = request_of(seconds=0.2, code=3)
+    found = wait_state(local_cluster, queue(local_cluster, request), "COMPLETED", "FAILED")
+    assert (found["JobState"], found["ExitCode"], found["Restarts"]) == ("FAILED", "3:0", "0")
+
+
+@pytest.mark.slurm
+def test_a_friendly_site_gives_notice_and_the_job_comes_back(
+    cluster: Cluster,
+    request_of: Callable[..., JobRequest],
+    queue: Callable[..., str],
+    record_property: Callable[..., None],
+) -> None:
+    request = request_of()
+    job = queue(cluster, request)
+    wait_for(request, "started", 0)
+    begin = time.monotonic()
+    other = preempt(cluster)
+    wait_for(request, "stopped", 0)
+    assert {row["signal"] for row in rows(request) if row["event"] == "stopped"} == {12}, "the notice is USR2"
+    wait_state(cluster, other, "RUNNING", "COMPLETED", seconds=5)
+    wait_for(request, "finished", 1)
+    seconds = time.monotonic() - begin
+    record_property("requeue_seconds", seconds)
+    assert seconds < 20, "cred_expire is 5 s: about 7 s are expected"
+    found = wait_state(cluster, job, "COMPLETED")
+    assert found["Restarts"] == "1"
+    assert "not requeued" not in output(request)
+
+
+@pytest.mark.slurm
+def test_a_default_site_gives_none_and_the_job_comes_back(
+    make_cluster: Callable[..., Cluster], request_of: Callable[..., JobRequest], queue: Callable[..., str]
+) -> None:
+    cluster = make_cluster(site="default")
+    request = request_of()
+    job = queue(cluster, request)
+    wait_for(request, "started", 0)
+    other = preempt(cluster)
+    wait_for(request, "stopped", 0)
+    # The nodes must be free at once, not KillWait (30 s) later.
+    wait_state(cluster, other, "RUNNING", "COMPLETED", seconds=10)
+    found = wait_state(cluster, job, "PENDING")
+    assert found["Restarts"] == "1"
+    # cred_expire holds it back for 121 s; the owner may shorten that once the old run has ended.
+    wait_state(cluster, other, "COMPLETED")
+    cluster.run(["scontrol", "update", f"jobid={job}", "starttime=now"])
+    wait_for(request, "finished", 1)
+    assert "not requeued" not in output(request)
+
+
+@pytest.mark.slurm
+def test_a_cancelled_job_stays_away(
+    local_cluster: Cluster, request_of: Callable[..., JobRequest], queue: Callable[..., str]
+) -> None:
+    request = request_of()
+    job = queue(local_cluster, request)
+    wait_for(request, "started", 0)
+    client.cancel(job, local_cluster.env())
+    wait_for(request, "stopped", 0)
+    wait_state(local_cluster, job, "CANCELLED")
+    time.sleep(1)
+    found = shown(local_cluster, job)
+    assert (found["JobState"], found["Restarts"]) == ("CANCELLED", "0")
+
+
+@pytest.mark.slurm
+def test_without_requeue_a_stopped_job_ends_with_85(
+    local_cluster: Cluster, request_of: Callable[..., JobRequest], queue: Callable[..., str]
+) -> None:
+    request = request_of(requeue="none")
+    job = queue(local_cluster, request)
+    wait_for(request, "started", 0)
+    local_cluster.run(["scancel", "--signal=USR2", job])
+    found = wait_state(local_cluster, job, "FAILED", "PENDING", "COMPLETED")
+    assert (found["JobState"], found["ExitCode"], found["Restarts"]) == ("FAILED", "85:0", "0")
+
+
+@pytest.mark.slurm
+def test_a_signal_to_the_batch_shell_alone_does_not_part_it_from_its_ranks(
+    local_cluster: Cluster, request_of: Callable[..., JobRequest], queue: Callable[..., str]
+) -> None:
+    request = request_of(seconds=3)
+    job = queue(local_cluster, request)
+    wait_for(request, "started", 0)
+    for _ in range(3):
+        local_cluster.run(["scancel", "--batch", "--signal=TERM", job])
+        time.sleep(0.3)
+    assert shown(local_cluster, job)["JobState"] == "RUNNING"
+    found = wait_state(local_cluster, job, "COMPLETED", "FAILED")
+    assert found["JobState"] == "COMPLETED"
+    assert count(request, "finished", 0) == RANKS
+
+
+@pytest.mark.slurm
+def test_a_crash_of_one_rank_ends_the_others(
+    local_cluster: Cluster, request_of: Callable[..., JobRequest], queue: Callable[..., str]
+) -> None:
+    request = request_of()
+    job = queue(local_cluster, request)
+    wait_for(request, "started", 0)
+    begin = time.monotonic()
+    local_cluster.run(["scancel", "--signal=KILL", f"{job}.0"])
+    found = wait_state(local_cluster, job, "FAILED", "PENDING", "COMPLETED")
+    assert time.monotonic() - begin < 15
+    assert (found["JobState"], found["Restarts"]) == ("FAILED", "0")
