@@ -26,7 +26,7 @@ COMMIT = "COMMIT"
 PROGRESS = "progress.json"
 TENSORS_SUFFIX = ".safetensors"
 
-_NAME = re.compile(r"step-(\d{8})\.attempt-(\d{4})")
+_NAME = re.compile(r"step-(\d{8,})\.attempt-(\d{4,})")
 
 
 @dataclass(frozen=True, order=True)

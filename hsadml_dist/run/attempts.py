@@ -131,7 +131,8 @@ def _is_gone(holder: Holder, me: Holder) -> bool:
 
 def _silent_for(attempt: AttemptFolder) -> float:
     """Return the seconds since the last heartbeat, both ends read from the file server's clock."""
-    probe = attempt.path / f".clock-{os.getpid()}"
+    # Beside the attempt's folder, whose own time it would otherwise set to now.
+    probe = attempt.path.with_name(f".clock-{os.getpid()}")
     probe.touch()
     now = probe.stat().st_mtime
     probe.unlink()

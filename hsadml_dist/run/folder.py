@@ -102,7 +102,7 @@ class RunFolder:
         """Return all attempts in the order of their numbers."""
         if not self.attempts_root.is_dir():
             return []
-        names = sorted(name for name in os.listdir(self.attempts_root) if name.isdecimal())
+        names = sorted((name for name in os.listdir(self.attempts_root) if name.isdecimal()), key=int)
         return [AttemptFolder(self.attempts_root / name) for name in names]
 
 
