@@ -10,6 +10,7 @@ def name(step, attempt=1):
 def test_names_go_both_ways_and_sort_by_step():
     assert str(name(1234, 2)) == "step-00001234.attempt-0002"
     assert CheckpointName.parse("step-00001234.attempt-0002") == name(1234, 2)
+    assert CheckpointName.parse(str(name(10**9, 10_000))) == name(10**9, 10_000)
     assert sorted([name(10, 1), name(9, 3), name(9, 2)]) == [name(9, 2), name(9, 3), name(10, 1)]
 
 

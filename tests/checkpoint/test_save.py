@@ -55,7 +55,7 @@ def test_a_disk_that_fills_up_meanwhile_harms_no_earlier_checkpoint(run, state, 
         monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(2**30, 0, 2**30))
         first = write_checkpoint(run.folder, run.folder.attempt(1), state(10))
         (run.folder.checkpoints / "other").write_bytes(b"x" * 20_000)
-        with pytest.raises(CheckpointError, match="step-00000020.attempt-0001 cannot be written: no space left"):
+        with pytest.raises(CheckpointError, match=r"step-00000020\.attempt-0001 cannot be written: no space left"):
             write_checkpoint(run.folder, run.folder.attempt(1), state(20))
         assert entries(run) == ["other", "step-00000010.attempt-0001"]
         assert fault_in(run.path(first)) is None

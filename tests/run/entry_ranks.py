@@ -1,0 +1,33 @@
+"""Ranks of one start that find each other through the run folder, as the launcher starts them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from rank_start import Call
+
+from hsadml_dist.errors import HsadmlError
+from hsadml_dist.run.entry import enter
+from hsadml_dist.run.folder import RunFolder
+from hsadml_dist.topology import Topology
+
+
+def main(call: Call) -> None:
+    """Answer with (attempt, sum over the ranks, token), or with the fault."""
+    path, _, token = call.case.partition(" ")
+    os.environ["HSADML_LAUNCH"] = token
+    topology = Topology(rank=call.rank, world_size=call.world, local_rank=call.rank, local_world_size=call.world)
+    try:
+        entry = enter(RunFolder(Path(path)), topology, {"world_size": call.world}, 2, lambda: False)
+    except HsadmlError as fault:
+        call.answer(f"{type(fault).__name__}: {fault}")
+        return
+    total = entry.comm.sum(torch.tensor(1.0 + call.rank))
+    call.answer((entry.attempt.number, float(total), entry.holder.token))
+    entry.comm.close()
+
+
+if __name__ == "__main__":
+    main(Call.read())

@@ -1,0 +1,40 @@
+"""Processes that want the same run at the same moment, over several rounds."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from rank_start import Call
+
+from hsadml_dist.errors import RunHeldError
+from hsadml_dist.run.attempts import take, this_process
+from hsadml_dist.run.folder import RunFolder
+
+ROUNDS = 12
+
+
+def meet(folder: Path, round_: int, world: int) -> None:
+    """Wait until all have come here."""
+    (folder / f"round-{round_}-{os.getpid()}").touch()
+    while len(list(folder.glob(f"round-{round_}-*"))) < world:
+        time.sleep(0.0005)
+
+
+def main(call: Call) -> None:
+    """Answer, for each round, with the number taken or what was said instead; stay alive until all have tried."""
+    answers: list[int | str] = []
+    for round_ in range(ROUNDS):
+        run = RunFolder(Path(call.case) / f"run-{round_}")
+        meet(call.folder, round_, call.world)
+        try:
+            answers.append(take(run, this_process(f"start-{call.rank}"), {}).number)
+        except RunHeldError as fault:
+            answers.append(str(fault))
+    meet(call.folder, ROUNDS, call.world)
+    call.answer(answers)
+
+
+if __name__ == "__main__":
+    main(Call.read())

@@ -1,0 +1,91 @@
+from dataclasses import replace
+
+import pytest
+
+from hsadml_dist.comm import SoloComm
+from hsadml_dist.run.attempts import take, this_process
+from hsadml_dist.run.entry import Entry
+from hsadml_dist.run.folder import RunFolder
+from hsadml_dist.run.records import FileRecords, SilentRecords, StepRow, open_records
+from hsadml_dist.run.rows import read_rows
+from hsadml_dist.topology import Topology
+
+ROW = StepRow(
+    step=4,
+    attempt=1,
+    epoch=0,
+    loss=0.1 + 0.2,
+    lr=1e-3,
+    grad_norm=2.5,
+    samples=12,
+    step_seconds=0.5,
+    data_wait_seconds=0.125,
+)
+
+
+@pytest.fixture
+def entry(tmp_path):
+    holder = this_process("t", {"SLURM_JOB_ID": "9", "SLURM_RESTART_COUNT": "1"})
+    return Entry(attempt=take(RunFolder(tmp_path), holder, {}), holder=holder, comm=SoloComm())
+
+
+def test_the_first_rank_writes_rows_of_every_kind(entry, capsys):
+    records = open_records(entry, tensorboard=False)
+    assert isinstance(records, FileRecords)
+    records.event("started", 0, world_size=1)
+    records.begin(3, 4)
+    records.step(ROW)
+    records.samples(4, 0, ("a", "b"))
+    records.close()
+    [metrics] = read_rows(entry.attempt.metrics)
+    assert metrics == {
+        "step": 4,
+        "attempt": 1,
+        "epoch": 0,
+        "loss": 0.1 + 0.2,
+        "lr": 1e-3,
+        "grad_norm": 2.5,
+        "samples": 12,
+        "step_seconds": 0.5,
+        "data_wait_seconds": 0.125,
+    }
+    [event] = read_rows(entry.attempt.events)
+    assert (event["event"], event["job"], event["restart"]) == ("started", "9", 1)
+    assert list(read_rows(entry.attempt.ledger)) == [{"step": 4, "attempt": 1, "epoch": 0, "keys": ["a", "b"]}]
+    assert "step 4/4  loss 0.3000  24 samples/s" in capsys.readouterr().err
+
+
+def test_without_samples_there_is_no_ledger(entry):
+    records = open_records(entry, tensorboard=False)
+    records.close()
+    assert not entry.attempt.ledger.exists()
+    assert not entry.attempt.tensorboard.exists()
+
+
+def test_other_ranks_write_nothing(entry, tmp_path):
+    comm = SoloComm()
+    comm.topology = Topology(rank=1, world_size=2)
+    before = sorted(tmp_path.rglob("*"))
+    records = open_records(replace(entry, comm=comm), tensorboard=True)
+    assert isinstance(records, SilentRecords)
+    records.event("started", 0)
+    records.begin(0, 9)
+    records.step(ROW)
+    records.samples(1, 0, ["a"])
+    records.close()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_tensorboard_shows_the_same_numbers(entry):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    records = open_records(entry, tensorboard=True)
+    records.step(ROW)
+    records.close()
+    board = EventAccumulator(str(entry.attempt.tensorboard))
+    board.Reload()
+    assert set(board.Tags()["scalars"]) == {
+        f"train/{name}" for name in ("loss", "lr", "grad_norm", "step_seconds", "data_wait_seconds")
+    }
+    [point] = board.Scalars("train/loss")
+    assert (point.step, point.value) == (4, pytest.approx(0.3))
