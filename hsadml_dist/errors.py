@@ -8,8 +8,7 @@
     ├── CheckpointError              1    nothing that verifies is left to go on from
     ├── ClusterError                 1    Slurm is absent, refused the request, or a private cluster failed
     ├── UsageError                   2    the command line itself is wrong
-    ├── RunHeldError                 75   another live process writes this run
-    └── StoppedError                 85   told to stop before there was anything to save
+    └── RunHeldError                 75   another live process writes this run
 
 Anything else that escapes is a defect of this package: exit code 70 and a traceback.
 """
@@ -87,12 +86,6 @@ class RunHeldError(HsadmlError):
     """Another live process writes this run."""
 
     exit_code = ExitCode.HELD
-
-
-class StoppedError(HsadmlError):
-    """Told to stop before there was anything to save; starting again goes on."""
-
-    exit_code = ExitCode.STOPPED
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:

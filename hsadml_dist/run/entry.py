@@ -20,12 +20,14 @@ from hsadml_dist.comm import (
     launch_token,
     open_store,
 )
-from hsadml_dist.errors import RunHeldError, StoppedError
+from hsadml_dist.errors import RunHeldError
 from hsadml_dist.run.attempts import Holder, find_rendezvous, take, this_process
 from hsadml_dist.run.folder import AttemptFolder, RunFolder, replace_text
 from hsadml_dist.topology import Topology
 
 LOOK_SECONDS = 0.05
+GRACE_SECONDS = 4.0
+"""How long a rank that was told to stop goes on waiting for rank 0: ranks start within seconds of one another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,6 @@ def enter(
 
     Raises:
         RunHeldError: Another live process writes the run, or rank 0 did not appear in time.
-        StoppedError: Told to stop before rank 0 appeared.
     """
     me = this_process(launch_token())
     device = device_for(topology)
@@ -87,14 +88,17 @@ def _join(
 
 
 def _wait_for_rank_0(
-    run: RunFolder, token: str, timeout_seconds: int, interrupted: Callable[[], bool]
+    run: RunFolder, token: str, timeout_seconds: float, interrupted: Callable[[], bool]
 ) -> dict[str, Any]:
-    deadline = time.monotonic() + timeout_seconds
+    began, told = time.monotonic(), False
+    deadline = began + timeout_seconds
     while time.monotonic() < deadline:
         published = find_rendezvous(run, token)
         if published is not None:
             return published
-        if interrupted():
-            raise StoppedError(f"{run.path}: told to stop before rank 0 had begun")
+        if not told and interrupted():
+            # Not left at once: if rank 0 is only slow to start, it must not wait for this rank in vain. The code is
+            # not 85 either: rank 0 may have been refused, and a job must not be queued again for that.
+            told, deadline = True, min(deadline, time.monotonic() + GRACE_SECONDS)
         time.sleep(LOOK_SECONDS)
-    raise RunHeldError(f"{run.path}: rank 0 of this start did not appear within {timeout_seconds} s")
+    raise RunHeldError(f"{run.path}: rank 0 of this start did not appear within {time.monotonic() - began:.0f} s")
