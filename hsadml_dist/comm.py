@@ -185,6 +185,14 @@ def device_for(topology: Topology) -> torch.device:
     return device
 
 
+def threads_for(topology: Topology, environ: Mapping[str, str] = os.environ) -> int:
+    """Return how many CPU threads this rank may use: what Slurm gave its task, else an even share of the processors."""
+    given = environ.get("SLURM_CPUS_PER_TASK", "") if "SLURM_STEP_ID" in environ else ""
+    if given.isdecimal():
+        return max(1, int(given))
+    return max(1, len(os.sched_getaffinity(0)) // topology.local_world_size)
+
+
 def open_store(topology: Topology, timeout_seconds: int) -> tuple[dist.TCPStore, Address]:
     """Start rank 0's store on a free port; the port is published afterwards, so it cannot be taken in between."""
     host = LOOPBACK if topology.nodes == 1 else _reachable_name()

@@ -15,7 +15,7 @@ from hsadml_dist.checkpoint.layout import CheckpointName, Progress
 from hsadml_dist.checkpoint.load import Choice, choose_checkpoint, read_checkpoint, read_weights
 from hsadml_dist.checkpoint.save import prune, write_checkpoint
 from hsadml_dist.checkpoint.state import TrainingState
-from hsadml_dist.comm import place
+from hsadml_dist.comm import place, threads_for
 from hsadml_dist.config import Recipe
 from hsadml_dist.data.feed import Feed, open_feed
 from hsadml_dist.data.loader import Batch
@@ -54,7 +54,7 @@ def train(recipe: Recipe, path: Path, notice: Notice) -> ExitCode:
     notice.expect_end(job_end_time(), recipe.run.stop_lead_seconds)
     feed = open_feed(recipe, topology)  # forks the loader's workers: no thread, group or device may exist before it
     try:
-        threads = recipe.engine.threads or max(1, len(os.sched_getaffinity(0)) // topology.local_world_size)
+        threads = recipe.engine.threads or threads_for(topology)
         torch.set_num_threads(threads)
         facts = {"world_size": topology.world_size, "threads": threads}
         entry = enter(run, topology, facts, recipe.run.timeout_seconds, lambda: notice.received)

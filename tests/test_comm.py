@@ -4,7 +4,7 @@ import socket
 import pytest
 import torch
 
-from hsadml_dist.comm import SoloComm, launch_token, place
+from hsadml_dist.comm import SoloComm, launch_token, place, threads_for
 from hsadml_dist.errors import UsageError
 from hsadml_dist.topology import Topology
 
@@ -135,3 +135,12 @@ def test_launch_token_is_one_for_all_ranks_of_a_start_and_for_no_other_start():
 
 def test_launch_token_of_a_lone_process():
     assert launch_token({}) == f"{socket.gethostname()}-{os.getpid()}"
+
+
+def test_a_slurm_task_uses_the_processors_it_was_given_and_others_share_the_machine():
+    topology = Topology(world_size=2, local_world_size=2)
+    assert threads_for(topology, {"SLURM_STEP_ID": "0", "SLURM_CPUS_PER_TASK": "6"}) == 6
+    share = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert threads_for(topology, {}) == share
+    # Inside an allocation but not under srun the variable speaks of tasks that are yet to come.
+    assert threads_for(topology, {"SLURM_CPUS_PER_TASK": "6"}) == share
