@@ -17,6 +17,7 @@ from typing import Any
 
 from hsadml_dist.errors import RunHeldError
 from hsadml_dist.run.folder import AttemptFolder, RunFolder, replace_text
+from hsadml_dist.run.processes import start_time
 from hsadml_dist.run.rows import read_rows
 
 SILENCE_SECONDS = 60.0
@@ -55,7 +56,7 @@ def this_process(token: str, environ: Mapping[str, str] = os.environ) -> Holder:
         host=socket.gethostname(),
         boot=Path("/proc/sys/kernel/random/boot_id").read_text().strip() + "/" + os.readlink("/proc/self/ns/pid"),
         pid=os.getpid(),
-        born=_born(os.getpid()) or 0,
+        born=start_time(os.getpid()) or 0,
         job=environ.get("SLURM_JOB_ID"),
         restart=int(environ.get("SLURM_RESTART_COUNT", "0")),
     )
@@ -126,7 +127,7 @@ def _refuse_if_held(run: RunFolder, last: AttemptFolder, me: Holder, silence: fl
 def _is_gone(holder: Holder, me: Holder) -> bool:
     if holder.job is not None and holder.job == me.job and holder.restart < me.restart:
         return True
-    return holder.boot == me.boot and _born(holder.pid) != holder.born
+    return holder.boot == me.boot and start_time(holder.pid) != holder.born
 
 
 def _silent_for(attempt: AttemptFolder) -> float:
@@ -138,12 +139,3 @@ def _silent_for(attempt: AttemptFolder) -> float:
     probe.unlink()
     beat = attempt.heartbeat if attempt.heartbeat.exists() else attempt.path
     return now - beat.stat().st_mtime
-
-
-def _born(pid: int) -> int | None:
-    """Return a live process's start time in ticks since boot; None for a dead one or a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if fields[0] == "Z" else int(fields[19])

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hsadml_dist.errors import ClusterError
+from hsadml_dist.run.processes import start_time, stat_fields
 
 SYSTEM_PATHS = ("/usr/sbin", "/sbin", "/usr/local/sbin")
 
@@ -49,27 +50,11 @@ def find_tool(name: str) -> str:
     return found
 
 
-def start_time(pid: int) -> int | None:
-    """Return when a process started, in clock ticks since boot; None for one that is gone or a zombie."""
-    fields = _stat_fields(pid)
-    if fields is None or fields[0] in "ZX":
-        return None
-    return int(fields[19])
-
-
-def _stat_fields(pid: int) -> list[str] | None:
-    # The name, the second field, may hold blanks and brackets: the rest starts after the last bracket.
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-
-
 def parents() -> dict[int, int]:
     """Return the parent of every process on this machine, by pid."""
     table = {}
     for entry in os.listdir("/proc"):
-        fields = _stat_fields(int(entry)) if entry.isdigit() else None
+        fields = stat_fields(int(entry)) if entry.isdigit() else None
         if fields is not None:
             table[int(entry)] = int(fields[1])
     return table
