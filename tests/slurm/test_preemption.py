@@ -1,4 +1,4 @@
-"""A real training on a private cluster, preempted by jobs of higher priority: it comes back as if nothing had happened."""
+"""A real training on a private cluster, preempted by jobs of higher priority, ends as if nothing had happened."""
 
 from __future__ import annotations
 
