@@ -17,7 +17,7 @@ def digest(run: Path, /, *, step: int | None = None) -> None:
 
     Args:
         run: The run folder.
-        step: The checkpoint's step; by default the newest that verifies.
+        step: The checkpoint's step; by default the newest. One that is damaged is refused.
     """
     folder = existing_run(run)
     from hsadml_dist.checkpoint.digest import run_digest

@@ -42,7 +42,7 @@ def test_a_lone_rank_needs_no_group(tmp_path):
 def test_a_rank_that_is_told_to_stop_while_it_waits_leaves_soon_and_not_as_resumable(tmp_path, monkeypatch):
     monkeypatch.setenv("HSADML_LAUNCH", "nobody")
     began = time.monotonic()
-    with pytest.raises(RunHeldError, match="rank 0 of this start did not appear within [45] s"):
+    with pytest.raises(RunHeldError, match=r"rank 0 of this start did not appear within [45] s"):
         enter(RunFolder(tmp_path), PEER, {}, 60, lambda: time.monotonic() > began + 0.2)
     assert time.monotonic() - began < 6
 
