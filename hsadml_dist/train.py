@@ -73,8 +73,7 @@ def _attempt(recipe: Recipe, run: RunFolder, feed: Feed, entry: Entry, notice: N
     try:
         choice = choose_checkpoint(run, entry.comm)
         network = build_network(recipe)
-        for layer in rank_dependent_layers(network):
-            log.warning("%s depends on how a batch is cut: results hold for this number of ranks only", layer)
+        _warn_of(rank_dependent_layers(network))
         learner = build_learner(recipe, network, len(feed.index.classes), entry.comm, feed.total_steps)
         training = Training(
             recipe=recipe,
@@ -92,6 +91,12 @@ def _attempt(recipe: Recipe, run: RunFolder, feed: Feed, entry: Entry, notice: N
         raise
     finally:
         records.close()
+
+
+def _warn_of(layers: list[str]) -> None:
+    if layers:
+        text = "%d layers (%s, ...) depend on how a batch is cut: results hold for this number of ranks only"
+        log.warning(text, len(layers), layers[0])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,10 @@ FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def open_log(attempt: AttemptFolder, rank: int) -> None:
-    """Send this process's log records, and its stacks if it crashes, to the rank's file in the attempt's folder."""
+    """Send this process's log records, and its stacks if it crashes, to the rank's file in the attempt's folder.
+
+    Rank 0 says warnings on its standard error too, for all.
+    """
     path = attempt.log(rank)
     path.parent.mkdir(exist_ok=True)
     handler = logging.StreamHandler(path.open("a", encoding="utf-8"))
@@ -19,4 +22,9 @@ def open_log(attempt: AttemptFolder, rank: int) -> None:
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(logging.INFO)
+    if rank == 0:
+        aloud = logging.StreamHandler()
+        aloud.setLevel(logging.WARNING)
+        aloud.setFormatter(logging.Formatter("hsadml: %(message)s"))
+        root.addHandler(aloud)
     faulthandler.enable(file=handler.stream)
