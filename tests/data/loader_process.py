@@ -39,7 +39,7 @@ class SleepingReader(ShardReader):
 def bytes_of_steps(shards: Path, call: Call) -> dict[str, Any]:
     """Return what 0, 1 and 2 workers deliver, and what two ranks do."""
     loaders = {workers: open_loader(shards, workers) for workers in (0, 1, 2)}
-    late = open_loader(shards, 1)
+    late, large = open_loader(shards, 1), open_loader(shards, 1, size=256)
     torch.set_num_threads(2)  # as a rank does after the fork: what it prepares by itself must still be the same
     answer: dict[str, Any] = {"threads": [loader.threads_at_fork for loader in loaders.values()], "workers": {}}
     for workers, loader in loaders.items():
@@ -47,6 +47,8 @@ def bytes_of_steps(shards: Path, call: Call) -> dict[str, Any]:
         loader.close()
     answer["late"] = deliver(late, 5, STEPS)
     late.close()
+    answer["large"] = [deliver(loader, 1, 1) for loader in (open_loader(shards, 0, size=256), large)]
+    large.close()
     pairs = [open_loader(shards, 0, Topology(rank=rank, world_size=2)) for rank in range(2)]
     answer["pair"] = [deliver(loader, 1, STEPS) for loader in pairs]
     return answer
@@ -117,12 +119,12 @@ def orphans(shards: Path, call: Call) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def open_loader(shards: Path, workers: int, topology: Topology | None = None) -> Loader:
+def open_loader(shards: Path, workers: int, topology: Topology | None = None, size: int = 32) -> Loader:
     """Return the loader that a training has."""
     index = load_index(shards)
     positions = index.outside_folds([0])
     order = ExactOrder(count=len(positions), global_batch=BATCH, seed=1)
-    settings = {"image_size": 32, "transforms": None, "workers": workers, "prefetch": 2}
+    settings = {"image_size": size, "transforms": None, "workers": workers, "prefetch": 2}
     return training_loader(shards, index, positions, order, topology or Topology(), **settings)
 
 

@@ -32,6 +32,11 @@ def test_the_number_of_workers_changes_no_byte(delivered):
     assert delivered["workers"][2] == delivered["workers"][0]
 
 
+def test_nor_does_the_number_of_threads_where_images_are_large(delivered):
+    """A rank without workers has more threads than a worker has, and sums over many pixels would round differently."""
+    assert delivered["large"][0] == delivered["large"][1]
+
+
 def test_workers_are_forked_from_a_process_of_one_thread(delivered):
     assert delivered["threads"] == [1, 1, 1]
 

@@ -93,8 +93,19 @@ def _steps(learner: Learner, comm: Comm, first: int, last: int) -> list[Any]:
 
 def _trained(recipe: Recipe, comm: Comm, steps: int) -> dict[str, Any]:
     learner = _learner(recipe, comm)
+    quiet = 0
+    if comm.group is not None:
+        replica = learner.engine._replica  # type: ignore[attr-defined]
+        no_sync = replica.no_sync
+
+        def counted() -> Any:
+            nonlocal quiet
+            quiet += 1
+            return no_sync()
+
+        replica.no_sync = counted
     reports = _steps(learner, comm, 1, steps)
-    return {"reports": reports, "state": _copied(learner.state())}
+    return {"reports": reports, "state": _copied(learner.state()), "quiet": quiet}
 
 
 def _change(recipe: Recipe, comm: Comm) -> dict[str, Any]:

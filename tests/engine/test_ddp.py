@@ -54,6 +54,12 @@ def test_accumulation_changes_no_digit_that_counts(trained, world):
     assert norms[0] == pytest.approx(norms[1], rel=1e-11)
 
 
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_gradients_travel_once_a_step(trained, world):
+    assert trained[world][0]["plain"]["quiet"] == 0
+    assert trained[world][0]["thirds"]["quiet"] == 3 * 2, "of three parts, two go without a reduction"
+
+
 @pytest.mark.parametrize("world", [1, 3])
 def test_bf16_trains_fp32_weights_near_the_fp32_course(trained, world):
     half, full = trained[world][0]["bf16"], trained[world][0]["fp32"]
