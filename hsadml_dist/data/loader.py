@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import multiprocessing
 import os
 import queue
+import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +33,8 @@ from hsadml_dist.errors import DataError
 from hsadml_dist.topology import Topology
 
 PR_SET_PDEATHSIG = 1
+LONGEST_TEMPORARY = 58
+"""Letters of a temporary folder's path that leave room for a Unix socket's in the 107 that the kernel allows."""
 PAUSE_SECONDS = 0.05
 """How often a rank that waits for a batch looks whether it was asked to stop."""
 
@@ -104,6 +109,7 @@ class Loader:
 
     def __init__(self, samples: TrainingSamples, sampler: StepSampler, workers: int, prefetch: int) -> None:
         self._sampler = sampler
+        self._scratch = _scratch_folder() if workers else None
         self._loader = DataLoader(
             samples,
             batch_sampler=sampler,
@@ -112,7 +118,7 @@ class Loader:
             multiprocessing_context="fork" if workers else None,
             persistent_workers=workers > 0,
             prefetch_factor=prefetch if workers else None,
-            worker_init_fn=_settle,
+            worker_init_fn=functools.partial(_settle, self._scratch),
         )
         self.threads_at_fork = len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 1
         before = set(multiprocessing.active_children())
@@ -154,6 +160,8 @@ class Loader:
             worker.kill()
         for worker in self._workers:
             worker.join()
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _prepare(self) -> Batch | DataError:
         with one_thread():
@@ -218,8 +226,15 @@ def _collate(samples: list[dict[str, Any] | DataError]) -> Batch | DataError:
     )
 
 
-def _settle(worker: int) -> None:
-    """Make a fresh worker deaf to notices and mortal with its parent."""
+def _scratch_folder() -> str:
+    """Return a new folder for what workers leave behind when they are killed: sockets that batches pass through."""
+    usual = tempfile.gettempdir()
+    return tempfile.mkdtemp(prefix="hsadml-", dir=usual if len(usual) <= LONGEST_TEMPORARY else "/tmp")
+
+
+def _settle(scratch: str | None, worker: int) -> None:
+    """Make a fresh worker deaf to notices and mortal with its parent, with a place of its own for temporary files."""
+    tempfile.tempdir = scratch
     for notice in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
         signal.signal(notice, signal.SIG_IGN)
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

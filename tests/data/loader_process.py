@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ def bytes_of_steps(shards: Path, call: Call) -> dict[str, Any]:
 
 def notices(shards: Path, call: Call) -> dict[str, Any]:
     """Return whether workers go on after every notice, and what is left of them after close."""
+    tempfile.tempdir = str(call.folder)  # too long for a socket's path
     loader = open_loader(shards, 2)
     loader.start(1, STEPS)
     loader.next(never)
@@ -66,8 +68,10 @@ def notices(shards: Path, call: Call) -> dict[str, Any]:
     states = [state_of(pid) for pid in loader.worker_pids]
     later = [loader.next(never) for _ in range(STEPS - 1)]
     pids, began = loader.worker_pids, time.monotonic()
+    used = len(os.listdir(loader._scratch))
     loader.close()
     return {
+        "files": [used, os.path.exists(loader._scratch)],
         "states": states,
         "keys": [len(batch.keys) for batch in later],
         "left": [state_of(pid) for pid in pids],

@@ -70,11 +70,12 @@ def test_a_sample_looks_different_in_the_next_epoch(delivered):
     assert max(Counter(digests).values()) == 1
 
 
-def test_workers_are_deaf_to_notices_and_gone_after_close(ranks, tiny_shards):
-    answer = ranks(SCRIPT, 1, f"notices {tiny_shards}", preload=["monai.transforms"])[0]
+def test_workers_are_deaf_to_notices_and_gone_after_close(ranks, tiny_shards, tmp_path):
+    answer = ranks(SCRIPT, 1, f"notices {tiny_shards}", folder=tmp_path, preload=["monai.transforms"])[0]
     assert set(answer["states"]) <= {"S", "R", "D"}
     assert answer["keys"] == [BATCH] * (STEPS - 1)
     assert answer["left"] == ["", ""]
+    assert answer["files"] == [2, False], "each worker has left a socket, and close() has removed them"
     assert answer["seconds"] < 1
 
 
