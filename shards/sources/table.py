@@ -99,7 +99,7 @@ class TableSource:
         tried = ", ".join(EXTENSIONS)
         raise DataError(
             f"{record.where}: its {role} is not there, neither as named nor with {tried}; "
-            f"relative files are looked up in --images, else beside the table"
+            "relative files are looked up in --images, else beside the table; --where COLUMN=VALUE takes only some rows"
         )
 
 
