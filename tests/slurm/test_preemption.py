@@ -14,8 +14,9 @@ from hsadml_dist.slurm.box.cluster import Cluster
 from tests.slurm.conftest import MakeCluster
 
 HSADML = (sys.executable, "-m", "hsadml_dist.launch.cli")
-STEPS = 90
-PREEMPT_AT = (15, 35, 60)
+STEPS = 240
+PREEMPT_AT = (15, 60, 110)
+"""Steps of some 20 ms follow the last one for seconds: Slurm needs about one to preempt."""
 SETTINGS = (
     "model.name=resnet_gn_tiny",
     "model.embedding_dim=16",
