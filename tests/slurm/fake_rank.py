@@ -42,4 +42,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    # Not sys.exit: like a real rank it must not be caught by a late TERM in the interpreter's own end, which gives signals
+    # their default meaning back.
+    os._exit(main(sys.argv[1:]))
