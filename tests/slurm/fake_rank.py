@@ -42,6 +42,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    # Not sys.exit: like a real rank it must not be caught by a late TERM in the interpreter's own end, which gives signals
-    # their default meaning back.
+    # Not sys.exit, as in a real rank: the interpreter's end gives signals their default meaning back, and srun sends
+    # TERM to all as soon as the first rank has left.
     os._exit(main(sys.argv[1:]))
