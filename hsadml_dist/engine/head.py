@@ -24,11 +24,22 @@ class Head:
         """Forget gradients."""
         self._optimizer.zero_grad(set_to_none=True)
 
+    def average(self, loss: torch.Tensor) -> torch.Tensor:
+        """Average the gradients over the ranks, in place, and with the same message the loss; return its mean.
+
+        Args:
+            loss: This rank's share, a scalar of the centres' dtype.
+        """
+        grads = [parameter.grad for parameter in self.loss.centres.parameters() if parameter.grad is not None]
+        # One message, not two: each is a point where all ranks wait for the slowest.
+        flat = torch.cat([*(grad.flatten() for grad in grads), loss.reshape(1)])
+        parts = self._comm.sum(flat).div_(self._comm.topology.world_size).split([*(g.numel() for g in grads), 1])
+        for grad, mean in zip(grads, parts, strict=False):
+            grad.copy_(mean.view_as(grad))
+        return parts[-1]
+
     def step(self, lr: float) -> float:
-        """Average, clip and apply the gradients; return their norm before clipping."""
-        for parameter in self.loss.centres.parameters():
-            if parameter.grad is not None:
-                self._comm.sum(parameter.grad).div_(self._comm.topology.world_size)
+        """Clip and apply the averaged gradients; return their norm before clipping."""
         norm = clip_gradients(self.loss.centres, self._clip_norm)
         set_learning_rate(self._optimizer, lr)
         self._optimizer.step()

@@ -54,9 +54,9 @@ class Learner:
             lambda emb, label: self.head.loss(emb, label, step=step, count=train.global_batch),
             lr,
         )
+        mean = self.head.average(outcome.loss)
         if outcome.applied:
             self.head.step(lr * self._recipe.optim.head_lr_factor)
-        mean = self._comm.sum(outcome.loss) / self._comm.topology.world_size
         return StepReport(loss=float(mean), lr=lr, grad_norm=outcome.grad_norm)
 
     def state(self) -> dict[str, dict[str, torch.Tensor]]:

@@ -35,10 +35,11 @@ def pull(head, value=1.0):
     head.loss.centres.weight.grad = torch.full((3, 4), value, dtype=torch.float64)
 
 
-def test_gradients_are_averaged_over_the_ranks():
+def test_gradients_and_the_loss_are_averaged_over_the_ranks():
     head = make_head(FourLikeMe())
     before = head.loss.centres.weight.detach().clone()
     pull(head)
+    assert float(head.average(torch.tensor(3.0, dtype=torch.float64))) == 7.5
     norm = head.step(lr=0.1)
     assert norm == pytest.approx(2.5 * 12**0.5, rel=1e-12)
     torch.testing.assert_close(head.loss.centres.weight.detach(), before - 0.1 * 2.5, rtol=0, atol=1e-15)
@@ -48,6 +49,7 @@ def test_clipping_comes_after_averaging():
     head = make_head(FourLikeMe(), clip_norm=1.0)
     before = head.loss.centres.weight.detach().clone()
     pull(head)
+    head.average(torch.zeros((), dtype=torch.float64))
     assert head.step(lr=1.0) == pytest.approx(2.5 * 12**0.5, rel=1e-12), "the norm before clipping is told"
     assert float((head.loss.centres.weight.detach() - before).norm()) == pytest.approx(1.0, rel=1e-5)
 

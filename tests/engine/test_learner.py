@@ -51,11 +51,14 @@ class FakeEngine:
 
 
 class FakeHead:
-    def __init__(self):
-        self.rates, self.cleared = [], 0
+    def __init__(self, comm=None):
+        self.rates, self.cleared, self.comm = [], 0, comm or SoloComm()
 
     def clear(self):
         self.cleared += 1
+
+    def average(self, loss):
+        return self.comm.sum(loss) / self.comm.topology.world_size
 
     def step(self, lr):
         self.rates.append(lr)
@@ -97,7 +100,7 @@ def test_the_head_steps_only_if_the_engine_did():
 
 
 def test_the_reported_loss_is_the_mean_over_the_ranks():
-    report = Learner(RECIPE, FakeEngine(), FakeHead(), RankOfTwo(), 10).step(1, batch())
+    report = Learner(RECIPE, FakeEngine(), FakeHead(RankOfTwo()), RankOfTwo(), 10).step(1, batch())
     assert (report.loss, report.grad_norm) == ((8.0 + 2.0) / 2, 0.5)
 
 
