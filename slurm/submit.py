@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hsadml_dist.errors import ClusterError
+from hsadml_dist.run.folder import replace_text
 from hsadml_dist.slurm import client
 from hsadml_dist.slurm.sbatch import JobRequest, render
 
@@ -30,7 +31,5 @@ def _write(run_dir: Path, text: str) -> Path:
     if not run_dir.is_dir():
         raise ClusterError(f"run_dir is {run_dir}: there is no such folder; Slurm could not write the job's output")
     script = run_dir / SCRIPT_NAME
-    temporary = script.with_suffix(".new")
-    temporary.write_text(text)
-    temporary.replace(script)
+    replace_text(script, text)
     return script
