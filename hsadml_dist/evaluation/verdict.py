@@ -19,6 +19,7 @@ from hsadml_dist.checkpoint.load import load_inference_state
 from hsadml_dist.comm import Comm, SoloComm, device_for
 from hsadml_dist.config import Recipe
 from hsadml_dist.config.io import load_recipe
+from hsadml_dist.data.feed import held_out
 from hsadml_dist.data.index import ShardIndex, load_index
 from hsadml_dist.engine.ddp import placed
 from hsadml_dist.engine.learner import Learner, build_network
@@ -99,7 +100,7 @@ def judge_run(run: Path, recipe: Recipe, index: ShardIndex, learner: Learner, co
         centre_CD=learner.head.state()["centres"]["weight"],
         checkpoint=_newest(RunFolder(run), comm),
     )
-    split = split_of(Path(recipe.data.shards), index, recipe.data.fold, _unseen(recipe))
+    split = split_of(Path(recipe.data.shards), index, recipe.data.fold, held_out(recipe))
     result, test_ND = _judged(recipe, weights, split, comm)
     if comm.topology.is_first:
         _write(run, result, test_ND, split, weights.centre_CD)
@@ -131,7 +132,7 @@ def evaluate_run(run: Path, shards: Path | None = None, fold: int | None = None)
     _check_classes(folder, index, len(weights.centre_CD))
     if own:
         _check_unseen(recipe, fold)
-    split = split_of(folder, index, fold, _unseen(recipe) if own else [fold])
+    split = split_of(folder, index, fold, held_out(recipe) if own else [fold])
     result, test_ND = _judged(recipe, weights, split, comm)
     if own and fold == recipe.data.fold:
         _write(run, result, test_ND, split, weights.centre_CD)
@@ -149,10 +150,6 @@ def split_of(shards: Path, index: ShardIndex, fold: int, held: Sequence[int]) ->
         names = ", ".join(map(str, sorted(held)))
         raise DataError(f"{shards}: all folds are held out ({names}): no training fold is left to find neighbours in")
     return Split(shards=shards, index=index, fold=fold, test=index.in_folds([fold]), references=references)
-
-
-def _unseen(recipe: Recipe) -> list[int]:
-    return [fold for fold in (recipe.data.fold, recipe.data.val_fold) if fold is not None]
 
 
 def _newest(run: RunFolder, comm: Comm) -> CheckpointRef:
@@ -183,8 +180,8 @@ def _check_classes(shards: Path, index: ShardIndex, learnt: int) -> None:
 
 
 def _check_unseen(recipe: Recipe, fold: int) -> None:
-    if fold not in _unseen(recipe):
-        allowed = ", ".join(map(str, _unseen(recipe)))
+    if fold not in held_out(recipe):
+        allowed = ", ".join(map(str, held_out(recipe)))
         problem = f"{fold} was read in training by this run, a verdict on it means nothing; allowed: {allowed}"
         raise ConfigError([Fault(where="command line", key="fold", problem=problem)])
 
