@@ -1,9 +1,16 @@
-"""What every source of images yields: records, listed at once, and their pixels, read one at a time."""
+"""What every source of images yields: records, listed at once, and their pixels, read one at a time.
+
+Data of real labs are damaged here and there. A sample that cannot be used is skipped, named and counted; a listing that
+is wrong as a whole ends the build.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+from hsadml_dist.data.index import Skip
+from hsadml_dist.errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +29,7 @@ class Record:
         person: The source's person identifier, or None.
         exam: The source's exam identifier, or None.
         fold: The fold that the source prescribes, or None.
+        author_fold: The fold of the data set's publisher, kept beside our own, or None.
         plane: One of :data:`PLANES`, or None.
         spacing_mm: Size of a pixel along (height, width), or None.
         handle: What the source needs to find the pixels again; of no meaning to anyone else.
@@ -33,6 +41,7 @@ class Record:
     person: str | None = None
     exam: str | None = None
     fold: int | None = None
+    author_fold: int | None = None
     plane: str | None = None
     spacing_mm: tuple[float, ...] | None = None
     handle: tuple[str, ...] = ()
@@ -51,14 +60,42 @@ class Pixels:
     mask: np.ndarray | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """What a source holds: the samples to build, and those already known to be unusable."""
+
+    records: tuple[Record, ...]
+    skipped: tuple[Skip, ...] = ()
+
+
+class DamagedError(DataError):
+    """One sample cannot be used: the build skips it, names it by ``where`` and counts it.
+
+    Attributes:
+        skip: Where and why; no identifier, no path.
+    """
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(f"{where}: {reason}")
+        self.skip = Skip(where=where, reason=reason)
+
+    def __reduce__(self) -> tuple[type[DamagedError], tuple[str, str]]:
+        return type(self), (self.skip.where, self.skip.reason)
+
+
 class Source(Protocol):
     """A source: picklable, since worker processes read from their own copy."""
 
-    def records(self) -> tuple[Record, ...]:
+    @property
+    def name(self) -> str:
+        """What the command line calls it."""
+        ...
+
+    def listing(self) -> Listing:
         """List all records without reading pixels.
 
         Raises:
-            DataError: The listing is wrong; one clear line.
+            DataError: The listing is wrong as a whole; one clear line.
         """
         ...
 
@@ -66,7 +103,7 @@ class Source(Protocol):
         """Read one record's pixels.
 
         Raises:
-            DataError: They cannot be read; the line names ``record.where``.
+            DamagedError: They cannot be used.
         """
         ...
 

@@ -19,16 +19,28 @@ from hsadml_dist.shards.record import Record
 LEAST_FOLDS = 2
 
 
+def choose_unit(records: Sequence[Record], wanted: str | None) -> str:
+    """Return the unit to split by: the wanted one, else the largest that the source names at all.
+
+    A source that names some of its samples' persons is split by person, and then refused for those that lack one.
+
+    Raises:
+        UsageError: ``wanted`` is no split unit.
+    """
+    if wanted is None:
+        return next((unit for unit in ("person", "exam") if any(getattr(one, unit) for one in records)), "slice")
+    if wanted not in SPLIT_UNITS:
+        allowed = ", ".join(SPLIT_UNITS)
+        raise UsageError(f"--split-by {wanted!r}: allowed: {allowed}{nearest(wanted, SPLIT_UNITS)}")
+    return wanted
+
+
 def units(records: Sequence[Record], split_by: str) -> tuple[str, ...]:
     """Return, for each record, the unit that must stay in one fold.
 
     Raises:
-        UsageError: ``split_by`` is no split unit.
         DataError: A record lacks the identifier that the split needs.
     """
-    if split_by not in SPLIT_UNITS:
-        allowed = ", ".join(SPLIT_UNITS)
-        raise UsageError(f"--split-by {split_by!r}: allowed: {allowed}{nearest(split_by, SPLIT_UNITS)}")
     if split_by == "slice":
         return tuple(json.dumps([record.identity]) for record in records)
     for record in records:
@@ -47,7 +59,7 @@ def assign_folds(records: Sequence[Record], split_by: str, folds: int, seed: int
     """Return each record's fold: the source's own where it prescribes them, else 0 ... folds - 1.
 
     Raises:
-        UsageError: ``folds`` is below 2 or ``split_by`` unknown.
+        UsageError: ``folds`` is below 2.
         DataError: Fewer units than folds, a missing identifier, or prescribed folds that tear a unit apart.
     """
     names = units(records, split_by)
@@ -60,30 +72,21 @@ def assign_folds(records: Sequence[Record], split_by: str, folds: int, seed: int
         raise DataError(
             f"--folds {folds}: more than there are {split_by}s ({count}); allowed: {LEAST_FOLDS} ... {count}"
         )
-    chosen = _balance(names, [record.class_name for record in records], folds, seed)
-    return tuple(chosen[name] for name in names)
+    return balance(names, [record.class_name for record in records], folds, seed)
 
 
-def _prescribed(records: Sequence[Record], names: Sequence[str], split_by: str) -> tuple[int, ...]:
-    first: dict[str, Record] = {}
-    chosen: list[int] = []
-    for record, name in zip(records, names, strict=True):
-        if record.fold is None:
-            raise DataError(f"fold: {record.where} has none, while others have; give all or none")
-        other = first.setdefault(name, record)
-        if other.fold != record.fold:
-            raise DataError(
-                f"fold: one {split_by} is in two folds: {other.where} in {other.fold}, {record.where} in {record.fold}"
-                f"; repair the fold column or choose another --split-by"
-            )
-        chosen.append(record.fold)
-    if len(set(chosen)) < LEAST_FOLDS:
-        raise DataError(f"fold: all samples are in fold {chosen[0]}: at least {LEAST_FOLDS} folds are needed")
-    return tuple(chosen)
+def balance(names: Sequence[str], classes: Sequence[str], folds: int, seed: int) -> tuple[int, ...]:
+    """Return a fold for each sample, one for all samples of a unit.
 
+    From the largest unit to the smallest, each goes to the fold with the least share of its classes, then the fewest
+    samples, then by hash.
 
-def _balance(names: Sequence[str], classes: Sequence[str], folds: int, seed: int) -> dict[str, int]:
-    """Give each unit the fold with the least share of its classes, then the fewest samples, then by hash."""
+    Args:
+        names: Each sample's unit.
+        classes: Each sample's class.
+        folds: How many folds.
+        seed: What ties are drawn from.
+    """
     totals = Counter(classes)
     content: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for name, class_name in zip(names, classes, strict=True):
@@ -102,9 +105,27 @@ def _balance(names: Sequence[str], classes: Sequence[str], folds: int, seed: int
         chosen[name] = fold
         held[fold].update(inside)
         sizes[fold] += inside.total()
-    return chosen
+    return tuple(chosen[name] for name in names)
 
 
 def seeded_hash(seed: int, *parts: str | int) -> str:
     """Return a hash that orders things by chance, the same for the same seed and parts on every machine."""
     return hashlib.sha256(json.dumps([seed, *parts]).encode()).hexdigest()
+
+
+def _prescribed(records: Sequence[Record], names: Sequence[str], split_by: str) -> tuple[int, ...]:
+    first: dict[str, Record] = {}
+    chosen: list[int] = []
+    for record, name in zip(records, names, strict=True):
+        if record.fold is None:
+            raise DataError(f"fold: {record.where} has none, while others have; give all or none")
+        other = first.setdefault(name, record)
+        if other.fold != record.fold:
+            raise DataError(
+                f"fold: one {split_by} is in two folds: {other.where} in {other.fold}, {record.where} in {record.fold}"
+                f"; repair the fold column or choose another --split-by"
+            )
+        chosen.append(record.fold)
+    if len(set(chosen)) < LEAST_FOLDS:
+        raise DataError(f"fold: all samples are in fold {chosen[0]}: at least {LEAST_FOLDS} folds are needed")
+    return tuple(chosen)

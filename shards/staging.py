@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hsadml_dist.data.index import ShardFile, parse_row, samples_table
+from hsadml_dist.data.index import ShardFile, Skip, parse_row, samples_table
 from hsadml_dist.errors import DataError
 from hsadml_dist.shards.writer import ShardResult
 
@@ -34,18 +34,21 @@ class Staging:
         """Return what an earlier, killed build noted of tar ``number``, if that tar is whole."""
         try:
             first, *lines = self._note(number).read_bytes().splitlines()
-            file = ShardFile(**json.loads(first))
+            values = json.loads(first)
+            file = ShardFile(**values["file"])
+            skipped = tuple(Skip(**skip) for skip in values["skipped"])
             rows = tuple(parse_row(line) for line in lines)
             whole = (self.folder / file.name).stat().st_size == file.bytes
         except (FileNotFoundError, KeyError, TypeError, ValueError):
             return None
-        return ShardResult(number=number, file=file, rows=rows) if whole else None
+        return ShardResult(number=number, file=file, rows=rows, skipped=skipped) if whole else None
 
     def keep(self, result: ShardResult) -> None:
         """Note a finished tar for a later build."""
         note = self._note(result.number)
         temporary = note.with_name(note.name + ".tmp")
-        temporary.write_bytes(json.dumps(asdict(result.file)).encode() + b"\n" + samples_table(result.rows))
+        first = {"file": asdict(result.file), "skipped": [asdict(skip) for skip in result.skipped]}
+        temporary.write_bytes(json.dumps(first).encode() + b"\n" + samples_table(result.rows))
         os.replace(temporary, note)
 
     def publish(self) -> None:
@@ -91,6 +94,10 @@ def open_staging(out: Path, fingerprint: str) -> Iterator[Staging]:
         _lock(lock, out)
         _prepare(folder, fingerprint)
         yield Staging(folder=folder, out=out)
+    except OSError as error:
+        raise DataError(
+            f"--out {out}: cannot be written: {error.strerror or error}; what is done is kept, build again to go on"
+        ) from error
     finally:
         os.close(lock)
 

@@ -1,5 +1,6 @@
 """Writing tars: the same bytes for the same samples, whatever machine, day or number of workers.
 
+Workers read and encode samples; this process alone writes, in the order of the plan.
 The only file of the builder that imports webdataset, and late: the import brings torch.
 """
 
@@ -8,103 +9,76 @@ from __future__ import annotations
 import hashlib
 import os
 import tarfile
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 
-from hsadml_dist.data.index import SampleRow, ShardFile
-from hsadml_dist.data.sample import IMAGE, MASK, META, SampleMeta, split_member_name
+from hsadml_dist.data.index import SampleRow, ShardFile, Skip
+from hsadml_dist.data.sample import IMAGE, SampleMeta, split_member_name
 from hsadml_dist.errors import DataError
-from hsadml_dist.shards.record import Record, Source
+from hsadml_dist.shards.encode import Encoded, Entry, encode
 
 OWNER = "hsadml"
 MODE = 0o444
 MTIME = 0.0
 """Owner, mode and time of every member: fixed, so that only samples decide a tar's bytes."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One sample to write: its record and all that is already decided about it (``shape`` is the stored one)."""
-
-    record: Record
-    meta: SampleMeta
+AHEAD = 16
+"""Samples that a worker may be ahead of the writer: enough to keep it busy, little enough to hold in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:
-    """One tar to write; goes to a worker process, so it holds values alone."""
+    """One tar to write: its number, its place and its samples in order."""
 
     number: int
     path: Path
-    source: Source
-    size: int
     entries: tuple[Entry, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardResult:
-    """One tar as written, with its samples' rows in order."""
+    """One tar as written: its samples' rows in order, and the samples that could not be used."""
 
     number: int
     file: ShardFile
     rows: tuple[SampleRow, ...]
+    skipped: tuple[Skip, ...]
 
 
 def write_shards(
-    tasks: Sequence[ShardTask], workers: int, on_done: Callable[[ShardResult], None]
-) -> tuple[ShardResult, ...]:
-    """Write all tars, ``workers`` at a time, and return them in the order of ``tasks``.
+    tasks: Sequence[ShardTask],
+    workers: int,
+    on_sample: Callable[[], None],
+    on_shard: Callable[[ShardResult], None],
+) -> None:
+    """Write all tars in order; ``workers`` processes read and encode their samples.
 
-    Workers are started afresh (spawn): no thread or lock of this process is inherited.
-
-    Raises:
-        DataError: A sample cannot be read, or a worker died; the tars not yet begun are left out.
-    """
-    if workers == 1 or len(tasks) <= 1:
-        return tuple(_reported(write_shard(task), on_done) for task in tasks)
-    results: dict[int, ShardResult] = {}
-    with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=get_context("spawn")) as pool:
-        pending = [pool.submit(write_shard, task) for task in tasks]
-        try:
-            for future in as_completed(pending):
-                result = _reported(future.result(), on_done)
-                results[result.number] = result
-        except BrokenProcessPool as error:
-            raise DataError("a worker of the build died, perhaps for lack of memory: try fewer --workers") from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-    return tuple(results[task.number] for task in tasks)
-
-
-def write_shard(task: ShardTask) -> ShardResult:
-    """Write one tar and return where each member lies in it.
+    Args:
+        tasks: What to write.
+        workers: Processes; with 1 this one does all.
+        on_sample: Called after each sample, written or skipped.
+        on_shard: Called with each tar, once it is on the disk.
 
     Raises:
-        DataError: A sample cannot be read or the disk refuses.
+        DataError: A worker died.
+        OSError: The disk refuses.
     """
-    from webdataset.writer import TarWriter
-
-    hashes: list[str] = []
-    try:
-        with open(task.path, "wb") as file:
-            with TarWriter(file, user=OWNER, group=OWNER, mode=MODE, mtime=MTIME, encoder=False, compress=False) as tar:
-                for entry in task.entries:
-                    members = _members(task.source, entry, task.size)
-                    tar.write({"__key__": entry.meta.key, **members})
-                    hashes.append(hashlib.sha256(members[IMAGE]).hexdigest())
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise DataError(f"{task.path.name} cannot be written: {error.strerror or error}") from error
-    return ShardResult(number=task.number, file=describe_tar(task.path), rows=_rows(task, hashes))
+    entries = (entry for task in tasks for entry in task.entries)
+    with _encoder(workers) as encode_all:
+        encoded = encode_all(entries)
+        for task in tasks:
+            on_shard(_write_shard(task, islice(encoded, len(task.entries)), on_sample))
 
 
-def describe_tar(path: Path) -> ShardFile:
-    """Return name, size and SHA-256 of a tar."""
+def describe_file(path: Path) -> ShardFile:
+    """Return name, size and SHA-256 of a file."""
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return ShardFile(name=path.name, bytes=path.stat().st_size, sha256=digest)
@@ -126,38 +100,68 @@ def member_spans(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
     return spans
 
 
-def _reported(result: ShardResult, on_done: Callable[[ShardResult], None]) -> ShardResult:
-    on_done(result)
-    return result
+@contextmanager
+def _encoder(workers: int) -> Iterator[Callable[[Iterable[Entry]], Iterator[Encoded | Skip]]]:
+    """Provide what turns entries into encoded samples, in order.
 
-
-def _members(source: Source, entry: Entry, size: int) -> dict[str, bytes]:
-    from hsadml_dist.shards.pixels import encode_png, scaled_spacing, to_mask, to_uint16
-
-    pixels = source.read(entry.record)
+    Workers are started afresh (spawn): no thread or lock of this process is inherited.
+    """
+    if workers == 1:
+        yield lambda entries: map(encode, entries)
+        return
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
     try:
-        image = to_uint16(pixels.image, size)
-    except ValueError as error:
-        raise DataError(f"{entry.record.where}: {error}") from error
-    spacing = scaled_spacing(entry.meta.spacing_mm, pixels.image.shape, size)
-    members = {IMAGE: encode_png(image), META: replace(entry.meta, spacing_mm=spacing).to_json().encode()}
-    if pixels.mask is not None:
-        members[MASK] = encode_png(to_mask(pixels.mask, size))
-    return members
+        yield lambda entries: _in_order(pool, entries, AHEAD * workers)
+    except BrokenProcessPool as error:
+        raise DataError("a worker of the build died, perhaps for lack of memory: try fewer --workers") from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _rows(task: ShardTask, hashes: Sequence[str]) -> tuple[SampleRow, ...]:
+def _in_order(pool: ProcessPoolExecutor, entries: Iterable[Entry], ahead: int) -> Iterator[Encoded | Skip]:
+    waiting: deque[Future[Encoded | Skip]] = deque()
+    for entry in entries:
+        waiting.append(pool.submit(encode, entry))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _write_shard(task: ShardTask, encoded: Iterable[Encoded | Skip], on_sample: Callable[[], None]) -> ShardResult:
+    from webdataset.writer import TarWriter
+
+    metas: list[tuple[SampleMeta, str]] = []
+    skipped: list[Skip] = []
+    with open(task.path, "wb") as file:
+        with TarWriter(file, user=OWNER, group=OWNER, mode=MODE, mtime=MTIME, encoder=False, compress=False) as tar:
+            for one in encoded:
+                if isinstance(one, Skip):
+                    skipped.append(one)
+                else:
+                    tar.write({"__key__": one.meta.key, **one.members})
+                    metas.append((one.meta, hashlib.sha256(one.members[IMAGE]).hexdigest()))
+                on_sample()
+        file.flush()
+        os.fsync(file.fileno())
+    rows = _rows(task, metas)
+    return ShardResult(number=task.number, file=describe_file(task.path), rows=rows, skipped=tuple(skipped))
+
+
+def _rows(task: ShardTask, metas: Sequence[tuple[SampleMeta, str]]) -> tuple[SampleRow, ...]:
     spans = member_spans(task.path)
     return tuple(
         SampleRow(
-            key=entry.meta.key,
+            key=meta.key,
             shard=task.number,
-            members=spans[entry.meta.key],
+            members=spans[meta.key],
             sha256=digest,
-            label=entry.meta.label,
-            person=entry.meta.person,
-            exam=entry.meta.exam,
-            fold=entry.meta.fold,
+            label=meta.label,
+            person=meta.person,
+            exam=meta.exam,
+            fold=meta.fold,
+            author_fold=meta.author_fold,
+            plane=meta.plane,
         )
-        for entry, digest in zip(task.entries, hashes, strict=True)
+        for meta, digest in metas
     )

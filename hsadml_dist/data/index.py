@@ -12,11 +12,19 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hsadml_dist.data.sample import MEMBERS, REQUIRED_MEMBERS, SCHEMA_VERSION, is_count, is_key, is_text_or_none
+from hsadml_dist.data.sample import (
+    MEMBERS,
+    REQUIRED_MEMBERS,
+    SCHEMA_VERSION,
+    is_count,
+    is_count_or_none,
+    is_key,
+    is_text_or_none,
+)
 from hsadml_dist.errors import DataError
 
 INDEX_NAME = "index.json"
@@ -27,11 +35,19 @@ SPLIT_UNITS = ("person", "exam", "slice")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardFile:
-    """One tar: its name in the folder, its size in bytes and the SHA-256 of all of it, in hex."""
+    """One file: its name in the folder, its size in bytes and the SHA-256 of all of it, in hex."""
 
     name: str
     bytes: int
     sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Skip:
+    """A sample of the source that is in no shard: where it stood (a row, never a path) and why it was left out."""
+
+    where: str
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +63,8 @@ class SampleRow:
         person: Keyed hash of the person, or None.
         exam: Keyed hash of the exam, or None.
         fold: The fold that holds the sample out.
+        author_fold: The fold that the data set's publisher put it in, or None.
+        plane: ``axial``, ``coronal`` or ``sagittal``, or None where unknown.
     """
 
     key: str
@@ -57,6 +75,8 @@ class SampleRow:
     person: str | None
     exam: str | None
     fold: int
+    author_fold: int | None = None
+    plane: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +85,7 @@ class ShardIndex:
 
     Attributes:
         schema: Version of the format.
+        source: What the samples came from, for instance ``table``.
         classes: Class names in the order of their labels.
         split_unit: One of :data:`SPLIT_UNITS`.
         folds: How many folds there are.
@@ -74,10 +95,13 @@ class ShardIndex:
         dtype: Type of the pixels after decoding.
         digest: SHA-256 of the samples table, in hex: the identity of the whole folder.
         shards: The tars.
+        files: What lies beside the tars for people and other tools: the card and the splits.
+        skipped: Samples of the source that could not be used.
         samples: One row a sample; a sample's position is its place here.
     """
 
     schema: int = SCHEMA_VERSION
+    source: str
     classes: tuple[str, ...]
     split_unit: str
     folds: int
@@ -87,6 +111,8 @@ class ShardIndex:
     dtype: str = "uint16"
     digest: str
     shards: tuple[ShardFile, ...]
+    files: tuple[ShardFile, ...] = ()
+    skipped: tuple[Skip, ...] = ()
     samples: tuple[SampleRow, ...]
 
     def __len__(self) -> int:
@@ -183,9 +209,9 @@ def _row_line(row: SampleRow) -> bytes:
 
 
 def _header(index: ShardIndex) -> dict[str, Any]:
-    names = ("schema", "classes", "split_unit", "folds", "seed", "size", "spatial_dims", "dtype", "digest")
-    shards = [{"name": shard.name, "bytes": shard.bytes, "sha256": shard.sha256} for shard in index.shards]
-    return {**{name: getattr(index, name) for name in names}, "count": len(index.samples), "shards": shards}
+    names = ("schema", "source", "classes", "split_unit", "folds", "seed", "size", "spatial_dims", "dtype", "digest")
+    lists = {name: [asdict(item) for item in getattr(index, name)] for name in ("shards", "files", "skipped")}
+    return {**{name: getattr(index, name) for name in names}, "count": len(index.samples), **lists}
 
 
 def _replace(path: Path, content: bytes) -> None:
@@ -221,7 +247,8 @@ def _read_header(folder: Path) -> dict[str, Any]:
 def _index(header: dict[str, Any], table: bytes) -> ShardIndex:
     values = {name: value for name, value in header.items() if name != "count"}
     values["classes"] = tuple(header["classes"])
-    values["shards"] = tuple(ShardFile(**shard) for shard in header["shards"])
+    for name, kind in (("shards", ShardFile), ("files", ShardFile), ("skipped", Skip)):
+        values[name] = tuple(kind(**item) for item in header[name])
     index = ShardIndex(**values, samples=tuple(parse_row(line) for line in table.splitlines()))
     if len(index.samples) != header["count"]:
         raise ValueError(f"count {header['count']}, rows {len(index.samples)}")
@@ -242,6 +269,8 @@ def _wrong_fields(row: SampleRow, classes: int, shards: int) -> list[str]:
         "label": is_count(row.label) and row.label < classes,
         "shard": is_count(row.shard) and row.shard < shards,
         "fold": is_count(row.fold),
+        "author_fold": is_count_or_none(row.author_fold),
+        "plane": is_text_or_none(row.plane),
         "person": is_text_or_none(row.person),
         "exam": is_text_or_none(row.exam),
         "members": set(REQUIRED_MEMBERS) <= row.members.keys() <= set(MEMBERS)

@@ -19,7 +19,7 @@ from typing import Any
 
 from hsadml_dist.errors import DataError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Version of the shard format. A reader refuses every other one."""
 
 IMAGE = "png"
@@ -66,9 +66,12 @@ class SampleMeta:
         person: Keyed hash of the person, or None where the source names none.
         exam: Keyed hash of the exam, or None where the source names none.
         fold: The fold that holds the sample out.
+        author_fold: The fold that the data set's publisher put it in, or None.
         plane: ``axial``, ``coronal`` or ``sagittal``, or None where unknown.
         spacing_mm: Size of a pixel or voxel along each axis of ``shape``, or None where unknown.
         shape: The image's (height, width), later (depth, height, width).
+        volume: Shape of the whole that the image is a chunk of; ``shape`` for a whole image.
+        origin: Where in ``volume`` the image begins; zeros for a whole image.
     """
 
     key: str
@@ -77,9 +80,12 @@ class SampleMeta:
     person: str | None
     exam: str | None
     fold: int
+    author_fold: int | None
     plane: str | None
     spacing_mm: tuple[float, ...] | None
     shape: tuple[int, ...]
+    volume: tuple[int, ...]
+    origin: tuple[int, ...]
 
     def to_json(self) -> str:
         """Return the text of the ``json`` member: sorted keys, the schema's version, no spaces."""
@@ -99,7 +105,8 @@ class SampleMeta:
         _check_fields(values)
         spacing = values["spacing_mm"]
         values["spacing_mm"] = None if spacing is None else tuple(float(step) for step in spacing)
-        values["shape"] = tuple(values["shape"])
+        for name in ("shape", "volume", "origin"):
+            values[name] = tuple(values[name])
         return cls(**values)
 
 
@@ -121,11 +128,18 @@ def _check_fields(values: dict[str, Any]) -> None:
     wrong = [name for name, good in _RULES.items() if not good(values[name])]
     if wrong:
         raise DataError(f"a sample's json has wrong values for: {', '.join(wrong)}")
+    if not _lies_within(values["origin"], values["shape"], values["volume"]):
+        raise DataError("a sample's json has wrong values for: origin, shape, volume: the chunk leaves its volume")
 
 
 def is_count(value: object) -> bool:
     """Say whether ``value`` is a whole number of at least 0, and no boolean."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def is_count_or_none(value: object) -> bool:
+    """Say whether ``value`` is a whole number of at least 0, or None."""
+    return value is None or is_count(value)
 
 
 def is_text_or_none(value: object) -> bool:
@@ -135,6 +149,12 @@ def is_text_or_none(value: object) -> bool:
 
 def _is_shape(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(is_count(side) and side > 0 for side in value)
+
+
+def _lies_within(origin: list[int], shape: list[int], volume: list[int]) -> bool:
+    if not len(origin) == len(shape) == len(volume):
+        return False
+    return all(start + side <= whole for start, side, whole in zip(origin, shape, volume, strict=True))
 
 
 def _is_spacing(value: object) -> bool:
@@ -150,7 +170,10 @@ _RULES = {
     "person": is_text_or_none,
     "exam": is_text_or_none,
     "fold": is_count,
+    "author_fold": is_count_or_none,
     "plane": is_text_or_none,
     "spacing_mm": _is_spacing,
     "shape": _is_shape,
+    "volume": _is_shape,
+    "origin": lambda value: isinstance(value, list) and all(map(is_count, value)),
 }

@@ -7,17 +7,14 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 from hsadml_dist.errors import DataError, UsageError, nearest
-from hsadml_dist.shards.record import PLANES, Pixels, Record
-
-if TYPE_CHECKING:
-    import numpy as np
+from hsadml_dist.shards.record import PLANES, DamagedError, Listing, Pixels, Record
+from hsadml_dist.shards.sources.pictures import EXTENSIONS, decode_picture
 
 ROLES = ("file", "class", "person", "exam", "plane", "fold", "mask")
 NEEDED = ("file", "class")
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +28,13 @@ class TableSource:
         where: Column name to the value that a row must have to be taken.
     """
 
+    name: ClassVar[str] = "table"
     table: Path
     images: Path | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     where: Mapping[str, str] = field(default_factory=dict)
 
-    def records(self) -> tuple[Record, ...]:
+    def listing(self) -> Listing:
         """List the rows that ``where`` takes; row numbers count data rows from 1, those left out included."""
         header, rows = _read_csv(self.table)
         names = self._column_names(header)
@@ -48,16 +46,16 @@ class TableSource:
         if not taken:
             rule = " with " + " and ".join(f"{c}={v}" for c, v in self.where.items()) if self.where else ""
             raise DataError(f"the table has {len(rows)} rows and none{rule}: nothing to build")
-        return tuple(taken)
+        return Listing(records=tuple(taken))
 
     def read(self, record: Record) -> Pixels:
         """Read the image, and the mask where the row names one."""
         image, mask = record.handle
-        pixels = _decode(self._find(image, record, "image"), record, "image")
-        outline = _decode(self._find(mask, record, "mask"), record, "mask") if mask else None
+        pixels = decode_picture(self._find(image, record, "image"), record.where, "image")
+        outline = decode_picture(self._find(mask, record, "mask"), record.where, "mask") if mask else None
         if outline is not None and outline.shape != pixels.shape:
-            raise DataError(
-                f"{record.where}: the mask is {outline.shape}, its image {pixels.shape}: expected one shape"
+            raise DamagedError(
+                record.where, f"the mask is {outline.shape}, its image {pixels.shape}: expected one shape"
             )
         return Pixels(image=pixels, mask=outline)
 
@@ -65,7 +63,7 @@ class TableSource:
         """Hash the table and every file's size and time of change."""
         digest = hashlib.sha256(repr((sorted(self.columns.items()), sorted(self.where.items()))).encode())
         digest.update(self.table.read_bytes())
-        for record in self.records():
+        for record in self.listing().records:
             for role, name in zip(("image", "mask"), record.handle, strict=True):
                 if name:
                     state = self._find(name, record, role).stat()
@@ -153,19 +151,3 @@ def _plane(text: str, where: str) -> str | None:
     if text and text not in PLANES:
         raise DataError(f"{where}: plane {text!r}: allowed: {', '.join(PLANES)}, or empty{nearest(text, PLANES)}")
     return text or None
-
-
-def _decode(path: Path, record: Record, role: str) -> np.ndarray:
-    """Return (height, width): 8-bit, 16-bit, 32-bit or float as stored; colour as its 8-bit luminance."""
-    import numpy as np
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            grey = image.mode in ("L", "I", "F") or image.mode.startswith("I;16")
-            return np.array(image if grey else image.convert("L"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        kind = type(error).__name__
-        raise DataError(
-            f"{record.where}: its {role} cannot be decoded ({kind}): damaged, or no JPEG, PNG or TIFF"
-        ) from error

@@ -33,6 +33,7 @@ def make_row(number: int, **changes) -> SampleRow:
 
 def make_index(rows) -> ShardIndex:
     return ShardIndex(
+        source="table",
         classes=("a", "b", "ü"),
         split_unit="person",
         folds=5,

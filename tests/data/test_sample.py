@@ -12,9 +12,12 @@ META = SampleMeta(
     person="aa11",
     exam=None,
     fold=3,
+    author_fold=None,
     plane="axial",
     spacing_mm=(0.5, 0.25),
     shape=(256, 128),
+    volume=(256, 128),
+    origin=(0, 0),
 )
 
 
@@ -24,15 +27,16 @@ def test_json_brings_back_the_same_value():
 
 
 def test_json_of_a_volume_keeps_three_axes():
-    values = {**json.loads(META.to_json()), "shape": [8, 16, 16], "spacing_mm": None}
-    volume = SampleMeta.from_json(json.dumps(values))
-    assert (volume.shape, volume.spacing_mm) == ((8, 16, 16), None)
+    places = {"shape": [8, 16, 16], "volume": [40, 16, 16], "origin": [32, 0, 0]}
+    volume = SampleMeta.from_json(json.dumps({**json.loads(META.to_json()), **places, "spacing_mm": None}))
+    assert (volume.shape, volume.volume, volume.origin) == ((8, 16, 16), (40, 16, 16), (32, 0, 0))
+    assert volume.spacing_mm is None
 
 
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"schema": 2}, "schema 2"),
+        ({"schema": 1}, "schema 1"),
         ({"label": -1}, "label"),
         ({"label": True}, "label"),
         ({"fold": "3"}, "fold"),
@@ -40,6 +44,9 @@ def test_json_of_a_volume_keeps_three_axes():
         ({"shape": []}, "shape"),
         ({"shape": [0, 4]}, "shape"),
         ({"spacing_mm": [0.0, 1.0]}, "spacing_mm"),
+        ({"author_fold": -1}, "author_fold"),
+        ({"origin": [1, 0]}, "leaves its volume"),
+        ({"volume": [256, 128, 1]}, "leaves its volume"),
         ({"colour": "red"}, "colour"),
     ],
 )

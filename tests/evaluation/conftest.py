@@ -95,6 +95,7 @@ def _index(folder: Path, images: Sequence[bytes], rows: Sequence[tuple[int, str 
                 )
             )
     index = ShardIndex(
+        source="table",
         classes=CLASSES,
         split_unit="person",
         folds=3,

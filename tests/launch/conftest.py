@@ -24,6 +24,7 @@ def shards(tmp_path):
         )
         rows = tuple(replace(row, key=f"{number:016x}", fold=number % folds) for number in range(samples))
         index = ShardIndex(
+            source="table",
             classes=("a",),
             split_unit="person",
             folds=folds,
