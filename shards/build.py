@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+import os
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from hsadml_dist.data.index import SampleRow, ShardIndex, samples_table, table_digest, write_index
+from hsadml_dist.data.index import ShardFile, ShardIndex, Skip, samples_table, table_digest, write_index
 from hsadml_dist.data.sample import SCHEMA_VERSION, SampleMeta
-from hsadml_dist.errors import UsageError
+from hsadml_dist.errors import DataError, UsageError
+from hsadml_dist.shards.encode import Entry
 from hsadml_dist.shards.identity import IdKey
 from hsadml_dist.shards.plan import plan_shards, shard_name
 from hsadml_dist.shards.record import Record, Source
-from hsadml_dist.shards.split import assign_folds
+from hsadml_dist.shards.split import assign_folds, choose_unit
+from hsadml_dist.shards.splits import SPLITS_NAME, splits_text
 from hsadml_dist.shards.staging import Staging, open_staging, refuse_filled
-from hsadml_dist.shards.writer import Entry, ShardResult, ShardTask, write_shards
+from hsadml_dist.shards.writer import ShardResult, ShardTask, describe_file, write_shards
 
 LEAST_SIZE = 8
 MOST_SIZE = 4096
@@ -28,14 +31,14 @@ class BuildOptions:
     """What decides a folder of shards beside its source and the id key.
 
     Attributes:
-        split_by: What no two folds share: ``person``, ``exam`` or ``slice``.
+        split_by: What no two folds share: ``person``, ``exam`` or ``slice``; None: the largest that the source names.
         folds: How many folds, unless the source prescribes them.
         seed: What folds and order are drawn from.
         samples_per_shard: Most samples in a tar.
         size: Side of the stored square images in pixels.
     """
 
-    split_by: str = "person"
+    split_by: str | None = None
     folds: int = 5
     seed: int = 0
     samples_per_shard: int = 256
@@ -44,21 +47,17 @@ class BuildOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildReport:
-    """A finished build: its index and what deserves a look.
+    """A finished build.
 
     Attributes:
         index: The index as written.
         reused: Samples taken over from a killed build.
-        persons_in_two_classes: Persons with slices of more than one class.
-        repeated_images: Images that are a byte-equal copy of another one.
-        repeats_across_folds: Of those, the ones whose copy is in another fold: a leak.
+        mixed: For each person with slices of two classes, where two such slices stand.
     """
 
     index: ShardIndex
     reused: int
-    persons_in_two_classes: int
-    repeated_images: int
-    repeats_across_folds: int
+    mixed: tuple[str, ...]
 
 
 def build(
@@ -72,7 +71,7 @@ def build(
     """Write the shards of ``source`` to ``out``, which appears whole or not at all.
 
     The bytes depend on source, options and key alone, never on ``workers``. ``progress`` is called with the samples
-    written so far and their total.
+    done so far and their total. Samples that cannot be used are left out and listed in the index.
 
     Raises:
         UsageError: An option is out of its range.
@@ -81,18 +80,24 @@ def build(
     _check(options, workers)
     out = out.absolute()
     refuse_filled(out)
-    records = source.records()
-    folds = assign_folds(records, options.split_by, options.folds, options.seed)
+    listing = source.listing()
+    records = listing.records
+    if not records:
+        raise DataError(f"INPUT: nothing to build: {_first_reasons(listing.skipped)}")
+    unit = choose_unit(records, options.split_by)
+    folds = assign_folds(records, unit, options.folds, options.seed)
     plan = plan_shards(records, folds, options.samples_per_shard, options.seed)
     classes = class_order(record.class_name for record in records)
     metas = _metas(records, folds, classes, options.size, key)
     with open_staging(out, _fingerprint(source, options, key)) as staging:
-        tasks = _tasks(source, records, metas, plan, options.size, staging.folder)
+        tasks = _tasks(source, records, metas, plan, staging.folder)
         results, reused = _write(tasks, workers, staging, progress)
-        index = _index(results, classes, len(set(folds)), options)
+        index = _index(source, results, classes, unit, options, listing.skipped)
+        _refuse_gaps(index, set(folds))
+        index = _describe(staging.folder, index, workers)
         write_index(staging.folder, index)
         staging.publish()
-    return _report(index, reused)
+    return BuildReport(index=index, reused=reused, mixed=_mixed(records))
 
 
 def class_order(names: Iterable[str]) -> tuple[str, ...]:
@@ -121,9 +126,12 @@ def _metas(
             person=None if record.person is None else key.person(record.person),
             exam=None if record.exam is None else key.exam(record.person, record.exam),
             fold=fold,
+            author_fold=record.author_fold,
             plane=record.plane,
             spacing_mm=record.spacing_mm,
             shape=(size, size),
+            volume=(size, size),
+            origin=(0, 0),
         )
         for record, fold in zip(records, folds, strict=True)
     ]
@@ -136,20 +144,13 @@ def _fingerprint(source: Source, options: BuildOptions, key: IdKey) -> str:
 
 
 def _tasks(
-    source: Source,
-    records: Sequence[Record],
-    metas: Sequence[SampleMeta],
-    plan: Sequence[Sequence[int]],
-    size: int,
-    folder: Path,
+    source: Source, records: Sequence[Record], metas: Sequence[SampleMeta], plan: Sequence[Sequence[int]], folder: Path
 ) -> list[ShardTask]:
     return [
         ShardTask(
             number=number,
             path=folder / shard_name(number),
-            source=source,
-            size=size,
-            entries=tuple(Entry(record=records[place], meta=metas[place]) for place in places),
+            entries=tuple(Entry(source=source, record=records[place], meta=metas[place]) for place in places),
         )
         for number, places in enumerate(plan)
     ]
@@ -161,45 +162,93 @@ def _write(
     """Write the tars that no earlier build finished; return all in order, and the samples taken over."""
     total = sum(len(task.entries) for task in tasks)
     results = {task.number: result for task in tasks if (result := staging.finished(task.number))}
+    left = [task for task in tasks if task.number not in results]
     reused = sum(len(result.rows) for result in results.values())
-    progress(reused, total)
+    done = total - sum(len(task.entries) for task in left)
+    progress(done, total)
 
-    def on_done(result: ShardResult) -> None:
+    def on_sample() -> None:
+        nonlocal done
+        done += 1
+        progress(done, total)
+
+    def on_shard(result: ShardResult) -> None:
         staging.keep(result)
         results[result.number] = result
-        progress(sum(len(done.rows) for done in results.values()), total)
 
-    write_shards([task for task in tasks if task.number not in results], workers, on_done)
+    write_shards(left, workers, on_sample, on_shard)
     return [results[task.number] for task in tasks], reused
 
 
-def _index(results: Sequence[ShardResult], classes: tuple[str, ...], folds: int, options: BuildOptions) -> ShardIndex:
-    rows = tuple(row for result in results for row in result.rows)
+def _index(
+    source: Source,
+    results: Sequence[ShardResult],
+    classes: tuple[str, ...],
+    unit: str,
+    options: BuildOptions,
+    skipped: Sequence[Skip],
+) -> ShardIndex:
+    """Return the index of all tars that hold a sample."""
+    filled = [result for result in results if result.rows]
+    rows = tuple(replace(row, shard=place) for place, result in enumerate(filled) for row in result.rows)
     return ShardIndex(
+        source=source.name,
         classes=classes,
-        split_unit=options.split_by,
-        folds=folds,
+        split_unit=unit,
+        folds=len({row.fold for row in rows}),
         seed=options.seed,
         size=options.size,
         digest=table_digest(samples_table(rows)),
-        shards=tuple(result.file for result in results),
+        shards=tuple(result.file for result in filled),
+        skipped=(*skipped, *(skip for result in results for skip in result.skipped)),
         samples=rows,
     )
 
 
-def _report(index: ShardIndex, reused: int) -> BuildReport:
-    classes: defaultdict[str, set[int]] = defaultdict(set)
-    copies: defaultdict[str, list[SampleRow]] = defaultdict(list)
-    for row in index.samples:
-        copies[row.sha256].append(row)
-        if row.person is not None:
-            classes[row.person].add(row.label)
-    return BuildReport(
-        index=index,
-        reused=reused,
-        persons_in_two_classes=sum(len(labels) > 1 for labels in classes.values()),
-        repeated_images=sum(len(rows) - 1 for rows in copies.values()),
-        repeats_across_folds=sum(
-            len(rows) - max(Counter(row.fold for row in rows).values()) for rows in copies.values()
-        ),
+def _refuse_gaps(index: ShardIndex, folds: set[int]) -> None:
+    """Refuse a build in which a class or a fold lost all its samples to damage."""
+    first = _first_reasons(index.skipped)
+    for label, name in enumerate(index.classes):
+        if all(row.label != label for row in index.samples):
+            raise DataError(f"class {name}: none of its samples can be used: {first}")
+    if missing := sorted(folds - set(index.fold_numbers)):
+        raise DataError(f"fold {missing[0]}: none of its samples can be used: {first}; try fewer --folds")
+
+
+def _first_reasons(skipped: Sequence[Skip]) -> str:
+    if not skipped:
+        return "the source lists no sample"
+    more = f", and {len(skipped) - 1} more" if len(skipped) > 1 else ""
+    return f"{skipped[0].where}: {skipped[0].reason}{more}"
+
+
+def _describe(folder: Path, index: ShardIndex, workers: int) -> ShardIndex:
+    """Write card and splits beside the tars; return the index with their hashes, and no file but those it names."""
+    from hsadml_dist.shards.card import CARD_JSON, CARD_PAGE, write_card
+
+    kept = {shard.name for shard in index.shards}
+    for path in folder.glob("*.tar"):
+        if path.name not in kept:
+            path.unlink()
+    write_card(folder, index, workers)
+    (folder / SPLITS_NAME).write_text(splits_text(index), encoding="utf-8")
+    return replace(index, files=tuple(_synced(folder / name) for name in (CARD_PAGE, CARD_JSON, SPLITS_NAME)))
+
+
+def _synced(path: Path) -> ShardFile:
+    """Put a file on the disk for good and describe it."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+    return describe_file(path)
+
+
+def _mixed(records: Sequence[Record]) -> tuple[str, ...]:
+    first: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    for record in records:
+        if record.person is not None:
+            first[record.person].setdefault(record.class_name, record.where)
+    return tuple(
+        " and ".join(f"{where} ({name})" for name, where in list(seen.items())[:2])
+        for seen in first.values()
+        if len(seen) > 1
     )

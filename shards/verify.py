@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from hsadml_dist.data.index import INDEX_NAME, SAMPLES_NAME, SampleRow, ShardIndex, load_index
+from hsadml_dist.data.index import INDEX_NAME, SAMPLES_NAME, SampleRow, ShardFile, ShardIndex, load_index
 from hsadml_dist.data.sample import IMAGE, MASK, META, SampleMeta
 from hsadml_dist.errors import DataError
-from hsadml_dist.shards.writer import describe_tar, member_spans
+from hsadml_dist.shards.writer import describe_file, member_spans
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_HEADER_BYTES = 26
@@ -33,6 +33,8 @@ def verify(folder: Path, on_shard: Callable[[int, int], None] = lambda done, tot
     except DataError as error:
         return (str(error),)
     faults = [*_index_faults(index), *_stray_files(folder, index)]
+    for file in index.files:
+        faults.extend(_file_faults(folder, file))
     rows = _by_shard(index)
     for number in range(len(index.shards)):
         faults.extend(_shard_faults(folder, index, number, rows[number]))
@@ -81,18 +83,25 @@ def _stray_files(folder: Path, index: ShardIndex) -> Iterator[str]:
             yield f"{path.name}: not in {INDEX_NAME}"
 
 
+def _file_faults(folder: Path, expected: ShardFile) -> Iterator[str]:
+    """Compare a file's size and hash with the index."""
+    try:
+        found = describe_file(folder / expected.name)
+    except OSError as error:
+        yield f"{expected.name}: cannot be read: {error.strerror}"
+        return
+    if found.bytes != expected.bytes:
+        yield f"{expected.name}: {found.bytes} bytes, expected {expected.bytes}"
+    if found.sha256 != expected.sha256:
+        yield f"{expected.name}: its SHA-256 is not the one in {INDEX_NAME}: damaged"
+
+
 def _shard_faults(folder: Path, index: ShardIndex, number: int, rows: Sequence[SampleRow]) -> list[str]:
     expected = index.shards[number]
     path = folder / expected.name
-    try:
-        found = describe_tar(path)
-    except OSError as error:
-        return [f"{expected.name}: cannot be read: {error.strerror}"]
-    faults: list[str] = []
-    if found.bytes != expected.bytes:
-        faults.append(f"{expected.name}: {found.bytes} bytes, expected {expected.bytes}")
-    if found.sha256 != expected.sha256:
-        faults.append(f"{expected.name}: its SHA-256 is not the one in {INDEX_NAME}: damaged")
+    faults = list(_file_faults(folder, expected))
+    if not path.is_file():
+        return faults
     faults.extend(_place_faults(path, rows))
     with open(path, "rb") as file:
         for row in rows:
@@ -125,7 +134,7 @@ def _faults_of(file: BinaryIO, row: SampleRow, index: ShardIndex) -> Iterable[st
     except DataError as error:
         yield str(error)
         return
-    shared = ("key", "label", "person", "exam", "fold")
+    shared = ("key", "label", "person", "exam", "fold", "author_fold", "plane")
     wrong = [name for name in shared if getattr(meta, name) != getattr(row, name)]
     wrong += ["class_name"] * (index.classes[row.label] != meta.class_name)
     wrong += ["shape"] * (meta.shape != (index.size,) * index.spatial_dims)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
+from hsadml_dist.report.page import render_page
 from hsadml_dist.report.sections import provenance, sections
 from hsadml_dist.report.sphere import SphereView
 from hsadml_dist.report.wording import facts, headline, remarks
@@ -35,15 +33,12 @@ def render(
     name: str, result: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], sphere: SphereView | None
 ) -> str:
     """Return the page's text; see :func:`write_report`."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    source = resources.files("hsadml_dist.report").joinpath("template.html").read_text(encoding="utf-8")
-    return environment.from_string(source).render(
-        name=name,
-        headline=headline(result),
-        remarks=list(remarks(result)),
-        facts=facts(result),
-        sections=list(sections(result, metrics, sphere)),
-        provenance=provenance(result),
-    )
+    values = {
+        "name": name,
+        "headline": headline(result),
+        "remarks": list(remarks(result)),
+        "facts": facts(result),
+        "sections": list(sections(result, metrics, sphere)),
+        "provenance": provenance(result),
+    }
+    return render_page("hsadml_dist.report", "verdict.html", values)

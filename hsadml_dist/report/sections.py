@@ -9,6 +9,7 @@ from typing import Any
 
 from hsadml_dist.report import figures
 from hsadml_dist.report.figures import Bar, Picture
+from hsadml_dist.report.page import Table
 from hsadml_dist.report.sphere import SphereView
 from hsadml_dist.report.wording import NONE, counted, level_text, span_text
 
@@ -27,15 +28,6 @@ _MEANING = {
     "head_accuracy": "share of test slices that lie nearest to their own class's centre",
     "raw_pixel_knn": "the nearest training slice by 64 x 64 pixels, nothing learnt",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """Rows of text under a caption; the first cell of a row is its heading."""
-
-    caption: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
