@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import os
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from hsadml_dist.errors import DataError
 from hsadml_dist.shards.record import DamagedError, Pixels
+from hsadml_dist.shards.sources import matlab5
 
 if TYPE_CHECKING:
     import h5py
@@ -90,7 +90,7 @@ def read_author_folds(content: bytes) -> tuple[int, ...]:
     Raises:
         DataError: It cannot be read, or ``cvind`` is not 3064 whole numbers from 1 to 5.
     """
-    values = _cvind_v5(content) if content.startswith(b"MATLAB 5.0") else _cvind_v73(content)
+    values = _cvind_v5(content) if content.startswith(matlab5.MAGIC) else _cvind_v73(content)
     if values.size != FILES or values.dtype.kind not in "iuf" or not set(values.flat) <= set(AUTHOR_FOLDS):
         raise DataError(
             f"cvind.mat: 'cvind' has {values.size} values: expected {FILES} whole numbers from 1 to {AUTHOR_FOLDS[-1]}"
@@ -184,14 +184,10 @@ def _cvind_v73(content: bytes) -> np.ndarray:
 
 
 def _cvind_v5(content: bytes) -> np.ndarray:
-    import numpy as np
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
     try:
-        variables = loadmat(io.BytesIO(content), variable_names=["cvind"])
-    except (*READ_ERRORS, IndexError, EOFError, zlib.error, MatReadError) as error:
+        values = matlab5.read_array(content, "cvind")
+    except ValueError as error:
         raise DataError("cvind.mat: no whole MATLAB file: cut short, damaged or of another kind") from error
-    if "cvind" not in variables:
+    if values is None:
         raise DataError("cvind.mat: holds no array 'cvind'")
-    return np.asarray(variables["cvind"])
+    return values
