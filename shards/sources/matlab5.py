@@ -94,4 +94,4 @@ def _values(kind: int, data: bytes, order: str) -> np.ndarray:
 
     if kind not in NUMBERS:
         raise ValueError("values of an unknown type")
-    return np.frombuffer(data, np.dtype(NUMBERS[kind]).newbyteorder(order))
+    return np.frombuffer(data, np.dtype(order + NUMBERS[kind]))
