@@ -17,7 +17,7 @@ from hsadml_dist.shards.encode import Entry
 from hsadml_dist.shards.identity import IdKey
 from hsadml_dist.shards.plan import plan_shards, shard_name
 from hsadml_dist.shards.record import Record, Source
-from hsadml_dist.shards.split import assign_folds, choose_unit
+from hsadml_dist.shards.split import assign_folds, check_split, choose_unit
 from hsadml_dist.shards.splits import SPLITS_NAME, splits_text
 from hsadml_dist.shards.staging import Staging, open_staging, refuse_filled
 from hsadml_dist.shards.writer import ShardResult, ShardTask, describe_file, write_shards
@@ -110,8 +110,11 @@ def class_order(names: Iterable[str]) -> tuple[str, ...]:
 def _check(options: BuildOptions, workers: int) -> None:
     if not LEAST_SIZE <= options.size <= MOST_SIZE:
         raise UsageError(f"--size {options.size}: allowed: {LEAST_SIZE} ... {MOST_SIZE} pixels")
+    if options.samples_per_shard < 1:
+        raise UsageError(f"--samples-per-shard {options.samples_per_shard}: at least 1")
     if workers < 1:
         raise UsageError(f"--workers {workers}: at least 1")
+    check_split(options.split_by, options.folds)
 
 
 def _metas(

@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
 
-from hsadml_dist.errors import UsageError
 from hsadml_dist.shards.record import Record
 from hsadml_dist.shards.split import seeded_hash
 
@@ -19,13 +18,7 @@ from hsadml_dist.shards.split import seeded_hash
 def plan_shards(
     records: Sequence[Record], folds: Sequence[int], samples_per_shard: int, seed: int
 ) -> tuple[tuple[int, ...], ...]:
-    """Return for each tar the places in ``records`` of its samples, in order; folds ascending.
-
-    Raises:
-        UsageError: ``samples_per_shard`` is below 1.
-    """
-    if samples_per_shard < 1:
-        raise UsageError(f"--samples-per-shard {samples_per_shard}: at least 1")
+    """Return for each tar the places in ``records`` of its samples, in order; folds ascending."""
     members: defaultdict[int, list[int]] = defaultdict(list)
     for place, fold in enumerate(folds):
         members[fold].append(place)

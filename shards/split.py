@@ -19,20 +19,26 @@ from hsadml_dist.shards.record import Record
 LEAST_FOLDS = 2
 
 
+def check_split(split_by: str | None, folds: int) -> None:
+    """Refuse a split that no source could have.
+
+    Raises:
+        UsageError: ``split_by`` is neither a split unit nor None, or ``folds`` is below 2.
+    """
+    if split_by is not None and split_by not in SPLIT_UNITS:
+        allowed = ", ".join(SPLIT_UNITS)
+        raise UsageError(f"--split-by {split_by!r}: allowed: {allowed}{nearest(split_by, SPLIT_UNITS)}")
+    if folds < LEAST_FOLDS:
+        raise UsageError(f"--folds {folds}: at least {LEAST_FOLDS}")
+
+
 def choose_unit(records: Sequence[Record], wanted: str | None) -> str:
     """Return the unit to split by: the wanted one, else the largest that the source names at all.
 
     A source that names some of its samples' persons is split by person, and then refused for those that lack one.
-
-    Raises:
-        UsageError: ``wanted`` is no split unit.
     """
-    if wanted is None:
-        return next((unit for unit in ("person", "exam") if any(getattr(one, unit) for one in records)), "slice")
-    if wanted not in SPLIT_UNITS:
-        allowed = ", ".join(SPLIT_UNITS)
-        raise UsageError(f"--split-by {wanted!r}: allowed: {allowed}{nearest(wanted, SPLIT_UNITS)}")
-    return wanted
+    named = (unit for unit in ("person", "exam") if any(getattr(record, unit) is not None for record in records))
+    return wanted or next(named, "slice")
 
 
 def units(records: Sequence[Record], split_by: str) -> tuple[str, ...]:
@@ -59,15 +65,12 @@ def assign_folds(records: Sequence[Record], split_by: str, folds: int, seed: int
     """Return each record's fold: the source's own where it prescribes them, else 0 ... folds - 1.
 
     Raises:
-        UsageError: ``folds`` is below 2.
         DataError: Fewer units than folds, a missing identifier, or prescribed folds that tear a unit apart.
     """
     names = units(records, split_by)
     if any(record.fold is not None for record in records):
         return _prescribed(records, names, split_by)
     count = len(set(names))
-    if folds < LEAST_FOLDS:
-        raise UsageError(f"--folds {folds}: at least {LEAST_FOLDS}")
     if folds > count:
         raise DataError(
             f"--folds {folds}: more than there are {split_by}s ({count}); allowed: {LEAST_FOLDS} ... {count}"

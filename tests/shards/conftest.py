@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hsadml_dist.shards.build import BuildOptions, build
 from hsadml_dist.shards.identity import load_key
+from hsadml_dist.shards.sources.phantom import PhantomSource
 
 CLASSES = ("glioma", "meningioma", "pituitary")
 
@@ -44,3 +46,12 @@ def small_table(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def small_shards(tmp_path_factory, key):
+    """Shards of 6 generated patients in 3 folds; not to be written to."""
+    out = tmp_path_factory.mktemp("small") / "shards"
+    options = BuildOptions(folds=3, samples_per_shard=8, size=32)
+    build(PhantomSource(patients=6, seed=0, size=32), out, options, key, 1, lambda done, total: None)
+    return out

@@ -132,20 +132,71 @@ def test_an_empty_folder_is_filled(table, key, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_bad_image_ends_the_build_and_nothing_appears(small_table, key, tmp_path, workers):
+def test_a_bad_image_is_left_out_by_name_and_nothing_else_changes(small_table, key, tmp_path, workers):
     (tmp_path / "bad.jpg").write_bytes(b"no picture")
-    lines = [f"{'bad.jpg' if n == 5 else 'a.png'},x,{n}" for n in range(8)]
+    lines = [f"{'bad.jpg' if n in (2, 5) else 'a.png'},x,{n}" for n in range(8)]
     source = TableSource(table=small_table("file,class,person", *lines))
-    options = replace(OPTIONS, samples_per_shard=1)
-    with pytest.raises(DataError, match="row 6: its image cannot be decoded"):
-        build(source, tmp_path / "out", options, key, workers, quiet)
+    report = build(source, tmp_path / "out", replace(OPTIONS, samples_per_shard=1), key, workers, quiet)
+    assert {skip.where for skip in report.index.skipped} == {"row 3", "row 6"}
+    assert all("its image cannot be decoded" in skip.reason for skip in report.index.skipped)
+    assert (len(report.index), len(report.index.shards)) == (6, 6)
+    assert verify(tmp_path / "out") == ()
+    assert json.loads((tmp_path / "out" / "card.json").read_text())["skipped"][0]["where"] in {"row 3", "row 6"}
+
+
+@pytest.mark.parametrize(
+    ("bad", "text"),
+    [
+        (range(6), r"class x: none of its samples can be used: row \d: its image cannot be decoded .*, and 5 more"),
+        ([0, 1], "class x: none of its samples can be used"),
+        ([4], r"fold \d: none of its samples can be used: row 5: .*; try fewer --folds"),
+    ],
+)
+def test_damage_that_empties_a_class_or_a_fold_ends_the_build(small_table, key, tmp_path, bad, text):
+    (tmp_path / "bad.jpg").write_bytes(b"no picture")
+    lines = [f"{'bad.jpg' if n in bad else 'a.png'},{'x' if n < 2 else 'y'},{min(n, 4)}" for n in range(6)]
+    if list(bad) == [4]:
+        lines = lines[:5]
+    source = TableSource(table=small_table("file,class,person", *lines))
+    with pytest.raises(DataError, match=text) as caught:
+        build(source, tmp_path / "out", replace(OPTIONS, folds=4 if len(lines) == 6 else 5), key, 1, quiet)
+    assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
-def test_repeated_images_and_torn_persons_are_counted(small_table, key, tmp_path):
+def test_a_person_in_two_classes_is_named_by_rows(small_table, key, tmp_path):
     source = TableSource(table=small_table("file,class,person", "a.png,x,1", "a.png,y,1", "a.png,x,2"))
     report = build(source, tmp_path / "out", replace(OPTIONS, folds=2), key, 1, quiet)
-    assert (report.persons_in_two_classes, report.repeated_images, report.repeats_across_folds) == (1, 2, 1)
+    assert report.mixed == ("row 1 (x) and row 2 (y)",)
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A file system of 300 KB."""
+    folder = tmp_path / "full"
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", folder], check=False, capture_output=True, text=True
+    )
+    if done.returncode:
+        pytest.skip(f"cannot mount a small file system: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_is_one_clear_line_and_a_build_with_room_goes_on(full_disk, key, workers):
+    source = PhantomSource(patients=12, seed=0, size=96)
+    options = replace(OPTIONS, size=96)
+    with pytest.raises(
+        DataError, match=r"--out .*: cannot be written: No space left on device; .* build again to go on"
+    ):
+        build(source, full_disk / "out", options, key, workers, quiet)
+    assert not (full_disk / "out").exists()
+    subprocess.run(["mount", "-o", "remount,size=50m", full_disk], check=True)
+    report = build(source, full_disk / "out", options, key, workers, quiet)
+    assert report.reused > 0
+    assert verify(full_disk / "out") == ()
 
 
 @pytest.mark.parametrize(
@@ -154,6 +205,8 @@ def test_repeated_images_and_torn_persons_are_counted(small_table, key, tmp_path
         (replace(OPTIONS, size=4), 1, "--size 4: allowed: 8"),
         (replace(OPTIONS, size=9999), 1, "--size 9999"),
         (replace(OPTIONS, samples_per_shard=0), 1, "--samples-per-shard 0"),
+        (replace(OPTIONS, folds=1), 1, "--folds 1: at least 2"),
+        (replace(OPTIONS, split_by="persons"), 1, r"--split-by 'persons': allowed: .*mean 'person'"),
         (OPTIONS, 0, "--workers 0"),
     ],
 )
@@ -211,4 +264,4 @@ def test_index_file_is_readable_by_others(built):
     for path in built[0].iterdir():
         assert stat.S_IMODE(path.stat().st_mode) & 0o444
     header = json.loads((built[0] / "index.json").read_text())
-    assert (header["schema"], header["dtype"], header["spatial_dims"]) == (1, "uint16", 2)
+    assert (header["schema"], header["dtype"], header["spatial_dims"]) == (2, "uint16", 2)

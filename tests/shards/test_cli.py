@@ -77,8 +77,14 @@ def test_table_options_reach_the_source(table, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "kind", "text"),
     [
-        (["tabel", "x"], UsageError, r"SOURCE 'tabel': allowed: table, phantom \(did you mean 'table'\?\)"),
-        (["figshare", "x"], UsageError, r"SOURCE 'figshare': allowed: table, phantom"),
+        (
+            ["tabel", "x"],
+            UsageError,
+            r"SOURCE 'tabel': allowed: table, figshare, folders, phantom \(did you mean 'table'\?\)",
+        ),
+        (["nifti", "x"], UsageError, r"SOURCE 'nifti': allowed: .*not built in yet"),
+        (["folders", "x", "--persons", "p.csv"], UsageError, r"--persons: only for SOURCE figshare; this is folders"),
+        (["table", "x", "--author-folds"], UsageError, r"--author-folds: only for SOURCE figshare or folders"),
         (["phantom", "many"], UsageError, r"INPUT 'many'"),
         (["phantom", "0"], UsageError, r"INPUT 0"),
         (["phantom", "5", "--columns", "file=a"], UsageError, r"--columns: only for SOURCE table"),

@@ -1,3 +1,4 @@
+import hashlib
 import stat
 import threading
 from pathlib import Path
@@ -83,3 +84,18 @@ def test_hashes_depend_on_key_kind_and_every_part():
 
 def test_the_secret_has_no_text_form():
     assert "kkkk" not in repr(IdKey(secret=b"k" * 32))
+
+
+def test_short_numbers_cannot_be_guessed_without_the_key():
+    numbers = [str(number) for number in range(3000)]
+    hidden = {IdKey(secret=b"k" * 32).person(number) for number in numbers[:200]}
+    assert hidden <= {IdKey(secret=b"k" * 32).person(number) for number in numbers}
+    spellings = [form for n in numbers for form in (n, f'"{n}"', f'["person", "{n}"]', f'["{n}"]', n.zfill(8))]
+    plain = {
+        hashlib.new(method, text.encode()).hexdigest()[start : start + 16]
+        for method in ("md5", "sha1", "sha256", "sha512", "blake2b", "sha3_256")
+        for text in spellings
+        for start in (0, 16)
+    }
+    guessed = {IdKey(secret=secret).person(n) for secret in (b"", b"0" * 32, b"hsadml", b"key") for n in numbers}
+    assert not hidden & (plain | guessed)

@@ -5,7 +5,7 @@ import pytest
 
 from hsadml_dist.errors import DataError, UsageError
 from hsadml_dist.shards.record import Record
-from hsadml_dist.shards.split import assign_folds, units
+from hsadml_dist.shards.split import assign_folds, check_split, choose_unit, units
 
 
 def make_record(number: int, person: int, class_name: str = "a", fold: int | None = None) -> Record:
@@ -87,12 +87,27 @@ def test_more_folds_than_persons():
 @pytest.mark.parametrize("folds", [1, 0, -3])
 def test_too_few_folds(folds):
     with pytest.raises(UsageError, match="at least 2"):
-        assign_folds(cohort(0), "person", folds, 0)
+        check_split("person", folds)
 
 
 def test_unknown_unit_names_the_nearest():
     with pytest.raises(UsageError, match=r"person, exam, slice.*mean 'person'"):
-        assign_folds(cohort(0), "persons", 5, 0)
+        check_split("persons", 5)
+
+
+@pytest.mark.parametrize(
+    ("records", "unit"),
+    [
+        ([{"person": "a", "exam": "1"}, {"person": "b", "exam": "1"}], "person"),
+        ([{"person": "a"}, {}], "person"),
+        ([{"exam": "1"}, {"exam": "2"}], "exam"),
+        ([{}, {}], "slice"),
+    ],
+)
+def test_the_unit_is_the_largest_that_the_source_names(records, unit):
+    made = [Record(identity=str(n), where=f"row {n}", class_name="c", **names) for n, names in enumerate(records)]
+    assert choose_unit(made, None) == unit
+    assert choose_unit(made, "slice") == "slice"
 
 
 def test_a_missing_person_names_the_row():

@@ -1,6 +1,6 @@
 import pytest
 
-from hsadml_dist.data.index import SampleRow, ShardFile
+from hsadml_dist.data.index import SampleRow, ShardFile, Skip
 from hsadml_dist.errors import DataError
 from hsadml_dist.shards.staging import open_staging
 from hsadml_dist.shards.writer import ShardResult
@@ -15,7 +15,9 @@ ROW = SampleRow(
     exam=None,
     fold=1,
 )
-RESULT = ShardResult(number=0, file=ShardFile(name="shard-00000.tar", bytes=5, sha256="11"), rows=(ROW,))
+SKIP = Skip(where="row 4", reason="damaged")
+FILE = ShardFile(name="shard-00000.tar", bytes=5, sha256="11")
+RESULT = ShardResult(number=0, file=FILE, rows=(ROW,), skipped=(SKIP,))
 
 
 def leave_one_tar(out, fingerprint="same", content=b"12345"):

@@ -116,6 +116,14 @@ def test_a_wrong_size_in_the_header_is_a_fault(shards):
     assert "folds 4, but samples are in 3" in faults
 
 
+@pytest.mark.parametrize("name", ["card.html", "card.json", "splits.json"])
+def test_a_changed_or_missing_file_beside_the_tars_is_a_fault(shards, name):
+    (shards / name).write_text((shards / name).read_text().replace("0", "1", 1))
+    assert verify(shards) == (f"{name}: its SHA-256 is not the one in index.json: damaged",)
+    (shards / name).unlink()
+    assert verify(shards) == (f"{name}: cannot be read: No such file or directory",)
+
+
 def test_a_damaged_index_is_one_fault(shards):
     (shards / "samples.jsonl").write_bytes((shards / "samples.jsonl").read_bytes()[:-9])
     (fault,) = verify(shards)

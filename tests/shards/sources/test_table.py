@@ -95,7 +95,7 @@ def test_every_usual_mode_becomes_one_plane(tmp_path, mode):
 )
 def test_faults_of_the_table_are_one_clear_line(small_table, lines, options, kind, text):
     with pytest.raises(kind, match=text) as caught:
-        TableSource(table=small_table(*lines), **options).listing().records
+        TableSource(table=small_table(*lines), **options).listing()
     assert "\n" not in str(caught.value)
 
 
@@ -127,13 +127,13 @@ def test_a_mask_of_another_shape_is_refused(small_table, tmp_path):
 
 def test_no_table(tmp_path):
     with pytest.raises(DataError, match="cannot be read: No such file"):
-        TableSource(table=tmp_path / "none.csv").listing().records
+        TableSource(table=tmp_path / "none.csv").listing()
 
 
 def test_a_picture_is_no_table(tmp_path):
     (tmp_path / "t.csv").write_bytes(b"\x89PNG\xff\xfe\x00")
     with pytest.raises(DataError, match="no CSV in UTF-8"):
-        TableSource(table=tmp_path / "t.csv").listing().records
+        TableSource(table=tmp_path / "t.csv").listing()
 
 
 def test_fingerprint_follows_table_options_and_images(small_table, tmp_path):

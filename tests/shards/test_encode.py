@@ -1,0 +1,77 @@
+import pickle
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from hsadml_dist.data.index import Skip
+from hsadml_dist.data.sample import SampleMeta
+from hsadml_dist.shards.encode import Encoded, Entry, encode
+from hsadml_dist.shards.record import DamagedError, Listing, Pixels, Record
+
+META = SampleMeta(
+    key="0" * 16,
+    class_name="a",
+    label=0,
+    person=None,
+    exam=None,
+    fold=0,
+    author_fold=None,
+    plane=None,
+    spacing_mm=(0.5, 0.5),
+    shape=(32, 32),
+    volume=(32, 32),
+    origin=(0, 0),
+)
+
+
+@dataclass(frozen=True)
+class OneImage:
+    name: ClassVar[str] = "one"
+    image: np.ndarray
+    mask: np.ndarray | None = None
+    damaged: bool = False
+
+    def listing(self) -> Listing:
+        return Listing(records=())
+
+    def read(self, record: Record) -> Pixels:
+        if self.damaged:
+            raise DamagedError(record.where, "cut short")
+        return Pixels(image=self.image, mask=self.mask)
+
+    def fingerprint(self) -> str:
+        return ""
+
+
+def entry(*values, **names) -> Entry:
+    return Entry(
+        source=OneImage(*values, **names), record=Record(identity="i", where="row 9", class_name="a"), meta=META
+    )
+
+
+def test_members_and_the_spacing_after_resampling():
+    made = encode(entry(np.arange(64 * 64).reshape(64, 64)))
+    assert isinstance(made, Encoded)
+    assert set(made.members) == {"png", "json"}
+    assert made.meta.spacing_mm == (1.0, 1.0)
+    assert SampleMeta.from_json(made.members["json"]) == made.meta
+    assert set(encode(entry(np.eye(9), np.eye(9))).members) == {"png", "json", "mask.png"}
+
+
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [
+        (entry(np.eye(4), damaged=True), "cut short"),
+        (entry(np.zeros((2, 3, 4))), "an image of shape (2, 3, 4): expected (height, width)"),
+        (entry(np.full((4, 4), np.nan)), "an image with values that are not finite"),
+    ],
+)
+def test_what_cannot_be_used_is_a_skip_that_names_the_row(made, reason):
+    assert encode(made) == Skip(where="row 9", reason=reason)
+
+
+def test_the_error_of_a_damaged_sample_comes_through_from_another_process():
+    error = pickle.loads(pickle.dumps(DamagedError("row 2", "torn")))
+    assert (str(error), error.skip) == ("row 2: torn", Skip(where="row 2", reason="torn"))
