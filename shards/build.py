@@ -13,8 +13,10 @@ from pathlib import Path
 from hsadml_dist.data.index import ShardFile, ShardIndex, Skip, samples_table, table_digest, write_index
 from hsadml_dist.data.sample import SCHEMA_VERSION, SampleMeta
 from hsadml_dist.errors import DataError, UsageError
+from hsadml_dist.shards.card import CARD_JSON, CARD_PAGE, write_card
 from hsadml_dist.shards.encode import Entry
 from hsadml_dist.shards.identity import IdKey
+from hsadml_dist.shards.leak import Leak
 from hsadml_dist.shards.plan import plan_shards, shard_name
 from hsadml_dist.shards.record import Record, Source
 from hsadml_dist.shards.split import assign_folds, check_split, choose_unit
@@ -53,11 +55,13 @@ class BuildReport:
         index: The index as written.
         reused: Samples taken over from a killed build.
         mixed: For each person with slices of two classes, where two such slices stand.
+        leak: What raw pixels reach without learning, by split unit.
     """
 
     index: ShardIndex
     reused: int
     mixed: tuple[str, ...]
+    leak: Leak
 
 
 def build(
@@ -94,10 +98,10 @@ def build(
         results, reused = _write(tasks, workers, staging, progress)
         index = _index(source, results, classes, unit, options, listing.skipped)
         _refuse_gaps(index, set(folds))
-        index = _describe(staging.folder, index, workers)
+        index, leak = _describe(staging.folder, index, workers)
         write_index(staging.folder, index)
         staging.publish()
-    return BuildReport(index=index, reused=reused, mixed=_mixed(records))
+    return BuildReport(index=index, reused=reused, mixed=_mixed(records), leak=leak)
 
 
 def class_order(names: Iterable[str]) -> tuple[str, ...]:
@@ -225,17 +229,16 @@ def _first_reasons(skipped: Sequence[Skip]) -> str:
     return f"{skipped[0].where}: {skipped[0].reason}{more}"
 
 
-def _describe(folder: Path, index: ShardIndex, workers: int) -> ShardIndex:
-    """Write card and splits beside the tars; return the index with their hashes, and no file but those it names."""
-    from hsadml_dist.shards.card import CARD_JSON, CARD_PAGE, write_card
-
+def _describe(folder: Path, index: ShardIndex, workers: int) -> tuple[ShardIndex, Leak]:
+    """Write card and splits beside the tars and remove empty tars; return the index with the files' hashes."""
     kept = {shard.name for shard in index.shards}
     for path in folder.glob("*.tar"):
         if path.name not in kept:
             path.unlink()
-    write_card(folder, index, workers)
+    leak = write_card(folder, index, workers)
     (folder / SPLITS_NAME).write_text(splits_text(index), encoding="utf-8")
-    return replace(index, files=tuple(_synced(folder / name) for name in (CARD_PAGE, CARD_JSON, SPLITS_NAME)))
+    files = tuple(_synced(folder / name) for name in (CARD_PAGE, CARD_JSON, SPLITS_NAME))
+    return replace(index, files=files), leak
 
 
 def _synced(path: Path) -> ShardFile:

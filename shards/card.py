@@ -6,13 +6,16 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hsadml_dist.data.index import ShardIndex
+from hsadml_dist.errors import DataError
 from hsadml_dist.report.page import Table, render_page
-from hsadml_dist.shards.gallery import Strip, strips, thumbnails
-from hsadml_dist.shards.leak import SIDE, Leak, drawn, measure
 from hsadml_dist.shards.summary import AuthorFolds, GroupCount, Summary, summarise
+
+if TYPE_CHECKING:  # numpy is not for a login node, which asks here for the card's figures alone
+    from hsadml_dist.shards.gallery import Strip
+    from hsadml_dist.shards.leak import Leak
 
 CARD_JSON = "card.json"
 CARD_PAGE = "card.html"
@@ -20,21 +23,37 @@ MOST_SKIPS = 50
 """Skipped rows that the page names; the JSON has all."""
 
 UNKNOWN = "unknown"
+CONTROL = "raw_pixel_knn"
 
 
-def write_card(folder: Path, index: ShardIndex, threads: int) -> None:
-    """Write ``card.json`` and ``card.html`` for the tars of ``index``, which lie in ``folder``."""
+def write_card(folder: Path, index: ShardIndex, threads: int) -> Leak:
+    """Write ``card.json`` and ``card.html`` for the tars of ``index``, which lie in ``folder``; returns the control."""
+    from hsadml_dist.shards.gallery import strips, thumbnails
+    from hsadml_dist.shards.leak import drawn, measure
+
     summary = summarise(index)
     rows = [index.samples[place] for place in drawn(index)]
     leak = measure(rows, thumbnails(folder, index, rows, threads), index)
     (folder / CARD_JSON).write_text(card_text(summary, leak), encoding="utf-8")
     (folder / CARD_PAGE).write_text(card_page(summary, leak, tuple(strips(folder, index))), encoding="utf-8")
+    return leak
 
 
 def card_text(summary: Summary, leak: Leak) -> str:
     """Return the text of ``card.json``: the summary, and the raw-pixel control by split unit."""
-    control: dict[str, Any] = {"side": SIDE, "slices": leak.slices, "accuracy": leak.accuracy}
-    return json.dumps({**asdict(summary), "raw_pixel_knn": control}, indent=2) + "\n"
+    return json.dumps({**asdict(summary), CONTROL: asdict(leak)}, indent=2) + "\n"
+
+
+def load_control(folder: Path) -> dict[str, Any]:
+    """Return what ``card.json`` says of raw pixels: ``accuracy`` by split unit, ``slices``, ``side``.
+
+    Raises:
+        DataError: The card is missing or damaged.
+    """
+    try:
+        return json.loads((folder / CARD_JSON).read_bytes())[CONTROL]
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{folder}: {CARD_JSON} is missing or damaged: run hsadml shards verify") from error
 
 
 def card_page(summary: Summary, leak: Leak, pictures: Sequence[Strip]) -> str:
@@ -155,7 +174,9 @@ def _author_table(folds: AuthorFolds) -> Table:
 def _leak_table(summary: Summary, leak: Leak) -> Table:
     names = {unit: f"{unit} (these folds)" if unit == summary.unit else unit for unit in leak.accuracy}
     rows = [(names[unit], f"{accuracy:.3f}") for unit, accuracy in leak.accuracy.items()]
-    caption = f"Nearest other slice in {SIDE} x {SIDE} raw pixels, nothing learnt; {leak.slices} slices, all folds"
+    caption = (
+        f"Nearest other slice in {leak.side} x {leak.side} raw pixels, nothing learnt; {leak.slices} slices, all folds"
+    )
     return Table(caption=caption, head=("folds split by", "accuracy"), rows=rows)
 
 

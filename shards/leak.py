@@ -31,10 +31,12 @@ class Leak:
     Attributes:
         accuracy: Split unit to the share of slices whose nearest slice of other folds is of their class.
         slices: Slices that took part.
+        side: Side of the thumbnails in pixels.
     """
 
     accuracy: dict[str, float]
     slices: int
+    side: int = SIDE
 
 
 def thumbnail(image_HW: np.ndarray) -> np.ndarray:

@@ -54,7 +54,8 @@ def units(records: Sequence[Record], split_by: str) -> tuple[str, ...]:
             others = ", ".join(unit for unit in SPLIT_UNITS if unit != split_by)
             raise DataError(
                 f"--split-by {split_by}: {record.where} names no {split_by}, and every sample needs one; "
-                f"name a table's column by --columns {split_by}=NAME, or split by another unit ({others})"
+                f"name a table's column by --columns {split_by}=NAME, give --persons for figshare, "
+                f"or split by another unit ({others})"
             )
     if split_by == "person":
         return tuple(json.dumps([record.person]) for record in records)
@@ -126,7 +127,7 @@ def _prescribed(records: Sequence[Record], names: Sequence[str], split_by: str) 
         if other.fold != record.fold:
             raise DataError(
                 f"fold: one {split_by} is in two folds: {other.where} in {other.fold}, {record.where} in {record.fold}"
-                f"; repair the fold column or choose another --split-by"
+                f"; repair the folds or choose another --split-by"
             )
         chosen.append(record.fold)
     if len(set(chosen)) < LEAST_FOLDS:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tarfile
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -16,7 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 from hsadml_dist.data.index import SampleRow, ShardFile, Skip
@@ -109,13 +110,25 @@ def _encoder(workers: int) -> Iterator[Callable[[Iterable[Entry]], Iterator[Enco
     if workers == 1:
         yield lambda entries: map(encode, entries)
         return
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_leave_with_parent)
     try:
         yield lambda entries: _in_order(pool, entries, AHEAD * workers)
     except BrokenProcessPool as error:
         raise DataError("a worker of the build died, perhaps for lack of memory: try fewer --workers") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _leave_with_parent() -> None:
+    """End this worker when the build is killed: the pool's own pipes would keep it waiting for ever."""
+    parent = parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _in_order(pool: ProcessPoolExecutor, entries: Iterable[Entry], ahead: int) -> Iterator[Encoded | Skip]:

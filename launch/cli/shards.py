@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -131,13 +131,15 @@ def info(folder: Annotated[Path, Parameter(name="DIR")], /, *, as_json: AsJson =
         as_json: Print JSON instead of tables.
     """
     from hsadml_dist.data.index import load_index
+    from hsadml_dist.shards.card import CONTROL, load_control
     from hsadml_dist.shards.summary import summarise
 
-    summary = summarise(load_index(folder))
+    summary, control = summarise(load_index(folder)), load_control(folder)
     if as_json:
-        print(json.dumps(asdict(summary), indent=2))
+        print(json.dumps({**asdict(summary), CONTROL: control}, indent=2))
     else:
         _show_tables(summary)
+        print(_control_line(control["accuracy"]))
 
 
 def pairs(items: Sequence[str], setting: str) -> dict[str, str]:
@@ -177,7 +179,13 @@ def _tell(report: BuildReport, out: Path, seconds: float) -> None:
         print(f"one person in two classes: {places}")
     for remark in remarks(summarise(index)):
         print(f"note: {remark}")
+    print(_control_line(report.leak.accuracy))
     print(f"dataset card: {out / 'card.html'}")
+
+
+def _control_line(accuracy: Mapping[str, float]) -> str:
+    figures = ", ".join(f"{value:.3f} in folds by {unit}" for unit, value in accuracy.items())
+    return f"raw pixels, nearest neighbour, nothing learnt: {figures}"
 
 
 def _show_tables(summary: Summary) -> None:

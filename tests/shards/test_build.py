@@ -1,14 +1,17 @@
 import hashlib
 import json
 import os
+import random
+import shutil
 import signal
 import stat
 import subprocess
 import sys
 import tarfile
 import time
+import zipfile
 from collections import defaultdict
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +22,14 @@ from hsadml_dist.data.index import load_index
 from hsadml_dist.data.sample import SampleMeta
 from hsadml_dist.errors import DataError, UsageError
 from hsadml_dist.shards.build import BuildOptions, build, class_order
+from hsadml_dist.shards.record import Source
+from hsadml_dist.shards.sources.figshare import FigshareSource
+from hsadml_dist.shards.sources.folders import FoldersSource
 from hsadml_dist.shards.sources.phantom import PhantomSource
 from hsadml_dist.shards.sources.table import TableSource
+from hsadml_dist.shards.summary import summarise
 from hsadml_dist.shards.verify import verify
+from tests.shards.matlab_files import write_folds, write_slice
 
 OPTIONS = BuildOptions(samples_per_shard=4, size=32, folds=4)
 
@@ -84,6 +92,98 @@ def test_nothing_of_the_input_is_in_clear(built, table):
     assert b"SECRETEXIF" in (table.parent / "pictures" / "SECRETFILE-0-0.jpg").read_bytes()
 
 
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    """The same 24 slices of 6 persons, 2 exams each, as original files, zipped files, a table, and class folders."""
+    root = tmp_path_factory.mktemp("cohort")
+    classes = ("meningioma", "glioma", "pituitary")
+    for folder in ("mat/SECRETWARD", "pictures"):
+        (root / folder).mkdir(parents=True)
+    lines = []
+    for number in range(1, 25):
+        person, exam = (number - 1) // 4, (number - 1) // 2
+        pixels = np.random.default_rng(number).integers(0, 256, (48, 48)).astype(np.uint8)
+        class_name = classes[person % 3]
+        write_slice(
+            root / "mat" / "SECRETWARD" / f"{number}.mat", pixels, label=1 + person % 3, pid=f"SECRETPID-{exam}"
+        )
+        Image.fromarray(pixels).save(root / "pictures" / f"{number}.png")
+        part = root / "classes" / ("Training" if number % 4 else "Testing") / class_name
+        part.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(part / f"SECRETNAME-{person}-{number}.png")
+        lines.append(f"{number},{class_name},SECRETPERSON-{person},SECRETPID-{exam}")
+    write_folds(root / "mat" / "cvind.mat", [1 + (number - 1) // 2 % 5 for number in range(1, 3065)])
+    (root / "persons.csv").write_text("\n".join(["index,class,person,exam", *lines]) + "\n")
+    (root / "zips").mkdir()
+    with zipfile.ZipFile(root / "zips" / "brainTumorDataPublic_1-766.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted((root / "mat" / "SECRETWARD").iterdir()):
+            archive.write(path, f"SECRETWARD/{path.name}")
+    shutil.copy(root / "mat" / "cvind.mat", root / "zips")
+    return root
+
+
+def sources_of(root: Path) -> dict[str, Source]:
+    table = TableSource(table=root / "persons.csv", images=root / "pictures", columns={"file": "index"})
+    return {
+        "table": table,
+        "files": FigshareSource(folder=root / "mat", persons=root / "persons.csv"),
+        "zips": FigshareSource(folder=root / "zips", persons=root / "persons.csv"),
+        "folders": FoldersSource(folder=root / "classes"),
+    }
+
+
+def test_a_table_and_the_original_files_give_equal_counts_and_folds(cohort, key, tmp_path):
+    options = replace(OPTIONS, folds=3)
+    made = {
+        name: build(source, tmp_path / name, options, key, 1, quiet).index
+        for name, source in sources_of(cohort).items()
+        if name != "folders"
+    }
+    counts = [
+        {name: asdict(summarise(index))[name] for name in ("unit", "total", "classes", "folds")}
+        for index in made.values()
+    ]
+    assert counts[0] == counts[1] == counts[2]
+    assert (counts[0]["unit"], counts[0]["total"]["persons"], counts[0]["total"]["exams"]) == ("person", 6, 12)
+    assert len({frozenset((row.person, row.exam, row.fold) for row in index.samples) for index in made.values()}) == 1
+    assert contents(tmp_path / "files") == contents(tmp_path / "zips")
+    assert "disjoint by exam only: 6 persons on both sides" in (tmp_path / "files" / "card.html").read_text()
+
+
+def test_without_persons_the_card_states_the_smaller_unit(cohort, key, tmp_path):
+    for source, unit in ((FigshareSource(folder=cohort / "mat"), "exam"), (sources_of(cohort)["folders"], "slice")):
+        report = build(source, tmp_path / unit, OPTIONS, key, 1, quiet)
+        assert report.index.split_unit == unit
+        assert json.loads((tmp_path / unit / "card.json").read_text())["unit"] == unit
+        assert f"unit: {unit}. Persons are not known" in (tmp_path / unit / "card.html").read_text()
+        assert verify(tmp_path / unit) == ()
+
+
+@pytest.mark.parametrize("name", ["table", "files", "zips", "folders"])
+def test_no_name_is_in_clear_in_any_file_not_even_of_a_build_that_was_cut(cohort, key, tmp_path, name, monkeypatch):
+    source = sources_of(cohort)[name]
+    monkeypatch.setattr("hsadml_dist.shards.build.write_card", fail)
+    with pytest.raises(ZeroDivisionError):
+        build(source, tmp_path / "out", OPTIONS, key, 1, quiet)
+    monkeypatch.undo()
+    cut = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(cut) > 6
+    words = [b"SECRET", os.fsencode(cohort.name), b"persons.csv", b"pictures"]
+    assert [path.name for path in cut if holds(path, words)] == []
+    build(source, tmp_path / "out", OPTIONS, key, 1, quiet)
+    assert [path.name for path in (tmp_path / "out").iterdir() if holds(path, words)] == []
+
+
+def fail(*_: object) -> None:
+    raise ZeroDivisionError
+
+
+def holds(path: Path, words: list[bytes]) -> bool:
+    """Say whether a file's name or content has a word, in one byte a letter or in two."""
+    content = (path.read_bytes() + os.fsencode(path.name)).lower()
+    return any(word.lower() in content or word.decode().lower().encode("utf-16-le") in content for word in words)
+
+
 def test_offsets_lead_to_the_image_without_tarfile(built, table):
     out, report = built
     row = next(row for row in report.index.samples if row.label == 1)
@@ -109,13 +209,16 @@ def test_members_are_webdataset_groups_with_fixed_owner_and_time(built):
 
 
 def test_masks_and_spacing_are_stored(key, tmp_path):
-    report = build(PhantomSource(patients=4, seed=0, size=32), tmp_path / "p", OPTIONS, key, 1, quiet)
+    source = PhantomSource(patients=4, seed=0, size=32)
+    report = build(source, tmp_path / "p", OPTIONS, key, 1, quiet)
     assert verify(tmp_path / "p") == ()
     assert all("mask.png" in row.members for row in report.index.samples)
     row = report.index.samples[0]
     offset, size = row.members["json"]
     content = (tmp_path / "p" / report.index.shards[row.shard].name).read_bytes()
-    assert SampleMeta.from_json(content[offset : offset + size]).spacing_mm == (7.5, 7.5)
+    assert SampleMeta.from_json(content[offset : offset + size]).spacing_mm in {
+        record.spacing_mm for record in source.listing().records
+    }
 
 
 def test_a_filled_folder_is_left_alone(table, key, tmp_path):
@@ -227,37 +330,55 @@ import sys
 from pathlib import Path
 from hsadml_dist.shards.build import BuildOptions, build
 from hsadml_dist.shards.identity import load_key
-from hsadml_dist.shards.sources.phantom import PhantomSource
-source = PhantomSource(patients=40, seed=0, size=256)
-build(source, Path(sys.argv[1]), BuildOptions(samples_per_shard=4), load_key(Path(sys.argv[2])), 1, lambda *_: None)
+from hsadml_dist.shards.sources.table import TableSource
+table, out, key, workers = sys.argv[1:]
+options = BuildOptions(samples_per_shard=4, size=640)
+build(TableSource(table=Path(table)), Path(out), options, load_key(Path(key)), int(workers), lambda *_: None)
 """
 
 
-def test_a_killed_build_goes_on_and_ends_with_the_same_bytes(tmp_path):
+def children(pid: int) -> list[int]:
+    """Return the processes that ``pid`` started, its pool's workers."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] in "ZX"
+    except FileNotFoundError:
+        return True
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_build_killed_five_times_ends_with_the_same_bytes(table, tmp_path, workers):
     from hsadml_dist.shards.identity import load_key
 
     out, key_path = tmp_path / "out", tmp_path / "key"
-    process = subprocess.Popen([sys.executable, "-c", BUILDER, str(out), str(key_path)])
-    notes = tmp_path / ".out.building"
-    deadline = time.monotonic() + 60
-    while len(list(notes.glob(".done-*"))) < 3 and time.monotonic() < deadline:
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not out.exists()
-
-    source, options, key = (
-        PhantomSource(patients=40, seed=0, size=256),
-        BuildOptions(samples_per_shard=4),
-        load_key(key_path),
-    )
-    seen: list[int] = []
-    report = build(source, out, options, key, 1, lambda done, total: seen.append(done))
-    assert 10 <= report.reused == seen[0] < len(report.index) == seen[-1]
+    chance = random.Random(workers)
+    orphans: list[int] = []
+    for kill in range(1, 6):
+        words = [sys.executable, "-c", BUILDER, str(table), str(out), str(key_path), str(workers)]
+        process = subprocess.Popen(words)
+        deadline = time.monotonic() + 60
+        while len(list((tmp_path / ".out.building").glob(".done-*"))) < kill and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0, 0.05))
+        orphans += children(process.pid)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert not out.exists()
+    key, options = load_key(key_path), BuildOptions(samples_per_shard=4, size=640)
+    report = build(TableSource(table=table), out, options, key, workers, quiet)
+    assert 5 <= report.reused < len(report.index)
     assert verify(out) == ()
-    build(source, tmp_path / "fresh", options, key, 1, quiet)
-    assert contents(out) == contents(tmp_path / "fresh")
+    build(TableSource(table=table), tmp_path / "calm", options, key, 1, quiet)
+    assert contents(out) == contents(tmp_path / "calm")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["calm", "key", "out"]
+    deadline = time.monotonic() + 20
+    while not all(map(is_gone, orphans)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert [pid for pid in orphans if not is_gone(pid)] == []
 
 
 def test_index_file_is_readable_by_others(built):
