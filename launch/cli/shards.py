@@ -131,7 +131,7 @@ def info(folder: Annotated[Path, Parameter(name="DIR")], /, *, as_json: AsJson =
         as_json: Print JSON instead of tables.
     """
     from hsadml_dist.data.index import load_index
-    from hsadml_dist.shards.card import CONTROL, load_control
+    from hsadml_dist.shards.card import CONTROL, load_control, remarks
     from hsadml_dist.shards.summary import summarise
 
     summary, control = summarise(load_index(folder)), load_control(folder)
@@ -139,6 +139,8 @@ def info(folder: Annotated[Path, Parameter(name="DIR")], /, *, as_json: AsJson =
         print(json.dumps({**asdict(summary), CONTROL: control}, indent=2))
     else:
         _show_tables(summary)
+        for remark in remarks(summary):
+            print(f"note: {remark}")
         print(_control_line(control["accuracy"]))
 
 

@@ -62,7 +62,7 @@ def _table(given: str, options: SourceOptions, seed: int, size: int) -> Source:
 
 
 def _figshare(given: str, options: SourceOptions, seed: int, size: int) -> Source:
-    from hsadml_dist.shards.sources.figshare import FigshareSource
+    from hsadml_dist.shards.sources.figshare.source import FigshareSource
 
     return FigshareSource(folder=Path(given), persons=options.persons, author_folds=options.author_folds)
 

@@ -23,7 +23,7 @@ from hsadml_dist.data.sample import SampleMeta
 from hsadml_dist.errors import DataError, UsageError
 from hsadml_dist.shards.build import BuildOptions, build, class_order
 from hsadml_dist.shards.record import Source
-from hsadml_dist.shards.sources.figshare import FigshareSource
+from hsadml_dist.shards.sources.figshare.source import FigshareSource
 from hsadml_dist.shards.sources.folders import FoldersSource
 from hsadml_dist.shards.sources.phantom import PhantomSource
 from hsadml_dist.shards.sources.table import TableSource

@@ -9,9 +9,9 @@ import pytest
 
 from hsadml_dist.errors import DataError, UsageError
 from hsadml_dist.shards.record import DamagedError
-from hsadml_dist.shards.sources.figshare import FigshareSource
-from hsadml_dist.shards.sources.figshare_files import ORIGINAL_ZIPS
-from hsadml_dist.shards.sources.matlab import FILES
+from hsadml_dist.shards.sources.figshare.files import ORIGINAL_ZIPS
+from hsadml_dist.shards.sources.figshare.matlab import FILES
+from hsadml_dist.shards.sources.figshare.source import FigshareSource
 from tests.shards.matlab_files import write_folds, write_slice
 
 SECRET = "SECRET-12345"

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from hsadml_dist.errors import DataError
 from hsadml_dist.shards.record import DamagedError
-from hsadml_dist.shards.sources.matlab import FILES
+from hsadml_dist.shards.sources.figshare.matlab import FILES
 
 ORIGINAL_ZIPS = tuple(f"brainTumorDataPublic_{span}.zip" for span in ("1-766", "767-1532", "1533-2298", "2299-3064"))
 OUTER_ZIP = "1512427.zip"

@@ -20,9 +20,9 @@ from typing import BinaryIO, ClassVar
 from hsadml_dist.data.index import Skip
 from hsadml_dist.errors import DataError, UsageError
 from hsadml_dist.shards.record import DamagedError, Listing, Pixels, Record
-from hsadml_dist.shards.sources.figshare_files import MOST_BYTES, Found, Place, find, read_folds, read_member
-from hsadml_dist.shards.sources.figshare_persons import Persons, parse_persons, read_persons, refuse_torn_exams
-from hsadml_dist.shards.sources.matlab import FILES, Header, read_author_folds, read_header, read_pixels
+from hsadml_dist.shards.sources.figshare.files import MOST_BYTES, Found, Place, find, read_folds, read_member
+from hsadml_dist.shards.sources.figshare.matlab import FILES, Header, read_author_folds, read_header, read_pixels
+from hsadml_dist.shards.sources.figshare.persons import Persons, parse_persons, read_persons, refuse_torn_exams
 
 CLASSES = {1: "meningioma", 2: "glioma", 3: "pituitary"}
 FULL_SHAPE = (512, 512)

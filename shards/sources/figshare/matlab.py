@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from hsadml_dist.errors import DataError
 from hsadml_dist.shards.record import DamagedError, Pixels
-from hsadml_dist.shards.sources import matlab5
+from hsadml_dist.shards.sources.figshare import matlab5
 
 if TYPE_CHECKING:
     import h5py

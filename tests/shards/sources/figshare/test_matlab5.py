@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from hsadml_dist.shards.sources.matlab5 import read_array
+from hsadml_dist.shards.sources.figshare.matlab5 import read_array
 
 KINDS = ("float64", "float32", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
 

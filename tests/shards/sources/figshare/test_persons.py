@@ -1,7 +1,7 @@
 import pytest
 
 from hsadml_dist.errors import DataError
-from hsadml_dist.shards.sources.figshare_persons import parse_persons
+from hsadml_dist.shards.sources.figshare.persons import parse_persons
 
 
 def test_numbers_come_before_exams():

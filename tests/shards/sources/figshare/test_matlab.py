@@ -7,7 +7,7 @@ from scipy.io import savemat
 
 from hsadml_dist.errors import DataError
 from hsadml_dist.shards.record import DamagedError
-from hsadml_dist.shards.sources.matlab import FILES, read_author_folds, read_header, read_pixels
+from hsadml_dist.shards.sources.figshare.matlab import FILES, read_author_folds, read_header, read_pixels
 from tests.shards.matlab_files import write_folds, write_slice
 
 SECRET = "SECRET-12345"
