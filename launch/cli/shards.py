@@ -66,7 +66,7 @@ def build(
         seed: What folds, order and generated patients are drawn from.
         samples_per_shard: Most images in one tar.
         size: Side of the stored images in pixels.
-        workers: Processes that write at a time; by default one for each core.
+        workers: Processes that read and encode images; by default one for each core.
         id_key: File with the key under which persons and exams are hashed. By default id.key in hsadml's folder of the
             user's configuration; made on first use. Keep it: it alone says who is who.
         columns: Other names of the table's columns file, class, person, exam, plane, fold, mask, for instance
