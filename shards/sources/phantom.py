@@ -1,25 +1,30 @@
-"""Generated patients: head, brain, ventricles and one of three tumours, for demos and tests without real data.
+"""Generated patients for demos and tests without real data: an average brain bent into many, and one of three tumours.
 
-Not anatomy, but the shape of the real problem: slices of one person resemble each other far more than slices of one
-class do, so that a split by slice flatters any method and a split by person does not. Every value follows from
-(seed, patient, slice). All drawing is in closed form on warped coordinates, in units of half the image's side.
+They are cartoons of contrast-enhanced T1 pictures. No result on them says anything about patients. What they keep is
+the shape of the real problem: slices of one person resemble each other far more than slices of one class do, so that a
+split by slice flatters any method and a split by person does not; and the scanning site has no part in the class.
+
+The brain is the ICBM 2009a nonlinear symmetric template (V. Fonov et al., NeuroImage 54, 2011, 313-327), shipped by
+nilearn; skull, face and neck are made up. Every value follows from (seed, patient) or (seed, patient, slice).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from hsadml_dist.errors import UsageError
-from hsadml_dist.shards.record import Pixels, Record
+from hsadml_dist.shards.record import Listing, Pixels, Record
 
 MOST_PATIENTS = 1_000_000
-FIELD_OF_VIEW_MM = 240.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class PhantomSource:
-    """``patients`` generated persons of 1 to 12 slices each, drawn at ``size`` pixels."""
+    """``patients`` generated persons of 1 to 38 slices each, drawn at ``size`` pixels."""
+
+    name: ClassVar[str] = "phantom"
 
     patients: int
     seed: int
@@ -29,12 +34,17 @@ class PhantomSource:
         if not 1 <= self.patients <= MOST_PATIENTS:
             raise UsageError(f"INPUT {self.patients}: a number of patients from 1 to {MOST_PATIENTS}")
 
-    def records(self) -> tuple[Record, ...]:
-        """List all slices; classes alternate, so that every three patients hold one of each."""
-        return tuple(record for patient in range(self.patients) for record in self._of_patient(patient))
+    def listing(self) -> Listing:
+        """List all slices, without drawing; classes alternate, so that every three patients hold one of each."""
+        patients = range(self.patients)
+        return Listing(records=tuple(record for patient in patients for record in self._of_patient(patient)))
 
     def read(self, record: Record) -> Pixels:
-        """Draw one slice: float32 (size, size) and its lesion's mask."""
+        """Draw one slice: float32 (size, size), about 0 ... 1.2, and its lesion's mask, uint8, 1 inside.
+
+        Raises:
+            UsageError: nilearn, which carries the anatomy, is not installed.
+        """
         from hsadml_dist.shards.sources.phantom_drawing import draw
         from hsadml_dist.shards.sources.phantom_person import make_person
 
@@ -43,13 +53,14 @@ class PhantomSource:
 
     def fingerprint(self) -> str:
         """Return all that the drawings depend on."""
-        return f"phantom 1 {self.patients} {self.seed} {self.size}"
+        return f"phantom 2 {self.patients} {self.seed} {self.size}"
 
     def _of_patient(self, patient: int) -> Iterator[Record]:
         from hsadml_dist.shards.sources.phantom_person import make_person
+        from hsadml_dist.shards.sources.phantom_scan import SITES
 
         person = make_person(self.seed, patient)
-        step = FIELD_OF_VIEW_MM / self.size
+        step = SITES[person.site].field_of_view_mm / self.size
         for number, (plane, exam) in enumerate(zip(person.planes, person.exams, strict=True)):
             yield Record(
                 identity=f"patient {patient} slice {number}",
