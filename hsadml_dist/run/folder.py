@@ -85,6 +85,11 @@ class RunFolder:
         return self.path / "result.json"
 
     @property
+    def predictions(self) -> Path:
+        """What each method says of each test slice."""
+        return self.path / "predictions.json"
+
+    @property
     def report(self) -> Path:
         """The verdict as a page."""
         return self.path / "report.html"
