@@ -12,45 +12,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from hsadml_dist.checkpoint.layout import CheckpointName, committed, lineage, parents, read_progress
-from hsadml_dist.checkpoint.load import load_inference_state
+from hsadml_dist.checkpoint.layout import committed, lineage, parents
 from hsadml_dist.comm import Comm, SoloComm, device_for
 from hsadml_dist.config import Recipe
 from hsadml_dist.config.io import load_recipe
 from hsadml_dist.data.feed import held_out
 from hsadml_dist.data.index import ShardIndex, load_index
-from hsadml_dist.engine.ddp import placed
-from hsadml_dist.engine.learner import Learner, build_network
+from hsadml_dist.engine.learner import Learner
 from hsadml_dist.errors import CheckpointError, ConfigError, DataError, Fault
 from hsadml_dist.evaluation.control import nearest_pixels_distributed
 from hsadml_dist.evaluation.embed import Embedded, embed, rank_positions, slices
 from hsadml_dist.evaluation.knn import nearest, nearest_distributed
 from hsadml_dist.evaluation.result import CheckpointRef, People, Predictions, Result, Setting, judge
 from hsadml_dist.evaluation.scores import Ints
+from hsadml_dist.evaluation.weights import Weights, load_weights, reference
 from hsadml_dist.run.folder import RunFolder, replace_text
 from hsadml_dist.run.merged import merged_metrics
 from hsadml_dist.topology import Topology
-
-LAST_STEP = "last step"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Weights:
-    """What is judged.
-
-    Attributes:
-        model: The bare network, on the ranks' device.
-        centre_CD: All class centres, on the same device.
-        checkpoint: Where they are kept.
-        chosen_by: How these weights were chosen among all that the training went through.
-    """
-
-    model: nn.Module
-    centre_CD: torch.Tensor
-    checkpoint: CheckpointRef
-    chosen_by: str = LAST_STEP
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +104,7 @@ def evaluate_run(run: Path, shards: Path | None = None, fold: int | None = None)
     """
     recipe = load_recipe(RunFolder(run).config).recipe
     comm = SoloComm(device_for(Topology()))
-    weights, trained_on = _loaded(RunFolder(run), recipe, comm.device)
+    weights, trained_on = load_weights(RunFolder(run), recipe, comm.device)
     folder = shards or Path(recipe.data.shards)
     index, fold = load_index(folder), recipe.data.fold if fold is None else fold
     own = index.digest == trained_on
@@ -157,21 +136,7 @@ def _newest(run: RunFolder, comm: Comm) -> CheckpointRef:
     line = comm.share(lineage(committed(run), parents(run)))
     if not line:
         raise CheckpointError(f"{run.path}: there is no checkpoint; a verdict names the weights that it is about")
-    return _reference(line[0])
-
-
-def _reference(name: CheckpointName) -> CheckpointRef:
-    return CheckpointRef(name=str(name), step=name.step, attempt=name.attempt)
-
-
-def _loaded(run: RunFolder, recipe: Recipe, device: torch.device) -> tuple[Weights, str]:
-    """Return the newest good weights and the digest of the samples they were trained on."""
-    state = load_inference_state(run)
-    network = build_network(recipe)
-    network.load_state_dict(state.model)
-    model = placed(network, device, recipe.engine.precision)
-    weights = Weights(model=model, centre_CD=state.centres.to(device), checkpoint=_reference(state.name))
-    return weights, read_progress(run.checkpoints / str(state.name)).data_digest
+    return reference(line[0])
 
 
 def _check_classes(shards: Path, index: ShardIndex, learnt: int) -> None:

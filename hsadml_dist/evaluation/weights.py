@@ -1,0 +1,57 @@
+"""The weights that are judged or asked, and what belongs to them.
+
+Shapes: C classes, D components.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from hsadml_dist.checkpoint.layout import CheckpointName
+from hsadml_dist.checkpoint.load import load_inference_state
+from hsadml_dist.config import Recipe
+from hsadml_dist.engine.ddp import placed
+from hsadml_dist.engine.learner import build_network
+from hsadml_dist.evaluation.result import CheckpointRef
+from hsadml_dist.run.folder import RunFolder
+
+LAST_STEP = "last step"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """What is judged.
+
+    Attributes:
+        model: The bare network, on the ranks' device.
+        centre_CD: All class centres, on the same device.
+        checkpoint: Where they are kept.
+        chosen_by: How these weights were chosen among all that the training went through.
+    """
+
+    model: nn.Module
+    centre_CD: torch.Tensor
+    checkpoint: CheckpointRef
+    chosen_by: str = LAST_STEP
+
+
+def reference(name: CheckpointName) -> CheckpointRef:
+    """Return a checkpoint as results name it."""
+    return CheckpointRef(name=str(name), step=name.step, attempt=name.attempt)
+
+
+def load_weights(run: RunFolder, recipe: Recipe, device: torch.device) -> tuple[Weights, str]:
+    """Return the newest weights that verify, and the digest of the samples they were trained on.
+
+    Raises:
+        CheckpointError: No checkpoint verifies, or there is none.
+    """
+    state = load_inference_state(run)
+    network = build_network(recipe)
+    network.load_state_dict(state.model)
+    model = placed(network, device, recipe.engine.precision)
+    weights = Weights(model=model, centre_CD=state.centres.to(device), checkpoint=reference(state.name))
+    return weights, state.data_digest
