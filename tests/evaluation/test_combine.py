@@ -1,0 +1,245 @@
+"""Pooling against slow loops over slices; what fits together and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hsadml_dist.errors import DataError
+from hsadml_dist.evaluation.combine import Combined, Comparison, combine, holm
+from hsadml_dist.evaluation.pooled import Judged, Pool
+from tests.evaluation.made_up_runs import Study
+
+STUDY = Study(lead={"softmax": 0.0, "sphereface": 0.6, "cosface": 0.2})
+TWO = Study(lead={"softmax": 0.0, "sphereface": 0.6})
+
+
+@pytest.fixture(scope="module")
+def runs() -> list[Judged]:
+    return list(TWO.all({"person": 5, "slice": 1}, seeds=2))
+
+
+@pytest.fixture(scope="module")
+def whole(runs: list[Judged]) -> Combined:
+    return combine(runs, resamples=300)
+
+
+def pool_of(combined: Combined, unit: str, loss: str) -> Pool:
+    (found,) = [pool for pool in combined.pools if (pool.split_unit, pool.loss) == (unit, loss)]
+    return found
+
+
+def of_kind(combined: Combined, kind: str, method: str = "knn") -> list[Comparison]:
+    return [one for one in combined.comparisons if one.kind == kind and one.first.method == method]
+
+
+def slow_shares(runs: Sequence[Judged], unit: str, loss: str, method: str) -> dict[str, tuple[int, float]]:
+    """Slice to its class and the share of its runs that had it right."""
+    said: dict[str, list[bool]] = {}
+    label: dict[str, int] = {}
+    for run in runs:
+        if (run.result["split_unit"], run.result["loss"]) == (unit, loss):
+            for row, key in enumerate(run.predictions.keys):
+                label[key] = int(run.predictions.label_N[row])
+                said.setdefault(key, []).append(int(run.predictions.said[method][row]) == label[key])
+    return {key: (label[key], sum(hits) / len(hits)) for key, hits in said.items()}
+
+
+@pytest.mark.parametrize("unit", ["person", "slice"])
+@pytest.mark.parametrize("method", ["knn", "raw_pixels"])
+def test_pooled_figures_are_those_of_a_loop_over_slices(
+    runs: list[Judged], whole: Combined, unit: str, method: str
+) -> None:
+    for loss in ("softmax", "sphereface"):
+        shares = slow_shares(runs, unit, loss, method)
+        merit = pool_of(whole, unit, loss).methods[method]
+        assert merit.accuracy == pytest.approx(np.mean([share for _, share in shares.values()]))
+        by_class = [np.mean([s for label, s in shares.values() if label == wanted]) for wanted in range(3)]
+        assert merit.balanced_accuracy == pytest.approx(np.mean(by_class))
+        for value, span in (
+            (merit.accuracy, merit.interval),
+            (merit.balanced_accuracy, merit.balanced_interval),
+        ):
+            assert span is not None and span[0] < value < span[1]
+
+
+def test_each_person_counts_once_over_all_folds(whole: Combined) -> None:
+    pool = pool_of(whole, "person", "softmax")
+    assert (pool.persons, pool.unit, pool.units) == (40, "person", 40)
+    assert pool.slices == len(TWO.person_N()) == sum(part.slices for part in pool.by_fold)
+    assert sum(part.persons or 0 for part in pool.by_fold) == 40
+    assert [part.slices for part in pool.by_seed] == [pool.slices] * 2
+    assert np.mean([part.accuracy for part in pool.by_seed]) == pytest.approx(pool.methods["knn"].accuracy)
+    weights = [part.slices for part in pool.by_fold]
+    pooled = np.average([part.accuracy for part in pool.by_fold], weights=weights)
+    assert pooled == pytest.approx(pool.methods["knn"].accuracy)
+
+
+def test_strict_splits_come_first_and_the_baseline_last(whole: Combined) -> None:
+    assert [(pool.split_unit, pool.loss) for pool in whole.pools] == [
+        ("person", "sphereface"),
+        ("person", "softmax"),
+        ("slice", "sphereface"),
+        ("slice", "softmax"),
+    ]
+    for one in of_kind(whole, "losses"):
+        assert (one.first.loss, one.second.loss) == ("sphereface", "softmax")
+
+
+def test_losses_are_compared_on_slices_that_both_have_judged(runs: list[Judged]) -> None:
+    some = [run for run in runs if run.result["loss"] != "sphereface" or run.result["fold"] in (0, 3)]
+    (one, other) = of_kind(combine(some, resamples=100), "losses")
+    assert (one.first.split_unit, other.first.split_unit) == ("person", "slice")
+    first, second = (slow_shares(some, "person", loss, "knn") for loss in ("sphereface", "softmax"))
+    assert len(first) < len(second) and one.test.slices == len(first)
+    differences = [share - second[key][1] for key, (_, share) in first.items()]
+    assert one.test.difference == pytest.approx(np.mean(differences))
+    assert one.test.units == len({person for run in some[:1] for person in run.predictions.persons}) * 2
+
+
+def test_the_leak_is_measured_on_the_same_slices(runs: list[Judged], whole: Combined) -> None:
+    found = {one.first.loss: one for one in of_kind(whole, "splits")}
+    for loss, one in found.items():
+        assert (one.first.split_unit, one.second.split_unit) == ("slice", "person")
+        leaky, strict = (slow_shares(runs, unit, loss, "knn") for unit in ("slice", "person"))
+        assert one.test.slices == len(leaky) < len(strict)
+        assert one.test.accuracy_second == pytest.approx(np.mean([strict[key][1] for key in leaky]))
+        assert one.test.difference > 0.03 and one.test.permutation.p < 0.01
+    assert len(of_kind(whole, "splits", "raw_pixels")) == 2
+
+
+def test_each_loss_stands_beside_the_control(whole: Combined) -> None:
+    for one in of_kind(whole, "control"):
+        assert (one.second.method, one.adjusted_p) == ("raw_pixels", None)
+        pool = pool_of(whole, one.first.split_unit, one.first.loss)
+        assert one.test.accuracy_second == pytest.approx(pool.methods["raw_pixels"].accuracy)
+    assert len(of_kind(whole, "control")) == 4
+
+
+def test_what_is_missing_is_named(whole: Combined, runs: list[Judged]) -> None:
+    assert pool_of(whole, "person", "softmax").missing == ()
+    assert pool_of(whole, "slice", "softmax").missing == tuple((seed, fold) for seed in (0, 1) for fold in (1, 2, 3, 4))
+    lost = [run for run in runs if run.name != "person/softmax/fold-3-seed-1"]
+    unknown = [dataclasses.replace(run, folds=()) for run in lost]
+    for some in (lost, unknown):
+        found = combine(some, resamples=50)
+        assert pool_of(found, "person", "softmax").missing == ((1, 3),)
+        assert pool_of(found, "person", "softmax").slices == pool_of(whole, "person", "softmax").slices
+    assert pool_of(combine(unknown, resamples=50), "slice", "softmax").missing == ()
+
+
+def test_a_method_that_a_run_lacks_is_left_out_of_its_pool_alone(runs: list[Judged]) -> None:
+    short = {method: said for method, said in runs[0].predictions.said.items() if method != "svm"}
+    some = [dataclasses.replace(runs[0], predictions=dataclasses.replace(runs[0].predictions, said=short)), *runs[1:]]
+    found = combine(some, resamples=50)
+    assert found.left_out == ("svm",)
+    assert [("svm" in pool.methods) for pool in found.pools] == [True, False, True, True]
+
+
+def test_settings_that_differ_are_named_and_what_is_compared_is_not(runs: list[Judged], whole: Combined) -> None:
+    assert whole.differing == {}
+    odd = dataclasses.replace(runs[3], settings=dict(runs[3].settings) | {"optim.lr": 0.1})
+    found = combine([*runs[:3], odd, *runs[4:]], resamples=50)
+    assert found.differing.keys() == {"optim.lr"}
+    assert found.differing["optim.lr"]["0.1"] == (runs[3].name,)
+
+
+def test_the_order_of_the_runs_changes_nothing(runs: list[Judged], whole: Combined) -> None:
+    assert combine(runs[::-1], resamples=300) == whole
+
+
+def test_the_text_holds_all_and_is_plain(whole: Combined) -> None:
+    values = json.loads(whole.to_json())
+    assert values == whole.to_dict()
+    assert values["schema_version"] == 1
+    assert values["pools"][0]["methods"]["knn"]["accuracy"] == whole.pools[0].methods["knn"].accuracy
+    assert len(values["sources"]) == 24
+
+
+def test_pairs_of_more_than_two_losses_are_corrected_for_their_number() -> None:
+    found = of_kind(combine(list(STUDY.all({"person": 5})), resamples=50), "losses")
+    assert [(one.first.loss, one.second.loss) for one in found] == [
+        ("cosface", "sphereface"),
+        ("cosface", "softmax"),
+        ("sphereface", "softmax"),
+    ]
+    plain = [one.test.permutation.p for one in found]
+    assert [one.adjusted_p for one in found] == holm(plain)
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([0.2]) == [0.2]
+
+
+def test_a_single_run_is_a_pool_without_another_to_compare_with() -> None:
+    found = combine([TWO.run("person", "softmax", 2)], resamples=50)
+    assert len(found.pools) == 1 and of_kind(found, "losses") == []
+    assert found.pools[0].missing == ((0, 0), (0, 1), (0, 3), (0, 4))
+
+
+def test_data_without_persons_are_drawn_by_slice_and_said_so() -> None:
+    run = TWO.run("slice", "softmax", 0)
+    nobody = (None,) * len(run.predictions)
+    bare = dataclasses.replace(run.predictions, persons=nobody, exams=nobody)
+    result = dict(run.result) | {"shared_persons": None}
+    (pool,) = combine([dataclasses.replace(run, predictions=bare, result=result)], resamples=50).pools
+    assert (pool.unit, pool.persons, pool.shared_persons) == ("slice", None, None)
+
+
+def changed(run: Judged, **result: Any) -> Judged:
+    return dataclasses.replace(run, result=dict(run.result) | result)
+
+
+def relabelled(run: Judged) -> Judged:
+    said = {method: (labels + 1) % 3 for method, labels in run.predictions.said.items()}
+    label_N = (run.predictions.label_N + 1) % 3
+    return dataclasses.replace(run, predictions=dataclasses.replace(run.predictions, label_N=label_N, said=said))
+
+
+def renamed(run: Judged) -> Judged:
+    names = ("a", "b", "c")
+    return changed(
+        dataclasses.replace(run, predictions=dataclasses.replace(run.predictions, classes=names)), classes=list(names)
+    )
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (
+            lambda run: changed(run, knn_accuracy=0.5),
+            "softmax/fold-0: result.json and predictions.json are of two",
+        ),
+        (lambda run: changed(run, slices=3), "hsadml evaluate slice/softmax/fold-0"),
+        (lambda run: changed(run, model="vit"), "model vit, person/softmax/fold-0 has resnet_gn_small"),
+        (renamed, "classes a, b, c, person/softmax/fold-0 has glioma, meningioma, pituitary"),
+        (relabelled, "has two classes: not the same data"),
+        (lambda run: TWO.run("person", "softmax", 0), "are both loss softmax, seed 0, fold 0 of the same shards"),
+        (
+            lambda run: changed(TWO.run("person", "softmax", 0), fold=1),
+            "have judged the same slice [0-9a-f]{32}: folds must not overlap",
+        ),
+    ],
+)
+def test_runs_that_do_not_fit_are_refused_in_one_line(spoil: Callable[[Judged], Judged], words: str) -> None:
+    fitting = [TWO.run("person", "softmax", 0), TWO.run("slice", "softmax", 0)]
+    combine(fitting, resamples=20)
+    with pytest.raises(DataError, match=words) as caught:
+        combine([fitting[0], spoil(fitting[1])], resamples=20)
+    assert "\n" not in str(caught.value)
+
+
+def test_thousands_of_class_names_do_not_fill_the_screen() -> None:
+    run = TWO.run("person", "softmax", 0)
+    both = []
+    for last in ("x", "y"):
+        names = (*map(str, range(3000)), last)
+        bare = dataclasses.replace(run.predictions, classes=names)
+        both.append(changed(dataclasses.replace(run, predictions=bare), classes=list(names)))
+    with pytest.raises(DataError) as caught:
+        combine(both, resamples=20)
+    assert len(str(caught.value)) < 400 and str(caught.value).count("3001, CRC") == 2
