@@ -15,10 +15,12 @@ class EvaluationConfig:
         at_end: Whether the run judges itself after its last step.
         batch: Images embedded at a time.
         block: References compared at a time.
+        classifiers: Whether scikit-learn's classifiers are fitted on the embeddings too.
         resamples: Bootstrap samples of persons behind each interval.
     """
 
     at_end: bool = setting(True, key_class="movable")
     batch: int = setting(64, key_class="movable", least=1)
     block: int = setting(8192, key_class="movable", least=1)
+    classifiers: bool = setting(True, key_class="movable")
     resamples: int = setting(2000, key_class="movable", least=100)

@@ -9,6 +9,7 @@ import torch
 
 from hsadml_dist.comm import Comm
 from hsadml_dist.config import Recipe
+from hsadml_dist.config.loss import LossConfig
 from hsadml_dist.data.loader import Batch
 from hsadml_dist.data.order import step_seed
 from hsadml_dist.engine.ddp import DdpEngine, placed
@@ -16,7 +17,7 @@ from hsadml_dist.engine.head import Head
 from hsadml_dist.engine.protocol import WEIGHT_DTYPES, Engine
 from hsadml_dist.losses.centres import ReplicatedCentres
 from hsadml_dist.losses.distributed import DistributedLoss
-from hsadml_dist.losses.margins import Annealing, build_margin
+from hsadml_dist.losses.margins import Annealing, MarginSchedule, build_margin
 from hsadml_dist.models import EmbeddingNet, build_model
 from hsadml_dist.optim import build_optimizer, learning_rate
 
@@ -100,12 +101,24 @@ def build_learner(recipe: Recipe, network: EmbeddingNet, classes: int, comm: Com
     return Learner(recipe, engine, _build_head(recipe, classes, comm), comm, total_steps)
 
 
-def _build_head(recipe: Recipe, classes: int, comm: Comm) -> Head:
-    chosen = recipe.loss
+def loss_scale(loss: LossConfig) -> float | None:
+    """Return the factor on all cosines, None where it is each embedding's norm.
+
+    Raises:
+        ConfigError: The loss cannot have this margin.
+    """
+    return _margins(loss)(0).scale
+
+
+def _margins(loss: LossConfig) -> MarginSchedule:
     annealing = Annealing(
-        base=chosen.lambda_base, gamma=chosen.lambda_gamma, power=chosen.lambda_power, minimum=chosen.lambda_min
+        base=loss.lambda_base, gamma=loss.lambda_gamma, power=loss.lambda_power, minimum=loss.lambda_min
     )
+    return build_margin(loss.name, loss.margin, loss.scale, annealing)
+
+
+def _build_head(recipe: Recipe, classes: int, comm: Comm) -> Head:
     centres = ReplicatedCentres(classes, recipe.model.embedding_dim, recipe.train.seed)
     centres = centres.to(comm.device, WEIGHT_DTYPES[recipe.engine.precision])
-    loss = DistributedLoss(centres, build_margin(chosen.name, chosen.margin, chosen.scale, annealing), comm)
+    loss = DistributedLoss(centres, _margins(recipe.loss), comm)
     return Head(loss, build_optimizer(centres.parameters(), recipe.optim, decay=False), comm, recipe.engine.clip_norm)

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hsadml_dist.errors import DataError
 from hsadml_dist.evaluation import scores
-from hsadml_dist.evaluation.scores import Interval, Ints
+from hsadml_dist.evaluation.calibration import Calibration, calibration
+from hsadml_dist.evaluation.geometry import Geometry
+from hsadml_dist.evaluation.people import PersonVote, person_vote
+from hsadml_dist.evaluation.predictions import HEAD, KNN, LOW_LEVEL, RAW_PIXELS, Predictions
+from hsadml_dist.evaluation.scores import Clusters, Interval
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 RESULT_NAME = "result.json"
 INTERVAL_SEED = 0
 """Fixed, so that two runs with the same predictions have the same intervals whatever their training seeds."""
@@ -51,6 +54,7 @@ class Intervals:
         balanced_accuracy: See :class:`Result`.
         head_accuracy: See :class:`Result`.
         raw_pixel_knn: See :class:`Result`.
+        low_level_knn: See :class:`Result`.
         interval_unit: What was drawn again as a whole: ``person``, else ``exam``, else ``slice``.
         units: How many of them the test fold holds.
         level: Share of the bootstrap distribution inside.
@@ -61,10 +65,26 @@ class Intervals:
     balanced_accuracy: Interval | None
     head_accuracy: Interval | None
     raw_pixel_knn: Interval | None
+    low_level_knn: Interval | None
     interval_unit: str
     units: int
     level: float
     resamples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """How well one method does.
+
+    Attributes:
+        accuracy: Share of test slices that it has right.
+        balanced_accuracy: The same, averaged over classes in place of slices.
+        interval: Of the accuracy, by whole persons; None where there are fewer than two.
+    """
+
+    accuracy: float
+    balanced_accuracy: float
+    interval: Interval | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +129,11 @@ class Result(Setting):
         balanced_accuracy: The same, averaged over classes in place of slices.
         head_accuracy: Share of test slices that lie nearest to their own class's centre.
         raw_pixel_knn: As ``knn_accuracy`` on 64 x 64 pixels in place of embeddings: the control, without learning.
+        low_level_knn: The same on brightness and edge statistics: what the scanner's habits alone tell.
+        methods: The figures of every method, by its name.
+        person_vote: How many persons the majority of their slices has right (k = 1); None where persons are unknown.
+        calibration: Whether the loss's own probabilities mean what they say.
+        geometry: How the classes lie on the sphere.
         intervals: See :class:`Intervals`.
         confusion: Counts of the nearest neighbour's classes: a row a true class, a column a predicted one. None
             above :data:`MOST_CONFUSED` classes.
@@ -123,6 +148,11 @@ class Result(Setting):
     balanced_accuracy: float
     head_accuracy: float
     raw_pixel_knn: float
+    low_level_knn: float
+    methods: Mapping[str, Figures]
+    person_vote: PersonVote | None
+    calibration: Calibration
+    geometry: Geometry
     intervals: Intervals
     confusion: tuple[tuple[int, ...], ...] | None
     schema_version: int = SCHEMA_VERSION
@@ -134,29 +164,6 @@ class Result(Setting):
     def to_json(self) -> str:
         """Return the text of ``result.json``; floats keep all their digits."""
         return json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Result:
-        """Read what :meth:`to_json` wrote.
-
-        Raises:
-            DataError: Not JSON, or of another schema version.
-        """
-        try:
-            values = json.loads(text)
-        except ValueError as error:
-            raise DataError(f"{RESULT_NAME} is damaged or cut short: {error}") from error
-        version = values.get("schema_version") if isinstance(values, dict) else None
-        if version != SCHEMA_VERSION:
-            raise DataError(f"{RESULT_NAME} has schema_version {version!r}: this version reads {SCHEMA_VERSION}")
-        values["classes"] = tuple(values["classes"])
-        values["checkpoint"] = CheckpointRef(**values["checkpoint"])
-        if values["confusion"] is not None:
-            values["confusion"] = tuple(tuple(row) for row in values["confusion"])
-        spans: dict[str, Any] = {
-            name: tuple(span) if isinstance(span, list) else span for name, span in values["intervals"].items()
-        }
-        return cls(**{**values, "intervals": Intervals(**spans)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,61 +180,68 @@ class People:
         return frozenset(person for person in self.persons if person is not None)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Predictions:
-    """The true class of each test slice and what each method says, int64 arrays (N,)."""
-
-    label_N: Ints
-    knn_N: Ints
-    head_N: Ints
-    pixel_N: Ints
-
-
-def judge(setting: Setting, said: Predictions, *, test: People, references: People, resamples: int) -> Result:
+def judge(
+    setting: Setting, predictions: Predictions, geometry: Geometry, *, references: People, resamples: int
+) -> Result:
     """Return the verdict: figures, confusion and intervals, from what each method says of each test slice."""
+    test = People(persons=predictions.persons, exams=predictions.exams)
     persons, known = test.distinct_persons(), references.distinct_persons()
+    of = scores.clusters(test.persons, test.exams)
+    methods = {name: _figures(predictions, name, of, resamples) for name in predictions.said}
     return Result(
         **{field.name: getattr(setting, field.name) for field in dataclasses.fields(Setting)},
         persons=None if persons is None else len(persons),
-        slices=len(said.label_N),
+        slices=len(predictions),
         reference_slices=len(references.persons),
         shared_persons=None if persons is None or known is None else len(persons & known),
-        knn_accuracy=scores.accuracy(said.knn_N == said.label_N),
-        balanced_accuracy=scores.balanced_accuracy(said.knn_N == said.label_N, said.label_N),
-        head_accuracy=scores.accuracy(said.head_N == said.label_N),
-        raw_pixel_knn=scores.accuracy(said.pixel_N == said.label_N),
-        intervals=_intervals(said, test, len(setting.classes), resamples),
-        confusion=_confusion(said, len(setting.classes)),
+        knn_accuracy=methods[KNN].accuracy,
+        balanced_accuracy=methods[KNN].balanced_accuracy,
+        head_accuracy=methods[HEAD].accuracy,
+        raw_pixel_knn=methods[RAW_PIXELS].accuracy,
+        low_level_knn=methods[LOW_LEVEL].accuracy,
+        methods=methods,
+        person_vote=person_vote(predictions.said[KNN], predictions.label_N, predictions.persons),
+        calibration=calibration(predictions.probability_NC, predictions.label_N),
+        geometry=geometry,
+        intervals=_intervals(predictions, methods, of, resamples),
+        confusion=_confusion(predictions),
     )
 
 
-def _confusion(said: Predictions, classes: int) -> tuple[tuple[int, ...], ...] | None:
+def _confusion(predictions: Predictions) -> tuple[tuple[int, ...], ...] | None:
+    classes = len(predictions.classes)
     if classes > MOST_CONFUSED:
         return None
-    return tuple(tuple(row) for row in scores.confusion(said.label_N, said.knn_N, classes).tolist())
+    return tuple(tuple(row) for row in scores.confusion(predictions.label_N, predictions.said[KNN], classes).tolist())
 
 
-def _intervals(said: Predictions, test: People, classes: int, resamples: int) -> Intervals:
-    of = scores.clusters(test.persons, test.exams)
+def _figures(predictions: Predictions, method: str, of: Clusters, resamples: int) -> Figures:
+    correct = predictions.correct(method)
+    tally = scores.accuracy_tally(correct)
+    return Figures(
+        accuracy=scores.accuracy(correct),
+        balanced_accuracy=scores.balanced_accuracy(correct, predictions.label_N),
+        interval=scores.person_interval(tally, of, scores.share, resamples=resamples, seed=INTERVAL_SEED),
+    )
 
-    def span(tally_NK: scores.Floats, statistic: scores.Statistic) -> Interval | None:
-        return scores.person_interval(tally_NK, of, statistic, resamples=resamples, seed=INTERVAL_SEED)
 
-    def plain(predicted_N: Ints) -> Interval | None:
-        return span(scores.accuracy_tally(predicted_N == said.label_N), scores.share)
-
-    def balanced(predicted_N: Ints) -> Interval | None:
-        if classes > MOST_CONFUSED:
-            return None
-        return span(scores.class_tally(predicted_N == said.label_N, said.label_N, classes), scores.mean_share)
-
+def _intervals(predictions: Predictions, methods: Mapping[str, Figures], of: Clusters, resamples: int) -> Intervals:
     return Intervals(
-        knn_accuracy=plain(said.knn_N),
-        balanced_accuracy=balanced(said.knn_N),
-        head_accuracy=plain(said.head_N),
-        raw_pixel_knn=plain(said.pixel_N),
+        knn_accuracy=methods[KNN].interval,
+        balanced_accuracy=_balanced_interval(predictions, of, resamples),
+        head_accuracy=methods[HEAD].interval,
+        raw_pixel_knn=methods[RAW_PIXELS].interval,
+        low_level_knn=methods[LOW_LEVEL].interval,
         interval_unit=of.unit,
         units=of.count,
         level=scores.LEVEL,
         resamples=resamples,
     )
+
+
+def _balanced_interval(predictions: Predictions, of: Clusters, resamples: int) -> Interval | None:
+    classes = len(predictions.classes)
+    if classes > MOST_CONFUSED:
+        return None
+    tally = scores.class_tally(predictions.correct(KNN), predictions.label_N, classes)
+    return scores.person_interval(tally, of, scores.mean_share, resamples=resamples, seed=INTERVAL_SEED)

@@ -1,6 +1,6 @@
 """From weights to ``result.json`` and ``report.html``: at the end of a training, and afterwards from its folder.
 
-Shapes: N slices of all ranks, D components, C classes.
+Shapes: N test slices of all ranks, D components, C classes.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from hsadml_dist.config import Recipe
 from hsadml_dist.config.io import load_recipe
 from hsadml_dist.data.feed import held_out
 from hsadml_dist.data.index import ShardIndex, load_index
-from hsadml_dist.engine.learner import Learner
+from hsadml_dist.engine.learner import Learner, loss_scale
 from hsadml_dist.errors import CheckpointError, ConfigError, DataError, Fault
-from hsadml_dist.evaluation.control import nearest_pixels_distributed
 from hsadml_dist.evaluation.embed import Embedded, embed, rank_positions, slices
-from hsadml_dist.evaluation.knn import nearest, nearest_distributed
-from hsadml_dist.evaluation.result import CheckpointRef, People, Predictions, Result, Setting, judge
+from hsadml_dist.evaluation.geometry import geometry
+from hsadml_dist.evaluation.methods import Answers, Asking, ask_all, class_probabilities
+from hsadml_dist.evaluation.predictions import NEIGHBOURS, Predictions
+from hsadml_dist.evaluation.result import CheckpointRef, People, Result, Setting, judge
 from hsadml_dist.evaluation.scores import Ints
 from hsadml_dist.evaluation.weights import Weights, load_weights, reference
 from hsadml_dist.run.folder import RunFolder, replace_text
@@ -60,6 +61,21 @@ class Split:
         return People(persons=[row.person for row in rows], exams=[row.exam for row in rows])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """A judged run.
+
+    Attributes:
+        result: The figures.
+        predictions: What they are counted from.
+        emb_ND: The test slices' embeddings, fp64, not normalised.
+    """
+
+    result: Result
+    predictions: Predictions
+    emb_ND: np.ndarray
+
+
 def judge_run(run: Path, recipe: Recipe, index: ShardIndex, learner: Learner, comm: Comm) -> Result:
     """Judge a training by its present weights and write ``result.json`` and ``report.html``; all ranks take part.
 
@@ -80,10 +96,10 @@ def judge_run(run: Path, recipe: Recipe, index: ShardIndex, learner: Learner, co
         checkpoint=_newest(RunFolder(run), comm),
     )
     split = split_of(Path(recipe.data.shards), index, recipe.data.fold, held_out(recipe))
-    result, test_ND = _judged(recipe, weights, split, comm)
+    verdict = _judged(recipe, weights, split, comm)
     if comm.topology.is_first:
-        _write(run, result, test_ND, split, weights.centre_CD)
-    return result
+        _write(run, verdict, split, weights.centre_CD)
+    return verdict.result
 
 
 def evaluate_run(run: Path, shards: Path | None = None, fold: int | None = None) -> dict[str, Any]:
@@ -112,10 +128,10 @@ def evaluate_run(run: Path, shards: Path | None = None, fold: int | None = None)
     if own:
         _check_unseen(recipe, fold)
     split = split_of(folder, index, fold, held_out(recipe) if own else [fold])
-    result, test_ND = _judged(recipe, weights, split, comm)
+    verdict = _judged(recipe, weights, split, comm)
     if own and fold == recipe.data.fold:
-        _write(run, result, test_ND, split, weights.centre_CD)
-    return result.to_dict()
+        _write(run, verdict, split, weights.centre_CD)
+    return verdict.result.to_dict()
 
 
 def split_of(shards: Path, index: ShardIndex, fold: int, held: Sequence[int]) -> Split:
@@ -151,24 +167,40 @@ def _check_unseen(recipe: Recipe, fold: int) -> None:
         raise ConfigError([Fault(where="command line", key="fold", problem=problem)])
 
 
-def _judged(recipe: Recipe, weights: Weights, split: Split, comm: Comm) -> tuple[Result, torch.Tensor]:
-    """Return the verdict and the embeddings of all test slices (N, D), the same on all ranks."""
+def _judged(recipe: Recipe, weights: Weights, split: Split, comm: Comm) -> Verdict:
+    """Return the verdict, the same on all ranks."""
     test, references = (_embedded(recipe, weights, split, part, comm) for part in (split.test, split.references))
-    block = recipe.evaluation.block
-    reference_labels = split.labels(split.references)
-    _, neighbour = nearest_distributed(test.emb_ND, references.emb_ND, comm, k=1, block=block)
-    alike = nearest_pixels_distributed(test.thumbnail_NP, references.thumbnail_NP, comm, block=block)
-    test_ND = comm.gather_rows(test.emb_ND)
-    _, centre = nearest(test_ND, weights.centre_CD.detach().to(test_ND.dtype), k=1, block=block)
-    said = Predictions(
-        label_N=split.labels(split.test),
-        knn_N=reference_labels[neighbour[:, 0].cpu().numpy()],
-        head_N=centre[:, 0].cpu().numpy(),
-        pixel_N=reference_labels[alike.cpu().numpy()],
+    asking = Asking(block=recipe.evaluation.block, classifiers=recipe.evaluation.classifiers, seed=recipe.train.seed)
+    answers = ask_all(test, references, split.labels(split.references), weights.centre_CD, comm, asking)
+    predictions = _predictions(recipe, weights, split, answers)
+    emb_ND, centre_CD = (rows.detach().cpu().double().numpy() for rows in (answers.emb_ND, weights.centre_CD))
+    result = judge(
+        _setting(recipe, weights, split, comm),
+        predictions,
+        geometry(emb_ND, predictions.label_N, centre_CD),
+        references=split.people(split.references),
+        resamples=recipe.evaluation.resamples,
     )
-    people = {"test": split.people(split.test), "references": split.people(split.references)}
-    setting = _setting(recipe, weights, split, comm)
-    return judge(setting, said, **people, resamples=recipe.evaluation.resamples), test_ND
+    return Verdict(result=result, predictions=predictions, emb_ND=emb_ND)
+
+
+def _predictions(recipe: Recipe, weights: Weights, split: Split, answers: Answers) -> Predictions:
+    people, samples = split.people(split.test), split.index.samples
+    scale = loss_scale(recipe.loss)
+    return Predictions(
+        classes=split.index.classes,
+        keys=tuple(samples[position].key for position in split.test),
+        persons=tuple(people.persons),
+        exams=tuple(people.exams),
+        label_N=split.labels(split.test),
+        said=answers.said,
+        probability_NC=class_probabilities(answers.emb_ND, weights.centre_CD, scale).cpu().numpy(),
+        neighbour_keys=tuple(
+            tuple(samples[split.references[place]].key for place in places[:NEIGHBOURS])
+            for places in answers.neighbour_NK
+        ),
+        cosine_NK=answers.cosine_NK[:, :NEIGHBOURS],
+    )
 
 
 def _embedded(recipe: Recipe, weights: Weights, split: Split, positions: Sequence[int], comm: Comm) -> Embedded:
@@ -193,11 +225,13 @@ def _setting(recipe: Recipe, weights: Weights, split: Split, comm: Comm) -> Sett
     )
 
 
-def _write(run: Path, result: Result, test_ND: torch.Tensor, split: Split, centre_CD: torch.Tensor) -> None:
+def _write(run: Path, verdict: Verdict, split: Split, centre_CD: torch.Tensor) -> None:
     # Imported by the one rank that draws: matplotlib takes a second and 60 MB.
     from hsadml_dist.report.html import write_report
     from hsadml_dist.report.sphere import view
 
-    replace_text(RunFolder(run).result, result.to_json())
-    emb_ND, centres = (rows.detach().cpu().double().numpy() for rows in (test_ND, centre_CD))
-    write_report(run, result.to_dict(), merged_metrics(run), view(emb_ND, split.labels(split.test), centres))
+    folder = RunFolder(run)
+    replace_text(folder.predictions, verdict.predictions.to_json())
+    replace_text(folder.result, verdict.result.to_json())
+    sphere = view(verdict.emb_ND, verdict.predictions.label_N, centre_CD.detach().cpu().double().numpy())
+    write_report(run, verdict.result.to_dict(), merged_metrics(run), sphere)
