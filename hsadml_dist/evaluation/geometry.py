@@ -1,0 +1,261 @@
+"""How classes lie on the sphere: angles to the centres, within and between classes, and the centres' energy.
+
+Every angle is a whole number of millionths of a degree (the embeddings' own precision), and the products behind it
+are exact (see :mod:`hsadml_dist.evaluation.knn`): sums of angles are then exact in any order, so that no figure
+depends on threads, blocks or the machine's matrix product.
+
+Shapes: N slices, D components, C classes, K slices drawn, U classes among them, M and R rows of any kind.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from hsadml_dist.errors import DataError
+from hsadml_dist.evaluation.draw import stratified
+from hsadml_dist.evaluation.knn import on_grid
+from hsadml_dist.evaluation.scores import Floats, Ints
+
+MOST_PAIRED = 2000
+"""Slices whose angles to each other are measured: two million pairs."""
+
+MOST_CLASSES = 256
+"""Classes up to which the centres' angles are listed."""
+
+MOST_CENTRES = 4096
+"""Classes up to which the centres' energy is summed: eight million pairs, some seconds."""
+
+BIN_DEGREES = 2
+
+_DEGREE = 10**6
+_NUMBERS_AT_A_TIME = 1 << 21
+
+
+@dataclass(frozen=True, kw_only=True)
+class Angles:
+    """Mean angles in degrees; None where there is nothing to measure.
+
+    Attributes:
+        slices: Number of slices.
+        own_centre: From a slice to its class's centre.
+        other_centre: From a slice to the nearest of the other classes' centres.
+        within: Between two slices of one class.
+        between: Between a slice of this class and one of another; over all classes, between any two of different ones.
+    """
+
+    slices: int
+    own_centre: float | None
+    other_centre: float | None
+    within: float | None
+    between: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Energy:
+    """Hyperspherical energy of the centres, mean over pairs; less is more evenly spread.
+
+    Source: Liu et al., Learning towards Minimum Hyperspherical Energy, NeurIPS 2018: the variant with angles in place
+    of chords, divided by the number of pairs. Angles are in radians.
+
+    Attributes:
+        s0: Mean of the logarithm of 1 / angle.
+        s1: Mean of 1 / angle.
+        s2: Mean of 1 / angle^2.
+    """
+
+    s0: float
+    s1: float
+    s2: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Histogram:
+    """Numbers of slices by angle, in bins of ``bin_degrees`` from 0 to 180; the last one holds 180 itself.
+
+    Attributes:
+        bin_degrees: Width of a bin.
+        own_centre: By angle to the own class's centre.
+        other_centre: By angle to the nearest other centre; all 0 where there is only one class.
+    """
+
+    bin_degrees: int
+    own_centre: tuple[int, ...]
+    other_centre: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """How a run's test slices and centres lie on the sphere.
+
+    Attributes:
+        overall: Of all slices.
+        per_class: Of each class, in the order of the labels.
+        paired: Slices whose angles to each other were measured; below all of them, a draw by class.
+        centre_angles: Degrees between class centres (C x C); None above :data:`MOST_CLASSES` classes.
+        energy: See :class:`Energy`; None with fewer than two centres, where two coincide, and above
+            :data:`MOST_CENTRES`.
+        histogram: See :class:`Histogram`.
+    """
+
+    overall: Angles
+    per_class: tuple[Angles, ...]
+    paired: int
+    centre_angles: tuple[tuple[float, ...], ...] | None
+    energy: Energy | None
+    histogram: Histogram
+
+
+def geometry(
+    emb_ND: npt.NDArray[np.floating], label_N: Ints, centre_CD: npt.NDArray[np.floating], *, seed: int = 0
+) -> Geometry:
+    """Return how classes lie on the sphere.
+
+    Angles to centres are of all slices. Angles between slices are of all pairs up to :data:`MOST_PAIRED` slices;
+    above, of all pairs of that many slices, drawn so that every class keeps its share and at least one.
+
+    Args:
+        emb_ND: Embeddings of any length; a row of zeros stands at 90 degrees to everything.
+        label_N: Their classes, 0 to C - 1.
+        centre_CD: Class centres of any length.
+        seed: Seed of the draw.
+
+    Raises:
+        DataError: A component that is not finite, or a label without a centre.
+    """
+    classes = len(centre_CD)
+    if len(label_N) and (label_N.min() < 0 or label_N.max() >= classes):
+        raise DataError(f"labels from {label_N.min()} to {label_N.max()}: must lie in 0 to {classes - 1}, the centres")
+    unit_ND, unit_CD = _whole(emb_ND), _whole(centre_CD)
+    own_N, other_N = _to_centres(unit_ND, label_N, unit_CD)
+    drawn_K = stratified(label_N, most=MOST_PAIRED, seed=seed)
+    overall, per_class = _angles(own_N, other_N, label_N, _Pairs.measured(unit_ND[drawn_K], label_N[drawn_K], classes))
+    return Geometry(
+        overall=overall,
+        per_class=per_class,
+        paired=len(drawn_K),
+        centre_angles=_centre_angles(unit_CD),
+        energy=_energy(unit_CD),
+        histogram=Histogram(bin_degrees=BIN_DEGREES, own_centre=_binned(own_N), other_centre=_binned(other_N)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pairs:
+    """Sums (C,) of angles over ordered pairs, by the class of the first, and their numbers."""
+
+    within_C: Ints
+    within_count_C: Ints
+    between_C: Ints
+    between_count_C: Ints
+
+    @classmethod
+    def measured(cls, unit_KD: Floats, label_K: Ints, classes: int) -> _Pairs:
+        present_U, at_K = np.unique(label_K, return_inverse=True)
+        # Whole numbers below 2**53 in sum: this matrix product is exact, too.
+        member_KU = np.eye(len(present_U))[at_K]
+        sum_UU = np.zeros((len(present_U), len(present_U)))
+        for start, stop in _blocks(len(unit_KD), len(unit_KD)):
+            angle = _between(unit_KD[start:stop], unit_KD)
+            angle[np.arange(stop - start), np.arange(start, stop)] = 0
+            sum_UU += member_KU[start:stop].T @ (angle.astype(np.float64) @ member_KU)
+        count_C, same_C, all_C = (np.zeros(classes, dtype=np.int64) for _ in range(3))
+        count_C[present_U], same_C[present_U], all_C[present_U] = np.bincount(at_K), sum_UU.diagonal(), sum_UU.sum(1)
+        return cls(
+            within_C=same_C,
+            within_count_C=count_C * (count_C - 1),
+            between_C=all_C - same_C,
+            between_count_C=count_C * (len(unit_KD) - count_C),
+        )
+
+
+def _whole(rows_MD: npt.NDArray[np.floating]) -> Floats:
+    return on_grid(torch.tensor(rows_MD)).numpy()
+
+
+def _between(whole_MD: Floats, whole_RD: Floats) -> Ints:
+    """Return the angles (M, R) between rows on the grid, in millionths of a degree.
+
+    From the lengths of difference and sum, because the arc cosine of a number near 1 keeps only half the digits.
+    """
+    dot_MR = whole_MD @ whole_RD.T
+    square_M1, square_R = (whole_MD * whole_MD).sum(axis=1)[:, None], (whole_RD * whole_RD).sum(axis=1)
+    apart_MR = (square_M1 - dot_MR) + (square_R - dot_MR)
+    along_MR = (square_M1 + dot_MR) + (square_R + dot_MR)
+    # Two rows of zeros: as far apart as along, which is 90 degrees.
+    nowhere_MR = apart_MR + along_MR == 0
+    apart_MR[nowhere_MR] = along_MR[nowhere_MR] = 1
+    return np.rint(np.degrees(2 * np.arctan2(np.sqrt(apart_MR), np.sqrt(along_MR))) * _DEGREE).astype(np.int64)
+
+
+def _blocks(rows: int, width: int) -> list[tuple[int, int]]:
+    """Return the ends of runs of rows that are few enough for the memory at ``width`` numbers a row."""
+    step = max(1, _NUMBERS_AT_A_TIME // max(width, 1))
+    return [(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def _to_centres(unit_ND: Floats, label_N: Ints, unit_CD: Floats) -> tuple[Ints, Ints]:
+    """Return each slice's angle to its own centre (N,) and to the nearest other; (0,) where there is no other."""
+    own_N = np.empty(len(unit_ND), dtype=np.int64)
+    other_N = np.empty(len(unit_ND) if len(unit_CD) > 1 else 0, dtype=np.int64)
+    for start, stop in _blocks(len(unit_ND), len(unit_CD)):
+        angle = _between(unit_ND[start:stop], unit_CD)
+        row = np.arange(stop - start)
+        own_N[start:stop] = angle[row, label_N[start:stop]]
+        angle[row, label_N[start:stop]] = 360 * _DEGREE
+        if len(other_N):
+            other_N[start:stop] = angle.min(axis=1)
+    return own_N, other_N
+
+
+def _angles(own_N: Ints, other_N: Ints, label_N: Ints, pairs: _Pairs) -> tuple[Angles, tuple[Angles, ...]]:
+    """Return the means over all slices and over each class's."""
+    classes = len(pairs.within_C)
+    count_C = np.bincount(label_N, minlength=classes)
+    own_C, other_C = (np.zeros(classes, dtype=np.int64) for _ in range(2))
+    np.add.at(own_C, label_N, own_N)
+    if len(other_N):
+        np.add.at(other_C, label_N, other_N)
+    other_count_C = count_C if len(other_N) else np.zeros_like(count_C)
+    columns = (count_C, own_C, count_C, other_C, other_count_C, pairs.within_C, pairs.within_count_C)
+    table_C9 = np.stack([*columns, pairs.between_C, pairs.between_count_C], axis=1)
+    return _means(table_C9.sum(axis=0).tolist()), tuple(_means(row) for row in table_C9.tolist())
+
+
+def _means(row: list[int]) -> Angles:
+    slices, *sums = row
+    own, other, within, between = (
+        total / count / _DEGREE if count else None for total, count in zip(sums[::2], sums[1::2], strict=True)
+    )
+    return Angles(slices=slices, own_centre=own, other_centre=other, within=within, between=between)
+
+
+def _centre_angles(unit_CD: Floats) -> tuple[tuple[float, ...], ...] | None:
+    if len(unit_CD) > MOST_CLASSES:
+        return None
+    return tuple(tuple(row) for row in (_between(unit_CD, unit_CD) / _DEGREE).tolist())
+
+
+def _energy(unit_CD: Floats) -> Energy | None:
+    if not 2 <= len(unit_CD) <= MOST_CENTRES:
+        return None
+    pairs = []
+    for start, stop in _blocks(len(unit_CD), len(unit_CD)):
+        angle = _between(unit_CD[start:stop], unit_CD)
+        pairs.append(angle[np.arange(len(unit_CD)) > np.arange(start, stop)[:, None]])
+    angle_P = np.concatenate(pairs)
+    if not angle_P.min():
+        return None
+    inverse_P = 1 / np.radians(angle_P / _DEGREE)
+    # fsum rounds once, whatever the order.
+    s0, s1, s2 = (math.fsum(terms) / len(angle_P) for terms in (np.log(inverse_P), inverse_P, inverse_P**2))
+    return Energy(s0=s0, s1=s1, s2=s2)
+
+
+def _binned(angle_N: Ints) -> tuple[int, ...]:
+    bins = 180 // BIN_DEGREES
+    return tuple(np.bincount(np.minimum(angle_N // (BIN_DEGREES * _DEGREE), bins - 1), minlength=bins).tolist())

@@ -1,0 +1,185 @@
+"""Angles and energies against slow loops and known figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from hsadml_dist.errors import DataError
+from hsadml_dist.evaluation import geometry as module
+from hsadml_dist.evaluation.draw import stratified
+from hsadml_dist.evaluation.geometry import Angles, geometry
+
+Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+TOLERANCE = 2e-6
+"""Degrees: rows are rounded to 1.5e-8 and angles to 1e-6 degrees."""
+
+
+@pytest.fixture
+def drawn() -> Sample:
+    """80 slices of 3 of 4 classes, and 4 centres."""
+    generator = np.random.default_rng(0)
+    centre, label = generator.normal(size=(4, 6)), generator.integers(0, 3, 80)
+    return centre[label] + 0.7 * generator.normal(size=(80, 6)), label, centre
+
+
+def angle(one: np.ndarray, other: np.ndarray) -> float:
+    cosine = one @ other / math.sqrt((one @ one) * (other @ other))
+    return math.degrees(math.acos(max(-1.0, min(1.0, cosine))))
+
+
+def mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def slow(emb: np.ndarray, label: np.ndarray, centre: np.ndarray, of: list[int]) -> Angles:
+    """The angles of the classes ``of``."""
+    rows = [row for row in range(len(label)) if label[row] in of]
+    pairs = [(one, other) for one in rows for other in range(len(label)) if one != other]
+    others = [[c for c in range(len(centre)) if c != label[row]] for row in rows]
+    return Angles(
+        slices=len(rows),
+        own_centre=mean([angle(emb[row], centre[label[row]]) for row in rows]),
+        other_centre=mean(
+            [min(angle(emb[row], centre[c]) for c in rest) for row, rest in zip(rows, others, strict=True)]
+        ),
+        within=mean([angle(emb[one], emb[other]) for one, other in pairs if label[one] == label[other]]),
+        between=mean([angle(emb[one], emb[other]) for one, other in pairs if label[one] != label[other]]),
+    )
+
+
+def assert_alike(found: Angles, expected: Angles) -> None:
+    for name, value in dataclasses.asdict(expected).items():
+        assert getattr(found, name) == (None if value is None else pytest.approx(value, abs=TOLERANCE)), name
+
+
+def test_mean_angles_are_those_of_slow_loops(drawn: Sample) -> None:
+    found = geometry(*drawn)
+    assert_alike(found.overall, slow(*drawn, [0, 1, 2]))
+    assert len(found.per_class) == 4 and found.paired == 80
+    for label in range(4):
+        assert_alike(found.per_class[label], slow(*drawn, [label]))
+    assert found.per_class[3] == Angles(slices=0, own_centre=None, other_centre=None, within=None, between=None)
+
+
+def test_centre_angles_and_histograms_are_those_of_slow_loops(drawn: Sample) -> None:
+    emb, label, centre = drawn
+    found = geometry(*drawn)
+    expected = [[angle(one, other) if one is not other else 0 for other in centre] for one in centre]
+    assert np.array(found.centre_angles) == pytest.approx(np.array(expected), abs=TOLERANCE)
+    own, other = [0] * 90, [0] * 90
+    for row, true in zip(emb, label, strict=True):
+        own[int(angle(row, centre[true]) // 2)] += 1
+        other[int(min(angle(row, centre[c]) for c in range(4) if c != true) // 2)] += 1
+    assert found.histogram.bin_degrees == 2
+    assert list(found.histogram.own_centre) == own and list(found.histogram.other_centre) == other
+
+
+def test_energy_is_that_of_slow_loops(drawn: Sample) -> None:
+    pairs = [math.radians(angle(*two)) for two in itertools.combinations(drawn[2], 2)]
+    found = geometry(*drawn).energy
+    assert found is not None
+    assert found.s2 == pytest.approx(np.mean([value**-2 for value in pairs]), rel=1e-6)
+    assert found.s1 == pytest.approx(np.mean([1 / value for value in pairs]), rel=1e-6)
+    assert found.s0 == pytest.approx(np.mean([-math.log(value) for value in pairs]), rel=1e-6)
+
+
+def test_three_centres_at_120_degrees_have_the_least_energy() -> None:
+    turns = np.radians([[0, 120, 240], [0, 137, 240]])
+    even, uneven = (np.stack([np.cos(turn), np.sin(turn)], axis=1) for turn in turns)
+    energies = [geometry(centre, np.arange(3), centre).energy for centre in (even, uneven)]
+    assert energies[0] is not None and energies[1] is not None
+    assert energies[0].s2 == pytest.approx((2 * math.pi / 3) ** -2, rel=1e-7)
+    assert energies[0].s2 < energies[1].s2 and energies[0].s1 < energies[1].s1 and energies[0].s0 < energies[1].s0
+
+
+def test_small_angles_keep_their_digits() -> None:
+    tiny = 1e-5
+    centre = np.array([[1.0, 0], [-1.0, 0]])
+    found = geometry(np.array([[math.cos(tiny), math.sin(tiny)]]), np.array([0]), centre)
+    # The arc cosine in fp64 of such a product on this grid would be off by a thousandth.
+    assert found.overall.own_centre == pytest.approx(math.degrees(tiny), abs=TOLERANCE)
+    assert found.overall.other_centre == pytest.approx(180 - math.degrees(tiny), abs=TOLERANCE)
+
+
+def test_equal_and_opposite_rows_are_at_exactly_0_and_180_degrees() -> None:
+    row = np.random.default_rng(0).normal(size=(1, 50))
+    found = geometry(np.concatenate([row, -3 * row]), np.array([0, 0]), np.concatenate([row, -row]))
+    assert found.centre_angles == ((0.0, 180.0), (180.0, 0.0))
+    assert found.overall.within == 180 and found.overall.own_centre == 90
+    assert found.histogram.own_centre[0] == 1 == found.histogram.own_centre[89]
+
+
+def test_rows_of_zeros_stand_at_right_angles_to_everything() -> None:
+    found = geometry(np.zeros((2, 3)), np.array([0, 1]), np.eye(3)[:2])
+    assert found.overall == Angles(slices=2, own_centre=90, other_centre=90, within=None, between=90)
+
+
+def test_only_the_direction_counts_and_the_precision_is_that_of_fp32(drawn: Sample) -> None:
+    emb, label, centre = drawn
+    length = np.exp2(np.arange(80) % 7 - 3)[:, None]
+    assert geometry(emb, label, centre) == geometry(emb * length, label, centre * 4)
+    single = geometry(emb.astype(np.float32), label, centre.astype(np.float32))
+    assert single.overall.within == pytest.approx(geometry(*drawn).overall.within, abs=1e-5)
+
+
+def test_the_order_of_slices_blocks_and_threads_change_nothing(drawn: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
+    emb, label, centre = drawn
+    turn = np.random.default_rng(1).permutation(80)
+    expected = geometry(*drawn)
+    assert geometry(emb[turn], label[turn], centre) == expected
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    monkeypatch.setattr(module, "_NUMBERS_AT_A_TIME", 300)
+    assert geometry(*drawn) == expected
+    torch.set_num_threads(threads)
+
+
+def test_above_the_cap_pairs_are_those_of_a_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(2)
+    centre, label = generator.normal(size=(3, 6)), np.repeat([0, 1, 2], [300, 199, 1])
+    sample = centre[label] + generator.normal(size=(500, 6)), label, centre
+    everything = geometry(*sample)
+    monkeypatch.setattr(module, "MOST_PAIRED", 100)
+    drawn, again, other = (geometry(*sample, seed=seed) for seed in (0, 0, 1))
+    assert (everything.paired, drawn.paired) == (500, 100)
+    assert drawn == again != other
+    kept = stratified(label, most=100, seed=0)
+    part = geometry(sample[0][kept], label[kept], centre)
+    for found, expected in zip((drawn.overall, *drawn.per_class), (part.overall, *part.per_class), strict=True):
+        assert (found.within, found.between) == (expected.within, expected.between)
+    assert drawn.per_class[2].between is not None and drawn.per_class[2].within is None
+    # Only pairs are drawn.
+    assert drawn.overall.own_centre == everything.overall.own_centre and drawn.histogram == everything.histogram
+
+
+def test_what_cannot_be_measured_is_none_and_all_is_json() -> None:
+    alone = geometry(np.eye(2), np.array([0, 0]), np.eye(2)[:1])
+    assert alone.energy is None and sum(alone.histogram.other_centre) == 0
+    assert alone.overall == Angles(slices=2, own_centre=45, other_centre=None, within=90, between=None)
+    nobody = geometry(np.empty((0, 2)), np.empty(0, dtype=np.int64), np.eye(2))
+    assert nobody.overall == Angles(slices=0, own_centre=None, other_centre=None, within=None, between=None)
+    assert geometry(np.eye(2), np.array([0, 1]), np.ones((2, 2))).energy is None
+    for found in (alone, nobody):
+        json.dumps(dataclasses.asdict(found), allow_nan=False)
+
+
+def test_above_so_many_classes_no_square_table_is_kept(monkeypatch: pytest.MonkeyPatch, drawn: Sample) -> None:
+    monkeypatch.setattr(module, "MOST_CLASSES", 3)
+    assert geometry(*drawn).centre_angles is None and geometry(*drawn).energy is not None
+    monkeypatch.setattr(module, "MOST_CENTRES", 3)
+    assert geometry(*drawn).energy is None
+
+
+def test_labels_without_a_centre_and_diverged_rows_are_refused() -> None:
+    with pytest.raises(DataError, match="labels from 0 to 2: must lie in 0 to 1"):
+        geometry(np.eye(3), np.arange(3), np.eye(3)[:2])
+    with pytest.raises(DataError, match="NaN or infinity"):
+        geometry(np.full((1, 2), np.inf), np.array([0]), np.eye(2))
