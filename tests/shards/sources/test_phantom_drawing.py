@@ -125,3 +125,12 @@ def test_below_the_brain_the_neck_runs_out_of_the_picture_and_beside_it_is_air()
             assert max(image[:12, :12].mean(), image[:12, -12:].mean(), image[-6:, :12].mean()) < 0.08
             seen += 1
     assert seen > 5
+
+
+def test_brain_tissue_beside_the_tumour_comes_from_where_the_tumour_is():
+    for person in people(6):
+        lesion = make_lesion(person)
+        places_3P, brain_3P = slice_places(person, 0, SIZE)
+        before, now = (np.linalg.norm(at - lesion.centre[:, None, None], axis=0) for at in (brain_3P, places_3P))
+        beside = (now > lesion.radius) & (now < 1.4 * lesion.radius)
+        assert np.median((now - before)[beside]) > 0.1 * lesion.radius
