@@ -19,46 +19,20 @@ from hsadml_dist.config import Recipe
 from hsadml_dist.config.io import load_recipe
 from hsadml_dist.data.feed import held_out
 from hsadml_dist.data.index import ShardIndex, load_index
+from hsadml_dist.data.reader import ShardReader
 from hsadml_dist.engine.learner import Learner, loss_scale
 from hsadml_dist.errors import CheckpointError, ConfigError, DataError, Fault
 from hsadml_dist.evaluation.embed import Embedded, embed, rank_positions, slices
 from hsadml_dist.evaluation.geometry import geometry
 from hsadml_dist.evaluation.methods import Answers, Asking, ask_all, class_probabilities
 from hsadml_dist.evaluation.predictions import NEIGHBOURS, Predictions
-from hsadml_dist.evaluation.result import CheckpointRef, People, Result, Setting, judge
-from hsadml_dist.evaluation.scores import Ints
+from hsadml_dist.evaluation.result import CheckpointRef, Result, Setting, judge
+from hsadml_dist.evaluation.showcase import cases
+from hsadml_dist.evaluation.split import Split, split_of
 from hsadml_dist.evaluation.weights import Weights, load_weights, reference
 from hsadml_dist.run.folder import RunFolder, replace_text
 from hsadml_dist.run.merged import merged_metrics
 from hsadml_dist.topology import Topology
-
-
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """Which slices are judged and which serve as references.
-
-    Attributes:
-        shards: Folder of the shards.
-        index: Its index.
-        fold: The fold that is judged.
-        test: Positions of its slices.
-        references: Positions of the training folds' slices.
-    """
-
-    shards: Path
-    index: ShardIndex
-    fold: int
-    test: tuple[int, ...]
-    references: tuple[int, ...]
-
-    def labels(self, positions: Sequence[int]) -> Ints:
-        """Return the classes, int64, of the slices at ``positions``."""
-        return np.array([self.index.samples[position].label for position in positions], dtype=np.int64)
-
-    def people(self, positions: Sequence[int]) -> People:
-        """Return whose slices those at ``positions`` are."""
-        rows = [self.index.samples[position] for position in positions]
-        return People(persons=[row.person for row in rows], exams=[row.exam for row in rows])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,19 +106,6 @@ def evaluate_run(run: Path, shards: Path | None = None, fold: int | None = None)
     if own and fold == recipe.data.fold:
         _write(run, verdict, split, weights.centre_CD)
     return verdict.result.to_dict()
-
-
-def split_of(shards: Path, index: ShardIndex, fold: int, held: Sequence[int]) -> Split:
-    """Return the slices of ``fold`` as the test and those of the folds that are not ``held`` as references.
-
-    Raises:
-        DataError: No such fold, or no fold left to refer to.
-    """
-    references = index.outside_folds(held)
-    if not references:
-        names = ", ".join(map(str, sorted(held)))
-        raise DataError(f"{shards}: all folds are held out ({names}): no training fold is left to find neighbours in")
-    return Split(shards=shards, index=index, fold=fold, test=index.in_folds([fold]), references=references)
 
 
 def _newest(run: RunFolder, comm: Comm) -> CheckpointRef:
@@ -233,5 +194,7 @@ def _write(run: Path, verdict: Verdict, split: Split, centre_CD: torch.Tensor) -
     folder = RunFolder(run)
     replace_text(folder.predictions, verdict.predictions.to_json())
     replace_text(folder.result, verdict.result.to_json())
+    reader = ShardReader(split.shards, split.index)
+    shown = cases(verdict.predictions, split.index, reader.image)
     sphere = view(verdict.emb_ND, verdict.predictions.label_N, centre_CD.detach().cpu().double().numpy())
-    write_report(run, verdict.result.to_dict(), merged_metrics(run), sphere)
+    write_report(run, verdict.result.to_dict(), merged_metrics(run), sphere, shown)
