@@ -75,7 +75,7 @@ def calibration(probability_NC: Floats, label_N: Ints, bins: int = 15) -> Calibr
     _check(probability_NC, label_N, bins)
     confidence_N = probability_NC.max(axis=1)
     right_N = probability_NC.argmax(axis=1) == label_N
-    # Edges are divided out, not multiplied up: 0.2 * 15 is a hair above 3 and would end in the bin above.
+    # Edges are divided out, not multiplied up: 29 / 35 * 35 is a hair above 29 and would end in the bin above.
     of_N = np.searchsorted(np.arange(1, bins) / bins, confidence_N, side="left")
     table = tuple(
         _bin(at, bins, confidence_N[of_N == at], int(right_N[of_N == at].sum())) for at in np.unique(of_N).tolist()

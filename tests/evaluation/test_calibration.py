@@ -70,7 +70,7 @@ def test_the_table_holds_every_slice_once_and_no_empty_bin(drawn: Sample) -> Non
     assert len(table) <= 12 and table[0].high > 0.25
 
 
-@pytest.mark.parametrize("bins", [2, 3, 5, 7, 10, 15, 49])
+@pytest.mark.parametrize("bins", [2, 3, 5, 7, 10, 15, 35, 49])
 def test_a_confidence_on_an_edge_belongs_to_the_bin_below(bins: int) -> None:
     edge = np.array([at / bins for at in range(1, bins + 1) if at / bins >= 0.5])
     table = calibration(np.stack([edge, 1 - edge], axis=1), np.zeros(len(edge), dtype=np.int64), bins=bins).reliability

@@ -118,8 +118,8 @@ def test_equal_and_opposite_rows_are_at_exactly_0_and_180_degrees() -> None:
 
 
 def test_rows_of_zeros_stand_at_right_angles_to_everything() -> None:
-    found = geometry(np.zeros((2, 3)), np.array([0, 1]), np.eye(3)[:2])
-    assert found.overall == Angles(slices=2, own_centre=90, other_centre=90, within=None, between=90)
+    found = geometry(np.zeros((3, 3)), np.array([0, 1, 1]), np.eye(3)[:2])
+    assert found.overall == Angles(slices=3, own_centre=90, other_centre=90, within=90, between=90)
 
 
 def test_only_the_direction_counts_and_the_precision_is_that_of_fp32(drawn: Sample) -> None:
@@ -137,7 +137,7 @@ def test_the_order_of_slices_blocks_and_threads_change_nothing(drawn: Sample, mo
     assert geometry(emb[turn], label[turn], centre) == expected
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
-    monkeypatch.setattr(module, "_NUMBERS_AT_A_TIME", 300)
+    monkeypatch.setattr(module, "_NUMBERS_AT_A_TIME", 9)
     assert geometry(*drawn) == expected
     torch.set_num_threads(threads)
 

@@ -92,6 +92,13 @@ def test_a_flat_picture_has_no_foreground_and_lies_in_the_middle() -> None:
     assert (found["deviation"], found["gradient_mean"], found["contrast"], found["homogeneity"]) == (0, 0, 0, 1)
 
 
+@pytest.mark.parametrize(("step", "rough"), [(32, 0), (33, 7 / 49)])
+def test_a_pixel_is_rough_above_32_levels_a_pixel(step: int, rough: float) -> None:
+    picture = np.zeros((8, 8), dtype=np.uint8)
+    picture[:, 5:] = step
+    assert named(picture)["gradient_rough"] == rough
+
+
 def test_features_do_not_depend_on_the_company() -> None:
     pictures = np.random.default_rng(0).integers(0, 256, (300, 64)).astype(np.uint8)
     together = features(pictures)
