@@ -1,44 +1,37 @@
-"""The figures of a report: each a self-contained picture with a text that stands in for it.
+"""The figures of a report's main parts: each a self-contained picture with a text that stands in for it.
 
-Colours: Okabe and Ito, "Color Universal Design", 2008: told apart by colour-blind readers; each class has a marker
-shape of its own too, so that no figure needs its colours.
+Colours and frames: see :mod:`hsadml_dist.report.drawing`.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
+from hsadml_dist.report.drawing import (
+    COLOURS,
+    CONTROL_LOOKS,
+    FAINT,
+    GRID,
+    INK,
+    MARKERS,
+    WIDTH,
+    Picture,
+    framed,
+    plain,
+    rows_down,
+    shares_across,
+    svg,
+)
 from hsadml_dist.report.sphere import SphereView
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442")
-MARKERS = ("o", "^", "s", "D", "v", "P", "X", "<", ">", "p", "h")
-INK, FAINT = "#222222", "#b5b5b5"
 _MOST_POINTS = 1500
-
-
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A picture inside the page.
-
-    Attributes:
-        uri: A data URI.
-        alt: What the picture shows, in words.
-    """
-
-    uri: str
-    alt: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,34 +44,31 @@ class Bar:
     is_control: bool
 
 
-def figures_of_merit(bars: Sequence[Bar]) -> Picture:
-    """Draw each value as a point with its interval; the control's value is a line through all of them."""
-    figure, axes = _figure(6.8, 0.55 * len(bars) + 0.75)
+def figures_of_merit(bars: Sequence[Bar], level: str = "95%") -> Picture:
+    """Draw each value as a point with its interval; a control's value is a line through all of them."""
+    figure, axes = framed(WIDTH, 0.5 * len(bars) + 0.75)
+    looks = iter(CONTROL_LOOKS)
     for row, bar in enumerate(bars):
-        colour, marker = (COLOURS[1], "D") if bar.is_control else (COLOURS[0], "o")
+        colour, marker, line = next(looks) if bar.is_control else (COLOURS[0], "o", "")
         if bar.interval:
             axes.plot(bar.interval, [row, row], color=colour, linewidth=2, solid_capstyle="butt", zorder=2)
         axes.plot(bar.value, row, marker, color=colour, markersize=8, markeredgecolor="white", zorder=3)
         if bar.is_control:
-            axes.axvline(bar.value, color=colour, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-    axes.set_yticks(range(len(bars)), [bar.name for bar in bars])
-    axes.set_ylim(len(bars) - 0.5, -0.5)
-    axes.set_xlim(0, 1)
-    axes.xaxis.set_major_formatter(PercentFormatter(1))
-    axes.grid(axis="x", color="#e6e6e6", linewidth=0.8)
-    axes.tick_params(axis="y", length=0)
+            axes.axvline(bar.value, color=colour, linewidth=1.2, linestyle=line, zorder=1)
+    rows_down(axes, [bar.name for bar in bars])
+    shares_across(axes)
     words = "; ".join(f"{bar.name} {bar.value:.1%}" for bar in bars)
-    return _picture(figure, f"Points with 95 % intervals on a scale from 0 to 100 %: {words}.")
+    return svg(figure, f"Points with {level} intervals on a scale from 0 to 100 %: {words}.")
 
 
 def learning_curves(metrics: Sequence[Mapping[str, Any]]) -> Picture:
     """Draw the loss of each step with its running mean, and the learning rate below."""
     step, loss, rate = (np.array([float(row[name]) for row in metrics]) for name in ("step", "loss", "lr"))
-    figure = Figure(figsize=(6.8, 4.2), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     for axes in (upper, lower):
-        _plain(axes)
-        axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+        plain(axes)
+        axes.grid(axis="y", color=GRID, linewidth=0.8)
     some = np.unique(np.linspace(0, len(step) - 1, _MOST_POINTS).round().astype(int))
     window = max(10, len(step) // 20) if len(step) >= 30 else 1
     if window > 1:
@@ -96,7 +86,7 @@ def learning_curves(metrics: Sequence[Mapping[str, Any]]) -> Picture:
     lower.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.align_ylabels()
     alt = f"Two curves over {len(step)} steps: the loss goes from {loss[0]:.4g} to {loss[-1]:.4g}, the learning rate "
-    return _picture(figure, alt + f"from {rate[0]:.3g} over at most {rate.max():.3g} to {rate[-1]:.3g}.")
+    return svg(figure, alt + f"from {rate[0]:.3g} over at most {rate.max():.3g} to {rate[-1]:.3g}.")
 
 
 def confusion_matrix(count_CC: Sequence[Sequence[int]], names: Sequence[str]) -> Picture:
@@ -104,7 +94,7 @@ def confusion_matrix(count_CC: Sequence[Sequence[int]], names: Sequence[str]) ->
     counts = np.array(count_CC, dtype=np.float64)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = 1.5 + 0.8 * len(names)
-    figure, axes = _figure(side + 1.0, side)
+    figure, axes = framed(side + 1.0, side)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(share.shape):
         text = f"{share[row, column]:.0%}\n{int(counts[row, column])}"
@@ -117,12 +107,12 @@ def confusion_matrix(count_CC: Sequence[Sequence[int]], names: Sequence[str]) ->
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     words = "; ".join(f"{name} {share[row, row]:.0%}" for row, name in enumerate(names))
-    return _picture(figure, f"Confusion matrix; share of each true class that is recognised: {words}.")
+    return svg(figure, f"Confusion matrix; share of each true class that is recognised: {words}.")
 
 
 def sphere_map(sphere: SphereView, names: Sequence[str], shown: Sequence[int]) -> Picture:
     """Draw the slices and the centres of the classes ``shown`` on a Mollweide map."""
-    figure = Figure(figsize=(6.8, 4.4), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
     axes = figure.add_subplot(projection="mollweide")
     axes.set_axisbelow(True)
     axes.grid(color="#dddddd", linewidth=0.6)
@@ -141,22 +131,7 @@ def sphere_map(sphere: SphereView, names: Sequence[str], shown: Sequence[int]) -
         )
     figure.legend(handles=keys, loc="outside lower center", ncols=min(4, len(shown)), frameon=False, fontsize=10)
     words = "; ".join(f"{names[label]} {sphere.own_angle_C[label]:.0f} degrees" for label in shown)
-    return _picture(figure, f"Map of the sphere of embeddings; mean angle of each class to its own centre: {words}.")
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots()
-    _plain(axes)
-    return figure, axes
-
-
-def _plain(axes: Axes) -> None:
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(FAINT)
-    axes.tick_params(colors=INK, labelsize=10, length=3)
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_axisbelow(True)
+    return svg(figure, f"Map of the sphere of embeddings; mean angle of each class to its own centre: {words}.")
 
 
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
@@ -172,11 +147,3 @@ def _some(point_N2: np.ndarray, most: int) -> np.ndarray:
     if len(point_N2) <= most:
         return point_N2
     return point_N2[np.linspace(0, len(point_N2) - 1, most).round().astype(int)]
-
-
-def _picture(figure: Figure, alt: str) -> Picture:
-    file = io.BytesIO()
-    # The salt and the missing date make the same numbers give the same file.
-    with mpl.rc_context({"svg.hashsalt": "hsadml", "svg.fonttype": "path"}):
-        FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
-    return Picture(uri="data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode(), alt=alt)

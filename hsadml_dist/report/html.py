@@ -6,39 +6,55 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hsadml_dist.report.cases import Case
+from hsadml_dist.report.claim import claim_tables
+from hsadml_dist.report.model_card import model_card
 from hsadml_dist.report.page import render_page
-from hsadml_dist.report.sections import provenance, sections
+from hsadml_dist.report.provenance import provenance_table, software
+from hsadml_dist.report.sections import sections
 from hsadml_dist.report.sphere import SphereView
 from hsadml_dist.report.wording import facts, headline, remarks
 from hsadml_dist.run.folder import RunFolder, replace_text
 
 
 def write_report(
-    run: Path, result: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], sphere: SphereView | None
+    run: Path,
+    result: Mapping[str, Any],
+    metrics: Sequence[Mapping[str, Any]],
+    sphere: SphereView | None,
+    cases: Sequence[Case] = (),
 ) -> Path:
-    """Write ``report.html`` into the run folder; returns its path.
+    """Write ``report.html`` and ``MODEL_CARD.md`` into the run folder; returns the page's path.
 
     Args:
         run: The run folder; only its name appears on the page.
         result: ``result.json`` as a dictionary.
         metrics: The merged metrics rows; none: no learning curves.
         sphere: Test slices on the sphere; none: no map.
+        cases: Test slices with their nearest training slices; none: no pictures.
     """
-    path = RunFolder(run).report
-    replace_text(path, render(run.resolve().name, result, metrics, sphere))
-    return path
+    folder, name, versions = RunFolder(run), run.resolve().name, software()
+    replace_text(folder.model_card, model_card(name, result, versions))
+    replace_text(folder.report, render(name, result, metrics, sphere, cases, versions))
+    return folder.report
 
 
 def render(
-    name: str, result: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], sphere: SphereView | None
+    name: str,
+    result: Mapping[str, Any],
+    metrics: Sequence[Mapping[str, Any]],
+    sphere: SphereView | None,
+    cases: Sequence[Case] = (),
+    versions: Mapping[str, str] | None = None,
 ) -> str:
-    """Return the page's text; see :func:`write_report`."""
+    """Return the page's text; ``versions``: the software's; see :func:`write_report` for the others."""
     values = {
         "name": name,
         "headline": headline(result),
         "remarks": list(remarks(result)),
         "facts": facts(result),
-        "sections": list(sections(result, metrics, sphere)),
-        "provenance": provenance(result),
+        "sections": list(sections(result, metrics, sphere, cases)),
+        "claim": claim_tables(result, cases, versions or {}),
+        "provenance": provenance_table(result, versions or {}),
     }
     return render_page("hsadml_dist.report", "verdict.html", values)

@@ -24,6 +24,7 @@ class SphereView:
         centre_C2: Longitude and latitude of each class centre, radians.
         explained: Share of the squared length that each of the three axes holds.
         count_C: Slices of each class, int64.
+        dim: D, the components of the embeddings.
         own_angle_C: Mean angle to the own centre, degrees; NaN where a class has no slice.
         other_angle_C: Mean angle to the nearest other centre, degrees; NaN likewise.
     """
@@ -33,6 +34,7 @@ class SphereView:
     centre_C2: Floats
     explained: tuple[float, float, float]
     count_C: Ints
+    dim: int
     own_angle_C: Floats
     other_angle_C: Floats
 
@@ -58,6 +60,7 @@ def view(emb_ND: Floats, label_N: Ints, centre_CD: Floats) -> SphereView:
         centre_C2=centre_C2,
         explained=explained,
         count_C=count_C,
+        dim=unit_ND.shape[1],
         own_angle_C=_class_means(own_N, label_N, count_C),
         other_angle_C=_class_means(other_N, label_N, count_C),
     )

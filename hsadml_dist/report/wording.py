@@ -6,25 +6,45 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 NONE = "-"
+CONTROLS = {"raw_pixels": "raw pixels", "low_level": "low-level features"}
+"""Methods without learning, and what a sentence calls them."""
+CONTROL_KEYS = {"raw_pixels": "raw_pixel_knn", "low_level": "low_level_knn"}
+"""The figure of a result that holds a control's accuracy."""
+POOR_CALIBRATION = 0.1
+"""Expected calibration error from which a page warns: probabilities ten points off on average."""
 _FEW_UNITS = 20
+_CLOSE = 0.1
+"""A control nearer than this to the k-NN accuracy is worth a remark."""
 
 
 def headline(result: Mapping[str, Any]) -> str:
-    """Return the verdict in one sentence: the figure, its interval, its split unit and the control."""
+    """Return the verdict in one sentence: the figure, its interval, its split unit and the controls."""
     spans = result["intervals"]
     whose = f" of {counted(result['persons'], 'person')}" if result["persons"] is not None else ""
     span = spans["knn_accuracy"]
     bounds = f" ({level_text(spans)} interval by {spans['interval_unit']}: {span_text(span)})" if span else ""
+    others = "".join(f", {CONTROLS[name]} {value:.1%}" for name, value in controls(result) if name != "raw_pixels")
     return (
         f"{result['knn_accuracy']:.1%} of {counted(result['slices'], 'unseen slice')}{whose} have their nearest"
         f" neighbour, among {counted(result['reference_slices'], 'training slice')}, in the right class{bounds}."
-        f" Raw pixels alone reach {result['raw_pixel_knn']:.1%}. Folds are split by {result['split_unit']}."
+        f" Raw pixels alone reach {result['raw_pixel_knn']:.1%}{others}. Folds are split by {result['split_unit']}."
     )
+
+
+def controls(result: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Return the controls that a result holds, with their accuracies."""
+    return [(name, result[key]) for name, key in CONTROL_KEYS.items() if result.get(key) is not None]
 
 
 def remarks(result: Mapping[str, Any]) -> Iterator[str]:
     """Yield what a reader must know before believing the figures; none where nothing stands against them."""
-    spans = result["intervals"]
+    yield from _against_the_split(result)
+    yield from _against_the_intervals(result)
+    yield from _against_the_accuracy(result)
+    yield from _against_the_probabilities(result)
+
+
+def _against_the_split(result: Mapping[str, Any]) -> Iterator[str]:
     if result["split_unit"] != "person":
         yield (
             f"The folds are split by {result['split_unit']}, not by person: slices of one person may stand in training"
@@ -34,16 +54,51 @@ def remarks(result: Mapping[str, Any]) -> Iterator[str]:
         yield f"{counted(result['shared_persons'], 'person')} of the test fold also occur in the training folds."
     if result["persons"] is None:
         yield "The data name no persons: whether somebody occurs in training and test cannot be told."
-    if spans["interval_unit"] != "person":
-        unit = spans["interval_unit"]
+
+
+def _against_the_intervals(result: Mapping[str, Any]) -> Iterator[str]:
+    spans = result["intervals"]
+    unit = spans["interval_unit"]
+    if unit != "person":
         yield f"The intervals are drawn by {unit}, not by person: they are narrower than they should be."
     if spans["units"] < _FEW_UNITS:
-        unit = spans["interval_unit"]
         few = counted(spans["units"], unit)
         yield f"Only {few} in the test fold: the intervals are rough and tend to be too narrow."
-    span = spans["knn_accuracy"]
-    if span and span[0] <= result["raw_pixel_knn"]:
-        yield "The k-NN accuracy does not clear the control: its interval reaches down to what raw pixels give."
+
+
+def _against_the_accuracy(result: Mapping[str, Any]) -> Iterator[str]:
+    span, value = result["intervals"]["knn_accuracy"], result["knn_accuracy"]
+    low = span[0] if span else value
+    for name, control in controls(result):
+        what = CONTROLS[name]
+        if low <= control:
+            reaches = "its interval reaches down to" if span else "it does not exceed"
+            yield f"The k-NN accuracy does not clear the control: {reaches} what {what} give ({control:.1%})."
+        elif value - control < _CLOSE:
+            points = 100 * (value - control)
+            yield (
+                f"The control is close: {what}, without learning, come within {points:.1f} points of the k-NN accuracy."
+            )
+    floor = max((control for _, control in controls(result)), default=0.0)
+    below = [one for name, one in _learnt(result).items() if name != "knn" and one["accuracy"] <= floor]
+    if below:
+        yield f"{len(below)} of {len(_learnt(result)) - 1} other classifiers do no better than the stronger control."
+
+
+def _learnt(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    return {name: one for name, one in (result.get("methods") or {}).items() if name not in CONTROLS}
+
+
+def _against_the_probabilities(result: Mapping[str, Any]) -> Iterator[str]:
+    found = result.get("calibration")
+    if found and found["expected_calibration_error"] >= POOR_CALIBRATION:
+        points = 100 * found["expected_calibration_error"]
+        excess = sum(one["count"] * (one["confidence"] - one["accuracy"]) for one in found["reliability"])
+        tone = "too sure" if excess > 0 else "too cautious"
+        yield (
+            f"Poor calibration: the stated probabilities are {points:.1f} points off the share of right answers on"
+            f" average, {tone} on the whole. Read them as an order, not as chances."
+        )
 
 
 def facts(result: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
@@ -58,6 +113,11 @@ def facts(result: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
         ("classes", f"{len(result['classes']):,}"),
         ("weights", f"step {result['checkpoint']['step']:,}, {result['chosen_by']}"),
     )
+
+
+def share_text(share: float | None) -> str:
+    """Return a share in percent; a dash where there is none."""
+    return NONE if share is None else f"{share:.1%}"
 
 
 def span_text(span: Sequence[float] | None) -> str:

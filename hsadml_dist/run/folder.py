@@ -95,6 +95,11 @@ class RunFolder:
         return self.path / "report.html"
 
     @property
+    def model_card(self) -> Path:
+        """What the weights are, what they are for, and how well they do."""
+        return self.path / "MODEL_CARD.md"
+
+    @property
     def attempts_root(self) -> Path:
         """Folder of attempts."""
         return self.path / "attempts"

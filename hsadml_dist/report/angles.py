@@ -1,0 +1,105 @@
+"""The section on angles: how far slices stand from their own centre and from the nearest other one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.ticker import MultipleLocator
+
+from hsadml_dist.report.drawing import COLOURS, GRID, WIDTH, Picture, framed, svg
+from hsadml_dist.report.page import Table
+from hsadml_dist.report.section import Section, degrees, left_out, shown
+from hsadml_dist.report.wording import NONE, counted
+
+
+def angles_section(result: Mapping[str, Any], dim: int | None) -> Section:
+    """Return the section on ``result["geometry"]``; ``dim``: components of the embeddings, where known."""
+    found, names = result["geometry"], result["classes"]
+    labels = shown([one["slices"] for one in found["per_class"]])
+    tables = [_classes_table(found, names, labels)]
+    if found["centre_angles"] is not None and len(names) > 1:
+        tables.append(_centres_table(found["centre_angles"], names, labels))
+    tables.append(_energy_table(found["energy"], len(names), dim))
+    text = (
+        "Angles between test slices and class centres, in the full space. The further the two heaps stand apart, the"
+        " clearer the classes; a slice that lies nearer to another centre than to its own is taken for that class."
+    )
+    if found["paired"] < result["slices"]:
+        text += f" Angles between slices are of {counted(found['paired'], 'slice')}, drawn by class."
+    text += left_out(len(names), len(labels))
+    return Section(title="Angles", text=text, picture=_drawn(found), tables=tables)
+
+
+def even_angle(classes: int) -> float:
+    """Return the degrees between centres that all stand equally far apart, as far as can be: a regular simplex."""
+    return math.degrees(math.acos(-1 / (classes - 1)))
+
+
+def _classes_table(found: Mapping[str, Any], names: Sequence[str], labels: Sequence[int]) -> Table:
+    def row(name: str, one: Mapping[str, Any]) -> list[str]:
+        measured = (one[key] for key in ("own_centre", "other_centre", "within", "between"))
+        return [name, f"{one['slices']:,}", *(degrees(angle) for angle in measured)]
+
+    rows = [row(names[label], found["per_class"][label]) for label in labels]
+    head = ("class", "slices", "own centre", "nearest other centre", "slices of the class", "slices of others")
+    overall = row("all", found["overall"])
+    return Table(caption="Mean angle of a test slice to ...", head=head, rows=[*rows, overall])
+
+
+def _centres_table(angle_CC: Sequence[Sequence[float]], names: Sequence[str], labels: Sequence[int]) -> Table:
+    rows = [
+        [names[row], *(NONE if row == column else degrees(angle_CC[row][column]) for column in labels)]
+        for row in labels
+    ]
+    return Table(
+        caption="Angles between class centres", head=("centre", *(names[label] for label in labels)), rows=rows
+    )
+
+
+def _energy_table(energy: Mapping[str, float] | None, classes: int, dim: int | None) -> Table:
+    # A regular simplex of C centres needs C - 1 dimensions.
+    is_even = dim is not None and 2 <= classes <= dim + 1
+    far = math.radians(even_angle(classes)) if is_even else math.nan
+    even = {"s0": -math.log(far), "s1": 1 / far, "s2": 1 / far**2} if is_even else {}
+    terms = {"s0": "logarithm of 1 / angle", "s1": "1 / angle", "s2": "1 / angle squared"}
+    rows = [
+        [
+            f"energy {name}",
+            NONE if energy is None else f"{energy[name]:.3f}",
+            f"{even[name]:.3f}" if is_even else NONE,
+            f"{term}, mean over pairs of centres",
+        ]
+        for name, term in terms.items()
+    ]
+    apart = f" ({even_angle(classes):.1f}° apart)" if is_even else ""
+    head = ("what", "here", f"evenly spread centres{apart}", "meaning")
+    return Table(
+        caption="Hyperspherical energy of the centres, angles in radians: less is more even", head=head, rows=rows
+    )
+
+
+def _drawn(found: Mapping[str, Any]) -> Picture:
+    bars = found["histogram"]
+    own, other = bars["own_centre"], bars["other_centre"]
+    width = bars["bin_degrees"]
+    figure, axes = framed(WIDTH, 3.0)
+    edges = [width * place for place in range(len(own) + 1)]
+    axes.stairs(own, edges, fill=True, color=COLOURS[0], alpha=0.75, label="to the own class's centre")
+    if any(other):
+        axes.stairs(
+            other, edges, color=COLOURS[1], linewidth=2, linestyle=(0, (5, 1.5)), label="to the nearest other centre"
+        )
+    filled = [place for place, (one, two) in enumerate(zip(own, other, strict=True)) if one or two]
+    last = edges[filled[-1] + 1] if filled else 180
+    axes.set_xlim(0, min(180, 15 * math.ceil((last + 5) / 15)))
+    axes.xaxis.set_major_locator(MultipleLocator(15))
+    axes.xaxis.set_major_formatter("{x:.0f}°")
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.set_ylabel("slices")
+    axes.set_xlabel("angle")
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=10)
+    mean_own, mean_other = (degrees(found["overall"][key]) for key in ("own_centre", "other_centre"))
+    words = f"mean {mean_own} to the own centre, {mean_other} to the nearest other"
+    return svg(figure, f"Two histograms of angles between slices and class centres: {words}.")

@@ -1,0 +1,117 @@
+"""Single slices beside their nearest training slices: what the network takes for alike, seen."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from hsadml_dist.report.drawing import Picture
+from hsadml_dist.report.page import Table
+from hsadml_dist.report.wording import NONE
+
+SIDE = 128
+"""Pixels of a picture's longer side."""
+MOST_CASES = 10
+MOST_NEIGHBOURS = 3
+"""Together they keep a page under 2 MB even where no picture can be compressed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shot:
+    """One slice and what is said of it.
+
+    Attributes:
+        image_HW: Grey values of any number type; they are stretched between their 0.5th and 99.5th percentile.
+        caption: For instance class and cosine.
+        is_alike: Whether it is of the query's class; None: not marked (the query itself).
+    """
+
+    image_HW: np.ndarray
+    caption: str
+    is_alike: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A test slice and its nearest training slices.
+
+    Attributes:
+        title: What it is an example of.
+        query: The test slice.
+        neighbours: The nearest training slices, nearest first; those beyond the third are not shown.
+        is_right: Whether the nearest one is of the query's class.
+    """
+
+    title: str
+    query: Shot
+    neighbours: Sequence[Shot]
+    is_right: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownShot:
+    """A shot as the page holds it; ``mark`` is ``same``, ``other`` or nothing."""
+
+    picture: Picture
+    caption: str
+    mark: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownCase:
+    """A case as the page holds it: its verdict in a word, the query first among its shots."""
+
+    number: int
+    title: str
+    verdict: str
+    shots: Sequence[ShownShot]
+
+
+def shown_cases(cases: Sequence[Case]) -> list[ShownCase]:
+    """Return the first :data:`MOST_CASES` cases with their pictures."""
+    return [_shown_case(number, case) for number, case in enumerate(cases[:MOST_CASES], start=1)]
+
+
+def cases_table(cases: Sequence[ShownCase]) -> Table:
+    """Return what is written under the pictures, a row a case."""
+    columns = max((len(case.shots) for case in cases), default=1)
+    rows = []
+    for case in cases:
+        captions = [shot.caption for shot in case.shots] + [NONE] * (columns - len(case.shots))
+        rows.append([str(case.number), case.verdict, *captions])
+    neighbours = [f"neighbour {place}" for place in range(1, columns)]
+    head = ("case", "nearest class is", "query", *neighbours)
+    return Table(caption="The cases above in words", head=head, rows=rows)
+
+
+def thumbnail_uri(image_HW: np.ndarray) -> str:
+    """Return a grey picture of at most :data:`SIDE` pixels a side as a PNG data URI; an empty one is black."""
+    grey = np.nan_to_num(np.asarray(image_HW, dtype=np.float64))
+    low, high = np.percentile(grey, [0.5, 99.5]) if grey.size else (0.0, 0.0)
+    stretched = np.clip((grey - low) * (255 / (high - low) if high > low else 0), 0, 255).astype(np.uint8)
+    image = Image.fromarray(stretched if grey.size else np.zeros((1, 1), np.uint8))
+    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    image.save(file, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _shown_case(number: int, case: Case) -> ShownCase:
+    query = _shown_shot(case.query, f"Case {number}, query: {case.query.caption}")
+    others = [
+        _shown_shot(shot, f"Case {number}, training slice {place} by nearness: {shot.caption}")
+        for place, shot in enumerate(case.neighbours[:MOST_NEIGHBOURS], start=1)
+    ]
+    verdict = "right" if case.is_right else "wrong"
+    return ShownCase(number=number, title=case.title, verdict=verdict, shots=[query, *others])
+
+
+def _shown_shot(shot: Shot, alt: str) -> ShownShot:
+    mark = {True: "same", False: "other", None: ""}[shot.is_alike]
+    words = f"{alt}; {mark} class" if mark else alt
+    return ShownShot(picture=Picture(uri=thumbnail_uri(shot.image_HW), alt=words), caption=shot.caption, mark=mark)
