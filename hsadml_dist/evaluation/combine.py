@@ -18,8 +18,9 @@ import numpy as np
 from hsadml_dist.errors import DataError
 from hsadml_dist.evaluation.paired import Outcomes, Paired, compare
 from hsadml_dist.evaluation.pooled import Judged, Pool, Slices, gathered, pool, shared
-from hsadml_dist.evaluation.predictions import HEAD, KNN, RAW_PIXELS
+from hsadml_dist.evaluation.predictions import HEAD, KNN, RAW_PIXELS, Predictions
 from hsadml_dist.evaluation.result import INTERVAL_SEED
+from hsadml_dist.evaluation.scores import LEVEL
 
 SCHEMA_VERSION = 1
 COMBINED_NAME = "combined.json"
@@ -91,6 +92,7 @@ class Combined:
     Attributes:
         classes: Class names in the order of their labels.
         model: Name of the backbone of all runs.
+        level: Share of the bootstrap distribution inside each interval.
         resamples: Number of bootstrap samples of each interval.
         pools: One a split unit, data digest and loss; the strictest split first, the baseline last.
         comparisons: Of losses, against the control, and of splits.
@@ -102,6 +104,7 @@ class Combined:
 
     classes: tuple[str, ...]
     model: str
+    level: float
     resamples: int
     pools: tuple[Pool, ...]
     comparisons: tuple[Comparison, ...]
@@ -141,6 +144,7 @@ def combine(runs: Sequence[Judged], *, resamples: int) -> Combined:
     return Combined(
         classes=runs[0].predictions.classes,
         model=runs[0].result["model"],
+        level=LEVEL,
         resamples=resamples,
         pools=pools,
         comparisons=_adjusted(list(_comparisons(slices, resamples))),
@@ -153,7 +157,8 @@ def combine(runs: Sequence[Judged], *, resamples: int) -> Combined:
 def check(runs: Sequence[Judged]) -> None:
     """See :func:`combine`."""
     for run in runs:
-        _check_verdict(run)
+        if not agree(run.result, run.predictions):
+            raise DataError(f"{run.name}: result.json and predictions.json are of two verdicts; judge the run anew")
         _check_same(runs[0], run, "classes", *(_listed(one.predictions.classes) for one in (runs[0], run)))
         _check_same(runs[0], run, "model", runs[0].result["model"], run.result["model"])
     _check_once(runs)
@@ -174,14 +179,10 @@ def differing(runs: Sequence[Judged]) -> dict[str, dict[str, tuple[str, ...]]]:
     return found
 
 
-def _check_verdict(run: Judged) -> None:
-    """Both files are written one after the other; a crash in between leaves two that do not belong together."""
-    said, result = run.predictions, run.result
+def agree(result: Mapping[str, Any], said: Predictions) -> bool:
+    """Return whether two files are of one verdict: they are written in turn, and a crash may come in between."""
     mine = (len(said), float(np.mean(said.correct(KNN))), list(said.classes))
-    if mine != (result["slices"], result["knn_accuracy"], list(result["classes"])):
-        raise DataError(
-            f"{run.name}: result.json and predictions.json are of two verdicts; hsadml evaluate {run.name} writes both"
-        )
+    return mine == (result["slices"], result["knn_accuracy"], list(result["classes"]))
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,11 +20,15 @@ FIGURES = (
     ("raw pixels (control)", "raw_pixel_knn"),
 )
 
+COMBINED = Path("combined")
+"""Where a comparison goes by default."""
+
 
 def evaluate(
     *runs: Path,
     shards: Path | None = None,
     fold: int | None = None,
+    combine: Annotated[list[Path] | None, Parameter(consume_multiple=True)] = None,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
 ) -> None:
     """Judge runs by nearest neighbours on the fold that training never read; writes result.json and report.html.
@@ -33,8 +37,14 @@ def evaluate(
         runs: Run folders.
         shards: The shards, where they are not where they were in training.
         fold: Another fold to judge on; by default the run's own. Training has read the others.
-        as_json: Print result.json; for several runs a list of them.
+        combine: Compare the runs too: folds and seeds pooled by person, losses and splits side by side. Writes
+            combined.json and combined.html into this folder (by default "combined"); runs that have a verdict on
+            their newest checkpoint are not judged again.
+        as_json: Print result.json, for several runs a list of them; with --combine combined.json.
     """
+    if combine is not None:
+        # One parameter takes all paths that follow it: the first is the folder, the rest are runs.
+        return _compare([*runs, *combine[1:]], combine[0] if combine else COMBINED, as_json, (shards, fold))
     if not runs:
         raise UsageError("evaluate: name at least one run folder")
     folders = [existing_run(run) for run in runs]
@@ -47,6 +57,55 @@ def evaluate(
             print(as_text(run, results[-1]))
     if as_json:
         print(json.dumps(results[0] if len(results) == 1 else results, indent=2))
+    return None
+
+
+def _compare(runs: Sequence[Path], folder: Path, as_json: bool, unfit: tuple[Path | None, int | None]) -> None:
+    """Judge what is not judged, then compare; everything that can be wrong with the words is found before."""
+    if any(value is not None for value in unfit):
+        raise UsageError(
+            "evaluate --combine: each run is judged on its own fold and shards; leave out --fold, --shards"
+        )
+    if RunFolder(folder).config.exists() or folder.is_file():
+        what = "a file" if folder.is_file() else "a run folder"
+        raise UsageError(f"evaluate --combine {folder}: is {what}; name the folder to write to, then the runs")
+    if not runs:
+        raise UsageError("evaluate --combine: name at least one run folder")
+    folders = [existing_run(run) for run in runs]
+    from hsadml_dist.launch.judging import combined, judged, short_names
+
+    verdicts = []
+    for run, name in zip(folders, short_names(folders), strict=True):
+        verdicts.append(judged(run, name))
+        if not as_json:
+            print(as_line(verdicts[-1].name, verdicts[-1].result), flush=True)
+    found = combined(verdicts, folders, folder)
+    print(json.dumps(found, indent=2) if as_json else as_table(found, folder))
+
+
+def as_line(name: str, result: Mapping[str, Any]) -> str:
+    """Return a verdict as one line of many."""
+    setting = f"{result['loss']}, seed {result['seed']}, split by {result['split_unit']}, fold {result['fold']}"
+    return f"{name}: {setting}: {result['knn_accuracy']:.2%} of {result['slices']} slices"
+
+
+def as_table(combined: Mapping[str, Any], folder: Path) -> str:
+    """Return a comparison as a short table, the same sentences as its page begins with, and where the rest is."""
+    from hsadml_dist.report.combined_wording import headline, loss_title, remarks, shards_title
+
+    lines = [f"{'split by':<20}{'loss':<12}{'nearest neighbour':<28}{'raw pixels':>10}{'folds':>8}{'persons':>9}"]
+    for pool in combined["pools"]:
+        knn, raw = pool["methods"]["knn"], pool["methods"].get("raw_pixels")
+        lines.append(
+            f"{shards_title(combined, pool):<20}{loss_title(pool['loss']):<12}"
+            f"{knn['accuracy']:7.2%}{_interval(knn['interval']):<21}"
+            f"{'-' if raw is None else format(raw['accuracy'], '.2%'):>10}"
+            f"{len(pool['folds'])} of {len(pool['expected_folds'])}".rjust(8)
+            + f"{'-' if pool['persons'] is None else pool['persons']:>9}"
+        )
+    lines += [sentence.replace("\N{NO-BREAK SPACE}", " ") for sentence in headline(combined)]
+    lines += [f"  note: {remark}" for remark in remarks(combined)]
+    return "\n".join([*lines, f"report: {folder / 'combined.html'}"])
 
 
 def as_text(run: Path, result: Mapping[str, Any]) -> str:

@@ -214,7 +214,7 @@ def renamed(run: Judged) -> Judged:
             lambda run: changed(run, knn_accuracy=0.5),
             "softmax/fold-0: result.json and predictions.json are of two",
         ),
-        (lambda run: changed(run, slices=3), "hsadml evaluate slice/softmax/fold-0"),
+        (lambda run: changed(run, slices=3), "two verdicts; judge the run anew"),
         (lambda run: changed(run, model="vit"), "model vit, person/softmax/fold-0 has resnet_gn_small"),
         (renamed, "classes a, b, c, person/softmax/fold-0 has glioma, meningioma, pituitary"),
         (relabelled, "has two classes: not the same data"),

@@ -1,0 +1,101 @@
+"""Runs with their verdicts, judged anew where theirs is missing or old; several of them as one comparison."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hsadml_dist.checkpoint.layout import committed, lineage, parents
+from hsadml_dist.config.io import load_recipe
+from hsadml_dist.data.index import load_index
+from hsadml_dist.errors import DataError
+from hsadml_dist.evaluation import predictions
+from hsadml_dist.evaluation.combine import COMBINED_NAME, agree, combine
+from hsadml_dist.evaluation.pooled import Judged
+from hsadml_dist.evaluation.predictions import Predictions
+from hsadml_dist.evaluation.result import SCHEMA_VERSION
+from hsadml_dist.evaluation.verdict import evaluate_run
+from hsadml_dist.report.combined import write_combined
+from hsadml_dist.run.folder import RunFolder, replace_text
+
+Verdict = tuple[Mapping[str, Any], Predictions]
+
+
+def combined(runs: Sequence[Judged], paths: Sequence[Path], folder: Path) -> dict[str, Any]:
+    """Compare runs, write ``combined.json`` and ``combined.html`` into a folder; returns the first as a dictionary.
+
+    Args:
+        runs: At least one.
+        paths: Their run folders; the most resamples that any of them asks for are drawn.
+        folder: Where to; made where it is missing.
+
+    Raises:
+        DataError: Runs that do not fit together.
+    """
+    resamples = max(load_recipe(RunFolder(path).config).recipe.evaluation.resamples for path in paths)
+    found = combine(runs, resamples=resamples)
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_text(folder / COMBINED_NAME, found.to_json())
+    write_combined(folder, found.to_dict())
+    return found.to_dict()
+
+
+def judged(run: Path, name: str) -> Judged:
+    """Return a run with its verdict.
+
+    The verdict in the run folder serves if it is whole and names the newest checkpoint; otherwise the run is judged.
+
+    Args:
+        run: The run folder.
+        name: What messages and the page call it.
+
+    Raises:
+        CheckpointError: No checkpoint verifies.
+        DataError: Shards that cannot be read, or that are not those it was trained on.
+    """
+    recipe = load_recipe(RunFolder(run).config).recipe
+    verdict = stored(run)
+    if verdict is None or not _is_of_newest(run, verdict):
+        result = evaluate_run(run)
+        verdict = stored(run)
+        if verdict is None or verdict[0] != result:
+            where = f"{run}: {recipe.data.shards} no longer holds the samples that it was trained on"
+            raise DataError(f"{where}: its verdict would be on other data than its own")
+    folds = _folds(Path(recipe.data.shards), verdict[0]["data_digest"])
+    return Judged(name=name, result=verdict[0], predictions=verdict[1], folds=folds, settings=recipe.identity())
+
+
+def stored(run: Path) -> Verdict | None:
+    """Return the verdict that lies in a run folder; None where it is missing, damaged or of another version."""
+    folder = RunFolder(run)
+    try:
+        result = json.loads(folder.result.read_bytes())
+        said = predictions.read(folder.predictions)
+        known = result["schema_version"] == SCHEMA_VERSION
+    except (OSError, ValueError, LookupError, TypeError, DataError):
+        return None
+    return (result, said) if known and agree(result, said) else None
+
+
+def short_names(runs: Sequence[Path]) -> list[str]:
+    """Return the runs' paths below the folder that they share: what a page may show of them."""
+    whole = [os.path.abspath(run) for run in runs]
+    top = os.path.commonpath([os.path.dirname(path) for path in whole])
+    return [os.path.relpath(path, top) for path in whole]
+
+
+def _is_of_newest(run: Path, verdict: Verdict) -> bool:
+    line = lineage(committed(RunFolder(run)), parents(RunFolder(run)))
+    return bool(line) and verdict[0]["checkpoint"]["name"] == str(line[0])
+
+
+def _folds(shards: Path, digest: str) -> tuple[int, ...]:
+    """Return all folds of a run's shards; none where they were moved or built anew: its verdict stands without them."""
+    try:
+        index = load_index(shards)
+    except DataError:
+        return ()
+    return index.fold_numbers if index.digest == digest else ()
