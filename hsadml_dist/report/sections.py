@@ -15,7 +15,7 @@ from hsadml_dist.report.page import Table
 from hsadml_dist.report.section import Section, degrees, left_out, shown
 from hsadml_dist.report.sphere import SphereView
 from hsadml_dist.report.votes import votes_section
-from hsadml_dist.report.wording import CONTROL_KEYS, NONE, counted, level_text, span_text
+from hsadml_dist.report.wording import CONTROL_KEYS, NONE, controls, counted, level_text, span_text
 
 FIGURES = {
     "knn_accuracy": "k-NN accuracy (k = 1)",
@@ -72,7 +72,7 @@ def _figures_section(result: Mapping[str, Any]) -> Section:
         if result.get(key) is not None
     ]
     unit = spans["interval_unit"]
-    lines = "Broken lines are the controls" if "low_level_knn" in result else "The broken line is the control"
+    lines = "Broken lines are the controls" if len(controls(result)) > 1 else "The broken line is the control"
     text = (
         f"{level_text(spans)} intervals: percentile bootstrap of {spans['resamples']:,} samples over"
         f" {counted(spans['units'], unit)}{', each drawn with all its slices' * (unit != 'slice')}. They cover the"
@@ -139,8 +139,8 @@ def _cases_section(cases: Sequence[Case]) -> Section:
     wrong = sum(case.verdict == "wrong" for case in pictured)
     text = (
         f"{counted(len(pictured), 'test slice')}, {wrong} of them wrong, each with the training slices that lie nearest"
-        " by cosine, nearest first. They are examples and no fair sample: errors are shown out of proportion. Grey values"
-        " are stretched picture by picture."
+        " by cosine, nearest first. They are examples and no fair sample: errors are shown out of proportion. Grey"
+        " values are stretched picture by picture."
     )
     if len(cases) > len(pictured):
         text += f" Shown are the first {MOST_CASES} of {len(cases)}."

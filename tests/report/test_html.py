@@ -4,83 +4,28 @@ from __future__ import annotations
 
 import base64
 import copy
+import io
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import numpy as np
 import pytest
+from PIL import Image
 
 from hsadml_dist.report.html import render, write_report
-from hsadml_dist.report.sphere import SphereView, view
-from hsadml_dist.report.wording import headline, remarks
+from tests.report.made_up import (
+    VERSIONS,
+    Page,
+    cases_of,
+    full_result_of,
+    metrics_of,
+    result_of,
+    sphere_of,
+)
 
 LIMIT = 2_000_000
-
-
-def result_of(classes: int = 3) -> dict[str, Any]:
-    return {
-        "split_unit": "person",
-        "classes": [f"<class {label}>" for label in range(classes)],
-        "fold": 2,
-        "checkpoint": {"name": "step-00000600.attempt-0001", "step": 600, "attempt": 1},
-        "chosen_by": "last step",
-        "seed": 0,
-        "loss": "sphereface",
-        "model": "resnet_gn_small",
-        "world_size": 2,
-        "data_digest": "ab" * 32,
-        "persons": 40,
-        "slices": 10 * classes,
-        "reference_slices": 1633,
-        "shared_persons": 0,
-        "knn_accuracy": 0.8125,
-        "balanced_accuracy": 0.7975,
-        "head_accuracy": 0.8241,
-        "raw_pixel_knn": 0.6882,
-        "intervals": {
-            "knn_accuracy": [0.7311, 0.8833],
-            "balanced_accuracy": [0.7012, 0.8714],
-            "head_accuracy": [0.7402, 0.8912],
-            "raw_pixel_knn": None,
-            "interval_unit": "person",
-            "units": 40,
-            "level": 0.95,
-            "resamples": 2000,
-        },
-        "confusion": (8 * np.eye(classes, dtype=int) + 2 * np.eye(classes, k=1, dtype=int)).tolist(),
-        "schema_version": 1,
-    }
-
-
-def sphere_of(classes: int = 3, slices: int = 60) -> SphereView:
-    generator = np.random.default_rng(0)
-    return view(generator.normal(size=(slices, 8)), np.arange(slices) % classes, generator.normal(size=(classes, 8)))
-
-
-def metrics_of(steps: int = 300) -> list[dict[str, Any]]:
-    return [{"step": step, "attempt": 1 + (step > 100), "loss": 9 / step, "lr": 1e-3} for step in range(1, steps + 1)]
-
-
-class Page(HTMLParser):
-    """Collects what the tests ask for."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
+OPTIONAL = ("low_level_knn", "methods", "person_vote", "calibration", "geometry", "recipe")
 
 
 @pytest.fixture(scope="module")
@@ -88,60 +33,154 @@ def text() -> str:
     return render("ce_mri <b>", result_of(), metrics_of(), sphere_of())
 
 
-def test_nothing_is_fetched_and_nothing_runs(text: str) -> None:
-    page = Page(text)
-    assert not page.all("script") + page.all("link") + page.all("iframe")
+@pytest.fixture(scope="module")
+def full() -> str:
+    return render("ce_mri <b>", full_result_of(), metrics_of(), sphere_of(), cases_of(), VERSIONS)
+
+
+def test_nothing_is_fetched_and_nothing_runs(full: str) -> None:
+    page = Page(full)
+    assert not page.all("script") + page.all("link") + page.all("iframe") + page.all("a")
     for _, attributes in page.tags:
         for name, value in attributes.items():
             assert not name.startswith("on")
-            assert name not in ("src", "href") or (value or "").startswith("data:image/svg+xml;base64,")
-    assert not re.search(r"url\(|@import|https?://", text)
+            assert name not in ("src", "href", "xlink:href") or (value or "").startswith("data:image/")
+    assert not re.search(r"url\(|@import|https?://", full)
 
 
-def test_each_picture_is_whole_and_stands_beside_words_and_a_table(text: str) -> None:
-    page = Page(text)
-    pictures = page.all("img")
-    assert len(pictures) == 4
+def test_each_picture_is_whole_and_has_words(full: str) -> None:
+    pictures = Page(full).all("img")
+    assert len({picture["alt"] for picture in pictures}) == len(pictures) == 8 + 3 * 4
     for picture in pictures:
+        kind, _, content = (picture["src"] or "").partition(",")
+        whole = base64.b64decode(content, validate=True)
+        if kind == "data:image/png;base64":
+            image = Image.open(io.BytesIO(whole))
+            assert (image.mode, image.size) == ("L", (128, 128))
+            continue
         assert len(picture["alt"] or "") > 40
-        drawing = ElementTree.fromstring(base64.b64decode((picture["src"] or "").split(",")[1]))
+        drawing = ElementTree.fromstring(whole)
         assert drawing.tag.endswith("svg")
         links = [href for element in drawing.iter() for name, href in element.items() if name.endswith("href")]
         assert all(link.startswith(("#", "data:")) for link in links)
-    order = [tag for tag, _ in page.tags if tag in ("img", "table")]
-    assert order == ["img", "table"] * 4 + ["table"]
-    assert len(page.all("caption")) == 5
 
 
-def test_the_figures_their_intervals_and_the_notice_are_in_the_text(text: str) -> None:
-    words = " ".join(" ".join(Page(text).words).split())
+def test_each_section_has_its_picture_and_a_table(full: str) -> None:
+    kinds = [tag for tag, _ in Page(full).tags if tag in ("h2", "img", "table")]
+    parts = " ".join(kinds).split("h2")[1:]
+    assert len(parts) == 11
+    for part in parts[:-2]:
+        assert part.split()[0] == "img" and part.split()[-1] == "table"
+    # Checklist and provenance are tables alone.
+    assert parts[-2].split() == ["table"] * 8
+    assert parts[-1].split() == ["table"]
+    assert len(Page(full).all("caption")) == kinds.count("table")
+
+
+def test_an_old_verdict_still_has_its_page(text: str) -> None:
+    assert len(Page(text).all("img")) == 4
+    words = Page(text).prose
     for part in ("81.2%", "73.1% to 88.3%", "79.8%", "82.4%", "68.8%", "Research use only", "Not a medical device"):
         assert part in words
     assert "Folds are split by person" in words
     assert "300 steps in 2 attempts" in words
+    assert "low-level" not in words and "Calibration" not in words
 
 
-def test_names_from_outside_are_escaped(text: str) -> None:
-    assert "<b>" not in text
-    assert "<class" not in text
-    assert "Verdict on ce_mri &lt;b&gt;" in text
+def test_all_numbers_stand_in_the_text(full: str) -> None:
+    words = Page(full).prose
+    for part in (
+        "low-level features 65.2%",
+        "55.1% to 72.3%",
+        "support vector machine 84.0% 70.0% to 95.0% 83.0%",
+        "new method 78.0%",
+        "right 35",
+        "undecided 2",
+        "wrong 3",
+        "40% to 60% 10 55.0% 60.0% +5.0 points",
+        "80% to 100% 20 93.0% 90.0% -3.0 points",
+        "expected calibration error 0.037",
+        "Brier score 0.123",
+        "negative log-likelihood 0.432",
+        "<class 1> 10 31.3° 84.5° 40.2° -",
+        "all 30 31.3° 84.5° 40.2° 86.3°",
+        "118.5°",
+        "energy s1 0.483 0.477",
+        "loss.margin 4",
+        "torch 2.13.0",
+    ):
+        assert part in words, part
 
 
-def test_the_same_numbers_give_the_same_page(text: str) -> None:
-    assert render("ce_mri <b>", result_of(), metrics_of(), sphere_of()) == text
+def test_the_controls_come_last_among_the_methods(full: str) -> None:
+    words = Page(full).prose
+    rows = words[words.index("Every method") :]
+    places = [rows.index(name) for name in ("naive Bayes", "new method", "raw pixels (control)", "low-level features")]
+    assert places == sorted(places)
+
+
+def test_right_and_wrong_are_told_by_word_and_shape(full: str) -> None:
+    page = Page(full)
+    for number, verdict in ((1, "wrong"), (2, "right"), (3, "wrong")):
+        assert f"Case {number}: {verdict}." in page.prose
+    shapes = [str(attributes["class"]) for attributes in page.all("svg")]
+    # A mark for each case and for each of its three neighbours.
+    assert len(shapes) == 3 * (1 + 3)
+    for shape, word in (("mark", "same class"), ("mark cross", "other class")):
+        cases = 1 if shape == "mark" else 2
+        assert shapes.count(shape) == cases + full.count(f"<b>{word}</b>")
+
+
+def test_names_from_outside_are_escaped(full: str) -> None:
+    for raw in ("<b>.", "ce_mri <b>", "<class", "<glioma", "<query", "<adamw"):
+        assert raw not in full.replace("<b>query</b>", "")
+    for escaped in ("Verdict on ce_mri &lt;b&gt;", "&lt;class 0&gt;", "&lt;glioma 1&gt;", "&lt;query&gt;", "&lt;adamw"):
+        assert escaped in full
+
+
+def test_the_same_numbers_give_the_same_page(full: str) -> None:
+    assert render("ce_mri <b>", full_result_of(), metrics_of(), sphere_of(), cases_of(), VERSIONS) == full
 
 
 def test_a_large_verdict_stays_under_the_limit_and_says_what_it_leaves_out() -> None:
-    many = render("many", result_of(400), metrics_of(200_000), sphere_of(400, 40_000))
+    many = render("many", full_result_of(300), metrics_of(100_000), sphere_of(300, 30_000), cases_of(12, 300))
     assert len(many.encode()) < LIMIT
-    assert "the 12 classes with most test slices of 400" in many
+    page = Page(many)
+    assert "the 12 classes with most test slices of 300" in page.prose
+    assert "the first 10 of 12" in page.prose
 
 
-def test_without_metrics_and_sphere_their_sections_are_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("classes", [1, 2])
+def test_few_classes_are_no_error(classes: int) -> None:
+    result = full_result_of(classes)
+    if classes == 1:
+        result["geometry"]["energy"] = None
+        result["geometry"]["histogram"]["other_centre"] = [0] * 90
+    page = Page(render("few", result, [], sphere_of(classes, dim=3), cases_of(1)))
+    assert "Embeddings have 3 components" in page.prose
+    assert ("evenly spread centres (180.0° apart)" in page.prose) == (classes == 2)
+
+
+@pytest.mark.parametrize("part", OPTIONAL)
+def test_each_optional_part_may_be_missing(part: str, full: str) -> None:
+    without = {name: value for name, value in full_result_of().items() if name != part}
+    page = Page(render("ce_mri <b>", without, metrics_of(), sphere_of(), cases_of(), VERSIONS))
+    assert len(page.prose) < len(Page(full).prose)
+    assert len(page.all("img")) == len(Page(full).all("img")) - (part not in ("low_level_knn", "recipe"))
+
+
+def test_a_part_that_is_none_is_missing(text: str) -> None:
+    nothing = dict.fromkeys(OPTIONAL)
+    assert render("ce_mri <b>", result_of() | nothing, metrics_of(), sphere_of()) == text
+
+
+def test_page_and_card_are_written_into_the_run(tmp_path: Path) -> None:
     path = write_report(tmp_path, result_of(), [], None)
     assert path == tmp_path / "report.html"
     assert len(Page(path.read_text()).all("img")) == 2
-    assert str(tmp_path.parent) not in path.read_text()
+    card = (tmp_path / "MODEL_CARD.md").read_text()
+    assert card.startswith("# Model card")
+    assert str(tmp_path.parent) not in path.read_text() + card
 
 
 def test_a_table_of_too_many_classes_is_no_section() -> None:
@@ -149,31 +188,15 @@ def test_a_table_of_too_many_classes_is_no_section() -> None:
     assert len(page.all("img")) == 1
 
 
-def test_one_sentence_says_it_all() -> None:
-    assert headline(result_of()) == (
-        "81.2% of 30 unseen slices of 40 persons have their nearest neighbour, among 1,633 training slices, in the"
-        " right class (95% interval by person: 73.1% to 88.3%). Raw pixels alone reach 68.8%. Folds are split by"
-        " person."
-    )
-
-
-def test_nothing_is_held_against_a_sound_verdict() -> None:
-    assert list(remarks(result_of())) == []
-
-
 @pytest.mark.parametrize(
     ("where", "key", "value", "words"),
     [
         ("", "split_unit", "slice", "slices of one person may stand in training and test"),
-        ("", "shared_persons", 1, "1 person of the test fold also occur"),
-        ("", "persons", None, "name no persons"),
-        ("intervals", "interval_unit", "exam", "drawn by exam, not by person"),
         ("intervals", "units", 6, "Only 6 persons in the test fold"),
-        ("intervals", "knn_accuracy", [0.68, 0.9], "does not clear the control"),
     ],
 )
-def test_what_stands_against_a_verdict_is_said(where: str, key: str, value: object, words: str) -> None:
-    result = copy.deepcopy(result_of())
+def test_what_stands_against_a_verdict_comes_first(where: str, key: str, value: object, words: str) -> None:
+    result: dict[str, Any] = copy.deepcopy(result_of())
     (result[where] if where else result)[key] = value
-    assert [remark for remark in remarks(result) if words in remark]
-    assert words in render("run", result, [], None)
+    page = Page(render("run", result, [], None)).prose
+    assert words in page[: page.index("Figures of merit")]
