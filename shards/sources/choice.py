@@ -74,10 +74,11 @@ def _folders(given: str, options: SourceOptions, seed: int, size: int) -> Source
 
 
 def _phantom(given: str, options: SourceOptions, seed: int, size: int) -> Source:
-    from hsadml_dist.shards.sources.phantom import PhantomSource
+    from hsadml_dist.shards.sources.phantom.source import PhantomSource, require_anatomy
 
     if not (given.isascii() and given.isdigit()):
         raise UsageError(f"INPUT {given!r}: for SOURCE phantom a number of patients, 1 or more")
+    require_anatomy()
     return PhantomSource(patients=int(given), seed=seed, size=size)
 
 

@@ -44,3 +44,9 @@ def test_options_reach_their_source():
 def test_what_does_not_fit_is_refused(name, options, text):
     with pytest.raises(UsageError, match=text):
         choose(name, **options)
+
+
+def test_generated_patients_without_their_anatomy_are_refused_at_once(monkeypatch):
+    monkeypatch.setattr("hsadml_dist.shards.sources.phantom.source.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"needs nilearn.*pip install"):
+        choose("phantom", "7")

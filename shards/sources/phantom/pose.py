@@ -12,8 +12,8 @@ from functools import lru_cache
 import numpy as np
 
 from hsadml_dist.shards.record import PLANES
-from hsadml_dist.shards.sources.phantom_person import Person, Stream
-from hsadml_dist.shards.sources.phantom_scan import SITES
+from hsadml_dist.shards.sources.phantom.person import Person, Stream
+from hsadml_dist.shards.sources.phantom.scan import SITES
 
 WAVES = 9
 WAVE_MM = 1.6

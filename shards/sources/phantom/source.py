@@ -12,12 +12,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import ClassVar
 
 from hsadml_dist.errors import UsageError
 from hsadml_dist.shards.record import Listing, Pixels, Record
 
 MOST_PATIENTS = 1_000_000
+NEEDS_NILEARN = 'SOURCE phantom: needs nilearn, which carries the anatomy: pip install "hsadml-dist[demo]"'
+
+
+def require_anatomy() -> None:
+    """Refuse to begin where drawing would fail.
+
+    Raises:
+        UsageError: nilearn is not installed.
+    """
+    if find_spec("nilearn") is None:
+        raise UsageError(NEEDS_NILEARN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +57,8 @@ class PhantomSource:
         Raises:
             UsageError: nilearn, which carries the anatomy, is not installed.
         """
-        from hsadml_dist.shards.sources.phantom_drawing import draw
-        from hsadml_dist.shards.sources.phantom_person import make_person
+        from hsadml_dist.shards.sources.phantom.drawing import draw
+        from hsadml_dist.shards.sources.phantom.person import make_person
 
         patient, number = (int(part) for part in record.handle)
         return draw(make_person(self.seed, patient), number, self.size)
@@ -56,8 +68,8 @@ class PhantomSource:
         return f"phantom 2 {self.patients} {self.seed} {self.size}"
 
     def _of_patient(self, patient: int) -> Iterator[Record]:
-        from hsadml_dist.shards.sources.phantom_person import make_person
-        from hsadml_dist.shards.sources.phantom_scan import SITES
+        from hsadml_dist.shards.sources.phantom.person import make_person
+        from hsadml_dist.shards.sources.phantom.scan import SITES
 
         person = make_person(self.seed, patient)
         step = SITES[person.site].field_of_view_mm / self.size

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from hsadml_dist.shards.sources.phantom_face import AIR, CORD, CORTEX, EYE, FAT, MARROW, MUSCLE, paint_soft_tissue
-from hsadml_dist.shards.sources.phantom_volume import Volume
+from hsadml_dist.shards.sources.phantom.face import AIR, CORD, CORTEX, EYE, FAT, MARROW, MUSCLE, paint_soft_tissue
+from hsadml_dist.shards.sources.phantom.volume import Volume
 
 
 @pytest.fixture(scope="module")

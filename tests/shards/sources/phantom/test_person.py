@@ -4,8 +4,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from hsadml_dist.shards.sources.phantom_person import CLASSES, PLANES_A_PERSON, Stream, make_person, stream
-from hsadml_dist.shards.sources.phantom_scan import SITES
+from hsadml_dist.shards.sources.phantom.person import CLASSES, PLANES_A_PERSON, Stream, make_person, stream
+from hsadml_dist.shards.sources.phantom.scan import SITES
 
 
 @pytest.fixture(scope="module")

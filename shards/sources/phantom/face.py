@@ -1,4 +1,4 @@
-"""What lies outside the skull, as a cartoon: face, sinuses, eyes, jaw, neck. Places as in ``phantom_volume``.
+"""What lies outside the skull, as a cartoon: face, sinuses, eyes, jaw, neck. Places as in :mod:`.volume`.
 
 None of it is measured; ellipsoids stand where an adult head has the part, so that a slice looks like one of a head.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hsadml_dist.shards.sources.phantom_volume import Volume, ellipsoid_distance
+from hsadml_dist.shards.sources.phantom.volume import Volume, ellipsoid_distance
 
 Triple = tuple[float, float, float]
 

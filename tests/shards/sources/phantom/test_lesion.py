@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from hsadml_dist.shards.sources.phantom_anatomy import load_anatomy
-from hsadml_dist.shards.sources.phantom_lesion import LOWEST_MM, SELLA_MM, make_lesion
-from hsadml_dist.shards.sources.phantom_person import CLASSES, make_person
+from hsadml_dist.shards.sources.phantom.anatomy import load_anatomy
+from hsadml_dist.shards.sources.phantom.lesion import LOWEST_MM, SELLA_MM, make_lesion
+from hsadml_dist.shards.sources.phantom.person import CLASSES, make_person
 
 PATIENTS = 90
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from hsadml_dist.shards.sources.phantom_anatomy import load_anatomy
+from hsadml_dist.shards.sources.phantom.anatomy import load_anatomy
 
 VENTRICLE, WHITE, OUTSIDE = (8, 6, 16), (25, -30, 28), (0, 120, 40)
 SELLA, VERTEX_SKIN, NECK = (0, 3, -34), (0, -20, 93), (0, -60, -130)

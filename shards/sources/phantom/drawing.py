@@ -12,11 +12,11 @@ from functools import lru_cache
 import numpy as np
 
 from hsadml_dist.shards.record import Pixels
-from hsadml_dist.shards.sources.phantom_anatomy import Anatomy, load_anatomy
-from hsadml_dist.shards.sources.phantom_lesion import Lesion, make_lesion
-from hsadml_dist.shards.sources.phantom_person import MOST_SLICES, Person, Stream
-from hsadml_dist.shards.sources.phantom_pose import AXES, make_pose, scanner_places
-from hsadml_dist.shards.sources.phantom_scan import SITES, Contrast, make_contrast, scan
+from hsadml_dist.shards.sources.phantom.anatomy import Anatomy, load_anatomy
+from hsadml_dist.shards.sources.phantom.lesion import Lesion, make_lesion
+from hsadml_dist.shards.sources.phantom.person import MOST_SLICES, Person, Stream
+from hsadml_dist.shards.sources.phantom.pose import AXES, make_pose, scanner_places
+from hsadml_dist.shards.sources.phantom.scan import SITES, Contrast, make_contrast, scan
 
 BONE = 0.05
 MOST_NODES = 64

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from hsadml_dist.shards.sources.phantom_volume import Volume, ellipsoid_distance
+from hsadml_dist.shards.sources.phantom.volume import Volume, ellipsoid_distance
 
 
 def ramp(mode):

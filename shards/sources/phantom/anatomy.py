@@ -13,8 +13,9 @@ from functools import lru_cache
 import numpy as np
 
 from hsadml_dist.errors import UsageError
-from hsadml_dist.shards.sources.phantom_face import HEAD_SHAPES, paint_soft_tissue
-from hsadml_dist.shards.sources.phantom_volume import Volume, ellipsoid_distance
+from hsadml_dist.shards.sources.phantom.face import HEAD_SHAPES, paint_soft_tissue
+from hsadml_dist.shards.sources.phantom.source import NEEDS_NILEARN
+from hsadml_dist.shards.sources.phantom.volume import Volume, ellipsoid_distance
 
 COARSE_MM = 3
 COARSE_ORIGIN = (-96.0, -138.0, -156.0)
@@ -74,9 +75,7 @@ def _load_templates() -> tuple[Volume, Volume]:
     try:
         from nilearn.datasets import load_mni152_template, load_mni152_wm_template
     except ImportError as error:
-        raise UsageError(
-            'SOURCE phantom: needs nilearn, which carries the anatomy: pip install "hsadml-dist[demo]"'
-        ) from error
+        raise UsageError(NEEDS_NILEARN) from error
     volumes = []
     for image in (load_mni152_template(resolution=1), load_mni152_wm_template(resolution=1)):
         x, y, z = (float(start) for start in image.affine[:3, 3])

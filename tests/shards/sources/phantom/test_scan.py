@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from hsadml_dist.shards.sources.phantom_scan import SITES, Contrast, make_contrast, scan
+from hsadml_dist.shards.sources.phantom.scan import SITES, Contrast, make_contrast, scan
 
 SIZE = 64
 PLAIN = SITES[0]

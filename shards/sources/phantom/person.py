@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from hsadml_dist.shards.record import PLANES
-from hsadml_dist.shards.sources.phantom_scan import SITES
+from hsadml_dist.shards.sources.phantom.scan import SITES
 
 CLASSES = ("meningioma", "glioma", "pituitary")
 MOST_SLICES = 38

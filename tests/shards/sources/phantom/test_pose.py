@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from hsadml_dist.shards.sources.phantom_person import make_person
-from hsadml_dist.shards.sources.phantom_pose import VENTRICLES_MM, make_pose, scanner_places
-from hsadml_dist.shards.sources.phantom_scan import SITES
+from hsadml_dist.shards.sources.phantom.person import make_person
+from hsadml_dist.shards.sources.phantom.pose import VENTRICLES_MM, make_pose, scanner_places
+from hsadml_dist.shards.sources.phantom.scan import SITES
 
 HEAD_3P = np.random.default_rng(0).uniform(-80, 80, (3, 200)).astype(np.float32)
 

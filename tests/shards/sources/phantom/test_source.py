@@ -10,8 +10,8 @@ import pytest
 from hsadml_dist.errors import UsageError
 from hsadml_dist.shards.pixels import to_uint16
 from hsadml_dist.shards.record import Listing
-from hsadml_dist.shards.sources.phantom import PhantomSource
-from hsadml_dist.shards.sources.phantom_anatomy import load_anatomy
+from hsadml_dist.shards.sources.phantom.anatomy import load_anatomy
+from hsadml_dist.shards.sources.phantom.source import PhantomSource
 from hsadml_dist.shards.split import assign_folds
 
 SIDE = 64
@@ -79,7 +79,7 @@ def test_another_process_draws_the_same_bytes(cohort):
     records, pixels = cohort
     chosen = [len(records) - 1, 40, 0]
     program = (
-        "import hashlib\nfrom hsadml_dist.shards.sources.phantom import PhantomSource\n"
+        "import hashlib\nfrom hsadml_dist.shards.sources.phantom.source import PhantomSource\n"
         f"source = PhantomSource(patients=60, seed=0, size={SIDE})\nrecords = source.listing().records\n"
         f"for index in {chosen}:\n    one = source.read(records[index])\n"
         "    print(hashlib.sha256(one.image.tobytes() + one.mask.tobytes()).hexdigest())\n"
@@ -91,7 +91,7 @@ def test_another_process_draws_the_same_bytes(cohort):
 
 def test_a_listing_needs_neither_nilearn_nor_scipy():
     program = (
-        "import sys\nfrom hsadml_dist.shards.sources.phantom import PhantomSource\n"
+        "import sys\nfrom hsadml_dist.shards.sources.phantom.source import PhantomSource\n"
         "assert len(PhantomSource(patients=30, seed=0, size=64).listing().records) > 30\n"
         "print(sorted({name.split('.')[0] for name in sys.modules} & {'nilearn', 'nibabel', 'scipy', 'sklearn'}))\n"
     )

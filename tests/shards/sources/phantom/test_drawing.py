@@ -3,11 +3,11 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from hsadml_dist.shards.sources.phantom_anatomy import load_anatomy
-from hsadml_dist.shards.sources.phantom_drawing import STEP_MM, draw, exam_contrast, slice_levels, slice_places
-from hsadml_dist.shards.sources.phantom_lesion import SELLA_MM, make_lesion
-from hsadml_dist.shards.sources.phantom_person import make_person
-from hsadml_dist.shards.sources.phantom_pose import AXES, make_pose
+from hsadml_dist.shards.sources.phantom.anatomy import load_anatomy
+from hsadml_dist.shards.sources.phantom.drawing import STEP_MM, draw, exam_contrast, slice_levels, slice_places
+from hsadml_dist.shards.sources.phantom.lesion import SELLA_MM, make_lesion
+from hsadml_dist.shards.sources.phantom.person import make_person
+from hsadml_dist.shards.sources.phantom.pose import AXES, make_pose
 
 SIZE = 96
 
