@@ -1,4 +1,4 @@
-"""The whole way in a few minutes: patients, shards, a training that is preempted and comes back, a verdict.
+"""The whole way in a few minutes: patients, shards, two trainings, one of them preempted and back, and a verdict.
 
 Each step is a command that you can also type. With Slurm's programs on this machine the training is a job on a private
 cluster, preempted by a job of higher priority; without them it runs in local processes and is stopped by a signal.
@@ -15,12 +15,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 HSADML = [sys.executable, "-m", "hsadml_dist.launch.cli"]
 PATIENTS = 60
 RANKS = 2
-PREEMPT_AT = 60
+LOSSES = ("sphereface", "softmax")
+PREEMPTED = "sphereface"
+HALF_WAY = 100
+"""Of the recipe's 200 steps."""
 SYSTEM_PATHS = os.pathsep.join(["/usr/sbin", "/sbin"])
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch")
 LIMIT_SECONDS = 540
@@ -37,15 +42,22 @@ def main() -> int:
         print("  hsadml submit demo --nodes 1 --tasks-per-node 2 --smoke")
         return 0
     _build_shards(out / "shards")
-    run = out / "run"
-    shutil.rmtree(run, ignore_errors=True)
-    arguments = ["demo", f"data.shards={out / 'shards'}", "--run", str(run)]
+    runs = {loss: out / loss for loss in LOSSES}
+    for run in runs.values():
+        shutil.rmtree(run, ignore_errors=True)
     if _has_slurm():
-        _train_on_private_cluster(out / "cluster", run, arguments)
+        with _private_cluster(out / "cluster"):
+            for loss, run in runs.items():
+                _train_as_job(run, _settings(out, loss, run), preempted=loss == PREEMPTED)
     else:
-        print("Slurm's programs are not on this machine: training in local processes instead of a job.")
-        _train_in_local_processes(run, arguments)
-    return _show(run)
+        print("Slurm's programs are not on this machine: training in local processes instead of jobs.")
+        for loss, run in runs.items():
+            _train_in_local_processes(run, _settings(out, loss, run), stopped=loss == PREEMPTED)
+    return _show(out, list(runs.values()))
+
+
+def _settings(out: Path, loss: str, run: Path) -> list[str]:
+    return ["demo", f"data.shards={out / 'shards'}", f"loss.name={loss}", "--run", str(run)]
 
 
 def _on_login_node() -> bool:
@@ -64,32 +76,39 @@ def _build_shards(shards: Path) -> None:
     if shards.exists():
         print(f"{shards} is there already")
         return
-    _run("shards", "build", "phantom", str(PATIENTS), "--out", str(shards))
+    _run("shards", "build", "phantom", str(PATIENTS), "--size", "128", "--out", str(shards))
 
 
-def _train_on_private_cluster(cluster: Path, run: Path, arguments: list[str]) -> None:
+@contextmanager
+def _private_cluster(cluster: Path) -> Iterator[None]:
     if cluster.exists():
         _run("cluster", "down", str(cluster))
     _run("cluster", "up", str(cluster), "--nodes", "1")
     os.environ["SLURM_CONF"] = str((cluster / "slurm.conf").resolve())
     try:
-        _run("submit", *arguments, "--nodes", "1", "--tasks-per-node", str(RANKS), "--requeue", "self")
-        _wait_for_step(run, PREEMPT_AT)
-        print("\nA job of higher priority takes the node; ours saves, leaves and comes back by itself:", flush=True)
-        _say_and_call(["sbatch", "--partition=high", "--exclusive", "--output=/dev/null", "--wrap=sleep 2"])
-        _wait_for_end(run)
+        yield
     finally:
         _run("cluster", "down", str(cluster))
 
 
-def _train_in_local_processes(run: Path, arguments: list[str]) -> None:
-    command = [*HSADML, "train", *arguments, "--nproc", str(RANKS)]
+def _train_as_job(run: Path, settings: list[str], *, preempted: bool) -> None:
+    _run("submit", *settings, "--nodes", "1", "--tasks-per-node", str(RANKS), "--requeue", "self")
+    if preempted:
+        _wait_for_step(run, HALF_WAY)
+        print("\nA job of higher priority takes the node; ours saves, leaves and comes back by itself:", flush=True)
+        _say_and_call(["sbatch", "--partition=high", "--exclusive", "--output=/dev/null", "--wrap=sleep 2"])
+    _wait_for_end(run)
+
+
+def _train_in_local_processes(run: Path, settings: list[str], *, stopped: bool) -> None:
+    command = [*HSADML, "train", *settings, "--nproc", str(RANKS)]
     print(f"\n$ hsadml {shlex.join(command[len(HSADML) :])}", flush=True)
-    first = subprocess.Popen(command)
-    _wait_for_step(run, PREEMPT_AT)
-    print("\nThe training is told to stop; it saves and leaves with exit code 85:", flush=True)
-    first.send_signal(signal.SIGTERM)
-    print(f"exit code {first.wait()}; the same command goes on", flush=True)
+    if stopped:
+        first = subprocess.Popen(command)
+        _wait_for_step(run, HALF_WAY)
+        print("\nThe training is told to stop; it saves and leaves with exit code 85:", flush=True)
+        first.send_signal(signal.SIGTERM)
+        print(f"exit code {first.wait()}; the same command goes on", flush=True)
     subprocess.run(command, check=True)
 
 
@@ -120,9 +139,10 @@ def _steps(run: Path) -> int:
     return sum(len(path.read_text().splitlines()) for path in run.glob("attempts/*/metrics.jsonl"))
 
 
-def _show(run: Path) -> int:
-    _run("evaluate", str(run))
-    print(f"\nReport: {(run / 'report.html').resolve()}")
+def _show(out: Path, runs: list[Path]) -> int:
+    _run("evaluate", *map(str, runs), "--combine", str(out / "combined"))
+    for page in (out / "shards" / "card.html", *(run / "report.html" for run in runs), out / "combined/combined.html"):
+        print(f"look at {page.resolve()}")
     return 0
 
 
