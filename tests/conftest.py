@@ -99,7 +99,7 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of 9 generated patients at 64 pixels in 3 folds, several samples a shard; not to be written to."""
     from hsadml_dist.shards.build import BuildOptions, build
     from hsadml_dist.shards.identity import load_key
-    from hsadml_dist.shards.sources.phantom import PhantomSource
+    from hsadml_dist.shards.sources.phantom.source import PhantomSource
 
     folder = tmp_path_factory.mktemp("tiny")
     options = BuildOptions(folds=3, samples_per_shard=8, size=64)

@@ -6,7 +6,7 @@ from PIL import Image
 
 from hsadml_dist.shards.build import BuildOptions, build
 from hsadml_dist.shards.identity import load_key
-from hsadml_dist.shards.sources.phantom import PhantomSource
+from hsadml_dist.shards.sources.phantom.source import PhantomSource
 
 CLASSES = ("glioma", "meningioma", "pituitary")
 

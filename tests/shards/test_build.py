@@ -25,7 +25,7 @@ from hsadml_dist.shards.build import BuildOptions, build, class_order
 from hsadml_dist.shards.record import Source
 from hsadml_dist.shards.sources.figshare.source import FigshareSource
 from hsadml_dist.shards.sources.folders import FoldersSource
-from hsadml_dist.shards.sources.phantom import PhantomSource
+from hsadml_dist.shards.sources.phantom.source import PhantomSource
 from hsadml_dist.shards.sources.table import TableSource
 from hsadml_dist.shards.summary import summarise
 from hsadml_dist.shards.verify import verify
