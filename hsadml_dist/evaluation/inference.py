@@ -1,0 +1,219 @@
+"""A trained run, opened to embed any images: its own slices and those of users.
+
+Shapes: N images, D components, P pixels of a thumbnail.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from hsadml_dist.comm import device_for
+from hsadml_dist.config import Recipe
+from hsadml_dist.config.io import load_recipe
+from hsadml_dist.data.feed import held_out
+from hsadml_dist.data.index import ShardIndex, load_index
+from hsadml_dist.data.reader import ShardReader
+from hsadml_dist.data.transforms import Preparation
+from hsadml_dist.errors import DataError
+from hsadml_dist.evaluation.control import thumbnails
+from hsadml_dist.evaluation.embed import Embedded, Slices, embed
+from hsadml_dist.evaluation.scores import Ints
+from hsadml_dist.evaluation.weights import Weights, load_weights
+from hsadml_dist.run.folder import RunFolder
+from hsadml_dist.topology import Topology
+
+Image = npt.NDArray[np.uint16]
+Singles = npt.NDArray[np.float32]
+Progress = Callable[[int, int], None]
+"""Called with (done, total)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inference:
+    """A run's newest good weights with all that is needed to use them.
+
+    Attributes:
+        run: Its folder.
+        recipe: Its settings.
+        weights: Network and centres.
+        trained_on: Digest of the shards it was trained on.
+        device: Where the network is.
+    """
+
+    run: RunFolder
+    recipe: Recipe
+    weights: Weights
+    trained_on: str
+    device: torch.device
+
+    @property
+    def held_out(self) -> tuple[int, ...]:
+        """The folds that training never read."""
+        return held_out(self.recipe)
+
+    def embedded(self, images: Iterable[Image]) -> Embedded:
+        """Return embeddings (N, D) and thumbnails (N, P) of images as shards hold them, (H, W), uint16."""
+        batches = _batches(images, self.recipe.data.image_size, self.recipe.evaluation.batch)
+        return embed(self.weights.model, batches, embedding_dim=self.recipe.model.embedding_dim, device=self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SliceTable:
+    """Embedded slices of shards; a row in each column.
+
+    Attributes:
+        keys: Sample keys.
+        persons: Keyed hashes of persons; empty where a slice names none.
+        label_N: Classes, int64.
+        fold_N: Folds, int64.
+        emb_ND: Embeddings, fp32, not normalised.
+        classes: Class names in the order of their labels.
+        checkpoint: The weights.
+        data_digest: The shards' identity.
+    """
+
+    keys: tuple[str, ...]
+    persons: tuple[str, ...]
+    label_N: Ints
+    fold_N: Ints
+    emb_ND: Singles
+    classes: tuple[str, ...]
+    checkpoint: str
+    data_digest: str
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """Return the arrays of the ``.npz``; texts as unicode arrays, so that no pickle is ever read."""
+        return {
+            "keys": np.array(self.keys, dtype=np.str_),
+            "persons": np.array(self.persons, dtype=np.str_),
+            "labels": self.label_N,
+            "folds": self.fold_N,
+            "emb": self.emb_ND,
+            "classes": np.array(self.classes, dtype=np.str_),
+            "checkpoint": np.array(self.checkpoint),
+            "data_digest": np.array(self.data_digest),
+        }
+
+    @classmethod
+    def from_columns(cls, columns: Mapping[str, np.ndarray]) -> SliceTable:
+        """Read what :meth:`columns` gave.
+
+        Raises:
+            KeyError: A column is missing.
+        """
+        return cls(
+            keys=tuple(columns["keys"].tolist()),
+            persons=tuple(columns["persons"].tolist()),
+            label_N=columns["labels"],
+            fold_N=columns["folds"],
+            emb_ND=columns["emb"],
+            classes=tuple(columns["classes"].tolist()),
+            checkpoint=str(columns["checkpoint"]),
+            data_digest=str(columns["data_digest"]),
+        )
+
+
+def open_inference(run: Path) -> Inference:
+    """Return a run's newest weights that verify, on this process's device.
+
+    Raises:
+        CheckpointError: No checkpoint verifies, or there is none.
+    """
+    folder = RunFolder(run)
+    recipe, device = load_recipe(folder.config).recipe, device_for(Topology())
+    weights, trained_on = load_weights(folder, recipe, device)
+    return Inference(run=folder, recipe=recipe, weights=weights, trained_on=trained_on, device=device)
+
+
+def open_shards(inference: Inference, shards: Path | None) -> tuple[Path, ShardIndex]:
+    """Return the folder and the index of the run's shards, or of those given.
+
+    Raises:
+        DataError: They cannot be read, or their classes are not as many as the run's.
+    """
+    folder = shards or Path(inference.recipe.data.shards)
+    index, learnt = load_index(folder), len(inference.weights.centre_CD)
+    if len(index.classes) != learnt:
+        raise DataError(f"{folder}: {len(index.classes)} classes, the run has learnt {learnt}: other classes than its")
+    return folder, index
+
+
+def own_shards(inference: Inference, shards: Path | None) -> tuple[Path, ShardIndex]:
+    """As :func:`open_shards`, but none other than the shards that the run was trained on, wherever they lie now.
+
+    Raises:
+        DataError: They cannot be read, or are others.
+    """
+    folder, index = open_shards(inference, shards)
+    if index.digest != inference.trained_on:
+        raise DataError(
+            f"{folder}: digest {index.digest[:16]}, the run was trained on {inference.trained_on[:16]}: other shards "
+            "than its; name its own by --shards"
+        )
+    return folder, index
+
+
+def embedded_slices(
+    inference: Inference, shards: Path, index: ShardIndex, positions: Sequence[int], progress: Progress
+) -> tuple[SliceTable, torch.Tensor]:
+    """Return the embedded slices at ``positions`` of the index, and their thumbnails (N, P), uint8, on the CPU.
+
+    Raises:
+        DataError: A shard is missing or damaged.
+    """
+    reader, rows = ShardReader(shards, index), [index.samples[position] for position in positions]
+    found = inference.embedded(_counted((reader.image(position) for position in positions), len(positions), progress))
+    table = SliceTable(
+        keys=tuple(row.key for row in rows),
+        persons=tuple(row.person or "" for row in rows),
+        label_N=np.array([row.label for row in rows], dtype=np.int64),
+        fold_N=np.array([row.fold for row in rows], dtype=np.int64),
+        emb_ND=found.emb_ND.float().cpu().numpy(),
+        classes=index.classes,
+        checkpoint=inference.weights.checkpoint.name,
+        data_digest=index.digest,
+    )
+    return table, found.thumbnail_NP.cpu()
+
+
+def save_columns(path: Path, columns: Mapping[str, np.ndarray]) -> None:
+    """Write an ``.npz`` so that a reader sees the old file or the new one, never half of it.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, **columns)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _batches(images: Iterable[Image], image_size: int, batch: int) -> Iterator[Slices]:
+    prepare, rest = Preparation(image_size), iter(images)
+    while pixels := list(islice(rest, batch)):
+        small = [thumbnails(torch.from_numpy(image.astype(np.float32))[None, None]) for image in pixels]
+        yield Slices(
+            image_B1HW=torch.stack([prepare(image) for image in pixels]).float(), thumbnail_BP=torch.cat(small)
+        )
+
+
+def _counted(images: Iterable[Image], total: int, progress: Progress) -> Iterator[Image]:
+    for done, image in enumerate(images, start=1):
+        yield image
+        progress(done, total)

@@ -1,0 +1,132 @@
+"""The training cases of a run, embedded once and kept as ``reference.npz`` in its folder.
+
+With the file, a run answers without its shards. It holds keyed hashes, embeddings and 8 x 8 mean brightnesses.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hsadml_dist.checkpoint.layout import COMMIT
+from hsadml_dist.errors import DataError
+from hsadml_dist.evaluation import nearness
+from hsadml_dist.evaluation.inference import (
+    Inference,
+    Progress,
+    SliceTable,
+    embedded_slices,
+    own_shards,
+    save_columns,
+)
+
+REFERENCE_NAME = "reference.npz"
+VERSION = 1
+Tell = Callable[[str], None]
+"""Called with one line that a user should see."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class References:
+    """What images are compared with.
+
+    Attributes:
+        table: The slices of the folds that training read.
+        looks: Their looks.
+        embedding_threshold: Distance (1 - cosine) beyond which an embedding is far from all of them.
+        look_threshold: The same for looks.
+        size: Side in pixels to which the shards' images were scaled.
+    """
+
+    table: SliceTable
+    looks: nearness.Looks
+    embedding_threshold: float
+    look_threshold: float
+    size: int
+
+
+def references_of(inference: Inference, shards: Path | None, tell: Tell, progress: Progress) -> References:
+    """Return a run's training cases: those kept in its folder if they are of these weights, else made and kept.
+
+    Args:
+        inference: The run.
+        shards: Where its shards lie, if not where they were in training.
+        tell: Told when they are made, and when they cannot be kept.
+        progress: Called with the slices done and their total.
+
+    Raises:
+        DataError: The shards cannot be read, or are not those that the run was trained on.
+    """
+    if shards is not None:
+        own_shards(inference, shards)
+    path, identity = inference.run.path / REFERENCE_NAME, _identity(inference)
+    kept = _read(path, identity)
+    if kept is not None:
+        return kept
+    made = _made(inference, shards, tell, progress)
+    try:
+        save_columns(path, _columns(made) | identity)
+    except OSError as error:
+        tell(f"{path}: cannot be kept ({error.strerror}); the next call makes it again")
+    return made
+
+
+def _made(inference: Inference, shards: Path | None, tell: Tell, progress: Progress) -> References:
+    folder, index = own_shards(inference, shards)
+    positions = index.outside_folds(inference.held_out)
+    if not positions:
+        raise DataError(f"{folder}: all folds are held out: there are no training cases to compare with")
+    tell(f"embedding {len(positions)} training cases; kept in {inference.run.path / REFERENCE_NAME}")
+    table, thumbnail_NP = embedded_slices(inference, folder, index, positions, progress)
+    looks = nearness.looks(thumbnail_NP.numpy())
+    return References(
+        table=table,
+        looks=looks,
+        embedding_threshold=nearness.embedding_threshold(table.emb_ND, table.persons),
+        look_threshold=nearness.look_threshold(looks, table.persons),
+        size=index.size,
+    )
+
+
+def _identity(inference: Inference) -> dict[str, np.ndarray]:
+    """Return what the kept file must match: the weights themselves, not their name alone, and the samples."""
+    name = inference.weights.checkpoint.name
+    commit = (inference.run.checkpoints / name / COMMIT).read_text().strip()
+    texts = {"version": str(VERSION), "checkpoint": name, "commit": commit, "data_digest": inference.trained_on}
+    return {key: np.array(text) for key, text in texts.items()}
+
+
+def _columns(made: References) -> dict[str, np.ndarray]:
+    return made.table.columns() | {
+        "look": made.looks.look_NG,
+        "look_mean": made.looks.mean_G,
+        "look_spread": made.looks.spread_G,
+        "embedding_threshold": np.array(made.embedding_threshold),
+        "look_threshold": np.array(made.look_threshold),
+        "size": np.array(made.size),
+    }
+
+
+def _read(path: Path, identity: Mapping[str, np.ndarray]) -> References | None:
+    """Return what is kept; None if there is nothing, if it is of other weights or samples, or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as columns:
+            if any(str(columns[key]) != str(text) for key, text in identity.items()):
+                return None
+            looks = nearness.Looks(
+                look_NG=columns["look"], mean_G=columns["look_mean"], spread_G=columns["look_spread"]
+            )
+            return References(
+                table=SliceTable.from_columns(columns),
+                looks=looks,
+                embedding_threshold=float(columns["embedding_threshold"]),
+                look_threshold=float(columns["look_threshold"]),
+                size=int(columns["size"]),
+            )
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None

@@ -1,0 +1,67 @@
+"""``hsadml export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter
+
+from hsadml_dist.errors import UsageError
+from hsadml_dist.launch.prepare import existing_run
+
+Format = Literal["torch", "onnx"]
+SUFFIXES: dict[Format, str] = {"torch": ".pt2", "onnx": ".onnx"}
+
+HELP = """The file maps prepared images (batch, 1, S, S), fp32, to embedding, unit embedding and the cosine with each
+class centre. FILE.json beside it tells classes and preparation. The file is compared with the network, on random images
+and on slices of the run's shards; one that differs by more than 1e-5 is not kept.
+
+Research use only; not a medical device."""
+
+app = App(name="export", help_epilogue=HELP, usage="Usage: hsadml export RUN [OPTIONS]")
+
+
+@app.default
+def export(
+    run: Path,
+    /,
+    *,
+    out: Path | None = None,
+    format_: Annotated[Format | None, Parameter(name="--format")] = None,
+    shards: Path | None = None,
+) -> None:
+    """Write a run's network for other programs, checked against it on random images and on slices of its shards.
+
+    Args:
+        run: The run folder.
+        out: The file; by default model.pt2 or model.onnx in the run folder.
+        format_: torch (torch.export, .pt2) or onnx; by default as FILE ends, else torch. onnx needs the extra export.
+        shards: The run's shards, where they are not where they were in training.
+    """
+    folder = existing_run(run)
+    chosen, path = _target(folder, out, format_)
+    from hsadml_dist.evaluation.export import export_run, require, sidecar
+    from hsadml_dist.evaluation.inference import open_inference
+
+    require(chosen)
+    inference = open_inference(folder)
+    done = export_run(inference, path, chosen, shards)
+    print(
+        f"{path}: weights of step {inference.weights.checkpoint.step}; largest difference from the network "
+        f"{done.difference:.1e} on {done.random_images} random images and {done.real_slices} slices"
+    )
+    print(f"{sidecar(path)}: what goes in and what comes out")
+
+
+def _target(run: Path, out: Path | None, chosen: Format | None) -> tuple[Format, Path]:
+    if out is None:
+        chosen = chosen or "torch"
+        return chosen, run / f"model{SUFFIXES[chosen]}"
+    by_suffix = next((name for name, suffix in SUFFIXES.items() if out.suffix == suffix), None)
+    if by_suffix is None or chosen not in (None, by_suffix):
+        wanted = SUFFIXES[chosen] if chosen else " or ".join(SUFFIXES.values())
+        raise UsageError(f"--out {out}: must end in {wanted}")
+    if not out.absolute().parent.is_dir():
+        raise UsageError(f"--out {out}: the folder {out.parent} does not exist")
+    return by_suffix, out

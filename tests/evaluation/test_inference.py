@@ -1,0 +1,90 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from hsadml_dist.data.index import load_index
+from hsadml_dist.data.reader import ShardReader
+from hsadml_dist.data.transforms import Preparation
+from hsadml_dist.errors import DataError
+from hsadml_dist.evaluation import inference as module
+from hsadml_dist.evaluation.embed import embed, slices
+from hsadml_dist.evaluation.inference import (
+    SliceTable,
+    embedded_slices,
+    open_inference,
+    open_shards,
+    own_shards,
+    save_columns,
+)
+
+
+@pytest.fixture
+def opened(run):
+    return open_inference(run)
+
+
+def silent(done, total):
+    """Show nothing."""
+
+
+def test_images_are_embedded_one_by_one_as_the_network_does(opened, shards):
+    index = load_index(shards)
+    reader, prepare = ShardReader(shards, index), Preparation(opened.recipe.data.image_size)
+    images = [reader.image(position) for position in range(7)]  # a batch of 5 and one of 2
+    found = opened.embedded(images).emb_ND
+    net = opened.weights.model.eval()
+    with torch.no_grad():
+        for row, image in zip(found, images, strict=True):
+            torch.testing.assert_close(row, net(prepare(image)[None])[0], rtol=1e-5, atol=1e-6)
+
+
+def test_they_are_bit_for_bit_those_of_the_verdict(opened, shards):
+    index, positions = load_index(shards), [40, 3, 4, 5, 6, 7, 8]
+    batches = slices(shards, index, positions, image_size=16, batch=5)
+    expected = embed(opened.weights.model, batches, embedding_dim=8, device=torch.device("cpu"))
+    table, thumbnails = embedded_slices(opened, shards, index, positions, silent)
+    np.testing.assert_array_equal(table.emb_ND, expected.emb_ND.numpy())
+    np.testing.assert_array_equal(thumbnails, expected.thumbnail_NP)
+
+
+def test_a_table_names_its_rows_and_tells_how_far_it_is(opened, shards):
+    index, told = load_index(shards), []
+    table, _ = embedded_slices(opened, shards, index, [1, 47], lambda done, total: told.append((done, total)))
+    rows = [index.samples[1], index.samples[47]]
+    assert table.keys == tuple(row.key for row in rows)
+    assert table.persons == tuple(row.person for row in rows)
+    assert [*table.label_N, *table.fold_N] == [*(row.label for row in rows), *(row.fold for row in rows)]
+    assert (table.classes, table.data_digest) == (index.classes, index.digest)
+    assert told == [(1, 2), (2, 2)]
+
+
+def test_a_table_comes_back_from_its_file(opened, other_shards, tmp_path):
+    table, _ = embedded_slices(opened, other_shards, load_index(other_shards), range(3), silent)
+    assert table.persons == ("", "", "")
+    save_columns(tmp_path / "a.npz", table.columns())
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as columns:
+        found = SliceTable.from_columns(columns)
+    for field in dataclasses.fields(table):
+        np.testing.assert_array_equal(getattr(found, field.name), getattr(table, field.name))
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    def half(file, **_):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    save_columns(tmp_path / "a.npz", {"x": np.arange(3)})
+    monkeypatch.setattr(module.np, "savez", half)
+    with pytest.raises(OSError, match="No space"):
+        save_columns(tmp_path / "a.npz", {"x": np.arange(4)})
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
+    assert len(np.load(tmp_path / "a.npz")["x"]) == 3
+
+
+def test_other_shards_may_be_embedded_but_are_not_the_runs_own(opened, shards, other_shards):
+    assert own_shards(opened, None)[0] == shards
+    assert open_shards(opened, other_shards)[0] == other_shards
+    with pytest.raises(DataError, match=r"digest \w{16}, the run was trained on \w{16}: other shards.*--shards"):
+        own_shards(opened, other_shards)

@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import pytest
+
+from hsadml_dist.evaluation import export as module
+from hsadml_dist.evaluation.export import Export
+from hsadml_dist.launch import cli
+
+ONNX = ["--format", "onnx"]
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What the export proper, which its own tests carry out, is asked for."""
+    asked = []
+
+    def export_run(inference, out, chosen, shards):
+        asked.append((out, chosen, shards))
+        return Export(path=out, format=chosen, difference=2e-7, random_images=5, real_slices=16)
+
+    monkeypatch.setattr(module, "export_run", export_run)
+    monkeypatch.setattr(module, "require", lambda chosen: None)
+    return asked
+
+
+@pytest.mark.parametrize(("words", "name", "chosen"), [([], "model.pt2", "torch"), (ONNX, "model.onnx", "onnx")])
+def test_by_default_the_file_is_in_the_run_folder(opened_run, asked, capsys, words, name, chosen):
+    assert cli.main(["export", str(opened_run), *words]) == 0
+    path = opened_run / name
+    assert asked == [(path, chosen, None)]
+    assert capsys.readouterr().out == (
+        f"{path}: weights of step 4; largest difference from the network 2.0e-07 on 5 random images and 16 slices\n"
+        f"{path}.json: what goes in and what comes out\n"
+    )
+
+
+def test_the_suffix_chooses_the_format(opened_run, asked, tmp_path):
+    assert cli.main(["export", str(opened_run), "--out", str(tmp_path / "a.onnx"), "--shards", "there"]) == 0
+    assert asked == [(tmp_path / "a.onnx", "onnx", Path("there"))]
+
+
+def test_packages_are_asked_for_before_any_work(opened_run, monkeypatch, capsys):
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("hsadml_dist.evaluation.inference.open_inference", None)
+    assert cli.main(["export", str(opened_run), *ONNX]) == 2
+    assert "not installed: onnx, onnxscript, onnxruntime" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--out", "a.pth"], "--out a.pth: must end in .pt2 or .onnx"),
+        (["--out", "a.onnx", "--format", "torch"], "--out a.onnx: must end in .pt2"),
+        (["--out", "no/a.onnx"], "--out no/a.onnx: the folder no does not exist"),
+    ],
+)
+def test_a_wrong_target_is_one_line(opened_run, tmp_path, monkeypatch, capsys, words, text):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["export", str(opened_run), *words]) == 2
+    assert capsys.readouterr().err == f"hsadml: {text}\n"
