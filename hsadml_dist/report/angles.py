@@ -10,8 +10,13 @@ from matplotlib.ticker import MultipleLocator
 
 from hsadml_dist.report.drawing import COLOURS, GRID, WIDTH, Picture, framed, svg
 from hsadml_dist.report.page import Table
-from hsadml_dist.report.section import Section, degrees, left_out, shown
+from hsadml_dist.report.section import Section, degrees, left_out, shown, square_heads
 from hsadml_dist.report.wording import NONE, counted
+
+_LOOKS: tuple[dict[str, Any], ...] = (
+    {"label": "to the own class's centre", "fill": True, "color": COLOURS[0], "alpha": 0.75},
+    {"label": "to the nearest other centre", "color": COLOURS[1], "linestyle": (0, (5, 1.5))},
+)
 
 
 def angles_section(result: Mapping[str, Any], dim: int | None) -> Section:
@@ -49,13 +54,13 @@ def _classes_table(found: Mapping[str, Any], names: Sequence[str], labels: Seque
 
 
 def _centres_table(angle_CC: Sequence[Sequence[float]], names: Sequence[str], labels: Sequence[int]) -> Table:
+    row_names, columns = square_heads([names[label] for label in labels])
+    digits = 1 if columns == row_names else 0
     rows = [
-        [names[row], *(NONE if row == column else degrees(angle_CC[row][column]) for column in labels)]
-        for row in labels
+        [name, *(NONE if row == column else f"{angle_CC[row][column]:.{digits}f}°" for column in labels)]
+        for name, row in zip(row_names, labels, strict=True)
     ]
-    return Table(
-        caption="Angles between class centres", head=("centre", *(names[label] for label in labels)), rows=rows
-    )
+    return Table(caption="Angles between class centres", head=("centre", *columns), rows=rows)
 
 
 def _energy_table(energy: Mapping[str, float] | None, classes: int, dim: int | None) -> Table:
@@ -81,18 +86,13 @@ def _energy_table(energy: Mapping[str, float] | None, classes: int, dim: int | N
 
 
 def _drawn(found: Mapping[str, Any]) -> Picture:
-    bars = found["histogram"]
-    own, other = bars["own_centre"], bars["other_centre"]
-    width = bars["bin_degrees"]
+    width = found["histogram"]["bin_degrees"]
+    own, other = (_filled(found["histogram"][name]) for name in ("own_centre", "other_centre"))
     figure, axes = framed(WIDTH, 3.0)
-    edges = [width * place for place in range(len(own) + 1)]
-    axes.stairs(own, edges, fill=True, color=COLOURS[0], alpha=0.75, label="to the own class's centre")
-    if any(other):
-        axes.stairs(
-            other, edges, color=COLOURS[1], linewidth=2, linestyle=(0, (5, 1.5)), label="to the nearest other centre"
-        )
-    filled = [place for place, (one, two) in enumerate(zip(own, other, strict=True)) if one or two]
-    last = edges[filled[-1] + 1] if filled else 180
+    for (first, counts), look in zip((own, other), _LOOKS, strict=True):
+        edges = [width * (first + place) for place in range(len(counts) + 1)]
+        axes.stairs(counts, edges, linewidth=2, **look)
+    last = max(width * (first + len(counts)) for first, counts in (own, other))
     axes.set_xlim(0, min(180, 15 * math.ceil((last + 5) / 15)))
     axes.xaxis.set_major_locator(MultipleLocator(15))
     axes.xaxis.set_major_formatter("{x:.0f}°")
@@ -103,3 +103,9 @@ def _drawn(found: Mapping[str, Any]) -> Picture:
     mean_own, mean_other = (degrees(found["overall"][key]) for key in ("own_centre", "other_centre"))
     words = f"mean {mean_own} to the own centre, {mean_other} to the nearest other"
     return svg(figure, f"Two histograms of angles between slices and class centres: {words}.")
+
+
+def _filled(counts: Sequence[int]) -> tuple[int, Sequence[int]]:
+    """Return the first bin with slices in it, and the counts from there to the last such bin."""
+    places = [place for place, count in enumerate(counts) if count]
+    return (places[0], counts[places[0] : places[-1] + 1]) if places else (0, [0])

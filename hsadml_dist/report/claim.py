@@ -108,8 +108,8 @@ def _intended(known: Known) -> str:
 def _model(known: Known) -> str:
     dim = (known.result.get("recipe") or {}).get("embedding_dim")
     size = f", embeddings of {dim} components" if dim else ""
-    classes = counted(len(known.result["classes"]), "class").replace("classs", "classes")
-    return f"{known.result['model']}{size}, one centre for each of {classes}; layers: the code and config.yaml."
+    centres = counted(len(known.result["classes"]), "class centre")
+    return f"{known.result['model']}{size}, {centres}; layers: the code and config.yaml."
 
 
 def _software(known: Known) -> str:

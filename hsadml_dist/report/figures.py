@@ -32,6 +32,8 @@ from hsadml_dist.report.drawing import (
 from hsadml_dist.report.sphere import SphereView
 
 _MOST_POINTS = 1500
+_LEGEND_LETTERS = 76
+"""Letters of a legend's names, with five for each mark, that stand side by side in a figure."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +131,9 @@ def sphere_map(sphere: SphereView, names: Sequence[str], shown: Sequence[int]) -
         axes.scatter(
             longitude, latitude, s=170, edgecolors=INK, linewidths=1.8, zorder=5, facecolors=colour, marker=marker
         )
-    figure.legend(handles=keys, loc="outside lower center", ncols=min(4, len(shown)), frameon=False, fontsize=10)
+    longest = max(len(names[label]) for label in shown)
+    columns = max(1, min(4, len(shown), _LEGEND_LETTERS // (longest + 5)))
+    figure.legend(handles=keys, loc="outside lower center", ncols=columns, frameon=False, fontsize=10)
     words = "; ".join(f"{names[label]} {sphere.own_angle_C[label]:.0f} degrees" for label in shown)
     return svg(figure, f"Map of the sphere of embeddings; mean angle of each class to its own centre: {words}.")
 

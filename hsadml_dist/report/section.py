@@ -14,6 +14,8 @@ from hsadml_dist.report.wording import NONE
 MOST_CLASSES = 12
 """Classes that a figure shows by name; of more, those with most test slices."""
 
+_MOST_NAMED_COLUMNS = 5
+
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
@@ -44,6 +46,17 @@ def left_out(classes: int, shown_classes: int) -> str:
     if classes == shown_classes:
         return ""
     return f" Shown are the {shown_classes} classes with most test slices of {classes:,}."
+
+
+def square_heads(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the headings of the rows and of the columns of a table of classes by classes.
+
+    Names are headings of columns while they fit on a page; then numbers are, which the rows repeat before the names.
+    """
+    if len(names) <= _MOST_NAMED_COLUMNS:
+        return list(names), list(names)
+    numbers = [str(place) for place in range(1, len(names) + 1)]
+    return [f"{number}: {name}" for number, name in zip(numbers, names, strict=True)], numbers
 
 
 def degrees(angle: float | None) -> str:

@@ -12,7 +12,7 @@ from hsadml_dist.report.cases import MOST_CASES, Case, cases_table, shown_cases
 from hsadml_dist.report.classifiers import classifiers_section
 from hsadml_dist.report.figures import Bar
 from hsadml_dist.report.page import Table
-from hsadml_dist.report.section import Section, degrees, left_out, shown
+from hsadml_dist.report.section import Section, degrees, left_out, shown, square_heads
 from hsadml_dist.report.sphere import SphereView
 from hsadml_dist.report.votes import votes_section
 from hsadml_dist.report.wording import CONTROL_KEYS, NONE, controls, counted, level_text, span_text
@@ -88,16 +88,17 @@ def _confusion_section(result: Mapping[str, Any]) -> Section:
     counts, names = result["confusion"], result["classes"]
     labels = shown([sum(row) for row in counts])
     part = [[counts[row][column] for column in labels] for row in labels]
+    named = [names[label] for label in labels]
+    row_names, columns = square_heads(named)
     rows = [
-        [names[row], *(str(counts[row][column]) for column in labels), str(sum(counts[row])), _recall(counts, row)]
-        for row in labels
+        [name, *(str(counts[row][column]) for column in labels), str(sum(counts[row])), _recall(counts, row)]
+        for name, row in zip(row_names, labels, strict=True)
     ]
-    columns = [names[label] for label in labels]
     head = ("true class", *columns, "all slices", "right")
     table = Table(caption="Slices by true class (rows) and class of the nearest reference", head=head, rows=rows)
     text = "Each row holds the slices of one true class: their share and number by the class of the nearest reference."
     text += left_out(len(names), len(labels))
-    picture = figures.confusion_matrix(part, columns)
+    picture = figures.confusion_matrix(part, named)
     return Section(title="What is taken for what", text=text, picture=picture, tables=[table])
 
 

@@ -28,7 +28,7 @@ def test_the_run_fills_in_what_it_knows() -> None:
     filled = rows(full_result_of(), cases_of(), VERSIONS)
     assert "112 x 112 pixels" in filled[9][1]
     assert filled[20][1] == "Split by person; persons on both sides: 0."
-    assert "embeddings of 64 components, one centre for each of 3 classes" in filled[22][1]
+    assert "embeddings of 64 components, 3 class centres" in filled[22][1]
     assert filled[23][1] == "Python 3.11.7, torch 2.13.0"
     assert "sphereface, seed 0" in filled[25][1] and "loss.margin 4" in filled[25][1]
     assert filled[29][1] == "95% percentile bootstrap over 40 persons, 2,000 samples."
