@@ -72,6 +72,9 @@ def _compare(runs: Sequence[Path], folder: Path, as_json: bool, unfit: tuple[Pat
     if not runs:
         raise UsageError("evaluate --combine: name at least one run folder")
     folders = [existing_run(run) for run in runs]
+    twice = [run for place, run in enumerate(folders) if run.resolve() in [one.resolve() for one in folders[:place]]]
+    if twice:
+        raise UsageError(f"evaluate --combine: {twice[0]} is named twice")
     from hsadml_dist.launch.judging import combined, judged, short_names
 
     verdicts = []
@@ -96,12 +99,12 @@ def as_table(combined: Mapping[str, Any], folder: Path) -> str:
     lines = [f"{'split by':<20}{'loss':<12}{'nearest neighbour':<28}{'raw pixels':>10}{'folds':>8}{'persons':>9}"]
     for pool in combined["pools"]:
         knn, raw = pool["methods"]["knn"], pool["methods"].get("raw_pixels")
+        folds = f"{len(pool['folds'])} of {len(pool['expected_folds'])}"
         lines.append(
             f"{shards_title(combined, pool):<20}{loss_title(pool['loss']):<12}"
             f"{knn['accuracy']:7.2%}{_interval(knn['interval']):<21}"
             f"{'-' if raw is None else format(raw['accuracy'], '.2%'):>10}"
-            f"{len(pool['folds'])} of {len(pool['expected_folds'])}".rjust(8)
-            + f"{'-' if pool['persons'] is None else pool['persons']:>9}"
+            f"{folds:>8}{'-' if pool['persons'] is None else pool['persons']:>9}"
         )
     lines += [sentence.replace("\N{NO-BREAK SPACE}", " ") for sentence in headline(combined)]
     lines += [f"  note: {remark}" for remark in remarks(combined)]

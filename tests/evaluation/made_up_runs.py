@@ -11,6 +11,7 @@ import numpy as np
 
 from hsadml_dist.evaluation.pooled import Judged
 from hsadml_dist.evaluation.predictions import Predictions
+from hsadml_dist.evaluation.result import SCHEMA_VERSION
 
 CLASSES = ("glioma", "meningioma", "pituitary")
 METHODS = ("knn", "knn_5", "head", "svm", "logistic_regression", "random_forest", "raw_pixels", "low_level")
@@ -100,6 +101,7 @@ class Study:
             "chosen_by": "last step",
             "seed": seed,
             "loss": loss,
+            "schema_version": SCHEMA_VERSION,
             "model": "resnet_gn_small",
             "data_digest": self.digest(unit),
             "slices": len(said),
