@@ -102,6 +102,7 @@ class Setting:
         model: Name of the backbone.
         world_size: Number of ranks that judged; the figures do not depend on it.
         data_digest: SHA-256 of the shards' samples table, in hex.
+        recipe: The settings that made the weights, section to key to value; no paths.
     """
 
     split_unit: str
@@ -114,6 +115,7 @@ class Setting:
     model: str
     world_size: int
     data_digest: str
+    recipe: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ Shapes: N test slices of all ranks, D components, C classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +183,14 @@ def _setting(recipe: Recipe, weights: Weights, split: Split, comm: Comm) -> Sett
         model=recipe.model.name,
         world_size=comm.topology.world_size,
         data_digest=split.index.digest,
+        recipe={
+            "image_size": recipe.data.image_size,
+            "embedding_dim": recipe.model.embedding_dim,
+            "loss": asdict(recipe.loss),
+            "optim": asdict(recipe.optim),
+            "train": asdict(recipe.train),
+            "precision": recipe.engine.precision,
+        },
     )
 
 

@@ -23,6 +23,7 @@ SETTING = Setting(
     model="resnet_gn_tiny",
     world_size=2,
     data_digest="0" * 64,
+    recipe={"image_size": 64, "loss": {"name": "sphereface", "margin": None}},
 )
 PERSONS = ["p", "p", "q", "q", "q", "r"]
 

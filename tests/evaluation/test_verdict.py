@@ -18,6 +18,7 @@ from hsadml_dist.data.reader import ShardReader
 from hsadml_dist.data.transforms import Preparation
 from hsadml_dist.engine.learner import build_network
 from hsadml_dist.errors import CheckpointError, ConfigError, DataError
+from hsadml_dist.evaluation.predictions import read
 from hsadml_dist.evaluation.verdict import evaluate_run
 from hsadml_dist.run.folder import RunFolder
 
@@ -57,6 +58,11 @@ def test_the_verdict_is_that_of_slow_loops_and_lies_in_the_run_folder(run: Path,
     assert result["data_digest"] == load_index(shards).digest
     assert result["intervals"]["interval_unit"] == "person"
     assert sum(map(sum, result["confusion"])) == 24
+    said = read(run / "predictions.json")
+    assert result["methods"].keys() == said.said.keys() >= {"knn", "head", "raw_pixels", "low_level", "svm"}
+    for method, figures in result["methods"].items():
+        assert figures["accuracy"] == said.correct(method).mean()
+    assert result["recipe"]["loss"]["name"] == result["loss"]
     page = (run / "report.html").read_text()
     assert f"{result['knn_accuracy']:.1%}" in page
     assert "Training" in page
