@@ -78,7 +78,7 @@ def _accuracies(combined: Mapping[str, Any]) -> Section:
     caption = "Accuracy over all folds judged, by split and loss"
     if frozenset(combined["classes"]) == QUOTED_CLASSES:
         table_rows += [
-            ("quoted, see text", loss_title(loss), f"{100 * value:.2f}", *([NONE] * 5)) for loss, value in QUOTED
+            ("quoted", loss_title(loss), f"{100 * value:.2f}", *([NONE] * 5)) for loss, value in QUOTED
         ]
         text += (
             " Quoted rows: what Verma and Singh (2022, arXiv 2201.12269) report on the real CE-MRI images. How they"
@@ -145,7 +145,7 @@ def _methods(combined: Mapping[str, Any]) -> Section:
         " k = 1, fixed beforehand; the best of many, picked afterwards, is flattered by the picking."
     )
     head = ("method", *(loss_title(pool["loss"]) for pool in pools))
-    caption = f"Accuracy and {combined['level']:.0%} interval, split by {unit}"
+    caption = f"Accuracy and {combined['level']:.0%} interval in percent, split by {unit}"
     picture = forest(rows, what=f"Accuracy of each method and loss, split by {unit}")
     return Section(
         title="Other classifiers",
