@@ -22,12 +22,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from hsadml_dist.config import Recipe
 from hsadml_dist.data.index import ShardIndex
 from hsadml_dist.data.reader import ShardReader
 from hsadml_dist.data.transforms import Preparation
+from hsadml_dist.engine.learner import loss_scale
 from hsadml_dist.errors import DataError, UsageError
 from hsadml_dist.evaluation.inference import Inference, own_shards
-from hsadml_dist.evaluation.weights import logit_scale
 from hsadml_dist.run.folder import replace_text
 
 Format = Literal["torch", "onnx"]
@@ -162,7 +163,7 @@ def description(inference: Inference, exported: Export, index: ShardIndex, sha25
             {"name": "unit_embedding", "shape": ["batch", recipe.model.embedding_dim], "meaning": "of length 1"},
             {"name": "cosine", "shape": ["batch", classes], "meaning": "with each class centre, in classes' order"},
         ],
-        "probability": f"softmax({logit_scale(recipe):g} * cosine), not calibrated",
+        "probability": f"softmax({_scale_words(recipe)} * cosine), not calibrated",
         "checkpoint": checkpoint.name,
         "data_digest": inference.trained_on,
         "checked": {
@@ -174,6 +175,11 @@ def description(inference: Inference, exported: Export, index: ShardIndex, sha25
         "note": "Research use only; not a medical device.",
     }
     return json.dumps(values, indent=2) + "\n"
+
+
+def _scale_words(recipe: Recipe) -> str:
+    scale = loss_scale(recipe.loss)
+    return "length of embedding" if scale is None else f"{scale:g}"
 
 
 def _net(inference: Inference) -> ExportedNet:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
+from hsadml_dist.engine.learner import loss_scale
 from hsadml_dist.evaluation.inference import Image, Inference
 from hsadml_dist.evaluation.knn import nearest
+from hsadml_dist.evaluation.methods import class_probabilities
 from hsadml_dist.evaluation.references import References
-from hsadml_dist.evaluation.weights import logit_scale
 
 NEIGHBOURS = 3
 FAR = "far from all training cases"
@@ -81,7 +82,8 @@ def answers(inference: Inference, references: References, images: Sequence[Image
     emb_ND = found.emb_ND.float().cpu()
     known_ND = torch.from_numpy(references.table.emb_ND)
     cosine_NK, place_NK = nearest(emb_ND, known_ND, k=min(NEIGHBOURS, len(known_ND)), block=block)
-    probability_NC = _probabilities(inference, found.emb_ND).cpu()
+    scale = loss_scale(inference.recipe.loss)
+    probability_NC = class_probabilities(found.emb_ND, inference.weights.centre_CD, scale).cpu()
     look_N = references.looks.distance(found.thumbnail_NP.cpu().numpy())
     return [
         Answer(
@@ -95,13 +97,6 @@ def answers(inference: Inference, references: References, images: Sequence[Image
             probability_NC, place_NK.tolist(), cosine_NK.tolist(), look_N, strict=True
         )
     ]
-
-
-def _probabilities(inference: Inference, emb_ND: torch.Tensor) -> torch.Tensor:
-    emb, centres = (
-        torch.nn.functional.normalize(rows.detach().double(), dim=1) for rows in (emb_ND, inference.weights.centre_CD)
-    )
-    return (logit_scale(inference.recipe) * emb @ centres.T).softmax(dim=1)
 
 
 def _neighbour(references: References, place: int, cosine: float) -> Neighbour:

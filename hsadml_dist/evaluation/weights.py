@@ -16,12 +16,9 @@ from hsadml_dist.config import Recipe
 from hsadml_dist.engine.ddp import placed
 from hsadml_dist.engine.learner import build_network
 from hsadml_dist.evaluation.result import CheckpointRef
-from hsadml_dist.losses.margins import Annealing, build_margin
 from hsadml_dist.run.folder import RunFolder
 
 LAST_STEP = "last step"
-PLAIN_SCALE = 30.0
-"""For losses that scale by each embedding's norm: a norm says how clear the picture is, and grows with training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +55,3 @@ def load_weights(run: RunFolder, recipe: Recipe, device: torch.device) -> tuple[
     model = placed(network, device, recipe.engine.precision)
     weights = Weights(model=model, centre_CD=state.centres.to(device), checkpoint=reference(state.name))
     return weights, state.data_digest
-
-
-def logit_scale(recipe: Recipe) -> float:
-    """Return the factor on the cosines whose softmax is a probability: the loss's own, else :data:`PLAIN_SCALE`."""
-    chosen = recipe.loss
-    scale = build_margin(chosen.name, chosen.margin, chosen.scale, Annealing())(0).scale
-    return PLAIN_SCALE if scale is None else scale

@@ -141,7 +141,8 @@ def _cases_section(cases: Sequence[Case]) -> Section:
     text = (
         f"{counted(len(pictured), 'test slice')}, {wrong} of them wrong, each with the training slices that lie nearest"
         " by cosine, nearest first. They are examples and no fair sample: errors are shown out of proportion. Grey"
-        " values are stretched picture by picture."
+        " values are stretched picture by picture. These are pictures of persons: hand the page on as you would the"
+        " data."
     )
     if len(cases) > len(pictured):
         text += f" Shown are the first {MOST_CASES} of {len(cases)}."

@@ -13,7 +13,7 @@ from hsadml_dist.config.model import ModelConfig
 from hsadml_dist.config.optim import OptimConfig
 from hsadml_dist.config.train import TrainConfig
 from hsadml_dist.data.loader import Batch
-from hsadml_dist.engine.learner import Learner, build_learner, build_network
+from hsadml_dist.engine.learner import Learner, build_learner, build_network, loss_scale
 from hsadml_dist.engine.protocol import Outcome
 from hsadml_dist.errors import ConfigError
 from hsadml_dist.optim import learning_rate
@@ -155,3 +155,16 @@ def test_the_networks_weights_follow_the_seed():
 def test_a_margin_that_the_loss_cannot_have_is_refused():
     with pytest.raises(ConfigError, match=r"loss\.margin"):
         make(replace(RECIPE, loss=LossConfig(name="softmax", margin=0.5)))
+
+
+@pytest.mark.parametrize(
+    ("loss", "scale"),
+    [
+        (LossConfig(name="softmax"), 30),
+        (LossConfig(name="cosface"), 64),
+        (LossConfig(name="sphereface"), None),
+        (LossConfig(name="sphereface", scale=12), 12),
+    ],
+)
+def test_the_scale_is_the_losss_own(loss, scale):
+    assert loss_scale(loss) == scale

@@ -1,26 +1,10 @@
-import pytest
 import torch
 
 from hsadml_dist.checkpoint.load import load_inference_state
-from hsadml_dist.config.fields import build
 from hsadml_dist.config.io import load_recipe
 from hsadml_dist.data.index import load_index
-from hsadml_dist.evaluation.weights import load_weights, logit_scale
+from hsadml_dist.evaluation.weights import load_weights
 from hsadml_dist.run.folder import RunFolder
-
-
-@pytest.mark.parametrize(
-    ("loss", "scale"),
-    [
-        ({"loss.name": "softmax"}, 30),
-        ({"loss.name": "cosface"}, 64),
-        ({"loss.name": "sphereface"}, 30),
-        ({"loss.name": "sphereface", "loss.scale": 12}, 12),
-        ({"loss.name": "softmax", "loss.scale": 8}, 8),
-    ],
-)
-def test_the_scale_is_the_losss_own_or_30(loss, scale):
-    assert logit_scale(build({"data.shards": "s", "train.steps": 1, **loss})) == scale
 
 
 def test_weights_are_those_of_the_checkpoint_and_know_their_samples(run, shards):
