@@ -37,7 +37,7 @@ def test_answers_are_those_of_slow_loops(opened, images):
         assert [one.key for one in answer.neighbours] == [table.keys[place] for place in places]
         assert [one.class_name for one in answer.neighbours] == [table.classes[table.label_N[p]] for p in places]
         assert [one.cosine for one in answer.neighbours] == pytest.approx([cosine[place] for place in places], abs=1e-6)
-        logits = [30 * float(centre @ unit(emb)) for centre in centres]
+        logits = [float(centre @ emb) for centre in centres]  # A-Softmax: the scale is the length
         total = sum(np.exp(logit - max(logits)) for logit in logits)
         expected = [np.exp(logit - max(logits)) / total for logit in logits]
         assert answer.probabilities == pytest.approx(expected, rel=1e-4)
