@@ -31,7 +31,9 @@ demo: $(READY) slurm
 	$(BIN)/python examples/demo.py
 
 bench: $(READY)
+	$(BIN)/python -c "import faiss" || $(PIP) install -c constraints.txt --no-build-isolation -e ".[bench]"
 	$(BIN)/python benchmarks/step.py --json out/bench/step.json
+	$(BIN)/python benchmarks/knn.py --json out/bench/knn.json
 
 slurm:
 	@sh slurm/box/install.sh
@@ -41,5 +43,5 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=..." if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) install "$$(grep '^torch==' constraints.txt)" "setuptools>=77"
-	$(PIP) install -c constraints.txt --no-build-isolation -e ".[train,demo,dev]"
+	$(PIP) install -c constraints.txt --no-build-isolation -e ".[train,demo,export,dev]"
 	touch $@

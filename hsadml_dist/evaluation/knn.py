@@ -14,11 +14,14 @@ import torch
 
 from hsadml_dist.comm import Comm
 from hsadml_dist.errors import DataError
+from hsadml_dist.evaluation.knn_candidates import COMPONENTS_AT_MOST, Candidates, References, crowd, find_candidates
 
 GRID = 2.0**26
 """Steps per unit: by Cauchy-Schwarz the partial sums of a product of two unit rows stay below 2**52 (1 + 2**-20)."""
 
 _QUERIES_AT_A_TIME = 1024
+
+_COMPONENTS_AT_A_TIME = 2**18
 
 
 def on_grid(rows_ND: torch.Tensor) -> torch.Tensor:
@@ -29,13 +32,8 @@ def on_grid(rows_ND: torch.Tensor) -> torch.Tensor:
     Raises:
         DataError: A component is not finite.
     """
-    rows = rows_ND.to(torch.float64)
-    if not bool(torch.isfinite(rows).all()):
-        bad = int((~torch.isfinite(rows)).any(dim=1).sum())
-        raise DataError(f"{bad} of {len(rows)} embeddings hold NaN or infinity: the model has diverged")
-    # Divided by the largest component first, so that no square overflows or vanishes.
-    rows = rows / _positive(rows.abs().amax(dim=1, keepdim=True)) if rows.shape[1] else rows
-    return torch.round(rows / _positive(_row_sums(rows * rows).sqrt()) * GRID)
+    _check_finite(rows_ND)
+    return _grid(rows_ND)
 
 
 def search(
@@ -49,10 +47,17 @@ def search(
     Raises:
         DataError: Fewer than k references.
     """
-    if not 1 <= k <= len(references_RD):
-        raise DataError(f"k is {k}: must be between 1 and the number of references, {len(references_RD)}")
-    parts = [_search_part(part, references_RD, bias_R, k, block) for part in queries_QD.split(_QUERIES_AT_A_TIME)]
-    return torch.cat([scores for scores, _ in parts]), torch.cat([positions for _, positions in parts])
+    _check_count(k, len(references_RD))
+    reach = float(torch.linalg.vector_norm(references_RD, dim=1).amax())
+    references = References(
+        rows=references_RD.__getitem__,
+        shape=_shape(references_RD),
+        reach=reach,
+        # The exact peak matters only to small numbers, such as grey levels.
+        peak=float(torch.linalg.vector_norm(references_RD, torch.inf)) if reach < 2.0**24 else reach,
+        bias_R=bias_R if bool(bias_R.any()) else None,
+    )
+    return _search(queries_QD, references, k, block)
 
 
 def nearest(
@@ -72,8 +77,16 @@ def nearest(
     Raises:
         DataError: Fewer than k references, or a component that is not finite.
     """
-    references = on_grid(references_RD)
-    scores, positions = search(on_grid(queries_QD), references, references.new_zeros(len(references)), k=k, block=block)
+    _check_count(k, len(references_RD))
+    _check_finite(references_RD)
+    references = References(
+        rows=lambda where: _grid(references_RD[where]),
+        shape=_shape(references_RD),
+        reach=GRID * (1 + 2.0**-17),
+        peak=GRID,
+        bias_R=None,
+    )
+    scores, positions = _search(on_grid(queries_QD), references, k, block)
     return (scores / GRID**2).to(queries_QD.dtype), positions
 
 
@@ -98,20 +111,63 @@ def vote(label_Qk: torch.Tensor) -> torch.Tensor:
     return label_Qk.gather(1, first).squeeze(1)
 
 
-def _search_part(
-    queries_QD: torch.Tensor, references_RD: torch.Tensor, bias_R: torch.Tensor, k: int, block: int
+def _search(queries_QD: torch.Tensor, references: References, k: int, block: int) -> tuple[torch.Tensor, torch.Tensor]:
+    # Of few references, most would be candidates.
+    is_worth_it = references.shape[0] >= 4 * crowd(k) and 1 <= references.shape[1] <= COMPONENTS_AT_MOST
+    search_part = search_candidates if is_worth_it and len(queries_QD) else search_all
+    parts = [search_part(part, references, k, block) for part in queries_QD.split(_QUERIES_AT_A_TIME)]
+    return torch.cat([scores for scores, _ in parts]), torch.cat([positions for _, positions in parts])
+
+
+def search_all(
+    queries_QD: torch.Tensor, references: References, k: int, block: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """As :func:`search`, with every reference compared in fp64: for few references, or many that are alike."""
     best = queries_QD.new_empty((len(queries_QD), 0))
     places = torch.empty((len(queries_QD), 0), dtype=torch.int64, device=queries_QD.device)
-    for start in range(0, len(references_RD), block):
-        stop = min(start + block, len(references_RD))
-        scores_QB = queries_QD @ references_RD[start:stop].T + bias_R[start:stop]
+    for start in range(0, references.shape[0], block):
+        stop = min(start + block, references.shape[0])
+        scores_QB = queries_QD @ references.rows(slice(start, stop)).T
+        if references.bias_R is not None:
+            scores_QB += references.bias_R[start:stop]
         found, at = _first_k(scores_QB, min(k, stop - start))
         # What is kept comes first: its positions are lower, and the merge prefers the earlier of equals.
         joined, joined_places = torch.cat([best, found], 1), torch.cat([places, at + start], 1)
         best, order = _first_k(joined, min(k, joined.shape[1]))
         places = joined_places.gather(1, order)
     return best, places
+
+
+def search_candidates(
+    queries_QD: torch.Tensor, references: References, k: int, block: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As :func:`search`, with only those references compared in fp64 that fp32 cannot rule out."""
+    found = find_candidates(queries_QD, references, k=k, block=block)
+    scores, positions = _best_of(found, _exact_scores(found, queries_QD, references), k)
+    crowded = found.crowded_Q.nonzero()[:, 0]
+    if len(crowded):
+        scores[crowded], positions[crowded] = search_all(queries_QD[crowded], references, k, block)
+    return scores, positions
+
+
+def _exact_scores(found: Candidates, queries_QD: torch.Tensor, references: References) -> torch.Tensor:
+    count = max(1, _COMPONENTS_AT_A_TIME // queries_QD.shape[1])
+    pairs = zip(found.query_H.split(count), found.position_H.split(count), strict=True)
+    score_H = torch.cat([(references.rows(position) * queries_QD[query]).sum(dim=1) for query, position in pairs])
+    return score_H if references.bias_R is None else score_H + references.bias_R[found.position_H]
+
+
+def _best_of(found: Candidates, score_H: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the k best candidates (Q, k) of each query and their positions; for a crowded query, anything."""
+    count_Q = found.query_H.bincount(minlength=len(found.crowded_Q))
+    first_Q = count_Q.cumsum(dim=0) - count_Q
+    place_H = torch.arange(len(score_H), device=score_H.device) - first_Q[found.query_H]
+    shape = (len(count_Q), max(k, int(count_Q.max())))
+    score = score_H.new_full(shape, -torch.inf).index_put_((found.query_H, place_H), score_H)
+    position = found.position_H.new_zeros(shape).index_put_((found.query_H, place_H), found.position_H)
+    # Candidates stand by ascending position, which a stable sort keeps among equals.
+    score, order = score.sort(dim=1, descending=True, stable=True)
+    return score[:, :k].contiguous(), position.gather(1, order[:, :k])
 
 
 def _first_k(scores_QB: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -128,13 +184,52 @@ def _first_k(scores_QB: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tenso
     return score, column.gather(1, order)
 
 
-def _row_sums(rows_ND: torch.Tensor) -> torch.Tensor:
-    """Return the sum of each row (N, 1), added in an order that depends on D alone."""
-    while rows_ND.shape[1] > 1:
-        half = rows_ND.shape[1] // 2
-        folded = rows_ND[:, :half] + rows_ND[:, half : 2 * half]
-        rows_ND = torch.cat([folded, rows_ND[:, 2 * half :]], dim=1)
-    return rows_ND
+def _check_count(k: int, references: int) -> None:
+    if not 1 <= k <= references:
+        raise DataError(f"k is {k}: must be between 1 and the number of references, {references}")
+
+
+def _check_finite(rows_ND: torch.Tensor) -> None:
+    # A sum needs no memory, and NaN and infinity stay in it. It may overflow, which the count then tells apart.
+    if not bool(rows_ND.sum().isfinite()):
+        bad = int((~rows_ND.isfinite()).any(dim=1).sum())
+        if bad:
+            raise DataError(f"{bad} of {len(rows_ND)} embeddings hold NaN or infinity: the model has diverged")
+
+
+def _shape(rows_ND: torch.Tensor) -> tuple[int, int]:
+    return rows_ND.shape[0], rows_ND.shape[1]
+
+
+def _grid(rows_ND: torch.Tensor) -> torch.Tensor:
+    grid_ND = torch.empty_like(rows_ND, dtype=torch.float64, memory_format=torch.contiguous_format, requires_grad=False)
+    if not grid_ND.numel():
+        return grid_ND
+    # A few rows at a time: they stay in the processor's cache from the first operation to the last.
+    count = max(1, _COMPONENTS_AT_A_TIME // rows_ND.shape[1])
+    for rows, grid in zip(rows_ND.detach().split(count), grid_ND.split(count), strict=True):
+        _write_grid(rows, grid)
+    return grid_ND
+
+
+def _write_grid(rows_ND: torch.Tensor, grid_ND: torch.Tensor) -> None:
+    grid_ND.copy_(rows_ND)
+    peak_N1 = grid_ND.abs().amax(dim=1, keepdim=True)
+    # Divided by the largest component first, so that no square overflows or vanishes.
+    grid_ND.div_(_positive(peak_N1))
+    grid_ND.div_(_positive(_sum_rows(grid_ND * grid_ND).sqrt())).mul_(GRID).round_()
+
+
+def _sum_rows(scratch_ND: torch.Tensor) -> torch.Tensor:
+    """Return the sum of each row (N, 1), added in an order that depends on D alone; the rows are lost."""
+    width = scratch_ND.shape[1]
+    while width > 1:
+        half, odd = divmod(width, 2)
+        scratch_ND[:, :half] += scratch_ND[:, half : 2 * half]
+        if odd:
+            scratch_ND[:, half] = scratch_ND[:, width - 1]
+        width = half + odd
+    return scratch_ND[:, :1]
 
 
 def _positive(column_N1: torch.Tensor) -> torch.Tensor:
