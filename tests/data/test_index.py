@@ -9,6 +9,7 @@ from hsadml_dist.data.index import (
     SampleRow,
     ShardFile,
     ShardIndex,
+    Skip,
     load_index,
     samples_table,
     table_digest,
@@ -41,6 +42,8 @@ def make_index(rows) -> ShardIndex:
         size=64,
         digest=table_digest(samples_table(rows)),
         shards=(ShardFile(name="shard-00000.tar", bytes=1, sha256="00"), ShardFile(name="x.tar", bytes=2, sha256="11")),
+        files=(ShardFile(name="card.json", bytes=3, sha256="22"),),
+        skipped=(Skip(where="row 7", reason="damaged"),),
         samples=tuple(rows),
     )
 
@@ -121,7 +124,7 @@ def test_a_changed_row_is_seen(folder):
 def test_another_schema_is_refused(folder):
     path = folder / "index.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 99}))
-    with pytest.raises(DataError, match=r"schema 99.*reads 1"):
+    with pytest.raises(DataError, match=r"schema 99.*reads 2"):
         load_index(folder)
 
 
@@ -130,7 +133,7 @@ def test_a_header_without_a_field_is_refused(folder):
     header = json.loads(path.read_text())
     del header["split_unit"]
     path.write_text(json.dumps(header))
-    with pytest.raises(DataError, match="schema 1"):
+    with pytest.raises(DataError, match="schema 2"):
         load_index(folder)
 
 
@@ -144,6 +147,8 @@ def test_a_header_without_a_field_is_refused(folder):
         ({"members": {"png": (0, 1)}}, "members"),
         ({"members": {"png": (-1, 1), "json": (0, 1)}}, "members"),
         ({"person": 7}, "person"),
+        ({"author_fold": -1}, "author_fold"),
+        ({"plane": 3}, "plane"),
     ],
 )
 def test_rows_that_no_reader_could_use_are_refused(tmp_path, change, field):
