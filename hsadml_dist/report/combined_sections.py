@@ -77,9 +77,7 @@ def _accuracies(combined: Mapping[str, Any]) -> Section:
     )
     caption = "Accuracy over all folds judged, by split and loss"
     if frozenset(combined["classes"]) == QUOTED_CLASSES:
-        table_rows += [
-            ("quoted", loss_title(loss), f"{100 * value:.2f}", *([NONE] * 5)) for loss, value in QUOTED
-        ]
+        table_rows += [("quoted", loss_title(loss), f"{100 * value:.2f}", *([NONE] * 5)) for loss, value in QUOTED]
         text += (
             " Quoted rows: what Verma and Singh (2022, arXiv 2201.12269) report on the real CE-MRI images. How they"
             " split them is not known, and network, preprocessing and slices are others than here: the quotation"

@@ -9,7 +9,7 @@ from typing import Any
 
 import jinja2
 
-SHARED = ("base.html", "tables.html")
+SHARED = ("base.html", "parts.html")
 """Templates beside this file that the others extend or import."""
 
 

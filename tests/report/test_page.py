@@ -8,7 +8,7 @@ from hsadml_dist.report.page import Table, render_page
 @pytest.fixture
 def template(monkeypatch):
     real = page._text
-    start = '{% extends "base.html" %}{% from "tables.html" import table %}'
+    start = '{% extends "base.html" %}{% from "parts.html" import table %}'
     text = start + "{% block main %}{{ table(one) }}{{ two }}{% endblock %}"
     monkeypatch.setattr(page, "_text", lambda package, name: text if name == "own.html" else real(package, name))
 
