@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 .PHONY: help test check demo bench soak slurm
 
 help:
-	@echo "make demo    train and judge on generated patients, in minutes"
+	@echo "make demo    train two losses on generated patients and compare them, in minutes"
 	@echo "make test    all tests but the long ones"
 	@echo "make check   lint, format, types, layers"
 	@echo "make bench   benchmarks, into out/bench/"
