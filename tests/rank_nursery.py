@@ -1,7 +1,8 @@
 """Ranks for tests, forked from one process that has imported torch already: so a rank starts in milliseconds.
 
-Reads one job a line, ``{"script", "folder", "world", "case", "preload"}``; runs ``SCRIPT FOLDER WORLD RANK CASE`` in
-each rank, as if started by hand, and answers with a line of exit codes. What ranks write to stderr lies in the folder.
+Reads one job a line, ``{"script", "folder", "world", "case", "preload"}``; calls the functions in ``preload``, each
+MODULE:NAME, runs ``SCRIPT FOLDER WORLD RANK CASE`` in each rank, as if started by hand, and answers with a line of exit
+codes. What ranks write to stderr lies in the folder.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ def serve() -> None:
     for line in sys.stdin:
         job = json.loads(line)
         for name in job["preload"]:
-            importlib.import_module(name)
+            module, _, function = name.partition(":")
+            getattr(importlib.import_module(module), function)()
         assert len(os.listdir("/proc/self/task")) == 1, "ranks must be forked by a process of one thread"
         pids = [_forked(job, rank) for rank in range(job["world"])]
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]

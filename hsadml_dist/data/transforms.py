@@ -6,7 +6,9 @@ off: nothing here inverts a transform, and it costs a third of the time.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -34,15 +36,33 @@ DEFAULT_AUGMENTATION: tuple[dict[str, Any], ...] = (
 """A mirror, an affine map of up to 15 degrees, 10 % and 7 pixels, and small changes of contrast."""
 
 
+THREADED = "onnxruntime"
+"""MONAI imports it wherever it is installed, and its import starts a thread."""
+
+
+def load_monai() -> ModuleType:
+    """Import MONAI's transforms without a thread: none may exist when the loader forks its workers."""
+    hidden = THREADED not in sys.modules
+    if hidden:
+        sys.modules[THREADED] = None  # type: ignore[assignment]  # an import of it fails as if it were not installed
+    try:
+        import monai.transforms
+    finally:
+        if hidden:
+            del sys.modules[THREADED]
+    return monai.transforms
+
+
 class Preparation:
     """The deterministic part: resize by area, then zero mean and unit variance."""
 
     def __init__(self, image_size: int) -> None:
+        transforms = load_monai()
         from monai.data import set_track_meta
-        from monai.transforms import Compose, NormalizeIntensity, Resize
 
         set_track_meta(False)
-        self._steps = Compose([Resize((image_size, image_size), mode="area"), NormalizeIntensity()])
+        resize, normalise = transforms.Resize((image_size, image_size), mode="area"), transforms.NormalizeIntensity()
+        self._steps = transforms.Compose([resize, normalise])
 
     def __call__(self, image: np.ndarray) -> torch.Tensor:
         """Turn an image (H, W), uint16, into (1, image_size, image_size), fp32."""
@@ -53,10 +73,8 @@ class Augmentation:
     """The random part; what it does to an image depends on the image and the given seed only."""
 
     def __init__(self, specs: Sequence[dict[str, Any]] | None) -> None:
-        from monai.transforms import Compose
-
         chosen = DEFAULT_AUGMENTATION if specs is None else specs
-        self._steps = Compose([_on_image(_built(spec)) for spec in chosen])
+        self._steps = load_monai().Compose([_on_image(_built(spec)) for spec in chosen])
 
     def __call__(self, image: torch.Tensor, seed: int) -> torch.Tensor:
         """Augment an image (1, H, W), fp32, with the given seed, below 2**32."""

@@ -12,6 +12,7 @@ from hsadml_dist.data.loader import Batch, StepSampler
 from hsadml_dist.data.order import ExactOrder
 from hsadml_dist.topology import Topology
 
+MONAI = ["hsadml_dist.data.transforms:load_monai"]
 SCRIPT = "data/loader_process.py"
 BATCH, STEPS = 12, 7
 SEED = 1
@@ -19,7 +20,7 @@ SEED = 1
 
 @pytest.fixture(scope="module")
 def delivered(ranks, tiny_shards):
-    return ranks(SCRIPT, 1, f"bytes_of_steps {tiny_shards}", preload=["monai.transforms"])[0]
+    return ranks(SCRIPT, 1, f"bytes_of_steps {tiny_shards}", preload=MONAI)[0]
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def test_a_sample_looks_different_in_the_next_epoch(delivered):
 
 
 def test_workers_are_deaf_to_notices_and_gone_after_close(ranks, tiny_shards, tmp_path):
-    answer = ranks(SCRIPT, 1, f"notices {tiny_shards}", folder=tmp_path, preload=["monai.transforms"])[0]
+    answer = ranks(SCRIPT, 1, f"notices {tiny_shards}", folder=tmp_path, preload=MONAI)[0]
     assert set(answer["states"]) <= {"S", "R", "D"}
     assert answer["keys"] == [BATCH] * (STEPS - 1)
     assert answer["left"] == ["", ""]

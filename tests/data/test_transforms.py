@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 import torch
@@ -119,3 +124,23 @@ def test_what_monai_does_not_have_is_refused_by_name(spec, text):
     with pytest.raises(ConfigError, match=f"data\\.transforms: .*{text}") as caught:
         Augmentation([spec])
     assert "\n" not in str(caught.value)
+
+
+THREADS = """
+import os, sys
+import torch
+from hsadml_dist.data.transforms import load_monai
+load_monai()
+assert "onnxruntime" not in sys.modules
+print(len(os.listdir("/proc/self/task")))
+import onnxruntime
+print(len(os.listdir("/proc/self/task")))
+"""
+
+
+@pytest.mark.skipif(find_spec("onnxruntime") is None, reason="onnxruntime is not installed")
+def test_monai_comes_without_a_thread_though_a_library_that_starts_one_is_installed():
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", THREADS], env=environment, capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert before == 1 < after
