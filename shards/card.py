@@ -91,7 +91,7 @@ def remarks(summary: Summary) -> Iterator[str]:
             f"{summary.repeats_across_folds} of them across folds."
         )
     if summary.skipped:
-        yield f"{counted(len(summary.skipped), 'sample')} of the source left out: they could not be used."
+        yield f"Left out, since it cannot be used: {counted(len(summary.skipped), 'sample')} of the source."
     if summary.author_folds is not None:
         yield author_remark(summary.author_folds)
     if summary.source == "phantom":

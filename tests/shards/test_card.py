@@ -84,7 +84,7 @@ def test_all_findings_are_told(summary):
     text = " ".join(remarks(odd))
     assert "1 person with slices of more than one class" in text
     assert "3 images with the very bytes of another, 2 of them across folds" in text
-    assert f"{MOST_SKIPS + 9} samples of the source left out" in text
+    assert f"Left out, since it cannot be used: {MOST_SKIPS + 9} samples of the source" in text
     assert "names burned into images" in text
     page = card_page(odd, LEAK, ())
     assert page.count("<td>damaged") + page.count('class="short">damaged') == MOST_SKIPS
