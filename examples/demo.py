@@ -20,12 +20,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 HSADML = [sys.executable, "-m", "hsadml_dist.launch.cli"]
-PATIENTS = 60
+PATIENTS = 120
 RANKS = 2
 LOSSES = ("sphereface", "softmax")
 PREEMPTED = "sphereface"
-HALF_WAY = 100
-"""Of the recipe's 200 steps."""
+HALF_WAY = 250
+"""Of the recipe's 500 steps."""
 SYSTEM_PATHS = os.pathsep.join(["/usr/sbin", "/sbin"])
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch")
 LIMIT_SECONDS = 540
@@ -38,7 +38,7 @@ def main() -> int:
     out = parser.parse_args().out
     if _on_login_node():
         print("This is a login node of a real cluster; the demo would start daemons of its own. Try instead:")
-        print("  hsadml shards build phantom 60 --out out/demo/shards")
+        print("  hsadml shards build phantom 120 --size 128 --out out/demo/shards")
         print("  hsadml submit demo --nodes 1 --tasks-per-node 2 --smoke")
         return 0
     _build_shards(out / "shards")
