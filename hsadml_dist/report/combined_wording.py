@@ -142,8 +142,8 @@ def _verdict(one: Mapping[str, Any]) -> str:
     test, first, second = one["test"], loss_title(one["first"]["loss"]), loss_title(one["second"]["loss"])
     found = verdict(test, _p(one))
     says = {
-        "better": f"{first} is better",
-        "worse": f"{first} is worse",
+        "better": f"these {first} weights are better",
+        "worse": f"these {first} weights are worse",
         "unclear": "the test and the interval disagree, so that no difference is shown",
         "no difference shown": "no difference is shown",
     }[found]
