@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -63,10 +66,15 @@ def slices(
     Raises:
         DataError: A shard is missing or damaged.
     """
-    reader, prepare = ShardReader(shards, index), Preparation(image_size)
-    for start in range(0, len(positions), batch):
-        pixels = [reader.image(position) for position in positions[start : start + batch]]
-        small = [thumbnails(torch.from_numpy(image.astype("float32"))[None, None]) for image in pixels]
+    reader = ShardReader(shards, index)
+    yield from batches_of((reader.image(position) for position in positions), image_size=image_size, batch=batch)
+
+
+def batches_of(images: Iterable[npt.NDArray[np.uint16]], *, image_size: int, batch: int) -> Iterator[Slices]:
+    """Yield images as shards hold them, (H, W), as batches to be judged, in their order, ``batch`` at a time."""
+    prepare, rest = Preparation(image_size), iter(images)
+    while pixels := list(islice(rest, batch)):
+        small = [thumbnails(torch.from_numpy(image.astype(np.float32))[None, None]) for image in pixels]
         yield Slices(
             image_B1HW=torch.stack([prepare(image) for image in pixels]).float(), thumbnail_BP=torch.cat(small)
         )

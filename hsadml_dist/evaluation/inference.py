@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +20,8 @@ from hsadml_dist.config.io import load_recipe
 from hsadml_dist.data.feed import held_out
 from hsadml_dist.data.index import ShardIndex, load_index
 from hsadml_dist.data.reader import ShardReader
-from hsadml_dist.data.transforms import Preparation
 from hsadml_dist.errors import DataError
-from hsadml_dist.evaluation.control import thumbnails
-from hsadml_dist.evaluation.embed import Embedded, Slices, embed
+from hsadml_dist.evaluation.embed import Embedded, batches_of, embed
 from hsadml_dist.evaluation.scores import Ints
 from hsadml_dist.evaluation.weights import Weights, load_weights
 from hsadml_dist.run.folder import RunFolder
@@ -61,7 +58,8 @@ class Inference:
 
     def embedded(self, images: Iterable[Image]) -> Embedded:
         """Return embeddings (N, D) and thumbnails (N, P) of images as shards hold them, (H, W), uint16."""
-        batches = _batches(images, self.recipe.data.image_size, self.recipe.evaluation.batch)
+        size, batch = self.recipe.data.image_size, self.recipe.evaluation.batch
+        batches = batches_of(images, image_size=size, batch=batch)
         return embed(self.weights.model, batches, embedding_dim=self.recipe.model.embedding_dim, device=self.device)
 
 
@@ -202,15 +200,6 @@ def save_columns(path: Path, columns: Mapping[str, np.ndarray]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _batches(images: Iterable[Image], image_size: int, batch: int) -> Iterator[Slices]:
-    prepare, rest = Preparation(image_size), iter(images)
-    while pixels := list(islice(rest, batch)):
-        small = [thumbnails(torch.from_numpy(image.astype(np.float32))[None, None]) for image in pixels]
-        yield Slices(
-            image_B1HW=torch.stack([prepare(image) for image in pixels]).float(), thumbnail_BP=torch.cat(small)
-        )
 
 
 def _counted(images: Iterable[Image], total: int, progress: Progress) -> Iterator[Image]:

@@ -14,25 +14,24 @@ import numpy as np
 import torch
 
 from hsadml_dist.checkpoint.layout import committed, lineage, parents
-from hsadml_dist.comm import Comm, SoloComm, device_for
+from hsadml_dist.comm import Comm, SoloComm
 from hsadml_dist.config import Recipe
-from hsadml_dist.config.io import load_recipe
 from hsadml_dist.data.feed import held_out
-from hsadml_dist.data.index import ShardIndex, load_index
+from hsadml_dist.data.index import ShardIndex
 from hsadml_dist.data.reader import ShardReader
 from hsadml_dist.engine.learner import Learner, loss_scale
-from hsadml_dist.errors import CheckpointError, ConfigError, DataError, Fault
+from hsadml_dist.errors import CheckpointError, ConfigError, Fault
 from hsadml_dist.evaluation.embed import Embedded, embed, rank_positions, slices
 from hsadml_dist.evaluation.geometry import geometry
+from hsadml_dist.evaluation.inference import open_inference, open_shards
 from hsadml_dist.evaluation.methods import Answers, Asking, ask_all, class_probabilities
 from hsadml_dist.evaluation.predictions import NEIGHBOURS, Predictions
 from hsadml_dist.evaluation.result import CheckpointRef, Result, Setting, judge
 from hsadml_dist.evaluation.showcase import cases
 from hsadml_dist.evaluation.split import Split, split_of
-from hsadml_dist.evaluation.weights import Weights, load_weights, reference
+from hsadml_dist.evaluation.weights import Weights, reference
 from hsadml_dist.run.folder import RunFolder, replace_text
 from hsadml_dist.run.merged import merged_metrics
-from hsadml_dist.topology import Topology
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,17 +91,15 @@ def evaluate_run(run: Path, shards: Path | None = None, fold: int | None = None)
         ConfigError: A fold that the run has seen in training.
         DataError: Shards that cannot be read, or classes that are not the run's.
     """
-    recipe = load_recipe(RunFolder(run).config).recipe
-    comm = SoloComm(device_for(Topology()))
-    weights, trained_on = load_weights(RunFolder(run), recipe, comm.device)
-    folder = shards or Path(recipe.data.shards)
-    index, fold = load_index(folder), recipe.data.fold if fold is None else fold
-    own = index.digest == trained_on
-    _check_classes(folder, index, len(weights.centre_CD))
+    opened = open_inference(run)
+    recipe, weights = opened.recipe, opened.weights
+    folder, index = open_shards(opened, shards)
+    fold = recipe.data.fold if fold is None else fold
+    own = index.digest == opened.trained_on
     if own:
         _check_unseen(recipe, fold)
     split = split_of(folder, index, fold, held_out(recipe) if own else [fold])
-    verdict = _judged(recipe, weights, split, comm)
+    verdict = _judged(recipe, weights, split, SoloComm(opened.device))
     if own and fold == recipe.data.fold:
         _write(run, verdict, split, weights.centre_CD)
     return verdict.result.to_dict()
@@ -114,11 +111,6 @@ def _newest(run: RunFolder, comm: Comm) -> CheckpointRef:
     if not line:
         raise CheckpointError(f"{run.path}: there is no checkpoint; a verdict names the weights that it is about")
     return reference(line[0])
-
-
-def _check_classes(shards: Path, index: ShardIndex, learnt: int) -> None:
-    if len(index.classes) != learnt:
-        raise DataError(f"{shards}: {len(index.classes)} classes, the run has learnt {learnt}: other classes than its")
 
 
 def _check_unseen(recipe: Recipe, fold: int) -> None:
