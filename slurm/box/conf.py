@@ -248,8 +248,9 @@ def _partitions(layout: Layout) -> list[str]:
 def job_submit_lua(site: Site) -> str:
     """Return the text of ``job_submit.lua``: what a strict site enforces by accounting and by its images.
 
-    Without an accounting database Slurm knows no MaxSubmitJobs, so the plug-in counts the user's jobs itself, as of
-    the last full second. A submission from inside a job is told by the variables that Slurm sets there.
+    Without an accounting database Slurm knows no MaxSubmitJobs, so the plug-in counts the user's jobs itself. Slurm
+    gives it a new list only when the second of the last change is a later one: of two submissions within a second the
+    next one may see the first alone. A submission from inside a job is told by the variables that Slurm sets there.
     """
     return _LUA.replace("@MAX@", str(site.max_submitted)).replace("@NODES@", str(site.sbatch_on_nodes).lower())
 
