@@ -6,10 +6,11 @@ carries votes and small objects, and goes on working while the training group is
 
 from __future__ import annotations
 
+import copy
 import datetime
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -34,8 +35,29 @@ class Comm(Protocol):
         """Add ``tensor`` (any shape, the training device) over all ranks, in place; returns it."""
         ...
 
-    def gather_rows(self, rows_ND: torch.Tensor) -> torch.Tensor:
-        """Return the rows of all ranks in rank order, ``(sum of N, ...)``; N may differ by rank and may be 0."""
+    def max(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Take the largest of ``tensor`` (any shape, the training device) over all ranks, in place; returns it."""
+        ...
+
+    def sizes(self, count: int) -> list[int]:
+        """Return the numbers that the ranks gave, in rank order; over the training group."""
+        ...
+
+    def gather_rows(self, rows_ND: torch.Tensor, sizes: Sequence[int] | None = None) -> torch.Tensor:
+        """Return the rows of all ranks in rank order, ``(sum of N, ...)``; N may differ by rank and may be 0.
+
+        Args:
+            rows_ND: This rank's rows.
+            sizes: N of each rank, where it is known already.
+        """
+        ...
+
+    def scatter_rows(self, rows_ND: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+        """Add ``rows_ND`` (sum of ``sizes``, ...) over all ranks; return this rank's part, ``sizes[rank]`` rows."""
+        ...
+
+    def apart(self) -> Comm:
+        """Return the same ranks with a training group of their own, whose messages mix with no other's."""
         ...
 
     def vote(self, value: int) -> int:
@@ -67,9 +89,25 @@ class SoloComm:
         """See :class:`Comm`."""
         return tensor
 
-    def gather_rows(self, rows_ND: torch.Tensor) -> torch.Tensor:
+    def max(self, tensor: torch.Tensor) -> torch.Tensor:
+        """See :class:`Comm`."""
+        return tensor
+
+    def sizes(self, count: int) -> list[int]:
+        """See :class:`Comm`."""
+        return [count]
+
+    def gather_rows(self, rows_ND: torch.Tensor, sizes: Sequence[int] | None = None) -> torch.Tensor:
         """See :class:`Comm`."""
         return rows_ND
+
+    def scatter_rows(self, rows_ND: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+        """See :class:`Comm`."""
+        return rows_ND
+
+    def apart(self) -> Comm:
+        """See :class:`Comm`."""
+        return self
 
     def vote(self, value: int) -> int:
         """See :class:`Comm`."""
@@ -93,7 +131,7 @@ class TorchComm:
     def __init__(self, topology: Topology, store: dist.Store, device: torch.device, timeout_seconds: int) -> None:
         self.topology = topology
         self.device = device
-        timeout = datetime.timedelta(seconds=timeout_seconds)
+        self._timeout = timeout = datetime.timedelta(seconds=timeout_seconds)
         dist.init_process_group(
             backend="nccl" if device.type == "cuda" else "gloo",
             store=store,
@@ -109,15 +147,38 @@ class TorchComm:
         dist.all_reduce(tensor, group=self.group)
         return tensor
 
-    def gather_rows(self, rows_ND: torch.Tensor) -> torch.Tensor:
+    def max(self, tensor: torch.Tensor) -> torch.Tensor:
         """See :class:`Comm`."""
-        sizes = self.gather(rows_ND.shape[0])
-        # gloo gathers equal shapes only: every rank pads to the largest and the padding is cut off afterwards.
-        padded = rows_ND.new_zeros((max(sizes), *rows_ND.shape[1:]))
-        padded[: rows_ND.shape[0]] = rows_ND
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.group)
+        return tensor
+
+    def sizes(self, count: int) -> list[int]:
+        """See :class:`Comm`."""
+        counts = torch.zeros(self.topology.world_size, dtype=torch.int64, device=self.device)
+        counts[self.topology.rank] = count
+        return self.sum(counts).tolist()
+
+    def gather_rows(self, rows_ND: torch.Tensor, sizes: Sequence[int] | None = None) -> torch.Tensor:
+        """See :class:`Comm`."""
+        sizes = self.sizes(len(rows_ND)) if sizes is None else sizes
+        # Only equal shapes can be gathered: every rank pads to the largest and the padding is cut off afterwards.
+        padded = _padded(rows_ND, max(sizes))
         parts = [torch.empty_like(padded) for _ in sizes]
         dist.all_gather(parts, padded, group=self.group)
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    def scatter_rows(self, rows_ND: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+        """See :class:`Comm`."""
+        parts = [_padded(part, max(sizes)) for part in rows_ND.split(list(sizes))]
+        mine = torch.empty_like(parts[0])
+        dist.reduce_scatter(mine, parts, group=self.group)
+        return mine[: sizes[self.topology.rank]]
+
+    def apart(self) -> Comm:
+        """See :class:`Comm`."""
+        twin = copy.copy(self)
+        twin.group = dist.new_group(timeout=self._timeout)
+        return twin
 
     def vote(self, value: int) -> int:
         """See :class:`Comm`."""
@@ -141,6 +202,13 @@ class TorchComm:
         """See :class:`Comm`."""
         dist.barrier(group=self._control)
         dist.destroy_process_group()
+
+
+def _padded(rows_ND: torch.Tensor, count: int) -> torch.Tensor:
+    """Return ``count`` rows, contiguous: those given and zeros after them."""
+    padded = rows_ND.new_zeros((count, *rows_ND.shape[1:]))
+    padded[: len(rows_ND)] = rows_ND
+    return padded
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,10 +45,16 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def clip_gradients(module: nn.Module, limit: float | None) -> float:
-    """Scale the module's gradients down to norm ``limit`` (None: not at all); return the norm before."""
-    grads = [p.grad for p in module.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(grads)
+def clip_gradients(module: nn.Module, limit: float | None, norm: torch.Tensor | None = None) -> float:
+    """Scale the module's gradients down to norm ``limit`` (None: not at all); return the norm before.
+
+    Args:
+        module: Its gradients are scaled.
+        limit: The largest norm.
+        norm: The norm of all gradients, where other ranks hold some of them; None: that of the module's.
+    """
+    if norm is None:
+        norm = torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
     if limit is not None:
         torch.nn.utils.clip_grads_with_norm_(module.parameters(), limit, norm)
     return float(norm)

@@ -13,21 +13,43 @@ class LossConfig:
     """The loss on the sphere.
 
     Attributes:
-        name: softmax (NormFace), sphereface (A-Softmax) or cosface.
+        name: softmax (NormFace), sphereface (A-Softmax), sphereface_r_v1, sphereface_r_v2, cosface, arcface,
+            sphereface2 (type C) or adaface.
         margin: The loss's margin m; none: the default of its paper.
         scale: The factor on all cosines; none: the default of its paper, for sphereface the embedding's norm.
-        layout: Who holds the class centres; auto chooses.
+        grad_mode: exact: true derivatives; characteristic: the margin's offset is held constant.
+        energy: Weight of the hyperspherical energy of the centres (MHE); 0: none.
+        layout: Who holds the class centres: all ranks all of them, or each rank its share; auto: the one whose
+            messages are smaller.
+        backward: store: keep all cosines for the backward pass; stream: compute them twice; auto: keep what fits.
+        memory_mib: What backward: auto may keep, in MiB.
+        sample_rate: Share of the classes that a step compares with.
         lambda_base: A-Softmax annealing: lambda at step 0.
         lambda_gamma: A-Softmax annealing: decay per step.
         lambda_power: A-Softmax annealing: exponent of the decay.
         lambda_min: A-Softmax annealing: lower end of lambda.
+        positive_weight: SphereFace2: share of the target class in the loss.
+        sharpness: SphereFace2: exponent t of its similarity adjustment.
+        norm_concentration: AdaFace: h, quality of a norm one deviation above the mean.
+        norm_momentum: AdaFace: weight of a step's own mean and deviation in their running values.
     """
 
-    name: Literal["softmax", "sphereface", "cosface"] = setting("sphereface")
+    name: Literal[
+        "softmax", "sphereface", "sphereface_r_v1", "sphereface_r_v2", "cosface", "arcface", "sphereface2", "adaface"
+    ] = setting("sphereface")
     margin: float | None = setting(None, least=0)
     scale: float | None = setting(None, above=0)
-    layout: Literal["auto", "replicated"] = setting("auto", key_class="movable")
+    grad_mode: Literal["exact", "characteristic"] = setting("exact")
+    energy: float = setting(0.0, least=0)
+    layout: Literal["auto", "replicated", "sharded"] = setting("auto", key_class="movable")
+    backward: Literal["auto", "store", "stream"] = setting("auto", key_class="movable")
+    memory_mib: float = setting(1024.0, key_class="movable", above=0)
+    sample_rate: float = setting(1.0, above=0, most=1)
     lambda_base: float = setting(1000.0, least=0)
     lambda_gamma: float = setting(0.12, least=0)
     lambda_power: float = setting(1.0, least=0)
     lambda_min: float = setting(5.0, least=0)
+    positive_weight: float = setting(0.7, above=0, most=1)
+    sharpness: float = setting(3.0, least=1)
+    norm_concentration: float = setting(0.333, above=0)
+    norm_momentum: float = setting(0.01, above=0, most=1)

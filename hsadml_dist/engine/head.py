@@ -1,4 +1,7 @@
-"""The head: class centres with an optimiser of their own, outside every engine."""
+"""The head: class centres and whatever else the loss trains, with an optimiser of their own, outside every engine.
+
+Legend of shapes: C classes, D embedding components.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,30 @@ import torch
 
 from hsadml_dist.comm import Comm
 from hsadml_dist.losses.distributed import DistributedLoss
+from hsadml_dist.losses.energy import energy
 from hsadml_dist.optim import clip_gradients, load_moments, moments, set_learning_rate
+
+CENTRES = "centres.weight"
+"""The parameter that the ranks may share out; all others are alike on all of them."""
 
 
 class Head:
-    """Steps replicated centres: their gradients are averaged over the ranks, like the backbone's."""
+    """Steps the centres.
+
+    Gradients of what all ranks hold are averaged; those of a rank's own rows are whole already.
+    """
 
     def __init__(
-        self, loss: DistributedLoss, optimizer: torch.optim.Optimizer, comm: Comm, clip_norm: float | None
+        self,
+        loss: DistributedLoss,
+        optimizer: torch.optim.Optimizer,
+        comm: Comm,
+        clip_norm: float | None,
+        energy_weight: float = 0.0,
     ) -> None:
         self.loss = loss
         self._optimizer, self._comm, self._clip_norm = optimizer, comm, clip_norm
+        self._energy_weight = energy_weight
 
     def clear(self) -> None:
         """Forget gradients."""
@@ -30,7 +46,11 @@ class Head:
         Args:
             loss: This rank's share, a scalar of the centres' dtype.
         """
-        grads = [parameter.grad for parameter in self.loss.centres.parameters() if parameter.grad is not None]
+        loss = loss + self._add_energy().to(loss)
+        self.loss.end_step()
+        sharded = self.loss.layout == "sharded"
+        shared = [p for name, p in self.loss.named_parameters() if not (sharded and name == CENTRES)]
+        grads = [parameter.grad for parameter in shared if parameter.grad is not None]
         # One message, not two: each is a point where all ranks wait for the slowest.
         flat = torch.cat([*(grad.flatten() for grad in grads), loss.reshape(1)])
         parts = self._comm.sum(flat).div_(self._comm.topology.world_size).split([*(g.numel() for g in grads), 1])
@@ -40,17 +60,61 @@ class Head:
 
     def step(self, lr: float) -> float:
         """Clip and apply the averaged gradients; return their norm before clipping."""
-        norm = clip_gradients(self.loss.centres, self._clip_norm)
+        norm = clip_gradients(self.loss, self._clip_norm, self._norm())
         set_learning_rate(self._optimizer, lr)
         self._optimizer.step()
         return norm
 
     def state(self) -> dict[str, dict[str, torch.Tensor]]:
-        """Return groups ``centres`` and ``centres_moments``, whole tensors by name."""
-        centres = self.loss.centres
-        return {"centres": dict(centres.state_dict()), "centres_moments": moments(self._optimizer, centres)}
+        """Return groups of tensors by name.
+
+        ``centres`` and ``centres_moments`` hold this rank's rows; ``head`` and ``head_moments`` hold what else a loss
+        has and are missing where it has nothing.
+        """
+        tensors, momenta = dict(self.loss.state_dict()), moments(self._optimizer, self.loss)
+        groups = {
+            "centres": _inside(tensors, "centres."),
+            "centres_moments": _inside(momenta, "centres."),
+            "head": _outside(tensors, "centres."),
+            "head_moments": _outside(momenta, "centres."),
+        }
+        return {name: group for name, group in groups.items() if group or name.startswith("centres")}
 
     def load(self, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         """Put back what :meth:`state` gave."""
-        self.loss.centres.load_state_dict(dict(groups["centres"]))
-        load_moments(self._optimizer, self.loss.centres, groups["centres_moments"])
+        tensors, momenta = (
+            {f"centres.{name}": value for name, value in groups[f"centres{kind}"].items()}
+            | dict(groups.get(f"head{kind}", {}))
+            for kind in ("", "_moments")
+        )
+        self.loss.load_state_dict(tensors)
+        load_moments(self._optimizer, self.loss, momenta)
+
+    def whole_centres(self) -> torch.Tensor:
+        """Return the centres of all classes (C, D), detached; to be called by all ranks."""
+        weight_CD = self.loss.centres.weight.detach()
+        return self._comm.gather_rows(weight_CD) if self.loss.layout == "sharded" else weight_CD
+
+    def _add_energy(self) -> torch.Tensor:
+        """Add the regulariser's gradient to the centres'; return its weighted value."""
+        weight = self.loss.centres.weight
+        if not self._energy_weight:
+            return weight.new_zeros(())
+        value = self._energy_weight * energy(self.loss.centres, self.loss.layout, self._comm)
+        value.backward()
+        return value.detach()
+
+    def _norm(self) -> torch.Tensor:
+        """Return the norm of the whole head's averaged gradient, the same on all ranks."""
+        squares = {name: p.grad.square().sum() for name, p in self.loss.named_parameters() if p.grad is not None}
+        if self.loss.layout == "sharded" and CENTRES in squares:
+            squares[CENTRES] = self._comm.sum(squares[CENTRES])
+        return torch.stack(list(squares.values())).sum().sqrt() if squares else torch.zeros(())
+
+
+def _inside(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _outside(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in tensors.items() if not name.startswith(prefix)}

@@ -15,9 +15,9 @@ from hsadml_dist.data.order import step_seed
 from hsadml_dist.engine.ddp import DdpEngine, placed
 from hsadml_dist.engine.head import Head
 from hsadml_dist.engine.protocol import WEIGHT_DTYPES, Engine
-from hsadml_dist.losses.centres import ReplicatedCentres
-from hsadml_dist.losses.distributed import DistributedLoss
-from hsadml_dist.losses.margins import Annealing, MarginSchedule, build_margin
+from hsadml_dist.losses.centres import Centres, chosen_layout
+from hsadml_dist.losses.distributed import Computing, DistributedLoss
+from hsadml_dist.losses.margins import Adaptive, Annealing, MarginLoss, MarginSettings, build_margin
 from hsadml_dist.models import EmbeddingNet, build_model
 from hsadml_dist.optim import build_optimizer, learning_rate
 
@@ -107,18 +107,46 @@ def loss_scale(loss: LossConfig) -> float | None:
     Raises:
         ConfigError: The loss cannot have this margin.
     """
-    return _margins(loss)(0).scale
+    return _margin_loss(loss).at(0).scale
 
 
-def _margins(loss: LossConfig) -> MarginSchedule:
+def _margin_loss(loss: LossConfig) -> MarginLoss:
     annealing = Annealing(
         base=loss.lambda_base, gamma=loss.lambda_gamma, power=loss.lambda_power, minimum=loss.lambda_min
     )
-    return build_margin(loss.name, loss.margin, loss.scale, annealing)
+    chosen = MarginSettings(
+        margin=loss.margin,
+        scale=loss.scale,
+        grad_mode=loss.grad_mode,
+        annealing=annealing,
+        adaptive=Adaptive(concentration=loss.norm_concentration, momentum=loss.norm_momentum),
+        positive_weight=loss.positive_weight,
+        sharpness=loss.sharpness,
+    )
+    return build_margin(loss.name, chosen)
 
 
 def _build_head(recipe: Recipe, classes: int, comm: Comm) -> Head:
-    centres = ReplicatedCentres(classes, recipe.model.embedding_dim, recipe.train.seed)
-    centres = centres.to(comm.device, WEIGHT_DTYPES[recipe.engine.precision])
-    loss = DistributedLoss(centres, _margins(recipe.loss), comm)
-    return Head(loss, build_optimizer(centres.parameters(), recipe.optim, decay=False), comm, recipe.engine.clip_norm)
+    apart = comm.apart()  # the loss's messages cross those of the engine's gradients
+    loss = _build_loss(recipe, classes, apart).to(comm.device)
+    optimizer = build_optimizer(loss.parameters(), recipe.optim, decay=False)
+    return Head(loss, optimizer, apart, recipe.engine.clip_norm, recipe.loss.energy)
+
+
+def _build_loss(recipe: Recipe, classes: int, comm: Comm) -> DistributedLoss:
+    settings, place = recipe.loss, comm.topology
+    layout = chosen_layout(
+        settings.layout, classes=classes, global_batch=recipe.train.global_batch, world_size=place.world_size
+    )
+    rows = place.part(classes) if layout == "sharded" else None
+    centres = Centres(classes, recipe.model.embedding_dim, recipe.train.seed, rows)
+    computing = Computing(
+        backward=settings.backward,
+        memory_mib=settings.memory_mib,
+        sample_rate=settings.sample_rate,
+        seed=recipe.train.seed,
+    )
+    loss = DistributedLoss(centres, _margin_loss(settings), comm, layout, computing)
+    for parameter in loss.parameters():  # the statistics beside them stay fp64
+        parameter.data = parameter.data.to(WEIGHT_DTYPES[recipe.engine.precision])
+    return loss

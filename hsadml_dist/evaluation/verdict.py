@@ -65,7 +65,7 @@ def judge_run(run: Path, recipe: Recipe, index: ShardIndex, learner: Learner, co
     """
     weights = Weights(
         model=learner.engine.model,
-        centre_CD=learner.head.state()["centres"]["weight"],
+        centre_CD=learner.head.whole_centres(),
         checkpoint=_newest(RunFolder(run), comm),
     )
     split = split_of(Path(recipe.data.shards), index, recipe.data.fold, held_out(recipe))

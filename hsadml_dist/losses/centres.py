@@ -1,36 +1,55 @@
 """Class centres: the weights that the embeddings are compared with.
 
-Legend of shapes: C classes, D embedding components.
+Legend of shapes: C classes, K rows that this rank holds, D embedding components.
 """
 
 from __future__ import annotations
 
 import hashlib
+from typing import Literal
 
 import torch
 from torch import nn
 
+Layout = Literal["replicated", "sharded"]
 
-class ReplicatedCentres(nn.Module):
-    """All C centres on every rank; right where there are few classes.
+
+class Centres(nn.Module):
+    """The centres of a contiguous range of the classes: of all of them where replicated, of a rank's where sharded.
 
     Attributes:
-        weight: Parameter (C, D); only the rows' directions matter to the losses.
+        classes: C, the number of all classes.
+        rows: Class ids of the rows held here; may be none.
+        weight: Parameter (K, D); only the rows' directions matter to the losses.
     """
 
-    def __init__(self, classes: int, dim: int, seed: int) -> None:
+    def __init__(self, classes: int, dim: int, seed: int, rows: range | None = None) -> None:
         super().__init__()
-        self.weight = nn.Parameter(initial_rows(range(classes), dim, seed))
+        self.classes = classes
+        self.rows = range(classes) if rows is None else rows
+        self.weight = nn.Parameter(initial_rows(self.rows, dim, seed))
 
-    def forward(self) -> torch.Tensor:
-        """Return the unit centres (C, D), at least in fp32."""
-        return nn.functional.normalize(at_least_fp32(self.weight), dim=1)
+
+def chosen_layout(
+    layout: Literal["auto", "replicated", "sharded"], *, classes: int, global_batch: int, world_size: int
+) -> Layout:
+    """Return the layout that ``auto`` stands for: the one whose messages are smaller.
+
+    Replicated centres reduce a gradient of C * D numbers a step; sharded ones gather and scatter 2 * N * D.
+    """
+    if layout != "auto":
+        return layout
+    return "sharded" if world_size > 1 and classes > 2 * global_batch else "replicated"
 
 
 def initial_rows(classes: range, dim: int, seed: int) -> torch.Tensor:
     """Return unit rows (len(classes), D), fp32; a row depends on (seed, class id) only, so never on the layout."""
-    rows = [torch.randn(dim, generator=_generator(seed, class_id)) for class_id in classes]
-    return nn.functional.normalize(torch.stack(rows), dim=1) if rows else torch.empty(0, dim)
+    rows = torch.empty(len(classes), dim)
+    generator, start = torch.Generator(), _start(seed)
+    for row, class_id in zip(rows, classes, strict=True):
+        # The generator keeps 32 bits of its seed: from a start of the run's own, classes count up, so no two agree.
+        row.normal_(generator=generator.manual_seed((start + class_id) % 2**32))
+    return nn.functional.normalize(rows, dim=1, out=rows)
 
 
 def at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
@@ -38,7 +57,5 @@ def at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def _generator(seed: int, class_id: int) -> torch.Generator:
-    # The generator keeps 32 bits of its seed: from a start of the run's own, classes count up, so no two are the same.
-    start = int.from_bytes(hashlib.blake2b(f"centres {seed}".encode(), digest_size=4).digest(), "little")
-    return torch.Generator().manual_seed((start + class_id) % 2**32)
+def _start(seed: int) -> int:
+    return int.from_bytes(hashlib.blake2b(f"centres {seed}".encode(), digest_size=4).digest(), "little")

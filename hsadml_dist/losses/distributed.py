@@ -1,104 +1,129 @@
-"""The margin loss over the global batch, written once for every pair (psi, eta).
+"""The margin loss over the global batch, whoever holds the centres.
 
 Every rank returns its share of the true global mean, scaled so that the average over ranks, which data-parallel
 engines take of all gradients, is the gradient of that mean: also where ranks hold unequal numbers of samples, or none.
 
-With replicated centres and a loss that is a sum over samples, no embedding has to travel: only the counts do. Sharded
-centres and batch-coupled terms put their gathering here, between the embeddings and :class:`_MarginCrossEntropy`.
+Replicated centres need no gathering, since the loss is a sum over samples: each rank compares its own samples with all
+centres, and the centres' gradients are averaged like the backbone's. Sharded centres are compared with the samples of
+all ranks; their gradients are whole where they are and are never reduced.
 
-Legend of shapes: B local samples, N samples over all ranks, W ranks, C classes, D embedding components.
+Legend of shapes: B local samples, N compared samples, W ranks, D embedding components.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
 
 from hsadml_dist.comm import Comm
-from hsadml_dist.losses.centres import ReplicatedCentres, at_least_fp32
-from hsadml_dist.losses.margins import Curve, Margin, MarginSchedule
+from hsadml_dist.losses.blocks import RowChoice
+from hsadml_dist.losses.centres import Centres, Layout, at_least_fp32
+from hsadml_dist.losses.exchange import Exchange, GatheredSamples, NoExchange
+from hsadml_dist.losses.global_loss import Plan, global_loss
+from hsadml_dist.losses.margins import MarginLoss
+from hsadml_dist.losses.norms import NormStatistics
+from hsadml_dist.losses.sampling import choose_rows
+
+MEBIBYTE = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computing:
+    """How the loss is computed; nothing here but the sampling changes what is computed.
+
+    Attributes:
+        backward: store: keep all cosines for the backward pass; stream: compute them twice; auto: keep what fits.
+        memory_mib: What ``auto`` may keep, in MiB.
+        block: Classes compared at a time.
+        sample_rate: Share of the classes that a step compares with.
+        seed: The run's seed, for the sampling.
+    """
+
+    backward: Literal["auto", "store", "stream"] = "auto"
+    memory_mib: float = 1024.0
+    block: int = 512
+    sample_rate: float = 1.0
+    seed: int = 0
 
 
 class DistributedLoss(nn.Module):
-    """Margin softmax loss of the global batch.
+    """Margin loss of the global batch.
 
     Attributes:
-        centres: The class centres, trained by an optimiser of their own.
+        centres: The class centres of this rank, trained by an optimiser of their own.
+        bias: Parameter () of losses that have one, alike on all ranks; else None.
+        norms: Statistics of adaptive losses, alike on all ranks; else None.
+        layout: Who holds the centres.
     """
 
-    def __init__(self, centres: ReplicatedCentres, schedule: MarginSchedule, comm: Comm) -> None:
+    def __init__(
+        self,
+        centres: Centres,
+        loss: MarginLoss,
+        comm: Comm,
+        layout: Layout = "replicated",
+        computing: Computing | None = None,
+    ) -> None:
         super().__init__()
         self.centres = centres
-        self._schedule = schedule
-        self._comm = comm
+        self.layout = layout
+        self._loss, self._comm, self._computing = loss, comm, computing or Computing()
+        start = loss.reducer.initial_bias(centres.classes)
+        self.bias = None if start is None else nn.Parameter(torch.tensor(start))
+        self.norms = None if loss.adaptive is None else NormStatistics(loss.adaptive)
 
     def forward(self, emb_BD: torch.Tensor, label_B: torch.Tensor, *, step: int, count: int) -> torch.Tensor:
-        """Return this rank's share of the mean loss.
+        """Return this rank's share of the mean loss; with sharded centres all ranks must call it together.
 
         Args:
             emb_BD: Embeddings (B, D), any float dtype; halves are raised to fp32, fp64 stays. B may be 0.
             label_B: Class ids (B,), int64, in [0, C).
-            step: The run's global step, from 1; drives annealing.
-            count: N, the number of samples of the whole step over all ranks.
+            step: The run's global step, from 1; drives annealing and sampling.
+            count: The number of samples of the whole step over all ranks.
 
         Returns:
-            Scalar: ``W / N * sum of local losses``. Its average over ranks is the global mean.
+            Scalar: ``W / count * sum of local losses``. Its average over ranks is the global mean.
         """
-        loss_B = margin_losses(at_least_fp32(emb_BD), self.centres(), label_B, self._schedule(step))
-        return loss_B.sum() * (self._comm.topology.world_size / count)
+        emb_BD = at_least_fp32(emb_BD)
+        if self.norms is not None and emb_BD.requires_grad:
+            self.norms.see(torch.linalg.vector_norm(emb_BD, dim=1))
+        return global_loss(emb_BD, self.centres.weight, self.bias, label_B, self._plan(len(label_B), step, count))
 
+    def end_step(self) -> None:
+        """Move what is learnt of a whole step's batch; called by all ranks after the last part of a step."""
+        if self.norms is not None:
+            self.norms.move(self._comm)
 
-def margin_losses(emb_BD: torch.Tensor, centre_CD: torch.Tensor, label_B: torch.Tensor, margin: Margin) -> torch.Tensor:
-    """Return each sample's loss (B,), fp32 or fp64, differentiable in embeddings and unit centres."""
-    with torch.autocast(emb_BD.device.type, enabled=False):
-        cos_BC = cosines(emb_BD, centre_CD)
-        scale_B = emb_BD.norm(dim=1) if margin.scale is None else emb_BD.new_full((len(emb_BD),), margin.scale)
-        return _MarginCrossEntropy.apply(cos_BC, scale_B, label_B, margin.psi, margin.eta)
+    def _plan(self, local: int, step: int, count: int) -> Plan:
+        world, sharded = self._comm.topology.world_size, self.layout == "sharded"
+        exchange: Exchange = GatheredSamples(self._comm) if sharded else NoExchange()
+        return Plan(
+            margin=self._loss.at(step),
+            reducer=self._loss.reducer,
+            quality=self._qualities,
+            exchange=exchange,
+            first=self.centres.rows.start,
+            choose=lambda label_N: self._chosen(label_N, step),
+            share=world / count,
+            centre_share=(1 if sharded else world) / count,
+            store=self._stores(local * (world if sharded else 1)),
+            block=self._computing.block,
+        )
 
+    def _qualities(self, norm_N: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(norm_N) if self.norms is None else self.norms.qualities(norm_N)
 
-def cosines(emb_BD: torch.Tensor, centre_CD: torch.Tensor) -> torch.Tensor:
-    """Return (B, C) cosines, clamped to [-1, 1]; an embedding of length zero has cosines 0 and gradient 0."""
-    unit_BD = nn.functional.normalize(emb_BD, dim=1)
-    # An embedding of length zero has no direction to improve: without the factor its gradient would be 1e12 and more.
-    unit_BD = unit_BD * (emb_BD != 0).any(dim=1, keepdim=True)
-    cos_BC = unit_BD @ centre_CD.to(emb_BD.dtype).t()
-    # Rounding reaches 1 + 1e-7; a clamp would also cut the gradient off there, so only the value is moved.
-    return cos_BC + (cos_BC.clamp(-1, 1) - cos_BC).detach()
+    def _chosen(self, label_N: torch.Tensor, step: int) -> RowChoice | None:
+        chosen = self._computing
+        if chosen.sample_rate >= 1:
+            return None
+        return choose_rows(self.centres.rows, label_N, rate=chosen.sample_rate, seed=chosen.seed, step=step)
 
-
-class _MarginCrossEntropy(torch.autograd.Function):
-    """Cross-entropy of ``scale * psi`` against ``scale * eta``.
-
-    The target logit's gradient is taken as ``-sum of the others' probabilities``: ``p_target - 1`` cancels all digits
-    of a well separated sample.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, cos_BC: torch.Tensor, scale_B: torch.Tensor, label_B: torch.Tensor, psi: Curve, eta: Curve
-    ) -> torch.Tensor:
-        """Return the losses (B,)."""
-        hit_BC = nn.functional.one_hot(label_B, cos_BC.shape[1]).bool()
-        value_BC, slope_BC = eta(cos_BC)
-        target_value_BC, target_slope_BC = psi(cos_BC)
-        value_BC = torch.where(hit_BC, target_value_BC, value_BC)
-        slope_BC = torch.where(hit_BC, target_slope_BC, slope_BC)
-        logit_BC = scale_B[:, None] * value_BC
-        # Distances to the target's logit: the loss is log(1 + sum exp), exact where the naive form rounds to 0.
-        gap_BC = (logit_BC - logit_BC[hit_BC][:, None]).masked_fill(hit_BC, -torch.inf)
-        gap_B = torch.logsumexp(gap_BC, dim=1)
-        loss_B = torch.logaddexp(gap_B, torch.zeros_like(gap_B))  # softplus overflows, or cuts off digits from 20 on
-        ctx.save_for_backward(gap_BC, gap_B, value_BC, slope_BC, scale_B, hit_BC)
-        return loss_B
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Return gradients of cosines (B, C) and scales (B,)."""
-        gap_BC, gap_B, value_BC, slope_BC, scale_B, hit_BC = ctx.saved_tensors
-        denominator_B = torch.logaddexp(gap_B, torch.zeros_like(gap_B))
-        other_BC = torch.exp(gap_BC - denominator_B[:, None])
-        logit_grad_BC = torch.where(hit_BC, -other_BC.sum(dim=1, keepdim=True), other_BC) * grads[0][:, None]
-        cos_grad_BC = logit_grad_BC * slope_BC * scale_B[:, None]
-        return cos_grad_BC, (logit_grad_BC * value_BC).sum(dim=1), None, None, None
+    def _stores(self, compared: int) -> bool:
+        if self._computing.backward != "auto":
+            return self._computing.backward == "store"
+        size = compared * len(self.centres.rows) * self.centres.weight.element_size()
+        return size <= self._computing.memory_mib * MEBIBYTE

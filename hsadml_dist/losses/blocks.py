@@ -1,0 +1,84 @@
+"""Centres in blocks of rows, so that no copy of all of them is ever made.
+
+Legend of shapes: K rows of a block, D embedding components, N samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+SHORTEST = 1e-12
+"""Rows shorter than this have no direction: their cosines are 0, and so are their gradients."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Some rows of the centres.
+
+    Attributes:
+        place: Which rows of the local weight: a slice, or positions (K,).
+        class_K: Their class ids; ascending.
+        weight_KD: The rows as they are.
+        drawn_K: Where classes are sampled: whether a row counts for every sample, or only as some samples' target.
+    """
+
+    place: slice | torch.Tensor
+    class_K: torch.Tensor
+    weight_KD: torch.Tensor
+    drawn_K: torch.Tensor | None = None
+
+    def targets(self, label_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (samples, columns), both (n,): the samples whose target is in this block, and where it stands."""
+        column_N = torch.searchsorted(self.class_K, label_N).clamp_(max=len(self.class_K) - 1)
+        sample = (self.class_K[column_N] == label_N).nonzero().squeeze(1)
+        return sample, column_N[sample]
+
+
+def blocks_of(weight_CD: torch.Tensor, first: int, size: int, rows: RowChoice | None) -> Iterator[Block]:
+    """Yield all rows of a weight, or the chosen ones, ``size`` at a time.
+
+    Args:
+        weight_CD: The local rows.
+        first: Class id of the first of them.
+        size: Rows of a block.
+        rows: The rows that take part; None: all.
+    """
+    count = len(weight_CD) if rows is None else len(rows.position_R)
+    for start in range(0, count, size):
+        if rows is None:
+            place: slice | torch.Tensor = slice(start, min(start + size, count))
+            class_K = torch.arange(start, min(start + size, count), device=weight_CD.device) + first
+            yield Block(place=place, class_K=class_K, weight_KD=weight_CD[place])
+        else:
+            place = rows.position_R[start : start + size]
+            drawn_K = rows.drawn_R[start : start + size]
+            yield Block(place=place, class_K=place + first, weight_KD=weight_CD[place], drawn_K=drawn_K)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowChoice:
+    """The rows that take part in a step where classes are sampled.
+
+    Attributes:
+        position_R: Ascending positions in the local weight.
+        drawn_R: Whether a row was drawn; one that was not is there as some samples' target only.
+    """
+
+    position_R: torch.Tensor
+    drawn_R: torch.Tensor
+
+
+def unit_rows(rows_ND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (unit rows (N, D), reciprocals of their lengths (N,)); zeros for rows without a direction."""
+    norm_N = torch.linalg.vector_norm(rows_ND, dim=1)
+    inverse_N = torch.where(norm_N > SHORTEST, 1 / norm_N, 0.0)
+    return rows_ND * inverse_N[:, None], inverse_N
+
+
+def through_unit_(grad_ND: torch.Tensor, unit_ND: torch.Tensor, inverse_N: torch.Tensor) -> torch.Tensor:
+    """Turn derivatives by unit rows into those by the rows themselves, in place; returns them."""
+    along_N = torch.linalg.vecdot(grad_ND, unit_ND)
+    return grad_ND.addcmul_(unit_ND, along_N[:, None], value=-1).mul_(inverse_N[:, None])
