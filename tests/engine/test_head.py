@@ -4,9 +4,9 @@ import torch
 from hsadml_dist.comm import SoloComm
 from hsadml_dist.config.optim import OptimConfig
 from hsadml_dist.engine.head import Head
-from hsadml_dist.losses.centres import ReplicatedCentres
+from hsadml_dist.losses.centres import Centres
 from hsadml_dist.losses.distributed import DistributedLoss
-from hsadml_dist.losses.margins import Annealing, build_margin
+from hsadml_dist.losses.margins import build_margin
 from hsadml_dist.optim import build_optimizer
 from hsadml_dist.topology import Topology
 
@@ -24,9 +24,9 @@ class FourLikeMe(SoloComm):
 
 def make_head(comm=None, clip_norm=None, **settings):
     config = OptimConfig(**{"name": "sgd", "momentum": 0.0, **settings})
-    centres = ReplicatedCentres(3, 4, seed=0).double()
+    centres = Centres(3, 4, seed=0).double()
     comm = comm or SoloComm()
-    loss = DistributedLoss(centres, build_margin("softmax", None, None, Annealing()), comm)
+    loss = DistributedLoss(centres, build_margin("softmax"), comm)
     return Head(loss, build_optimizer(centres.parameters(), config, decay=False), comm, clip_norm)
 
 
