@@ -11,6 +11,7 @@ from typing import Any
 from hsadml_dist.config.io import COMMAND_LINE, LoadedRecipe, dump_recipe, load_recipe
 from hsadml_dist.config.recipe import Recipe
 from hsadml_dist.data.index import ShardIndex, load_index
+from hsadml_dist.data.labels import label_problem
 from hsadml_dist.errors import ConfigError, DataError, Fault, UsageError, nearest
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.topology import allowed_world_sizes
@@ -145,6 +146,9 @@ def _misfits(loaded: LoadedRecipe, index: ShardIndex) -> Iterator[Fault]:
             allowed = ", ".join(map(str, index.fold_numbers))
             problem = f"{fold} is no fold of {data.shards}; its folds: {allowed}"
             yield Fault(where=loaded.provenance[key], key=key, problem=problem)
+    unlearnable = label_problem(index, data)
+    if unlearnable is not None:
+        yield Fault(where=loaded.provenance["data.label"], key="data.label", problem=unlearnable)
 
 
 def _changes(loaded: LoadedRecipe, folder: RunFolder, index: ShardIndex) -> Iterator[Fault]:

@@ -14,6 +14,8 @@ class DataConfig:
 
     Attributes:
         shards: Folder written by ``hsadml shards build``.
+        label: What the network learns to tell apart: the shards' classes, or persons, each of them a class. Persons
+            need shards that are split by slice or exam, so that training knows those of the test fold.
         fold: Held out for the verdict; never read in training.
         val_fold: Held out for choosing a model; none: the last weights are judged.
         workers: Loader processes per rank; 0 reads in the rank itself.
@@ -25,6 +27,7 @@ class DataConfig:
     """
 
     shards: str = setting(key_class="movable")
+    label: Literal["class", "person"] = setting("class")
     fold: int = setting(0, least=0)
     val_fold: int | None = setting(None, least=0)
     workers: int = setting(0, key_class="movable", least=0)

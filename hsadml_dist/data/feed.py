@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hsadml_dist.config import Recipe
 from hsadml_dist.data.index import ShardIndex, load_index
+from hsadml_dist.data.labels import labelled
 from hsadml_dist.data.loader import Loader, training_loader
 from hsadml_dist.data.order import ExactOrder
 from hsadml_dist.errors import ConfigError, DataError, Fault
@@ -18,7 +19,7 @@ class Feed:
     """What a training reads.
 
     Attributes:
-        index: The shards' index.
+        index: The shards' index, with the labels that the network learns.
         order: Which samples each step takes.
         loader: This rank's batches.
         total_steps: Steps of the whole training.
@@ -42,12 +43,12 @@ def open_feed(recipe: Recipe, topology: Topology) -> Feed:
     To be called before any thread, process group or device context exists.
 
     Raises:
-        DataError: The shards are missing or hold no such fold.
+        DataError: The shards are missing, hold no such fold, or do not have the labels to learn.
         ConfigError: The batch cannot be cut evenly, or a transform does not exist.
     """
     check_batch(recipe, topology.world_size)
     shards = Path(recipe.data.shards)
-    index = load_index(shards)
+    index = labelled(load_index(shards), recipe.data)
     positions = index.outside_folds(held_out(recipe))
     if not positions:
         raise DataError(f"{shards}: no training samples are left outside folds {held_out(recipe)}")

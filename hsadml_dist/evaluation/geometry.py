@@ -1,25 +1,22 @@
 """How classes lie on the sphere: angles to the centres, within and between classes, and the centres' energy.
 
-Every angle is a whole number of millionths of a degree (the embeddings' own precision), and the products behind it
-are exact (see :mod:`hsadml_dist.evaluation.knn`): sums of angles are then exact in any order, so that no figure
-depends on threads, blocks or the machine's matrix product.
+No figure depends on threads, blocks or the machine: see :mod:`hsadml_dist.evaluation.whole_angles`.
 
-Shapes: N slices, D components, C classes, K slices drawn, U classes among them, M and R rows of any kind.
+Shapes: N slices, D components, C classes, K slices drawn, U classes among them.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from hsadml_dist.errors import DataError
+from hsadml_dist.evaluation.centre_spread import Energy, Spread, spread
 from hsadml_dist.evaluation.draw import stratified
-from hsadml_dist.evaluation.knn import on_grid
 from hsadml_dist.evaluation.scores import Floats, Ints
+from hsadml_dist.evaluation.whole_angles import DEGREE, between, blocks, gridded
 
 MOST_PAIRED = 2000
 """Slices whose angles to each other are measured: two million pairs."""
@@ -27,13 +24,7 @@ MOST_PAIRED = 2000
 MOST_CLASSES = 256
 """Classes up to which the centres' angles are listed."""
 
-MOST_CENTRES = 4096
-"""Classes up to which the centres' energy is summed: eight million pairs, some seconds."""
-
 BIN_DEGREES = 2
-
-_DEGREE = 10**6
-_NUMBERS_AT_A_TIME = 1 << 21
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,24 +44,6 @@ class Angles:
     other_centre: float | None
     within: float | None
     between: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Energy:
-    """Hyperspherical energy of the centres, mean over pairs; less is more evenly spread.
-
-    Source: Liu et al., Learning towards Minimum Hyperspherical Energy, NeurIPS 2018: the variant with angles in place
-    of chords, divided by the number of pairs. Angles are in radians.
-
-    Attributes:
-        s0: Mean of the logarithm of 1 / angle.
-        s1: Mean of 1 / angle.
-        s2: Mean of 1 / angle^2.
-    """
-
-    s0: float
-    s1: float
-    s2: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +70,8 @@ class Geometry:
         per_class: Of each class, in the order of the labels.
         paired: Slices whose angles to each other were measured; below all of them, a draw by class.
         centre_angles: Degrees between class centres (C x C); None above :data:`MOST_CLASSES` classes.
-        energy: See :class:`Energy`; None with fewer than two centres, where two coincide, and above
-            :data:`MOST_CENTRES`.
+        spread: Those angles in a few figures; None as :func:`~hsadml_dist.evaluation.centre_spread.spread` says.
+        energy: How evenly the centres are spread; None likewise.
         histogram: See :class:`Histogram`.
     """
 
@@ -106,6 +79,7 @@ class Geometry:
     per_class: tuple[Angles, ...]
     paired: int
     centre_angles: tuple[tuple[float, ...], ...] | None
+    spread: Spread | None
     energy: Energy | None
     histogram: Histogram
 
@@ -130,16 +104,18 @@ def geometry(
     classes = len(centre_CD)
     if len(label_N) and (label_N.min() < 0 or label_N.max() >= classes):
         raise DataError(f"labels from {label_N.min()} to {label_N.max()}: must lie in 0 to {classes - 1}, the centres")
-    unit_ND, unit_CD = _whole(emb_ND), _whole(centre_CD)
+    unit_ND, unit_CD = gridded(emb_ND), gridded(centre_CD)
     own_N, other_N = _to_centres(unit_ND, label_N, unit_CD)
     drawn_K = stratified(label_N, most=MOST_PAIRED, seed=seed)
+    found, energy = spread(unit_CD)
     overall, per_class = _angles(own_N, other_N, label_N, _Pairs.measured(unit_ND[drawn_K], label_N[drawn_K], classes))
     return Geometry(
         overall=overall,
         per_class=per_class,
         paired=len(drawn_K),
         centre_angles=_centre_angles(unit_CD),
-        energy=_energy(unit_CD),
+        spread=found,
+        energy=energy,
         histogram=Histogram(bin_degrees=BIN_DEGREES, own_centre=_binned(own_N), other_centre=_binned(other_N)),
     )
 
@@ -159,8 +135,8 @@ class _Pairs:
         # Whole numbers below 2**53 in sum: this matrix product is exact, too.
         member_KU = np.eye(len(present_U))[at_K]
         sum_UU = np.zeros((len(present_U), len(present_U)))
-        for start, stop in _blocks(len(unit_KD), len(unit_KD)):
-            angle = _between(unit_KD[start:stop], unit_KD)
+        for start, stop in blocks(len(unit_KD), len(unit_KD)):
+            angle = between(unit_KD[start:stop], unit_KD)
             angle[np.arange(stop - start), np.arange(start, stop)] = 0
             sum_UU += member_KU[start:stop].T @ (angle.astype(np.float64) @ member_KU)
         count_C, same_C, all_C = (np.zeros(classes, dtype=np.int64) for _ in range(3))
@@ -173,40 +149,15 @@ class _Pairs:
         )
 
 
-def _whole(rows_MD: npt.NDArray[np.floating]) -> Floats:
-    return on_grid(torch.tensor(rows_MD)).numpy()
-
-
-def _between(whole_MD: Floats, whole_RD: Floats) -> Ints:
-    """Return the angles (M, R) between rows on the grid, in millionths of a degree.
-
-    From the lengths of difference and sum, because the arc cosine of a number near 1 keeps only half the digits.
-    """
-    dot_MR = whole_MD @ whole_RD.T
-    square_M1, square_R = (whole_MD * whole_MD).sum(axis=1)[:, None], (whole_RD * whole_RD).sum(axis=1)
-    apart_MR = (square_M1 - dot_MR) + (square_R - dot_MR)
-    along_MR = (square_M1 + dot_MR) + (square_R + dot_MR)
-    # Two rows of zeros: as far apart as along, which is 90 degrees.
-    nowhere_MR = apart_MR + along_MR == 0
-    apart_MR[nowhere_MR] = along_MR[nowhere_MR] = 1
-    return np.rint(np.degrees(2 * np.arctan2(np.sqrt(apart_MR), np.sqrt(along_MR))) * _DEGREE).astype(np.int64)
-
-
-def _blocks(rows: int, width: int) -> list[tuple[int, int]]:
-    """Return the ends of runs of rows that are few enough for the memory at ``width`` numbers a row."""
-    step = max(1, _NUMBERS_AT_A_TIME // max(width, 1))
-    return [(start, min(start + step, rows)) for start in range(0, rows, step)]
-
-
 def _to_centres(unit_ND: Floats, label_N: Ints, unit_CD: Floats) -> tuple[Ints, Ints]:
     """Return each slice's angle to its own centre (N,) and to the nearest other; (0,) where there is no other."""
     own_N = np.empty(len(unit_ND), dtype=np.int64)
     other_N = np.empty(len(unit_ND) if len(unit_CD) > 1 else 0, dtype=np.int64)
-    for start, stop in _blocks(len(unit_ND), len(unit_CD)):
-        angle = _between(unit_ND[start:stop], unit_CD)
+    for start, stop in blocks(len(unit_ND), len(unit_CD)):
+        angle = between(unit_ND[start:stop], unit_CD)
         row = np.arange(stop - start)
         own_N[start:stop] = angle[row, label_N[start:stop]]
-        angle[row, label_N[start:stop]] = 360 * _DEGREE
+        angle[row, label_N[start:stop]] = 360 * DEGREE
         if len(other_N):
             other_N[start:stop] = angle.min(axis=1)
     return own_N, other_N
@@ -229,7 +180,7 @@ def _angles(own_N: Ints, other_N: Ints, label_N: Ints, pairs: _Pairs) -> tuple[A
 def _means(row: list[int]) -> Angles:
     slices, *sums = row
     own, other, within, between = (
-        total / count / _DEGREE if count else None for total, count in zip(sums[::2], sums[1::2], strict=True)
+        total / count / DEGREE if count else None for total, count in zip(sums[::2], sums[1::2], strict=True)
     )
     return Angles(slices=slices, own_centre=own, other_centre=other, within=within, between=between)
 
@@ -237,25 +188,9 @@ def _means(row: list[int]) -> Angles:
 def _centre_angles(unit_CD: Floats) -> tuple[tuple[float, ...], ...] | None:
     if len(unit_CD) > MOST_CLASSES:
         return None
-    return tuple(tuple(row) for row in (_between(unit_CD, unit_CD) / _DEGREE).tolist())
-
-
-def _energy(unit_CD: Floats) -> Energy | None:
-    if not 2 <= len(unit_CD) <= MOST_CENTRES:
-        return None
-    pairs = []
-    for start, stop in _blocks(len(unit_CD), len(unit_CD)):
-        angle = _between(unit_CD[start:stop], unit_CD)
-        pairs.append(angle[np.arange(len(unit_CD)) > np.arange(start, stop)[:, None]])
-    angle_P = np.concatenate(pairs)
-    if not angle_P.min():
-        return None
-    inverse_P = 1 / np.radians(angle_P / _DEGREE)
-    # fsum rounds once, whatever the order.
-    s0, s1, s2 = (math.fsum(terms) / len(angle_P) for terms in (np.log(inverse_P), inverse_P, inverse_P**2))
-    return Energy(s0=s0, s1=s1, s2=s2)
+    return tuple(tuple(row) for row in (between(unit_CD, unit_CD) / DEGREE).tolist())
 
 
 def _binned(angle_N: Ints) -> tuple[int, ...]:
     bins = 180 // BIN_DEGREES
-    return tuple(np.bincount(np.minimum(angle_N // (BIN_DEGREES * _DEGREE), bins - 1), minlength=bins).tolist())
+    return tuple(np.bincount(np.minimum(angle_N // (BIN_DEGREES * DEGREE), bins - 1), minlength=bins).tolist())

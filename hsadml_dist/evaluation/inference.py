@@ -19,6 +19,7 @@ from hsadml_dist.config import Recipe
 from hsadml_dist.config.io import load_recipe
 from hsadml_dist.data.feed import held_out
 from hsadml_dist.data.index import ShardIndex, load_index
+from hsadml_dist.data.labels import PERSON, labelled
 from hsadml_dist.data.reader import ShardReader
 from hsadml_dist.errors import DataError
 from hsadml_dist.evaluation.embed import Embedded, batches_of, embed
@@ -135,13 +136,17 @@ def open_inference(run: Path) -> Inference:
 
 
 def open_shards(inference: Inference, shards: Path | None) -> tuple[Path, ShardIndex]:
-    """Return the folder and the index of the run's shards, or of those given.
+    """Return the folder and the index of the run's shards, or of those given, with the labels that the run has learnt.
 
     Raises:
-        DataError: They cannot be read, or their classes are not as many as the run's.
+        DataError: They cannot be read, their classes are not as many as the run's, or the run has learnt persons and
+            they are not the shards that it was trained on.
     """
-    folder = shards or Path(inference.recipe.data.shards)
+    folder, data = shards or Path(inference.recipe.data.shards), inference.recipe.data
     index, learnt = load_index(folder), len(inference.weights.centre_CD)
+    if data.label == PERSON and index.digest != inference.trained_on:
+        raise DataError(f"{folder}: other shards than the run's own; it has learnt the persons of those and no others")
+    index = labelled(index, data)
     if len(index.classes) != learnt:
         raise DataError(f"{folder}: {len(index.classes)} classes, the run has learnt {learnt}: other classes than its")
     return folder, index

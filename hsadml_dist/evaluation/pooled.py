@@ -14,7 +14,17 @@ import numpy as np
 from hsadml_dist.evaluation.paired import Outcomes
 from hsadml_dist.evaluation.predictions import KNN, Predictions
 from hsadml_dist.evaluation.result import INTERVAL_SEED, MOST_CONFUSED
-from hsadml_dist.evaluation.scores import Clusters, Floats, Interval, Ints, clusters, mean_share, person_interval, share
+from hsadml_dist.evaluation.scores import (
+    Clusters,
+    Floats,
+    Interval,
+    Ints,
+    balanced_accuracy,
+    clusters,
+    mean_share,
+    person_interval,
+    share,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,13 +217,15 @@ def _merit(slices: Slices, method: str, of: Clusters, resamples: int) -> Merit:
     value_N = outcomes.right_N / outcomes.tries_N
     plain = np.stack([value_N, np.ones_like(value_N)], axis=1)
     classes = int(slices.label_N.max()) + 1
-    balanced = _class_tally(value_N, slices.label_N, classes)
     spans = {"resamples": resamples, "seed": INTERVAL_SEED}
+    balanced = None
+    if classes <= MOST_CONFUSED:
+        balanced = person_interval(_class_tally(value_N, slices.label_N, classes), of, mean_share, **spans)
     return Merit(
         accuracy=float(value_N.mean()),
         interval=person_interval(plain, of, share, **spans),
-        balanced_accuracy=float(mean_share(balanced.sum(axis=0, keepdims=True))[0]),
-        balanced_interval=None if classes > MOST_CONFUSED else person_interval(balanced, of, mean_share, **spans),
+        balanced_accuracy=balanced_accuracy(value_N, slices.label_N),
+        balanced_interval=balanced,
     )
 
 

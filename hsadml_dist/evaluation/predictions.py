@@ -20,6 +20,10 @@ PREDICTIONS_NAME = "predictions.json"
 NEIGHBOURS = 5
 """Neighbours that are kept by name."""
 
+MOST_LISTED = 32
+"""Classes up to which the file holds every probability; of more, those of each slice's most probable classes."""
+MOST_PROBABLE = 5
+
 KNN = "knn"
 HEAD = "head"
 RAW_PIXELS = "raw_pixels"
@@ -41,7 +45,8 @@ class Predictions:
         exams: Keyed hashes of exams, None where a slice names none.
         label_N: True classes, int64.
         said: Method to its predicted classes (N,), int64.
-        probability_NC: Softmax over the scaled cosines to the class centres, fp64.
+        probability_NC: Softmax over the scaled cosines to the class centres, fp64. Read from a file on more than
+            :data:`MOST_LISTED` classes, it is 0 but for each slice's :data:`MOST_PROBABLE` most probable ones.
         neighbour_keys: Keys of the nearest references by cosine, nearest first.
         cosine_NK: Their cosines, fp64.
     """
@@ -68,7 +73,11 @@ class Predictions:
         return self.said[method] == self.label_N
 
     def to_json(self) -> str:
-        """Return the text of ``predictions.json``; floats keep all their digits."""
+        """Return the text of ``predictions.json``; floats keep all their digits.
+
+        Above :data:`MOST_LISTED` classes a row of ``probabilities`` holds the highest ones, the highest first, and the
+        column ``probable`` their classes.
+        """
         columns = {
             "schema_version": SCHEMA_VERSION,
             "classes": self.classes,
@@ -77,11 +86,18 @@ class Predictions:
             "exams": self.exams,
             "labels": self.label_N.tolist(),
             "said": {method: labels.tolist() for method, labels in self.said.items()},
-            "probabilities": self.probability_NC.tolist(),
+            **self._probabilities(),
             "neighbours": self.neighbour_keys,
             "cosines": self.cosine_NK.tolist(),
         }
         return json.dumps(columns, allow_nan=False) + "\n"
+
+    def _probabilities(self) -> dict[str, list]:
+        if len(self.classes) <= MOST_LISTED:
+            return {"probabilities": self.probability_NC.tolist()}
+        probable_NK = np.argsort(-self.probability_NC, axis=1, kind="stable")[:, :MOST_PROBABLE]
+        highest_NK = np.take_along_axis(self.probability_NC, probable_NK, axis=1)
+        return {"probabilities": highest_NK.tolist(), "probable": probable_NK.tolist()}
 
 
 def read(path: Path) -> Predictions:
@@ -127,7 +143,16 @@ def _parsed(values: Mapping[str, list]) -> Predictions:
         exams=tuple(values["exams"]),
         label_N=np.array(values["labels"], dtype=np.int64),
         said={method: np.array(labels, dtype=np.int64) for method, labels in said.items()},
-        probability_NC=np.array(values["probabilities"], dtype=np.float64),
+        probability_NC=_whole_rows(values),
         neighbour_keys=tuple(tuple(keys) for keys in values["neighbours"]),
         cosine_NK=np.array(values["cosines"], dtype=np.float64),
     )
+
+
+def _whole_rows(values: Mapping[str, list]) -> Floats:
+    rows = np.array(values["probabilities"], dtype=np.float64)
+    if "probable" not in values:
+        return rows
+    whole_NC = np.zeros((len(rows), len(values["classes"])))
+    np.put_along_axis(whole_NC, np.array(values["probable"], dtype=np.int64), rows, axis=1)
+    return whole_NC

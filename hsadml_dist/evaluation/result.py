@@ -13,6 +13,7 @@ from typing import Any
 
 from hsadml_dist.evaluation import scores
 from hsadml_dist.evaluation.calibration import Calibration, calibration
+from hsadml_dist.evaluation.confusions import Confusions, confusions
 from hsadml_dist.evaluation.geometry import Geometry
 from hsadml_dist.evaluation.people import PersonVote, person_vote
 from hsadml_dist.evaluation.predictions import HEAD, KNN, LOW_LEVEL, RAW_PIXELS, Predictions
@@ -93,8 +94,11 @@ class Setting:
 
     Attributes:
         split_unit: What no two folds share: person, exam or (a leaky control) slice.
+        label: What a class is: ``class``, or ``person``, where each person is one and ``classes`` are keyed hashes.
         classes: Class names in the order of their labels.
         fold: The fold that was held out and judged.
+        left_out: Slices of the fold that were not judged, of persons whom training does not know; 0 where a class is
+            no person.
         checkpoint: The weights that were judged.
         chosen_by: ``last step``, or ``validation fold`` where the weights were chosen on one.
         seed: Seed of the training.
@@ -106,8 +110,10 @@ class Setting:
     """
 
     split_unit: str
+    label: str = "class"
     classes: tuple[str, ...]
     fold: int
+    left_out: int = 0
     checkpoint: CheckpointRef
     chosen_by: str
     seed: int
@@ -139,6 +145,7 @@ class Result(Setting):
         intervals: See :class:`Intervals`.
         confusion: Counts of the nearest neighbour's classes: a row a true class, a column a predicted one. None
             above :data:`MOST_CONFUSED` classes.
+        confusions: The same in a few figures: how many classes come out well, and the pairs mixed up most.
         schema_version: Version of these fields.
     """
 
@@ -157,6 +164,7 @@ class Result(Setting):
     geometry: Geometry
     intervals: Intervals
     confusion: tuple[tuple[int, ...], ...] | None
+    confusions: Confusions
     schema_version: int = SCHEMA_VERSION
 
     def to_dict(self) -> dict[str, Any]:
@@ -207,6 +215,7 @@ def judge(
         geometry=geometry,
         intervals=_intervals(predictions, methods, of, resamples),
         confusion=_confusion(predictions),
+        confusions=confusions(predictions.label_N, predictions.said[KNN]),
     )
 
 

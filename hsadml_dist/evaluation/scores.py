@@ -54,8 +54,13 @@ def accuracy(correct_N: npt.NDArray[np.bool_]) -> float:
     return float(np.mean(correct_N))
 
 
-def balanced_accuracy(correct_N: npt.NDArray[np.bool_], label_N: Ints) -> float:
-    """Return the mean over the classes that occur of the share of each class's slices that are right."""
+def balanced_accuracy(correct_N: npt.NDArray[np.bool_] | Floats, label_N: Ints) -> float:
+    """Return the mean over the classes that occur of the share of each class's slices that are right.
+
+    Args:
+        correct_N: Whether each slice is right, or how often it is, as a share.
+        label_N: True classes.
+    """
     all_C, right_C = np.bincount(label_N), np.bincount(label_N, weights=correct_N)
     return float(np.mean(right_C[all_C > 0] / all_C[all_C > 0]))
 

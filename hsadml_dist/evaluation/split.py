@@ -24,6 +24,7 @@ class Split:
         fold: The fold that is judged.
         test: Positions of its slices.
         references: Positions of the training folds' slices.
+        left_out: Slices of the fold that are not judged, since training knows nothing of their class.
     """
 
     shards: Path
@@ -31,6 +32,7 @@ class Split:
     fold: int
     test: tuple[int, ...]
     references: tuple[int, ...]
+    left_out: int = 0
 
     def labels(self, positions: Sequence[int]) -> Ints:
         """Return the classes, int64, of the slices at ``positions``."""
@@ -42,14 +44,29 @@ class Split:
         return People(persons=[row.person for row in rows], exams=[row.exam for row in rows])
 
 
-def split_of(shards: Path, index: ShardIndex, fold: int, held: Sequence[int]) -> Split:
+def split_of(shards: Path, index: ShardIndex, fold: int, held: Sequence[int], *, closed: bool = False) -> Split:
     """Return the slices of ``fold`` as the test and those of the folds that are not ``held`` as references.
 
+    Args:
+        shards: Folder of the shards.
+        index: Its index, with the labels that the network learns.
+        fold: The fold to judge.
+        held: The folds that training does not read.
+        closed: Whether slices of classes without any reference are left out: a closed set. Persons need it, each of
+            whom may have all slices in one fold.
+
     Raises:
-        DataError: No such fold, or no fold left to refer to.
+        DataError: No such fold, no fold left to refer to, or a closed set without a slice.
     """
     references = index.outside_folds(held)
     if not references:
         names = ", ".join(map(str, sorted(held)))
         raise DataError(f"{shards}: all folds are held out ({names}): no training fold is left to find neighbours in")
-    return Split(shards=shards, index=index, fold=fold, test=index.in_folds([fold]), references=references)
+    every = index.in_folds([fold])
+    known = {index.samples[position].label for position in references}
+    test = tuple(position for position in every if not closed or index.samples[position].label in known)
+    if not test:
+        raise DataError(f"{shards}: fold {fold} holds no slice of a class that the training folds know")
+    return Split(
+        shards=shards, index=index, fold=fold, test=test, references=references, left_out=len(every) - len(test)
+    )

@@ -18,6 +18,7 @@ from hsadml_dist.comm import Comm, SoloComm
 from hsadml_dist.config import Recipe
 from hsadml_dist.data.feed import held_out
 from hsadml_dist.data.index import ShardIndex
+from hsadml_dist.data.labels import PERSON
 from hsadml_dist.data.reader import ShardReader
 from hsadml_dist.engine.learner import Learner, loss_scale
 from hsadml_dist.errors import CheckpointError, ConfigError, Fault
@@ -55,7 +56,7 @@ def judge_run(run: Path, recipe: Recipe, index: ShardIndex, learner: Learner, co
     Args:
         run: The run folder; its newest checkpoint holds the learner's weights.
         recipe: The run's settings.
-        index: The index of the recipe's shards.
+        index: The index of the recipe's shards, with the labels that the learner learns.
         learner: Backbone and centres after the last step.
         comm: The ranks.
 
@@ -68,7 +69,9 @@ def judge_run(run: Path, recipe: Recipe, index: ShardIndex, learner: Learner, co
         centre_CD=learner.head.whole_centres(),
         checkpoint=_newest(RunFolder(run), comm),
     )
-    split = split_of(Path(recipe.data.shards), index, recipe.data.fold, held_out(recipe))
+    split = split_of(
+        Path(recipe.data.shards), index, recipe.data.fold, held_out(recipe), closed=recipe.data.label == PERSON
+    )
     verdict = _judged(recipe, weights, split, comm)
     if comm.topology.is_first:
         _write(run, verdict, split, weights.centre_CD)
@@ -98,7 +101,7 @@ def evaluate_run(run: Path, shards: Path | None = None, fold: int | None = None)
     own = index.digest == opened.trained_on
     if own:
         _check_unseen(recipe, fold)
-    split = split_of(folder, index, fold, held_out(recipe) if own else [fold])
+    split = split_of(folder, index, fold, held_out(recipe) if own else [fold], closed=recipe.data.label == PERSON)
     verdict = _judged(recipe, weights, split, SoloComm(opened.device))
     if own and fold == recipe.data.fold:
         _write(run, verdict, split, weights.centre_CD)
@@ -166,8 +169,10 @@ def _embedded(recipe: Recipe, weights: Weights, split: Split, positions: Sequenc
 def _setting(recipe: Recipe, weights: Weights, split: Split, comm: Comm) -> Setting:
     return Setting(
         split_unit=split.index.split_unit,
+        label=recipe.data.label,
         classes=split.index.classes,
         fold=split.fold,
+        left_out=split.left_out,
         checkpoint=weights.checkpoint,
         chosen_by=weights.chosen_by,
         seed=recipe.train.seed,

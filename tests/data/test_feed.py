@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -6,7 +7,7 @@ from hsadml_dist.config import Recipe
 from hsadml_dist.config.data import DataConfig
 from hsadml_dist.config.train import TrainConfig
 from hsadml_dist.data.feed import check_batch, held_out, open_feed
-from hsadml_dist.data.index import load_index
+from hsadml_dist.data.index import load_index, samples_table, table_digest, write_index
 from hsadml_dist.errors import ConfigError, DataError
 from hsadml_dist.topology import Topology
 
@@ -27,6 +28,25 @@ def test_a_feed_leaves_the_held_out_folds_unread(recipe, tiny_shards):
     feed.loader.start(1, feed.total_steps)
     keys = {key for _ in range(feed.total_steps) for key in feed.loader.next(lambda: False).keys}
     assert keys == {index.samples[position].key for position in training}
+
+
+def test_persons_are_learnt_where_the_recipe_says_so(recipe, tiny_shards, tmp_path):
+    by_person = replace(recipe, data=replace(recipe.data, label="person"))
+    with pytest.raises(DataError, match=r"data\.label: 'person' cannot be judged on folds split by person"):
+        open_feed(by_person, Topology())
+    index = load_index(tiny_shards)
+    halves = [replace(row, fold=place % 2) for place, row in enumerate(index.samples)]
+    sliced = replace(index, split_unit="slice", samples=tuple(halves), digest=table_digest(samples_table(halves)))
+    shutil.copytree(tiny_shards, tmp_path / "s")
+    write_index(tmp_path / "s", sliced)
+    feed = open_feed(replace(by_person, data=replace(by_person.data, shards=str(tmp_path / "s"))), Topology())
+    persons = sorted({row.person for row in index.samples})
+    assert feed.index.classes == tuple(persons) and len(persons) == 9
+    feed.loader.start(1, 3)
+    whose = {row.key: row.person for row in index.samples}
+    for _ in range(3):
+        batch = feed.loader.next(lambda: False)
+        assert [persons[label] for label in batch.label.tolist()] == [whose[key] for key in batch.keys]
 
 
 def test_steps_win_over_epochs_where_they_are_given(recipe):

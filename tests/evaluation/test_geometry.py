@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from hsadml_dist.errors import DataError
+from hsadml_dist.evaluation import centre_spread, whole_angles
 from hsadml_dist.evaluation import geometry as module
 from hsadml_dist.evaluation.draw import stratified
 from hsadml_dist.evaluation.geometry import Angles, geometry
@@ -137,7 +138,7 @@ def test_the_order_of_slices_blocks_and_threads_change_nothing(drawn: Sample, mo
     assert geometry(emb[turn], label[turn], centre) == expected
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
-    monkeypatch.setattr(module, "_NUMBERS_AT_A_TIME", 9)
+    monkeypatch.setattr(whole_angles, "NUMBERS_AT_A_TIME", 9)
     assert geometry(*drawn) == expected
     torch.set_num_threads(threads)
 
@@ -174,8 +175,8 @@ def test_what_cannot_be_measured_is_none_and_all_is_json() -> None:
 def test_above_so_many_classes_no_square_table_is_kept(monkeypatch: pytest.MonkeyPatch, drawn: Sample) -> None:
     monkeypatch.setattr(module, "MOST_CLASSES", 3)
     assert geometry(*drawn).centre_angles is None and geometry(*drawn).energy is not None
-    monkeypatch.setattr(module, "MOST_CENTRES", 3)
-    assert geometry(*drawn).energy is None
+    monkeypatch.setattr(centre_spread, "MOST_CENTRES", 3)
+    assert geometry(*drawn).energy is None and geometry(*drawn).spread is None
 
 
 def test_labels_without_a_centre_and_diverged_rows_are_refused() -> None:

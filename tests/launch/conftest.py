@@ -9,7 +9,7 @@ from hsadml_dist.data.index import SampleRow, ShardFile, ShardIndex, samples_tab
 def shards(tmp_path):
     """Writes an index without tars: all that is looked at before a run starts."""
 
-    def write(name="shards", samples=10, folds=5):
+    def write(name="shards", samples=10, folds=5, unit="person", person="p"):
         folder = tmp_path / name
         folder.mkdir()
         row = SampleRow(
@@ -18,7 +18,7 @@ def shards(tmp_path):
             members={"png": (0, 1), "json": (1, 1)},
             sha256="",
             label=0,
-            person="p",
+            person=person,
             exam=None,
             fold=0,
         )
@@ -26,7 +26,7 @@ def shards(tmp_path):
         index = ShardIndex(
             source="table",
             classes=("a",),
-            split_unit="person",
+            split_unit=unit,
             folds=folds,
             seed=0,
             size=8,

@@ -69,6 +69,22 @@ def test_missing_shards_and_folds_are_refused(recipe):
     assert not Path("runs").exists()
 
 
+def test_persons_to_learn_are_refused_before_anything_is_written_where_the_shards_do_not_allow_it(recipe, shards):
+    assert faults(recipe, ["data.label=person"], None, False, 1) == [
+        "command line: data.label: 'person' cannot be judged on folds split by person: training knows nobody of the "
+        "test fold; build the shards with --split-by slice or exam"
+    ]
+    nameless = shards("nameless", unit="slice", person=None)
+    assert (
+        "10 of 10 slices name none"
+        in faults(recipe, ["data.label=person", f"data.shards={nameless}"], None, True, 1)[0]
+    )
+    assert not Path("runs").exists()
+    sliced = shards("sliced", unit="slice")
+    prepare_run(recipe, ["data.label=person", f"data.shards={sliced}"], Path("run"), False, 1)
+    assert "data.label" in faults(recipe, [f"data.shards={sliced}"], Path("run"), False, 1)[0]
+
+
 def test_another_identity_is_refused_key_by_key(recipe):
     run = prepare_run(recipe, [], Path("run"), False, 1)
     before = (run / "config.yaml").read_bytes()
