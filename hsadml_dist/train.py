@@ -135,7 +135,7 @@ class Training:
         if choice.name is None:
             self._load_initial_weights()
             return 0
-        state = read_checkpoint(self.run, choice.name)
+        state = read_checkpoint(self.run, choice.name, self.learner.head.rows)
         self._check_same_data(state.progress)
         self.learner.load(state.groups)
         self.records.event("resumed", state.progress.step, checkpoint=str(choice.name))
@@ -212,21 +212,12 @@ class Training:
             self.records.samples(step, epoch, keys)
 
     def _save(self, step: int) -> None:
-        """Write a checkpoint; all ranks wait, so that they agree on whether it is there."""
-        state = TrainingState(groups=self.learner.state(), progress=self._progress(step))
-        fault = self._write(state) if self.entry.comm.topology.is_first else None
-        fault = self.entry.comm.share(fault)
-        if fault is not None:
-            raise fault
-
-    def _write(self, state: TrainingState) -> HsadmlError | None:
-        try:
-            name = write_checkpoint(self.run, self.entry.attempt, state)
-        except HsadmlError as fault:
-            return fault
-        self.records.event("checkpoint", state.progress.step, checkpoint=str(name))
-        prune(self.run, self.entry.attempt, self.recipe.checkpoint.keep, self.recipe.checkpoint.keep_every)
-        return None
+        """Write a checkpoint together; all ranks wait, so that they agree on whether it is there."""
+        state = TrainingState(groups=self.learner.state(), progress=self._progress(step), rows=self.learner.head.rows)
+        name = write_checkpoint(self.run, self.entry.attempt, state, self.entry.comm)
+        self.records.event("checkpoint", step, checkpoint=str(name))
+        if self.entry.comm.topology.is_first:
+            prune(self.run, self.entry.attempt, self.recipe.checkpoint.keep, self.recipe.checkpoint.keep_every)
 
     def _progress(self, step: int) -> Progress:
         return Progress(

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from safetensors import safe_open
-
-from hsadml_dist.checkpoint.layout import TENSORS_SUFFIX, committed, lineage, parents, read_progress
+from hsadml_dist.checkpoint.layout import committed, lineage, parents, read_progress
+from hsadml_dist.checkpoint.rows import file_name, group_names, open_group, tensor_names
 from hsadml_dist.checkpoint.verify import fault_in
 from hsadml_dist.errors import CheckpointError, UsageError
 from hsadml_dist.run.folder import RunFolder
@@ -43,10 +42,13 @@ def state_digest(folder: Path) -> str:
     total = hashlib.sha256()
     progress = read_progress(folder)
     total.update(f"step {progress.step} consumed {progress.consumed} seed {progress.seed}\n".encode())
-    for path in sorted(folder.glob(f"*{TENSORS_SUFFIX}")):
-        with safe_open(path, framework="np") as tensors:
-            for name in sorted(tensors.keys()):
-                value = tensors.get_tensor(name)
-                total.update(f"{path.name} {name} {value.dtype} {value.shape}\n".encode())
-                total.update(value.tobytes())
+    for group in group_names(folder):
+        files = list(open_group(folder, group, "np"))
+        for name in tensor_names(files):
+            parts = [file.tensors.get_tensor(name) for file in files]
+            parts = parts if parts[0].ndim else parts[:1]
+            shape = (sum(map(len, parts)), *parts[0].shape[1:]) if parts[0].ndim else ()
+            total.update(f"{file_name(group)} {name} {parts[0].dtype} {shape}\n".encode())
+            for part in parts:  # rows one after the other: the bytes of the whole tensor
+                total.update(part.tobytes())
     return total.hexdigest()

@@ -3,7 +3,7 @@
 ::
 
     checkpoints/step-00001234.attempt-0002/
-        *.safetensors     tensors by name, one file a group
+        *.safetensors     tensors by name, one file a group; GROUP.rows-A-B.safetensors: rows that one rank had
         progress.json     step, samples consumed, seed, and what the state belongs to
         manifest.json     sizes and SHA-256 of the above
         COMMIT            SHA-256 of the manifest

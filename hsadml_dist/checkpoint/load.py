@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,14 +9,8 @@ import safetensors
 import safetensors.torch
 import torch
 
-from hsadml_dist.checkpoint.layout import (
-    TENSORS_SUFFIX,
-    CheckpointName,
-    committed,
-    lineage,
-    parents,
-    read_progress,
-)
+from hsadml_dist.checkpoint.layout import CheckpointName, committed, lineage, parents, read_progress
+from hsadml_dist.checkpoint.rows import ROW_GROUPS, group_names, read_rows
 from hsadml_dist.checkpoint.state import TensorGroup, TrainingState
 from hsadml_dist.checkpoint.verify import fault_in
 from hsadml_dist.comm import Comm
@@ -74,11 +67,17 @@ def choose_checkpoint(run: RunFolder, comm: Comm) -> Choice:
     return Choice(name=None, passed_over=passed_over)
 
 
-def read_checkpoint(run: RunFolder, name: CheckpointName) -> TrainingState:
-    """Return the whole state of a checkpoint that has been verified, on the CPU."""
+def read_checkpoint(run: RunFolder, name: CheckpointName, rows: range | None = None) -> TrainingState:
+    """Return the state of a checkpoint that has been verified, on the CPU.
+
+    Args:
+        run: The run folder.
+        name: The checkpoint.
+        rows: Class ids of the centres to read; None: all. Who wrote which of them does not matter.
+    """
     folder = run.checkpoints / str(name)
-    groups = {path.name.removesuffix(TENSORS_SUFFIX): safetensors.torch.load_file(path) for path in _tensors(folder)}
-    return TrainingState(groups=groups, progress=read_progress(folder))
+    groups = {group: read_rows(folder, group, rows if group in ROW_GROUPS else None) for group in group_names(folder)}
+    return TrainingState(groups=groups, progress=read_progress(folder), rows=rows)
 
 
 def read_weights(path: Path) -> TensorGroup:
@@ -104,12 +103,7 @@ def load_inference_state(run: RunFolder) -> InferenceState:
     for name in lineage(committed(run), parents(run)):
         folder = run.checkpoints / str(name)
         if fault_in(folder) is None:
-            model = safetensors.torch.load_file(folder / f"model{TENSORS_SUFFIX}")
-            centres = safetensors.torch.load_file(folder / f"centres{TENSORS_SUFFIX}")
+            model, centres = (read_rows(folder, group) for group in ("model", "centres"))
             digest = read_progress(folder).data_digest
             return InferenceState(name=name, model=model, centres=centres["weight"], data_digest=digest)
     raise CheckpointError(f"{run.path}: there is no checkpoint that verifies; train the run first")
-
-
-def _tensors(folder: Path) -> Iterator[Path]:
-    yield from sorted(folder.glob(f"*{TENSORS_SUFFIX}"))

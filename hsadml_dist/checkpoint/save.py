@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import safetensors.torch
@@ -17,14 +17,16 @@ from hsadml_dist.checkpoint.layout import (
     LAYOUT_VERSION,
     MANIFEST,
     PROGRESS,
-    TENSORS_SUFFIX,
     CheckpointName,
+    Progress,
     committed,
     lineage,
     parents,
 )
-from hsadml_dist.checkpoint.state import TrainingState
-from hsadml_dist.errors import CheckpointError, RunHeldError
+from hsadml_dist.checkpoint.rows import ROW_GROUPS, file_name
+from hsadml_dist.checkpoint.state import TensorGroup, TrainingState
+from hsadml_dist.comm import Comm, SoloComm
+from hsadml_dist.errors import CheckpointError, HsadmlError, RunHeldError
 from hsadml_dist.run.attempts import is_superseded
 from hsadml_dist.run.folder import AttemptFolder, RunFolder
 
@@ -32,28 +34,43 @@ MEBIBYTE = 2**20
 SPACE_FACTOR = 1.1
 """Free space that must be left, as a multiple of the state's size."""
 
+Entry = dict[str, int | str]
+"""Size and SHA-256 of a file."""
+Entries = dict[str, Entry]
+"""Entries of the manifest by file."""
 
-def write_checkpoint(run: RunFolder, attempt: AttemptFolder, state: TrainingState) -> CheckpointName:
+
+def write_checkpoint(
+    run: RunFolder, attempt: AttemptFolder, state: TrainingState, comm: Comm | None = None
+) -> CheckpointName:
     """Write ``state`` as this attempt's checkpoint of its step; nothing is seen of it until it is whole.
+
+    To be called by all ranks: each writes the rows that it alone has, rank 0 all else.
+
+    Args:
+        run: The run folder, the same one for all ranks.
+        attempt: The attempt that writes.
+        state: This rank's state.
+        comm: The ranks; None: this process alone.
 
     Raises:
         CheckpointError: Too little space, or the folder cannot be written; earlier checkpoints are untouched.
         RunHeldError: A later attempt has started.
     """
-    if is_superseded(run, attempt):
-        raise RunHeldError(f"{run.path}: a later attempt has started; attempt {attempt.number} writes nothing more")
-    name = CheckpointName(state.progress.step, attempt.number)
+    comm = comm or SoloComm()
+    first, name = comm.topology.is_first, CheckpointName(state.progress.step, attempt.number)
     temporary = run.checkpoints / f".{name}.tmp"
+    own = dict(_own_groups(state, first=first))
+    needed = sum(comm.gather(sum(t.nbytes for group in own.values() for t in group.values())))
     try:
-        run.checkpoints.mkdir(parents=True, exist_ok=True)
-        _check_space(run.checkpoints, state)
-        _fill(temporary, state, attempt.number)
-        os.replace(temporary, run.checkpoints / str(name))
-        _sync_folder(run.checkpoints)
-    except OSError as fault:
-        shutil.rmtree(temporary, ignore_errors=True)
-        reason = "no space left" if fault.errno == errno.ENOSPC else fault.strerror
-        raise CheckpointError(f"{run.checkpoints}: checkpoint {name} cannot be written: {reason}") from fault
+        _agree(comm, name, lambda: _begin(run, attempt, temporary, needed) if first else {})
+        written = _agree(comm, name, lambda: {file: _write(temporary / file, _bytes(own[file])) for file in own})
+        files = {file: entry for one in written for file, entry in one.items()}
+        _agree(comm, name, lambda: _commit(run, temporary, name, state.progress, files) if first else {})
+    except HsadmlError:
+        if first:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
     return name
 
 
@@ -83,8 +100,43 @@ def _remove(folder: Path, name: CheckpointName) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _check_space(folder: Path, state: TrainingState) -> None:
-    needed = SPACE_FACTOR * sum(t.nbytes for group in state.groups.values() for t in group.values()) + MEBIBYTE
+def _own_groups(state: TrainingState, *, first: bool) -> Iterator[tuple[str, TensorGroup]]:
+    """Yield (file, tensors) for what this rank writes."""
+    for group, tensors in state.groups.items():
+        if state.rows is not None and group in ROW_GROUPS:
+            if state.rows:
+                yield file_name(group, state.rows), tensors
+        elif first:
+            yield file_name(group), tensors
+
+
+def _agree(comm: Comm, name: CheckpointName, work: Callable[[], Entries]) -> list[Entries]:
+    """Do this rank's work; return what all ranks' came to, or raise on all of them what failed on one."""
+    try:
+        answer: Entries | HsadmlError = work()
+    except HsadmlError as fault:
+        answer = fault
+    except OSError as fault:
+        reason = "no space left" if fault.errno == errno.ENOSPC else fault.strerror
+        answer = CheckpointError(f"{fault.filename or name}: checkpoint {name} cannot be written: {reason}")
+    answers: list[Entries | HsadmlError] = comm.gather(answer)
+    for one in answers:
+        if isinstance(one, HsadmlError):
+            raise one
+    return [one for one in answers if not isinstance(one, HsadmlError)]
+
+
+def _begin(run: RunFolder, attempt: AttemptFolder, temporary: Path, needed: int) -> Entries:
+    if is_superseded(run, attempt):
+        raise RunHeldError(f"{run.path}: a later attempt has started; attempt {attempt.number} writes nothing more")
+    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    _check_space(run.checkpoints, needed)
+    temporary.mkdir()
+    return {}
+
+
+def _check_space(folder: Path, size: int) -> None:
+    needed = SPACE_FACTOR * size + MEBIBYTE
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise CheckpointError(
@@ -93,24 +145,23 @@ def _check_space(folder: Path, state: TrainingState) -> None:
         )
 
 
-def _fill(folder: Path, state: TrainingState, attempt: int) -> None:
-    folder.mkdir()
-    files = {name: _write(folder / name, data) for name, data in _contents(state)}
-    manifest = {"layout": LAYOUT_VERSION, "step": state.progress.step, "attempt": attempt, "files": files}
+def _commit(run: RunFolder, temporary: Path, name: CheckpointName, progress: Progress, files: Entries) -> Entries:
+    files = files | {PROGRESS: _write(temporary / PROGRESS, progress.to_json().encode())}
+    manifest = {"layout": LAYOUT_VERSION, "step": name.step, "attempt": name.attempt, "files": files}
     text = (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode()
-    entry = _write(folder / MANIFEST, text)
-    _write(folder / COMMIT, f"{entry['sha256']}\n".encode())
-    _sync_folder(folder)
+    entry = _write(temporary / MANIFEST, text)
+    _write(temporary / COMMIT, f"{entry['sha256']}\n".encode())
+    _sync_folder(temporary)
+    os.replace(temporary, run.checkpoints / str(name))
+    _sync_folder(run.checkpoints)
+    return files
 
 
-def _contents(state: TrainingState) -> Iterator[tuple[str, bytes]]:
-    for group, tensors in state.groups.items():
-        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        yield f"{group}{TENSORS_SUFFIX}", safetensors.torch.save(whole)
-    yield PROGRESS, state.progress.to_json().encode()
+def _bytes(tensors: TensorGroup) -> bytes:
+    return safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
 
 
-def _write(path: Path, data: bytes) -> dict[str, int | str]:
+def _write(path: Path, data: bytes) -> Entry:
     with path.open("wb") as file:
         file.write(data)
         file.flush()

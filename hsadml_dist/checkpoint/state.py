@@ -16,9 +16,12 @@ class TrainingState:
     """A training's whole state; there is no random state, since nothing draws from one.
 
     Attributes:
-        groups: Group (``model``, ``model_moments``, ``centres``, ``centres_moments``) to tensors by name.
+        groups: Group (``model``, ``model_moments``, ``centres``, ``centres_moments``, and ``head``, ``head_moments``
+            where a loss has more than centres) to tensors by name.
         progress: Where the training stands.
+        rows: Class ids of this rank's rows in the centres' groups; None: all of them.
     """
 
     groups: dict[str, TensorGroup]
     progress: Progress
+    rows: range | None = None

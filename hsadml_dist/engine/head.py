@@ -36,6 +36,11 @@ class Head:
         self._optimizer, self._comm, self._clip_norm = optimizer, comm, clip_norm
         self._energy_weight = energy_weight
 
+    @property
+    def rows(self) -> range | None:
+        """Class ids of the rows that this rank alone has; None: all ranks have all of them."""
+        return self.loss.centres.rows if self.loss.layout == "sharded" else None
+
     def clear(self) -> None:
         """Forget gradients."""
         self._optimizer.zero_grad(set_to_none=True)
