@@ -10,7 +10,7 @@ from matplotlib.ticker import MultipleLocator
 
 from hsadml_dist.report.drawing import COLOURS, GRID, WIDTH, Picture, framed, svg
 from hsadml_dist.report.page import Table
-from hsadml_dist.report.section import Section, degrees, left_out, shown, square_heads
+from hsadml_dist.report.section import MOST_CLASSES, Section, degrees, left_out, shown, square_heads
 from hsadml_dist.report.wording import NONE, counted
 
 _LOOKS: tuple[dict[str, Any], ...] = (
@@ -24,8 +24,10 @@ def angles_section(result: Mapping[str, Any], dim: int | None) -> Section:
     found, names = result["geometry"], result["classes"]
     labels = shown([one["slices"] for one in found["per_class"]])
     tables = [_classes_table(found, names, labels)]
-    if found["centre_angles"] is not None and len(names) > 1:
-        tables.append(_centres_table(found["centre_angles"], names, labels))
+    if len(names) > MOST_CLASSES:
+        tables += _spread_tables(found["spread"], names) if found.get("spread") else []
+    elif found["centre_angles"] is not None and len(names) > 1:
+        tables.append(_centres_table(found["centre_angles"], names))
     tables.append(_energy_table(found["energy"], len(names), dim))
     text = (
         "Angles between test slices and class centres, in the full space. The further the two heaps stand apart, the"
@@ -53,14 +55,29 @@ def _classes_table(found: Mapping[str, Any], names: Sequence[str], labels: Seque
     return Table(caption="Mean angle of a test slice to ...", head=head, rows=[*rows, overall])
 
 
-def _centres_table(angle_CC: Sequence[Sequence[float]], names: Sequence[str], labels: Sequence[int]) -> Table:
-    row_names, columns = square_heads([names[label] for label in labels])
+def _centres_table(angle_CC: Sequence[Sequence[float]], names: Sequence[str]) -> Table:
+    row_names, columns = square_heads(names)
     digits = 1 if columns == row_names else 0
     rows = [
-        [name, *(NONE if row == column else f"{angle_CC[row][column]:.{digits}f}°" for column in labels)]
-        for name, row in zip(row_names, labels, strict=True)
+        [name, *(NONE if row == column else f"{angle:.{digits}f}°" for column, angle in enumerate(angle_CC[row]))]
+        for row, name in enumerate(row_names)
     ]
     return Table(caption="Angles between class centres", head=("centre", *columns), rows=rows)
+
+
+def _spread_tables(spread: Mapping[str, Any], names: Sequence[str]) -> list[Table]:
+    """Return what is said of the centres' angles where a table of each by each would have too many rows."""
+    figures = [
+        ["nearest two centres", degrees(spread["nearest"][0]["angle"])],
+        ["from a centre to the one nearest to it, mean", degrees(spread["neighbour"])],
+        ["mean over all pairs", degrees(spread["mean"])],
+        ["farthest two centres", degrees(spread["most"])],
+    ]
+    pairs = [[names[one["first"]], names[one["second"]], degrees(one["angle"])] for one in spread["nearest"]]
+    return [
+        Table(caption=f"Angles between the {len(names):,} class centres", head=("what", "angle"), rows=figures),
+        Table(caption="Centres nearest to each other", head=("centre", "centre", "angle"), rows=pairs),
+    ]
 
 
 def _energy_table(energy: Mapping[str, float] | None, classes: int, dim: int | None) -> Table:

@@ -113,7 +113,7 @@ def confusion_matrix(count_CC: Sequence[Sequence[int]], names: Sequence[str]) ->
 
 
 def sphere_map(sphere: SphereView, names: Sequence[str], shown: Sequence[int]) -> Picture:
-    """Draw the slices and the centres of the classes ``shown`` on a Mollweide map."""
+    """Draw the slices and the centres of the classes ``shown`` on a Mollweide map, all other slices as grey dots."""
     figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
     axes = figure.add_subplot(projection="mollweide")
     axes.set_axisbelow(True)
@@ -122,6 +122,8 @@ def sphere_map(sphere: SphereView, names: Sequence[str], shown: Sequence[int]) -
     axes.set_yticklabels([])
     looks = [(COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]) for place in range(len(shown))]
     keys = []
+    others = _some(sphere.point_N2[~np.isin(sphere.label_N, shown)], _MOST_POINTS)
+    axes.scatter(others[:, 0], others[:, 1], s=5, linewidths=0, color=FAINT, marker="o")
     for label, (colour, marker) in zip(shown, looks, strict=True):
         mine = _some(sphere.point_N2[sphere.label_N == label], _MOST_POINTS // len(shown))
         axes.scatter(mine[:, 0], mine[:, 1], s=13, alpha=0.55, linewidths=0, color=colour, marker=marker)

@@ -13,7 +13,16 @@ from hsadml_dist.report.classifiers import ordered, title
 from hsadml_dist.report.provenance import settings, software_text
 from hsadml_dist.report.sections import FIGURES
 from hsadml_dist.report.votes import vote_interval
-from hsadml_dist.report.wording import CONTROLS, NONE, counted, level_text, remarks, share_text, span_text
+from hsadml_dist.report.wording import (
+    CONTROLS,
+    NONE,
+    counted,
+    is_of_persons,
+    level_text,
+    remarks,
+    share_text,
+    span_text,
+)
 
 TO_FILL = "**For the author.**"
 NOTICE = "**Research use only.** Not a medical device; no figure here may guide the care of a person."
@@ -73,11 +82,18 @@ def _use() -> Iterator[str]:
 
 def _factors(result: Mapping[str, Any]) -> Iterator[str]:
     classes = result["classes"]
-    named = ", ".join(plain(one) for one in classes[:_MOST_CLASSES])
-    more = f" and {len(classes) - _MOST_CLASSES:,} more" if len(classes) > _MOST_CLASSES else ""
-    yield f"- Classes ({len(classes):,}): {named}{more}"
+    if is_of_persons(result):
+        yield f"- Classes: {counted(len(classes), 'person')}, each a class of its own, named by keyed hashes"
+    else:
+        yield f"- Classes ({len(classes):,}): {_named(classes)}"
     yield "- Figures are given by class; age, sex, scanner, site and severity are not known to the run."
     yield f"- Groups that matter and how the model does on them: {TO_FILL}"
+
+
+def _named(classes: Sequence[str]) -> str:
+    named = ", ".join(plain(one) for one in classes[:_MOST_CLASSES])
+    more = f" and {len(classes) - _MOST_CLASSES:,} more" if len(classes) > _MOST_CLASSES else ""
+    return named + more
 
 
 def _metrics(result: Mapping[str, Any]) -> Iterator[str]:

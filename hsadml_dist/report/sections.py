@@ -10,9 +10,10 @@ from hsadml_dist.report.angles import angles_section
 from hsadml_dist.report.calibration import calibration_section
 from hsadml_dist.report.cases import MOST_CASES, Case, cases_table, shown_cases
 from hsadml_dist.report.classifiers import classifiers_section
+from hsadml_dist.report.confusions import confusions_section
 from hsadml_dist.report.figures import Bar
 from hsadml_dist.report.page import Table
-from hsadml_dist.report.section import Section, degrees, left_out, shown, square_heads
+from hsadml_dist.report.section import MOST_CLASSES, Section, degrees, left_out, shown, square_heads
 from hsadml_dist.report.sphere import SphereView
 from hsadml_dist.report.votes import votes_section
 from hsadml_dist.report.wording import CONTROL_KEYS, NONE, controls, counted, level_text, span_text
@@ -43,7 +44,10 @@ def sections(
     yield _figures_section(result)
     if result.get("methods"):
         yield classifiers_section(result)
-    if result["confusion"] is not None:
+    if len(result["classes"]) > MOST_CLASSES:
+        if result.get("confusions"):
+            yield confusions_section(result)
+    elif result["confusion"] is not None:
         yield _confusion_section(result)
     if result.get("person_vote"):
         yield votes_section(result)
@@ -86,19 +90,15 @@ def _figures_section(result: Mapping[str, Any]) -> Section:
 
 def _confusion_section(result: Mapping[str, Any]) -> Section:
     counts, names = result["confusion"], result["classes"]
-    labels = shown([sum(row) for row in counts])
-    part = [[counts[row][column] for column in labels] for row in labels]
-    named = [names[label] for label in labels]
-    row_names, columns = square_heads(named)
+    row_names, columns = square_heads(names)
     rows = [
-        [name, *(str(counts[row][column]) for column in labels), str(sum(counts[row])), _recall(counts, row)]
-        for name, row in zip(row_names, labels, strict=True)
+        [name, *map(str, counts[row]), str(sum(counts[row])), _recall(counts, row)]
+        for row, name in enumerate(row_names)
     ]
     head = ("true class", *columns, "all slices", "right")
     table = Table(caption="Slices by true class (rows) and class of the nearest reference", head=head, rows=rows)
     text = "Each row holds the slices of one true class: their share and number by the class of the nearest reference."
-    text += left_out(len(names), len(labels))
-    picture = figures.confusion_matrix(part, named)
+    picture = figures.confusion_matrix(counts, names)
     return Section(title="What is taken for what", text=text, picture=picture, tables=[table])
 
 
@@ -116,6 +116,8 @@ def _sphere_section(result: Mapping[str, Any], sphere: SphereView) -> Section:
     head = ("class", "test slices", "mean angle to own centre", "mean angle to nearest other centre")
     table = Table(caption="Angles between slices and class centres", head=head, rows=rows)
     text = _projection(sphere) + left_out(len(names), len(labels))
+    if len(labels) < len(names):
+        text += " Slices of all others are grey dots."
     picture = figures.sphere_map(sphere, names, labels)
     return Section(title="On the sphere", text=text, picture=picture, tables=[table])
 

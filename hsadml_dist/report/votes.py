@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any
 
-from hsadml_dist.report.drawing import COLOURS, INK, WIDTH, Picture, framed, svg
+from hsadml_dist.report.outcomes import outcome_bar
 from hsadml_dist.report.page import Table
 from hsadml_dist.report.section import Section
 from hsadml_dist.report.wording import counted, level_text, span_text
@@ -57,7 +57,12 @@ def votes_section(result: Mapping[str, Any]) -> Section:
             rows=[*outcome, ["wrong", str(votes.wrong)]],
         ),
     ]
-    return Section(title="Person by person", text=text, picture=_drawn(votes), tables=tables)
+    return Section(
+        title="Person by person",
+        text=text,
+        picture=outcome_bar(asdict(votes), "persons", "the majority of their slices"),
+        tables=tables,
+    )
 
 
 def vote_interval(result: Mapping[str, Any]) -> tuple[float, float]:
@@ -77,29 +82,3 @@ def _twice(vote: Mapping[str, Any]) -> str:
         return ""
     more = f"{counted(vote['persons'], 'person')} make {vote['cases']:,} cases"
     return f" {more}: who has slices of two classes counts once for each."
-
-
-def _drawn(votes: Votes) -> Picture:
-    figure, axes = framed(WIDTH, 1.35)
-    start = 0
-    looks = {"right": (COLOURS[0], ""), "undecided": ("#ffffff", "...."), "wrong": (COLOURS[1], "////")}
-    for name, (colour, hatch) in looks.items():
-        count = getattr(votes, name)
-        axes.barh(
-            0,
-            count,
-            left=start,
-            height=0.5,
-            color=colour,
-            hatch=hatch,
-            edgecolor=INK,
-            linewidth=0.8,
-            label=f"{name} {count}",
-        )
-        start += count
-    axes.set_yticks([])
-    axes.set_xlim(0, max(start, 1))
-    axes.set_xlabel("persons")
-    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=10)
-    words = f"{votes.right} right, {votes.undecided} undecided, {votes.wrong} wrong"
-    return svg(figure, f"A bar of {start} persons by the majority of their slices: {words}.")

@@ -23,12 +23,20 @@ def headline(result: Mapping[str, Any]) -> str:
     whose = f" of {counted(result['persons'], 'person')}" if result["persons"] is not None else ""
     span = spans["knn_accuracy"]
     bounds = f" ({level_text(spans)} interval by {spans['interval_unit']}: {span_text(span)})" if span else ""
+    rows = counted(result["reference_slices"], "training slice")
+    found = f"have their nearest neighbour, among {rows}, in the right class"
+    if is_of_persons(result):
+        found = f"have as their nearest neighbour, among {rows}, one of the same person"
     others = "".join(f", {CONTROLS[name]} {value:.1%}" for name, value in controls(result) if name != "raw_pixels")
     return (
-        f"{result['knn_accuracy']:.1%} of {counted(result['slices'], 'unseen slice')}{whose} have their nearest"
-        f" neighbour, among {counted(result['reference_slices'], 'training slice')}, in the right class{bounds}."
+        f"{result['knn_accuracy']:.1%} of {counted(result['slices'], 'unseen slice')}{whose} {found}{bounds}."
         f" Raw pixels alone reach {result['raw_pixel_knn']:.1%}{others}. Folds are split by {result['split_unit']}."
     )
+
+
+def is_of_persons(result: Mapping[str, Any]) -> bool:
+    """Say whether each class is a person."""
+    return result.get("label") == "person"
 
 
 def controls(result: Mapping[str, Any]) -> list[tuple[str, float]]:
@@ -38,7 +46,7 @@ def controls(result: Mapping[str, Any]) -> list[tuple[str, float]]:
 
 def remarks(result: Mapping[str, Any]) -> Iterator[str]:
     """Yield what a reader must know before believing the figures; none where nothing stands against them."""
-    yield from _against_the_split(result)
+    yield from _against_the_closed_set(result) if is_of_persons(result) else _against_the_split(result)
     yield from _against_the_intervals(result)
     yield from _against_the_accuracy(result)
     yield from _against_the_probabilities(result)
@@ -56,6 +64,21 @@ def _against_the_split(result: Mapping[str, Any]) -> Iterator[str]:
         yield "The data name no persons: whether somebody occurs in training and test cannot be told."
 
 
+def _against_the_closed_set(result: Mapping[str, Any]) -> Iterator[str]:
+    """Persons as classes are on both sides by intent: what flatters other verdicts is the question here."""
+    yield (
+        f"Each class is a person, and training knows each of them: this is about finding {len(result['classes']):,}"
+        f" known persons again in other slices, split by {result['split_unit']}. It says nothing about strangers, nor"
+        " about a disease. Slices of one exam are much alike; what that alone gives is what the controls reach."
+    )
+    if result["left_out"]:
+        yield f"{counted(result['left_out'], 'slice')} of persons whom training does not know were left out."
+    yield (
+        "Whoever has these weights and a picture of somebody can find out whether that person is in the training data:"
+        " keep them as you keep the data."
+    )
+
+
 def _against_the_intervals(result: Mapping[str, Any]) -> Iterator[str]:
     spans = result["intervals"]
     unit = spans["interval_unit"]
@@ -68,11 +91,11 @@ def _against_the_intervals(result: Mapping[str, Any]) -> Iterator[str]:
 
 def _against_the_accuracy(result: Mapping[str, Any]) -> Iterator[str]:
     span, value = result["intervals"]["knn_accuracy"], result["knn_accuracy"]
-    low = span[0] if span else value
+    low, high = span or (value, value)
     for name, control in controls(result):
         what = CONTROLS[name]
         if low <= control:
-            reaches = "its interval reaches down to" if span else "it does not exceed"
+            reaches = "its interval reaches down to" if span and high >= control else "it does not exceed"
             yield f"The k-NN accuracy does not clear the control: {reaches} what {what} give ({control:.1%})."
         elif value - control < _CLOSE:
             points = 100 * (value - control)
@@ -110,7 +133,7 @@ def facts(result: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
         ("test persons", persons),
         ("test slices", f"{result['slices']:,}"),
         ("reference slices", f"{result['reference_slices']:,}"),
-        ("classes", f"{len(result['classes']):,}"),
+        ("classes", f"{len(result['classes']):,}{' persons' * is_of_persons(result)}"),
         ("weights", f"step {result['checkpoint']['step']:,}, {result['chosen_by']}"),
     )
 

@@ -120,7 +120,9 @@ def as_text(run: Path, result: Mapping[str, Any]) -> str:
         f"{result['slices']} slices, {persons}, {result['reference_slices']} references; "
         f"weights of step {result['checkpoint']['step']} ({result['chosen_by']})"
     ]
-    if result["shared_persons"]:
+    if result.get("label") == "person":
+        lines.append(f"  each of {len(result['classes'])} persons is a class; training knows them all, not the slices")
+    elif result["shared_persons"]:
         lines.append(f"  warning: {result['shared_persons']} persons are on both sides; the figures are flattered")
     lines += [f"  {title:<22}{result[key]:7.2%}{_interval(spans[key])}" for title, key in FIGURES]
     lines.append(f"  brackets: {spans['level']:.0%} intervals, resampled by {spans['interval_unit']}")

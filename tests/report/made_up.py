@@ -67,6 +67,9 @@ def full_result_of(classes: int = 3) -> dict[str, Any]:
         "person_vote": {"accuracy": 0.875, "persons": 40, "cases": 40, "ties": 2},
         "calibration": calibration(),
         "geometry": geometry(classes),
+        "label": "class",
+        "left_out": 0,
+        "confusions": confusions(classes),
         "recipe": {
             "image_size": 112,
             "embedding_dim": 64,
@@ -99,6 +102,18 @@ def calibration() -> dict[str, Any]:
     }
 
 
+def confusions(classes: int) -> dict[str, Any]:
+    worst = [{"label": label, "said": label + 1, "slices": 2} for label in range(classes - 1)][:20]
+    return {"classes": classes, "all_right": 1, "none_right": 0, "pairs": classes - 1, "worst": worst}
+
+
+def persons_of(persons: int = 300) -> dict[str, Any]:
+    """A verdict on persons as classes."""
+    names = [f"{person:016x}" for person in range(persons)]
+    several = {"label": "person", "left_out": 2, "split_unit": "slice", "shared_persons": 40, "classes": names}
+    return full_result_of(persons) | several | {"confusion": None}
+
+
 def geometry(classes: int) -> dict[str, Any]:
     one = {"slices": 10, "own_centre": 31.26, "other_centre": 84.47, "within": 40.18, "between": None}
     apart = np.full((classes, classes), 118.53) * (1 - np.eye(classes))
@@ -109,6 +124,12 @@ def geometry(classes: int) -> dict[str, Any]:
         "per_class": [dict(one) for _ in range(classes)],
         "paired": 10 * classes,
         "centre_angles": apart.tolist() if classes <= 256 else None,
+        "spread": {
+            "mean": 118.53,
+            "most": 121.25,
+            "neighbour": 117.75,
+            "nearest": [{"first": 0, "second": place, "angle": 101.25 + place} for place in range(1, min(classes, 11))],
+        },
         "energy": {"s0": -0.7265, "s1": 0.4834, "s2": 0.2337},
         "histogram": {"bin_degrees": 2, "own_centre": own.tolist(), "other_centre": other.tolist()},
     }

@@ -20,6 +20,7 @@ from tests.report.made_up import (
     cases_of,
     full_result_of,
     metrics_of,
+    persons_of,
     result_of,
     sphere_of,
 )
@@ -147,7 +148,41 @@ def test_a_large_verdict_stays_under_the_limit_and_says_what_it_leaves_out() -> 
     assert len(many.encode()) < LIMIT
     page = Page(many)
     assert "the 12 classes with most test slices of 300" in page.prose
+    assert "Slices of all others are grey dots." in page.prose
     assert "the first 10 of 12" in page.prose
+
+
+@pytest.mark.parametrize("classes", [12, 13, 300])
+def test_above_twelve_classes_a_few_pairs_stand_for_the_table_of_each_by_each(classes: int) -> None:
+    words = Page(render("run", full_result_of(classes), metrics_of(), sphere_of(classes, 900))).prose
+    assert ("Slices by true class (rows)" in words) == ("Angles between class centres" in words) == (classes == 12)
+    assert ("too many for a table of each by each" in words) == (classes > 12)
+    if classes > 12:
+        whole = "All that is mixed up: 12 pairs" if classes == 13 else "Mixed up most: 20 of 299 pairs"
+        for part in (f"{whole} of classes", "<class 0> <class 1> 2", f"every slice right 1 {1 / classes:.1%}"):
+            assert part in words, part
+        for part in (
+            f"Angles between the {classes} class centres",
+            "nearest two centres 102.2",
+            "farthest two centres",
+        ):
+            assert part in words, part
+        assert "<class 0> <class 2> 103.2°" in words
+
+
+def test_a_page_on_persons_says_whom_it_is_about_and_stays_small() -> None:
+    text = render("run", persons_of(), metrics_of(100_000), sphere_of(300, 30_000), cases_of(12, 300))
+    assert len(text.encode()) < LIMIT
+    words = Page(text).prose
+    opening = words[: words.index("Figures of merit")]
+    for part in (
+        "one of the same person",
+        "finding 300 known persons again",
+        "2 slices of persons whom",
+        "300 persons",
+    ):
+        assert part in opening, part
+    assert "flatters every figure" not in words and "also occur in the training folds" not in words
 
 
 @pytest.mark.parametrize("classes", [1, 2])

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from hsadml_dist.report.model_card import model_card, plain
-from tests.report.made_up import VERSIONS, full_result_of, result_of
+from tests.report.made_up import VERSIONS, full_result_of, persons_of, result_of
 
 SECTIONS = [
     "Model details",
@@ -49,6 +49,13 @@ def test_every_table_is_rectangular_and_every_figure_has_its_circumstances(card:
     assert "| majority of a person's slices | 87.5% | 73.9% to 94.5% | person | 40 |" in figures
     assert "| new method | 78.0% | 70.0% to 95.0% | 77.0% |" in blocks[1].splitlines()
     assert r"| \<class 0\> | 10 | 80.0% |" in blocks[2].splitlines()
+
+
+def test_persons_as_classes_are_counted_and_not_listed() -> None:
+    card = model_card("run", persons_of(), {})
+    assert "- Classes: 300 persons, each a class of its own, named by keyed hashes" in card
+    assert persons_of()["classes"][0] not in card
+    assert "keep them as you keep the data" in card
 
 
 def test_remarks_and_open_questions_are_in_it(card: str) -> None:

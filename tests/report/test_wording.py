@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hsadml_dist.report.wording import headline, remarks
-from tests.report.made_up import calibration, full_result_of, methods, result_of
+from tests.report.made_up import calibration, full_result_of, methods, persons_of, result_of
 
 
 def test_one_sentence_says_it_all() -> None:
@@ -17,6 +17,23 @@ def test_one_sentence_says_it_all() -> None:
         " right class (95% interval by person: 73.1% to 88.3%). Raw pixels alone reach 68.8%. Folds are split by"
         " person."
     )
+
+
+def test_persons_as_classes_are_found_again() -> None:
+    assert headline(persons_of()).startswith(
+        "81.2% of 3,000 unseen slices of 40 persons have as their nearest neighbour, among 1,633 training slices, one"
+        " of the same person (95% interval by person: 73.1% to 88.3%)."
+    )
+    said = list(remarks(persons_of()))
+    assert [part for part in said if "300 known persons again in other slices, split by slice" in part]
+    assert [part for part in said if "find out whether that person is in the training data" in part]
+    assert len(said) == 3
+    assert len(list(remarks(persons_of() | {"left_out": 0}))) == 2
+
+
+def test_an_interval_below_a_control_does_not_reach_down_to_it() -> None:
+    result = copy.deepcopy(result_of()) | {"raw_pixel_knn": 0.9}
+    assert [remark for remark in remarks(result) if "it does not exceed what raw pixels give (90.0%)" in remark]
 
 
 def test_both_controls_are_named() -> None:

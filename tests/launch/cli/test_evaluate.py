@@ -69,6 +69,15 @@ def test_shared_persons_are_warned_of_and_the_report_is_named(run, capsys, monke
     assert f"report: {tmp_path / 'report.html'}" in text
 
 
+def test_persons_as_classes_are_on_both_sides_by_intent(run, capsys, monkeypatch):
+    monkeypatch.setitem(RESULT, "shared_persons", 7)
+    monkeypatch.setitem(RESULT, "label", "person")
+    monkeypatch.setitem(RESULT, "classes", ["00ff", "ff00"])
+    assert cli.main(["evaluate", run]) == 0
+    text = capsys.readouterr().out
+    assert "each of 2 persons is a class; training knows them all, not the slices" in text and "warning" not in text
+
+
 def test_a_wrong_folder_is_found_before_any_work(run, capsys, monkeypatch):
     monkeypatch.delitem(sys.modules, "hsadml_dist.evaluation.verdict")
     assert cli.main(["evaluate", run, "/no/run"]) == 2
