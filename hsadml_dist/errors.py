@@ -8,6 +8,7 @@
     ├── CheckpointError              1    nothing that verifies is left to go on from
     ├── ClusterError                 1    Slurm is absent, refused the request, or a private cluster failed
     ├── UsageError                   2    the command line itself is wrong
+    ├── EngineError                  70   the engine's gradients are not those of the loss: nothing may be trained
     └── RunHeldError                 75   another live process writes this run
 
 Anything else that escapes is a defect of this package: exit code 70 and a traceback.
@@ -74,6 +75,12 @@ class CheckpointError(HsadmlError):
 
 class ClusterError(HsadmlError):
     """Slurm is absent, refused the request, or a private cluster failed."""
+
+
+class EngineError(HsadmlError):
+    """The engine's gradients are not those of the loss; training on would mislead."""
+
+    exit_code = ExitCode.INTERNAL
 
 
 class UsageError(HsadmlError):

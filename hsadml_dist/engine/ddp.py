@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -57,6 +57,19 @@ class DdpEngine:
         self._optimizer.step()
         return Outcome(loss=torch.stack(losses).sum(), grad_norm=norm, applied=True)
 
+    def embed(self, image: torch.Tensor) -> torch.Tensor:
+        """See :class:`~hsadml_dist.engine.protocol.Engine`."""
+        with self._buffers_kept():
+            return self._embed(self._model, image)
+
+    def gradients(self, part: Batch, loss_of: LossOf) -> dict[str, torch.Tensor]:
+        """See :class:`~hsadml_dist.engine.protocol.Engine`."""
+        with self._buffers_kept():
+            self._backward(part, loss_of, last=True)
+        named = {name: p.grad.clone() for name, p in self._model.named_parameters() if p.grad is not None}
+        self._optimizer.zero_grad(set_to_none=True)
+        return named
+
     def state(self) -> dict[str, dict[str, torch.Tensor]]:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
         return {"model": dict(self._model.state_dict()), "model_moments": moments(self._optimizer, self._model)}
@@ -89,11 +102,16 @@ class DdpEngine:
         all-reduce adds depends on the layout: without this, a resumed run would round its first step differently from
         a run that was never stopped.
         """
-        buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
-        self._embed(self._replica, example).float().sum().backward()
+        with self._buffers_kept():
+            self._embed(self._replica, example).float().sum().backward()
         self._optimizer.zero_grad(set_to_none=True)
+
+    @contextlib.contextmanager
+    def _buffers_kept(self) -> Iterator[None]:
+        buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
+        yield
         for name, buffer in self._model.named_buffers():
-            buffer.copy_(buffers[name])
+            buffer.data.copy_(buffers[name])
 
 
 def placed(model: nn.Module, device: torch.device, precision: Precision) -> nn.Module:

@@ -15,6 +15,7 @@ from hsadml_dist.data.order import step_seed
 from hsadml_dist.engine.ddp import DdpEngine, placed
 from hsadml_dist.engine.head import Head
 from hsadml_dist.engine.protocol import WEIGHT_DTYPES, Engine
+from hsadml_dist.engine.selfcheck import check_gradients
 from hsadml_dist.losses.centres import Centres, chosen_layout
 from hsadml_dist.losses.distributed import Computing, DistributedLoss
 from hsadml_dist.losses.margins import Adaptive, Annealing, MarginLoss, MarginSettings, build_margin
@@ -91,6 +92,7 @@ def build_learner(recipe: Recipe, network: EmbeddingNet, classes: int, comm: Com
 
     Raises:
         ConfigError: The loss cannot have this margin.
+        EngineError: The engine's gradients are not those of the global mean.
     """
     settings = recipe.engine
     model = placed(network, comm.device, settings.precision)
@@ -98,7 +100,11 @@ def build_learner(recipe: Recipe, network: EmbeddingNet, classes: int, comm: Com
     example = torch.zeros(1, 1, size, size, device=comm.device, dtype=WEIGHT_DTYPES[settings.precision])
     optimizer = build_optimizer(model.parameters(), recipe.optim, decay=True)
     engine = DdpEngine(model, optimizer, comm, settings.precision, settings.clip_norm, example)
-    return Learner(recipe, engine, _build_head(recipe, classes, comm), comm, total_steps)
+    apart = comm.apart()  # the loss's messages cross those of the engine's gradients
+    head = _build_head(recipe, classes, apart)
+    margin_loss, dim = _margin_loss(recipe.loss), recipe.model.embedding_dim
+    check_gradients(engine, margin_loss, head.loss.layout, dim, example, apart)
+    return Learner(recipe, engine, head, comm, total_steps)
 
 
 def loss_scale(loss: LossConfig) -> float | None:
@@ -127,10 +133,9 @@ def _margin_loss(loss: LossConfig) -> MarginLoss:
 
 
 def _build_head(recipe: Recipe, classes: int, comm: Comm) -> Head:
-    apart = comm.apart()  # the loss's messages cross those of the engine's gradients
-    loss = _build_loss(recipe, classes, apart).to(comm.device)
+    loss = _build_loss(recipe, classes, comm).to(comm.device)
     optimizer = build_optimizer(loss.parameters(), recipe.optim, decay=False)
-    return Head(loss, optimizer, apart, recipe.engine.clip_norm, recipe.loss.energy)
+    return Head(loss, optimizer, comm, recipe.engine.clip_norm, recipe.loss.energy)
 
 
 def _build_loss(recipe: Recipe, classes: int, comm: Comm) -> DistributedLoss:

@@ -49,6 +49,14 @@ class Engine(Protocol):
         """Do one optimiser step over the parts of a rank's batch; their losses add up."""
         ...
 
+    def embed(self, image: torch.Tensor) -> torch.Tensor:
+        """Return the bare network's embeddings (B, D), differentiable; buffers stay as they are."""
+        ...
+
+    def gradients(self, part: Batch, loss_of: LossOf) -> dict[str, torch.Tensor]:
+        """Return the averaged gradients of a step by parameter name, without doing it; buffers stay as they are."""
+        ...
+
     def state(self) -> dict[str, dict[str, torch.Tensor]]:
         """Return groups ``model`` and ``model_moments``, whole tensors by parameter name."""
         ...

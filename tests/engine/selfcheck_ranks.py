@@ -1,0 +1,93 @@
+"""The question at the start, asked of a right engine and of wrong ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from rank_start import with_comm
+from torch import nn
+
+from hsadml_dist.comm import Comm
+from hsadml_dist.engine import selfcheck
+from hsadml_dist.engine.ddp import DdpEngine
+from hsadml_dist.errors import EngineError
+from hsadml_dist.losses import distributed
+from hsadml_dist.losses.margins import LOSSES, build_margin
+
+DIM = 4
+
+
+class AddsUp(DdpEngine):
+    """Adds the ranks' gradients where it should average them."""
+
+    def gradients(self, part: Any, loss_of: Any) -> dict[str, torch.Tensor]:
+        """Return gradients that are as many times too long as there are ranks."""
+        return {name: grad * 2 for name, grad in super().gradients(part, loss_of).items()}
+
+
+class MeanOfMeans(DdpEngine):
+    """Averages the ranks' own means, whatever their numbers of samples."""
+
+    def gradients(self, part: Any, loss_of: Any) -> dict[str, torch.Tensor]:
+        """Return the gradient of the wrong mean."""
+        return super().gradients(part, lambda emb, label: loss_of(emb * 1.0, label) * (3 / len(label)))
+
+
+class Alone(DdpEngine):
+    """Forgets to reduce."""
+
+    def gradients(self, part: Any, loss_of: Any) -> dict[str, torch.Tensor]:
+        """Return this rank's own gradient."""
+        loss_of(self.embed(part.image), part.label).backward()
+        named = {name: p.grad.clone() for name, p in self.model.named_parameters() if p.grad is not None}
+        self.model.zero_grad()
+        return named
+
+
+def body(comm: Comm, case: str) -> dict[str, Any]:
+    """Return what each kind of engine is told, and whether its weights and buffers stayed as they were."""
+    told = {}
+    for precision in ("fp32", "bf16", "fp64"):
+        for layout in ("replicated", "sharded"):
+            for name in LOSSES:
+                told[f"right {precision} {layout} {name}"] = _asked(comm, DdpEngine, layout, name, precision)
+    for wrong in (AddsUp, MeanOfMeans, Alone):
+        told[wrong.__name__] = _asked(comm, wrong, "replicated", "softmax", "fp32")
+    told["centres"] = _with_wrong_centres(comm)
+    return told
+
+
+def _asked(comm: Comm, kind: type[DdpEngine], layout: Any, name: str, precision: Any) -> str:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3 * 16, DIM), nn.Dropout(0.3))
+    dtype = torch.float64 if precision == "fp64" else torch.float32
+    image = torch.zeros(1, 1, 6, 6, dtype=dtype)
+    model.to(dtype)
+    engine = kind(model, torch.optim.SGD(model.parameters(), lr=0.1), comm, precision, None, image)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    try:
+        selfcheck.check_gradients(engine, build_margin(name), layout, DIM, image, comm.apart())
+    except EngineError as fault:
+        return str(fault)
+    same = all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    return "right" if same and all(p.grad is None for p in model.parameters()) else "changed"
+
+
+def _with_wrong_centres(comm: Comm) -> str:
+    plan = distributed.DistributedLoss._plan
+
+    def wrong(self: Any, local: int, step: int, count: int) -> Any:
+        made = plan(self, local, step, count)
+        scaled = {**vars(made), "centre_share": made.centre_share * comm.topology.world_size}
+        return type(made)(**scaled) if self.layout == "sharded" else made
+
+    distributed.DistributedLoss._plan = wrong  # type: ignore[method-assign]
+    try:
+        return _asked(comm, DdpEngine, "sharded", "softmax", "fp32")
+    finally:
+        distributed.DistributedLoss._plan = plan  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    with_comm(body)

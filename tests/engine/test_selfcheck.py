@@ -1,0 +1,47 @@
+import pytest
+import torch
+from torch import nn
+
+from hsadml_dist.comm import SoloComm
+from hsadml_dist.engine.selfcheck import check_gradients
+from hsadml_dist.errors import EngineError, ExitCode
+from hsadml_dist.losses.margins import build_margin
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def told(request, ranks):
+    """What two and three ranks were told, by the kind of engine."""
+    return ranks("engine/selfcheck_ranks.py", request.param)
+
+
+def test_a_right_engine_passes_with_every_loss_layout_and_precision(told):
+    for answer in told:
+        assert {what for kind, what in answer.items() if kind.startswith("right")} == {"right"}
+
+
+@pytest.mark.parametrize(("kind", "what"), [("AddsUp", "2 times"), ("MeanOfMeans", ""), ("Alone", "")])
+def test_a_wrong_engine_is_refused_on_all_ranks(told, kind, what):
+    for answer in told:
+        assert answer[kind].startswith("the engine's gradients over ")
+        assert "are not those of the mean over the global batch" in answer[kind]
+        assert what in answer[kind]
+        assert "\n" not in answer[kind]
+
+
+def test_centres_with_a_wrong_factor_are_refused(told):
+    for answer in told:
+        assert answer["centres"].startswith("the centres' gradients over ")
+
+
+def test_one_rank_has_nothing_to_ask():
+    class Untouchable:
+        model = nn.Identity()
+
+        def gradients(self, part, loss_of):
+            raise AssertionError("asked")
+
+    check_gradients(Untouchable(), build_margin("softmax"), "replicated", 4, torch.zeros(1, 1, 4, 4), SoloComm())
+
+
+def test_the_exit_code_says_that_no_user_is_to_blame():
+    assert EngineError("x").exit_code is ExitCode.INTERNAL
