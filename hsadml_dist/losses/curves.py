@@ -92,8 +92,9 @@ def sharpened(power: float, shift: float) -> Curve:
 
     def curve(cos: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         half = (cos + 1) / 2
-        slope = power * half ** (power - 1)
-        return half.mul_(slope).mul_(2 / power).add_(shift - 1), slope
+        rest = half ** (power - 1)
+        # Constants that every logit shares must be exact: a common error does not average out.
+        return half.mul_(rest).mul_(2).sub_(1).add_(shift), rest.mul_(power)
 
     return curve
 

@@ -218,15 +218,15 @@ class _Backward:
         value_NK, eta_slope_NK = self.plan.margin.eta(cos_NK)
         grad_NK = self.plan.reducer.others_grad_(_logits(value_NK, samples.scale_N, self.bias), reduced.shift_N)
         if block.drawn_K is not None:
-            grad_NK.mul_(block.drawn_K)
+            grad_NK.masked_fill_(~block.drawn_K, 0.0)  # not a product: what was left out may have overflowed
         sample, column = block.targets(samples.label_N)
         grad_NK[sample, column] = 0.0
         if self.plan.margin.scale is None:
-            scale_grad_N += value_NK.mul_(grad_NK).sum(dim=1)
+            scale_grad_N += value_NK.mul_(grad_NK).sum(dim=1) * reduced.factor_N
             scale_grad_N[sample] += (reduced.target_grad_N * self.target_value_N)[sample]
         if self.bias is not None:
-            bias_grad += grad_NK.sum() + reduced.target_grad_N[sample].sum()
-        grad_NK.mul_(samples.scale_N[:, None])
+            bias_grad += grad_NK.sum(dim=1) @ reduced.factor_N + reduced.target_grad_N[sample].sum()
+        grad_NK.mul_((samples.scale_N * reduced.factor_N)[:, None])
         if self.plan.margin.eta is not identity:
             grad_NK.mul_(eta_slope_NK)
         grad_NK[sample, column] = (reduced.target_grad_N * samples.scale_N * self.target_slope_N)[sample]

@@ -28,11 +28,13 @@ class Reduced:
         loss_N: Losses.
         target_grad_N: Derivatives of the losses by the target's logit.
         shift_N: What :meth:`Reducer.others_grad_` needs to know again.
+        factor_N: Factor on all that it returns, left to the caller, who has others to multiply by.
     """
 
     loss_N: torch.Tensor
     target_grad_N: torch.Tensor
     shift_N: torch.Tensor
+    factor_N: torch.Tensor
 
 
 class Reducer(Protocol):
@@ -59,7 +61,10 @@ class Reducer(Protocol):
         ...
 
     def others_grad_(self, logit_NK: torch.Tensor, shift_N: torch.Tensor) -> torch.Tensor:
-        """Turn a block of other classes' logits into the losses' derivatives by them, in place; returns it."""
+        """Turn a block of other classes' logits into the losses' derivatives by them, in place; returns it.
+
+        What is returned is still to be multiplied by :attr:`Reduced.factor_N`.
+        """
         ...
 
 
@@ -88,12 +93,16 @@ class Softmax:
 
     def reduced(self, total: Sequence[torch.Tensor], target_N: torch.Tensor) -> Reduced:
         """See :class:`Reducer`."""
-        gap_N = total[0] - target_N + total[1].log()
-        loss_N = torch.logaddexp(gap_N, torch.zeros_like(gap_N))  # softplus cuts off digits from 20 on
-        return Reduced(loss_N=loss_N, target_grad_N=-torch.exp(gap_N - loss_N), shift_N=target_N + loss_N)
+        # The largest logit and the logarithm of the sum are never added: together they would lose the latter's digits.
+        top_N = torch.maximum(total[0], target_N)
+        own_N = (target_N - top_N).exp()
+        others_N = total[1] * (total[0] - top_N).exp_()
+        sum_N = others_N + own_N
+        loss_N = torch.log1p(others_N + (own_N - 1)) + (top_N - target_N)
+        return Reduced(loss_N=loss_N, target_grad_N=-others_N / sum_N, shift_N=top_N, factor_N=1 / sum_N)
 
     def others_grad_(self, logit_NK: torch.Tensor, shift_N: torch.Tensor) -> torch.Tensor:
-        """Return the probabilities."""
+        """Return the probabilities but for their sum."""
         return logit_NK.sub_(shift_N[:, None]).exp_()
 
 
@@ -115,12 +124,14 @@ class Binary:
 
     def initial_bias(self, classes: int) -> float | None:
         """Return the bias at which the targets' pull and the others' push are equal at right angles."""
-        if classes == 1:
-            return -self.start[0]
+        if classes == 1 or self.positive_weight == 1:
+            return -self.start[0]  # nothing pushes
         ratio = self.positive_weight / ((1 - self.positive_weight) * (classes - 1))
-        # ratio * sigmoid(-(target + b)) = sigmoid(other + b), quadratic in exp(-b).
+        # ratio * sigmoid(-(target + b)) = sigmoid(other + b), quadratic in exp(-b); the form that cancels no digits.
         target, other = self.start
         root = math.sqrt((1 - ratio) ** 2 + 4 * ratio * math.exp(target - other))
+        if ratio > 1:
+            return math.log(ratio - 1 + root) - target - math.log(2)
         return math.log(2 * ratio) - other - math.log(1 - ratio + root)
 
     def partial(self, logit_NK: torch.Tensor) -> Sequence[torch.Tensor]:
@@ -139,11 +150,16 @@ class Binary:
         """See :class:`Reducer`."""
         positive, negative = self.positive_weight / self.scale, (1 - self.positive_weight) / self.scale
         loss_N = negative * total[0] - positive * logsigmoid(target_N)
-        return Reduced(loss_N=loss_N, target_grad_N=-positive * torch.sigmoid(-target_N), shift_N=target_N)
+        return Reduced(
+            loss_N=loss_N,
+            target_grad_N=-positive * torch.sigmoid(-target_N),
+            shift_N=target_N,
+            factor_N=torch.full_like(target_N, negative),
+        )
 
     def others_grad_(self, logit_NK: torch.Tensor, shift_N: torch.Tensor) -> torch.Tensor:
         """See :class:`Reducer`."""
-        return logit_NK.sigmoid_().mul_((1 - self.positive_weight) / self.scale)
+        return logit_NK.sigmoid_()
 
 
 def _finite(top_N: torch.Tensor) -> torch.Tensor:
