@@ -1,44 +1,60 @@
-"""A linear backbone and the loss on uneven shares of one batch; gradients are averaged as engines do."""
+"""A linear backbone and the loss, on shares of batches: one job after the other in one set of processes."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from rank_start import with_comm
 
 from hsadml_dist.comm import Comm
-from hsadml_dist.losses.centres import ReplicatedCentres
-from hsadml_dist.losses.distributed import DistributedLoss
-from hsadml_dist.losses.margins import Annealing, build_margin
-
-SHARES = {1: (11,), 2: (0, 11), 3: (4, 0, 7), 4: (6, 0, 1, 4)}
-"""Samples of each rank, by the number of ranks."""
+from hsadml_dist.losses.centres import Centres
+from hsadml_dist.losses.distributed import Computing, DistributedLoss
+from hsadml_dist.losses.margins import build_margin
 
 
-def body(comm: Comm, case: str) -> dict[str, Any]:
-    """Return the averaged gradients and loss for each (loss, margin, scale) of the batch file named by ``case``."""
-    torch.manual_seed(comm.topology.rank)
-    batch = torch.load(case)
-    shares, rank = SHARES[comm.topology.world_size], comm.topology.rank
-    mine = slice(sum(shares[:rank]), sum(shares[: rank + 1]))
-    answers = [_step(comm, batch, mine, settings) for settings in batch["cases"]]
-    return {"answers": answers, "initial": ReplicatedCentres(5, 6, seed=1).weight.detach()}
+def body(comm: Comm, case: str) -> list[dict[str, torch.Tensor]]:
+    """Return this rank's gradients, not averaged, for each job in the file named by ``case``."""
+    torch.set_num_threads(1)
+    told = torch.load(case, weights_only=False)
+    return [_step(comm, job, told) for job in told["jobs"]]
 
 
-def _step(comm: Comm, batch: dict[str, Any], mine: slice, settings: tuple[str, float, float]) -> dict[str, Any]:
-    name, margin, scale = settings
-    backbone_FD = batch["backbone"].clone().requires_grad_()
-    centres = ReplicatedCentres(5, 6, seed=1).double()
-    loss = DistributedLoss(centres, build_margin(name, margin, scale, Annealing()), comm)
-    share = loss(batch["x"][mine] @ backbone_FD, batch["label"][mine], step=batch["step"], count=len(batch["x"]))
-    share.backward()
-    world = comm.topology.world_size
-    return {
-        "loss": comm.sum(share.detach()) / world,
-        "backbone": comm.sum(backbone_FD.grad) / world,
-        "centres": comm.sum(centres.weight.grad) / world,
-    }
+def _step(comm: Comm, job: Any, told: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    batch = told["batches"][job.classes]
+    loss, backbone_FD = _loss(comm, job, told), batch["backbone"].clone().requires_grad_()
+    values = []
+    for part in _parts(job, comm.topology.rank):
+        emb_BD, label_B = batch["x"][part] @ backbone_FD, batch["label"][part]
+        values.append(loss(emb_BD, label_B, step=told["step"], count=len(batch["x"])))
+        values[-1].backward()
+    loss.end_step()
+    answer = {"loss": torch.stack(values).sum().detach(), "backbone": backbone_FD.grad}
+    answer["centres"] = loss.centres.weight.grad
+    if loss.bias is not None:
+        answer["bias"] = loss.bias.grad
+    if loss.norms is not None:
+        answer["norms"] = torch.stack([loss.norms.mean, loss.norms.deviation])
+    return answer
+
+
+def _loss(comm: Comm, job: Any, told: Mapping[str, Any]) -> DistributedLoss:
+    rows = comm.topology.part(job.classes) if job.layout == "sharded" else None
+    computing = Computing(backward=job.backward, block=2, sample_rate=job.rate, seed=told["seed"])
+    centres = Centres(job.classes, told["batches"][job.classes]["backbone"].shape[1], told["seed"], rows)
+    loss = DistributedLoss(centres, build_margin(*job.settings), comm, job.layout, computing).double()
+    if loss.norms is not None:
+        loss.norms.mean.fill_(told["norms"][0])
+        loss.norms.deviation.fill_(told["norms"][1])
+    return loss
+
+
+def _parts(job: Any, rank: int) -> list[slice]:
+    start, size = sum(job.shares[:rank]), job.shares[rank]
+    edges = [start + size * part // job.accumulate for part in range(job.accumulate + 1)]
+    return [slice(*edge) for edge in itertools.pairwise(edges)]
 
 
 if __name__ == "__main__":

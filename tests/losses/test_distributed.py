@@ -1,153 +1,108 @@
-import importlib.util
-import math
-from pathlib import Path
+import itertools
+import sys
 
 import pytest
 import torch
-from torch import nn
 
 from hsadml_dist.comm import SoloComm
-from hsadml_dist.losses.centres import ReplicatedCentres, initial_rows
-from hsadml_dist.losses.distributed import DistributedLoss, cosines, margin_losses
-from hsadml_dist.losses.margins import LOSSES, Annealing, build_margin
+from hsadml_dist.losses.centres import Centres
+from hsadml_dist.losses.distributed import Computing, DistributedLoss
+from hsadml_dist.losses.margins import LOSSES, build_margin
+from hsadml_dist.topology import Topology
+from tests.losses import slow_loop
+from tests.losses.cases import CASES, NORMS, STEP
+from tests.losses.matrix import LAYOUTS, MANY, RATE, SEED, SPREADS, WORLDS, batch, errors, jobs, told
 
-STEP = 100
-WEIGHT = 1000 / 13
-"""A-Softmax's lambda at that step, with the default annealing."""
-
-CASES = [
-    ("softmax", None, None),
-    ("softmax", None, 5.0),
-    ("sphereface", 1, None),
-    ("sphereface", 2, None),
-    ("sphereface", 3, 4.0),
-    ("sphereface", 4, None),
-    ("sphereface", 5, None),
-    ("cosface", 0.0, 8.0),
-    ("cosface", 0.2, 8.0),
-    ("cosface", 0.35, None),
-]
-SCALES = {"softmax": 30.0, "sphereface": None, "cosface": 64.0}
+BOUND = 1e-10
 
 
-def load_slow_loop():
-    spec = importlib.util.spec_from_file_location("slow_loop", Path(__file__).parent / "slow_loop.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module")
+def computed(ranks, tmp_path_factory):
+    """By the number of ranks: each job with the answers of W real processes."""
+    found = {}
+    for world in WORLDS:
+        path = tmp_path_factory.mktemp("jobs") / "jobs.pt"
+        torch.save(told(world), path)
+        answers = ranks("losses/distributed_ranks.py", world, str(path))
+        found[world] = list(zip(jobs(world), zip(*answers, strict=True), strict=True))
+    return found
 
 
-slow = load_slow_loop()
+@pytest.fixture(scope="module")
+def measured(computed):
+    """By the number of ranks: each job with the errors of its loss and gradients."""
+    return {world: [(job, errors(job, answers)) for job, answers in done] for world, done in computed.items()}
 
 
-def draw(*shape, seed=0, scale=1.0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", CASES)
+def test_loss_and_gradients_are_those_of_the_slow_loop(measured, case, layout, world):
+    rows = [(job, wrong) for job, wrong in measured[world] if (job.case, job.layout) == (case, layout)]
+    spreads = {name for name, by_world in SPREADS.items() if world in by_world}
+    assert {(job.spread, job.mode, job.accumulate) for job, _ in rows if job.rate == 1} == set(
+        itertools.product(spreads, ("exact", "characteristic"), (1, 2))
+    ), "ways are missing"
+    for job, wrong in rows:
+        assert max(wrong.values()) <= BOUND, f"{world} ranks, {job}: {wrong}"
 
 
-def margin(name, m=None, scale=None, *, full=False):
-    annealing = Annealing(base=0, minimum=0) if full else Annealing()
-    return build_margin(name, m, scale, annealing)(STEP)
+def test_the_largest_errors_in_a_table(measured):
+    """Shown with ``-s`` or ``-rP``."""
+    lines = [f"{'largest relative errors':32}" + "".join(f"{f'W={world}':>10}" for world in WORLDS)]
+    for case, layout in itertools.product(CASES, LAYOUTS):
+        rows = [
+            [max(wrong.values()) for job, wrong in measured[world] if (job.case, job.layout) == (case, layout)]
+            for world in WORLDS
+        ]
+        lines.append(f"{case:22}{layout:10}" + "".join(f"{max(row):10.1e}" for row in rows))
+    lines.append(f"of loss and gradients, {sum(map(len, measured.values()))} ways of computing in all")
+    sys.stdout.write("\n" + "\n".join(lines) + "\n")
+    assert len(lines) == len(CASES) * len(LAYOUTS) + 2
 
 
-def with_gradients(losses, *inputs):
-    return [torch.stack(list(losses)).detach(), *torch.autograd.grad(sum(losses), inputs)]
+def test_with_some_classes_drawn_some_targets_are_not():
+    """Else the sampled ways above would show less than they say."""
+    drawn = {c for c in range(MANY) if slow_loop.is_drawn(c, rate=RATE, seed=SEED, step=STEP)}
+    targets = set(batch(MANY)["label"].tolist())
+    assert targets & drawn
+    assert targets - drawn
+    assert drawn - targets or targets == set(range(MANY))
 
 
-@pytest.mark.parametrize("full", [False, True], ids=["annealed", "whole margin"])
-@pytest.mark.parametrize(("name", "m", "scale"), CASES)
-def test_values_and_gradients_are_those_of_the_slow_loop(name, m, scale, full):
-    emb, weight, label = draw(40, 6, scale=2.0), draw(5, 6, seed=1), torch.arange(40) % 5
-    emb.requires_grad_(), weight.requires_grad_()
-    default = {"softmax": None, "sphereface": 4, "cosface": 0.35}[name]
-    m_, s_ = default if m is None else m, SCALES[name] if scale is None else scale
-    expected = with_gradients(slow.losses(emb, weight, label, name, m_, s_, 0.0 if full else WEIGHT), emb, weight)
-    unit = nn.functional.normalize(weight, dim=1)
-    found = with_gradients(margin_losses(emb, unit, label, margin(name, m, scale, full=full)), emb, weight)
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+@pytest.mark.parametrize("world", WORLDS)
+def test_statistics_move_by_the_whole_steps_norms_however_it_is_computed(computed, world):
+    seen = 0
+    for job, answers in computed[world]:
+        if job.case != "adaface":
+            continue
+        seen += 1
+        data = batch(job.classes)
+        norm = (data["x"] @ data["backbone"]).norm(dim=1)
+        means = [0.99 * old + 0.01 * new for old, new in zip(NORMS, (norm.mean(), norm.std()), strict=True)]
+        for answer in answers:
+            torch.testing.assert_close(answer["norms"], torch.stack(means), rtol=1e-12, atol=0, msg=str(job))
+            assert torch.equal(answer["norms"], answers[0]["norms"])
+    assert seen >= 8
 
 
-@pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_gradients_are_finite_at_both_poles_and_at_zero(name, dtype):
-    centres = torch.eye(3, 4, dtype=dtype).requires_grad_()
-    emb = torch.tensor([[1, 0, 0, 0], [-1, 0, 0, 0], [0, 3, 0, 0], [0, 0, 0, 0]], dtype=dtype).requires_grad_()
-    losses = margin_losses(emb, centres, torch.tensor([0, 0, 1, 2]), margin(name, full=True))
-    losses.sum().backward()
-    for values in (losses, emb.grad, centres.grad):
-        assert values.isfinite().all()
-    assert emb.grad[3].tolist() == [0.0] * 4, "a zero embedding has no direction to improve"
-    assert centres.grad.abs().max() > 0
+def make(name="cosface", *, classes=5, dim=6, comm=None, layout="replicated", computing=None):
+    comm = comm or SoloComm()
+    return DistributedLoss(Centres(classes, dim, seed=0), build_margin(name), comm, layout, computing)
 
 
-def test_cosines_beyond_one_by_rounding_are_moved_back_but_keep_their_gradient():
-    emb = nn.functional.normalize(draw(2000, 16).float(), dim=1)
-    unit = nn.functional.normalize(emb, dim=1)
-    beyond = (unit @ emb.t()).diagonal() > 1
-    assert beyond.any(), "no cosine is rounded beyond 1 here: the test shows nothing"
-    centres = emb.clone().requires_grad_()
-    cos = cosines(emb, centres).diagonal()
-    cos.sum().backward()
-    assert cos[beyond].tolist() == [1.0] * int(beyond.sum())
-    torch.testing.assert_close(centres.grad, unit, rtol=0, atol=1e-7)
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_an_embedding_on_its_own_centre_has_a_finite_loss(name):
-    centres = initial_rows(range(50), 16, 0)
-    losses = margin_losses(centres, centres, torch.arange(50), margin(name, full=True))
-    assert losses.isfinite().all()
-
-
-def test_a_well_separated_sample_still_has_its_gradient():
-    """The target's probability is 1 up to 1e-22: p - 1 is exactly 0 in any float."""
-    scale, target = 30.0, 0.95
-    emb = torch.tensor([[target, math.sqrt(1 - target**2), 0.0]]).requires_grad_()
-    centres = torch.tensor([[1.0, 0, 0], [-1.0, 0, 0], [-0.6, -0.8, 0]])
-    loss = margin_losses(emb, centres, torch.tensor([0]), margin("softmax", scale=scale))
-    loss.sum().backward()
-    cos = (emb.detach().double() @ centres.double().t())[0]
-    share = torch.exp(scale * (cos[1:] - cos[0]))
-    assert float(loss.detach()) == pytest.approx(float(share.sum()), rel=1e-4)
-    unit = emb.detach().double()[0]
-    pull = sum(scale * p * (centres[j + 1] - centres[0]).double() for j, p in enumerate(share))
-    expected = pull - (pull @ unit) * unit
-    torch.testing.assert_close(emb.grad[0].double(), expected, rtol=1e-4, atol=0)
-    naive = emb.detach().clone().double().requires_grad_()
-    nn.functional.cross_entropy(scale * naive @ centres.double().t(), torch.tensor([0]), reduction="sum").backward()
-    wrong = naive.grad[0] - (naive.grad[0] @ unit) * unit
-    assert (wrong - expected).norm() > 1e-3 * expected.norm(), "the naive form is as good: the test shows nothing"
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("scale", [100.0, 5000.0])
-def test_a_hopeless_sample_has_a_finite_loss(dtype, scale):
-    """exp of the distance between the logits overflows; the loss is that distance."""
-    emb = torch.tensor([[-1.0, 0.0]], dtype=dtype).requires_grad_()
-    centres = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=dtype)
-    loss = margin_losses(emb, centres, torch.tensor([0]), margin("cosface", scale=scale))
-    assert float(loss.detach()) == pytest.approx(scale * 2.35, rel=1e-6)
-    loss.sum().backward()
-    assert emb.grad.isfinite().all()
-
-
-def test_a_loss_of_middling_size_has_all_digits_of_fp64():
-    emb = torch.tensor([[-1.0, 0.0]], dtype=torch.float64)
-    centres = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)
-    loss = margin_losses(emb, centres, torch.tensor([0]), margin("softmax", scale=10.5))
-    assert float(loss) == pytest.approx(21 + math.log1p(math.exp(-21)), rel=1e-15)
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 def test_halves_are_raised_before_anything_is_computed(name, half):
-    centres = ReplicatedCentres(5, 6, seed=0)
-    loss = DistributedLoss(centres, build_margin(name, None, None, Annealing()), SoloComm())
-    emb, label = draw(8, 6).to(half), torch.arange(8) % 5
+    loss, emb, label = make(name), draw(8, 6).to(half), torch.arange(8) % 5
     low, high = emb.clone().requires_grad_(), emb.float().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         value = loss(low, label, step=1, count=8)
-    value.backward()
+        value.backward()
     expected = loss(high, label, step=1, count=8)
     expected.backward()
     assert value.dtype == torch.float32
@@ -155,65 +110,87 @@ def test_halves_are_raised_before_anything_is_computed(name, half):
     assert torch.equal(low.grad, high.grad.to(half))
 
 
-def test_fp64_stays_fp64():
-    loss = DistributedLoss(
-        ReplicatedCentres(5, 6, seed=0).double(), build_margin("cosface", None, None, Annealing()), SoloComm()
-    )
-    assert loss(draw(3, 6), torch.tensor([0, 1, 2]), step=1, count=3).dtype == torch.float64
+@pytest.mark.parametrize("name", LOSSES)
+def test_fp64_stays_fp64(name):
+    loss = make(name).double()
+    value = loss(draw(3, 6).double().requires_grad_(), torch.tensor([0, 1, 2]), step=1, count=3)
+    value.backward()
+    assert value.dtype == loss.centres.weight.grad.dtype == torch.float64
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_no_samples_no_loss_but_gradients_of_zero(name):
-    centres = ReplicatedCentres(5, 6, seed=0)
-    loss = DistributedLoss(centres, build_margin(name, None, None, Annealing()), SoloComm())
-    emb = torch.empty(0, 6, requires_grad=True)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_no_samples_no_loss_but_gradients_of_zero(name, layout):
+    loss, emb = make(name, layout=layout), torch.empty(0, 6, requires_grad=True)
     value = loss(emb, torch.empty(0, dtype=torch.int64), step=1, count=4)
     value.backward()
-    assert float(value) == 0
+    loss.end_step()
+    assert float(value.detach()) == 0
     assert emb.grad.shape == (0, 6)
-    assert torch.equal(centres.weight.grad, torch.zeros(5, 6))
+    assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in loss.parameters())
 
 
-def test_a_single_class_has_nothing_to_lose():
-    emb = draw(3, 4).requires_grad_()
-    losses = margin_losses(
-        emb, initial_rows(range(1), 4, 0).double(), torch.zeros(3, dtype=torch.int64), margin("cosface")
-    )
-    losses.sum().backward()
-    assert losses.tolist() == [0, 0, 0]
-    assert torch.equal(emb.grad, torch.zeros(3, 4, dtype=torch.float64))
+@pytest.mark.parametrize("name", sorted(set(LOSSES) - {"sphereface2"}))
+def test_a_single_class_has_nothing_to_lose(name):
+    loss, emb = make(name, classes=1).double(), draw(3, 6).double().requires_grad_()
+    value = loss(emb, torch.zeros(3, dtype=torch.int64), step=1, count=3)
+    value.backward()
+    assert float(value.detach()) == 0
+    assert torch.equal(emb.grad, torch.zeros_like(emb))
+    assert torch.equal(loss.centres.weight.grad, torch.zeros(1, 6, dtype=torch.float64))
 
 
-BATCH = {"x": draw(11, 7), "label": torch.arange(11) * 3 % 5, "backbone": draw(7, 6, seed=1), "step": STEP}
+def test_a_share_is_scaled_so_that_the_average_over_ranks_is_the_mean():
+    """Three samples here, 12 in the step, 4 ranks: 4 / 12 times the sum of the losses."""
+    comm = SoloComm()
+    emb, label = draw(3, 6), torch.tensor([0, 1, 2])
+    alone = make(comm=comm)(emb, label, step=1, count=3)
+    comm.topology = Topology(world_size=4)
+    for count, part in ((12, 1), (24, 0.5)):
+        torch.testing.assert_close(make(comm=comm)(emb, label, step=1, count=count), part * alone)
 
 
-@pytest.fixture(scope="module", params=[1, 2, 3, 4])
-def trained(request, ranks, tmp_path_factory):
-    """What W ranks with uneven shares of the batch have computed, one of them holding nothing."""
-    path = tmp_path_factory.mktemp("batch") / "batch.pt"
-    torch.save({**BATCH, "cases": CASES}, path)
-    return ranks("losses/distributed_ranks.py", request.param, str(path))
+def test_annealing_follows_the_step():
+    loss = make("sphereface")
+    early, late = (loss(draw(8, 6), torch.arange(8) % 5, step=step, count=8).detach() for step in (1, 2000))
+    assert late > early + 0.01, "the margin grows, and the loss with it"
 
 
-def test_averaged_gradients_are_those_of_the_global_mean(trained):
-    for place, (name, m, scale) in enumerate(CASES):
-        m_ = {"softmax": None, "sphereface": 4, "cosface": 0.35}[name] if m is None else m
-        s_ = SCALES[name] if scale is None else scale
-        backbone = BATCH["backbone"].clone().requires_grad_()
-        weight = initial_rows(range(5), 6, seed=1).double().requires_grad_()
-        losses = slow.losses(BATCH["x"] @ backbone, weight, BATCH["label"], name, m_, s_, WEIGHT)
-        mean = sum(losses) / 11
-        expected = {"loss": mean.detach()} | dict(
-            zip(("backbone", "centres"), torch.autograd.grad(mean, (backbone, weight)), strict=True)
-        )
-        for rank, answer in enumerate(trained):
-            for key, value in expected.items():
-                text = f"{name} m={m} s={scale}, rank {rank}: {key}"
-                torch.testing.assert_close(
-                    answer["answers"][place][key], value, rtol=1e-10, atol=1e-10, msg=lambda m, t=text: f"{t}\n{m}"
-                )
+def test_statistics_are_moved_by_training_only_and_at_the_end_of_a_step_only():
+    loss, emb, label = make("adaface"), draw(8, 6), torch.arange(8) % 5
+    loss(emb, label, step=1, count=8)
+    loss.end_step()
+    assert float(loss.norms.mean) == 20
+    loss(emb.requires_grad_(), label, step=1, count=8)
+    assert float(loss.norms.mean) == 20
+    loss.end_step()
+    assert float(loss.norms.mean) < 20
 
 
-def test_replicated_centres_begin_the_same_on_all_ranks(trained):
-    for answer in trained:
-        assert torch.equal(answer["initial"], initial_rows(range(5), 6, seed=1))
+FITS = 8 * 5 * 4 / 2**20
+"""MiB of the cosines of 8 samples and 5 classes."""
+
+
+@pytest.mark.parametrize(
+    ("backward", "memory_mib", "stores"),
+    [("store", 1e-9, True), ("stream", 1e9, False), ("auto", FITS, True), ("auto", FITS - 1e-9, False)],
+)
+def test_auto_keeps_what_fits(backward, memory_mib, stores):
+    loss = make(computing=Computing(backward=backward, memory_mib=memory_mib))
+    value = loss(draw(8, 6).requires_grad_(), torch.arange(8) % 5, step=1, count=8)
+    assert bool(value.grad_fn.kept.cosines) == stores
+
+
+def test_what_sharded_centres_keep_counts_the_samples_of_all_ranks():
+    comm = SoloComm()
+    comm.topology = Topology(world_size=4)
+    for layout, stores in (("replicated", True), ("sharded", False)):
+        loss = make(comm=comm, layout=layout, computing=Computing(memory_mib=FITS))
+        value = loss(draw(8, 6).requires_grad_(), torch.arange(8) % 5, step=1, count=32)
+        assert bool(value.grad_fn.kept.cosines) == stores
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_only_the_losses_that_need_them_have_bias_and_statistics(name):
+    extra = {"sphereface2": {"bias"}, "adaface": {"norms.mean", "norms.deviation"}}.get(name, set())
+    assert make(name).state_dict().keys() == {"centres.weight"} | extra
