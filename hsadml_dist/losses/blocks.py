@@ -71,6 +71,23 @@ class RowChoice:
     drawn_R: torch.Tensor
 
 
+class Scratch:
+    """Memory for matrices (N, K), asked for once: pages fresh from the system for each block cost more than its sums.
+
+    Args:
+        like_ND: Gives the rows, dtype and device.
+        columns: The number of columns that it holds.
+    """
+
+    def __init__(self, like_ND: torch.Tensor, columns: int) -> None:
+        self._rows = len(like_ND)
+        self._flat = like_ND.new_empty(self._rows * columns)
+
+    def matrix(self, columns: int, start: int = 0) -> torch.Tensor:
+        """Return the memory from column ``start`` on as a contiguous matrix (N, columns), whatever stands in it."""
+        return self._flat[self._rows * start : self._rows * (start + columns)].view(self._rows, columns)
+
+
 def unit_rows(rows_ND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (unit rows (N, D), reciprocals of their lengths (N,)); zeros for rows without a direction."""
     norm_N = torch.linalg.vector_norm(rows_ND, dim=1)

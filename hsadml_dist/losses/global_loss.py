@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from hsadml_dist.losses.blocks import Block, RowChoice, blocks_of, through_unit_, unit_rows
+from hsadml_dist.losses.blocks import Block, RowChoice, Scratch, blocks_of, through_unit_, unit_rows
 from hsadml_dist.losses.curves import identity
 from hsadml_dist.losses.exchange import Exchange
 from hsadml_dist.losses.margins import Margin
@@ -87,7 +87,7 @@ class _GlobalLoss(torch.autograd.Function):
         emb_ND, label_N = plan.exchange.gather(emb_BD, label_B)
         samples, quality_N = _samples(emb_ND, label_N, plan)
         rows = plan.choose(label_N)
-        forward = _Forward(plan, samples, bias)
+        forward = _Forward(plan, samples, bias, taken=len(weight_CD) if rows is None else len(rows.position_R))
         for block in blocks_of(weight_CD, plan.first, plan.block, rows):
             forward.take(block)
         reduced, target_value_N, target_slope_N = forward.finish(quality_N)
@@ -120,22 +120,25 @@ def _samples(emb_ND: torch.Tensor, label_N: torch.Tensor, plan: Plan) -> tuple[_
     return _Samples(unit_ND=unit_ND, inverse_N=inverse_N, label_N=label_N, scale_N=scale_N), plan.quality(norm_N)
 
 
-def _cosines(samples: _Samples, unit_KD: torch.Tensor) -> torch.Tensor:
+def _cosines(samples: _Samples, unit_KD: torch.Tensor, out_NK: torch.Tensor) -> torch.Tensor:
     # Rounding reaches 1 + 1e-7. The slope beyond the clamp is not 0: nothing differentiates through it.
-    return (samples.unit_ND @ unit_KD.T).clamp_(-1, 1)
+    return torch.mm(samples.unit_ND, unit_KD.T, out=out_NK).clamp_(-1, 1)
 
 
-def _logits(value_NK: torch.Tensor, scale_N: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Return the logits in memory of their own."""
-    logit_NK = value_NK * scale_N[:, None]
+def _logits(
+    value_NK: torch.Tensor, scale_N: torch.Tensor, bias: torch.Tensor | None, out_NK: torch.Tensor | None = None
+) -> torch.Tensor:
+    logit_NK = torch.mul(value_NK, scale_N[:, None], out=out_NK)
     return logit_NK if bias is None else logit_NK.add_(bias)
 
 
 class _Forward:
     """Goes through the blocks and keeps their sums."""
 
-    def __init__(self, plan: Plan, samples: _Samples, bias: torch.Tensor | None) -> None:
+    def __init__(self, plan: Plan, samples: _Samples, bias: torch.Tensor | None, taken: int) -> None:
         self.kept: list[torch.Tensor] = []
+        block = min(plan.block, taken)
+        self._cosines, self._logits = (Scratch(samples.unit_ND, n) for n in (taken if plan.store else block, block))
         self._plan, self._samples, self._bias = plan, samples, bias
         self._target_cos_N = torch.zeros_like(samples.scale_N)
         nothing = samples.scale_N.new_full((len(samples.scale_N), 1), -torch.inf)
@@ -144,10 +147,13 @@ class _Forward:
     def take(self, block: Block) -> None:
         """Add a block's classes."""
         unit_KD, _ = unit_rows(block.weight_KD)
-        cos_NK = _cosines(self._samples, unit_KD)
+        # Those that are kept stand behind one another; only the last block is smaller than the others.
+        out_NK = self._cosines.matrix(len(unit_KD), start=len(self.kept) * self._plan.block)
+        cos_NK = _cosines(self._samples, unit_KD, out_NK)
         sample, column = block.targets(self._samples.label_N)
         self._target_cos_N[sample] = cos_NK[sample, column]
-        logit_NK = _logits(self._plan.margin.eta(cos_NK)[0], self._samples.scale_N, self._bias)
+        out_NK = self._logits.matrix(len(unit_KD))
+        logit_NK = _logits(self._plan.margin.eta(cos_NK)[0], self._samples.scale_N, self._bias, out_NK)
         logit_NK[sample, column] = -torch.inf
         if block.drawn_K is not None:
             logit_NK.masked_fill_(~block.drawn_K, -torch.inf)
@@ -186,14 +192,17 @@ class _Backward:
         grad_CD = torch.zeros_like(weight_CD) if self.rows is not None else torch.empty_like(weight_CD)
         cos_grad_ND = torch.zeros_like(samples.unit_ND)
         scale_grad_N, bias_grad = torch.zeros_like(samples.scale_N), torch.zeros_like(outer)
-        for block, cos_NK in zip(self._blocks(weight_CD), self._kept(), strict=False):
+        cosines, logits = (Scratch(samples.unit_ND, min(plan.block, len(weight_CD))) for _ in range(2))
+        for block, kept_NK in zip(self._blocks(weight_CD), self._kept(), strict=False):
             unit_KD, inverse_K = unit_rows(block.weight_KD)
-            slope_NK = self._slopes(
-                block, _cosines(samples, unit_KD) if cos_NK is None else cos_NK, scale_grad_N, bias_grad
-            )
+            cos_NK = _cosines(samples, unit_KD, cosines.matrix(len(unit_KD))) if kept_NK is None else kept_NK
+            slope_NK = self._slopes(block, cos_NK, logits.matrix(len(unit_KD)), scale_grad_N, bias_grad)
             cos_grad_ND.addmm_(slope_NK, unit_KD)
-            grad_KD = through_unit_(slope_NK.T @ samples.unit_ND, unit_KD, inverse_K)
-            grad_CD[block.place] = grad_KD.mul_(outer * plan.centre_share)
+            grad_KD = grad_CD[block.place]
+            torch.mm(slope_NK.T, samples.unit_ND, out=grad_KD)
+            through_unit_(grad_KD, unit_KD, inverse_K).mul_(outer * plan.centre_share)
+            if block.drawn_K is not None:  # positions gave a copy, a slice its place
+                grad_CD[block.place] = grad_KD
         emb_grad_ND = through_unit_(cos_grad_ND, samples.unit_ND, samples.inverse_N)
         if plan.margin.scale is None:
             emb_grad_ND.addcmul_(samples.unit_ND, scale_grad_N[:, None])
@@ -211,12 +220,18 @@ class _Backward:
             yield None
 
     def _slopes(
-        self, block: Block, cos_NK: torch.Tensor, scale_grad_N: torch.Tensor, bias_grad: torch.Tensor
+        self,
+        block: Block,
+        cos_NK: torch.Tensor,
+        out_NK: torch.Tensor,
+        scale_grad_N: torch.Tensor,
+        bias_grad: torch.Tensor,
     ) -> torch.Tensor:
         """Return the losses' derivatives by a block's cosines, which are used up; add those by scales and bias."""
         samples, reduced = self.samples, self.reduced
         value_NK, eta_slope_NK = self.plan.margin.eta(cos_NK)
-        grad_NK = self.plan.reducer.others_grad_(_logits(value_NK, samples.scale_N, self.bias), reduced.shift_N)
+        logit_NK = _logits(value_NK, samples.scale_N, self.bias, out_NK)
+        grad_NK = self.plan.reducer.others_grad_(logit_NK, reduced.shift_N)
         if block.drawn_K is not None:
             grad_NK.masked_fill_(~block.drawn_K, 0.0)  # not a product: what was left out may have overflowed
         sample, column = block.targets(samples.label_N)
