@@ -1,10 +1,11 @@
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
-from hsadml_dist.data.index import load_index
+from hsadml_dist.data.index import load_index, samples_table, table_digest, write_index
 from hsadml_dist.data.reader import ShardReader
 from hsadml_dist.data.transforms import Preparation
 from hsadml_dist.errors import DataError
@@ -81,6 +82,27 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
         save_columns(tmp_path / "a.npz", {"x": np.arange(4)})
     assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
     assert len(np.load(tmp_path / "a.npz")["x"]) == 3
+
+
+def test_who_has_learnt_persons_is_asked_about_its_own_shards_alone(opened, shards, other_shards, tmp_path):
+    index = load_index(shards)
+    rows = [dataclasses.replace(row, fold=place % 3) for place, row in enumerate(index.samples)]
+    sliced = shutil.copytree(shards, tmp_path / "sliced")
+    digest = table_digest(samples_table(rows))
+    write_index(sliced, dataclasses.replace(index, split_unit="slice", samples=tuple(rows), digest=digest))
+    recipe = dataclasses.replace(
+        opened.recipe, data=dataclasses.replace(opened.recipe.data, label="person", shards=str(sliced))
+    )
+    centres = torch.ones(12, 8)
+    weights = dataclasses.replace(opened.weights, centre_CD=centres)
+    of_persons = dataclasses.replace(opened, recipe=recipe, weights=weights, trained_on=digest)
+    folder, found = own_shards(of_persons, None)
+    assert folder == sliced
+    assert found.classes == tuple(sorted({row.person for row in rows}))
+    table, _ = embedded_slices(of_persons, folder, found, [0, 5], silent)
+    assert [table.classes[label] for label in table.label_N] == [rows[0].person, rows[5].person]
+    with pytest.raises(DataError, match="it has learnt the persons of those and no others"):
+        open_shards(of_persons, other_shards)
 
 
 def test_other_shards_may_be_embedded_but_are_not_the_runs_own(opened, shards, other_shards):

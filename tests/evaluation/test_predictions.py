@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from hsadml_dist.errors import DataError
-from hsadml_dist.evaluation.predictions import Predictions, parse, read
+from hsadml_dist.evaluation.predictions import MOST_LISTED, MOST_PROBABLE, Predictions, parse, read
 
 MADE = Predictions(
     classes=("a", "b"),
@@ -35,6 +35,31 @@ def test_the_text_brings_back_every_digit():
     for method, labels in MADE.said.items():
         np.testing.assert_array_equal(found.said[method], labels)
     assert (len(found), found.label_N.dtype) == (3, np.int64)
+
+
+def of_many(classes: int) -> Predictions:
+    probability = np.random.default_rng(0).dirichlet(np.full(classes, 0.2), size=3)
+    return replace(MADE, classes=tuple(map(str, range(classes))), probability_NC=probability)
+
+
+def test_few_classes_are_listed_whole():
+    made = of_many(MOST_LISTED)
+    assert "probable" not in json.loads(made.to_json())
+    np.testing.assert_array_equal(parse(made.to_json()).probability_NC, made.probability_NC)
+
+
+def test_of_many_classes_the_most_probable_ones_are_kept_with_every_digit():
+    made = of_many(300)
+    values = json.loads(made.to_json())
+    found = parse(made.to_json()).probability_NC
+    assert found.shape == (3, 300)
+    for row, whole, listed in zip(found, made.probability_NC, values["probabilities"], strict=True):
+        highest = sorted(whole.tolist(), reverse=True)[:MOST_PROBABLE]
+        assert listed == highest == sorted(row[row > 0].tolist(), reverse=True)
+        np.testing.assert_array_equal(row, np.where(whole >= highest[-1], whole, 0))
+    np.testing.assert_array_equal(found.argmax(axis=1), made.probability_NC.argmax(axis=1))
+    with pytest.raises(DataError, match="damaged"):
+        parse(json.dumps({**values, "probable": [[0, 1, 2, 3, 300]] * 3}))
 
 
 def test_which_slices_a_method_has_right():

@@ -79,6 +79,12 @@ def test_figures_by_hand() -> None:
     assert spans.knn_accuracy[0] < 4 / 6 < spans.knn_accuracy[1]
 
 
+def test_what_is_mixed_up_is_that_of_the_nearest_neighbour() -> None:
+    found = judged([0, 2, 1, 1, 1, 0], PERSONS, ["s"]).confusions
+    assert (found.classes, found.all_right, found.none_right, found.pairs) == (2, 0, 0, 2)
+    assert [(one.label, one.said, one.slices) for one in found.worst] == [(0, 2, 1), (1, 0, 1)]
+
+
 def test_persons_on_both_sides_are_counted_and_unknown_ones_are_not_called_none() -> None:
     assert judged([0] * 6, PERSONS, ["q", "r", "s", "q"]).shared_persons == 2
     unknown = judged([0] * 6, [*PERSONS[:5], None], ["q"])
