@@ -29,7 +29,8 @@ def choose_rows(rows: range, label_N: torch.Tensor, *, rate: float, seed: int, s
         step: The run's global step.
     """
     class_C = torch.arange(rows.start, rows.stop, device=label_N.device)
-    drawn_C = _uniform(class_C, seed, step) < int(rate * 2**_MASK_BITS)
+    # Not "below rate * 2^63": at a rate of 1, no number of 64 bits holds that.
+    drawn_C = _uniform(class_C, seed, step) <= int(rate * 2**_MASK_BITS) - 1
     taken_C = drawn_C.clone()
     here = (label_N >= rows.start) & (label_N < rows.stop)
     taken_C[label_N[here] - rows.start] = True

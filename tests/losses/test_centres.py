@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hsadml_dist.losses.centres import ReplicatedCentres, at_least_fp32, initial_rows
+from hsadml_dist.losses.centres import Centres, at_least_fp32, chosen_layout, initial_rows
 
 
 def test_rows_depend_on_seed_and_class_only():
@@ -39,22 +39,28 @@ def test_no_classes_no_rows():
     assert initial_rows(range(0), 4, seed=0).shape == (0, 4)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_centres_are_unit_and_at_least_fp32(dtype):
-    centres = ReplicatedCentres(4, 6, seed=0).to(dtype)
-    with torch.no_grad():
-        centres.weight.mul_(7)
-    unit = centres()
-    assert unit.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    torch.testing.assert_close(unit.norm(dim=1), torch.ones(4, dtype=unit.dtype))
+def test_centres_hold_all_classes_or_those_that_are_named():
+    whole, part, nothing = Centres(7, 4, seed=2), Centres(7, 4, seed=2, rows=range(2, 5)), Centres(7, 4, 2, range(3, 3))
+    assert (whole.rows, part.rows, nothing.rows) == (range(7), range(2, 5), range(3, 3))
+    assert whole.classes == part.classes == nothing.classes == 7
+    assert torch.equal(whole.weight, initial_rows(range(7), 4, seed=2))
+    assert torch.equal(part.weight, whole.weight[2:5])
+    assert nothing.weight.shape == (0, 4)
+    assert [name for name, _ in part.named_parameters()] == ["weight"]
 
 
-def test_the_gradient_only_turns_a_centre():
-    centres = ReplicatedCentres(4, 6, seed=0).double()
-    (centres() * torch.randn(4, 6, dtype=torch.float64)).sum().backward()
-    along = (centres.weight.grad * centres.weight).sum(dim=1)
-    torch.testing.assert_close(along, torch.zeros(4, dtype=torch.float64), atol=1e-12, rtol=0)
-    assert centres.weight.grad.abs().max() > 0.1
+@pytest.mark.parametrize("layout", ["replicated", "sharded"])
+def test_a_layout_that_is_asked_for_is_taken(layout):
+    for classes, world in ((3, 1), (3, 4), (10**6, 4)):
+        assert chosen_layout(layout, classes=classes, global_batch=8, world_size=world) == layout
+
+
+@pytest.mark.parametrize(
+    ("classes", "world", "layout"),
+    [(3, 4, "replicated"), (16, 4, "replicated"), (17, 2, "sharded"), (10**6, 64, "sharded"), (10**6, 1, "replicated")],
+)
+def test_auto_takes_the_layout_of_the_smaller_messages(classes, world, layout):
+    assert chosen_layout("auto", classes=classes, global_batch=8, world_size=world) == layout
 
 
 def test_only_halves_are_raised():

@@ -4,90 +4,26 @@ import pytest
 import torch
 
 from hsadml_dist.errors import ConfigError
-from hsadml_dist.losses.margins import (
-    LOSSES,
-    Annealing,
-    annealed,
-    build_margin,
+from hsadml_dist.losses.curves import (
+    added_angle,
+    clipped_multiplied_angle,
+    divided_angle,
     identity,
     multiplied_angle,
+    norm_adaptive,
+    sharpened,
     shifted,
 )
+from hsadml_dist.losses.margins import LOSSES, Adaptive, Annealing, MarginSettings, build_margin
+from hsadml_dist.losses.reducers import Binary, Softmax
 
-PLAIN = Annealing(base=0.0, minimum=0.0)
-
-
-def slow_psi(cos, m):
-    """Equation 7 of A-Softmax, in plain numbers: (-1)^k cos(m theta) - 2k on [k pi/m, (k+1) pi/m]."""
-    theta = math.acos(cos)
-    k = min(m - 1, math.floor(m * theta / math.pi))
-    return (-1) ** k * math.cos(m * theta) - 2 * k
+WHOLE = Annealing(base=0.0, minimum=0.0)
+COS = torch.cos(torch.linspace(0.1, 3.0, 11, dtype=torch.float64))
+QUALITY = torch.linspace(-1, 1, 11, dtype=torch.float64)
 
 
-def slow_slope(cos, m):
-    """Its derivative by the cosine: (-1)^k m sin(m theta) / sin(theta)."""
-    theta = math.acos(cos)
-    k = min(m - 1, math.floor(m * theta / math.pi))
-    return (-1) ** k * m * math.sin(m * theta) / math.sin(theta)
-
-
-def grid(points=4001):
-    return torch.cos(torch.linspace(0.001, math.pi - 0.001, points, dtype=torch.float64))
-
-
-@pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 8])
-def test_multiplied_angle_is_equation_7_with_its_derivative(m):
-    cos = grid()
-    value, slope = multiplied_angle(m)(cos)
-    expected = [(slow_psi(c, m), slow_slope(c, m)) for c in cos.tolist()]
-    torch.testing.assert_close(value, torch.tensor([v for v, _ in expected], dtype=torch.float64), rtol=0, atol=1e-10)
-    torch.testing.assert_close(slope, torch.tensor([s for _, s in expected], dtype=torch.float64), rtol=0, atol=1e-9)
-
-
-@pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 8])
-def test_multiplied_angle_falls_without_a_jump_from_1_to_1_minus_2m(m):
-    value, slope = multiplied_angle(m)(grid(20_001))
-    assert (value.diff() <= 0).all()
-    assert value.diff().abs().max() < 4 * m * math.pi / 20_000
-    assert (slope >= -1e-12).all()
-
-
-@pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 8])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_multiplied_angle_is_exact_at_both_poles(m, dtype):
-    value, slope = multiplied_angle(m)(torch.tensor([1.0, -1.0], dtype=dtype))
-    assert value.tolist() == [1.0, 1.0 - 2 * m]
-    assert slope.tolist() == [m * m, m * m]
-    assert value.dtype == slope.dtype == dtype
-
-
-def test_the_authors_own_forms_for_m_2_and_4():
-    """The released code writes psi with signs of polynomials instead of k."""
-    cos = grid()
-    sign_0 = torch.sign(cos)
-    torch.testing.assert_close(multiplied_angle(2)(cos)[0], 2 * sign_0 * cos**2 - 1, rtol=0, atol=1e-12)
-    sign_3 = sign_0 * torch.sign(2 * cos**2 - 1)
-    expected = sign_3 * (8 * cos**4 - 8 * cos**2 + 1) + 2 * sign_0 + sign_3 - 3
-    torch.testing.assert_close(multiplied_angle(4)(cos)[0], expected, rtol=0, atol=1e-12)
-
-
-def test_shifted_and_identity():
-    cos = grid(7)
-    value, slope = shifted(0.35)(cos)
-    torch.testing.assert_close(value, cos - 0.35)
-    assert slope.tolist() == [1.0] * 7
-    assert torch.equal(identity(cos)[0], cos)
-    assert identity(cos)[1].tolist() == [1.0] * 7
-
-
-@pytest.mark.parametrize("weight", [0.0, 5.0, 1000.0])
-def test_annealed_mixes_value_and_derivative(weight):
-    cos = grid(101)
-    value, slope = annealed(multiplied_angle(4), weight)(cos)
-    for i in range(0, 101, 10):
-        c = float(cos[i])
-        assert float(value[i]) == pytest.approx((weight * c + slow_psi(c, 4)) / (1 + weight), abs=1e-11)
-        assert float(slope[i]) == pytest.approx((weight + slow_slope(c, 4)) / (1 + weight), abs=1e-9)
+def pair(name, **chosen):
+    return build_margin(name, MarginSettings(**{"annealing": WHOLE} | chosen)).at(1)
 
 
 def test_lambda_falls_from_its_base_to_its_minimum():
@@ -101,50 +37,104 @@ def test_lambda_falls_from_its_base_to_its_minimum():
 
 
 def test_annealing_follows_the_step_that_is_asked_for_not_the_number_of_calls():
-    schedule = build_margin("sphereface", None, None, Annealing())
-    cos = grid(11)
-    late = schedule(100)
+    loss = build_margin("sphereface")
+    late = loss.at(100)
     for step in (1, 2, 3, 100):
-        schedule(step)
+        loss.at(step)
     weight = 1000 / 13
-    expected = (weight * cos + multiplied_angle(4)(cos)[0]) / (1 + weight)
-    torch.testing.assert_close(late.psi(cos)[0], expected, rtol=0, atol=1e-12)
-    assert torch.equal(schedule(100).psi(cos)[0], late.psi(cos)[0])
+    expected = (weight * COS + multiplied_angle(4)(COS)[0]) / (1 + weight)
+    torch.testing.assert_close(late.psi(COS, QUALITY)[0], expected, rtol=0, atol=1e-12)
+    assert torch.equal(loss.at(100).psi(COS, QUALITY)[0], late.psi(COS, QUALITY)[0])
 
 
-@pytest.mark.parametrize(("name", "scale"), [("softmax", 30.0), ("sphereface", None), ("cosface", 64.0)])
-def test_default_and_given_scales(name, scale):
-    assert build_margin(name, None, None, PLAIN)(1).scale == scale
-    assert build_margin(name, None, 7.5, PLAIN)(1).scale == 7.5
+DEFAULTS = {
+    "softmax": (identity, identity, 30.0),
+    "sphereface": (multiplied_angle(4), identity, None),
+    "sphereface_r_v1": (clipped_multiplied_angle(1.5), identity, 30.0),
+    "sphereface_r_v2": (identity, divided_angle(1.4), 60.0),
+    "cosface": (shifted(0.35), identity, 64.0),
+    "arcface": (added_angle(0.5), identity, 64.0),
+    "sphereface2": (sharpened(3.0, -0.4), sharpened(3.0, 0.4), 40.0),
+    "adaface": (norm_adaptive(0.4), identity, 64.0),
+}
 
 
-def test_default_margins():
-    cos = grid(11)
-    assert torch.equal(build_margin("softmax", None, None, PLAIN)(1).psi(cos)[0], cos)
-    assert torch.equal(build_margin("sphereface", None, None, PLAIN)(1).psi(cos)[0], multiplied_angle(4)(cos)[0])
-    assert torch.equal(build_margin("cosface", None, None, PLAIN)(1).psi(cos)[0], cos - 0.35)
-    for name in LOSSES:
-        assert torch.equal(build_margin(name, None, None, PLAIN)(1).eta(cos)[0], cos)
+def test_every_loss_has_its_defaults_here():
+    assert DEFAULTS.keys() == LOSSES.keys()
 
 
-def test_a_margin_that_is_none_at_all():
-    cos = grid(11)
-    assert torch.equal(build_margin("sphereface", 1.0, None, PLAIN)(1).psi(cos)[0], cos)
-    assert torch.equal(build_margin("cosface", 0.0, None, PLAIN)(1).psi(cos)[0], cos)
-    assert torch.equal(build_margin("softmax", 0.0, None, PLAIN)(1).psi(cos)[0], cos)
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_defaults_are_those_of_the_papers(name):
+    psi, eta, scale = DEFAULTS[name]
+    found = pair(name)
+    expected = psi(COS, QUALITY) if name == "adaface" else psi(COS)
+    for one, other in zip((*found.psi(COS, QUALITY), *found.eta(COS)), (*expected, *eta(COS)), strict=True):
+        assert torch.equal(one, other)
+    assert found.scale == scale
+    assert pair(name, scale=7.5).scale == 7.5
 
 
-@pytest.mark.parametrize("margin", [0.0, 0.5, 2.5, -1.0, math.nan, math.inf])
-def test_sphereface_refuses_margins_that_are_no_whole_number(margin):
-    with pytest.raises(ConfigError, match=r"loss\.margin: .*whole number of at least 1, not"):
-        build_margin("sphereface", margin, None, PLAIN)
+def test_what_is_chosen_reaches_the_loss():
+    assert torch.equal(pair("sphereface", margin=2.5).psi(COS, QUALITY)[0], multiplied_angle(2.5)(COS)[0])
+    assert torch.equal(pair("sphereface_r_v2", margin=2.0).eta(COS)[0], divided_angle(2.0)(COS)[0])
+    assert torch.equal(pair("sphereface2", margin=0.1, sharpness=5.0).eta(COS)[0], sharpened(5.0, 0.1)(COS)[0])
+    adaptive = Adaptive(concentration=0.5, momentum=0.1)
+    assert build_margin("adaface", MarginSettings(adaptive=adaptive)).adaptive == adaptive
+    reducer = build_margin("sphereface2", MarginSettings(positive_weight=0.9, scale=16.0)).reducer
+    assert isinstance(reducer, Binary)
+    assert (reducer.positive_weight, reducer.scale) == (0.9, 16.0)
 
 
-def test_softmax_refuses_a_margin():
-    with pytest.raises(ConfigError, match=r"loss\.margin: softmax has no margin"):
-        build_margin("softmax", 0.35, None, PLAIN)
+@pytest.mark.parametrize("name", sorted(set(LOSSES) - {"sphereface2"}))
+def test_all_others_are_softmax_losses(name):
+    assert build_margin(name).reducer == Softmax()
+    assert (build_margin(name).adaptive is None) == (name != "adaface")
+
+
+@pytest.mark.parametrize(
+    ("name", "margin"),
+    [("sphereface", 1.0), ("sphereface_r_v1", 1.0), ("cosface", 0.0), ("arcface", 0.0), ("softmax", 0.0)],
+)
+def test_a_margin_that_is_none_at_all(name, margin):
+    value, slope = pair(name, margin=margin).psi(COS, QUALITY)
+    torch.testing.assert_close(value, COS, rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(slope, torch.ones_like(COS), rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_characteristic_mode_holds_offsets_constant_on_both_sides(name):
+    exact, detached = pair(name), pair(name, grad_mode="characteristic")
+    assert torch.equal(detached.psi(COS, QUALITY)[0], exact.psi(COS, QUALITY)[0])
+    assert torch.equal(detached.eta(COS)[0], exact.eta(COS)[0])
+    for slope in (detached.psi(COS, QUALITY)[1], detached.eta(COS)[1]):
+        assert slope.tolist() == [1.0] * 11
+    assert detached.scale == exact.scale
+
+
+REFUSED = [
+    ("sphereface", 0.5, "must be at least 1; leave it out for the paper's 4"),
+    ("sphereface", -1.0, "must be at least 1; "),
+    ("sphereface_r_v1", 0.99, "must be at least 1; "),
+    ("sphereface_r_v2", 0.0, "must be at least 1; "),
+    ("cosface", -0.1, "must be at least 0; "),
+    ("sphereface2", -0.1, "must be at least 0; "),
+    ("adaface", -0.1, "must be at least 0; "),
+    ("arcface", -0.1, "must be at least 0 and below"),
+    ("arcface", 3.15, r"must be at least 0 and below 3\.142; leave it out for the paper's 0\.5"),
+    ("softmax", 0.35, "softmax has no margin; leave it out"),
+]
+NUMBERLESS = [
+    (name, margin, "must be at least") for name in LOSSES if name != "softmax" for margin in (math.nan, math.inf)
+]
+
+
+@pytest.mark.parametrize(("name", "margin", "rule"), REFUSED + NUMBERLESS)
+def test_margins_that_a_loss_cannot_have_are_refused_by_name(name, margin, rule):
+    with pytest.raises(ConfigError, match=rf"loss\.margin: .*{rule}") as caught:
+        pair(name, margin=margin)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_unknown_loss_names_the_nearest():
     with pytest.raises(ConfigError, match=r"loss\.name: 'cosfase' is unknown \(did you mean 'cosface'\?\); allowed: "):
-        build_margin("cosfase", None, None, PLAIN)
+        build_margin("cosfase")
