@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import Any
 
 import torch
@@ -12,7 +14,10 @@ from hsadml_dist.comm import Comm
 
 def body(comm: Comm, case: str) -> dict[str, Any]:
     """Return what each collective gave this rank."""
-    rank = comm.topology.rank
+    rank, world = comm.topology.rank, comm.topology.world_size
+    counts = [(3 * other + 2) % 4 for other in range(world)]
+    largest = torch.tensor([float(rank), -float(rank), 7.0])
+    apart = comm.apart()
     summed = torch.full((2, 3), 10.0**rank, dtype=torch.float64)
     returned = comm.sum(summed)
     return {
@@ -23,6 +28,16 @@ def body(comm: Comm, case: str) -> dict[str, Any]:
         "labels": comm.gather_rows(torch.arange(rank, dtype=torch.int64)),
         "only last": comm.gather_rows(_rows(rank, 3 if rank == comm.topology.world_size - 1 else 0)),
         "none": comm.gather_rows(_rows(rank, 0)),
+        "max": largest,
+        "max in place": comm.max(largest) is largest,
+        "sizes": comm.sizes(counts[rank]),
+        "known sizes": comm.gather_rows(_rows(rank, counts[rank]), counts),
+        "scattered": comm.scatter_rows(_alike(rank, sum(counts)), counts),
+        "scattered none": comm.scatter_rows(_alike(rank, 0), [0] * world),
+        "apart": [apart.sum(torch.tensor(10.0**rank)), comm.sum(torch.tensor(10.0**rank))],
+        "groups differ": apart.group is not comm.group,
+        "apart is the same place": (apart.topology, apart.device) == (comm.topology, comm.device),
+        "crossed": _crossed(comm, apart),
         "vote": [comm.vote(rank), comm.vote(-rank), comm.vote(2**40 if rank == 0 else 0)],
         "share": comm.share({"from": rank, "text": "ü"}),
         "share none": comm.share(None if rank == 0 else "other"),
@@ -32,6 +47,26 @@ def body(comm: Comm, case: str) -> dict[str, Any]:
 
 def _rows(rank: int, count: int) -> torch.Tensor:
     return 100 * rank + torch.arange(count * 4, dtype=torch.float32).reshape(count, 2, 2)
+
+
+def _alike(rank: int, count: int) -> torch.Tensor:
+    return 10.0**rank * (1 + torch.arange(count * 2, dtype=torch.float64).reshape(count, 2))
+
+
+def _crossed(comm: Comm, apart: Comm) -> list[float]:
+    """Send over both groups at once, from threads that odd ranks start the other way round."""
+    found = [0.0, 0.0]
+
+    def send(number: int) -> None:
+        found[number] = float((comm, apart)[number].sum(torch.tensor(float(comm.topology.rank + 10 * number))))
+
+    threads = [threading.Thread(target=send, args=(number,)) for number in (0, 1)]
+    for thread in threads[:: -1 if comm.topology.rank % 2 else 1]:
+        thread.start()
+        time.sleep(0.02)
+    for thread in threads:
+        thread.join()
+    return found
 
 
 if __name__ == "__main__":

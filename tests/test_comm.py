@@ -38,6 +38,46 @@ def test_gather_rows_keeps_rank_order_with_uneven_and_missing_rows(told):
         assert answer["none"].shape == (0, 2, 2)
 
 
+def counts(world):
+    return [(3 * rank + 2) % 4 for rank in range(world)]
+
+
+def test_max_takes_the_largest_in_place(told):
+    for answer in told:
+        assert answer["max"].tolist() == [len(told) - 1, 0, 7]
+        assert answer["max in place"]
+
+
+def test_sizes_are_those_of_all_ranks_in_order(told):
+    assert counts(4) == [2, 1, 0, 3]
+    for answer in told:
+        assert answer["sizes"] == counts(len(told))
+
+
+def test_rows_are_gathered_by_sizes_that_are_known_already(told):
+    expected = torch.cat([rows(rank, count) for rank, count in enumerate(counts(len(told)))])
+    for answer in told:
+        assert torch.equal(answer["known sizes"], expected)
+
+
+def test_each_rank_gets_its_part_of_the_added_rows(told):
+    sizes = counts(len(told))
+    total = float("1" * len(told)) * (1 + torch.arange(sum(sizes) * 2, dtype=torch.float64).reshape(-1, 2))
+    for answer, expected in zip(told, total.split(sizes), strict=True):
+        assert torch.equal(answer["scattered"], expected)
+        assert answer["scattered none"].shape == (0, 2)
+
+
+def test_a_group_apart_holds_the_same_ranks_and_mixes_no_messages(told):
+    world = len(told)
+    ranks_added = sum(range(world))
+    for answer in told:
+        assert [float(value) for value in answer["apart"]] == [float("1" * world)] * 2
+        assert answer["groups differ"] == (world > 1)
+        assert answer["apart is the same place"]
+        assert answer["crossed"] == [ranks_added, ranks_added + 10 * world]
+
+
 def test_vote_takes_the_largest(told):
     for answer in told:
         assert answer["vote"] == [len(told) - 1, 0, 2**40]

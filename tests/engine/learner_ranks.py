@@ -12,6 +12,7 @@ from hsadml_dist.comm import Comm
 from hsadml_dist.config import Recipe
 from hsadml_dist.config.data import DataConfig
 from hsadml_dist.config.engine import EngineConfig
+from hsadml_dist.config.loss import LossConfig
 from hsadml_dist.config.model import ModelConfig
 from hsadml_dist.config.optim import OptimConfig
 from hsadml_dist.config.train import TrainConfig
@@ -33,7 +34,7 @@ RECIPE = Recipe(
 def body(comm: Comm, case: str) -> Any:
     """Return what the case's function gives."""
     torch.set_num_threads(1)
-    return {"train": train_in_all_ways, "resume": resume, "clip": clip}[case](comm)
+    return {"train": train_in_all_ways, "layouts": train_in_all_layouts, "resume": resume, "clip": clip}[case](comm)
 
 
 def train_in_all_ways(comm: Comm) -> dict[str, Any]:
@@ -45,6 +46,22 @@ def train_in_all_ways(comm: Comm) -> dict[str, Any]:
     fp32 = replace(exact, engine=replace(exact.engine, precision="fp32"))
     recipes = {"plain": exact, "thirds": thirds, "sgd": sgd, "sgd thirds": _thirds(sgd), "bf16": bf16, "fp32": fp32}
     return {name: _trained(recipe, comm, 3) for name, recipe in recipes.items()}
+
+
+def train_in_all_layouts(comm: Comm) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return what three steps come to, by loss and layout: reports, all centres, and the head's other tensors."""
+    losses = {
+        "sphereface": LossConfig(name="sphereface"),
+        "sphereface2 and energy": LossConfig(name="sphereface2", energy=0.1),
+        "adaface": LossConfig(name="adaface", norm_momentum=0.5),
+        "sampled": LossConfig(name="cosface", sample_rate=0.5),
+    }
+    answers = {}
+    for name, loss in losses.items():
+        answers[name, "replicated"] = _headed(replace(RECIPE, loss=replace(loss, layout="replicated")), comm)
+        sharded = replace(RECIPE, loss=replace(loss, layout="sharded"))
+        answers[name, "sharded"] = _headed(_thirds(sharded), comm)
+    return answers
 
 
 def resume(comm: Comm) -> dict[str, Any]:
@@ -108,6 +125,14 @@ def _trained(recipe: Recipe, comm: Comm, steps: int) -> dict[str, Any]:
         replica.no_sync = counted
     reports = _steps(learner, comm, 1, steps)
     return {"reports": reports, "state": _copied(learner.state()), "quiet": quiet}
+
+
+def _headed(recipe: Recipe, comm: Comm) -> dict[str, Any]:
+    learner = _learner(recipe, comm)
+    reports = _steps(learner, comm, 1, 3)
+    others = {name: group for name, group in _copied(learner.head.state()).items() if name.startswith("head")}
+    rows = len(learner.head.loss.centres.weight)
+    return {"reports": reports, "centres": learner.head.whole_centres().clone(), "rows": rows, **others}
 
 
 def _change(recipe: Recipe, comm: Comm) -> dict[str, Any]:

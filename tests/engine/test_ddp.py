@@ -5,6 +5,7 @@ from torch import nn
 from hsadml_dist.comm import SoloComm
 from hsadml_dist.data.loader import Batch
 from hsadml_dist.engine.ddp import DdpEngine, placed
+from hsadml_dist.losses.margins import build_margin
 
 SCRIPT = "engine/learner_ranks.py"
 
@@ -67,6 +68,34 @@ def test_bf16_trains_fp32_weights_near_the_fp32_course(trained, world):
     for low, high in zip(half["reports"], full["reports"], strict=True):
         assert low.loss == pytest.approx(high.loss, rel=0.05)
         assert low.loss != high.loss, "nothing was rounded: this was no bf16"
+
+
+@pytest.fixture(scope="module")
+def laid_out(ranks):
+    """Answers of all ranks after three steps with either layout of the centres, by the number of ranks."""
+    return {world: ranks(SCRIPT, world, "layouts") for world in (1, 2, 3, 4)}
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("layout", ["replicated", "sharded"])
+@pytest.mark.parametrize("loss", ["sphereface", "sphereface2 and energy", "adaface", "sampled"])
+def test_neither_layout_nor_ranks_change_what_is_learnt(laid_out, loss, layout, world):
+    one = laid_out[1][0][loss, "replicated"]
+    answers = [answer[loss, layout] for answer in laid_out[world]]
+    assert sum(answer["rows"] for answer in answers) == 3 * (world if layout == "replicated" else 1)
+    for many in answers:
+        assert_same({"centres": {"all": one["centres"]}}, {"centres": {"all": many["centres"]}}, within=1e-12)
+        assert_same(*({n: g for n, g in run.items() if n.startswith("head")} for run in (one, many)), within=1e-11)
+        for alone, together in zip(one["reports"], many["reports"], strict=True):
+            assert together.loss == pytest.approx(alone.loss, rel=1e-12)
+            assert together.grad_norm == pytest.approx(alone.grad_norm, rel=1e-11)
+
+
+@pytest.mark.parametrize(("loss", "group"), [("sphereface2 and energy", "bias"), ("adaface", "norms.mean")])
+def test_what_else_a_head_has_is_learnt(laid_out, loss, group):
+    """Else its being the same everywhere would show nothing."""
+    start = {"bias": build_margin("sphereface2").reducer.initial_bias(3), "norms.mean": 20.0}[group]
+    assert abs(float(laid_out[1][0][loss, "replicated"]["head"][group]) - start) > 1e-3
 
 
 @pytest.fixture(scope="module")

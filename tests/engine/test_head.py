@@ -6,6 +6,7 @@ from hsadml_dist.config.optim import OptimConfig
 from hsadml_dist.engine.head import Head
 from hsadml_dist.losses.centres import Centres
 from hsadml_dist.losses.distributed import DistributedLoss
+from hsadml_dist.losses.energy import energy
 from hsadml_dist.losses.margins import build_margin
 from hsadml_dist.optim import build_optimizer
 from hsadml_dist.topology import Topology
@@ -22,12 +23,26 @@ class FourLikeMe(SoloComm):
         return tensor.mul_(1 + 2 + 3 + 4)
 
 
-def make_head(comm=None, clip_norm=None, **settings):
-    config = OptimConfig(**{"name": "sgd", "momentum": 0.0, **settings})
-    centres = Centres(3, 4, seed=0).double()
+class TwinOfTwo(SoloComm):
+    """Rank 0 of two whose gradients and statistics are those of the other times what is told."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.topology, self.factor, self.messages = Topology(world_size=2), factor, []
+
+    def sum(self, tensor):
+        self.messages.append(tensor.numel())
+        return tensor.mul_(1 + self.factor)
+
+    def gather_rows(self, rows_ND, sizes=None):
+        return torch.cat([rows_ND, self.factor * rows_ND])
+
+
+def make_head(comm=None, clip_norm=None, *, name="softmax", layout="replicated", energy_weight=0.0, optimizer="sgd"):
+    config = OptimConfig(name=optimizer, momentum=0.0)
     comm = comm or SoloComm()
-    loss = DistributedLoss(centres, build_margin("softmax"), comm)
-    return Head(loss, build_optimizer(centres.parameters(), config, decay=False), comm, clip_norm)
+    loss = DistributedLoss(Centres(3, 4, seed=0), build_margin(name), comm, layout).double()
+    return Head(loss, build_optimizer(loss.parameters(), config, decay=False), comm, clip_norm, energy_weight)
 
 
 def pull(head, value=1.0):
@@ -62,7 +77,7 @@ def test_clear_forgets_gradients():
 
 
 def test_state_comes_back_with_its_moments():
-    head, twin = (make_head(name="adamw") for _ in range(2))
+    head, twin = (make_head(optimizer="adamw") for _ in range(2))
     for value in (1.0, -2.0):
         pull(head, value)
         head.step(lr=0.1)
@@ -75,3 +90,87 @@ def test_state_comes_back_with_its_moments():
         one.step(lr=0.1)
     assert torch.equal(head.loss.centres.weight, twin.loss.centres.weight)
     assert head.state()["centres_moments"]["weight:step"] == 3
+
+
+ZERO = torch.zeros((), dtype=torch.float64)
+
+
+def test_sharded_centres_are_whole_already_and_what_all_ranks_hold_is_averaged():
+    comm = TwinOfTwo(3.0)
+    head = make_head(comm, name="sphereface2", layout="sharded")
+    pull(head)
+    head.loss.bias.grad = torch.tensor(5.0, dtype=torch.float64)
+    assert float(head.average(ZERO + 2)) == 4.0
+    assert torch.equal(head.loss.centres.weight.grad, torch.ones(3, 4, dtype=torch.float64))
+    assert float(head.loss.bias.grad) == 10.0
+    assert comm.messages == [2], "bias and loss travel together, centres do not"
+
+
+def test_the_norm_of_sharded_centres_counts_the_rows_of_all_ranks():
+    head = make_head(TwinOfTwo(3.0), name="sphereface2", layout="sharded", clip_norm=1.0)
+    weight, bias = head.loss.centres.weight.detach().clone(), head.loss.bias.detach().clone()
+    pull(head)
+    head.loss.bias.grad = torch.tensor(4.0, dtype=torch.float64)
+    norm = (12 * (1 + 3) + 4**2) ** 0.5
+    assert head.step(lr=1.0) == pytest.approx(norm, rel=1e-12)
+    torch.testing.assert_close(head.loss.centres.weight.detach(), weight - 1 / norm, rtol=0, atol=1e-6)
+    torch.testing.assert_close(head.loss.bias.detach(), bias - 4 / norm, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("comm", [SoloComm, FourLikeMe])
+def test_the_energy_is_added_to_the_loss_and_to_the_gradient(comm):
+    """Four ranks find the same energy each; here they weigh 1 to 4, so 2.5 on average."""
+    head = make_head(comm(), energy_weight=0.3)
+    centres = Centres(3, 4, seed=0).double()
+    value = energy(centres, "replicated", SoloComm())
+    value.backward()
+    pull(head)
+    mean = 1.0 if comm is SoloComm else 2.5
+    assert float(head.average(ZERO + 2)) == pytest.approx(mean * (2 + 0.3 * float(value.detach())), rel=1e-12)
+    expected = mean * (1 + 0.3 * centres.weight.grad)
+    torch.testing.assert_close(head.loss.centres.weight.grad, expected, rtol=1e-12, atol=0)
+
+
+def test_statistics_move_once_a_step():
+    head = make_head(name="adaface")
+    emb = torch.full((4, 4), 2.0, dtype=torch.float64).requires_grad_()
+    for part in emb.split(2):
+        head.loss(part, torch.tensor([0, 1]), step=1, count=4).backward()
+    head.average(ZERO)
+    assert float(head.loss.norms.mean) == pytest.approx(0.99 * 20 + 0.01 * 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "extra", "moved"),
+    [
+        ("cosface", set(), set()),
+        ("sphereface2", {"bias"}, {"bias:step", "bias:exp_avg", "bias:exp_avg_sq"}),
+        ("adaface", {"norms.mean", "norms.deviation"}, set()),
+    ],
+)
+def test_what_else_a_loss_has_is_saved_and_comes_back(name, extra, moved):
+    head, twin = (make_head(name=name, optimizer="adamw") for _ in range(2))
+    for step in (1, 2):
+        head.clear()
+        emb = torch.full((4, 4), 2.0 * step, dtype=torch.float64).requires_grad_()
+        head.loss(emb, torch.tensor([0, 1, 2, 0]), step=step, count=4).backward()
+        head.average(ZERO)
+        head.step(lr=0.1)
+    state = {group: {n: t.clone() for n, t in tensors.items()} for group, tensors in head.state().items()}
+    assert state.get("head", {}).keys() == extra
+    assert state.get("head_moments", {}).keys() == moved
+    assert ("head" in state, "head_moments" in state) == (bool(extra), bool(moved)), "no empty groups"
+    twin.load(state)
+    for group, tensors in twin.state().items():
+        for key, tensor in tensors.items():
+            assert torch.equal(tensor, state[group][key]), key
+    assert twin.state().keys() == state.keys()
+
+
+@pytest.mark.parametrize("layout", ["replicated", "sharded"])
+def test_whole_centres_are_gathered_only_where_they_are_shared_out(layout):
+    head = make_head(TwinOfTwo(2.0), layout=layout)
+    weight = head.loss.centres.weight.detach()
+    expected = torch.cat([weight, 2 * weight]) if layout == "sharded" else weight
+    assert torch.equal(head.whole_centres(), expected)
+    assert not head.whole_centres().requires_grad
