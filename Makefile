@@ -31,9 +31,10 @@ demo: $(READY) slurm
 	$(BIN)/python examples/demo.py
 
 bench: $(READY)
-	$(BIN)/python -c "import faiss" || $(PIP) install -c constraints.txt --no-build-isolation -e ".[bench]"
+	$(BIN)/python -c "import faiss, pytorch_metric_learning" || $(PIP) install -c constraints.txt --no-build-isolation -e ".[bench]"
 	$(BIN)/python benchmarks/step.py --json out/bench/step.json
 	$(BIN)/python benchmarks/knn.py --json out/bench/knn.json
+	$(BIN)/python benchmarks/loss.py --json out/bench/loss.json
 
 slurm:
 	@sh slurm/box/install.sh

@@ -1,0 +1,232 @@
+"""What a step of the margin loss costs beside pytorch-metric-learning, plain autograd and PartialFC's way.
+
+Each way has a process of its own, so that its memory is its own; they take turns, in an order drawn anew for each
+round. Before anything is timed, all gradients are compared: in fp64 on a small problem, in fp32 on the one that is
+measured. Then come the bytes that two ranks send in a step, and a million classes on one rank.
+
+Seconds are CPU seconds of the process (on a GPU: the device's own clock). Extra memory is how far the resident set (on
+a GPU: the allocated memory) rises during a step above what embeddings, centres and the libraries take beforehand; the
+gradient of the centres counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import uuid
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from loss_ways import LOSSES_OF, SEED, WAYS, Answer
+
+LOSSES = ("sphereface", "cosface")
+MAIN_RIVAL = "pytorch-metric-learning"
+RANKS = 2
+TOLERANCE = {"small, fp32": 1e-5, "small, fp64": 1e-12, "measured, fp32": 1e-5}
+"""Largest distance of a gradient from the reference, relative in the Euclidean norm."""
+
+Case = dict[str, Any]
+
+
+class Process:
+    """A process that carries out one order."""
+
+    def __init__(self, order: Answer, environ: dict[str, str] | None = None) -> None:
+        command = [sys.executable, str(Path(__file__).with_name("loss_process.py")), json.dumps(order)]
+        threads = {"OMP_NUM_THREADS": str(order["threads"]), "MKL_NUM_THREADS": str(order["threads"])}
+        self._process = subprocess.Popen(
+            command,
+            env=os.environ | threads | (environ or {}),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self) -> Answer:
+        """Let it take a step."""
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return self.answer()
+
+    def answer(self) -> Answer:
+        """Return its next answer."""
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"a process ended with exit code {self._process.wait()}")
+        return json.loads(line)
+
+    def end(self) -> None:
+        """Wait until it has ended."""
+        self._process.stdin.close()
+        self._process.stdout.close()
+        if code := self._process.wait():
+            raise SystemExit(f"a process ended with exit code {code}")
+
+
+def main() -> None:
+    """Compare the gradients, measure, print medians, write JSON."""
+    options = read_options()
+    cases = []
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        for loss in options.losses:
+            errors = equal_gradients(loss, device, options)
+            cases += side_by_side(loss, device, errors, options)
+    cases += bytes_sent(options)
+    if options.large:
+        cases += many_classes(options)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"machine": machine(options.threads), "cases": cases}, indent=2)
+        options.json.write_text(text + "\n")
+
+
+def read_options() -> argparse.Namespace:
+    """Return what was asked for on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--classes", type=int, default=50_000)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--large", type=int, default=1_000_000, help="classes of the large case; 0: leave it out")
+    parser.add_argument("--losses", nargs="+", default=LOSSES, choices=LOSSES)
+    parser.add_argument("--implementations", nargs="+", default=list(WAYS), choices=list(WAYS))
+    return parser.parse_args()
+
+
+def equal_gradients(loss: str, device: str, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Return each way's errors; refuse to go on where one is too large."""
+    process = Process(_order("gradients", loss, device, options, implementations=options.implementations))
+    errors: dict[str, dict[str, float]] = process.answer()
+    process.end()
+    wrong = [
+        f"{name} by {error:.1e} ({problem}; allowed {TOLERANCE[problem]:.0e})"
+        for problem, each in errors.items()
+        for name, error in each.items()
+        if not error <= TOLERANCE[problem]
+    ]
+    if wrong:
+        raise SystemExit(f"{loss} on {device}: gradients differ from fp64's: {'; '.join(wrong)}")
+    return errors
+
+
+def side_by_side(
+    loss: str, device: str, errors: dict[str, dict[str, float]], options: argparse.Namespace
+) -> list[Case]:
+    """Let the ways take turns; print their medians and return the cases of ``--json``."""
+    names = [name for name in options.implementations if loss in LOSSES_OF[name]]
+    orders = {name: _order("steps", loss, device, options, implementation=name, warm_up=True) for name in names}
+    processes = {name: Process(order) for name, order in orders.items()}
+    for process in processes.values():
+        process.answer()
+    answers: dict[str, list[Answer]] = {name: [] for name in names}
+    order = random.Random(SEED)
+    for _ in range(options.rounds):
+        for name in order.sample(names, len(names)):
+            answers[name].append(processes[name].ask())
+    for process in processes.values():
+        process.end()
+    title = f"{loss}, {_shape(options)}, fp32, {device}" + (f", {options.threads} thread(s)" if device == "cpu" else "")
+    cases = [
+        {
+            "case": title,
+            "implementation": name,
+            "seconds": [answer["seconds"] for answer in answers[name]],
+            "extra_mib": statistics.median(answer["extra_mib"] for answer in answers[name]),
+            "extra_mib_samples": [answer["extra_mib"] for answer in answers[name]],
+            "gradient_errors": {problem: each[name] for problem, each in errors.items()},
+        }
+        for name in names
+    ]
+    _say_medians(title, cases)
+    return cases
+
+
+def bytes_sent(options: argparse.Namespace) -> list[Case]:
+    """Run two ranks over gloo (nccl on GPUs); print and return what each sends in a step."""
+    with tempfile.TemporaryDirectory() as folder:
+        order = _order("messages", "sphereface", "cpu", options, folder=folder)
+        token = uuid.uuid4().hex
+        ranks = [Process(order, _rank_environ(rank, token)) for rank in range(RANKS)]
+        answers = ranks[0].answer()
+        for rank in ranks:
+            rank.end()
+    title = f"messages of a step, {RANKS} ranks, sphereface, {_shape(options)} in all, fp32"
+    sys.stdout.write(f"{title}\n")
+    for name, answer in answers.items():
+        size = answer["sent_bytes"] / 2**20
+        sys.stdout.write(f"  {name:24} {size:8.2f} MiB sent by a rank in {answer['messages']} messages\n")
+    return [
+        {"case": title, "implementation": name} | answer | {"seconds": [answer["seconds"]]}
+        for name, answer in answers.items()
+    ]
+
+
+def many_classes(options: argparse.Namespace) -> list[Case]:
+    """Print and return what one forward and backward pass takes, without an optimiser."""
+    order = _order("steps", "sphereface", "cpu", options, implementation="ours-stream", warm_up=False)
+    process = Process(order | {"classes": options.large})
+    process.answer()
+    answer = process.ask()
+    process.end()
+    title = f"sphereface, N {options.batch}, D {options.dim}, C {options.large}, fp32, cpu, {options.threads} thread(s)"
+    sys.stdout.write(
+        f"{title}\n  {'ours-stream':24} {answer['seconds']:8.2f} s, {answer['extra_mib']:.0f} MiB extra, "
+        f"{answer['peak_rss_gib']:.2f} GiB resident at the peak of the whole process\n"
+    )
+    entry = {"case": title, "implementation": "ours-stream"} | answer
+    return [entry | {"seconds": [answer["seconds"]]}]
+
+
+def machine(threads: int) -> Case:
+    """Return what the figures depend on."""
+    names = ("torch", MAIN_RIVAL)
+    return {
+        "processor": platform.machine(),
+        "processor_count": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": threads,
+        "python": platform.python_version(),
+    } | {name: metadata.version(name) for name in names if any(metadata.distributions(name=name))}
+
+
+def _order(role: str, loss: str, device: str, options: argparse.Namespace, **other: Any) -> Answer:
+    shape = {"batch": options.batch, "dim": options.dim, "classes": options.classes}
+    return {"role": role, "loss": loss, "device": device, "threads": options.threads} | shape | other
+
+
+def _shape(options: argparse.Namespace) -> str:
+    return f"N {options.batch}, D {options.dim}, C {options.classes}"
+
+
+def _say_medians(title: str, cases: list[Case]) -> None:
+    rival = next((case for case in cases if case["implementation"] == MAIN_RIVAL), None)
+    sys.stdout.write(f"{title}\n")
+    for case in cases:
+        seconds = statistics.median(case["seconds"])
+        line = f"  {case['implementation']:24} {seconds:8.3f} s, {case['extra_mib']:7.1f} MiB extra"
+        if rival is not None:
+            time_share = seconds / statistics.median(rival["seconds"])
+            line += f"; {time_share:.2f} and {case['extra_mib'] / rival['extra_mib']:.2f} of {MAIN_RIVAL}'s"
+        sys.stdout.write(f"{line}; gradient off by {case['gradient_errors']['measured, fp32']:.0e}\n")
+    sys.stdout.flush()
+
+
+def _rank_environ(rank: int, token: str) -> dict[str, str]:
+    place = {"RANK": rank, "WORLD_SIZE": RANKS, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": RANKS}
+    return {name: str(value) for name, value in place.items()} | {"HSADML_LAUNCH": token}
+
+
+if __name__ == "__main__":
+    main()

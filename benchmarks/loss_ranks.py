@@ -1,0 +1,143 @@
+"""One rank of ``benchmarks/loss.py``: what a step sends to the others."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from loss_ways import SEED, Answer, our_margin, problem_of, say
+
+from hsadml_dist.comm import Comm, place
+from hsadml_dist.engine.head import Head
+from hsadml_dist.losses.centres import Centres, Layout
+from hsadml_dist.losses.distributed import MEBIBYTE, DistributedLoss
+from hsadml_dist.run.entry import enter
+from hsadml_dist.run.folder import RunFolder
+
+
+def messages(order: Answer) -> None:
+    """As one rank: say what it sends in a step, with centres on all ranks, shared out, and reduced as DDP would."""
+    comm = enter(RunFolder(Path(order["folder"])), place(), {}, 120, lambda: False).comm
+    layouts: Sequence[Layout] = ("replicated", "sharded")
+    answer = {f"ours-{layout}": _sent(order, comm, layout) for layout in layouts}
+    answer["ddp-all-reduce"] = _sent_by_plain_reduction(order, comm)
+    if comm.topology.is_first:
+        say(answer)
+    comm.close()
+    os._exit(0)
+
+
+class CountingComm:
+    """Counts what a rank sends, by the ring algorithms that gloo and nccl use for long messages.
+
+    Over W ranks a sum or a maximum of n bytes sends ``2 (W - 1) / W * n``; gathering or scattering rows sends W - 1
+    times the largest rank's rows.
+    """
+
+    def __init__(self, comm: Comm) -> None:
+        self.topology, self.device, self.group = comm.topology, comm.device, comm.group
+        self.sent, self.messages = 0.0, 0
+        self._comm = comm
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """See :class:`Comm`."""
+        self._reduces(tensor.numel() * tensor.element_size())
+        return self._comm.sum(tensor)
+
+    def max(self, tensor: torch.Tensor) -> torch.Tensor:
+        """See :class:`Comm`."""
+        self._reduces(tensor.numel() * tensor.element_size())
+        return self._comm.max(tensor)
+
+    def sizes(self, count: int) -> list[int]:
+        """See :class:`Comm`."""
+        self._reduces(8 * self.topology.world_size)
+        return self._comm.sizes(count)
+
+    def gather_rows(self, rows_ND: torch.Tensor, sizes: Sequence[int] | None = None) -> torch.Tensor:
+        """See :class:`Comm`."""
+        sizes = self.sizes(len(rows_ND)) if sizes is None else sizes
+        self._passes_rows(rows_ND, sizes)
+        return self._comm.gather_rows(rows_ND, sizes)
+
+    def scatter_rows(self, rows_ND: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+        """See :class:`Comm`."""
+        self._passes_rows(rows_ND, sizes)
+        return self._comm.scatter_rows(rows_ND, sizes)
+
+    def apart(self) -> Comm:
+        """See :class:`Comm`."""
+        raise NotImplementedError("a second count would be missed")
+
+    def vote(self, value: int) -> int:
+        """See :class:`Comm`."""
+        return self._comm.vote(value)
+
+    def share(self, value: Any) -> Any:
+        """See :class:`Comm`."""
+        return self._comm.share(value)
+
+    def gather(self, value: Any) -> list[Any]:
+        """See :class:`Comm`."""
+        return self._comm.gather(value)
+
+    def close(self) -> None:
+        """See :class:`Comm`."""
+        self._comm.close()
+
+    def _reduces(self, size: int) -> None:
+        world = self.topology.world_size
+        self._sends(2 * (world - 1) / world * size)
+
+    def _passes_rows(self, rows_ND: torch.Tensor, sizes: Sequence[int]) -> None:
+        row = math.prod(rows_ND.shape[1:]) * rows_ND.element_size()
+        self._sends((self.topology.world_size - 1) * max(sizes) * row)
+
+    def _sends(self, size: float) -> None:
+        self.sent += size
+        self.messages += 1
+
+
+def _sent(order: Answer, comm: Comm, layout: Layout) -> Answer:
+    counting = CountingComm(comm)
+    rows = comm.topology.part(order["classes"]) if layout == "sharded" else None
+    centres = Centres(order["classes"], order["dim"], SEED, rows)
+    loss = DistributedLoss(centres, our_margin(order["loss"]), counting, layout).to(comm.device)
+    head = Head(loss, torch.optim.SGD(loss.parameters()), counting, clip_norm=None)
+    emb_BD, label_B = _own_samples(order, comm)
+    began = time.process_time()
+    share = loss(emb_BD, label_B, step=1, count=order["batch"])
+    share.backward()
+    head.average(share.detach())
+    return {
+        "seconds": time.process_time() - began,
+        "sent_bytes": round(counting.sent),
+        "messages": counting.messages,
+        "centre_mib": centres.weight.numel() * centres.weight.element_size() / MEBIBYTE,
+    }
+
+
+def _sent_by_plain_reduction(order: Answer, comm: Comm) -> Answer:
+    counting = CountingComm(comm)
+    grad_CD = torch.zeros(order["classes"], order["dim"], device=comm.device)
+    began = time.process_time()
+    counting.sum(grad_CD)
+    return {
+        "seconds": time.process_time() - began,
+        "sent_bytes": round(counting.sent),
+        "messages": counting.messages,
+        "centre_mib": grad_CD.numel() * grad_CD.element_size() / MEBIBYTE,
+    }
+
+
+def _own_samples(order: Answer, comm: Comm) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return this rank's share of the batch."""
+    emb_ND, label_N = problem_of(order, device=str(comm.device)).samples()
+    mine = comm.topology.part(order["batch"])
+    part = slice(mine.start, mine.stop)
+    return emb_ND.detach()[part].requires_grad_(), label_N[part]
