@@ -168,3 +168,59 @@ def test_a_margin_that_the_loss_cannot_have_is_refused():
 )
 def test_the_scale_is_the_losss_own(loss, scale):
     assert loss_scale(loss) == scale
+
+
+def reports_of(loss):
+    learner = make(replace(RECIPE, loss=loss, optim=OptimConfig(lr=0.01)))
+    return [learner.step(step, batch(step)).loss for step in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("cosface", {"margin": 0.1}),
+        ("cosface", {"scale": 8.0}),
+        ("arcface", {"grad_mode": "characteristic"}),
+        ("cosface", {"energy": 0.5}),
+        ("cosface", {"sample_rate": 0.4}),
+        ("sphereface", {"lambda_base": 10.0}),
+        ("sphereface", {"lambda_gamma": 9.0}),
+        ("sphereface", {"lambda_power": 3.0}),
+        ("sphereface", {"lambda_base": 1.0, "lambda_min": 0.0}),
+        ("sphereface2", {"positive_weight": 0.4}),
+        ("sphereface2", {"sharpness": 2.0}),
+        ("adaface", {"norm_concentration": 3.0}),
+        ("adaface", {"norm_momentum": 0.5}),
+    ],
+)
+def test_every_setting_of_the_loss_reaches_it(name, changed):
+    plain, other = reports_of(LossConfig(name=name)), reports_of(LossConfig(name=name, **changed))
+    assert plain != other
+
+
+@pytest.mark.parametrize("changed", [{"layout": "sharded"}, {"backward": "stream"}, {"memory_mib": 1e-9}])
+def test_what_says_only_how_the_loss_is_computed_changes_nothing(changed):
+    assert reports_of(LossConfig(name="arcface", **changed)) == pytest.approx(reports_of(LossConfig(name="arcface")))
+
+
+@pytest.mark.parametrize(("layout", "taken"), [("auto", "replicated"), ("sharded", "sharded")])
+def test_the_layout_of_the_recipe_is_taken(layout, taken):
+    assert make(replace(RECIPE, loss=LossConfig(layout=layout))).head.loss.layout == taken
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("bf16", torch.float32), ("fp32", torch.float32), ("fp64", torch.float64)]
+)
+def test_what_a_head_trains_has_the_runs_precision_and_statistics_have_fp64(precision, dtype):
+    for name in ("sphereface2", "adaface"):
+        engine = replace(RECIPE.engine, precision=precision)
+        head = make(replace(RECIPE, loss=LossConfig(name=name), engine=engine)).head
+        assert {parameter.dtype for parameter in head.loss.parameters()} == {dtype}
+        assert {buffer.dtype for buffer in head.loss.buffers()} <= {torch.float64}
+
+
+@pytest.mark.parametrize(("name", "groups"), [("sphereface2", {"head", "head_moments"}), ("adaface", {"head"})])
+def test_the_state_holds_what_else_a_loss_has(name, groups):
+    learner = make(replace(RECIPE, loss=LossConfig(name=name)))
+    learner.step(1, batch())
+    assert learner.state().keys() == {"model", "model_moments", "centres", "centres_moments"} | groups
