@@ -90,6 +90,7 @@ class Combined:
     """What several runs say together; ``combined.json``.
 
     Attributes:
+        label: What a class is: ``class`` or ``person``.
         classes: Class names in the order of their labels.
         model: Name of the backbone of all runs.
         level: Share of the bootstrap distribution inside each interval.
@@ -102,6 +103,7 @@ class Combined:
         schema_version: Version of these fields.
     """
 
+    label: str
     classes: tuple[str, ...]
     model: str
     level: float
@@ -142,6 +144,7 @@ def combine(runs: Sequence[Judged], *, resamples: int) -> Combined:
         pool(members, slices[group], _expected(group[1], runs), resamples) for group, members in groups.items()
     )
     return Combined(
+        label=runs[0].result.get("label", "class"),
         classes=runs[0].predictions.classes,
         model=runs[0].result["model"],
         level=LEVEL,

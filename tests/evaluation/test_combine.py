@@ -149,6 +149,12 @@ def test_settings_that_differ_are_named_and_what_is_compared_is_not(runs: list[J
     assert found.differing["optim.lr"]["0.1"] == (runs[3].name,)
 
 
+def test_what_a_class_is_goes_with_the_runs(runs: list[Judged], whole: Combined) -> None:
+    assert whole.label == "class"  # which is what verdicts before there were persons as classes do not say
+    of_persons = [dataclasses.replace(run, result=dict(run.result) | {"label": "person"}) for run in runs]
+    assert combine(of_persons, resamples=50).label == "person"
+
+
 def test_the_order_of_the_runs_changes_nothing(runs: list[Judged], whole: Combined) -> None:
     assert combine(runs[::-1], resamples=300) == whole
 

@@ -119,6 +119,12 @@ def test_more_of_what_stands_against_them(found: dict[str, Any]) -> None:
     assert "up to 5.0 points apart: no less than SphereFace and softmax" in said(spread)
 
 
+def test_persons_as_classes_are_in_both_sides_by_intent(found: dict[str, Any]) -> None:
+    said = list(remarks(found | {"label": "person"}))
+    assert [remark for remark in said if "Each class is a person whom training knows" in remark]
+    assert not [remark for remark in said if "slices of one person" in remark]
+
+
 def test_numbers_are_written_as_papers_write_them() -> None:
     assert [p_number(p) for p in (1.0, 0.24, 0.0849, 0.00099, 0.001)] == ["1", ".24", ".085", "< .001", ".001"]
     assert [points(share) for share in (0.012, -0.008, 0.0001, -0.0001)] == ["+1.2", "\N{MINUS SIGN}0.8", "0.0", "0.0"]
