@@ -67,12 +67,12 @@ def _against_the_split(result: Mapping[str, Any]) -> Iterator[str]:
 def _against_the_closed_set(result: Mapping[str, Any]) -> Iterator[str]:
     """Persons as classes are on both sides by intent: what flatters other verdicts is the question here."""
     yield (
-        f"Each class is a person, and training knows each of them: this is about finding {len(result['classes']):,}"
-        f" known persons again in other slices, split by {result['split_unit']}. It says nothing about strangers, nor"
-        " about a disease. Slices of one exam are much alike; what that alone gives is what the controls reach."
+        f"Each class is a person, and those tested are known from training: this is about telling"
+        f" {len(result['classes']):,} persons apart in other slices of theirs, split by {result['split_unit']}. It says"
+        " nothing of strangers, nor of a disease. Slices of one exam are alike: how far that leads, the controls show."
     )
     if result["left_out"]:
-        yield f"{counted(result['left_out'], 'slice')} of persons whom training does not know were left out."
+        yield f"Left out of the test fold: {counted(result['left_out'], 'slice')} of persons unknown to the training."
     yield (
         "Whoever has these weights and a picture of somebody can find out whether that person is in the training data:"
         " keep them as you keep the data."

@@ -121,7 +121,7 @@ def as_text(run: Path, result: Mapping[str, Any]) -> str:
         f"weights of step {result['checkpoint']['step']} ({result['chosen_by']})"
     ]
     if result.get("label") == "person":
-        lines.append(f"  each of {len(result['classes'])} persons is a class; training knows them all, not the slices")
+        lines.append(f"  each of {len(result['classes'])} persons is a class; training knows them, not these slices")
     elif result["shared_persons"]:
         lines.append(f"  warning: {result['shared_persons']} persons are on both sides; the figures are flattered")
     lines += [f"  {title:<22}{result[key]:7.2%}{_interval(spans[key])}" for title, key in FIGURES]

@@ -177,9 +177,9 @@ def test_a_page_on_persons_says_whom_it_is_about_and_stays_small() -> None:
     opening = words[: words.index("Figures of merit")]
     for part in (
         "one of the same person",
-        "finding 300 known persons again",
-        "2 slices of persons whom",
-        "300 persons",
+        "telling 300 persons apart",
+        "2 slices of persons unknown to the training",
+        "classes 300 persons",
     ):
         assert part in opening, part
     assert "flatters every figure" not in words and "also occur in the training folds" not in words

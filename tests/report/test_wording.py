@@ -25,7 +25,7 @@ def test_persons_as_classes_are_found_again() -> None:
         " of the same person (95% interval by person: 73.1% to 88.3%)."
     )
     said = list(remarks(persons_of()))
-    assert [part for part in said if "300 known persons again in other slices, split by slice" in part]
+    assert [part for part in said if "telling 300 persons apart in other slices of theirs, split by slice" in part]
     assert [part for part in said if "find out whether that person is in the training data" in part]
     assert len(said) == 3
     assert len(list(remarks(persons_of() | {"left_out": 0}))) == 2

@@ -75,7 +75,7 @@ def test_persons_as_classes_are_on_both_sides_by_intent(run, capsys, monkeypatch
     monkeypatch.setitem(RESULT, "classes", ["00ff", "ff00"])
     assert cli.main(["evaluate", run]) == 0
     text = capsys.readouterr().out
-    assert "each of 2 persons is a class; training knows them all, not the slices" in text and "warning" not in text
+    assert "each of 2 persons is a class; training knows them, not these slices" in text and "warning" not in text
 
 
 def test_a_wrong_folder_is_found_before_any_work(run, capsys, monkeypatch):
