@@ -1,6 +1,6 @@
 """The verdict by person: what a method says of someone of whom it sees several slices.
 
-Shapes: N slices, K cases (a person with one true class), C classes.
+Shapes: N slices, K cases (a person with one true class), P pairs of a case and a class said of it.
 """
 
 from __future__ import annotations
@@ -56,13 +56,24 @@ def cases(said_N: Ints, label_N: Ints, persons: Sequence[str | None]) -> Cases |
     unique, person_N = np.unique(np.array(names), return_inverse=True)
     classes = int(max(said_N.max(), label_N.max())) + 1
     case_K, of_N = np.unique(person_N.astype(np.int64) * classes + label_N, return_inverse=True)
-    vote_KC = np.bincount(of_N * classes + said_N, minlength=len(case_K) * classes).reshape(-1, classes)
-    tied_K = (vote_KC == vote_KC.max(axis=1, keepdims=True)).sum(axis=1) > 1
     return Cases(
         persons=tuple(unique[case_K // classes].tolist()),
         label_K=case_K % classes,
-        said_K=np.where(tied_K, UNDECIDED, vote_KC.argmax(axis=1)),
+        said_K=_majorities(of_N, said_N, len(case_K), classes),
     )
+
+
+def _majorities(of_N: Ints, said_N: Ints, number: int, classes: int) -> Ints:
+    """Return what most slices of each case are said to be (K,), without a table of cases by classes."""
+    kind_P, count_P = np.unique(of_N * classes + said_N, return_counts=True)
+    case_P = kind_P // classes
+    most_K = np.zeros(number, dtype=count_P.dtype)
+    np.maximum.at(most_K, case_P, count_P)
+    first = count_P == most_K[case_P]
+    said_K = np.full(number, UNDECIDED, dtype=np.int64)
+    said_K[case_P[first]] = kind_P[first] % classes
+    said_K[np.bincount(case_P[first], minlength=number) > 1] = UNDECIDED
+    return said_K
 
 
 def person_vote(said_N: Ints, label_N: Ints, persons: Sequence[str | None]) -> PersonVote | None:
