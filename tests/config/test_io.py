@@ -70,7 +70,8 @@ def test_all_faults_come_at_once_each_with_its_line(recipe):
         ("engine.clip_norm=x", "'x' is not a number or null"),
         (
             "loss.name=spherefase",
-            "'spherefase' is not one of 'softmax', 'sphereface', 'cosface' (did you mean 'sphereface'?)",
+            "'spherefase' is not one of 'softmax', 'sphereface', 'sphereface_r_v1', 'sphereface_r_v2', 'cosface', "
+            "'arcface', 'sphereface2', 'adaface' (did you mean 'sphereface'?)",
         ),
         ("data.val_fold=[1", "is not YAML: expected ',' or ']', but got '<stream end>'"),
         ("data.fold=*x", "is not YAML: aliases are refused; write the value out"),
