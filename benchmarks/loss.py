@@ -192,13 +192,19 @@ def machine(threads: int) -> Case:
     """Return what the figures depend on."""
     names = ("torch", MAIN_RIVAL)
     return {
-        "processor": platform.machine(),
+        "processor": _processor(),
         "processor_count": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": threads,
         "python": platform.python_version(),
     } | {name: metadata.version(name) for name in names if any(metadata.distributions(name=name))}
+
+
+def _processor() -> str:
+    """Return the processor's name, or at least its kind."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _order(role: str, loss: str, device: str, options: argparse.Namespace, **other: Any) -> Answer:

@@ -10,6 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from hsadml_dist.losses.margins import LOSSES
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -42,3 +45,20 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 
 def test_the_readme_says_what_this_is_not_for() -> None:
     assert "Research use only" in (ROOT / "README.md").read_text()
+
+
+def test_the_page_on_losses_names_every_loss_with_its_source() -> None:
+    lines = (ROOT / "docs" / "losses.md").read_text().splitlines()
+    for name in LOSSES:
+        (row,) = [line for line in lines if line.startswith(f"| `{name}`")]
+        assert "the same" in row or re.search(r"(ACM MM|CVPR|TPAMI|ICLR) 20\d\d", row), name
+
+
+def test_the_figure_of_the_losses_is_small_and_shows_the_curves_of_today(tmp_path: Path) -> None:
+    script = [sys.executable, str(ROOT / "examples" / "loss_curves.py"), "--out", str(tmp_path / "new" / "losses.png")]
+    environ = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run(script, env=environ, check=True, timeout=SECONDS, stdout=subprocess.DEVNULL)
+    committed = ROOT / "docs" / "losses.png"
+    assert committed.stat().st_size < 200_000
+    digests = [Image.open(path).text["Description"] for path in (committed, tmp_path / "new" / "losses.png")]
+    assert digests[0] == digests[1], "draw it again: python examples/loss_curves.py"
