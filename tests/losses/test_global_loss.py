@@ -191,6 +191,17 @@ def test_embeddings_on_their_own_centres_have_finite_losses_and_gradients(name):
     assert all(tensor.isfinite().all() for tensor in found)
 
 
+def test_embeddings_opposite_to_their_centres_have_finite_losses_and_gradients():
+    """Rounding takes some of their cosines below -1, where a power of (cos + 1) / 2 is no number."""
+    weight_CD = torch.nn.functional.normalize(draw(500, 16, dtype=torch.float32), dim=1)
+    unit_CD = torch.nn.functional.normalize(weight_CD, dim=1)
+    assert ((unit_CD @ -unit_CD.T).diagonal() < -1).any(), "no cosine is below -1 here: the test shows nothing"
+    settings = ("sphereface2", MarginSettings(sharpness=2.5))
+    for label_C in (torch.arange(500), torch.arange(500).roll(1)):
+        found = ours(make(weight_CD, settings), -weight_CD, label_C)
+        assert all(tensor.isfinite().all() for tensor in found)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("scale", [100.0, 5000.0])
 def test_a_hopeless_sample_has_a_finite_loss(dtype, scale):
