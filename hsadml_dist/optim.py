@@ -83,4 +83,4 @@ def _placed(value: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
     if value.shape != parameter.shape:
         return value.clone()
     # In the parameter's memory layout, so that sums over it round as they did before.
-    return torch.empty_like(parameter, memory_format=torch.preserve_format).copy_(value)
+    return torch.empty_like(parameter, dtype=value.dtype, memory_format=torch.preserve_format).copy_(value)

@@ -164,3 +164,17 @@ def test_loaded_moments_are_copies_in_the_parameters_memory_layout():
     assert loaded["weight:exp_avg"].stride() == net.weight.stride() != saved["weight:exp_avg"].stride()
     optimizer.step()
     assert float(saved["weight:step"]) == 1.0, "a step after loading must not reach into what was loaded"
+
+
+def test_a_count_of_steps_keeps_its_dtype_though_the_parameter_is_a_scalar_too():
+    module = nn.Module()
+    module.bias = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
+    optimizer = build_optimizer(module.parameters(), OptimConfig(name="adamw"), decay=False)
+    module.bias.grad = torch.ones_like(module.bias)
+    optimizer.step()
+    saved = {name: value.clone() for name, value in moments(optimizer, module).items()}
+    load_moments(optimizer, module, saved)
+    assert {name: value.dtype for name, value in moments(optimizer, module).items()} == {
+        name: value.dtype for name, value in saved.items()
+    }
+    assert saved["bias:step"].dtype != module.bias.dtype, "the same dtype shows nothing"
