@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hsadml_dist.hashing import hashed, key_of
+
 Ticket = tuple[int, int]
 """(epoch from 0, place among the training samples)."""
 
@@ -22,8 +24,8 @@ def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
 
     Places are sorted by a keyed 64-bit hash, so the order is the same under every version of NumPy.
     """
-    key = int.from_bytes(hashlib.blake2b(f"order {seed} {epoch}".encode(), digest_size=8).digest(), "little")
-    order = np.argsort(_mixed(np.arange(count, dtype=np.uint64), key), kind="stable").astype(np.int64)
+    hashes = hashed(np.arange(count, dtype=np.uint64), key_of(f"order {seed} {epoch}"))
+    order = np.argsort(hashes, kind="stable").astype(np.int64)
     order.flags.writeable = False
     return order
 
@@ -68,14 +70,4 @@ def sample_seed(seed: int, epoch: int, key: str) -> int:
 
 def step_seed(seed: int, step: int, rank: int) -> int:
     """Return the seed of what a rank draws within a step (dropout), below 2**63."""
-    text = f"step {seed} {step} {rank}".encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
-
-
-def _mixed(numbers: np.ndarray, key: int) -> np.ndarray:
-    """Return 64-bit hashes by the finaliser of SplitMix64 (Steele et al., OOPSLA 2014)."""
-    with np.errstate(over="ignore"):
-        z = numbers * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
+    return key_of(f"step {seed} {step} {rank}") >> 1

@@ -9,13 +9,11 @@ Legend of shapes: N samples, R rows that take part.
 
 from __future__ import annotations
 
-import hashlib
-
+import numpy as np
 import torch
 
+from hsadml_dist.hashing import hashed, key_of
 from hsadml_dist.losses.blocks import RowChoice
-
-_MASK_BITS = 63
 
 
 def choose_rows(rows: range, label_N: torch.Tensor, *, rate: float, seed: int, step: int) -> RowChoice:
@@ -28,29 +26,11 @@ def choose_rows(rows: range, label_N: torch.Tensor, *, rate: float, seed: int, s
         seed: The run's seed.
         step: The run's global step.
     """
-    class_C = torch.arange(rows.start, rows.stop, device=label_N.device)
-    # Not "below rate * 2^63": at a rate of 1, no number of 64 bits holds that.
-    drawn_C = _uniform(class_C, seed, step) <= int(rate * 2**_MASK_BITS) - 1
+    hashes = hashed(np.arange(rows.start, rows.stop, dtype=np.uint64), key_of(f"classes {seed} {step}"))
+    # Of the upper 63 bits; not "below rate * 2^63": at a rate of 1, no number of 64 signed bits holds that.
+    drawn_C = torch.from_numpy((hashes >> np.uint64(1)).astype(np.int64) <= int(rate * 2**63) - 1).to(label_N.device)
     taken_C = drawn_C.clone()
     here = (label_N >= rows.start) & (label_N < rows.stop)
     taken_C[label_N[here] - rows.start] = True
     position_R = taken_C.nonzero().squeeze(1)
     return RowChoice(position_R=position_R, drawn_R=drawn_C[position_R])
-
-
-def _uniform(class_C: torch.Tensor, seed: int, step: int) -> torch.Tensor:
-    """Return whole numbers in [0, 2^63), one for each class id (C,): SplitMix64 (Steele et al., OOPSLA 2014)."""
-    key = hashlib.blake2b(f"classes {seed} {step}".encode(), digest_size=8).digest()
-    state = class_C * _signed(0x9E3779B97F4A7C15) + int.from_bytes(key, "little", signed=True)
-    state = (state ^ _shifted(state, 30)) * _signed(0xBF58476D1CE4E5B9)
-    state = (state ^ _shifted(state, 27)) * _signed(0x94D049BB133111EB)
-    return _shifted(state ^ _shifted(state, 31), 1)
-
-
-def _shifted(value: torch.Tensor, bits: int) -> torch.Tensor:
-    """Shift right, zeros coming in: torch's own shift of a signed number brings in its sign."""
-    return (value >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _signed(value: int) -> int:
-    return value - (1 << 64)

@@ -1,0 +1,28 @@
+import hashlib
+
+import numpy as np
+
+from hsadml_dist.hashing import hashed, key_of
+
+WORD = 2**64
+
+
+def slow(number, key):
+    """SplitMix64's finaliser in whole numbers of Python."""
+    z = (number * 0x9E3779B97F4A7C15 + key) % WORD
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % WORD
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % WORD
+    return z ^ (z >> 31)
+
+
+def test_hashes_are_those_of_the_slow_way():
+    numbers = [0, 1, 2, 10**9, 2**63 - 1, 2**63, WORD - 1]
+    for key in (0, 1, 2**63, WORD - 1, key_of("order 0 1")):
+        found = hashed(np.array(numbers, dtype=np.uint64), key)
+        assert found.dtype == np.uint64
+        assert found.tolist() == [slow(number, key) for number in numbers]
+
+
+def test_a_key_is_that_of_its_text():
+    assert key_of("order 0 1") == int.from_bytes(hashlib.blake2b(b"order 0 1", digest_size=8).digest(), "little")
+    assert key_of("order 0 1") != key_of("order 0 2")
