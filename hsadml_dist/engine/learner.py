@@ -133,7 +133,7 @@ def _margin_loss(loss: LossConfig) -> MarginLoss:
 
 
 def _build_head(recipe: Recipe, classes: int, comm: Comm) -> Head:
-    loss = _build_loss(recipe, classes, comm).to(comm.device)
+    loss = _build_loss(recipe, classes, comm)
     optimizer = build_optimizer(loss.parameters(), recipe.optim, decay=False)
     return Head(loss, optimizer, comm, recipe.engine.clip_norm, recipe.loss.energy)
 
@@ -152,6 +152,4 @@ def _build_loss(recipe: Recipe, classes: int, comm: Comm) -> DistributedLoss:
         seed=recipe.train.seed,
     )
     loss = DistributedLoss(centres, _margin_loss(settings), comm, layout, computing)
-    for parameter in loss.parameters():  # the statistics beside them stay fp64
-        parameter.data = parameter.data.to(WEIGHT_DTYPES[recipe.engine.precision])
-    return loss
+    return loss.placed(WEIGHT_DTYPES[recipe.engine.precision])

@@ -50,10 +50,10 @@ def check_gradients(
     batch, sizes = _tiny_batch(image, comm)
     classes = 2 * comm.topology.world_size + 1
     rows = comm.topology.part(classes) if layout == "sharded" else None
-    trained = _loss(Centres(classes, dim, SEED, rows), loss, comm, layout, image)
+    trained = DistributedLoss(Centres(classes, dim, SEED, rows), loss, comm, layout).placed(image.dtype)
     torch.manual_seed(SEED)
     found = dict(engine.gradients(batch, lambda emb, label: trained(emb, label, step=STEP, count=sum(sizes))))
-    whole = _loss(Centres(classes, dim, SEED), loss, SoloComm(comm.device), "replicated", image)
+    whole = DistributedLoss(Centres(classes, dim, SEED), loss, SoloComm(comm.device)).placed(image.dtype)
     torch.manual_seed(SEED)
     expected = _by_the_sum_rule(engine, batch, whole, sizes, comm)
     _compare("the engine's gradients", found, expected, comm)
@@ -68,14 +68,6 @@ def _tiny_batch(image: torch.Tensor, comm: Comm) -> tuple[Batch, list[int]]:
     images = torch.randn(mine, *image.shape[1:], generator=generator).to(image)
     label = (torch.arange(mine) + comm.topology.rank).to(image.device)
     return Batch(image=images, label=label, keys=("",) * mine), sizes
-
-
-def _loss(centres: Centres, loss: MarginLoss, comm: Comm, layout: Layout, image: torch.Tensor) -> DistributedLoss:
-    dtype = torch.float64 if image.dtype == torch.float64 else torch.float32
-    made = DistributedLoss(centres, loss, comm, layout).to(comm.device)
-    for parameter in made.parameters():
-        parameter.data = parameter.data.to(dtype)
-    return made
 
 
 def _by_the_sum_rule(

@@ -92,6 +92,13 @@ class DistributedLoss(nn.Module):
             self.norms.see(torch.linalg.vector_norm(emb_BD, dim=1))
         return global_loss(emb_BD, self.centres.weight, self.bias, label_B, self._plan(len(label_B), step, count))
 
+    def placed(self, dtype: torch.dtype) -> DistributedLoss:
+        """Move to the ranks' device, parameters in ``dtype``; statistics stay fp64. Returns itself."""
+        self.to(self._comm.device)
+        for parameter in self.parameters():
+            parameter.data = parameter.data.to(dtype)
+        return self
+
     def end_step(self) -> None:
         """Move what is learnt of a whole step's batch; called by all ranks after the last part of a step."""
         if self.norms is not None:

@@ -55,7 +55,8 @@ class _Pairs:
             if self.comm is None:
                 yield ids[part], unit_JD
             else:
-                yield self.comm.gather_rows(ids[part]), self.comm.gather_rows(unit_JD)
+                here = [len(range(size)[part]) for size in sizes]
+                yield self.comm.gather_rows(ids[part], here), self.comm.gather_rows(unit_JD, here)
 
     def total(self, value: torch.Tensor) -> torch.Tensor:
         """Add over the ranks."""

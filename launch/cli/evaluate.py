@@ -113,6 +113,8 @@ def as_table(combined: Mapping[str, Any], folder: Path) -> str:
 
 def as_text(run: Path, result: Mapping[str, Any]) -> str:
     """Return a verdict as a few lines."""
+    from hsadml_dist.report.wording import is_of_persons
+
     spans = result["intervals"]
     persons = "unknown persons" if result["persons"] is None else f"{result['persons']} persons"
     lines = [
@@ -120,7 +122,7 @@ def as_text(run: Path, result: Mapping[str, Any]) -> str:
         f"{result['slices']} slices, {persons}, {result['reference_slices']} references; "
         f"weights of step {result['checkpoint']['step']} ({result['chosen_by']})"
     ]
-    if result.get("label") == "person":
+    if is_of_persons(result):
         lines.append(f"  each of {len(result['classes'])} persons is a class; training knows them, not these slices")
     elif result["shared_persons"]:
         lines.append(f"  warning: {result['shared_persons']} persons are on both sides; the figures are flattered")
