@@ -2,7 +2,8 @@
 
 Each way has a process of its own, so that its memory is its own; they take turns, in an order drawn anew for each
 round. Before anything is timed, all gradients are compared: in fp64 on a small problem, in fp32 on the one that is
-measured. Then come the bytes that two ranks send in a step, and a million classes on one rank.
+measured. Then come the bytes that two ranks send in a step, what the centres take of each of four, and a million
+classes on one rank.
 
 Seconds are CPU seconds of the process (on a GPU: the device's own clock). Extra memory is how far the resident set (on
 a GPU: the allocated memory) rises during a step above what embeddings, centres and the libraries take beforehand; the
@@ -31,6 +32,7 @@ from loss_ways import LOSSES_OF, SEED, WAYS, Answer
 LOSSES = ("sphereface", "cosface")
 MAIN_RIVAL = "pytorch-metric-learning"
 RANKS = 2
+MEMORY_RANKS = (1, 4)
 TOLERANCE = {"small, fp32": 1e-5, "small, fp64": 1e-12, "measured, fp32": 1e-5}
 """Largest distance of a gradient from the reference, relative in the Euclidean norm."""
 
@@ -81,6 +83,7 @@ def main() -> None:
             errors = equal_gradients(loss, device, options)
             cases += side_by_side(loss, device, errors, options)
     cases += bytes_sent(options)
+    cases += centre_memory(options)
     if options.large:
         cases += many_classes(options)
     if options.json:
@@ -154,13 +157,7 @@ def side_by_side(
 
 def bytes_sent(options: argparse.Namespace) -> list[Case]:
     """Run two ranks over gloo (nccl on GPUs); print and return what each sends in a step."""
-    with tempfile.TemporaryDirectory() as folder:
-        order = _order("messages", "sphereface", "cpu", options, folder=folder)
-        token = uuid.uuid4().hex
-        ranks = [Process(order, _rank_environ(rank, token)) for rank in range(RANKS)]
-        answers = ranks[0].answer()
-        for rank in ranks:
-            rank.end()
+    answers = _ask_ranks("messages", RANKS, options)
     title = f"messages of a step, {RANKS} ranks, sphereface, {_shape(options)} in all, fp32"
     sys.stdout.write(f"{title}\n")
     for name, answer in answers.items():
@@ -170,6 +167,33 @@ def bytes_sent(options: argparse.Namespace) -> list[Case]:
         {"case": title, "implementation": name} | answer | {"seconds": [answer["seconds"]]}
         for name, answer in answers.items()
     ]
+
+
+def centre_memory(options: argparse.Namespace) -> list[Case]:
+    """Print and return what a rank holds of sharded centres: rows, their gradient and AdamW's moments."""
+    title = f"what a rank holds of the centres, D {options.dim}, C {options.classes}, fp32, AdamW"
+    held = {world: _ask_ranks("centre_memory", world, options)["held_bytes"] for world in MEMORY_RANKS}
+    sizes = {world: sum(parts.values()) for world, parts in held.items()}
+    sys.stdout.write(f"{title}\n")
+    for world, size in sizes.items():
+        share = size / sizes[MEMORY_RANKS[0]]
+        sys.stdout.write(f"  {f'{world} rank(s)':24} {size / 2**20:8.2f} MiB; {share:.3f} of one rank's\n")
+    return [
+        {"case": f"{title}, {world} rank(s)", "implementation": "ours-sharded", "seconds": [], "held_bytes": parts}
+        for world, parts in held.items()
+    ]
+
+
+def _ask_ranks(role: str, world: int, options: argparse.Namespace) -> Answer:
+    """Let the ranks of a job carry out an order; return the first one's answer."""
+    with tempfile.TemporaryDirectory() as folder:
+        order = _order(role, "sphereface", "cpu", options, folder=folder)
+        token = uuid.uuid4().hex
+        ranks = [Process(order, _rank_environ(rank, world, token)) for rank in range(world)]
+        answer = ranks[0].answer()
+        for rank in ranks:
+            rank.end()
+    return answer
 
 
 def many_classes(options: argparse.Namespace) -> list[Case]:
@@ -229,8 +253,8 @@ def _say_medians(title: str, cases: list[Case]) -> None:
     sys.stdout.flush()
 
 
-def _rank_environ(rank: int, token: str) -> dict[str, str]:
-    place = {"RANK": rank, "WORLD_SIZE": RANKS, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": RANKS}
+def _rank_environ(rank: int, world: int, token: str) -> dict[str, str]:
+    place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world}
     return {name: str(value) for name, value in place.items()} | {"HSADML_LAUNCH": token}
 
 

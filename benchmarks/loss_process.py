@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from loss_ranks import messages
+from loss_ranks import centre_memory, messages
 from loss_ways import LOSSES_OF, WAYS, Answer, Problem, Way, problem_of, say
 
 from hsadml_dist.losses.distributed import MEBIBYTE
@@ -26,7 +26,8 @@ def main() -> None:
     """Carry out the order on the command line; answers are lines of JSON."""
     order = json.loads(sys.argv[1])
     torch.set_num_threads(order["threads"])
-    {"steps": steps, "gradients": gradients, "messages": messages}[order["role"]](order)
+    roles = {"steps": steps, "gradients": gradients, "messages": messages, "centre_memory": centre_memory}
+    roles[order["role"]](order)
 
 
 def steps(order: Answer) -> None:

@@ -1,4 +1,4 @@
-"""One rank of ``benchmarks/loss.py``: what a step sends to the others."""
+"""One rank of ``benchmarks/loss.py``: what a step sends to the others, and what its centres take."""
 
 from __future__ import annotations
 
@@ -28,6 +28,28 @@ def messages(order: Answer) -> None:
     answer["ddp-all-reduce"] = _sent_by_plain_reduction(order, comm)
     if comm.topology.is_first:
         say(answer)
+    comm.close()
+    os._exit(0)
+
+
+def centre_memory(order: Answer) -> None:
+    """As one rank: do a step with AdamW and say what this rank holds of the centres, in bytes."""
+    comm = enter(RunFolder(Path(order["folder"])), place(), {}, 120, lambda: False).comm
+    rows = comm.topology.part(order["classes"])
+    loss = DistributedLoss(
+        Centres(order["classes"], order["dim"], SEED, rows), our_margin(order["loss"]), comm, "sharded"
+    )
+    optimizer = torch.optim.AdamW(loss.parameters())
+    head = Head(loss, optimizer, comm, clip_norm=None)
+    share = loss(*_own_samples(order, comm), step=1, count=order["batch"])
+    share.backward()
+    head.average(share.detach())
+    head.step(1e-3)
+    weight = loss.centres.weight
+    held = {"weights": weight, "gradient": weight.grad} | optimizer.state[weight]
+    sizes = comm.gather({name: tensor.nbytes for name, tensor in held.items()})
+    if comm.topology.is_first:
+        say({"held_bytes": max(sizes, key=lambda size: sum(size.values()))})
     comm.close()
     os._exit(0)
 

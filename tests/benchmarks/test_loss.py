@@ -84,6 +84,14 @@ def test_the_large_case_states_the_whole_process(cases: dict[str, dict[str, Any]
     assert 0.05 < case["peak_rss_gib"] < 2
 
 
+def test_a_rank_holds_its_rows_their_gradient_and_two_moments(cases: dict[str, dict[str, Any]]) -> None:
+    for world, rows in ((1, CLASSES), (4, CLASSES / 4)):
+        held = of_kind(cases, "what a rank holds", f"{world} rank(s)")["ours-sharded"]["held_bytes"]
+        row = DIM * 4
+        assert held.pop("step") == 4
+        assert held == dict.fromkeys(("weights", "gradient", "exp_avg", "exp_avg_sq"), rows * row)
+
+
 def test_gradients_that_differ_end_the_run(load: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
     loss = load("loss")
 
