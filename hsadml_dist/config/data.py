@@ -13,25 +13,32 @@ class DataConfig:
     """Where the samples come from.
 
     Attributes:
-        shards: Folder written by ``hsadml shards build``.
+        shards: Folder written by ``hsadml shards build``, or its address: ``http://``, ``https://`` or ``s3://``.
+        stage: Folder on the node's own disk, to which shards are copied before they are read; environment variables
+            are taken from the node, so ``$TMPDIR/shards`` may differ on each. None: shards at an address go to the
+            user's cache, others are read where they are.
         label: What the network learns to tell apart: the shards' classes, or persons, each of them a class. Persons
             need shards that are split by slice or exam, so that training knows those of the test fold.
         fold: Held out for the verdict; never read in training.
         val_fold: Held out for choosing a model; none: the last weights are judged.
         workers: Loader processes per rank; 0 reads in the rank itself.
         prefetch: Batches that each worker prepares ahead.
-        order: ``exact`` permutes all samples anew each epoch.
+        order: ``exact`` permutes all samples anew each epoch. ``window`` permutes the shards, takes ``window`` of them
+            at a time and permutes the samples inside: one pass over the shards an epoch.
+        window: Shards that are mixed at a time where the order is ``window``.
         image_size: Side to which images are resized, in pixels.
         transforms: Random augmentations of the training images, MONAI transforms by ``_target_``; none: the
             package's own affine set. An empty list: no augmentation.
     """
 
     shards: str = setting(key_class="movable")
+    stage: str | None = setting(None, key_class="movable")
     label: Literal["class", "person"] = setting("class")
     fold: int = setting(0, least=0)
     val_fold: int | None = setting(None, least=0)
     workers: int = setting(0, key_class="movable", least=0)
     prefetch: int = setting(2, key_class="movable", least=1)
-    order: Literal["exact"] = setting("exact")
+    order: Literal["exact", "window"] = setting("exact")
+    window: int = setting(8, least=1)
     image_size: int = setting(112, least=8)
     transforms: tuple[dict[str, Any], ...] | None = setting(None)

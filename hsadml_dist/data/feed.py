@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from hsadml_dist.config import Recipe
 from hsadml_dist.data.index import ShardIndex, load_index
 from hsadml_dist.data.labels import labelled
 from hsadml_dist.data.loader import Loader, training_loader
-from hsadml_dist.data.order import ExactOrder
+from hsadml_dist.data.order import ExactOrder, Order, WindowOrder
 from hsadml_dist.errors import ConfigError, DataError, Fault
 from hsadml_dist.topology import Topology, allowed_world_sizes
 
@@ -26,7 +29,7 @@ class Feed:
     """
 
     index: ShardIndex
-    order: ExactOrder
+    order: Order
     loader: Loader
     total_steps: int
 
@@ -52,7 +55,7 @@ def open_feed(recipe: Recipe, topology: Topology) -> Feed:
     positions = index.outside_folds(held_out(recipe))
     if not positions:
         raise DataError(f"{shards}: no training samples are left outside folds {held_out(recipe)}")
-    order = ExactOrder(count=len(positions), global_batch=recipe.train.global_batch, seed=recipe.train.seed)
+    order = order_of(recipe, index, positions)
     loader = training_loader(
         shards,
         index,
@@ -66,6 +69,15 @@ def open_feed(recipe: Recipe, topology: Topology) -> Feed:
     )
     steps = recipe.train.steps if recipe.train.steps is not None else order.steps_for(recipe.train.epochs or 0)
     return Feed(index=index, order=order, loader=loader, total_steps=steps)
+
+
+def order_of(recipe: Recipe, index: ShardIndex, positions: Sequence[int]) -> Order:
+    """Return the order in which the recipe takes the training samples, which stand at ``positions`` of the index."""
+    batch, seed = recipe.train.global_batch, recipe.train.seed
+    if recipe.data.order == "exact":
+        return ExactOrder(count=len(positions), global_batch=batch, seed=seed)
+    shard_N = np.array([index.samples[position].shard for position in positions], dtype=np.int64)
+    return WindowOrder(shard_N=shard_N, window=recipe.data.window, global_batch=batch, seed=seed)
 
 
 def check_batch(recipe: Recipe, world_size: int) -> None:

@@ -26,7 +26,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hsadml_dist.data.index import ShardIndex
-from hsadml_dist.data.order import ExactOrder, Ticket, sample_seed
+from hsadml_dist.data.order import Order, Ticket, sample_seed
 from hsadml_dist.data.reader import ShardReader
 from hsadml_dist.data.transforms import Augmentation, Preparation
 from hsadml_dist.errors import DataError
@@ -86,7 +86,7 @@ class TrainingSamples(Dataset[dict[str, Any] | DataError]):
 class StepSampler(Sampler[list[Ticket]]):
     """Yields this rank's tickets of each step; without steps until :meth:`span` is called."""
 
-    def __init__(self, order: ExactOrder, topology: Topology) -> None:
+    def __init__(self, order: Order, topology: Topology) -> None:
         self._order, self._topology = order, topology
         self._steps = range(0)
 
@@ -186,7 +186,7 @@ def training_loader(
     shards: Path,
     index: ShardIndex,
     positions: Sequence[int],
-    order: ExactOrder,
+    order: Order,
     topology: Topology,
     *,
     image_size: int,

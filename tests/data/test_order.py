@@ -5,12 +5,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from hsadml_dist.data.order import ExactOrder, epoch_order, sample_seed, step_seed
+from hsadml_dist.data.order import ExactOrder, WindowOrder, epoch_order, sample_seed, step_seed, window_order
+from hsadml_dist.hashing import hashed, key_of
 from hsadml_dist.topology import Topology
 
 GOLDEN_TEN = [2, 9, 4, 5, 0, 6, 3, 1, 8, 7]
 GOLDEN_THOUSAND = "fa1c5ada33e7baaba3bf06ae347a51d07272557b682b19bd97cc68d5da530cea"
 GOLDEN_STEP = [(0, 8), (0, 7), (1, 6), (1, 0)]
+GOLDEN_WINDOWS = "16 18 14 19 15 1 12 2 13 0 17 11 23 24 20 21 22 33 7 34 3 6 10 4 9 8 5 29 27 31 25 26 28 32 30"
 GOLDEN_SAMPLE_SEED = 1997615009
 GOLDEN_STEP_SEED = 3447711302523178679
 
@@ -98,3 +100,82 @@ def test_seeds_fit_their_use_and_differ():
     assert len(steps) == 540
     assert max(steps) < 2**63
     assert all(high > low for low, high in pairwise(sorted(steps)))
+
+
+SHARDS = np.repeat([0, 1, 2, 4, 5, 9, 10], [3, 8, 1, 8, 5, 8, 2])
+"""Shards 3, 6, 7 and 8 hold held-out folds alone; place 0 to 2 lie in shard 0, and so on."""
+
+
+def one_hash(number, text):
+    return int(hashed(np.array([number], dtype=np.uint64), key_of(text))[0])
+
+
+def slow_windows(shards, window, seed, epoch):
+    """Return the places of one epoch, window by window: lists and sorting, one sample after another."""
+    turns = sorted(set(shards), key=lambda shard: one_hash(shard, f"window shards {seed} {epoch}"))
+    for first in range(0, len(turns), window):
+        places = [place for place, shard in enumerate(shards) if shard in turns[first : first + window]]
+        yield sorted(places, key=lambda place: one_hash(place, f"window samples {seed} {epoch}"))
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 6, 7, 100])
+@pytest.mark.parametrize("shards", [SHARDS, np.random.default_rng(0).permutation(SHARDS), np.array([5])])
+def test_windows_are_those_of_a_slow_loop(shards, window):
+    for seed, epoch in ((0, 0), (0, 1), (2**40, 1_000_000)):
+        expected = [place for part in slow_windows(shards.tolist(), window, seed, epoch) for place in part]
+        assert window_order(shards, window, seed, epoch).tolist() == expected
+        assert sorted(expected) == list(range(len(shards)))
+
+
+def test_the_window_order_is_what_it_has_always_been():
+    """Refresh by hand, and only if runs under way may change their order."""
+    assert " ".join(map(str, window_order(SHARDS, 2, 7, 3))) == GOLDEN_WINDOWS
+
+
+def test_windows_differ_from_epoch_to_epoch_and_are_mixed_inside():
+    shards = np.repeat(np.arange(40), 25)
+    orders = [window_order(shards, 4, seed, epoch) for seed in range(3) for epoch in range(3)]
+    agreements = [int((one == other).sum()) for place, one in enumerate(orders) for other in orders[:place]]
+    assert max(agreements) < 12, "two random orders of 1000 agree in one place on average"
+    firsts = {tuple(sorted(set(shards[order[:100]]))) for order in orders}
+    assert len(firsts) == len(orders), "each time other shards are mixed"
+    for order in orders:
+        same = int((shards[order[1:]] == shards[order[:-1]]).sum())
+        assert 180 < same < 310, "a quarter of the neighbours, 243 of 999, by chance"
+
+
+@pytest.mark.parametrize("batch", [1, 4, 7, 35, 50])
+@pytest.mark.parametrize("window", [1, 3])
+def test_every_sample_once_an_epoch_in_windows(batch, window):
+    order = WindowOrder(shard_N=SHARDS, window=window, global_batch=batch, seed=3)
+    assert (order.count, order.epoch_of(1), order.steps_for(2)) == (35, 0, -(-70 // batch))
+    tickets = [ticket for step in range(1, 71) for ticket in order.tickets(step)]
+    epochs = 70 * batch // 35
+    assert Counter(tickets) == Counter((epoch, place) for epoch in range(epochs) for place in range(35))
+    assert [epoch for epoch, _ in tickets] == sorted(epoch for epoch, _ in tickets)
+
+
+def test_an_epoch_passes_over_the_shards_once_and_a_batch_needs_few_of_them():
+    shards, window, batch = np.repeat(np.arange(39), 25), 3, 32
+    order = WindowOrder(shard_N=shards, window=window, global_batch=batch, seed=0)
+    line = [(epoch, int(shards[place])) for step in range(1, 64) for epoch, place in order.tickets(step)]
+    spans = {one: [place for place, other in enumerate(line) if other == one] for one in set(line)}
+    assert max(max(places) - min(places) for places in spans.values()) < window * 25, "gone once its window is"
+    needed = []
+    for first in range(0, len(line), batch):
+        windows = {place // (window * 25) for place in range(first, first + batch)}
+        needed.append((len(windows), len(set(line[first : first + batch]))))
+    assert {windows for windows, _ in needed} == {1, 2}
+    assert all(shards <= windows * window for windows, shards in needed)
+
+
+def test_a_step_in_windows_is_the_same_whatever_was_asked_before_and_costs_no_epoch():
+    order = WindowOrder(shard_N=SHARDS, window=2, global_batch=8, seed=1)
+    late = order.tickets(1000)
+    for step in (1, 500, 20):
+        order.tickets(step)
+    assert WindowOrder(shard_N=SHARDS.copy(), window=2, global_batch=8, seed=1).tickets(1000) == late
+    drawn = []
+    counted = type("Counted", (WindowOrder,), {"_permutation": lambda self, e: drawn.append(e) or np.arange(35)})
+    assert len(counted(shard_N=SHARDS, window=2, global_batch=8, seed=1).tickets(5)) == 8
+    assert set(drawn) == {0, 1}, "only the epochs that it touches"
