@@ -25,6 +25,7 @@ import torch
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
+from hsadml_dist.checkpoint.background import Saver
 from hsadml_dist.comm import Comm, place
 from hsadml_dist.config import Recipe
 from hsadml_dist.config.data import DataConfig
@@ -145,6 +146,7 @@ def _ours(recipe: Recipe, folder: Path, entry: object, data: Batch) -> Callable[
         notice=notice,
         agreement=StopAgreement(entry.comm, notice),
         learner=build_learner(recipe, build_network(recipe), CLASSES, entry.comm, recipe.train.steps),
+        saver=Saver(RunFolder(folder), entry.attempt, entry.comm, recipe.checkpoint, lambda name: None),
         records=records,
     )
     numbers = iter(range(1, 10**6))

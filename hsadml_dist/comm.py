@@ -60,6 +60,10 @@ class Comm(Protocol):
         """Return the same ranks with a training group of their own, whose messages mix with no other's."""
         ...
 
+    def aside(self) -> Comm:
+        """Return the same ranks with a control group of their own, for a thread beside the one that trains."""
+        ...
+
     def vote(self, value: int) -> int:
         """Return the largest value that any rank gave; over the control group."""
         ...
@@ -106,6 +110,10 @@ class SoloComm:
         return rows_ND
 
     def apart(self) -> Comm:
+        """See :class:`Comm`."""
+        return self
+
+    def aside(self) -> Comm:
         """See :class:`Comm`."""
         return self
 
@@ -178,6 +186,12 @@ class TorchComm:
         """See :class:`Comm`."""
         twin = copy.copy(self)
         twin.group = dist.new_group(timeout=self._timeout)
+        return twin
+
+    def aside(self) -> Comm:
+        """See :class:`Comm`."""
+        twin = copy.copy(self)
+        twin._control = dist.new_group(backend="gloo", timeout=self._timeout)
         return twin
 
     def vote(self, value: int) -> int:

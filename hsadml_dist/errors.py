@@ -7,6 +7,7 @@
     ├── DataError                    1    images, tables or shards are missing, damaged or do not fit
     ├── CheckpointError              1    nothing that verifies is left to go on from
     ├── ClusterError                 1    Slurm is absent, refused the request, or a private cluster failed
+    ├── RunError                     1    the run folder cannot be written, or its run gets no further
     ├── UsageError                   2    the command line itself is wrong
     ├── EngineError                  70   the engine's gradients are not those of the loss: nothing may be trained
     └── RunHeldError                 75   another live process writes this run
@@ -75,6 +76,10 @@ class CheckpointError(HsadmlError):
 
 class ClusterError(HsadmlError):
     """Slurm is absent, refused the request, or a private cluster failed."""
+
+
+class RunError(HsadmlError):
+    """The run folder cannot be written, or attempt after attempt ends without a new checkpoint."""
 
 
 class EngineError(HsadmlError):

@@ -11,21 +11,23 @@ from pathlib import Path
 
 import torch
 
-from hsadml_dist.checkpoint.layout import CheckpointName, Progress
+from hsadml_dist.checkpoint.background import Saver
+from hsadml_dist.checkpoint.layout import CheckpointName, Progress, committed
 from hsadml_dist.checkpoint.load import Choice, choose_checkpoint, read_checkpoint, read_weights
-from hsadml_dist.checkpoint.save import prune, write_checkpoint
 from hsadml_dist.checkpoint.state import TrainingState
 from hsadml_dist.comm import place, threads_for
 from hsadml_dist.config import Recipe
 from hsadml_dist.data.feed import Feed, open_feed
 from hsadml_dist.data.loader import Batch
 from hsadml_dist.engine.learner import Learner, StepReport, build_learner, build_network
-from hsadml_dist.errors import CheckpointError, ConfigError, ExitCode, Fault, HsadmlError
+from hsadml_dist.errors import CheckpointError, ConfigError, ExitCode, Fault, HsadmlError, RunError
 from hsadml_dist.evaluation.verdict import judge_run
 from hsadml_dist.models import rank_dependent_layers
+from hsadml_dist.run.code import keep_code
 from hsadml_dist.run.entry import Entry, enter
 from hsadml_dist.run.folder import RunFolder, replace_text
 from hsadml_dist.run.log import open_log
+from hsadml_dist.run.no_progress import why_no_further
 from hsadml_dist.run.records import Records, StepRow, open_records
 from hsadml_dist.stop.agreement import Decision, StopAgreement
 from hsadml_dist.stop.signals import Notice, job_end_time
@@ -71,6 +73,8 @@ def _attempt(recipe: Recipe, run: RunFolder, feed: Feed, entry: Entry, notice: N
     records = open_records(entry, recipe.run.tensorboard)
     records.event("started", 0, world_size=entry.comm.topology.world_size, threads_at_fork=feed.loader.threads_at_fork)
     try:
+        _refuse_if_stuck(run, entry)
+        _compare_code(recipe, run, entry, records)
         choice = choose_checkpoint(run, entry.comm)
         network = build_network(recipe)
         _warn_of(rank_dependent_layers(network))
@@ -83,14 +87,41 @@ def _attempt(recipe: Recipe, run: RunFolder, feed: Feed, entry: Entry, notice: N
             notice=notice,
             agreement=StopAgreement(entry.comm, notice),
             learner=learner,
+            saver=Saver(
+                run,
+                entry.attempt,
+                entry.comm,
+                recipe.checkpoint,
+                lambda name: records.event("checkpoint", name.step, checkpoint=str(name)),
+            ),
             records=records,
         )
         return training.go_on_from(choice)
     except HsadmlError as fault:
-        records.event("failed", 0, reason=str(fault))
+        records.event("failed", 0, reason=str(fault), exit_code=int(fault.exit_code))
         raise
     finally:
         records.close()
+
+
+def _refuse_if_stuck(run: RunFolder, entry: Entry) -> None:
+    """Rank 0 looks at the attempts before this one; all ranks hear what it says."""
+    saved_by = {name.attempt for name in committed(run)}
+    first = entry.comm.topology.is_first
+    reason = entry.comm.share(why_no_further(run, entry.attempt, saved_by) if first else None)
+    if reason is not None:
+        raise RunError(reason)
+
+
+def _compare_code(recipe: Recipe, run: RunFolder, entry: Entry, records: Records) -> None:
+    """Keep the first start's code in the run folder; say of a later start how its code differs."""
+    change = entry.comm.share(keep_code(run) if entry.comm.topology.is_first else None)
+    if change is None:
+        return
+    if recipe.run.code_change == "refuse":
+        raise ConfigError([Fault(where="recipe", key="run.code_change", problem=f"is 'refuse', and {change}")])
+    log.warning("%s", change)
+    records.event("code_changed", 0, before=change.before, now=change.now, files=change.files)
 
 
 def _warn_of(layers: list[str]) -> None:
@@ -110,6 +141,7 @@ class Training:
     notice: Notice
     agreement: StopAgreement
     learner: Learner
+    saver: Saver
     records: Records
 
     def go_on_from(self, choice: Choice) -> ExitCode:
@@ -117,8 +149,9 @@ class Training:
         done = self._load(choice)
         self._remember_parent(choice.name)
         reached = self._do_steps(done + 1)
+        self.saver.finish()
         if reached > done and not self._is_saved_on_the_way(reached):
-            self._save(reached)
+            self.saver.save(self._state(reached))
         if reached < self.feed.total_steps:
             self._record_stop(reached)
             return ExitCode.STOPPED
@@ -176,7 +209,7 @@ class Training:
             if step == stop_after:
                 self.notice.deliver("requested")
             if self._is_saved_on_the_way(step):
-                self._save(step)
+                self.saver.begin(self._state(step))
         return total
 
     def _is_saved_on_the_way(self, step: int) -> bool:
@@ -187,7 +220,9 @@ class Training:
         began = time.perf_counter()
         batch = self.feed.loader.next(lambda: self.notice.received)
         waited = time.perf_counter() - began
-        if self.agreement.decide(has_batch=batch is not None) is Decision.STOP or batch is None:
+        # A save that failed stops all ranks alike: each of them then learns of it where it waits for the save.
+        ready = batch is not None and not self.saver.failed
+        if self.agreement.decide(has_batch=ready) is Decision.STOP or batch is None:
             return Decision.STOP
         report = self.learner.step(step, batch)
         self._record(step, batch, report, time.perf_counter() - began, waited)
@@ -211,13 +246,8 @@ class Training:
             keys = [key for part in self.entry.comm.gather(batch.keys) for key in part]
             self.records.samples(step, epoch, keys)
 
-    def _save(self, step: int) -> None:
-        """Write a checkpoint together; all ranks wait, so that they agree on whether it is there."""
-        state = TrainingState(groups=self.learner.state(), progress=self._progress(step), rows=self.learner.head.rows)
-        name = write_checkpoint(self.run, self.entry.attempt, state, self.entry.comm)
-        self.records.event("checkpoint", step, checkpoint=str(name))
-        if self.entry.comm.topology.is_first:
-            prune(self.run, self.entry.attempt, self.recipe.checkpoint.keep, self.recipe.checkpoint.keep_every)
+    def _state(self, step: int) -> TrainingState:
+        return TrainingState(groups=self.learner.state(), progress=self._progress(step), rows=self.learner.head.rows)
 
     def _progress(self, step: int) -> Progress:
         return Progress(

@@ -83,6 +83,11 @@ def committed(run: RunFolder) -> list[CheckpointName]:
     return sorted(name for name in names if name is not None)
 
 
+def temporary_of(run: RunFolder, name: CheckpointName) -> Path:
+    """Return the folder that a checkpoint is in while it is being written or removed."""
+    return run.checkpoints / f".{name}.tmp"
+
+
 def parents(run: RunFolder) -> dict[int, CheckpointName | None]:
     """Return, for each attempt that has chosen one, the checkpoint it went on from; None for a start from nothing."""
     chosen: dict[int, CheckpointName | None] = {}

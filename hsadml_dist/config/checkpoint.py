@@ -13,10 +13,13 @@ class CheckpointConfig:
 
     Attributes:
         every: Steps between two checkpoints; one is also written at a stop and at the end.
+        background: Whether the steps go on while a checkpoint is written; costs the state's size in memory once more.
+            The checkpoint of a stop and the last one are always waited for.
         keep: Newest checkpoints that are kept.
         keep_every: Checkpoints at multiples of this step are kept for good; none: only the newest.
     """
 
     every: int = setting(200, key_class="movable", least=1)
+    background: bool = setting(True, key_class="movable")
     keep: int = setting(2, key_class="movable", least=1)
     keep_every: int | None = setting(None, key_class="movable", least=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from hsadml_dist.config.keys import setting
 
@@ -16,9 +17,12 @@ class RunConfig:
         tensorboard: Whether TensorBoard files are written.
         timeout_seconds: Longest wait for a peer before the rank gives up.
         stop_lead_seconds: How long before the job's end time a run stops by itself.
+        code_change: What a start with other code than the first one's does: ``name`` goes on and names the files that
+            differ, ``refuse`` does not start.
     """
 
     ledger: bool = setting(False, key_class="movable")
     tensorboard: bool = setting(True, key_class="movable")
     timeout_seconds: int = setting(600, key_class="movable", least=1)
     stop_lead_seconds: int = setting(60, key_class="movable", least=0)
+    code_change: Literal["name", "refuse"] = setting("name", key_class="movable")

@@ -6,6 +6,7 @@ one attempt at a time goes on is decided before a number is taken: see :func:`ta
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -15,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hsadml_dist.errors import RunHeldError
+from hsadml_dist.errors import RunError, RunHeldError
 from hsadml_dist.run.folder import AttemptFolder, RunFolder, replace_text
 from hsadml_dist.run.processes import start_time
 from hsadml_dist.run.rows import read_rows
@@ -73,20 +74,30 @@ def take(run: RunFolder, me: Holder, facts: Mapping[str, Any], *, silence: float
 
     Raises:
         RunHeldError: Another live process writes this run, or took the number at the same moment.
+        RunError: The folder cannot be written.
     """
-    attempts = run.attempts()
-    if attempts:
-        _refuse_if_held(run, attempts[-1], me, silence)
-    number = attempts[-1].number + 1 if attempts else 1
-    attempt = run.attempt(number)
+    try:
+        attempts = run.attempts()
+        if attempts:
+            _refuse_if_held(run, attempts[-1], me, silence)
+        attempt = _taken(run, attempts[-1].number + 1 if attempts else 1)
+        record = {"attempt": attempt.number, "started": time.time(), **asdict(me), **facts}
+        replace_text(attempt.record, json.dumps(record, indent=2) + "\n")
+        attempt.heartbeat.touch()
+    except OSError as fault:
+        reason = "no space left" if fault.errno == errno.ENOSPC else fault.strerror
+        raise RunError(f"{fault.filename or run.path}: no attempt can be started here: {reason}") from fault
+    return attempt
+
+
+def _taken(run: RunFolder, number: int) -> AttemptFolder:
+    """Make the attempt's folder; of several processes that try, one succeeds."""
     run.attempts_root.mkdir(parents=True, exist_ok=True)
+    attempt = run.attempt(number)
     try:
         attempt.path.mkdir()
     except FileExistsError as fault:
         raise RunHeldError(f"{run.path}: another process took attempt {number} at the same moment") from fault
-    record = {"attempt": number, "started": time.time(), **asdict(me), **facts}
-    replace_text(attempt.record, json.dumps(record, indent=2) + "\n")
-    attempt.heartbeat.touch()
     return attempt
 
 

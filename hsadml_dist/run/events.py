@@ -8,7 +8,7 @@ from typing import Any, Literal
 from hsadml_dist.run.folder import AttemptFolder
 from hsadml_dist.run.rows import RowWriter
 
-EventName = Literal["started", "checkpoint", "signal", "stopped", "resumed", "fell_back", "finished", "failed"]
+EventName = Literal["started", "checkpoint", "signal", "stopped", "resumed", "fell_back", "code_changed", "finished", "failed"]
 
 
 class Events:

@@ -75,6 +75,11 @@ class RunFolder:
         return self.path / "config.yaml"
 
     @property
+    def code(self) -> Path:
+        """Folder of the code that the run was first started with."""
+        return self.path / "code"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of checkpoints."""
         return self.path / "checkpoints"

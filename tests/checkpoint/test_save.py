@@ -8,7 +8,8 @@ import pytest
 
 from hsadml_dist.checkpoint.layout import CheckpointName, committed
 from hsadml_dist.checkpoint.load import read_checkpoint
-from hsadml_dist.checkpoint.save import prune, write_checkpoint
+from hsadml_dist.checkpoint.retention import prune
+from hsadml_dist.checkpoint.save import write_checkpoint
 from hsadml_dist.checkpoint.verify import fault_in
 from hsadml_dist.errors import CheckpointError, RunHeldError
 

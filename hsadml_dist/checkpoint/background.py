@@ -1,0 +1,148 @@
+"""Saving beside the training: the state is copied to memory, and a thread writes the copy while the steps go on.
+
+::
+
+    step   step   copy   step   step   step   step     the training
+                  `----> write, hash, commit, prune    the thread, at most one save at a time
+
+The ranks' threads agree over a control group of their own, so their messages mix with no vote of the training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import replace
+
+import torch
+
+from hsadml_dist.checkpoint.layout import CheckpointName
+from hsadml_dist.checkpoint.retention import prune
+from hsadml_dist.checkpoint.save import Entries, agree, own_files, write_checkpoint
+from hsadml_dist.checkpoint.state import TensorGroup, TrainingState
+from hsadml_dist.comm import Comm
+from hsadml_dist.config.checkpoint import CheckpointConfig
+from hsadml_dist.run.folder import AttemptFolder, RunFolder
+
+PARTING_SECONDS = 3.0
+"""How long a training that fails for another reason waits for a save under way."""
+
+
+class HostCopy:
+    """A copy of a state in this machine's memory, which the next copy is written over.
+
+    Memory is taken once: pages that are new to the process cost more time than the copy itself. On a machine with a GPU
+    it is pinned, so that the device writes into it directly.
+    """
+
+    def __init__(self) -> None:
+        self._groups: dict[str, TensorGroup] = {}
+
+    def take(self, state: TrainingState, *, first: bool) -> TrainingState:
+        """Return a copy of what this rank writes of ``state``; it holds until the next call."""
+        own = {file.partition(".")[0]: tensors for file, tensors in own_files(state, first=first)}
+        self._groups = {name: self._fitting(name, tensors) for name, tensors in own.items()}
+        for name, tensors in own.items():
+            for key, tensor in tensors.items():
+                self._groups[name][key].copy_(tensor.detach(), non_blocking=True)
+        for device in {tensor.device for tensor in _tensors(own) if tensor.is_cuda}:
+            torch.cuda.current_stream(device).synchronize()
+        return replace(state, groups=self._groups)
+
+    def _fitting(self, name: str, tensors: TensorGroup) -> TensorGroup:
+        held = self._groups.get(name, {})
+        return {key: _buffer_for(tensor, held.get(key)) for key, tensor in tensors.items()}
+
+
+class Saver:
+    """Writes one attempt's checkpoints, in the background or in the foreground; one for each rank."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        attempt: AttemptFolder,
+        comm: Comm,
+        config: CheckpointConfig,
+        committed: Callable[[CheckpointName], None],
+    ) -> None:
+        """Prepare; to be called by all ranks.
+
+        Args:
+            run: The run folder, the same one for all ranks.
+            attempt: The attempt that writes.
+            comm: The ranks; the saves agree over a group of their own.
+            config: Whether saves are in the background, and which checkpoints are kept.
+            committed: Called on rank 0 with the name of each checkpoint that is there from now on; in the background
+                by the saving thread.
+        """
+        self._run, self._attempt, self._config, self._committed = run, attempt, config, committed
+        self._comm = comm.aside()
+        self._copy = HostCopy()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._under_way: Future[None] | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether the save under way has ended badly on this rank; :meth:`finish` says on all ranks why."""
+        save = self._under_way
+        return save is not None and save.done() and save.exception() is not None
+
+    def begin(self, state: TrainingState) -> None:
+        """Save ``state`` in the background, if the settings allow it; to be called by all ranks.
+
+        Returns as soon as the state is copied; the training may then change it.
+
+        Raises:
+            HsadmlError: As :meth:`save`, also of the save before this one, which is waited for.
+        """
+        if not self._config.background:
+            self.save(state)
+            return
+        self.finish()
+        copied = self._copy.take(state, first=self._comm.topology.is_first)
+        self._under_way = self._thread.submit(self._write, copied)
+
+    def save(self, state: TrainingState) -> None:
+        """Save ``state`` and return when it is done; to be called by all ranks.
+
+        Raises:
+            HsadmlError: What failed on one rank, on all of them; see :func:`write_checkpoint`.
+        """
+        self.finish()
+        self._write(state)
+
+    def finish(self) -> None:
+        """Wait for the save under way, if there is one; to be called by all ranks.
+
+        Raises:
+            HsadmlError: What failed on one rank, on all of them.
+        """
+        save, self._under_way = self._under_way, None
+        if save is not None:
+            save.result()
+
+    def part(self, seconds: float = PARTING_SECONDS) -> None:
+        """Give a save under way a moment to end, whatever comes of it: the training fails for another reason."""
+        if self._under_way is not None:
+            wait([self._under_way], timeout=seconds)
+
+    def _write(self, state: TrainingState) -> None:
+        name = write_checkpoint(self._run, self._attempt, state, self._comm)
+        agree(self._comm, name, lambda: self._settle(name))
+
+    def _settle(self, name: CheckpointName) -> Entries:
+        if self._comm.topology.is_first:
+            self._committed(name)
+            prune(self._run, self._attempt, self._config.keep, self._config.keep_every)
+        return {}
+
+
+def _buffer_for(tensor: torch.Tensor, held: torch.Tensor | None) -> torch.Tensor:
+    """Return host memory of the tensor's kind and memory layout: ``held`` if it is of that kind already."""
+    if held is not None and (held.shape, held.dtype, held.stride()) == (tensor.shape, tensor.dtype, tensor.stride()):
+        return held
+    return torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda, requires_grad=False)
+
+
+def _tensors(groups: Mapping[str, TensorGroup]) -> Iterator[torch.Tensor]:
+    return (tensor for group in groups.values() for tensor in group.values())
