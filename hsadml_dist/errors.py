@@ -7,9 +7,11 @@
     ├── DataError                    1    images, tables or shards are missing, damaged or do not fit
     ├── CheckpointError              1    nothing that verifies is left to go on from
     ├── ClusterError                 1    Slurm is absent, refused the request, or a private cluster failed
+    ├── NumericalError               1    a loss or a gradient is not finite, and the recipe says to stop
     ├── RunError                     1    the run folder cannot be written, or its run gets no further
     ├── UsageError                   2    the command line itself is wrong
     ├── EngineError                  70   the engine's gradients are not those of the loss: nothing may be trained
+    ├── PeerLostError                70   another rank of this start died or hangs; a restart goes on
     └── RunHeldError                 75   another live process writes this run
 
 Anything else that escapes is a defect of this package: exit code 70 and a traceback.
@@ -78,12 +80,22 @@ class ClusterError(HsadmlError):
     """Slurm is absent, refused the request, or a private cluster failed."""
 
 
+class NumericalError(HsadmlError):
+    """A loss or a gradient is not finite, and the recipe says to stop; the weights have not seen it."""
+
+
 class RunError(HsadmlError):
     """The run folder cannot be written, or attempt after attempt ends without a new checkpoint."""
 
 
 class EngineError(HsadmlError):
     """The engine's gradients are not those of the loss; training on would mislead."""
+
+    exit_code = ExitCode.INTERNAL
+
+
+class PeerLostError(HsadmlError):
+    """Another rank of this start died or hangs, so the ranks can do nothing more together; a restart goes on."""
 
     exit_code = ExitCode.INTERNAL
 

@@ -45,19 +45,27 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def clip_gradients(module: nn.Module, limit: float | None, norm: torch.Tensor | None = None) -> float:
-    """Scale the module's gradients down to norm ``limit`` (None: not at all); return the norm before.
+def gradient_norm(module: nn.Module) -> torch.Tensor:
+    """Return the norm of all gradients of the module, a scalar; finite only if all their squares are."""
+    return torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+
+
+def clip_gradients(module: nn.Module, limit: float | None, norm: torch.Tensor) -> None:
+    """Scale the module's gradients down to norm ``limit`` (None: not at all).
 
     Args:
         module: Its gradients are scaled.
         limit: The largest norm.
-        norm: The norm of all gradients, where other ranks hold some of them; None: that of the module's.
+        norm: The norm of all gradients, those that other ranks hold included.
     """
-    if norm is None:
-        norm = torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
     if limit is not None:
         torch.nn.utils.clip_grads_with_norm_(module.parameters(), limit, norm)
-    return float(norm)
+
+
+def nonfinite_gradient(module: nn.Module) -> str | None:
+    """Return the name of the module's first parameter whose gradient is not finite, or None."""
+    named = ((name, p.grad) for name, p in module.named_parameters())
+    return next((name for name, grad in named if grad is not None and not grad.isfinite().all()), None)
 
 
 def moments(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, torch.Tensor]:

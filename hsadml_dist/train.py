@@ -19,6 +19,7 @@ from hsadml_dist.comm import place, threads_for
 from hsadml_dist.config import Recipe
 from hsadml_dist.data.feed import Feed, open_feed
 from hsadml_dist.data.loader import Batch
+from hsadml_dist.engine.guard import Finding
 from hsadml_dist.engine.learner import Learner, StepReport, build_learner, build_network
 from hsadml_dist.errors import CheckpointError, ConfigError, ExitCode, Fault, HsadmlError, RunError
 from hsadml_dist.evaluation.verdict import judge_run
@@ -171,6 +172,7 @@ class Training:
         state = read_checkpoint(self.run, choice.name, self.learner.head.rows)
         self._check_same_data(state.progress)
         self.learner.load(state.groups)
+        self.learner.guard.in_a_row = state.progress.skipped
         self.records.event("resumed", state.progress.step, checkpoint=str(choice.name))
         return state.progress.step
 
@@ -242,9 +244,16 @@ class Training:
             data_wait_seconds=waited,
         )
         self.records.step(row)
+        if report.skipped is not None:
+            self._record_skip(step, report.skipped)
         if self.recipe.run.ledger:
             keys = [key for part in self.entry.comm.gather(batch.keys) for key in part]
             self.records.samples(step, epoch, keys)
+
+    def _record_skip(self, step: int, finding: Finding) -> None:
+        log.warning("skipped: %s", finding)
+        suspects = [{"key": key, "what": what} for key, what in finding.suspects]
+        self.records.event("skipped", step, reason=str(finding), suspects=suspects, keys=finding.keys)
 
     def _state(self, step: int) -> TrainingState:
         return TrainingState(groups=self.learner.state(), progress=self._progress(step), rows=self.learner.head.rows)
@@ -257,6 +266,7 @@ class Training:
             fingerprint=self.recipe.fingerprint(),
             data_digest=self.feed.index.digest,
             world_size=self.entry.comm.topology.world_size,
+            skipped=self.learner.guard.in_a_row,
         )
 
     def _record_stop(self, step: int) -> None:

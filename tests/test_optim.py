@@ -9,9 +9,11 @@ from hsadml_dist.config.optim import OptimConfig
 from hsadml_dist.optim import (
     build_optimizer,
     clip_gradients,
+    gradient_norm,
     learning_rate,
     load_moments,
     moments,
+    nonfinite_gradient,
     set_learning_rate,
 )
 
@@ -102,22 +104,50 @@ def test_set_learning_rate_reaches_all_groups():
 
 
 @pytest.mark.parametrize("limit", [None, 0.5, 1e6])
-def test_clipping_scales_the_whole_gradient_and_tells_the_norm_before(limit):
+def test_clipping_scales_the_whole_gradient(limit):
     net = small_net().double()
     generator = torch.Generator().manual_seed(1)
     for p in net.parameters():
         p.grad = torch.randn(p.shape, generator=generator, dtype=torch.float64)
     before = torch.cat([p.grad.flatten().clone() for p in net.parameters()])
-    norm = clip_gradients(net, limit)
+    norm = gradient_norm(net)
+    assert float(norm) == pytest.approx(float(before.norm()), rel=1e-12)
+    clip_gradients(net, limit, norm)
     after = torch.cat([p.grad.flatten() for p in net.parameters()])
-    assert norm == pytest.approx(float(before.norm()), rel=1e-12)
-    factor = 1.0 if limit is None or norm <= limit else limit / norm
+    factor = 1.0 if limit is None or norm <= limit else limit / float(norm)
     # PyTorch divides by norm + 1e-6.
     torch.testing.assert_close(after, before * factor, rtol=2e-6 if factor < 1 else 0, atol=0)
 
 
-def test_clipping_without_any_gradient():
-    assert clip_gradients(small_net(), 1.0) == 0.0
+def test_the_norm_without_any_gradient():
+    net = small_net()
+    assert float(gradient_norm(net)) == 0.0
+    assert nonfinite_gradient(net) is None
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_one_number_that_is_not_finite_shows_in_the_norm_and_is_named(value):
+    net = small_net()
+    names = [name for name, _ in net.named_parameters()]
+    for name, p in net.named_parameters():
+        for other in net.parameters():
+            other.grad = torch.zeros_like(other)
+        p.grad.flatten()[-1] = value
+        assert not gradient_norm(net).isfinite()
+        assert nonfinite_gradient(net) == name
+    net.get_parameter(names[0]).grad.fill_(value)
+    assert nonfinite_gradient(net) == names[0]
+
+
+def test_a_finite_norm_means_finite_squares():
+    """Else a gradient without bounds could fill the second moment with infinities."""
+    net = small_net()
+    for exponent in (18, 19, 20, 30):
+        for p in net.parameters():
+            p.grad = torch.zeros_like(p)
+        net.get_parameter(next(name for name, _ in net.named_parameters())).grad.flatten()[0] = 10.0**exponent
+        squares = [p.grad.square().isfinite().all() for p in net.parameters()]
+        assert all(squares) or not gradient_norm(net).isfinite(), exponent
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

@@ -57,6 +57,7 @@ class Progress:
         fingerprint: The recipe's identity.
         data_digest: The shards' identity.
         world_size: Number of ranks that wrote it; any number may read it.
+        skipped: Steps in a row, up to this one, that changed nothing since they were not finite.
     """
 
     step: int
@@ -65,6 +66,7 @@ class Progress:
     fingerprint: str
     data_digest: str
     world_size: int
+    skipped: int = 0
 
     def to_json(self) -> str:
         """Return the text of ``progress.json``."""

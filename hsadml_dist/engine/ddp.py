@@ -12,7 +12,14 @@ from torch.nn.parallel import DistributedDataParallel
 from hsadml_dist.comm import Comm
 from hsadml_dist.data.loader import Batch
 from hsadml_dist.engine.protocol import WEIGHT_DTYPES, LossOf, Outcome, Precision
-from hsadml_dist.optim import clip_gradients, load_moments, moments, set_learning_rate
+from hsadml_dist.optim import (
+    clip_gradients,
+    gradient_norm,
+    load_moments,
+    moments,
+    nonfinite_gradient,
+    set_learning_rate,
+)
 
 
 class DdpEngine:
@@ -40,6 +47,9 @@ class DdpEngine:
         self._model, self._optimizer = model, optimizer
         self._precision, self._clip_norm = precision, clip_norm
         self._replica = model if comm.group is None else DistributedDataParallel(model, process_group=comm.group)
+        self._norm = torch.zeros(())
+        self._buffers = list(model.buffers())
+        self._before = [buffer.clone() for buffer in self._buffers]
         if comm.group is not None:
             self._settle_buckets(example)
 
@@ -48,14 +58,28 @@ class DdpEngine:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
         return self._model
 
-    def step(self, parts: Sequence[Batch], loss_of: LossOf, lr: float) -> Outcome:
+    def backward(self, parts: Sequence[Batch], loss_of: LossOf) -> Outcome:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
         self._optimizer.zero_grad(set_to_none=True)
+        _copy(self._buffers, self._before)
         losses = [self._backward(part, loss_of, last=part is parts[-1]) for part in parts]
-        norm = clip_gradients(self._model, self._clip_norm)
+        self._norm = gradient_norm(self._model)
+        return Outcome(loss=torch.stack(losses).sum(), grad_norm=self._norm)
+
+    def apply(self, lr: float) -> None:
+        """See :class:`~hsadml_dist.engine.protocol.Engine`."""
+        clip_gradients(self._model, self._clip_norm, self._norm)
         set_learning_rate(self._optimizer, lr)
         self._optimizer.step()
-        return Outcome(loss=torch.stack(losses).sum(), grad_norm=norm, applied=True)
+
+    def discard(self) -> None:
+        """See :class:`~hsadml_dist.engine.protocol.Engine`."""
+        self._optimizer.zero_grad(set_to_none=True)
+        _copy(self._before, self._buffers)
+
+    def nonfinite_gradient(self) -> str | None:
+        """See :class:`~hsadml_dist.engine.protocol.Engine`."""
+        return nonfinite_gradient(self._model)
 
     def embed(self, image: torch.Tensor) -> torch.Tensor:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
@@ -112,6 +136,11 @@ class DdpEngine:
         yield
         for name, buffer in self._model.named_buffers():
             buffer.data.copy_(buffers[name])
+
+
+def _copy(source: list[torch.Tensor], target: list[torch.Tensor]) -> None:
+    if source:  # one call: on a GPU, a call a buffer would take longer than a small net's step
+        torch._foreach_copy_(target, source)
 
 
 def placed(model: nn.Module, device: torch.device, precision: Precision) -> nn.Module:

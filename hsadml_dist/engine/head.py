@@ -12,7 +12,7 @@ import torch
 from hsadml_dist.comm import Comm
 from hsadml_dist.losses.distributed import DistributedLoss
 from hsadml_dist.losses.energy import energy
-from hsadml_dist.optim import clip_gradients, load_moments, moments, set_learning_rate
+from hsadml_dist.optim import clip_gradients, load_moments, moments, nonfinite_gradient, set_learning_rate
 
 CENTRES = "centres.weight"
 """The parameter that the ranks may share out; all others are alike on all of them."""
@@ -37,6 +37,11 @@ class Head:
         self._energy_weight = energy_weight
 
     @property
+    def classes(self) -> int:
+        """C, the classes of all ranks."""
+        return self.loss.centres.classes
+
+    @property
     def rows(self) -> range | None:
         """Class ids of the rows that this rank alone has; None: all ranks have all of them."""
         return self.loss.centres.rows if self.loss.layout == "sharded" else None
@@ -52,7 +57,6 @@ class Head:
             loss: This rank's share, a scalar of the centres' dtype.
         """
         loss = loss + self._add_energy().to(loss)
-        self.loss.end_step()
         sharded = self.loss.layout == "sharded"
         shared = [p for name, p in self.loss.named_parameters() if not (sharded and name == CENTRES)]
         grads = [parameter.grad for parameter in shared if parameter.grad is not None]
@@ -63,12 +67,28 @@ class Head:
             grad.copy_(mean.view_as(grad))
         return parts[-1]
 
-    def step(self, lr: float) -> float:
-        """Clip and apply the averaged gradients; return their norm before clipping."""
-        norm = clip_gradients(self.loss, self._clip_norm, self._norm())
+    def norm(self) -> torch.Tensor:
+        """Return the norm of the whole head's averaged gradient, a scalar, the same on all ranks, which all ask."""
+        squares = {name: p.grad.square().sum() for name, p in self.loss.named_parameters() if p.grad is not None}
+        if self.loss.layout == "sharded" and CENTRES in squares:
+            squares[CENTRES] = self._comm.sum(squares[CENTRES])
+        return torch.stack(list(squares.values())).sum().sqrt() if squares else torch.zeros(())
+
+    def apply(self, lr: float, norm: torch.Tensor) -> None:
+        """Clip and apply the averaged gradients, whose norm is ``norm``, and learn what else the loss has noted."""
+        self.loss.end_step()
+        clip_gradients(self.loss, self._clip_norm, norm)
         set_learning_rate(self._optimizer, lr)
         self._optimizer.step()
-        return norm
+
+    def discard(self) -> None:
+        """Drop the gradients and what the loss has noted: the step was never done."""
+        self.clear()
+        self.loss.forget_step()
+
+    def nonfinite_gradient(self) -> str | None:
+        """Return the first parameter whose gradient on this rank is not finite, or None."""
+        return nonfinite_gradient(self.loss)
 
     def state(self) -> dict[str, dict[str, torch.Tensor]]:
         """Return groups of tensors by name.
@@ -108,13 +128,6 @@ class Head:
         value = self._energy_weight * energy(self.loss.centres, self.loss.layout, self._comm)
         value.backward()
         return value.detach()
-
-    def _norm(self) -> torch.Tensor:
-        """Return the norm of the whole head's averaged gradient, the same on all ranks."""
-        squares = {name: p.grad.square().sum() for name, p in self.loss.named_parameters() if p.grad is not None}
-        if self.loss.layout == "sharded" and CENTRES in squares:
-            squares[CENTRES] = self._comm.sum(squares[CENTRES])
-        return torch.stack(list(squares.values())).sum().sqrt() if squares else torch.zeros(())
 
 
 def _inside(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,7 @@ from hsadml_dist.config.loss import LossConfig
 from hsadml_dist.data.loader import Batch
 from hsadml_dist.data.order import step_seed
 from hsadml_dist.engine.ddp import DdpEngine, placed
+from hsadml_dist.engine.guard import Finding, Guard, check_labels, undo_and_explain
 from hsadml_dist.engine.head import Head
 from hsadml_dist.engine.protocol import WEIGHT_DTYPES, Engine
 from hsadml_dist.engine.selfcheck import check_gradients
@@ -31,35 +33,57 @@ class StepReport:
         loss: Mean loss of the global batch.
         lr: Learning rate of the backbone.
         grad_norm: Norm of the backbone's gradient before clipping.
+        skipped: What was not finite, if the step therefore changed nothing.
     """
 
     loss: float
     lr: float
     grad_norm: float
+    skipped: Finding | None = None
 
 
 class Learner:
-    """Trains backbone and centres on a rank's batches."""
+    """Trains backbone and centres on a rank's batches.
+
+    Attributes:
+        engine: The backbone.
+        head: The centres.
+        guard: Keeps what is not finite out of both.
+    """
 
     def __init__(self, recipe: Recipe, engine: Engine, head: Head, comm: Comm, total_steps: int) -> None:
         self.engine, self.head = engine, head
+        self.guard = Guard(recipe.train.on_nonfinite, recipe.train.skip_limit)
         self._recipe, self._comm, self._total = recipe, comm, total_steps
 
     def step(self, step: int, batch: Batch) -> StepReport:
-        """Do step ``step`` (from 1) on this rank's part of its batch."""
-        train = self._recipe.train
-        torch.manual_seed(step_seed(train.seed, step, self._comm.topology.rank))
-        lr = learning_rate(self._recipe.optim, step, self._total)
+        """Do step ``step`` (from 1) on this rank's part of its batch; all of it or, where not finite, nothing.
+
+        Raises:
+            DataError: A label that is no class.
+            NumericalError: Loss or gradient is not finite, and the recipe does not let the step be skipped.
+        """
+        check_labels(batch, self.head.classes)
+        parts = self._on_device(batch).parts(self._recipe.engine.accumulate)
+        torch.manual_seed(step_seed(self._recipe.train.seed, step, self._comm.topology.rank))
+
+        def loss_of(emb: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+            return self.head.loss(emb, label, step=step, count=self._recipe.train.global_batch)
+
         self.head.clear()
-        outcome = self.engine.step(
-            self._on_device(batch).parts(self._recipe.engine.accumulate),
-            lambda emb, label: self.head.loss(emb, label, step=step, count=train.global_batch),
-            lr,
-        )
-        mean = self.head.average(outcome.loss)
-        if outcome.applied:
-            self.head.step(lr * self._recipe.optim.head_lr_factor)
-        return StepReport(loss=float(mean), lr=lr, grad_norm=outcome.grad_norm)
+        outcome = self.engine.backward(parts, loss_of)
+        mean, head_norm = self.head.average(outcome.loss), self.head.norm()
+        lr = learning_rate(self._recipe.optim, step, self._total)
+        report = StepReport(loss=float(mean), lr=lr, grad_norm=float(outcome.grad_norm))
+        # All three are alike on all ranks, so that all decide alike without asking.
+        if all(map(math.isfinite, (report.loss, report.grad_norm, float(head_norm)))):
+            self.engine.apply(lr)
+            self.head.apply(lr * self._recipe.optim.head_lr_factor, head_norm)
+            self.guard.passed()
+            return report
+        finding = undo_and_explain(step, report.loss, self.engine, self.head, parts, loss_of, self._comm)
+        self.guard.skipped(finding)
+        return replace(report, skipped=finding)
 
     def state(self) -> dict[str, dict[str, torch.Tensor]]:
         """Return all groups of tensors by name."""

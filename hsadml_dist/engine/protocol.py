@@ -24,29 +24,49 @@ WEIGHT_DTYPES: Mapping[Precision, torch.dtype] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of a step.
+    """What a step's gradients came to.
 
     Attributes:
         loss: This rank's share of the loss, a detached scalar on the training device.
-        grad_norm: Norm of the backbone's averaged gradient before clipping.
-        applied: Whether the weights were changed; the head steps only if they were.
+        grad_norm: Norm of the backbone's averaged gradient before clipping, a scalar, alike on all ranks; not finite
+            if any part of the gradient is not.
     """
 
     loss: torch.Tensor
-    grad_norm: float
-    applied: bool
+    grad_norm: torch.Tensor
 
 
 class Engine(Protocol):
-    """Trains the backbone; gradients are averaged over the ranks."""
+    """Trains the backbone; gradients are averaged over the ranks.
+
+    A step is one :meth:`backward`, and then either :meth:`apply` or :meth:`discard`, the same on all ranks.
+    """
 
     @property
     def model(self) -> nn.Module:
         """The bare network, for evaluation."""
         ...
 
-    def step(self, parts: Sequence[Batch], loss_of: LossOf, lr: float) -> Outcome:
-        """Do one optimiser step over the parts of a rank's batch; their losses add up."""
+    def backward(self, parts: Sequence[Batch], loss_of: LossOf) -> Outcome:
+        """Compute a step's averaged gradients over the parts of a rank's batch; their losses add up.
+
+        Weights and moments stay as they are; buffers may move.
+        """
+        ...
+
+    def apply(self, lr: float) -> None:
+        """Clip the gradients that :meth:`backward` found and do the optimiser's step with them."""
+        ...
+
+    def discard(self) -> None:
+        """Drop those gradients and put the buffers back: the step was never done."""
+        ...
+
+    def nonfinite_gradient(self) -> str | None:
+        """Return the first parameter whose averaged gradient, or this rank's part of it, is not finite, or None.
+
+        Asked by all ranks, between :meth:`backward` and :meth:`discard`.
+        """
         ...
 
     def embed(self, image: torch.Tensor) -> torch.Tensor:

@@ -104,6 +104,11 @@ class DistributedLoss(nn.Module):
         if self.norms is not None:
             self.norms.move(self._comm)
 
+    def forget_step(self) -> None:
+        """Let go of what was noted of the step in hand, which counts for nothing."""
+        if self.norms is not None:
+            self.norms.forget()
+
     def _plan(self, local: int, step: int, count: int) -> Plan:
         world, sharded = self._comm.topology.world_size, self.layout == "sharded"
         exchange: Exchange = GatheredSamples(self._comm) if sharded else NoExchange()

@@ -48,10 +48,14 @@ class NormStatistics(nn.Module):
         sums = torch.stack([norm_B.new_tensor(len(norm_B)), norm_B.sum(), norm_B.square().sum()])
         self._seen = self._seen.to(sums.device) + sums
 
+    def forget(self) -> None:
+        """Let go of what was seen of the step in hand."""
+        self._seen = torch.zeros_like(self._seen)
+
     def move(self, comm: Comm) -> None:
         """End the step: move the statistics towards those of all that the ranks have seen in it."""
         count, total, squares = comm.sum(self._seen.to(self.mean.device)).unbind()
-        self._seen = torch.zeros_like(self._seen)
+        self.forget()
         if count < 2:
             return
         mean = total / count

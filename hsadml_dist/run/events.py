@@ -8,7 +8,17 @@ from typing import Any, Literal
 from hsadml_dist.run.folder import AttemptFolder
 from hsadml_dist.run.rows import RowWriter
 
-EventName = Literal["started", "checkpoint", "signal", "stopped", "resumed", "fell_back", "code_changed", "finished", "failed"]
+EventName = Literal[
+    "started", "checkpoint", "signal", "stopped", "resumed", "fell_back", "code_changed", "finished", "failed", "skipped"
+]
+
+
+def event_row(
+    attempt: AttemptFolder, job: str | None, restart: int, event: EventName, step: int, **detail: Any
+) -> dict[str, Any]:
+    """Return the row of an event at ``step`` (the last one done) that happens now, in seconds since 1970 UTC."""
+    common = {"attempt": attempt.number, "job": job, "restart": restart}
+    return {"event": event, "step": step, "time": time.time(), **common, **detail}
 
 
 class Events:
@@ -16,8 +26,8 @@ class Events:
 
     def __init__(self, attempt: AttemptFolder, job: str | None, restart: int) -> None:
         self._rows = RowWriter(attempt.events)
-        self._common = {"attempt": attempt.number, "job": job, "restart": restart}
+        self._attempt, self._job, self._restart = attempt, job, restart
 
     def write(self, event: EventName, step: int, **detail: Any) -> None:
         """Append an event at ``step`` (the last one done), with its time in seconds since 1970 UTC and its details."""
-        self._rows.write({"event": event, "step": step, "time": time.time(), **self._common, **detail})
+        self._rows.write(event_row(self._attempt, self._job, self._restart, event, step, **detail))

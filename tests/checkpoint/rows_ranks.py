@@ -58,7 +58,7 @@ def _train(head: Head, comm: Comm, classes: int) -> None:
         share = head.loss(emb_ND[mine.start : mine.stop], label_B, step=step, count=6)
         share.backward()
         head.average(share.detach())
-        head.step(0.1)
+        head.apply(0.1, head.norm())
 
 
 def _state(head: Head, comm: Comm) -> TrainingState:

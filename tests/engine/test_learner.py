@@ -41,16 +41,21 @@ def make(recipe=RECIPE):
 class FakeEngine:
     """Reports an outcome and remembers what it was asked."""
 
-    def __init__(self, *, applied=True):
-        self.model, self.applied, self.calls, self.drawn = nn.Identity(), applied, [], []
+    def __init__(self):
+        self.model, self.calls, self.rates, self.drawn = nn.Identity(), [], [], []
 
-    def step(self, parts, loss_of, lr):
-        self.calls.append((parts, loss_of, lr))
+    def backward(self, parts, loss_of):
+        self.calls.append((parts, loss_of))
         self.drawn.append(torch.rand(1).item())
-        return Outcome(loss=torch.tensor(8.0), grad_norm=0.5, applied=self.applied)
+        return Outcome(loss=torch.tensor(8.0), grad_norm=torch.tensor(0.5))
+
+    def apply(self, lr):
+        self.rates.append(lr)
 
 
 class FakeHead:
+    classes = 3
+
     def __init__(self, comm=None):
         self.rates, self.cleared, self.comm = [], 0, comm or SoloComm()
 
@@ -60,7 +65,11 @@ class FakeHead:
     def average(self, loss):
         return self.comm.sum(loss) / self.comm.topology.world_size
 
-    def step(self, lr):
+    def norm(self):
+        return torch.tensor(0.25)
+
+    def apply(self, lr, norm):
+        assert float(norm) == 0.25
         self.rates.append(lr)
 
 
@@ -88,15 +97,9 @@ def test_rates_follow_the_step_and_the_head_its_factor():
     reports = [learner.step(step, batch()) for step in (1, 2, 7)]
     expected = [learning_rate(RECIPE.optim, step, 10) for step in (1, 2, 7)]
     assert [report.lr for report in reports] == expected
-    assert [lr for _, _, lr in engine.calls] == expected
+    assert engine.rates == expected
     assert head.rates == [3.0 * lr for lr in expected]
     assert head.cleared == 3
-
-
-def test_the_head_steps_only_if_the_engine_did():
-    head = FakeHead()
-    Learner(RECIPE, FakeEngine(applied=False), head, SoloComm(), 10).step(1, batch())
-    assert head.rates == []
 
 
 def test_the_reported_loss_is_the_mean_over_the_ranks():
