@@ -29,6 +29,10 @@ class DataConfig:
         image_size: Side to which images are resized, in pixels.
         transforms: Random augmentations of the training images, MONAI transforms by ``_target_``; none: the
             package's own affine set. An empty list: no augmentation.
+        augmentation: ``monai`` applies the transforms one after another; ``fused`` does mirror, affine map, scale and
+            shift of intensity in one resampling of the whole batch, with the same random numbers.
+        cache: Folder on the node's own disk that keeps each image as it is before augmentation; environment variables
+            are taken from the node. None: each image is read and resized anew each time.
     """
 
     shards: str = setting(key_class="movable")
@@ -42,3 +46,5 @@ class DataConfig:
     window: int = setting(8, least=1)
     image_size: int = setting(112, least=8)
     transforms: tuple[dict[str, Any], ...] | None = setting(None)
+    augmentation: Literal["monai", "fused"] = setting("monai")
+    cache: str | None = setting(None, key_class="movable")

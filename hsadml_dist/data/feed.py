@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,8 @@ def open_feed(recipe: Recipe, topology: Topology) -> Feed:
         transforms=recipe.data.transforms,
         workers=recipe.data.workers,
         prefetch=recipe.data.prefetch,
+        cache=None if recipe.data.cache is None else Path(os.path.expandvars(recipe.data.cache)),
+        augmentation=recipe.data.augmentation,
     )
     steps = recipe.train.steps if recipe.train.steps is not None else order.steps_for(recipe.train.epochs or 0)
     return Feed(index=index, order=order, loader=loader, total_steps=steps)

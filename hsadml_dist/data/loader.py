@@ -20,13 +20,15 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from hsadml_dist.data.fused import FusedAugmentation
 from hsadml_dist.data.index import ShardIndex
 from hsadml_dist.data.order import Order, Ticket, sample_seed
+from hsadml_dist.data.prepared import PreparedImages, open_store
 from hsadml_dist.data.reader import ShardReader
 from hsadml_dist.data.transforms import Augmentation, Preparation
 from hsadml_dist.errors import DataError
@@ -60,27 +62,52 @@ class Batch:
         return [Batch(image=self.image[a:b], label=self.label[a:b], keys=self.keys[a:b]) for a, b in cuts]
 
 
-class TrainingSamples(Dataset[dict[str, Any] | DataError]):
-    """Augmented training samples by ticket; the fault of one that cannot be read stands in its place."""
+class Images(Protocol):
+    """Where prepared images come from.
 
-    def __init__(
-        self, reader: ShardReader, positions: Sequence[int], prepare: Preparation, augment: Augmentation, seed: int
-    ) -> None:
-        self._reader, self._positions, self._seed = reader, positions, seed
-        self._prepare, self._augment = prepare, augment
+    Attributes:
+        index: The index that positions refer to.
+    """
 
-    def __getitem__(self, ticket: Ticket) -> dict[str, Any] | DataError:
+    index: ShardIndex
+
+    def image(self, position: int) -> torch.Tensor:
+        """Return the prepared image (1, H, W), fp32, at ``position``."""
+
+
+class Augment(Protocol):
+    """The random part of the input."""
+
+    def batch(self, images: Sequence[torch.Tensor], seeds: Sequence[int]) -> torch.Tensor:
+        """Augment B images (1, H, W), fp32, each with its seed; returns (B, 1, H, W), fp32."""
+
+
+class TrainingSamples(Dataset[Batch | DataError]):
+    """Augmented training samples, a batch of tickets at a time; or the fault of the first that cannot be read."""
+
+    def __init__(self, images: Images, positions: Sequence[int], augment: Augment, seed: int) -> None:
+        self._images, self._positions, self._augment, self._seed = images, positions, augment, seed
+
+    def __getitem__(self, ticket: Ticket) -> Batch | DataError:
+        return self.__getitems__([ticket])
+
+    def __getitems__(self, tickets: Sequence[Ticket]) -> Batch | DataError:
+        """Return the batch; PyTorch's loader asks for a whole one by this name."""
         # Returned, since what a worker raises, PyTorch raises anew with the worker's traceback as its text.
         try:
-            return self._sample(*ticket)
+            return self._batch(tickets)
         except DataError as fault:
             return fault
 
-    def _sample(self, epoch: int, place: int) -> dict[str, Any]:
-        position = self._positions[place]
-        row = self._reader.index.samples[position]
-        image = self._augment(self._prepare(self._reader.image(position)), sample_seed(self._seed, epoch, row.key))
-        return {"image": image, "label": row.label, "key": row.key}
+    def _batch(self, tickets: Sequence[Ticket]) -> Batch:
+        positions = [self._positions[place] for _, place in tickets]
+        rows = [self._images.index.samples[position] for position in positions]
+        seeds = [sample_seed(self._seed, epoch, row.key) for (epoch, _), row in zip(tickets, rows, strict=True)]
+        return Batch(
+            image=self._augment.batch([self._images.image(position) for position in positions], seeds),
+            label=torch.tensor([row.label for row in rows], dtype=torch.int64),
+            keys=tuple(row.key for row in rows),
+        )
 
 
 class StepSampler(Sampler[list[Ticket]]):
@@ -114,7 +141,7 @@ class Loader:
             samples,
             batch_sampler=sampler,
             num_workers=workers,
-            collate_fn=_collate,
+            collate_fn=_as_it_is,
             multiprocessing_context="fork" if workers else None,
             persistent_workers=workers > 0,
             prefetch_factor=prefetch if workers else None,
@@ -193,14 +220,20 @@ def training_loader(
     transforms: Sequence[dict[str, Any]] | None,
     workers: int,
     prefetch: int,
+    cache: Path | None = None,
+    augmentation: str = "monai",
 ) -> Loader:
     """Return a rank's loader over the training samples; forks its workers at once.
 
     Raises:
-        ConfigError: A transform that MONAI does not have, or with arguments that it refuses.
+        ConfigError: A transform that MONAI does not have, or with arguments that it refuses, or that cannot be fused;
+            or a cache that cannot be written.
     """
-    reader = ShardReader(shards, index)
-    samples = TrainingSamples(reader, positions, Preparation(image_size), Augmentation(transforms), order.seed)
+    prepare = Preparation(image_size)
+    store = None if cache is None else open_store(cache, index, prepare)
+    images = PreparedImages(ShardReader(shards, index), prepare, store)
+    augment = FusedAugmentation(transforms) if augmentation == "fused" else Augmentation(transforms)
+    samples = TrainingSamples(images, positions, augment, order.seed)
     return Loader(samples, StepSampler(order, topology), workers, prefetch)
 
 
@@ -215,15 +248,8 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _collate(samples: list[dict[str, Any] | DataError]) -> Batch | DataError:
-    good = [sample for sample in samples if not isinstance(sample, DataError)]
-    if len(good) < len(samples):
-        return next(sample for sample in samples if isinstance(sample, DataError))
-    return Batch(
-        image=torch.stack([sample["image"] for sample in good]),
-        label=torch.tensor([sample["label"] for sample in good], dtype=torch.int64),
-        keys=tuple(sample["key"] for sample in good),
-    )
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def _scratch_folder() -> str:

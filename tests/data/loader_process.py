@@ -7,6 +7,7 @@ import os
 import signal
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rank_start import Call
 from hsadml_dist.data.index import load_index
 from hsadml_dist.data.loader import Loader, StepSampler, TrainingSamples, training_loader
 from hsadml_dist.data.order import ExactOrder
+from hsadml_dist.data.prepared import PreparedImages
 from hsadml_dist.data.reader import ShardReader
 from hsadml_dist.errors import DataError
 from hsadml_dist.topology import Topology
@@ -136,7 +138,8 @@ def plain_loader(shards: Path, reader: type[ShardReader], workers: int) -> Loade
     """Return a loader without transforms."""
     index = load_index(shards)
     order = ExactOrder(count=len(index), global_batch=BATCH, seed=1)
-    samples = TrainingSamples(reader(shards, index), range(len(index)), as_tensor, as_it_is, 1)  # type: ignore[arg-type]
+    images = PreparedImages(reader(shards, index), as_tensor, None)  # type: ignore[arg-type]
+    samples = TrainingSamples(images, range(len(index)), Plain(), 1)
     return Loader(samples, StepSampler(order, Topology()), workers, 1)
 
 
@@ -145,9 +148,12 @@ def as_tensor(image: Any) -> torch.Tensor:
     return torch.from_numpy(image.astype("float32"))[None]
 
 
-def as_it_is(image: torch.Tensor, seed: int) -> torch.Tensor:
-    """Stand in for the augmentation."""
-    return image
+class Plain:
+    """Stands in for the augmentation."""
+
+    def batch(self, images: Sequence[torch.Tensor], seeds: Sequence[int]) -> torch.Tensor:
+        """Put the images together."""
+        return torch.stack(list(images))
 
 
 def deliver(loader: Loader, first: int, last: int) -> list[tuple[str, list[int], tuple[str, ...]]]:
