@@ -96,9 +96,9 @@ class CountingComm:
         """See :class:`Comm`."""
         raise NotImplementedError("a second count would be missed")
 
-    def vote(self, value: int) -> int:
+    def vote(self, values: Sequence[float]) -> list[float]:
         """See :class:`Comm`."""
-        return self._comm.vote(value)
+        return self._comm.vote(values)
 
     def share(self, value: Any) -> Any:
         """See :class:`Comm`."""

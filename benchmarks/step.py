@@ -39,7 +39,10 @@ from hsadml_dist.run.entry import enter
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.records import open_records
 from hsadml_dist.stop.agreement import StopAgreement
+from hsadml_dist.stop.pace import Pace
+from hsadml_dist.stop.requests import Requests
 from hsadml_dist.stop.signals import Notice
+from hsadml_dist.stop.watchdog import Watch
 from hsadml_dist.train import Training
 
 CLASSES = 3
@@ -131,6 +134,7 @@ def measure(folder: Path, pairs: int, batch: int) -> None:
 
 def _ours(recipe: Recipe, folder: Path, entry: object, data: Batch) -> Callable[[], object]:
     notice = Notice()
+    requests = Requests(RunFolder(folder), entry.attempt) if entry.comm.topology.is_first else None
     feed = SimpleNamespace(
         loader=MemoryLoader(data),
         order=ExactOrder(count=1000, global_batch=recipe.train.global_batch, seed=SEED),
@@ -138,14 +142,17 @@ def _ours(recipe: Recipe, folder: Path, entry: object, data: Batch) -> Callable[
     )
     records = open_records(entry, tensorboard=True)
     records.begin(0, recipe.train.steps)
+    learner = build_learner(recipe, build_network(recipe), CLASSES, entry.comm, recipe.train.steps)
     training = Training(
         recipe=recipe,
         run=RunFolder(folder),
         feed=feed,
         entry=entry,
         notice=notice,
-        agreement=StopAgreement(entry.comm, notice),
-        learner=build_learner(recipe, build_network(recipe), CLASSES, entry.comm, recipe.train.steps),
+        agreement=StopAgreement(entry.comm, notice, requests),
+        watch=Watch(entry, recipe.run, None),
+        pace=Pace(learner.engine.model, entry.comm),
+        learner=learner,
         saver=Saver(RunFolder(folder), entry.attempt, entry.comm, recipe.checkpoint, lambda name: None),
         records=records,
     )

@@ -64,8 +64,8 @@ class Comm(Protocol):
         """Return the same ranks with a control group of their own, for a thread beside the one that trains."""
         ...
 
-    def vote(self, value: int) -> int:
-        """Return the largest value that any rank gave; over the control group."""
+    def vote(self, values: Sequence[float]) -> list[float]:
+        """Return the largest of each number (fp64) that any rank gave; over the control group, in one message."""
         ...
 
     def share(self, value: Any) -> Any:
@@ -117,9 +117,9 @@ class SoloComm:
         """See :class:`Comm`."""
         return self
 
-    def vote(self, value: int) -> int:
+    def vote(self, values: Sequence[float]) -> list[float]:
         """See :class:`Comm`."""
-        return value
+        return list(values)
 
     def share(self, value: Any) -> Any:
         """See :class:`Comm`."""
@@ -194,11 +194,11 @@ class TorchComm:
         twin._control = dist.new_group(backend="gloo", timeout=self._timeout)
         return twin
 
-    def vote(self, value: int) -> int:
+    def vote(self, values: Sequence[float]) -> list[float]:
         """See :class:`Comm`."""
-        ballot = torch.tensor(value, dtype=torch.int64)
+        ballot = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(ballot, op=dist.ReduceOp.MAX, group=self._control)
-        return int(ballot)
+        return ballot.tolist()
 
     def share(self, value: Any) -> Any:
         """See :class:`Comm`."""

@@ -81,7 +81,11 @@ class ClusterError(HsadmlError):
 
 
 class NumericalError(HsadmlError):
-    """A loss or a gradient is not finite, and the recipe says to stop; the weights have not seen it."""
+    """A loss or a gradient is not finite, and the recipe says to stop; the state is that after the step before."""
+
+    def __init__(self, text: str, step: int) -> None:
+        self.step = step
+        super().__init__(text)
 
 
 class RunError(HsadmlError):

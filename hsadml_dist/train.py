@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from hsadml_dist.data.feed import Feed, open_feed
 from hsadml_dist.data.loader import Batch
 from hsadml_dist.engine.guard import Finding
 from hsadml_dist.engine.learner import Learner, StepReport, build_learner, build_network
-from hsadml_dist.errors import CheckpointError, ConfigError, ExitCode, Fault, HsadmlError, RunError
+from hsadml_dist.errors import CheckpointError, ConfigError, ExitCode, Fault, HsadmlError, NumericalError, RunError
 from hsadml_dist.evaluation.verdict import judge_run
 from hsadml_dist.models import rank_dependent_layers
 from hsadml_dist.run.code import keep_code
@@ -30,8 +30,13 @@ from hsadml_dist.run.folder import RunFolder, replace_text
 from hsadml_dist.run.log import open_log
 from hsadml_dist.run.no_progress import why_no_further
 from hsadml_dist.run.records import Records, StepRow, open_records
-from hsadml_dist.stop.agreement import Decision, StopAgreement
+from hsadml_dist.stop.agreement import StopAgreement
+from hsadml_dist.stop.deadman import Deadman, standing_by
+from hsadml_dist.stop.pace import Pace
+from hsadml_dist.stop.peers import peers_expected
+from hsadml_dist.stop.requests import Decision, Requests
 from hsadml_dist.stop.signals import Notice, job_end_time
+from hsadml_dist.stop.watchdog import Watch
 
 STOP_AFTER = "HSADML_STOP_AFTER"
 """Environment variable: behave after this step as if told to stop; for trying out a resume."""
@@ -55,54 +60,72 @@ def train(recipe: Recipe, path: Path, notice: Notice) -> ExitCode:
     """
     run, topology = RunFolder(path), place()
     notice.expect_end(job_end_time(), recipe.run.stop_lead_seconds)
-    feed = open_feed(recipe, topology)  # forks the loader's workers: no thread, group or device may exist before it
-    try:
-        threads = recipe.engine.threads or threads_for(topology)
-        torch.set_num_threads(threads)
-        facts = {"world_size": topology.world_size, "threads": threads}
-        entry = enter(run, topology, facts, recipe.run.timeout_seconds, lambda: notice.received)
-        open_log(entry.attempt, topology.rank)
-        code = _attempt(recipe, run, feed, entry, notice)
-        entry.comm.close()
-        return code
-    finally:
-        feed.loader.close()
+    # Both fork processes, so no thread, group or device may exist before them.
+    with standing_by(recipe.run.step_timeout_seconds is not None) as deadman:
+        feed = open_feed(recipe, topology)
+        try:
+            threads = recipe.engine.threads or threads_for(topology)
+            torch.set_num_threads(threads)
+            facts = {"world_size": topology.world_size, "threads": threads}
+            with peers_expected(run, None, lambda: "while the ranks met"):
+                entry = enter(run, topology, facts, recipe.run.timeout_seconds, lambda: notice.received)
+            open_log(entry.attempt, topology.rank)
+            code = _attempt(recipe, run, feed, entry, notice, deadman)
+            with peers_expected(run, entry.attempt, lambda: "at the end"):
+                entry.comm.close()
+            return code
+        finally:
+            feed.loader.close()
 
 
-def _attempt(recipe: Recipe, run: RunFolder, feed: Feed, entry: Entry, notice: Notice) -> ExitCode:
+def _attempt(
+    recipe: Recipe, run: RunFolder, feed: Feed, entry: Entry, notice: Notice, deadman: Deadman | None
+) -> ExitCode:
     """Do this attempt's share of the training; whatever ends it is recorded."""
+    watch = Watch(entry, recipe.run, deadman)
     records = open_records(entry, recipe.run.tensorboard)
     records.event("started", 0, world_size=entry.comm.topology.world_size, threads_at_fork=feed.loader.threads_at_fork)
     try:
-        _refuse_if_stuck(run, entry)
-        _compare_code(recipe, run, entry, records)
-        choice = choose_checkpoint(run, entry.comm)
-        network = build_network(recipe)
-        _warn_of(rank_dependent_layers(network))
-        learner = build_learner(recipe, network, len(feed.index.classes), entry.comm, feed.total_steps)
-        training = Training(
-            recipe=recipe,
-            run=run,
-            feed=feed,
-            entry=entry,
-            notice=notice,
-            agreement=StopAgreement(entry.comm, notice),
-            learner=learner,
-            saver=Saver(
-                run,
-                entry.attempt,
-                entry.comm,
-                recipe.checkpoint,
-                lambda name: records.event("checkpoint", name.step, checkpoint=str(name)),
-            ),
-            records=records,
-        )
-        return training.go_on_from(choice)
+        with peers_expected(run, entry.attempt, lambda: watch.place, watch.let_report):
+            _refuse_if_stuck(run, entry)
+            _compare_code(recipe, run, entry, records)
+            choice = choose_checkpoint(run, entry.comm)
+            return _build(recipe, run, feed, entry, notice, records, watch).go_on_from(choice)
     except HsadmlError as fault:
         records.event("failed", 0, reason=str(fault), exit_code=int(fault.exit_code))
         raise
     finally:
+        watch.close()
         records.close()
+
+
+def _build(
+    recipe: Recipe, run: RunFolder, feed: Feed, entry: Entry, notice: Notice, records: Records, watch: Watch
+) -> Training:
+    """Put an attempt's parts together."""
+    network = build_network(recipe)
+    _warn_of(rank_dependent_layers(network))
+    learner = build_learner(recipe, network, len(feed.index.classes), entry.comm, feed.total_steps)
+    requests = Requests(run, entry.attempt) if entry.comm.topology.is_first else None
+    agreement = StopAgreement(entry.comm, notice, requests)
+
+    def committed(name: CheckpointName) -> None:
+        records.event("checkpoint", name.step, checkpoint=str(name))
+        agreement.fulfilled(name.step)
+
+    return Training(
+        recipe=recipe,
+        run=run,
+        feed=feed,
+        entry=entry,
+        notice=notice,
+        agreement=agreement,
+        watch=watch,
+        pace=Pace(learner.engine.model, entry.comm),
+        learner=learner,
+        saver=Saver(run, entry.attempt, entry.comm, recipe.checkpoint, committed),
+        records=records,
+    )
 
 
 def _refuse_if_stuck(run: RunFolder, entry: Entry) -> None:
@@ -141,6 +164,8 @@ class Training:
     entry: Entry
     notice: Notice
     agreement: StopAgreement
+    watch: Watch
+    pace: Pace
     learner: Learner
     saver: Saver
     records: Records
@@ -149,13 +174,16 @@ class Training:
         """Load, train to the last step or a notice, save, judge."""
         done = self._load(choice)
         self._remember_parent(choice.name)
-        reached = self._do_steps(done + 1)
-        self.saver.finish()
-        if reached > done and not self._is_saved_on_the_way(reached):
-            self.saver.save(self._state(reached))
+        try:
+            reached = self._do_steps(done + 1)
+        except NumericalError as fault:
+            self._save_last(done, fault.step - 1)  # good weights: another policy may go on from them
+            raise
+        self._save_last(done, reached)
         if reached < self.feed.total_steps:
             self._record_stop(reached)
             return ExitCode.STOPPED
+        self.watch.at(reached, "evaluate")
         if self.recipe.evaluation.at_end:
             judge_run(self.run.path, self.recipe, self.feed.index, self.learner, self.entry.comm)
         self.records.event("finished", reached)
@@ -206,29 +234,44 @@ class Training:
         self.records.begin(first - 1, total)
         self.feed.loader.start(first, total)
         for step in range(first, total + 1):
-            if self.take_step(step) is Decision.STOP:
+            decision = self.take_step(step)
+            if decision is Decision.STOP:
                 return step - 1
             if step == stop_after:
                 self.notice.deliver("requested")
-            if self._is_saved_on_the_way(step):
+            if step < total and (decision is Decision.SAVE or step % self.recipe.checkpoint.every == 0):
+                self.watch.at(step, "save")
                 self.saver.begin(self._state(step))
         return total
 
-    def _is_saved_on_the_way(self, step: int) -> bool:
-        return step % self.recipe.checkpoint.every == 0 and step < self.feed.total_steps
+    def _save_last(self, done: int, reached: int) -> None:
+        self.watch.at(reached, "save")
+        self.saver.finish()
+        if reached > max(done, self.saver.newest):
+            self.saver.save(self._state(reached))
 
     def take_step(self, step: int) -> Decision:
         """Fetch a batch, decide with the other ranks whether to go on, and if so do the step and record it."""
+        self.watch.at(step, "data")
         began = time.perf_counter()
         batch = self.feed.loader.next(lambda: self.notice.received)
         waited = time.perf_counter() - began
         # A save that failed stops all ranks alike: each of them then learns of it where it waits for the save.
         ready = batch is not None and not self.saver.failed
-        if self.agreement.decide(has_batch=ready) is Decision.STOP or batch is None:
+        self.watch.at(step, "vote")
+        decision = self.agreement.decide(step, has_batch=ready, seconds=waited + self.pace.own_seconds())
+        if decision is Decision.STOP or batch is None:
             return Decision.STOP
+        self.watch.at(step, "step")
+        self._name_stragglers(step - 1)
         report = self.learner.step(step, batch)
         self._record(step, batch, report, time.perf_counter() - began, waited)
-        return Decision.GO
+        return decision
+
+    def _name_stragglers(self, step: int) -> None:
+        for slow in self.pace.compare(self.agreement.seconds):
+            log.warning("%s", slow)
+            self.records.event("straggler", step, **asdict(slow))
 
     def _record(self, step: int, batch: Batch, report: StepReport, seconds: float, waited: float) -> None:
         epoch = self.feed.order.epoch_of(step)
@@ -270,7 +313,8 @@ class Training:
         )
 
     def _record_stop(self, step: int) -> None:
-        noticed = self.entry.comm.gather(self.notice.signal_name)
+        noticed = self.entry.comm.gather(self.agreement.told)
         reasons = [f"rank {rank}: {name}" for rank, name in enumerate(noticed) if name]
         self.records.event("signal", step, noticed=reasons)
         self.records.event("stopped", step)
+        self.agreement.fulfilled(step)

@@ -36,7 +36,7 @@ def guarded(work: Callable[[], int | None], name: str = "hsadml") -> int:
     except (Exception, KeyboardInterrupt, SystemExit) as fault:  # noqa: BLE001  the process's end must say what it was
         text, code = explained(fault)
         if text:
-            print(f"{name}: {text}" if code != ExitCode.INTERNAL else text, file=sys.stderr)
+            print(text if text.startswith("Traceback") else f"{name}: {text}", file=sys.stderr)
         return code
 
 

@@ -38,7 +38,7 @@ def body(comm: Comm, case: str) -> dict[str, Any]:
         "groups differ": apart.group is not comm.group,
         "apart is the same place": (apart.topology, apart.device) == (comm.topology, comm.device),
         "crossed": _crossed(comm, apart),
-        "vote": [comm.vote(rank), comm.vote(-rank), comm.vote(2**40 if rank == 0 else 0)],
+        "vote": [comm.vote([rank, -rank]), comm.vote([2.0**40 + 0.5 if rank == 0 else 0.0]), comm.vote([])],
         "share": comm.share({"from": rank, "text": "ü"}),
         "share none": comm.share(None if rank == 0 else "other"),
         "gather": comm.gather(("value", rank)),

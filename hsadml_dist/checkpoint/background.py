@@ -11,7 +11,7 @@ The ranks' threads agree over a control group of their own, so their messages mi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import torch
@@ -23,9 +23,6 @@ from hsadml_dist.checkpoint.state import TensorGroup, TrainingState
 from hsadml_dist.comm import Comm
 from hsadml_dist.config.checkpoint import CheckpointConfig
 from hsadml_dist.run.folder import AttemptFolder, RunFolder
-
-PARTING_SECONDS = 3.0
-"""How long a training that fails for another reason waits for a save under way."""
 
 
 class HostCopy:
@@ -55,7 +52,11 @@ class HostCopy:
 
 
 class Saver:
-    """Writes one attempt's checkpoints, in the background or in the foreground; one for each rank."""
+    """Writes one attempt's checkpoints, in the background or in the foreground; one for each rank.
+
+    Attributes:
+        newest: The step of the last save that was begun; 0: none was.
+    """
 
     def __init__(
         self,
@@ -80,6 +81,7 @@ class Saver:
         self._copy = HostCopy()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._under_way: Future[None] | None = None
+        self.newest = 0
 
     @property
     def failed(self) -> bool:
@@ -99,6 +101,7 @@ class Saver:
             self.save(state)
             return
         self.finish()
+        self.newest = state.progress.step
         copied = self._copy.take(state, first=self._comm.topology.is_first)
         self._under_way = self._thread.submit(self._write, copied)
 
@@ -109,6 +112,7 @@ class Saver:
             HsadmlError: What failed on one rank, on all of them; see :func:`write_checkpoint`.
         """
         self.finish()
+        self.newest = state.progress.step
         self._write(state)
 
     def finish(self) -> None:
@@ -120,11 +124,6 @@ class Saver:
         save, self._under_way = self._under_way, None
         if save is not None:
             save.result()
-
-    def part(self, seconds: float = PARTING_SECONDS) -> None:
-        """Give a save under way a moment to end, whatever comes of it: the training fails for another reason."""
-        if self._under_way is not None:
-            wait([self._under_way], timeout=seconds)
 
     def _write(self, state: TrainingState) -> None:
         name = write_checkpoint(self._run, self._attempt, state, self._comm)

@@ -16,6 +16,8 @@ class RunConfig:
         ledger: Whether each step's sample keys are recorded, in global order.
         tensorboard: Whether TensorBoard files are written.
         timeout_seconds: Longest wait for a peer before the rank gives up.
+        step_timeout_seconds: Longest time for a step, from its data to its end; the start, the first step, a save and
+            the evaluation get ten times as long. A rank that overruns writes its stacks and ends the run; null: none.
         stop_lead_seconds: How long before the job's end time a run stops by itself.
         code_change: What a start with other code than the first one's does: ``name`` goes on and names the files that
             differ, ``refuse`` does not start.
@@ -24,5 +26,6 @@ class RunConfig:
     ledger: bool = setting(False, key_class="movable")
     tensorboard: bool = setting(True, key_class="movable")
     timeout_seconds: int = setting(600, key_class="movable", least=1)
+    step_timeout_seconds: int | None = setting(300, key_class="movable", least=3)
     stop_lead_seconds: int = setting(60, key_class="movable", least=0)
     code_change: Literal["name", "refuse"] = setting("name", key_class="movable")

@@ -9,7 +9,18 @@ from hsadml_dist.run.folder import AttemptFolder
 from hsadml_dist.run.rows import RowWriter
 
 EventName = Literal[
-    "started", "checkpoint", "signal", "stopped", "resumed", "fell_back", "code_changed", "finished", "failed", "skipped"
+    "started",
+    "checkpoint",
+    "signal",
+    "stopped",
+    "resumed",
+    "fell_back",
+    "code_changed",
+    "finished",
+    "failed",
+    "skipped",
+    "straggler",
+    "hang",
 ]
 
 

@@ -58,6 +58,15 @@ class AttemptFolder:
         """TensorBoard's files."""
         return self.path / "tensorboard"
 
+    @property
+    def signs(self) -> Path:
+        """Folder of the ranks' signs of life."""
+        return self.path / "ranks"
+
+    def sign(self, rank: int) -> Path:
+        """Return a rank's sign of life: where it is, written anew about once a second."""
+        return self.signs / f"rank-{rank:04d}"
+
     def log(self, rank: int) -> Path:
         """Return a rank's log file."""
         return self.path / "logs" / f"rank-{rank:04d}.log"
@@ -73,6 +82,16 @@ class RunFolder:
     def config(self) -> Path:
         """The recipe of the run, complete."""
         return self.path / "config.yaml"
+
+    @property
+    def stop_request(self) -> Path:
+        """A file by which a user asks the run to save and stop."""
+        return self.path / "STOP"
+
+    @property
+    def save_request(self) -> Path:
+        """A file by which a user asks for a checkpoint after the present step."""
+        return self.path / "SAVE"
 
     @property
     def code(self) -> Path:

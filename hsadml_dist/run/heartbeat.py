@@ -1,21 +1,26 @@
-"""A sign of life that other hosts can see."""
+"""Signs of life that other hosts can see: that the attempt lives, and where each of its ranks is."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
+from hsadml_dist.run.folder import AttemptFolder
+from hsadml_dist.run.signs import Sign, Whereabouts, write_sign
+
 BEAT_SECONDS = 5.0
+SIGN_SECONDS = 1.0
 
 
-class Heartbeat:
-    """Touches a file every few seconds, from a thread of its own, until closed."""
+class Beats:
+    """Does something small again and again, from a thread of its own, until closed."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, name: str, seconds: float, beat: Callable[[], None]) -> None:
+        self._beat, self._seconds = beat, seconds
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._thread = threading.Thread(target=self._go_on, name=name, daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -23,8 +28,30 @@ class Heartbeat:
         self._over.set()
         self._thread.join()
 
-    def _beat(self) -> None:
-        while not self._over.wait(BEAT_SECONDS):
+    def _go_on(self) -> None:
+        while not self._over.wait(self._seconds):
             # A file server that is away for a moment must not end the beats: their end lets others take the run over.
             with contextlib.suppress(OSError):
-                self._path.touch()
+                self._beat()
+
+
+class Heartbeat(Beats):
+    """Touches a file every few seconds, so that nobody takes the run for abandoned."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("heartbeat", BEAT_SECONDS, path.touch)
+
+
+class Signs(Beats):
+    """Writes down about once a second where this rank is; the first time at once."""
+
+    def __init__(self, attempt: AttemptFolder, rank: int, whereabouts: Whereabouts) -> None:
+        self._attempt, self._rank, self._whereabouts = attempt, rank, whereabouts
+        with contextlib.suppress(OSError):
+            attempt.signs.mkdir(exist_ok=True)
+            self.write()
+        super().__init__("signs", SIGN_SECONDS, self.write)
+
+    def write(self) -> None:
+        """Write the sign of this moment."""
+        write_sign(self._attempt, Sign.of(self._rank, self._whereabouts.mark))

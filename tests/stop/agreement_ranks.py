@@ -1,4 +1,4 @@
-"""Ranks that vote before every step, until a real signal reaches one of them, or one has no batch."""
+"""Ranks that vote before every step, until one of them is told to stop, or has no batch, or a file asks for it."""
 
 from __future__ import annotations
 
@@ -7,29 +7,41 @@ import signal
 import threading
 import time
 
-from rank_start import with_comm
+from rank_start import Call, with_comm
 
 from hsadml_dist.comm import Comm
-from hsadml_dist.stop.agreement import Decision, StopAgreement
+from hsadml_dist.errors import RunHeldError
+from hsadml_dist.run.folder import RunFolder
+from hsadml_dist.stop.agreement import StopAgreement
+from hsadml_dist.stop.requests import Decision, Requests
 from hsadml_dist.stop.signals import Notice
 
 STEPS = 2000
 
 
 def body(comm: Comm, case: str) -> dict[str, object]:
-    """Return the step before which this rank stopped, and what it had noticed."""
+    """Return the step before which this rank stopped, what it had noticed, and what the votes said."""
     notice = Notice()
     notice.install()
-    agreement, rank = StopAgreement(comm, notice), comm.topology.rank
-    if case == "signal" and rank == comm.topology.world_size - 1:
+    rank, world = comm.topology.rank, comm.topology.world_size
+    run = RunFolder(Call.read().folder / "run")
+    agreement = StopAgreement(comm, notice, Requests(run, run.attempt(1)) if rank == 0 else None)
+    if case == "signal" and rank == world - 1:
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR2)).start()
-    for step in range(1, STEPS + 1):
-        has_batch = not (case == "no batch" and rank == 0 and step == 7)
-        if agreement.decide(has_batch=has_batch) is Decision.STOP:
-            return {"step": step, "noticed": notice.signal_name}
-        comm.vote(step)  # the step's collective, which no rank may enter alone
-        time.sleep(0.001 * rank)
-    return {"step": None, "noticed": notice.signal_name}
+    if case in {"STOP", "SAVE", "attempts/0002"} and rank == world - 1:
+        threading.Timer(0.1, (run.path / case).mkdir, (0o777, True)).start()
+    decisions: list[Decision] = []
+    try:
+        for step in range(1, STEPS + 1):
+            has_batch = not (case == "no batch" and rank == 0 and step == 7)
+            decisions.append(agreement.decide(step, has_batch=has_batch, seconds=step + rank / 10))
+            if decisions[-1] is not Decision.GO:
+                break
+            comm.vote([step])  # the step's collective, which no rank may enter alone
+            time.sleep(0.001 * (1 + rank))
+    except RunHeldError as fault:
+        return {"held": str(fault), "step": step}
+    return {"step": step, "told": agreement.told, "last": decisions[-1], "seconds": agreement.seconds}
 
 
 if __name__ == "__main__":

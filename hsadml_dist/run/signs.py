@@ -1,0 +1,159 @@
+"""Signs of life of single ranks: where each is, for how long, and whether it waits for its peers.
+
+A rank that is stopped, or whose machine is gone, can say nothing: its peers read from these files how far it came.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass
+from types import FrameType
+from typing import Literal, get_args
+
+from hsadml_dist.run.folder import AttemptFolder
+
+Stage = Literal["start", "data", "vote", "step", "save", "evaluate"]
+STAGES: tuple[str, ...] = get_args(Stage)
+OF_A_STEP = {"data", "vote", "step"}
+WAITING_MODULES = ("torch.distributed", "torch.nn.parallel.distributed")
+BACKWARD = "_engine_run_backward"
+"""In here DistributedDataParallel waits for the gradients of the others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """Where a rank's training is.
+
+    Attributes:
+        step: The step that it is at.
+        stage: What of the step.
+        span: Number of the piece of work that has one time limit: a step from its data to its end, a save, ...
+        slow: Whether this piece of work may take longer than a step.
+    """
+
+    step: int = 0
+    stage: Stage = "start"
+    span: int = 0
+    slow: bool = True
+
+
+class Whereabouts:
+    """Where this rank's training is: set by the training itself, read by threads beside it."""
+
+    def __init__(self) -> None:
+        self.mark = Mark()
+        self._first: int | None = None
+
+    def at(self, step: int, stage: Stage) -> None:
+        """Note that ``stage`` of ``step`` begins."""
+        before, in_step = self.mark, stage in OF_A_STEP
+        if in_step and self._first is None:
+            self._first = step
+        same = step == before.step and (stage == before.stage or (in_step and before.stage in OF_A_STEP))
+        span = before.span if same else before.span + 1
+        # One assignment, so that a thread sees the old mark or the new one.
+        self.mark = Mark(step=step, stage=stage, span=span, slow=not in_step or step == self._first)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sign:
+    """A rank's sign of life.
+
+    Attributes:
+        rank: Whose.
+        step: The step that it is at.
+        stage: What of the step.
+        waits: Whether its main thread waits for other ranks.
+        doing: The innermost place of its main thread, as module, line and function.
+        time: When it was written, in seconds since 1970 UTC, by the rank's own clock.
+    """
+
+    rank: int
+    step: int
+    stage: Stage
+    waits: bool
+    doing: str
+    time: float
+
+    @staticmethod
+    def of(rank: int, mark: Mark) -> Sign:
+        """Return this process's sign at this moment."""
+        frame = sys._current_frames().get(threading.main_thread().ident or 0)
+        return Sign(
+            rank=rank,
+            step=mark.step,
+            stage=mark.stage,
+            waits=_waits(frame),
+            doing=_place(frame),
+            time=time.time(),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What is known of a rank.
+
+    Attributes:
+        rank: Which one.
+        sign: Its last sign; None: there is none.
+        silent: Seconds since then, by the file server's clock; 0 for a rank without a sign.
+    """
+
+    rank: int
+    sign: Sign | None
+    silent: float
+
+
+def write_sign(attempt: AttemptFolder, sign: Sign) -> None:
+    """Replace the rank's sign; not forced to disk, since it is of no use after a crash of the machine."""
+    path = attempt.sign(sign.rank)
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(json.dumps(asdict(sign)) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_signs(attempt: AttemptFolder, world_size: int, own: int) -> list[Seen]:
+    """Return what is known of each rank, in rank order.
+
+    Args:
+        attempt: Whose ranks.
+        world_size: How many there are.
+        own: This process's rank, whose sign was written just now: it tells the file server's time.
+    """
+    # Listed first: a client of a network file system asks the server anew for the names in a folder that it opens.
+    names = set(os.listdir(attempt.signs)) if attempt.signs.is_dir() else set()
+    found: dict[int, tuple[Sign, float]] = {}
+    for rank in range(world_size):
+        if attempt.sign(rank).name in names:
+            with contextlib.suppress(OSError, ValueError, TypeError):
+                found[rank] = _read(attempt, rank)
+    now = found[own][1] if own in found else max((time for _, time in found.values()), default=0.0)
+    return [
+        Seen(rank=rank, sign=found[rank][0], silent=max(0.0, now - found[rank][1]))
+        if rank in found
+        else Seen(rank=rank, sign=None, silent=0.0)
+        for rank in range(world_size)
+    ]
+
+
+def _read(attempt: AttemptFolder, rank: int) -> tuple[Sign, float]:
+    with attempt.sign(rank).open(encoding="utf-8") as file:
+        return Sign(**json.load(file)), os.fstat(file.fileno()).st_mtime
+
+
+def _waits(frame: FrameType | None) -> bool:
+    if frame is None:
+        return False
+    module = str(frame.f_globals.get("__name__", ""))
+    return module.startswith(WAITING_MODULES) or frame.f_code.co_name == BACKWARD
+
+
+def _place(frame: FrameType | None) -> str:
+    if frame is None:
+        return "nowhere"
+    return f"{frame.f_globals.get('__name__', '?')}, line {frame.f_lineno}, {frame.f_code.co_name}"
