@@ -10,7 +10,7 @@ from typing import Any
 
 from hsadml_dist.checkpoint.layout import committed, lineage, parents
 from hsadml_dist.config.io import load_recipe
-from hsadml_dist.data.index import load_index
+from hsadml_dist.data.remote import read_index
 from hsadml_dist.errors import DataError
 from hsadml_dist.evaluation import predictions
 from hsadml_dist.evaluation.combine import COMBINED_NAME, agree, combine
@@ -64,7 +64,7 @@ def judged(run: Path, name: str) -> Judged:
         if verdict is None or verdict[0] != result:
             where = f"{run}: {recipe.data.shards} no longer holds the samples that it was trained on"
             raise DataError(f"{where}: its verdict would be on other data than its own")
-    folds = _folds(Path(recipe.data.shards), verdict[0]["data_digest"])
+    folds = _folds(recipe.data.shards, verdict[0]["data_digest"])
     return Judged(name=name, result=verdict[0], predictions=verdict[1], folds=folds, settings=recipe.identity())
 
 
@@ -92,10 +92,10 @@ def _is_of_newest(run: Path, verdict: Verdict) -> bool:
     return bool(line) and verdict[0]["checkpoint"]["name"] == str(line[0])
 
 
-def _folds(shards: Path, digest: str) -> tuple[int, ...]:
+def _folds(shards: str, digest: str) -> tuple[int, ...]:
     """Return all folds of a run's shards; none where they were moved or built anew: its verdict stands without them."""
     try:
-        index = load_index(shards)
+        index = read_index(shards, fresh=False)
     except DataError:
         return ()
     return index.fold_numbers if index.digest == digest else ()

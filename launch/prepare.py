@@ -10,8 +10,10 @@ from typing import Any
 
 from hsadml_dist.config.io import COMMAND_LINE, LoadedRecipe, dump_recipe, load_recipe
 from hsadml_dist.config.recipe import Recipe
-from hsadml_dist.data.index import ShardIndex, load_index
+from hsadml_dist.data.index import ShardIndex
 from hsadml_dist.data.labels import label_problem
+from hsadml_dist.data.remote import is_address, read_index
+from hsadml_dist.data.staging import stage_problem
 from hsadml_dist.errors import ConfigError, DataError, Fault, UsageError, nearest
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.topology import allowed_world_sizes
@@ -105,7 +107,7 @@ def prepare_run(recipe: str, overrides: Sequence[str], run: Path | None, smoke: 
     loaded = load_planned(recipe, overrides, smoke, world_size)
     folder = RunFolder(planned_run(recipe, overrides, run, smoke, world_size))
     _refuse_foreign(folder)
-    index = load_index(Path(loaded.recipe.data.shards))
+    index = read_index(loaded.recipe.data.shards, fresh=True)
     faults = list(_misfits(loaded, index))
     if not smoke and folder.config.is_file():
         faults += _changes(loaded, folder, index)
@@ -146,6 +148,9 @@ def _misfits(loaded: LoadedRecipe, index: ShardIndex) -> Iterator[Fault]:
             allowed = ", ".join(map(str, index.fold_numbers))
             problem = f"{fold} is no fold of {data.shards}; its folds: {allowed}"
             yield Fault(where=loaded.provenance[key], key=key, problem=problem)
+    unusable = None if data.stage is None else stage_problem(data.stage)
+    if unusable is not None:
+        yield Fault(where=loaded.provenance["data.stage"], key="data.stage", problem=unusable)
     unlearnable = label_problem(index, data)
     if unlearnable is not None:
         yield Fault(where=loaded.provenance["data.label"], key="data.label", problem=unlearnable)
@@ -184,7 +189,7 @@ def _length(recipe: Recipe, key: str) -> int | None:
 
 def _holds_other_samples(shards: str, index: ShardIndex) -> bool:
     try:
-        return load_index(Path(shards)).digest != index.digest
+        return read_index(shards, fresh=False).digest != index.digest
     except DataError:
         # The run's first shards may have been moved or deleted; the checkpoint's own record is the judge then.
         return False
@@ -192,5 +197,7 @@ def _holds_other_samples(shards: str, index: ShardIndex) -> bool:
 
 def _with_absolute_shards(recipe: Recipe) -> Recipe:
     """A run folder is also read from other directories than the one it was started in."""
+    if is_address(recipe.data.shards):
+        return recipe
     data = dataclasses.replace(recipe.data, shards=str(Path(recipe.data.shards).absolute()))
     return dataclasses.replace(recipe, data=data)

@@ -10,10 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from hsadml_dist.config import Recipe
-from hsadml_dist.data.index import ShardIndex, load_index
+from hsadml_dist.data.ahead import Need
+from hsadml_dist.data.index import ShardIndex
 from hsadml_dist.data.labels import labelled
 from hsadml_dist.data.loader import Loader, training_loader
 from hsadml_dist.data.order import ExactOrder, Order, WindowOrder
+from hsadml_dist.data.remote import read_index
+from hsadml_dist.data.staging import Stage, training_place
 from hsadml_dist.errors import ConfigError, DataError, Fault
 from hsadml_dist.topology import Topology, allowed_world_sizes
 
@@ -47,18 +50,21 @@ def open_feed(recipe: Recipe, topology: Topology) -> Feed:
     To be called before any thread, process group or device context exists.
 
     Raises:
-        DataError: The shards are missing, hold no such fold, or do not have the labels to learn.
+        DataError: The shards are missing, hold no such fold, do not have the labels to learn, or find no room.
         ConfigError: The batch cannot be cut evenly, or a transform does not exist.
     """
     check_batch(recipe, topology.world_size)
-    shards = Path(recipe.data.shards)
-    index = labelled(load_index(shards), recipe.data)
+    place = training_place(recipe.data.shards, recipe.data.stage)
+    index = labelled(read_index(recipe.data.shards, fresh=False), recipe.data)
     positions = index.outside_folds(held_out(recipe))
     if not positions:
-        raise DataError(f"{shards}: no training samples are left outside folds {held_out(recipe)}")
+        raise DataError(f"{place}: no training samples are left outside folds {held_out(recipe)}")
     order = order_of(recipe, index, positions)
+    steps = recipe.train.steps if recipe.train.steps is not None else order.steps_for(recipe.train.epochs or 0)
+    if isinstance(place, Stage):
+        place.check_room(Need(index=index, positions=positions, order=order, topology=topology).of_training(steps))
     loader = training_loader(
-        shards,
+        place,
         index,
         positions,
         order,
@@ -70,7 +76,6 @@ def open_feed(recipe: Recipe, topology: Topology) -> Feed:
         cache=None if recipe.data.cache is None else Path(os.path.expandvars(recipe.data.cache)),
         augmentation=recipe.data.augmentation,
     )
-    steps = recipe.train.steps if recipe.train.steps is not None else order.steps_for(recipe.train.epochs or 0)
     return Feed(index=index, order=order, loader=loader, total_steps=steps)
 
 

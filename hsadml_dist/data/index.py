@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -185,21 +186,26 @@ def write_index(folder: Path, index: ShardIndex) -> None:
     _replace(folder / INDEX_NAME, (json.dumps(_header(index), indent=2, sort_keys=True) + "\n").encode())
 
 
-def load_index(folder: Path) -> ShardIndex:
+def load_index(folder: Path, called: str | None = None) -> ShardIndex:
     """Read the index of a folder of shards; the tars stay unread.
+
+    Args:
+        folder: Where it lies.
+        called: What messages call it, where the folder is only a place that it was copied to.
 
     Raises:
         DataError: No index, another schema version, or an index that is damaged or cut short; one line each.
     """
-    header = _read_header(folder)
-    table = _read(folder / SAMPLES_NAME, folder)
+    named = called or str(folder)
+    header = _read_header(folder, named)
+    table = _read(folder / SAMPLES_NAME, named)
     if table_digest(table) != header["digest"]:
-        raise DataError(f"{folder}: {SAMPLES_NAME} is damaged or cut short: its SHA-256 is not the one in {INDEX_NAME}")
+        raise DataError(f"{named}: {SAMPLES_NAME} is damaged or cut short: its SHA-256 is not the one in {INDEX_NAME}")
     try:
         index = _index(header, table)
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{folder}: the index does not follow schema {SCHEMA_VERSION}: {error!r}") from error
-    _check(folder, index)
+        raise DataError(f"{named}: the index does not follow schema {SCHEMA_VERSION}: {error!r}") from error
+    _check(named, index)
     return index
 
 
@@ -223,24 +229,24 @@ def _replace(path: Path, content: bytes) -> None:
     os.replace(temporary, path)
 
 
-def _read(path: Path, folder: Path) -> bytes:
+def _read(path: Path, named: str) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise DataError(f"{folder}: no {path.name} here: not a folder of shards, or its build did not end") from error
+        raise DataError(f"{named}: no {path.name} here: not a folder of shards, or its build did not end") from error
     except OSError as error:
-        raise DataError(f"{folder}: {path.name} cannot be read: {error.strerror}") from error
+        raise DataError(f"{named}: {path.name} cannot be read: {error.strerror}") from error
 
 
-def _read_header(folder: Path) -> dict[str, Any]:
+def _read_header(folder: Path, named: str) -> dict[str, Any]:
     try:
-        header = json.loads(_read(folder / INDEX_NAME, folder))
+        header = json.loads(_read(folder / INDEX_NAME, named))
     except ValueError as error:
-        raise DataError(f"{folder}: {INDEX_NAME} is damaged or cut short: {error}") from error
+        raise DataError(f"{named}: {INDEX_NAME} is damaged or cut short: {error}") from error
     if not isinstance(header, dict) or "schema" not in header or "digest" not in header:
-        raise DataError(f"{folder}: {INDEX_NAME} is no index of shards: it lacks 'schema' or 'digest'")
+        raise DataError(f"{named}: {INDEX_NAME} is no index of shards: it lacks 'schema' or 'digest'")
     if header["schema"] != SCHEMA_VERSION:
-        raise DataError(f"{folder}: schema {header['schema']!r}: this version reads {SCHEMA_VERSION}; build them again")
+        raise DataError(f"{named}: schema {header['schema']!r}: this version reads {SCHEMA_VERSION}; build them again")
     return header
 
 
@@ -255,12 +261,19 @@ def _index(header: dict[str, Any], table: bytes) -> ShardIndex:
     return index
 
 
-def _check(folder: Path, index: ShardIndex) -> None:
-    """Refuse rows that the table's hash vouches for but that no reader could use."""
+def _check(named: str, index: ShardIndex) -> None:
+    """Refuse what the table's hash vouches for or leaves out, but that no reader could use."""
+    for file in index.shards:
+        if not (_is_plain(file.name) and is_count(file.bytes) and re.fullmatch("[0-9a-f]+", str(file.sha256))):
+            raise DataError(f"{named}: {INDEX_NAME} has wrong values for the shard {file.name!r}")
     for position, row in enumerate(index.samples):
         wrong = _wrong_fields(row, len(index.classes), len(index.shards))
         if wrong:
-            raise DataError(f"{folder}: row {position} of {SAMPLES_NAME} has wrong values for: {', '.join(wrong)}")
+            raise DataError(f"{named}: row {position} of {SAMPLES_NAME} has wrong values for: {', '.join(wrong)}")
+
+
+def _is_plain(name: object) -> bool:
+    return isinstance(name, str) and name not in ("", ".", "..") and "/" not in name and "\0" not in name
 
 
 def _wrong_fields(row: SampleRow, classes: int, shards: int) -> list[str]:

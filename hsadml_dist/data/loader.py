@@ -8,7 +8,6 @@ them would mean waiting for whatever they read.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import multiprocessing
 import os
@@ -25,16 +24,18 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from hsadml_dist.data.ahead import Need, Stager
+from hsadml_dist.data.child import settle
 from hsadml_dist.data.fused import FusedAugmentation
 from hsadml_dist.data.index import ShardIndex
 from hsadml_dist.data.order import Order, Ticket, sample_seed
 from hsadml_dist.data.prepared import PreparedImages, open_store
 from hsadml_dist.data.reader import ShardReader
+from hsadml_dist.data.staging import Place, Stage
 from hsadml_dist.data.transforms import Augmentation, Preparation
 from hsadml_dist.errors import DataError
 from hsadml_dist.topology import Topology
 
-PR_SET_PDEATHSIG = 1
 LONGEST_TEMPORARY = 58
 """Letters of a temporary folder's path that leave room for a Unix socket's in the 107 that the kernel allows."""
 PAUSE_SECONDS = 0.05
@@ -134,8 +135,15 @@ class Loader:
         threads_at_fork: Threads that this process had when its workers were forked; 1 is right.
     """
 
-    def __init__(self, samples: TrainingSamples, sampler: StepSampler, workers: int, prefetch: int) -> None:
-        self._sampler = sampler
+    def __init__(
+        self,
+        samples: TrainingSamples,
+        sampler: StepSampler,
+        workers: int,
+        prefetch: int,
+        stager: Stager | None = None,
+    ) -> None:
+        self._sampler, self._stager, self._step = sampler, stager, 0
         self._scratch = _scratch_folder() if workers else None
         self._loader = DataLoader(
             samples,
@@ -161,6 +169,9 @@ class Loader:
 
     def start(self, first: int, last: int) -> None:
         """Begin to prepare steps ``first`` to ``last``, both included."""
+        if self._stager is not None:
+            self._stager.start(first, last)
+        self._step = first
         self._sampler.span(first, last)
         self._batches = iter(self._loader)
         if self._workers:
@@ -172,13 +183,15 @@ class Loader:
         Raises:
             DataError: A sample cannot be read.
         """
-        item = self._await(interrupted) if self._workers else self._prepare()
+        item = self._await(interrupted) if self._workers else self._prepare(interrupted)
         if isinstance(item, BaseException):
             raise item
         return item
 
     def close(self) -> None:
-        """Kill the workers, whatever they wait for."""
+        """Kill the workers and what copies shards, whatever they wait for."""
+        if self._stager is not None:
+            self._stager.close()
         if not self._workers:
             return
         # PyTorch raises in the parent when a worker dies; this death is wanted.
@@ -190,7 +203,10 @@ class Loader:
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
-    def _prepare(self) -> Batch | DataError:
+    def _prepare(self, interrupted: Callable[[], bool]) -> Batch | DataError | None:
+        if self._stager is not None and not self._stager.await_step(self._step, interrupted):
+            return None
+        self._step += 1
         with one_thread():
             return next(self._batches)
 
@@ -210,7 +226,7 @@ class Loader:
 
 
 def training_loader(
-    shards: Path,
+    place: Place,
     index: ShardIndex,
     positions: Sequence[int],
     order: Order,
@@ -231,10 +247,12 @@ def training_loader(
     """
     prepare = Preparation(image_size)
     store = None if cache is None else open_store(cache, index, prepare)
-    images = PreparedImages(ShardReader(shards, index), prepare, store)
+    images = PreparedImages(ShardReader(place, index), prepare, store)
     augment = FusedAugmentation(transforms) if augmentation == "fused" else Augmentation(transforms)
     samples = TrainingSamples(images, positions, augment, order.seed)
-    return Loader(samples, StepSampler(order, topology), workers, prefetch)
+    need = Need(index=index, positions=positions, order=order, topology=topology)
+    stager = Stager(place, need) if isinstance(place, Stage) else None
+    return Loader(samples, StepSampler(order, topology), workers, prefetch, stager)
 
 
 @contextlib.contextmanager
@@ -261,6 +279,4 @@ def _scratch_folder() -> str:
 def _settle(scratch: str | None, worker: int) -> None:
     """Make a fresh worker deaf to notices and mortal with its parent, with a place of its own for temporary files."""
     tempfile.tempdir = scratch
-    for notice in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
-        signal.signal(notice, signal.SIG_IGN)
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    settle()

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from webdataset.autodecode import Decoder
 
-from hsadml_dist.data.index import SampleRow, ShardIndex
+from hsadml_dist.data.index import SampleRow, ShardFile, ShardIndex
 from hsadml_dist.data.sample import IMAGE
+from hsadml_dist.data.staging import Place, Stage
 from hsadml_dist.errors import DataError
 
 
@@ -27,11 +27,11 @@ def decode_image(extension: str, data: bytes) -> np.ndarray | None:
 
 
 class ShardReader:
-    """Random access to the images of a folder of shards; files are opened once in each process that reads."""
+    """Random access to the images of shards; files are opened once in each process that reads."""
 
-    def __init__(self, folder: Path, index: ShardIndex) -> None:
+    def __init__(self, place: Place, index: ShardIndex) -> None:
         self.index = index
-        self._folder = folder
+        self._place = place
         self._files: dict[int, int] = {}
         self._decoder = Decoder([decode_image], pre=[], post=[], only=[IMAGE])
 
@@ -43,7 +43,12 @@ class ShardReader:
         """
         row = self.index.samples[position]
         data = self._bytes(row)
-        if hashlib.sha256(data).hexdigest() != row.sha256:
+        if not _is_whole(data, row) and isinstance(self._place, Stage):
+            # The copy on this node has decayed, or was cut short: what it was made from may still be good.
+            self._place.renew(self.index.shards[row.shard])
+            os.close(self._files.pop(row.shard))
+            data = self._bytes(row)
+        if not _is_whole(data, row):
             shard = self.index.shards[row.shard].name
             raise DataError(f"{shard}: sample {row.key}: the image's bytes do not match their SHA-256; build it anew")
         return self._decoder({"__key__": row.key, IMAGE: data})[IMAGE]
@@ -58,9 +63,17 @@ class ShardReader:
 
     def _file(self, shard: int) -> int:
         if shard not in self._files:
-            name = self.index.shards[shard].name
-            try:
-                self._files[shard] = os.open(self._folder / name, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError as fault:
-                raise DataError(f"{name}: the shard cannot be opened: {fault.strerror}") from fault
+            self._files[shard] = self._opened(self.index.shards[shard])
         return self._files[shard]
+
+    def _opened(self, file: ShardFile) -> int:
+        if isinstance(self._place, Stage):
+            return self._place.open(file)
+        try:
+            return os.open(self._place / file.name, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as fault:
+            raise DataError(f"{file.name}: the shard cannot be opened: {fault.strerror}") from fault
+
+
+def _is_whole(data: bytes, row: SampleRow) -> bool:
+    return hashlib.sha256(data).hexdigest() == row.sha256

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +16,7 @@ from torch import nn
 
 from hsadml_dist.data.index import ShardIndex
 from hsadml_dist.data.reader import ShardReader
+from hsadml_dist.data.staging import Place
 from hsadml_dist.data.transforms import Preparation
 from hsadml_dist.evaluation.control import SIDE, thumbnails
 from hsadml_dist.topology import Topology
@@ -59,7 +59,7 @@ def rank_positions(positions: Sequence[int], batch: int, topology: Topology) -> 
 
 
 def slices(
-    shards: Path, index: ShardIndex, positions: Sequence[int], *, image_size: int, batch: int
+    shards: Place, index: ShardIndex, positions: Sequence[int], *, image_size: int, batch: int
 ) -> Iterator[Slices]:
     """Yield the slices at ``positions`` of the index, without augmentation, in that order, ``batch`` at a time.
 

@@ -25,6 +25,7 @@ from torch import nn
 from hsadml_dist.config import Recipe
 from hsadml_dist.data.index import ShardIndex
 from hsadml_dist.data.reader import ShardReader
+from hsadml_dist.data.staging import Place
 from hsadml_dist.data.transforms import Preparation
 from hsadml_dist.engine.learner import loss_scale
 from hsadml_dist.errors import DataError, UsageError
@@ -101,7 +102,7 @@ def require(chosen: Format) -> None:
         )
 
 
-def export_run(inference: Inference, out: Path, chosen: Format, shards: Path | None) -> Export:
+def export_run(inference: Inference, out: Path, chosen: Format, shards: str | Path | None) -> Export:
     """Write a run's network to ``out`` and its description beside it, if its outputs are the network's.
 
     Args:
@@ -252,7 +253,7 @@ def _difference(inference: Inference, run: Run, images: torch.Tensor) -> float:
     return float(torch.cat([gap.abs().flatten() for gap in gaps]).nan_to_num(nan=float("inf")).max())
 
 
-def _real_images(folder: Path, index: ShardIndex, size: int) -> torch.Tensor:
+def _real_images(folder: Place, index: ShardIndex, size: int) -> torch.Tensor:
     reader, prepare = ShardReader(folder, index), Preparation(size)
     places = np.linspace(0, len(index) - 1, min(len(index), REAL_SLICES)).round().astype(int).tolist()
     return torch.stack([prepare(reader.image(place)) for place in places]).float()

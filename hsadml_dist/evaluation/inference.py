@@ -18,9 +18,11 @@ from hsadml_dist.comm import device_for
 from hsadml_dist.config import Recipe
 from hsadml_dist.config.io import load_recipe
 from hsadml_dist.data.feed import held_out
-from hsadml_dist.data.index import ShardIndex, load_index
+from hsadml_dist.data.index import ShardIndex
 from hsadml_dist.data.labels import PERSON, labelled
 from hsadml_dist.data.reader import ShardReader
+from hsadml_dist.data.remote import read_index
+from hsadml_dist.data.staging import Place, judging_place
 from hsadml_dist.errors import DataError
 from hsadml_dist.evaluation.embed import Embedded, batches_of, embed
 from hsadml_dist.evaluation.scores import Ints
@@ -135,15 +137,17 @@ def open_inference(run: Path) -> Inference:
     return Inference(run=folder, recipe=recipe, weights=weights, trained_on=trained_on, device=device)
 
 
-def open_shards(inference: Inference, shards: Path | None) -> tuple[Path, ShardIndex]:
-    """Return the folder and the index of the run's shards, or of those given, with the labels that the run has learnt.
+def open_shards(inference: Inference, shards: str | Path | None) -> tuple[Place, ShardIndex]:
+    """Return the place and the index of the run's shards, or of those given, with the labels that the run has learnt.
 
     Raises:
         DataError: They cannot be read, their classes are not as many as the run's, or the run has learnt persons and
             they are not the shards that it was trained on.
     """
-    folder, data = shards or Path(inference.recipe.data.shards), inference.recipe.data
-    index, learnt = load_index(folder), len(inference.weights.centre_CD)
+    data = inference.recipe.data
+    where = str(shards or data.shards)
+    folder, index = judging_place(where, data.stage), read_index(where, fresh=True)
+    learnt = len(inference.weights.centre_CD)
     if data.label == PERSON and index.digest != inference.trained_on:
         raise DataError(f"{folder}: other shards than the run's own; it has learnt the persons of those and no others")
     index = labelled(index, data)
@@ -152,7 +156,7 @@ def open_shards(inference: Inference, shards: Path | None) -> tuple[Path, ShardI
     return folder, index
 
 
-def own_shards(inference: Inference, shards: Path | None) -> tuple[Path, ShardIndex]:
+def own_shards(inference: Inference, shards: str | Path | None) -> tuple[Place, ShardIndex]:
     """As :func:`open_shards`, but none other than the shards that the run was trained on, wherever they lie now.
 
     Raises:
@@ -168,7 +172,7 @@ def own_shards(inference: Inference, shards: Path | None) -> tuple[Path, ShardIn
 
 
 def embedded_slices(
-    inference: Inference, shards: Path, index: ShardIndex, positions: Sequence[int], progress: Progress
+    inference: Inference, shards: Place, index: ShardIndex, positions: Sequence[int], progress: Progress
 ) -> tuple[SliceTable, torch.Tensor]:
     """Return the embedded slices at ``positions`` of the index, and their thumbnails (N, P), uint8, on the CPU.
 

@@ -50,7 +50,7 @@ class References:
     size: int
 
 
-def references_of(inference: Inference, shards: Path | None, tell: Tell, progress: Progress) -> References:
+def references_of(inference: Inference, shards: str | Path | None, tell: Tell, progress: Progress) -> References:
     """Return a run's training cases: those kept in its folder if they are of these weights, else made and kept.
 
     Args:
@@ -76,7 +76,7 @@ def references_of(inference: Inference, shards: Path | None, tell: Tell, progres
     return made
 
 
-def _made(inference: Inference, shards: Path | None, tell: Tell, progress: Progress) -> References:
+def _made(inference: Inference, shards: str | Path | None, tell: Tell, progress: Progress) -> References:
     folder, index = own_shards(inference, shards)
     positions = index.outside_folds(inference.held_out)
     if not positions:

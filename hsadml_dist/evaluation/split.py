@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from hsadml_dist.data.index import ShardIndex
+from hsadml_dist.data.staging import Place
 from hsadml_dist.errors import DataError
 from hsadml_dist.evaluation.result import People
 from hsadml_dist.evaluation.scores import Ints
@@ -19,7 +19,7 @@ class Split:
     """Which slices are judged and which serve as references.
 
     Attributes:
-        shards: Folder of the shards.
+        shards: Where they are read.
         index: Its index.
         fold: The fold that is judged.
         test: Positions of its slices.
@@ -27,7 +27,7 @@ class Split:
         left_out: Slices of the fold that are not judged, since training knows nothing of their class.
     """
 
-    shards: Path
+    shards: Place
     index: ShardIndex
     fold: int
     test: tuple[int, ...]
@@ -44,11 +44,11 @@ class Split:
         return People(persons=[row.person for row in rows], exams=[row.exam for row in rows])
 
 
-def split_of(shards: Path, index: ShardIndex, fold: int, held: Sequence[int], *, closed: bool = False) -> Split:
+def split_of(shards: Place, index: ShardIndex, fold: int, held: Sequence[int], *, closed: bool = False) -> Split:
     """Return the slices of ``fold`` as the test and those of the folds that are not ``held`` as references.
 
     Args:
-        shards: Folder of the shards.
+        shards: Where they are read.
         index: Its index, with the labels that the network learns.
         fold: The fold to judge.
         held: The folds that training does not read.

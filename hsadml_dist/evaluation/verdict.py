@@ -20,6 +20,7 @@ from hsadml_dist.data.feed import held_out
 from hsadml_dist.data.index import ShardIndex
 from hsadml_dist.data.labels import PERSON
 from hsadml_dist.data.reader import ShardReader
+from hsadml_dist.data.staging import judging_place
 from hsadml_dist.engine.learner import Learner, loss_scale
 from hsadml_dist.errors import CheckpointError, ConfigError, Fault
 from hsadml_dist.evaluation.embed import Embedded, embed, rank_positions, slices
@@ -69,16 +70,15 @@ def judge_run(run: Path, recipe: Recipe, index: ShardIndex, learner: Learner, co
         centre_CD=learner.head.whole_centres(),
         checkpoint=_newest(RunFolder(run), comm),
     )
-    split = split_of(
-        Path(recipe.data.shards), index, recipe.data.fold, held_out(recipe), closed=recipe.data.label == PERSON
-    )
+    place = judging_place(recipe.data.shards, recipe.data.stage)
+    split = split_of(place, index, recipe.data.fold, held_out(recipe), closed=recipe.data.label == PERSON)
     verdict = _judged(recipe, weights, split, comm)
     if comm.topology.is_first:
         _write(run, verdict, split, weights.centre_CD)
     return verdict.result
 
 
-def evaluate_run(run: Path, shards: Path | None = None, fold: int | None = None) -> dict[str, Any]:
+def evaluate_run(run: Path, shards: str | Path | None = None, fold: int | None = None) -> dict[str, Any]:
     """Judge the newest checkpoint of a run that verifies, in this process alone; returns ``result.json`` as a dict.
 
     The run's files are written only if this is the run's own verdict: the samples it was trained on, wherever their

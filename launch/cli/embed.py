@@ -17,7 +17,7 @@ app = App(name="embed", help_epilogue=HELP, usage="Usage: hsadml embed RUN --out
 
 
 @app.default
-def embed(run: Path, /, *, out: Path, fold: int | None = None, shards: Path | None = None) -> None:
+def embed(run: Path, /, *, out: Path, fold: int | None = None, shards: str | None = None) -> None:
     """Write the embeddings of all slices of a run's shards, training folds and held-out ones, to an .npz file.
 
     Args:

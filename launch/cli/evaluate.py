@@ -26,7 +26,7 @@ COMBINED = Path("combined")
 
 def evaluate(
     *runs: Path,
-    shards: Path | None = None,
+    shards: str | None = None,
     fold: int | None = None,
     combine: Annotated[list[Path] | None, Parameter(consume_multiple=True)] = None,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
@@ -60,7 +60,7 @@ def evaluate(
     return None
 
 
-def _compare(runs: Sequence[Path], folder: Path, as_json: bool, unfit: tuple[Path | None, int | None]) -> None:
+def _compare(runs: Sequence[Path], folder: Path, as_json: bool, unfit: tuple[str | None, int | None]) -> None:
     """Judge what is not judged, then compare; everything that can be wrong with the words is found before."""
     if any(value is not None for value in unfit):
         raise UsageError(

@@ -29,7 +29,7 @@ def export(
     *,
     out: Path | None = None,
     format_: Annotated[Format | None, Parameter(name="--format")] = None,
-    shards: Path | None = None,
+    shards: str | None = None,
 ) -> None:
     """Write a run's network for other programs, checked against it on random images and on slices of its shards.
 

@@ -71,7 +71,7 @@ def predict(
     /,
     *paths: Annotated[Path, Parameter(name="PATH")],
     csv_file: Annotated[Path | None, Parameter(name="--csv")] = None,
-    shards: Path | None = None,
+    shards: str | None = None,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
 ) -> None:
     """Tell what a run makes of images: class, probability, nearest training cases, and whether they are far from all.
