@@ -80,16 +80,14 @@ class Guard:
         Raises:
             NumericalError: The training is to end; all ranks say the same.
         """
-        self.in_a_row += 1
         if self._policy == "stop":
-            raise NumericalError(
-                f"{finding}; the step changed nothing, and train.on_nonfinite is 'stop' ('skip' would go on without it)"
-            )
-        if self.in_a_row > self._limit:
-            raise NumericalError(
-                f"{finding}; this is step {self.in_a_row} in a row that was not finite, "
-                f"and train.skip_limit allows {self._limit} to be skipped"
-            )
+            stops = "the step changed nothing, and train.on_nonfinite is 'stop' ('skip' would go on without it)"
+            raise NumericalError(f"{finding}; {stops}", finding.step)
+        if self.in_a_row >= self._limit:
+            before = f"{self.in_a_row} steps before it" if self.in_a_row > 1 else "step before it"
+            stops = f"the {before} had to be skipped too, and train.skip_limit is {self._limit}"
+            raise NumericalError(f"{finding}; {stops}", finding.step)
+        self.in_a_row += 1
 
 
 def check_labels(batch: Batch, classes: int) -> None:

@@ -9,6 +9,7 @@ Legend of shapes: B local samples, N samples of all ranks, D embedding component
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -101,11 +102,13 @@ def _compare(what: str, found: Mapping[str, torch.Tensor], expected: Mapping[str
     """Refuse if the gradients, taken together, differ by more than rounding; all ranks answer alike."""
     one, other = (torch.cat([grads[name].flatten().double() for name in expected]) for grads in (found, expected))
     error = float((one - other).norm() / other.norm())
-    worst = max(comm.gather(error))
-    if worst <= ALLOWED:
+    errors = comm.gather(error)
+    if all(one <= ALLOWED for one in errors):
         return
+    if not all(map(math.isfinite, errors)):
+        raise EngineError(f"{what} on drawn samples are not finite: the loss's scale or margin is too much for them")
     factor = float(one @ other / (other @ other))
     raise EngineError(
         f"{what} over {comm.topology.world_size} ranks are not those of the mean over the global batch: "
-        f"relative error {worst:.2g}, about {factor:.3g} times as long; nothing was trained"
+        f"relative error {max(errors):.2g}, about {factor:.3g} times as long; nothing was trained"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -152,11 +153,15 @@ def _cases_section(cases: Sequence[Case]) -> Section:
 
 
 def _curves_section(metrics: Sequence[Mapping[str, Any]]) -> Section:
+    every, metrics = metrics, [row for row in metrics if math.isfinite(row["loss"])] or metrics
     some = sorted({round(i * (len(metrics) - 1) / 9) for i in range(10)})
     rows = [[f"{metrics[i]['step']:,}", f"{metrics[i]['loss']:.4f}", f"{metrics[i]['lr']:.3g}"] for i in some]
     attempts = len({row["attempt"] for row in metrics if "attempt" in row})
-    steps, tries = counted(len(metrics), "step"), counted(max(attempts, 1), "attempt")
+    steps, tries = counted(len(every), "step"), counted(max(attempts, 1), "attempt")
     text = f"{steps} in {tries}; a step that was redone counts once. The loss is that of the training folds."
+    if len(metrics) < len(every):
+        skipped = counted(len(every) - len(metrics), "step")
+        text += f" Left out: {skipped} that changed nothing, since the loss was not finite."
     table = Table(caption="Loss and learning rate at some steps", head=("step", "loss", "learning rate"), rows=rows)
     return Section(title="Training", text=text, picture=figures.learning_curves(metrics), tables=[table])
 

@@ -13,7 +13,7 @@ from hsadml_dist.engine import selfcheck
 from hsadml_dist.engine.ddp import DdpEngine
 from hsadml_dist.errors import EngineError
 from hsadml_dist.losses import distributed
-from hsadml_dist.losses.margins import LOSSES, build_margin
+from hsadml_dist.losses.margins import LOSSES, MarginSettings, build_margin
 
 DIM = 4
 
@@ -55,10 +55,13 @@ def body(comm: Comm, case: str) -> dict[str, Any]:
     for wrong in (AddsUp, MeanOfMeans, Alone):
         told[wrong.__name__] = _asked(comm, wrong, "replicated", "softmax", "fp32")
     told["centres"] = _with_wrong_centres(comm)
+    told["too much"] = _asked(comm, DdpEngine, "replicated", "cosface", "fp32", scale=3e38)
     return told
 
 
-def _asked(comm: Comm, kind: type[DdpEngine], layout: Any, name: str, precision: Any) -> str:
+def _asked(
+    comm: Comm, kind: type[DdpEngine], layout: Any, name: str, precision: Any, scale: float | None = None
+) -> str:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3 * 16, DIM), nn.Dropout(0.3))
     dtype = torch.float64 if precision == "fp64" else torch.float32
@@ -67,7 +70,9 @@ def _asked(comm: Comm, kind: type[DdpEngine], layout: Any, name: str, precision:
     engine = kind(model, torch.optim.SGD(model.parameters(), lr=0.1), comm, precision, None, image)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     try:
-        selfcheck.check_gradients(engine, build_margin(name), layout, DIM, image, comm.apart())
+        selfcheck.check_gradients(
+            engine, build_margin(name, MarginSettings(scale=scale)), layout, DIM, image, comm.apart()
+        )
     except EngineError as fault:
         return str(fault)
     same = all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

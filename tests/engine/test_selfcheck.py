@@ -33,6 +33,11 @@ def test_centres_with_a_wrong_factor_are_refused(told):
         assert answer["centres"].startswith("the centres' gradients over ")
 
 
+def test_what_overflows_is_told_as_that(told):
+    for answer in told:
+        assert answer["too much"].startswith("the engine's gradients on drawn samples are not finite")
+
+
 def test_one_rank_has_nothing_to_ask():
     class Untouchable:
         model = nn.Identity()

@@ -235,3 +235,14 @@ def test_what_stands_against_a_verdict_comes_first(where: str, key: str, value: 
     (result[where] if where else result)[key] = value
     page = Page(render("run", result, [], None)).prose
     assert words in page[: page.index("Figures of merit")]
+
+
+def test_steps_whose_loss_was_not_finite_are_told_and_spoil_no_curve() -> None:
+    rows = metrics_of()
+    whole = Page(render("run", result_of(), rows, sphere_of()))
+    rows[3:3] = [rows[3] | {"loss": float("nan")}, rows[3] | {"loss": float("inf")}]
+    page = Page(render("run", result_of(), rows, sphere_of()))
+    assert "Left out: 2 steps that changed nothing" in page.prose
+    assert "Left out" not in whole.prose
+    curves = [[p["src"] for p in one.all("img") if "learning rate" in p["alt"]] for one in (whole, page)]
+    assert curves[0] == curves[1] != []
