@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn.functional import grid_sample
 
-from hsadml_dist.data.transforms import Augmentation, Seeding, built_transforms
+from hsadml_dist.data.transforms import Augmentation, Seeding, built_transforms, shear_matrix
 from hsadml_dist.errors import ConfigError, Fault
 
 KINDS = ("RandFlip", "RandAffine", "RandScaleIntensity", "RandShiftIntensity")
@@ -135,10 +135,10 @@ def _drawn_number(transform: Any, name: str) -> float:
 def _matrix(rotate: Sequence[float], shear: Sequence[float], translate: Sequence[float], scale: Sequence[float]) -> Any:
     """Return rotation @ shear @ translation @ scaling, (2, 3), fp64; numbers that were not drawn change nothing."""
     angle = rotate[0] if rotate else 0.0
-    (shear_y, shear_x), (move_y, move_x) = _two(shear, 0.0), _two(translate, 0.0)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    turned = turn @ np.array([[1.0, shear_y], [shear_x, 1.0]])
-    return np.column_stack([turned * _two(scale, 1.0), turned @ (move_y, move_x)])
+    turned = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    if shear:
+        turned = turned @ shear_matrix(shear)
+    return np.column_stack([turned * _two(scale, 1.0), turned @ _two(translate, 0.0)])
 
 
 def _two(numbers: Sequence[float], otherwise: float) -> tuple[float, float]:
@@ -168,9 +168,9 @@ def _refuse_others(transforms: Sequence[Any]) -> None:
 
 _ALLOWED = f"it allows {', '.join(KINDS)}, in this order, each once or not at all; for others use monai"
 _SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {
-    "RandFlip": {},
-    "RandAffine": {"mode": ("bilinear",), "padding_mode": PADDINGS, "spatial_size": (None,)},
-    "RandScaleIntensity": {"channel_wise": (False,)},
+    "RandFlip": {"lazy": (False,)},
+    "RandAffine": {"lazy": (False,), "mode": ("bilinear",), "padding_mode": PADDINGS, "spatial_size": (None,)},
+    "RandScaleIntensity": {"channel_wise": (False,), "dtype": (np.float32,)},
     "RandShiftIntensity": {"channel_wise": (False,)},
 }
 

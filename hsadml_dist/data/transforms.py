@@ -164,6 +164,13 @@ def built_transforms(specs: Sequence[dict[str, Any]] | None) -> list[Any]:
     return [_built(spec) for spec in (DEFAULT_AUGMENTATION if specs is None else specs)]
 
 
+def shear_matrix(coefficients: Sequence[float]) -> np.ndarray:
+    """Return MONAI's shearing of a plane, (2, 2), fp64; its versions differ in what it is."""
+    from monai.transforms.utils import create_shear
+
+    return np.asarray(create_shear(2, coefficients))[:2, :2]
+
+
 def _built(spec: dict[str, Any]) -> Any:
     """Return the MONAI transform that a recipe's mapping names."""
     import monai.transforms

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import signal
 import tempfile
@@ -54,6 +55,29 @@ def bytes_of_steps(shards: Path, call: Call) -> dict[str, Any]:
     large.close()
     pairs = [open_loader(shards, 0, Topology(rank=rank, world_size=2)) for rank in range(2)]
     answer["pair"] = [deliver(loader, 1, STEPS) for loader in pairs]
+    return answer
+
+
+def cached(shards: Path, call: Call) -> dict[str, Any]:
+    """Return what 0, 1 and 2 workers deliver without a cache, with an empty one, and with a filled one."""
+    folder = call.folder / "new" / "cache"
+    loaders = {}
+    for augmentation in ("monai", "fused"):
+        for state, workers in itertools.product(("none", "cold", "warm"), (0, 1, 2)):
+            cache = folder / f"{augmentation} {workers}" if state != "none" else None
+            loader = open_loader(shards, workers, cache=cache, augmentation=augmentation)
+            loaders[f"{augmentation} {state} {workers}"] = loader
+    places = [Topology(rank=rank, world_size=2) for rank in range(2)]
+    shared = [open_loader(shards, 2, place, cache=folder / "shared") for place in places]
+    answer: dict[str, Any] = {}
+    for case, loader in loaders.items():
+        answer[case] = deliver(loader, 1, STEPS)
+        loader.close()
+    for loader in shared:
+        loader.start(1, STEPS)
+    answer["shared"] = [fingerprints(loader, STEPS) for loader in shared]
+    for loader in shared:
+        loader.close()
     return answer
 
 
@@ -125,13 +149,30 @@ def orphans(shards: Path, call: Call) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def open_loader(shards: Path, workers: int, topology: Topology | None = None, size: int = 32) -> Loader:
+def open_loader(
+    shards: Path,
+    workers: int,
+    topology: Topology | None = None,
+    size: int = 32,
+    cache: Path | None = None,
+    augmentation: str = "monai",
+) -> Loader:
     """Return the loader that a training has."""
     index = load_index(shards)
     positions = index.outside_folds([0])
-    order = ExactOrder(count=len(positions), global_batch=BATCH, seed=1)
-    settings = {"image_size": size, "transforms": None, "workers": workers, "prefetch": 2}
-    return training_loader(shards, index, positions, order, topology or Topology(), **settings)
+    return training_loader(
+        shards,
+        index,
+        positions,
+        ExactOrder(count=len(positions), global_batch=BATCH, seed=1),
+        topology or Topology(),
+        image_size=size,
+        transforms=None,
+        workers=workers,
+        prefetch=2,
+        cache=cache,
+        augmentation=augmentation,
+    )
 
 
 def plain_loader(shards: Path, reader: type[ShardReader], workers: int) -> Loader:
@@ -159,7 +200,12 @@ class Plain:
 def deliver(loader: Loader, first: int, last: int) -> list[tuple[str, list[int], tuple[str, ...]]]:
     """Return (SHA-256 of the images, labels, keys) of each step."""
     loader.start(first, last)
-    batches = [loader.next(never) for _ in range(first, last + 1)]
+    return fingerprints(loader, last + 1 - first)
+
+
+def fingerprints(loader: Loader, count: int) -> list[tuple[str, list[int], tuple[str, ...]]]:
+    """Return the same of the next ``count`` steps."""
+    batches = [loader.next(never) for _ in range(count)]
     return [(hashlib.sha256(b.image.numpy().tobytes()).hexdigest(), b.label.tolist(), b.keys) for b in batches]
 
 
@@ -179,5 +225,5 @@ def state_of(pid: int) -> str:
 if __name__ == "__main__":
     call = Call.read()
     name, _, shards = call.case.partition(" ")
-    cases = {case.__name__: case for case in (bytes_of_steps, notices, asleep, damaged, orphans)}
+    cases = {case.__name__: case for case in (bytes_of_steps, cached, notices, asleep, damaged, orphans)}
     call.answer(cases[name](Path(shards), call))

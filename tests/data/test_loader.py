@@ -71,6 +71,28 @@ def test_a_sample_looks_different_in_the_next_epoch(delivered):
     assert max(Counter(digests).values()) == 1
 
 
+@pytest.fixture(scope="module")
+def cached(ranks, tiny_shards):
+    return ranks(SCRIPT, 1, f"cached {tiny_shards}", preload=MONAI)[0]
+
+
+@pytest.mark.parametrize("state", ["none", "cold", "warm"])
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_cache_changes_no_byte_whatever_the_number_of_workers(delivered, cached, state, workers):
+    assert cached[f"monai {state} {workers}"] == delivered["workers"][0]
+    assert cached[f"fused {state} {workers}"] == cached["fused none 0"]
+
+
+def test_ranks_share_a_cache(delivered, cached):
+    assert cached["shared"] == delivered["pair"]
+
+
+def test_fused_augmentation_changes_pixels_and_no_sample(delivered, cached):
+    for plain, fused in zip(delivered["workers"][0], cached["fused none 0"], strict=True):
+        assert fused[1:] == plain[1:]
+        assert fused[0] != plain[0]
+
+
 def test_workers_are_deaf_to_notices_and_gone_after_close(ranks, tiny_shards, tmp_path):
     answer = ranks(SCRIPT, 1, f"notices {tiny_shards}", folder=tmp_path, preload=MONAI)[0]
     assert set(answer["states"]) <= {"S", "R", "D"}

@@ -62,6 +62,62 @@ def test_the_seed_alone_decides(image, specs):
     assert all(not torch.equal(one, other) for place, one in enumerate(seen) for other in seen[:place])
 
 
+AFFINE = {"rotate_range": 0.4, "translate_range": [3, 3], "scale_range": 0.2}
+SEEDED = {
+    "the package's own": None,
+    "an affine map by chance": [{"_target_": "monai.transforms.RandAffine", "prob": 0.5} | AFFINE],
+    "by key": [{"_target_": "monai.transforms.RandAffined", "keys": ["image"], "prob": 0.5} | AFFINE, NOISE_BY_KEY],
+    "one without chance between": [NOISE, {"_target_": "monai.transforms.Flip"}, NOISE],
+    "one by key without chance between": [NOISE, {"_target_": "monai.transforms.Flipd", "keys": ["image"]}, NOISE],
+    "a deformation": [
+        {"_target_": "monai.transforms.Rand2DElastic", "prob": 0.7, "spacing": 9, "magnitude_range": [1, 2]} | AFFINE
+    ],
+    "a draw of the normal distribution before": [
+        {"_target_": "monai.transforms.RandGibbsNoise", "prob": 0.5},
+        {"_target_": "monai.transforms.RandRicianNoise", "prob": 0.5},
+        {"_target_": "monai.transforms.RandAdjustContrast", "prob": 0.5},
+    ],
+}
+
+
+@pytest.mark.parametrize("name", SEEDED)
+def test_seeding_is_that_of_monai(image, name):
+    quick, slow = Augmentation(SEEDED[name]), Augmentation(SEEDED[name])
+    augmented = []
+    for seed in [*range(30), 2**32 - 1]:
+        slow._steps.set_random_state(seed=seed)
+        augmented.append(slow._steps({"image": image})["image"])
+        assert torch.equal(quick(image, seed), augmented[-1])
+    assert len({image.numpy().tobytes() for image in augmented}) > 10
+
+
+def test_two_augmentations_share_no_generator(image):
+    one, other = Augmentation(None), Augmentation(None)
+    expected = one(image, 4)
+    one._seed(4)
+    other(image, 5)
+    assert torch.equal(one._steps({"image": image})["image"], expected)
+
+
+def test_a_batch_is_its_images_one_after_another(image):
+    augment = Augmentation(None)
+    batch = augment.batch([image, image.flip(1), image], [5, 6, 7])
+    assert (batch.shape, batch.dtype) == ((3, 1, 32, 32), torch.float32)
+    for place, (one, seed) in enumerate([(image, 5), (image.flip(1), 6), (image, 7)]):
+        assert torch.equal(batch[place], augment(one, seed))
+
+
+def test_the_identity_of_a_preparation_names_what_its_pixels_depend_on(monkeypatch):
+    identities = [Preparation(8).identity(), Preparation(9).identity()]
+    monkeypatch.setattr(Preparation, "VERSION", 2)
+    identities.append(Preparation(8).identity())
+    monkeypatch.setattr(torch, "__version__", "0.1")
+    identities.append(Preparation(8).identity())
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "ABACUS")
+    identities.append(Preparation(8).identity())
+    assert len(set(identities)) == 5
+
+
 def test_an_image_is_augmented_anew_each_epoch(image):
     augment = Augmentation(None)
     epochs = [augment(image, sample_seed(0, epoch, "00ff")) for epoch in range(3)]
