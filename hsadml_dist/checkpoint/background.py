@@ -127,7 +127,7 @@ class Saver:
 
     def _write(self, state: TrainingState) -> None:
         name = write_checkpoint(self._run, self._attempt, state, self._comm)
-        agree(self._comm, name, lambda: self._settle(name))
+        agree(self._comm, self._run.checkpoints / str(name), lambda: self._settle(name))
 
     def _settle(self, name: CheckpointName) -> Entries:
         if self._comm.topology.is_first:

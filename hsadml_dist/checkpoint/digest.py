@@ -21,7 +21,20 @@ def run_digest(run: Path, step: int | None = None) -> str:
         UsageError: There is no checkpoint of that step.
         CheckpointError: The checkpoint does not verify, or there is none.
     """
-    folder = RunFolder(run)
+    while True:
+        path = _chosen(RunFolder(run), step)
+        fault = fault_in(path)
+        try:
+            if fault is None:
+                return state_digest(path)
+        except OSError as removed:
+            fault = str(removed)
+        # What a training under way has removed meanwhile has no fault: there are newer ones.
+        if path.exists():
+            raise CheckpointError(f"{path}: {fault}")
+
+
+def _chosen(folder: RunFolder, step: int | None) -> Path:
     line = lineage(committed(folder), parents(folder))
     names = [name for name in line if step is None or name.step == step]
     if not names and line:
@@ -29,12 +42,8 @@ def run_digest(run: Path, step: int | None = None) -> str:
             f"--step {step}: no such checkpoint; there are {', '.join(str(n.step) for n in reversed(line))}"
         )
     if not names:
-        raise CheckpointError(f"{run}: there is no checkpoint yet")
-    path = folder.checkpoints / str(names[0])
-    fault = fault_in(path)
-    if fault:
-        raise CheckpointError(f"{path}: {fault}")
-    return state_digest(path)
+        raise CheckpointError(f"{folder.path}: there is no checkpoint yet")
+    return folder.checkpoints / str(names[0])
 
 
 def state_digest(folder: Path) -> str:

@@ -101,4 +101,4 @@ def _memory_of(tensor: torch.Tensor) -> memoryview:
     plain = tensor.detach().cpu().view(_PLAIN[tensor.element_size()]).numpy()
     # numpy's copy, not torch's: torch would start a pool of threads of its own for the thread that saves.
     rows = np.ascontiguousarray(plain)
-    return memoryview(rows.reshape(-1)).cast("B") if rows.size else memoryview(b"")
+    return rows.reshape(-1).data.cast("B") if rows.size else memoryview(b"")

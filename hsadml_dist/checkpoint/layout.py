@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hsadml_dist.errors import CheckpointError
 from hsadml_dist.run.folder import RunFolder
 
 LAYOUT_VERSION = 1
@@ -91,13 +92,23 @@ def temporary_of(run: RunFolder, name: CheckpointName) -> Path:
 
 
 def parents(run: RunFolder) -> dict[int, CheckpointName | None]:
-    """Return, for each attempt that has chosen one, the checkpoint it went on from; None for a start from nothing."""
-    chosen: dict[int, CheckpointName | None] = {}
-    for attempt in run.attempts():
-        if attempt.parent.exists():
-            text = json.loads(attempt.parent.read_text())["checkpoint"]
-            chosen[attempt.number] = None if text is None else CheckpointName.parse(text)
-    return chosen
+    """Return, for each attempt that has chosen one, the checkpoint it went on from; None for a start from nothing.
+
+    Raises:
+        CheckpointError: An attempt's record of it is damaged.
+    """
+    return {attempt.number: _parent_of(attempt.parent) for attempt in run.attempts() if attempt.parent.exists()}
+
+
+def _parent_of(path: Path) -> CheckpointName | None:
+    try:
+        text = json.loads(path.read_text())["checkpoint"]
+        name = None if text is None else CheckpointName.parse(text)
+    except (ValueError, KeyError, TypeError) as fault:
+        raise CheckpointError(f"{path}: damaged; it says which checkpoint its attempt went on from") from fault
+    if text is not None and name is None:
+        raise CheckpointError(f"{path}: {text!r} is no checkpoint's name")
+    return name
 
 
 def lineage(names: Sequence[CheckpointName], chosen: Mapping[int, CheckpointName | None]) -> list[CheckpointName]:

@@ -100,10 +100,21 @@ def load_inference_state(run: RunFolder) -> InferenceState:
     Raises:
         CheckpointError: None does, or there is none.
     """
-    for name in lineage(committed(run), parents(run)):
-        folder = run.checkpoints / str(name)
-        if fault_in(folder) is None:
-            model, centres = (read_rows(folder, group) for group in ("model", "centres"))
-            digest = read_progress(folder).data_digest
-            return InferenceState(name=name, model=model, centres=centres["weight"], data_digest=digest)
+    tried: set[CheckpointName] = set()
+    while names := [name for name in lineage(committed(run), parents(run)) if name not in tried]:
+        tried.add(names[0])
+        folder = run.checkpoints / str(names[0])
+        try:
+            if fault_in(folder) is None:
+                return _inference_state(folder, names[0])
+        except OSError:
+            if folder.exists():
+                raise
+            # A training under way has removed it meanwhile, since there are newer ones: look again.
     raise CheckpointError(f"{run.path}: there is no checkpoint that verifies; train the run first")
+
+
+def _inference_state(folder: Path, name: CheckpointName) -> InferenceState:
+    model, centres = (read_rows(folder, group) for group in ("model", "centres"))
+    digest = read_progress(folder).data_digest
+    return InferenceState(name=name, model=model, centres=centres["weight"], data_digest=digest)

@@ -6,6 +6,7 @@ part holds the same.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 import safetensors
 import torch
 
-from hsadml_dist.checkpoint.layout import TENSORS_SUFFIX
+from hsadml_dist.checkpoint.layout import MANIFEST, TENSORS_SUFFIX
 
 ROW_GROUPS = ("centres", "centres_moments")
 """The groups whose tensors may be shared out."""
@@ -29,8 +30,8 @@ def file_name(group: str, rows: range | None = None) -> str:
 
 
 def group_names(folder: Path) -> list[str]:
-    """Return the groups of a checkpoint, ascending."""
-    return sorted({path.name.partition(".")[0] for path in folder.glob(f"*{TENSORS_SUFFIX}")})
+    """Return the groups of a verified checkpoint, ascending."""
+    return sorted({name.partition(".")[0] for name in _tensor_files(folder)})
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,19 @@ def read_rows(folder: Path, group: str, rows: range | None = None) -> dict[str, 
 
 
 def open_group(folder: Path, group: str, framework: str) -> Iterator[GroupFile]:
-    """Yield a group's files in the order of their rows."""
-    whole = folder / file_name(group)
-    if whole.exists():
-        yield GroupFile(0, safetensors.safe_open(whole, framework=framework))
+    """Yield the files of a verified checkpoint's group in the order of their rows."""
+    files = _tensor_files(folder)
+    if file_name(group) in files:
+        yield GroupFile(0, safetensors.safe_open(folder / file_name(group), framework=framework))
         return
-    matches = [_PART.fullmatch(path.name) for path in folder.glob(f"{group}.rows-*{TENSORS_SUFFIX}")]
-    for match in sorted((m for m in matches if m), key=lambda m: int(m[2])):
+    matches = [match for match in map(_PART.fullmatch, files) if match and match[1] == group]
+    for match in sorted(matches, key=lambda m: int(m[2])):
         yield GroupFile(int(match[2]), safetensors.safe_open(folder / match[0], framework=framework))
+
+
+def _tensor_files(folder: Path) -> list[str]:
+    """Return the files that the manifest names: what else lies in the folder was verified by nobody."""
+    return [name for name in json.loads((folder / MANIFEST).read_text())["files"] if name.endswith(TENSORS_SUFFIX)]
 
 
 def tensor_names(files: list[GroupFile]) -> list[str]:

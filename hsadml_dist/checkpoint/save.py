@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from hsadml_dist.checkpoint.files import Entry, sync_folder, write_bytes, write_tensors
 from hsadml_dist.checkpoint.layout import (
@@ -49,14 +50,14 @@ def write_checkpoint(
     """
     comm = comm or SoloComm()
     first, name = comm.topology.is_first, CheckpointName(state.progress.step, attempt.number)
-    temporary = temporary_of(run, name)
+    temporary, final = temporary_of(run, name), run.checkpoints / str(name)
     own = dict(own_files(state, first=first))
     needed = sum(comm.gather(sum(t.nbytes for group in own.values() for t in group.values())))
     try:
-        agree(comm, name, lambda: _begin(run, attempt, name, needed) if first else {})
-        written = agree(comm, name, lambda: {file: write_tensors(temporary / file, own[file]) for file in own})
+        agree(comm, final, lambda: _begin(run, attempt, name, needed) if first else {})
+        written = agree(comm, final, lambda: {file: write_tensors(temporary / file, own[file]) for file in own})
         files = {file: entry for one in written for file, entry in one.items()}
-        agree(comm, name, lambda: _commit(run, attempt, name, state.progress, files) if first else {})
+        agree(comm, final, lambda: _commit(run, attempt, name, state.progress, files) if first else {})
     except HsadmlError:
         if first:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -74,7 +75,7 @@ def own_files(state: TrainingState, *, first: bool) -> Iterator[tuple[str, Tenso
             yield file_name(group), tensors
 
 
-def agree(comm: Comm, name: CheckpointName, work: Callable[[], Entries]) -> list[Entries]:
+def agree(comm: Comm, checkpoint: Path, work: Callable[[], Entries]) -> list[Entries]:
     """Do this rank's work; return what all ranks' came to, or raise on all of them what failed on one."""
     try:
         answer: Entries | HsadmlError = work()
@@ -82,7 +83,9 @@ def agree(comm: Comm, name: CheckpointName, work: Callable[[], Entries]) -> list
         answer = fault
     except OSError as fault:
         reason = "no space left" if fault.errno == errno.ENOSPC else fault.strerror
-        answer = CheckpointError(f"{fault.filename or name}: checkpoint {name} cannot be written: {reason}")
+        answer = CheckpointError(
+            f"{fault.filename or checkpoint}: checkpoint {checkpoint.name} cannot be written: {reason}"
+        )
     answers: list[Entries | HsadmlError] = comm.gather(answer)
     for one in answers:
         if isinstance(one, HsadmlError):

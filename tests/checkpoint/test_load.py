@@ -1,3 +1,4 @@
+import hashlib
 import os
 import re
 import shutil
@@ -6,6 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from hsadml_dist.checkpoint import load
 from hsadml_dist.checkpoint.layout import CheckpointName
 from hsadml_dist.checkpoint.load import (
     choose_checkpoint,
@@ -45,12 +47,27 @@ def flip(path, place=-1):
     path.write_bytes(content)
 
 
+def replaced_by_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def committed_as(folder, manifest):
+    """Another manifest, whose COMMIT is right."""
+    (folder / "manifest.json").write_bytes(manifest)
+    (folder / "COMMIT").write_text(hashlib.sha256(manifest).hexdigest())
+
+
 DAMAGES = {
     "truncated": lambda folder: os.truncate(folder / "model.safetensors", 50),
     "a flipped byte": lambda folder: flip(folder / "centres.safetensors"),
     "a flipped byte of the header": lambda folder: flip(folder / "centres.safetensors", 3),
     "no COMMIT": lambda folder: (folder / "COMMIT").unlink(),
     "no manifest": lambda folder: (folder / "manifest.json").unlink(),
+    "a file that is a folder": lambda folder: replaced_by_folder(folder / "model.safetensors"),
+    "a manifest that is not JSON": lambda folder: committed_as(folder, b"{"),
+    "a manifest of another shape": lambda folder: committed_as(folder, b"[1]"),
+    "a folder that is a file": lambda folder: (shutil.rmtree(folder), folder.write_text("x")),
     "empty": lambda folder: [path.unlink() for path in folder.iterdir()],
 }
 
@@ -128,6 +145,20 @@ def test_inference_takes_the_newest_good_one(run, three, state):
     assert torch.equal(loaded.model["neck.bias"], state(20).groups["model"]["neck.bias"])
 
 
+def test_inference_looks_again_when_a_training_removes_what_it_reads(run, three, state, monkeypatch):
+    find = load.fault_in
+
+    def and_then_a_newer_one_replaces_it(folder):
+        fault = find(folder)
+        if folder == run.path(three[-1]):
+            shutil.rmtree(folder)
+            run.save(1, 40)
+        return fault
+
+    monkeypatch.setattr(load, "fault_in", and_then_a_newer_one_replaces_it)
+    assert load_inference_state(run.folder).name == CheckpointName(40, 1)
+
+
 def test_inference_without_any(run):
     with pytest.raises(CheckpointError, match="no checkpoint that verifies; train the run first"):
         load_inference_state(run.folder)
@@ -144,6 +175,40 @@ def test_foreign_weights_that_are_missing_or_of_another_format(tmp_path):
         read_weights(tmp_path / "w.pt")
     with pytest.raises(CheckpointError, match=r"none\.safetensors: the weights cannot be read: No such file"):
         read_weights(tmp_path / "none.safetensors")
+
+
+def test_files_that_the_manifest_does_not_name_are_not_opened(run, three):
+    folder = run.path(three[-1])
+    with open(folder / "huge.safetensors", "wb") as file:
+        file.truncate(2**40)  # a hole: no byte of it is on the disk
+    (folder / "centres.rows-0000000000-0000000003.safetensors").write_bytes(b"no tensors")
+    assert choose(run).name == three[-1]
+    assert read_checkpoint(run.folder, three[-1]).groups.keys() == {
+        "model",
+        "model_moments",
+        "centres",
+        "centres_moments",
+    }
+
+
+def test_a_checkpoint_under_another_name_is_passed_over(run, three):
+    shutil.copytree(run.path(three[0]), run.path(CheckpointName(99, 1)))
+    choice = choose(run)
+    assert choice.name == three[-1]
+    assert choice.passed_over == [(CheckpointName(99, 1), "rank 0: manifest.json is that of step 10, attempt 1")]
+
+
+def test_a_damaged_record_of_the_parent_is_named(run, three):
+    run.begin(2, three[0])
+    path = run.folder.attempt(2).parent
+    for text, said in (
+        ("{", "damaged"),
+        ('{"x": 1}', "damaged"),
+        ('{"checkpoint": "x"}', "'x' is no checkpoint's name"),
+    ):
+        path.write_text(text)
+        with pytest.raises(CheckpointError, match=f"parent.json: {said}"):
+            choose(run)
 
 
 def test_names_of_other_things_beside_checkpoints_do_no_harm(run, three):

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 
 import pytest
 
@@ -62,6 +63,55 @@ def test_a_layout_of_another_version_is_refused_by_number(folder):
     (folder / "manifest.json").write_bytes(manifest)
     (folder / "COMMIT").write_text(hashlib.sha256(manifest).hexdigest())
     assert fault_in(folder) == "layout 9 is unknown; this version reads layout 1"
+
+
+def rewritten(folder, **changes):
+    """A manifest with other content and the right COMMIT."""
+    record = json.loads((folder / "manifest.json").read_text()) | changes
+    manifest = json.dumps(record).encode()
+    (folder / "manifest.json").write_bytes(manifest)
+    (folder / "COMMIT").write_text(hashlib.sha256(manifest).hexdigest())
+
+
+ENTRY = {"bytes": 1, "sha256": "x"}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        None,
+        [],
+        {},
+        {"model.safetensors": ENTRY},
+        {"progress.json": None},
+        {"progress.json": {"bytes": "1", "sha256": "x"}},
+        {"progress.json": {"bytes": 1}},
+        {"progress.json": ENTRY, "../../secret": ENTRY},
+    ],
+)
+def test_a_manifest_of_another_shape_is_a_fault_and_no_traceback(folder, files):
+    rewritten(folder, files=files)
+    assert fault_in(folder).startswith("manifest.json ")
+
+
+def test_a_huge_commit_is_not_read_into_memory(folder):
+    with open(folder / "COMMIT", "wb") as file:
+        file.truncate(2**40)
+    assert fault_in(folder) == "manifest.json is not the one that was committed"
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(folder):
+    (folder / "model.safetensors").unlink()
+    os.mkfifo(folder / "model.safetensors")
+    assert fault_in(folder) == "model.safetensors is no plain file"
+
+
+def test_a_disk_error_while_reading_names_the_file(folder, monkeypatch):
+    def broken(file, algorithm):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(hashlib, "file_digest", broken)
+    assert fault_in(folder).endswith(".safetensors: Input/output error")
 
 
 def test_a_missing_folder(run):
