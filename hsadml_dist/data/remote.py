@@ -66,6 +66,8 @@ class Patience:
 
 
 PATIENCE = Patience()
+INDEX_PATIENCE = Patience(attempts=4)
+"""Less, since somebody waits for the command to begin."""
 
 
 def is_address(shards: str) -> bool:
@@ -232,7 +234,7 @@ def fetch_index(address: str, folder: Path) -> None:
     with _new_folder(folder) as new:
         for last in (False, True):
             for name in (INDEX_NAME, SAMPLES_NAME):
-                download(joined(address, name), new / name)
+                download(joined(address, name), new / name, INDEX_PATIENCE)
             try:
                 load_index(new, shown(address))
                 break

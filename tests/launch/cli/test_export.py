@@ -1,4 +1,3 @@
-from pathlib import Path
 
 import pytest
 
@@ -36,7 +35,7 @@ def test_by_default_the_file_is_in_the_run_folder(opened_run, asked, capsys, wor
 
 def test_the_suffix_chooses_the_format(opened_run, asked, tmp_path):
     assert cli.main(["export", str(opened_run), "--out", str(tmp_path / "a.onnx"), "--shards", "there"]) == 0
-    assert asked == [(tmp_path / "a.onnx", "onnx", Path("there"))]
+    assert asked == [(tmp_path / "a.onnx", "onnx", "there")]
 
 
 def test_packages_are_asked_for_before_any_work(opened_run, monkeypatch, capsys):
