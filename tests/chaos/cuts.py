@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from hsadml_dist.errors import ExitCode
 from hsadml_dist.run.folder import RunFolder
 from tests.chaos.calm import Grounds
-from tests.chaos.evidence import Fault, end_problems, loss_problems, lost_steps, redone_steps, verdict
+from tests.chaos.evidence import Fault, allowed_loss, end_problems, loss_problems, lost_steps, redone_steps, verdict
 from tests.chaos.training import EVERY, STEPS, Start, Stuck
 
 NOTICES = {"TERM": signal.SIGTERM, "USR2": signal.SIGUSR2}
@@ -88,7 +88,8 @@ def run_cut(grounds: Grounds, cut: Cut, draw: random.Random) -> Fault:
     attempts = job.attempts()
     lost, redone = sum(lost_steps(attempts)), redone_steps(attempts)
     problems += end_problems(codes[-1] if codes else -1, job.digest(), attempts, grounds.calm(cut.world))
-    problems += loss_problems(lost, 0 if cut.is_notice else EVERY)
+    allowed = 0 if cut.is_notice or not attempts else allowed_loss(attempts[0], EVERY)
+    problems += loss_problems(lost, allowed)
     outcome, detail = verdict(problems, "survived", f"went on from step {attempts[-1].parent}")
     return Fault(
         kind=cut.kind,
@@ -101,6 +102,7 @@ def run_cut(grounds: Grounds, cut: Cut, draw: random.Random) -> Fault:
             "ranks": cut.world,
             "workers": cut.workers,
             "lost": lost,
+            "allowed": allowed,
             "redone": redone,
             "seconds": round(time.monotonic() - began, 1),
         },
@@ -177,7 +179,7 @@ def _aftermath(cut: Cut, start: Start, code: int) -> list[str]:
         problems.append("no half-written checkpoint is left: the save was over before the cut")
     if cut.when == "evaluation":
         allowed |= {ExitCode.DONE} if cut.is_notice else set()
-        if last is None or (not cut.is_notice and "finished" in last.events):
+        if last is None or (not cut.is_notice and "finished" in dict(last.events)):
             problems.append("the evaluation was over before the cut")
     if code not in allowed:
         problems.append(f"the cut start ended with exit code {code}, not {sorted(map(int, allowed))}")

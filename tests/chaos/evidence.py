@@ -19,6 +19,11 @@ Outcome = Literal["survived", "clear_error", "lost"]
 CLEAR_CODES = (1, 2, 70, 75)
 NO_COMPLAINT = re.compile(r"step \d+/\d+  loss .*")
 """Lines on stderr that only say how far the training is."""
+CONSEQUENCE = re.compile(
+    r"hsadml: rank \d+ (ended with exit code \d+|did not stop in time and was killed)"
+    r"|hsadml: rank \d+: another rank is gone or hangs, .*"
+)
+"""What launcher and peers add, a line each, about the end of a rank that has said why itself."""
 SHOWN = 3
 
 
@@ -31,14 +36,14 @@ class Attempt:
         parent: Step of the checkpoint that it went on from, 0 for none; None: it ended before it chose.
         steps: Steps of its metrics rows, in the order of the file.
         ledger: (step, keys) of its ledger rows, in the order of the file.
-        events: Names of its events, in the order of the file.
+        events: (name, step) of its events, in the order of the file.
     """
 
     number: int
     parent: int | None
     steps: tuple[int, ...]
     ledger: tuple[tuple[int, tuple[str, ...]], ...] = ()
-    events: tuple[str, ...] = ()
+    events: tuple[tuple[str, int], ...] = ()
 
     @property
     def reached(self) -> int:
@@ -97,6 +102,17 @@ def lost_steps(attempts: Sequence[Attempt]) -> list[int]:
     return [before.reached - (after.parent or 0) for before, after in itertools.pairwise(started)]
 
 
+def allowed_loss(attempt: Attempt, every: int) -> int:
+    """Return how many steps an attempt that was killed may lose: one interval.
+
+    Where a save was under way beside the steps, those done meanwhile come on top: the interval counts from the newest
+    checkpoint that could have been there.
+    """
+    due = attempt.reached // every * every
+    saved = {step for event, step in attempt.events if event == "checkpoint"} | {attempt.parent or 0, 0}
+    return every if due in saved else every + attempt.reached - due
+
+
 def redone_steps(attempts: Iterable[Attempt]) -> int:
     """Return how many rows are about a step that another row is about too."""
     steps = [step for attempt in attempts for step in attempt.steps]
@@ -137,13 +153,23 @@ def _attempt_problems(attempt: Attempt, calm: Calm) -> Iterable[str]:
 
 
 def words_problem(stderr: str) -> str | None:
-    """Return why what was said on stderr is not one clear line, or None if it is."""
-    lines = complaints(stderr)
-    if any(line.startswith("Traceback") for line in lines):
+    """Return why what was said on stderr is not one clear line about the cause, or None if it is.
+
+    Beside it, each of launcher and peers may add one line of a known form about the end of other ranks.
+    """
+    if has_traceback(stderr):
+        lines = stderr.splitlines()
         return f"a traceback on stderr, {len(lines)} lines, the last: {lines[-1]}"
-    if len(lines) != 1:
-        return f"{len(lines)} lines on stderr, not 1: " + " | ".join(lines[: 2 * SHOWN])
+    lines = complaints(stderr)
+    causes = [line for line in lines if not CONSEQUENCE.fullmatch(line)]
+    if len(causes) != 1:
+        return f"{len(causes)} lines about the cause on stderr, not 1: " + " | ".join(lines[: 2 * SHOWN])
     return None
+
+
+def has_traceback(stderr: str) -> bool:
+    """Whether a traceback was written."""
+    return any(line.startswith("Traceback") for line in stderr.splitlines())
 
 
 def complaints(stderr: str) -> list[str]:
@@ -166,6 +192,14 @@ def end_problems(exit_code: int, digest: str, attempts: Sequence[Attempt], calm:
     if digest != calm.digest:
         problems.append(f"digest {digest[:12]}, not the calm run's {calm.digest[:12]}")
     return problems + ledger_problems(attempts, calm)
+
+
+def snapshot_problems(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    """Return what differs between two looks at a folder, each a digest by path."""
+    changed = sorted(path for path in before.keys() & after.keys() if before[path] != after[path])
+    problems = [f"{path} has changed" for path in changed]
+    problems += [f"{path} is new" for path in sorted(after.keys() - before.keys())]
+    return problems + [f"{path} is gone" for path in sorted(before.keys() - after.keys())]
 
 
 def loss_problems(lost: int, allowed: int) -> list[str]:

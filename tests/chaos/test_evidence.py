@@ -11,6 +11,7 @@ from tests.chaos.evidence import (
     Attempt,
     Calm,
     Fault,
+    allowed_loss,
     as_document,
     clear_error_problems,
     end_problems,
@@ -19,6 +20,7 @@ from tests.chaos.evidence import (
     loss_problems,
     lost_steps,
     redone_steps,
+    snapshot_problems,
     verdict,
     words_problem,
 )
@@ -60,6 +62,23 @@ def test_an_attempt_that_ended_before_it_chose_a_checkpoint_loses_nothing_and_hi
 def test_an_attempt_that_did_no_step_after_its_checkpoint_loses_none() -> None:
     idle = Attempt(number=2, parent=3, steps=())
     assert lost_steps([attempt(1, 0, 3), idle, attempt(3, 3, 6)]) == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("last", "saved", "allowed"),
+    [(7, (), 4 + 3), (7, (4,), 4), (3, (), 4), (8, (4,), 4), (9, (4,), 5), (9, (4, 8), 4)],
+)
+def test_a_killed_attempt_may_lose_an_interval_and_what_was_done_during_a_save(
+    last: int, saved: tuple[int, ...], allowed: int
+) -> None:
+    killed = Attempt(
+        number=1, parent=0, steps=tuple(range(1, last + 1)), events=tuple(("checkpoint", step) for step in saved)
+    )
+    assert allowed_loss(killed, 4) == allowed
+
+
+def test_a_killed_attempt_that_went_on_from_a_checkpoint_owes_no_other_at_that_step() -> None:
+    assert allowed_loss(Attempt(number=2, parent=8, steps=(9, 10)), 4) == 4
 
 
 def test_a_lost_step_beyond_what_is_allowed_is_found() -> None:
@@ -120,6 +139,15 @@ def test_one_line_is_clear_and_progress_is_no_complaint() -> None:
     assert words_problem("step 5/24  loss 1.2043  310 samples/s\nhsadml: data-0001.tar: sample x: damaged\n") is None
 
 
+def test_launcher_and_peers_may_add_a_line_of_a_known_form() -> None:
+    cause = "hsadml: rank 1: data-0001.tar: sample x: damaged\n"
+    peer = "hsadml: rank 0: another rank is gone or hangs, noticed at step 5 (stage vote): connection closed\n"
+    launcher = "hsadml: rank 1 ended with exit code 1\n"
+    assert words_problem(cause + peer + launcher) is None
+    assert words_problem(peer + launcher), "nobody says why"
+    assert words_problem(cause + peer + launcher + "something else\n")
+
+
 @pytest.mark.parametrize("stderr", ["", TRACEBACK, "one\ntwo\n", "hsadml: damaged\n" + TRACEBACK])
 def test_silence_several_lines_and_tracebacks_are_not_clear(stderr: str) -> None:
     assert words_problem(stderr)
@@ -132,6 +160,12 @@ def test_a_clear_error_has_its_exit_code_and_names_what_it_must() -> None:
     assert clear_error_problems(-9, line) == ["exit code -9, not one of (1, 2, 70, 75)"]
     assert clear_error_problems(1, line, names=("data-0002.tar",)) == ["'data-0002.tar' is not named on stderr"]
     assert "traceback" in clear_error_problems(70, TRACEBACK)[0]
+
+
+def test_any_change_of_a_folder_is_found() -> None:
+    before = {"a": "1", "b": "2"}
+    assert snapshot_problems(before, dict(before)) == []
+    assert snapshot_problems(before, {"a": "3", "c": "4"}) == ["a has changed", "c is new", "b is gone"]
 
 
 def test_any_problem_makes_a_fault_lost() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hsadml_dist.checkpoint.digest import run_digest
 from hsadml_dist.checkpoint.layout import parents
@@ -26,7 +28,7 @@ SECONDS = 240.0
 """Longest wait for anything: a machine may be busy, a hang is longer."""
 LOOK_SECONDS = 0.005
 
-STEPS, EVERY = 24, 8
+STEPS, EVERY = 40, 8
 SETTINGS = (
     "model.name=resnet_gn_tiny",
     "model.embedding_dim=16",
@@ -140,9 +142,13 @@ class Start:
         self.wait(lambda: self.step() >= step, f"step {step}")
         return self.step()
 
+    def events(self, event: str, step: int | None = None) -> list[dict[str, Any]]:
+        """Return this start's events of one kind, of one step or of all."""
+        return [row for row in read_rows(self._own.events) if row["event"] == event and step in (None, row["step"])]
+
     def wait_for_event(self, event: str, step: int | None = None) -> None:
         """Return as soon as an event, of a step, is recorded by this start."""
-        self.wait(lambda: any(row["event"] == event and step in (None, row["step"]) for row in self._events), event)
+        self.wait(lambda: bool(self.events(event, step)), event)
 
     def wait(self, happened: Callable[[], bool], what: str, within: float = SECONDS) -> None:
         """Return as soon as ``happened``; ``what`` names it if it does not."""
@@ -162,7 +168,7 @@ class Start:
 
     def worker_pids(self, rank: int) -> list[int]:
         """Return the process ids of a rank's loader workers."""
-        return children(self.rank_pids()[rank])
+        return [pid for pid in children(self.rank_pids()[rank]) if _is_worker(pid)]
 
     def exit_code(self, within: float = SECONDS) -> int:
         """Wait for the end and return the launcher's exit code."""
@@ -180,10 +186,6 @@ class Start:
     @property
     def _own(self):
         return RunFolder(self.job.run).attempt(self.before + 1)
-
-    @property
-    def _events(self) -> list[dict[str, object]]:
-        return list(read_rows(self._own.events))
 
     def _ranks(self) -> dict[int, int]:
         found = {}
@@ -203,6 +205,15 @@ def children(pid: int) -> list[int]:
         return []
 
 
+def _is_worker(pid: int) -> bool:
+    """Whether a rank's child is a loader worker: deaf to TERM, and unlike the rank's watcher not to HUP."""
+    with contextlib.suppress(OSError):
+        (ignored,) = re.findall(r"^SigIgn:\s*(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+        deaf = {number for number in (signal.SIGTERM, signal.SIGHUP) if int(ignored, 16) >> (number - 1) & 1}
+        return deaf == {signal.SIGTERM}
+    return False
+
+
 def _attempt(run: Path, number: int) -> Attempt:
     folder = RunFolder(run).attempt(number)
     chosen = parents(RunFolder(run))
@@ -212,7 +223,7 @@ def _attempt(run: Path, number: int) -> Attempt:
         parent=None if number not in chosen else parent.step if parent else 0,
         steps=tuple(row["step"] for row in read_rows(folder.metrics)),
         ledger=tuple((row["step"], tuple(row["keys"])) for row in read_rows(folder.ledger)),
-        events=tuple(row["event"] for row in read_rows(folder.events)),
+        events=tuple((row["event"], row["step"]) for row in read_rows(folder.events)),
     )
 
 

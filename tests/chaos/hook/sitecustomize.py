@@ -4,14 +4,21 @@ Python imports a module of this name at its start where it lies on PYTHONPATH. W
 ``HSADML_CHAOS_SWITCHES`` names, nothing is changed.
 
 Files in that folder: ``slow-disk`` holds the seconds that every ``os.fsync`` takes longer; ``clock`` the seconds that
-``time.time`` is ahead.
+``time.time`` is ahead; ``nonfinite`` the key of a sample whose image is not a number.
 """
 
 from __future__ import annotations
 
+import importlib.abc
+import importlib.machinery
+import importlib.util
 import os
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 SWITCHES = os.environ.get("HSADML_CHAOS_SWITCHES")
 
@@ -42,6 +49,38 @@ def _let_the_clock_jump(switch: Path) -> None:
     time.time = jumping
 
 
+class _SpoilsBatches(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports the loader's module as ever, and then wraps how it delivers batches."""
+
+    MODULE = "hsadml_dist.data.loader"
+
+    def __init__(self, switch: Path) -> None:
+        self._switch = switch
+        self._found: importlib.machinery.ModuleSpec | None = None
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != self.MODULE or self._found is not None:
+            return None
+        self._found = importlib.machinery.PathFinder.find_spec(fullname, path)
+        return importlib.util.spec_from_loader(fullname, self, origin=self._found.origin)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._found.loader.exec_module(module)
+        deliver, switch = module.Loader.next, self._switch
+
+        def spoilt(loader: Any, *arguments: Any) -> Any:
+            batch = deliver(loader, *arguments)
+            key = switch.read_text() if batch is not None and switch.exists() else None
+            if key is not None and key in batch.keys:
+                batch.image[batch.keys.index(key)] = float("nan")
+            return batch
+
+        module.Loader.next = spoilt
+
+
 if SWITCHES:
+    sys.meta_path.insert(0, _SpoilsBatches(Path(SWITCHES) / "nonfinite"))
     _slow_down_the_disk(Path(SWITCHES) / "slow-disk")
     _let_the_clock_jump(Path(SWITCHES) / "clock")

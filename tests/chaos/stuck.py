@@ -1,0 +1,131 @@
+"""Faults of processes that neither work nor end: stopped for good, or stopped and woken too late."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Iterable, Sequence
+
+from hsadml_dist.errors import ExitCode
+from hsadml_dist.run.folder import RunFolder
+from tests.chaos.calm import Grounds
+from tests.chaos.evidence import Fault, clear_error_problems, snapshot_problems
+from tests.chaos.tour import ENDS_WITHIN, Entry, Tour, last_line, snapshot, tour
+from tests.chaos.training import Start, Stuck
+
+TIME_OUT = 6
+"""Seconds that a step may take; steps take a hundredth of it."""
+REPORT_WITHIN = 2.0
+"""Seconds after the time-out within which a hang must be told."""
+LONG_AGO = 3600.0
+
+
+def hangs(grounds: Grounds, draw: random.Random) -> Iterable[Fault]:
+    """Two ranks, of which one stops for good: its peer must end the run and name it."""
+    trip = tour(grounds, draw, 2, 1, f"run.step_timeout_seconds={TIME_OUT}")
+    trip.stop()
+    for kind, rank in (("hung rank 1", 1), ("hung rank 0", 0)):
+        hung(trip, kind, rank)
+    hung_worker(trip)
+    return trip.finish()
+
+
+def too_late(grounds: Grounds, draw: random.Random) -> Iterable[Fault]:
+    """All ranks paused and given up; they wake when their successor is under way, or when it has ended."""
+    trip = tour(grounds, draw, 2, 0)
+    trip.stop()
+    woken(trip, while_running=True)
+    woken(trip, while_running=False)
+    return trip.finish()
+
+
+def hung(trip: Tour, kind: str, rank: int) -> None:
+    """SIGSTOP for good."""
+    with trip.fault(kind, good="clear_error") as entry, trip.started() as start:
+        entry.step = start.wait_for_step(trip.next_step(3))
+        stop_and_time(trip, entry, start, start.rank_pids()[rank])
+        trip.expect_clear_error(entry, start, f"rank {rank}")
+        trip.expect_loss(entry)
+
+
+def hung_worker(trip: Tour) -> None:
+    """SIGSTOP for good of a loader worker."""
+    with trip.fault("hung loader worker", good="clear_error") as entry, trip.started() as start:
+        entry.step = start.wait_for_step(trip.next_step(3))
+        rank = trip.draw.randrange(2)
+        stop_and_time(trip, entry, start, start.worker_pids(rank)[0])
+        trip.expect_clear_error(entry, start, f"rank {rank}")
+        trip.expect_loss(entry)
+
+
+def stop_and_time(trip: Tour, entry: Entry, start: Start, pid: int) -> None:
+    """Stop a process for good and measure how long it takes until somebody says so."""
+    entry.pids = (pid,)
+    os.kill(pid, signal.SIGSTOP)
+    stopped = time.monotonic()
+    start.wait(lambda: "hang" in start.stderr, "the hang is told", TIME_OUT + ENDS_WITHIN)
+    entry.figures["told_after"] = round(time.monotonic() - stopped, 2)
+    if entry.figures["told_after"] > TIME_OUT + REPORT_WITHIN:
+        entry.problems.append(f"told after {entry.figures['told_after']} s, with a time-out of {TIME_OUT} s")
+    trip.note_end(entry, start)
+    trip.expect_code(entry, ExitCode.INTERNAL)
+
+
+def woken(trip: Tour, *, while_running: bool) -> None:
+    """Pause all of an attempt, let another one take over, and wake the first: it may harm nobody."""
+    moment = "while its successor runs" if while_running else "after its successor has stopped"
+    with trip.fault(f"paused ranks that wake {moment}") as entry, trip.started() as old:
+        entry.step = old.wait_for_step(trip.next_step(3))
+        ranks = old.rank_pids()
+        entry.pids = (*ranks, old.process.pid)
+        signal_all(entry.pids, signal.SIGSTOP)
+        trip.expect_loss(entry)
+        # Its silence of a minute, by the clock of the file server, is made up here.
+        heartbeat = RunFolder(trip.job.run).attempts()[-1].heartbeat
+        os.utime(heartbeat, (time.time() - LONG_AGO, time.time() - LONG_AGO))
+        with trip.started() as new:
+            new.wait_for_step(1)
+            if while_running:
+                wake(trip, entry, old)
+            new.process.terminate()
+            trip.note_end(entry, new)
+            trip.expect_code(entry, ExitCode.STOPPED)
+        if not while_running:
+            wake(trip, entry, old)
+
+
+def wake(trip: Tour, entry: Entry, old: Start) -> None:
+    """Let the paused go on; they must end by themselves, with one line, and write nothing that others read."""
+    run = RunFolder(trip.job.run)
+    mine = run.attempt(old.before + 1).number
+    before = _kept(run, mine)
+    signal_all(entry.pids, signal.SIGCONT)
+    code = old.exit_code(ENDS_WITHIN)
+    entry.codes.append(code)
+    entry.problems += clear_error_problems(code, old.stderr)
+    entry.detail.append(last_line(old.stderr))
+    if code != ExitCode.HELD:
+        entry.problems.append(f"the woken ranks' exit code is {code}, not {int(ExitCode.HELD)}")
+    entry.problems += [text for text in snapshot_problems(before, _kept(run, mine)) if "is new" not in text]
+    new = sorted(_kept(run, mine).keys() - before.keys())
+    entry.problems += [f"the woken ranks wrote {path}" for path in new if f"attempt-{mine:04d}" in path]
+
+
+def _kept(run: RunFolder, mine: int) -> dict[str, str]:
+    """Return what lies in the run folder and only grows or changes by a living later attempt's own hand."""
+    found = snapshot(run.checkpoints) if run.checkpoints.exists() else {}
+    return {path: digest for path, digest in found.items() if not path.startswith(".")}
+
+
+def signal_all(pids: Sequence[int], number: int) -> None:
+    """Send a signal to processes that may be gone."""
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError as fault:
+            raise Stuck(f"process {pid} is gone") from fault
+
+
+STORIES = (hangs, too_late)
