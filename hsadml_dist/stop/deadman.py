@@ -1,10 +1,9 @@
 """A process beside the rank that ends it when it can no longer do so itself.
 
 A thread of the rank watches its steps, but no thread runs while C code keeps Python's interpreter lock. This process
-hears from that thread several times a second how many seconds are left. It counts them down when nothing more comes,
-says what the rank had prepared for the case, and ends the rank by SIGABRT, on which faulthandler writes the stacks of
-all threads without asking for the lock. Time during which the rank is stopped (SIGSTOP, a suspended job) does not
-count.
+reads in shared memory where the rank is, counts the seconds by itself, and a little after the thread's turn has passed
+it says what hangs and ends the rank by SIGABRT, on which faulthandler writes the stacks of all threads without asking
+for the lock. Time during which the rank is stopped (SIGSTOP, a suspended job) does not count.
 """
 
 from __future__ import annotations
@@ -12,65 +11,73 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import mmap
 import os
 import select
 import signal
+import struct
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+from hsadml_dist.run.events import event_row
+from hsadml_dist.run.folder import AttemptFolder
 from hsadml_dist.run.processes import stat_fields
 from hsadml_dist.run.rows import RowWriter
+from hsadml_dist.run.signs import STAGES, Mark
 
 TICK_SECONDS = 0.25
 GRACE_SECONDS = 1.25
-"""Time beyond the limit for a rank that can still end by itself to say more than this process knows."""
+"""Time beyond the limit for a rank that can still end by itself, and say more than this process knows."""
 LONGEST_TICK = 1.0
+"""A longer gap between two looks means that this process was stopped, most likely with the rank."""
 PR_SET_PDEATHSIG = 1
-LARGEST_MESSAGE = 4096
-"""Up to this size (PIPE_BUF) a pipe takes a message whole or not at all."""
+STATE = struct.Struct("=qqqd")
+"""In shared memory: number of the piece of work, step, stage, seconds that the piece may take (0: any)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Will:
-    """What is to be done if no further message comes.
+class Facts:
+    """What the watcher must know to speak for the rank.
 
     Attributes:
-        left: Seconds until then.
-        line: What is said on stderr.
-        events: The file that ``event`` is appended to; None: other ranks record it.
-        event: The row, but for its time.
+        rank: Whom it watches.
+        attempt: The attempt's folder.
+        alone: Whether there are no peers who would record the hang.
+        job: Slurm's job id.
+        restart: Slurm's restart count.
     """
 
-    left: float
-    line: str
-    events: str | None
-    event: dict[str, Any]
+    rank: int
+    attempt: str
+    alone: bool
+    job: str | None
+    restart: int
 
 
 class Deadman:
     """This process's watcher; to be started before there are threads."""
 
     def __init__(self) -> None:
+        self._state = mmap.mmap(-1, STATE.size)
         heard, self._said = os.pipe()
-        os.set_blocking(self._said, False)
         parent = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
             os.close(self._said)
-            _watch(parent, heard)
+            _watch(parent, heard, self._state)
         os.close(heard)
 
-    def tell(self, will: Will) -> None:
-        """Replace what was told before."""
-        message = json.dumps(asdict(will)).encode() + b"\n"
-        # A watcher that is itself stopped takes nothing in, one that was killed is no reason to fail.
-        with contextlib.suppress(BlockingIOError, BrokenPipeError):
-            if len(message) <= LARGEST_MESSAGE:
-                os.write(self._said, message)
+    def introduce(self, facts: Facts) -> None:
+        """Tell whom it watches; before this it does nothing."""
+        with contextlib.suppress(BrokenPipeError):  # somebody killed it: no reason to fail
+            os.write(self._said, json.dumps(asdict(facts)).encode())
+
+    def note(self, mark: Mark, allowed: float) -> None:
+        """Say where the rank is, and how many seconds it may stay there (0: any)."""
+        STATE.pack_into(self._state, 0, mark.span, mark.step, STAGES.index(mark.stage), allowed)
 
     def close(self) -> None:
         """End the watcher."""
@@ -78,6 +85,7 @@ class Deadman:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
         os.close(self._said)
+        self._state.close()
 
 
 @contextlib.contextmanager
@@ -91,44 +99,43 @@ def standing_by(wanted: bool) -> Iterator[Deadman | None]:
             deadman.close()
 
 
-def _watch(parent: int, heard: int) -> None:
+def _watch(parent: int, heard: int, state: mmap.mmap) -> None:
     """Be the watcher; never returns."""
     # The rank's handlers mean the rank. PDEATHSIG: whatever ends the rank ends this process in the same moment.
     for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     try:
-        will = _last_will(parent, heard)
-        if will is not None and os.getppid() == parent:
-            _carry_out(will, parent)
+        facts = _introduced(heard)
+        if facts is not None and _overruns(parent, state):
+            _speak(facts, state)
+            _end(parent)
     finally:
         os._exit(0)
 
 
-def _last_will(parent: int, heard: int) -> Will | None:
-    """Return the will whose time has come; None: the rank has gone."""
-    will: Will | None = None
-    left = before = 0.0
+def _introduced(heard: int) -> Facts | None:
+    """Wait for the rank to say who it is; None: it has gone."""
+    select.select([heard], [], [])
+    data = os.read(heard, select.PIPE_BUF)
+    return Facts(**json.loads(data)) if data else None
+
+
+def _overruns(parent: int, state: mmap.mmap) -> bool:
+    """Wait until the rank overruns (true), or has gone (false)."""
+    last, spent, before = -1, 0.0, time.monotonic()
     while os.getppid() == parent:
-        ready = select.select([heard], [], [], TICK_SECONDS)[0]
+        time.sleep(TICK_SECONDS)
         now = time.monotonic()
-        passed, before = now - before, now
-        if ready:
-            will = _newest(os.read(heard, 2**20))
-            if will is None:
-                return None
-            left = will.left
-        elif will is not None and not _is_stopped(parent):
-            # A long gap between two looks means that this process was stopped, most likely with the rank.
-            left -= min(passed, LONGEST_TICK)
-            if left < -GRACE_SECONDS:
-                return will
-    return None
-
-
-def _newest(data: bytes) -> Will | None:
-    lines = data.splitlines()
-    return Will(**json.loads(lines[-1])) if lines else None
+        passed, before = min(now - before, LONGEST_TICK), now
+        span, _, _, allowed = STATE.unpack_from(state, 0)
+        if span != last:
+            last, spent = span, 0.0
+        elif not _is_stopped(parent):
+            spent += passed
+        if 0 < allowed < spent - GRACE_SECONDS:
+            return True
+    return False
 
 
 def _is_stopped(pid: int) -> bool:
@@ -136,13 +143,30 @@ def _is_stopped(pid: int) -> bool:
     return fields is None or fields[0] in "tTZX"
 
 
-def _carry_out(will: Will, parent: int) -> None:
+def _speak(facts: Facts, state: mmap.mmap) -> None:
+    """Say and record for the rank what it cannot."""
+    _, step, stage, allowed = STATE.unpack_from(state, 0)
+    attempt = AttemptFolder(Path(facts.attempt))
+    reason = f"rank {facts.rank} lets no Python code run in stage {STAGES[stage]} of step {step}"
     with contextlib.suppress(OSError):
-        sys.stderr.write(will.line + "\n")
+        sys.stderr.write(f"hsadml: rank {facts.rank}: {headline(step, STAGES[stage], allowed)}: {reason}; ")
+        sys.stderr.write(f"stacks in {attempt.log(facts.rank)}\n")
         sys.stderr.flush()
-    with contextlib.suppress(OSError):
-        if will.events is not None:
-            RowWriter(Path(will.events)).write({**will.event, "time": time.time()})
-    os.kill(parent, signal.SIGABRT)
+    if facts.alone:
+        detail = {"ranks": [facts.rank], "stage": STAGES[stage], "seconds": allowed, "told_by": facts.rank}
+        row = event_row(attempt, facts.job, facts.restart, "hang", max(0, step - 1), **detail, reason=reason)
+        with contextlib.suppress(OSError):
+            RowWriter(attempt.events).write(row)
+
+
+def _end(parent: int) -> None:
+    if os.getppid() == parent:
+        os.kill(parent, signal.SIGABRT)
     time.sleep(1.0)
-    os.kill(parent, signal.SIGKILL)  # it is in a call that SIGABRT does not end, or writes a large core file
+    if os.getppid() == parent:  # it is in a call that SIGABRT does not end, or writes a large core file
+        os.kill(parent, signal.SIGKILL)
+
+
+def headline(step: int, stage: str, seconds: float) -> str:
+    """Return what every message on a hang begins with."""
+    return f"hang: step {step} has not ended after {seconds:.0f} s (stage {stage}; run.step_timeout_seconds)"

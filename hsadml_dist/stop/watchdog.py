@@ -8,7 +8,6 @@ import os
 import sys
 import threading
 import time
-from typing import Any
 
 from hsadml_dist.config.run import RunConfig
 from hsadml_dist.errors import ExitCode
@@ -17,7 +16,7 @@ from hsadml_dist.run.events import event_row
 from hsadml_dist.run.heartbeat import Signs
 from hsadml_dist.run.rows import RowWriter
 from hsadml_dist.run.signs import Mark, Seen, Stage, Whereabouts, read_signs
-from hsadml_dist.stop.deadman import Deadman, Will
+from hsadml_dist.stop.deadman import Deadman, Facts, headline
 from hsadml_dist.stop.hang import described, hanging, reporter
 
 TICK_SECONDS = 0.25
@@ -42,8 +41,12 @@ class Watch:
         """
         self._where = Whereabouts()
         self._signs = Signs(entry.attempt, entry.comm.topology.rank, self._where)
-        limit = settings.step_timeout_seconds
-        self._dog = Watchdog(entry, self._where, self._signs, limit, deadman) if limit else None
+        self._limit = settings.step_timeout_seconds
+        self._dog = Watchdog(entry, self._where, self._signs, self._limit) if self._limit else None
+        self._deadman = deadman if self._limit else None
+        if self._deadman is not None:
+            self._deadman.introduce(_facts(entry))
+            self.at(0, "start")
 
     @property
     def place(self) -> str:
@@ -53,6 +56,9 @@ class Watch:
     def at(self, step: int, stage: Stage) -> None:
         """Note that ``stage`` of ``step`` begins."""
         self._where.at(step, stage)
+        if self._deadman is not None and self._limit is not None:
+            mark = self._where.mark
+            self._deadman.note(mark, allowed_for(mark, self._limit))
 
     def let_report(self) -> None:
         """Wait for the end of the process if the watchdog is about to bring it about; return at once otherwise."""
@@ -61,6 +67,8 @@ class Watch:
 
     def close(self) -> None:
         """Stop signs and watchdog."""
+        if self._deadman is not None:
+            self._deadman.note(self._where.mark, 0.0)
         if self._dog is not None:
             self._dog.close()
         self._signs.close()
@@ -69,8 +77,8 @@ class Watch:
 class Watchdog:
     """A thread that counts the seconds of the present step."""
 
-    def __init__(self, entry: Entry, where: Whereabouts, signs: Signs, limit: float, deadman: Deadman | None) -> None:
-        self._entry, self._where, self._signs, self._limit, self._deadman = entry, where, signs, limit, deadman
+    def __init__(self, entry: Entry, where: Whereabouts, signs: Signs, limit: float) -> None:
+        self._entry, self._where, self._signs, self._limit = entry, where, signs, limit
         self._rank = entry.comm.topology.rank
         self._log = entry.attempt.log(self._rank)
         self._over, self._barking = threading.Event(), threading.Event()
@@ -84,7 +92,7 @@ class Watchdog:
             self._thread.join()
 
     def close(self) -> None:
-        """Stop; the deadman is told to wait for ever."""
+        """Stop."""
         self._over.set()
         self._thread.join()
 
@@ -94,11 +102,8 @@ class Watchdog:
             now, mark = time.monotonic(), self._where.mark
             spent = spent + min(now - before, LONGEST_TICK) if mark.span == span else 0.0
             span, before = mark.span, now
-            allowed = self._limit * (SLOW_FACTOR if mark.slow else 1)
-            if spent >= allowed:
+            if spent >= allowed_for(mark, self._limit):
                 self._bark(mark, spent)
-            self._tell(mark, allowed - spent)
-        self._tell(self._where.mark, 1e9)
 
     def _bark(self, mark: Mark, spent: float) -> None:
         """Say what hangs and end the process."""
@@ -110,42 +115,44 @@ class Watchdog:
             ranks = read_signs(self._entry.attempt, self._entry.comm.topology.world_size, self._rank)
             self._report(mark, spent, ranks)
         except OSError as fault:
-            sys.stderr.write(f"hsadml: rank {self._rank}: {_headline(mark, spent)}; no more can be said: {fault}\n")
+            self._say(mark, spent, f"the run folder cannot be read: {fault}")
         finally:
             sys.stderr.flush()
             os._exit(ExitCode.INTERNAL)
 
     def _write_stacks(self, mark: Mark, spent: float) -> None:
         with contextlib.suppress(OSError), self._log.open("a", encoding="utf-8") as file:
-            file.write(f"{_headline(mark, spent)}; the stacks of all threads:\n")
+            file.write(f"{headline(mark.step, mark.stage, spent)}; the stacks of all threads:\n")
             file.flush()
             faulthandler.dump_traceback(file, all_threads=True)
 
     def _report(self, mark: Mark, spent: float, ranks: list[Seen]) -> None:
         named = hanging(ranks)
         text = "; ".join(described(one) for one in named)
-        sys.stderr.write(f"hsadml: rank {self._rank}: {_headline(mark, spent)}: {text}; stacks in {self._log}\n")
+        self._say(mark, spent, f"{text}; stacks in {self._log}")
         if reporter(ranks) == self._rank:
-            detail = self._detail(mark, spent) | {"ranks": [one.rank for one in named], "reason": text}
-            RowWriter(self._entry.attempt.events).write(self._event(mark, detail))
+            self._record(mark, spent, [one.rank for one in named], text)
 
-    def _tell(self, mark: Mark, left: float) -> None:
-        if self._deadman is None:
-            return
-        reason = f"rank {self._rank} lets no Python code run, in stage {mark.stage} of step {mark.step}"
-        line = f"hsadml: rank {self._rank}: {_headline(mark, self._limit)}: {reason}; stacks in {self._log}"
-        alone = self._entry.comm.topology.world_size == 1  # with peers, one of them records it
-        detail = self._detail(mark, self._limit) | {"ranks": [self._rank], "reason": reason}
-        events = str(self._entry.attempt.events) if alone else None
-        self._deadman.tell(Will(left=left, line=line, events=events, event=self._event(mark, detail)))
+    def _say(self, mark: Mark, spent: float, text: str) -> None:
+        sys.stderr.write(f"hsadml: rank {self._rank}: {headline(mark.step, mark.stage, spent)}: {text}\n")
 
-    def _detail(self, mark: Mark, spent: float) -> dict[str, Any]:
-        return {"stage": mark.stage, "seconds": round(spent, 2), "told_by": self._rank}
-
-    def _event(self, mark: Mark, detail: dict[str, Any]) -> dict[str, Any]:
-        holder = self._entry.holder
-        return event_row(self._entry.attempt, holder.job, holder.restart, "hang", max(0, mark.step - 1), **detail)
+    def _record(self, mark: Mark, spent: float, ranks: list[int], reason: str) -> None:
+        attempt, holder = self._entry.attempt, self._entry.holder
+        detail = {"ranks": ranks, "stage": mark.stage, "seconds": round(spent, 2), "told_by": self._rank}
+        row = event_row(attempt, holder.job, holder.restart, "hang", max(0, mark.step - 1), **detail, reason=reason)
+        RowWriter(attempt.events).write(row)
 
 
-def _headline(mark: Mark, spent: float) -> str:
-    return f"hang: step {mark.step} has not ended after {spent:.0f} s (stage {mark.stage}; run.step_timeout_seconds)"
+def allowed_for(mark: Mark, limit: float) -> float:
+    """Return the seconds that the piece of work at ``mark`` may take, where a step may take ``limit``."""
+    return limit * (SLOW_FACTOR if mark.slow else 1)
+
+
+def _facts(entry: Entry) -> Facts:
+    return Facts(
+        rank=entry.comm.topology.rank,
+        attempt=str(entry.attempt.path),
+        alone=entry.comm.topology.world_size == 1,
+        job=entry.holder.job,
+        restart=entry.holder.restart,
+    )
