@@ -1,4 +1,5 @@
 import logging
+import math
 import signal
 from dataclasses import replace
 
@@ -15,11 +16,13 @@ from hsadml_dist.config.evaluation import EvaluationConfig
 from hsadml_dist.config.model import ModelConfig
 from hsadml_dist.config.run import RunConfig
 from hsadml_dist.config.train import TrainConfig
-from hsadml_dist.errors import CheckpointError, ConfigError, ExitCode
+from hsadml_dist.engine.learner import Learner
+from hsadml_dist.errors import CheckpointError, ConfigError, ExitCode, NumericalError
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.merged import merged_events, merged_metrics
 from hsadml_dist.stop.signals import Notice
 from hsadml_dist.train import STOP_AFTER, train
+from tests.checkpoint.test_save import small_disk
 
 
 @pytest.fixture
@@ -119,3 +122,113 @@ def test_weights_to_start_from_must_fit(recipe, tmp_path):
     with pytest.raises(ConfigError, match=r"model\.init_from: .* does not fit 'resnet_gn_tiny'") as caught:
         train(other, tmp_path / "run", Notice())
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def spoil(monkeypatch):
+    """Spoil all samples of the named steps from here on."""
+    plain = Learner.step
+
+    def spoil(*steps):
+        def step(self, step, batch):
+            return plain(self, step, replace(batch, image=batch.image * math.nan) if step in steps else batch)
+
+        monkeypatch.setattr(Learner, "step", step)
+
+    return spoil
+
+
+def skipping(recipe, **changes):
+    return replace(recipe, train=replace(recipe.train, on_nonfinite="skip", **changes))
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_a_run_cut_among_skipped_steps_goes_on_as_if_it_had_not_been(recipe, tmp_path, monkeypatch, spoil, stop):
+    """The first step too: its checkpoint has no moments yet."""
+    spoil(1, 2, 4)
+    monkeypatch.setenv(STOP_AFTER, str(stop))
+    assert train(skipping(recipe), tmp_path / "run", Notice()) is ExitCode.STOPPED
+    monkeypatch.delenv(STOP_AFTER)
+    for run in ("run", "calm"):
+        assert train(skipping(recipe), tmp_path / run, Notice()) is ExitCode.DONE
+        rows = [row for row in merged_events(tmp_path / run) if row["event"] == "skipped"]
+        assert [row["step"] for row in rows] == [1, 2, 4]
+        assert all(len(row["keys"]) == len(row["suspects"]) == 6 for row in rows)
+        losses = [row["loss"] for row in merged_metrics(tmp_path / run)]
+        assert [math.isnan(loss) for loss in losses] == [True, True, False, True, False]
+    assert run_digest(tmp_path / "run") == run_digest(tmp_path / "calm")
+
+
+def test_the_limit_counts_skipped_steps_before_a_cut(recipe, tmp_path, monkeypatch, spoil):
+    spoil(2, 3, 4, 5)
+    limited = skipping(recipe, skip_limit=2)
+    monkeypatch.setenv(STOP_AFTER, "3")
+    assert train(limited, tmp_path / "run", Notice()) is ExitCode.STOPPED
+    monkeypatch.delenv(STOP_AFTER)
+    said = []
+    for run in ("run", "calm"):
+        with pytest.raises(NumericalError, match="2 steps before it had to be skipped too") as caught:
+            train(limited, tmp_path / run, Notice())
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+    assert said[0].startswith("step 4: ")
+    assert run_digest(tmp_path / "run") == run_digest(tmp_path / "calm")
+
+
+def test_a_run_that_stopped_at_what_is_not_finite_loses_no_step(recipe, tmp_path, spoil):
+    spoil(4)
+    with pytest.raises(NumericalError, match="step 4: "):
+        train(recipe, tmp_path / "run", Notice())
+    assert steps(tmp_path / "run")[-1] == 3
+    assert events(tmp_path / "run")[-2:] == ["checkpoint", "failed"]
+    for run in ("run", "calm"):
+        assert train(skipping(recipe), tmp_path / run, Notice()) is ExitCode.DONE
+    assert run_digest(tmp_path / "run") == run_digest(tmp_path / "calm")
+
+
+def test_a_disk_that_fills_up_ends_the_run_with_one_line_and_room_lets_it_go_on(recipe, tmp_path):
+    assert train(recipe, tmp_path / "calm", Notice()) is ExitCode.DONE
+    newest = RunFolder(tmp_path / "calm").checkpoints / str(committed(RunFolder(tmp_path / "calm"))[-1])
+    size = sum(path.stat().st_size for path in newest.iterdir()) >> 10
+    run = RunFolder(tmp_path / "run")
+    with small_disk(run.checkpoints, kibibytes=size * 3 // 2 + 1100):
+        with pytest.raises(
+            CheckpointError, match=r"a checkpoint needs \d MiB and \d MiB are free; make room"
+        ) as caught:
+            train(recipe, run.path, Notice())
+        assert "\n" not in str(caught.value)
+        assert steps(run.path) == [2]
+        failed = merged_events(run.path)[-1]
+        assert (failed["event"], failed["exit_code"], failed["reason"]) == ("failed", 1, str(caught.value))
+        shutil.copytree(run.checkpoints, tmp_path / "aside")
+    shutil.copytree(tmp_path / "aside", run.checkpoints, dirs_exist_ok=True)
+    assert train(recipe, run.path, Notice()) is ExitCode.DONE
+    assert run_digest(run.path) == run_digest(tmp_path / "calm")
+
+
+def test_a_run_that_gets_no_further_ends_and_a_start_by_hand_counts_anew(recipe, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    for number in (1, 2, 3):  # as attempts that were killed at once
+        run.attempt(number).path.mkdir(parents=True)
+        os.utime(run.attempt(number).path, (1, 1))
+    with pytest.raises(RunError, match="attempts 1, 2 and 3 ended without a new checkpoint"):
+        train(recipe, run.path, Notice())
+    assert [(row["event"], row["attempt"]) for row in merged_events(run.path)] == [("started", 4), ("failed", 4)]
+    assert train(recipe, run.path, Notice()) is ExitCode.DONE
+
+
+def test_other_code_is_named_or_refused(recipe, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    notice = Notice()
+    notice.deliver("requested")
+    train(recipe, run.path, notice)
+    assert "code_changed" not in events(run.path)
+    record = json.loads((run.code / "code.json").read_text())
+    changed = record | {"digest": "0" * 12, "files": record["files"] | {"optim.py": "0" * 64}}
+    (run.code / "code.json").write_text(json.dumps(changed))
+    refusing = replace(recipe, run=replace(recipe.run, code_change="refuse"))
+    with pytest.raises(ConfigError, match=r"run\.code_change: is 'refuse', and the code is not .*: 1 file: optim\.py"):
+        train(refusing, run.path, Notice())
+    assert train(recipe, run.path, Notice()) is ExitCode.DONE
+    [row] = [row for row in merged_events(run.path) if row["event"] == "code_changed"]
+    assert (row["before"], row["now"], row["files"]) == ("0" * 12, record["digest"], ["optim.py"])
