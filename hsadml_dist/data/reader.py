@@ -41,19 +41,32 @@ class ShardReader:
         Raises:
             DataError: The shard is missing or cannot be read, or the bytes are not those that were written.
         """
+        return self._decoder({"__key__": self.index.samples[position].key, IMAGE: self.stored(position)})[IMAGE]
+
+    def stored(self, position: int) -> bytes:
+        """Return the same image as it is stored, a PNG.
+
+        Raises:
+            DataError: The shard is missing or cannot be read, or the bytes are not those that were written.
+        """
         row = self.index.samples[position]
-        data = self._bytes(row)
+        data = self.raw(row)
         if not _is_whole(data, row) and isinstance(self._place, Stage):
             # The copy on this node has decayed, or was cut short: what it was made from may still be good.
             self._place.renew(self.index.shards[row.shard])
             os.close(self._files.pop(row.shard))
-            data = self._bytes(row)
+            data = self.raw(row)
         if not _is_whole(data, row):
             shard = self.index.shards[row.shard].name
             raise DataError(f"{shard}: sample {row.key}: the image's bytes do not match their SHA-256; build it anew")
-        return self._decoder({"__key__": row.key, IMAGE: data})[IMAGE]
+        return data
 
-    def _bytes(self, row: SampleRow) -> bytes:
+    def raw(self, row: SampleRow) -> bytes:
+        """Return the bytes of a row's image as they lie in the tar, unchecked.
+
+        Raises:
+            DataError: The shard is missing or cannot be read.
+        """
         offset, size = row.members[IMAGE]
         try:
             return os.pread(self._file(row.shard), size, offset)

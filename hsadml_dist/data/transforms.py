@@ -61,6 +61,7 @@ class Preparation:
 
     Attributes:
         image_size: Side of what comes out, in pixels.
+        transforms: MONAI's, applied one after the other.
     """
 
     VERSION = 1
@@ -72,8 +73,8 @@ class Preparation:
         from monai.data import set_track_meta
 
         set_track_meta(False)
-        resize, normalise = transforms.Resize((image_size, image_size), mode="area"), transforms.NormalizeIntensity()
-        self._steps = transforms.Compose([resize, normalise])
+        self.transforms = (transforms.Resize((image_size, image_size), mode="area"), transforms.NormalizeIntensity())
+        self._steps = transforms.Compose(self.transforms)
 
     def __call__(self, image: np.ndarray) -> torch.Tensor:
         """Turn an image (H, W), uint16, into (1, image_size, image_size), fp32."""
