@@ -1,5 +1,8 @@
+import json
 import logging
 import math
+import os
+import shutil
 import signal
 from dataclasses import replace
 
@@ -17,7 +20,7 @@ from hsadml_dist.config.model import ModelConfig
 from hsadml_dist.config.run import RunConfig
 from hsadml_dist.config.train import TrainConfig
 from hsadml_dist.engine.learner import Learner
-from hsadml_dist.errors import CheckpointError, ConfigError, ExitCode, NumericalError
+from hsadml_dist.errors import CheckpointError, ConfigError, ExitCode, NumericalError, RunError
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.merged import merged_events, merged_metrics
 from hsadml_dist.stop.signals import Notice

@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 
 import hsadml_dist
+from hsadml_dist.errors import RunError
 from hsadml_dist.run.folder import RunFolder, replace_text
 
 PACKAGE = Path(hsadml_dist.__file__).parent
@@ -74,12 +75,19 @@ def keep_code(run: RunFolder, package: Path = PACKAGE) -> CodeChange | None:
     Args:
         run: The run folder.
         package: The package's folder.
+
+    Raises:
+        RunError: The run folder cannot be written.
     """
     files = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in _files(package)}
     digest = _digest(files)
     first = _read(run)
     if first is None:
-        _write(run, Code(version=_version(), digest=digest, commit=_clean_commit(package), files=files), package)
+        code = Code(version=_version(), digest=digest, commit=_clean_commit(package), files=files)
+        try:
+            _write(run, code, package)
+        except OSError as fault:
+            raise RunError(f"{fault.filename or run.code}: the code cannot be kept: {fault.strerror}") from fault
         return None
     if first.digest == digest:
         return None

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hsadml_dist.errors import ExitCode, RunHeldError
+from hsadml_dist.errors import ExitCode, RunError, RunHeldError
+from hsadml_dist.run import attempts
 from hsadml_dist.run.attempts import find_rendezvous, is_superseded, take, this_process
 from hsadml_dist.run.folder import RunFolder, replace_text
 from hsadml_dist.run.rows import RowWriter
@@ -162,6 +163,22 @@ def test_an_attempt_that_has_not_said_who_it_is_has_a_few_seconds_for_it(run):
     os.utime(run.attempt(1).path, (past, past))
     # The look at the file server's clock is a file of its own and must not count as a sign of life.
     assert take(run, ME, {}).number == 2
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_line(run):
+    run.path.mkdir()
+    run.attempts_root.write_text("a file stands here")
+    with pytest.raises(RunError, match="attempts: no attempt can be started here: File exists"):
+        take(run, ME, {})
+
+
+def test_a_disk_without_room_is_one_clear_line(run, monkeypatch):
+    def no_room(path, text):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(attempts, "replace_text", no_room)
+    with pytest.raises(RunError, match="run: no attempt can be started here: no space left"):
+        take(run, ME, {})
 
 
 def test_looking_for_a_holder_leaves_nothing_behind(run):
