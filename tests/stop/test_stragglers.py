@@ -1,0 +1,76 @@
+import random
+import statistics
+
+import pytest
+
+from hsadml_dist.stop.stragglers import LEAST_SECONDS, Straggler, Stragglers, slowest
+
+WINDOW = 5
+
+
+def feed(stragglers, *times, count=1):
+    """Give the same times ``count`` times; return who was named, with the number of the step."""
+    found = [(number, slow.rank) for number in range(1, count + 1) for slow in stragglers.add(times)]
+    return found
+
+
+def test_a_slow_rank_is_named_once_the_window_is_full_and_then_only_now_and_then():
+    stragglers = Stragglers(3, window=WINDOW, quiet=10)
+    assert feed(stragglers, 0.1, 0.1, 0.2, count=30) == [(5, 2), (15, 2), (25, 2)]
+
+
+def test_nobody_is_named_below_the_factor():
+    assert feed(Stragglers(3, window=WINDOW), 0.1, 0.1, 0.149, count=20) == []
+    assert feed(Stragglers(3, window=WINDOW), 0.1, 0.1, 0.151, count=20) == [(5, 2)]
+
+
+def test_of_two_ranks_the_slower_one_is_compared_with_the_faster():
+    assert feed(Stragglers(2, window=WINDOW), 0.3, 0.1, count=5) == [(5, 0)]
+
+
+def test_one_rank_has_nobody_to_hold_up():
+    assert feed(Stragglers(1, window=WINDOW), 9.0, count=20) == []
+
+
+def test_one_slow_step_is_no_straggler():
+    stragglers = Stragglers(3, window=WINDOW)
+    assert feed(stragglers, 0.1, 0.1, 0.1, count=4) == []
+    assert feed(stragglers, 0.1, 0.1, 5.0, count=2) == []
+    assert feed(stragglers, 0.1, 0.1, 0.1, count=20) == []
+
+
+def test_a_rank_that_becomes_slow_is_named_when_most_of_the_window_is():
+    stragglers = Stragglers(3, window=WINDOW)
+    feed(stragglers, 0.1, 0.1, 0.1, count=20)
+    assert feed(stragglers, 0.1, 0.3, 0.1, count=10) == [(3, 1)]
+
+
+def test_ranks_are_quiet_each_for_itself():
+    stragglers = Stragglers(5, window=WINDOW, quiet=100)
+    assert feed(stragglers, 0.1, 0.3, 0.1, 0.1, 0.1, count=10) == [(5, 1)]
+    assert feed(stragglers, 0.1, 0.3, 0.1, 0.3, 0.1, count=10) == [(3, 3)]
+
+
+def test_differences_of_milliseconds_are_noise():
+    assert slowest([(0.001, 0.001, 0.001 + LEAST_SECONDS)], 1.5) == []
+    assert [slow.rank for slow in slowest([(0.001, 0.001, 0.002 + LEAST_SECONDS)], 1.5)] == [2]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_against_a_slow_obvious_version(seed):
+    random_ = random.Random(seed)
+    world, factor = random_.randint(2, 9), random_.choice([1.2, 1.5, 2.0])
+    times = [tuple(random_.choice([0.1, 0.15, 0.4]) for _ in range(world)) for _ in range(random_.randint(1, 9))]
+    expected = []
+    own = [statistics.median([step[rank] for step in times]) for rank in range(world)]
+    middle = sorted(own)[(world - 1) // 2]
+    for rank in range(world):
+        if own[rank] > factor * middle and own[rank] > middle + LEAST_SECONDS:
+            expected.append(Straggler(rank=rank, seconds=own[rank], median=middle))
+    assert slowest(times, factor) == expected
+
+
+def test_words():
+    text = "rank 3 holds the others up: 300 ms of its own a step, 2.0 times the ranks' median of 150 ms"
+    assert str(Straggler(rank=3, seconds=0.3, median=0.15)) == text
+    assert "unlike the ranks' median of 0 ms" in str(Straggler(rank=3, seconds=0.3, median=0.0))
