@@ -36,7 +36,7 @@ def described(one: Seen) -> str:
         return f"rank {one.rank} has given no sign of life"
     where = f"in stage {one.sign.stage} of step {one.sign.step}"
     if one.silent > SILENT_SECONDS:
-        return f"rank {one.rank} has given no sign of life for {one.silent:.0f} s, last {where}"
+        return f"rank {one.rank} has given no sign of life for {one.silent:.0f} s; its last was {where}"
     waits = " waits for its peers" if one.sign.waits else " is busy"
     return f"rank {one.rank}{waits} {where} ({one.sign.doing})"
 

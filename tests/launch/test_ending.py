@@ -1,6 +1,6 @@
 import pytest
 
-from hsadml_dist.errors import ConfigError, DataError, Fault, RunHeldError, UsageError
+from hsadml_dist.errors import ConfigError, DataError, Fault, PeerLostError, RunHeldError, UsageError
 from hsadml_dist.launch.ending import guarded
 
 FAULT = Fault(where="r.yaml:3", key="train.seed", problem="is odd")
@@ -20,6 +20,7 @@ def raises(fault):
         (DataError("gone"), 1, "hsadml: gone\n"),
         (UsageError("what"), 2, "hsadml: what\n"),
         (RunHeldError("held"), 75, "hsadml: held\n"),
+        (PeerLostError("lost"), 70, "hsadml: lost\n"),
         (KeyboardInterrupt(), 85, "hsadml: interrupted\n"),
         (SystemExit("enough"), 1, "hsadml: enough\n"),
         (SystemExit(5), 5, ""),

@@ -57,6 +57,9 @@ def test_the_first_rank_that_gives_signs_reports():
 
 def test_words():
     assert described(seen(1, sign=False)) == "rank 1 has given no sign of life"
-    assert described(seen(1, silent=11.7)) == "rank 1 has given no sign of life for 12 s, last in stage step of step 7"
+    assert (
+        described(seen(1, silent=11.7))
+        == "rank 1 has given no sign of life for 12 s; its last was in stage step of step 7"
+    )
     assert described(seen(1, stage="data", waits=False)) == "rank 1 is busy in stage data of step 7 (m, line 1, f)"
     assert described(seen(0)) == "rank 0 waits for its peers in stage step of step 7 (m, line 1, f)"

@@ -15,7 +15,7 @@ from hsadml_dist.config.evaluation import EvaluationConfig
 from hsadml_dist.config.model import ModelConfig
 from hsadml_dist.config.run import RunConfig
 from hsadml_dist.config.train import TrainConfig
-from hsadml_dist.errors import ExitCode
+from hsadml_dist.errors import ExitCode, RunHeldError
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.merged import merged_events, merged_metrics
 from hsadml_dist.stop import requests as module
@@ -181,3 +181,13 @@ def test_a_save_in_the_step_before_a_stop_is_not_written_twice(recipe, fresh, mo
     monkeypatch.setattr(Requests, "wish", lambda self, step: looks[step])
     assert train(recipe, fresh.path, Notice()) is ExitCode.STOPPED
     assert saved(fresh) == [2]
+
+
+def test_a_training_that_was_left_behind_writes_nothing_more(recipe, fresh, monkeypatch):
+    """As after the whole job was suspended, and another start has taken over."""
+    wishes = {1: Decision.GO, 2: Decision.GO, 3: Decision.SUPERSEDED}
+    monkeypatch.setattr(Requests, "wish", lambda self, step: wishes[step])
+    with pytest.raises(RunHeldError, match="a later attempt of this run has started"):
+        train(recipe, fresh.path, Notice())
+    assert saved(fresh) == []
+    assert [row["step"] for row in merged_metrics(fresh.path)] == [1, 2]

@@ -1,0 +1,174 @@
+"""What control costs a step, and how soon a hang is reported.
+
+Control is all that a step does besides learning: noting where the rank is, the vote, the look for files and for a later
+attempt, the comparison of the ranks' times; signs of life, heartbeat and watchdog run beside it. It is timed directly,
+with the ranks aligned by a barrier before each vote, so that nobody's lateness counts. A hang is a rank that is stopped
+by SIGSTOP in the middle of a step, timed from there to its peer's report and end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from hsadml_dist.comm import place
+from hsadml_dist.config.run import RunConfig
+from hsadml_dist.run.entry import Entry, enter
+from hsadml_dist.run.folder import RunFolder
+from hsadml_dist.run.heartbeat import Heartbeat
+from hsadml_dist.run.log import open_log
+from hsadml_dist.run.rows import read_rows
+from hsadml_dist.stop.agreement import StopAgreement
+from hsadml_dist.stop.deadman import standing_by
+from hsadml_dist.stop.pace import Pace
+from hsadml_dist.stop.requests import Requests
+from hsadml_dist.stop.signals import Notice
+from hsadml_dist.stop.watchdog import Watch
+
+STEP_SECONDS = 0.2
+"""The shortest step that control's share is judged by."""
+WARM_UP = 10
+LIMIT_SECONDS = 3
+
+
+def main() -> None:
+    """Measure, print medians, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--hangs", type=int, default=3)
+    parser.add_argument("--rank-in", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--hang", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.rank_in:
+        be_rank(options.rank_in, options.steps, hang=options.hang)
+        os._exit(0)
+    cases = [cost(world, options.steps) for world in (1, 2)]
+    if options.hangs:
+        cases.append(report(options.hangs))
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        machine = {"processor_count": os.cpu_count(), "torch": torch.__version__}
+        options.json.write_text(json.dumps({"machine": machine, "cases": cases}, indent=2) + "\n")
+
+
+def cost(world: int, steps: int) -> dict[str, object]:
+    """Return the seconds that control takes from each step, on the slowest rank of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = start(Path(folder), world, steps)
+        codes = [rank.wait(timeout=600) for rank in ranks]
+        if any(codes):
+            raise SystemExit(f"ranks ended with exit codes {codes}")
+        by_rank = [json.loads((Path(folder) / f"seconds-{rank}.json").read_text()) for rank in range(world)]
+    seconds = [max(step) for step in zip(*by_rank, strict=True)]
+    middle = statistics.median(seconds)
+    high = statistics.quantiles(seconds, n=20)[-1]
+    sys.stdout.write(
+        f"{world} rank(s): control {1e3 * middle:.3f} ms a step (95 %: {1e3 * high:.3f} ms), "
+        f"{100 * middle / STEP_SECONDS:.2f} % of a step of {1e3 * STEP_SECONDS:.0f} ms\n"
+    )
+    return {"case": f"control a step, {world} ranks", "implementation": "ours", "seconds": seconds}
+
+
+def report(count: int) -> dict[str, object]:
+    """Return the seconds from a rank's stop to the end of the peer that reports it."""
+    seconds = [one_report() for _ in range(count)]
+    sys.stdout.write(
+        f"a stopped rank is reported and its peer gone after {statistics.median(seconds):.2f} s "
+        f"(largest {max(seconds):.2f} s) with a time-out of {LIMIT_SECONDS} s\n"
+    )
+    return {
+        "case": f"hang to report, time-out {LIMIT_SECONDS} s",
+        "implementation": "ours",
+        "seconds": seconds,
+        "timeout_seconds": LIMIT_SECONDS,
+    }
+
+
+def one_report() -> float:
+    """Let one of two ranks stop itself; return how long the other takes to name it and leave."""
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = start(Path(folder), 2, 10**6, "--hang")
+        try:
+            code = ranks[0].wait(timeout=120)
+            ended = time.time()
+        finally:
+            for rank in ranks:
+                rank.kill()
+                rank.wait()
+        [event] = [row for row in read_rows(RunFolder(Path(folder)).attempt(1).events) if row["event"] == "hang"]
+        if code != 70 or event["ranks"] != [1]:
+            raise SystemExit(f"rank 0 ended with {code}, and named {event['ranks']}")
+        return ended - float((Path(folder) / "stopped").read_text())
+
+
+def start(folder: Path, world: int, steps: int, *more: str) -> list[subprocess.Popen[bytes]]:
+    """Start the ranks."""
+    token = uuid.uuid4().hex
+    command = [sys.executable, __file__, "--rank-in", str(folder), "--steps", str(steps), *more]
+    silent = subprocess.DEVNULL if more else None  # a hang is told aloud
+    return [subprocess.Popen(command, env=_rank_environ(rank, world, token), stderr=silent) for rank in range(world)]
+
+
+def be_rank(folder: Path, steps: int, *, hang: bool) -> None:
+    """As one rank: do steps that do nothing but control."""
+    run, topology = RunFolder(folder), place()
+    torch.set_num_threads(1)
+    with standing_by(True) as deadman:
+        entry = enter(run, topology, {}, 60, lambda: False)
+        open_log(entry.attempt, topology.rank)
+        watch = Watch(entry, RunConfig(step_timeout_seconds=LIMIT_SECONDS), deadman)
+        beats = [Heartbeat(entry.attempt.heartbeat)] if topology.is_first else []
+        seconds = measure(run, entry, watch, steps, folder / "stopped" if hang else None)
+        (folder / f"seconds-{topology.rank}.json").write_text(json.dumps(seconds))
+        for beat in beats:
+            beat.close()
+        watch.close()
+        entry.comm.close()
+
+
+def measure(run: RunFolder, entry: Entry, watch: Watch, steps: int, stopped: Path | None) -> list[float]:
+    """Return this rank's seconds of control in each step; with ``stopped``, rank 1 writes the time there and stops."""
+    comm = entry.comm
+    requests = Requests(run, entry.attempt) if comm.topology.is_first else None
+    agreement = StopAgreement(comm, Notice(), requests)
+    pace = Pace(nn.Linear(1, 1), comm)
+    seconds: list[float] = []
+    for step in range(1, WARM_UP + steps + 1):
+        if comm.group is not None:
+            dist.barrier()
+        began = time.perf_counter()
+        watch.at(step, "data")
+        watch.at(step, "vote")
+        agreement.decide(step, has_batch=True, seconds=pace.own_seconds())
+        watch.at(step, "step")
+        pace.compare(agreement.seconds)
+        if step > WARM_UP:
+            seconds.append(time.perf_counter() - began)
+        if stopped is not None and step > 2 * WARM_UP and not comm.topology.is_first:
+            stopped.write_text(repr(time.time()))
+            os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(0.01)  # the threads beside it get their turns as in a real step
+    return seconds
+
+
+def _rank_environ(rank: int, world: int, token: str) -> dict[str, str]:
+    place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world}
+    return os.environ | {name: str(value) for name, value in place.items()} | {"HSADML_LAUNCH": token}
+
+
+if __name__ == "__main__":
+    main()
