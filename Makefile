@@ -6,13 +6,14 @@ BIN := .venv/bin
 READY := .venv/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help test check demo bench soak slurm
+.PHONY: help test check demo bench chaos soak slurm
 
 help:
 	@echo "make demo    train two losses on generated patients and compare them, in minutes"
 	@echo "make test    all tests but the long ones"
 	@echo "make check   lint, format, types, layers"
 	@echo "make bench   benchmarks, into out/bench/"
+	@echo "make chaos   faults done to real trainings, at most half an hour, into out/chaos/"
 	@echo "make soak    the long tests, up to an hour"
 
 test: $(READY) slurm
@@ -36,6 +37,9 @@ bench: $(READY)
 	$(BIN)/python benchmarks/control.py --json out/bench/control.json
 	$(BIN)/python benchmarks/knn.py --json out/bench/knn.json
 	$(BIN)/python benchmarks/loss.py --json out/bench/loss.json
+
+chaos: $(READY)
+	$(BIN)/python -m tests.chaos.run --json out/chaos/chaos.json
 
 slurm:
 	@sh slurm/box/install.sh
