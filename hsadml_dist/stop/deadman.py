@@ -33,7 +33,7 @@ GRACE_SECONDS = 1.25
 """Time beyond the limit for a rank that can still end by itself, and say more than this process knows."""
 LONGEST_TICK = 1.0
 """A longer gap between two looks means that this process was stopped, most likely with the rank."""
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 STATE = struct.Struct("=qqqd")
 """In shared memory: number of the piece of work, step, stage, seconds that the piece may take (0: any)."""
 
@@ -104,7 +104,9 @@ def _watch(parent: int, heard: int, state: mmap.mmap) -> None:
     # The rank's handlers mean the rank. PDEATHSIG: whatever ends the rank ends this process in the same moment.
     for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    prctl = ctypes.CDLL(None).prctl
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    prctl(PR_SET_NAME, b"hsadml-watcher")
     try:
         facts = _introduced(heard)
         if facts is not None and _overruns(parent, state):

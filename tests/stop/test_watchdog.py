@@ -102,6 +102,20 @@ def test_a_stopped_rank_is_named_by_its_peers_who_leave(play, world):
         assert "in all_reduce" in log
 
 
+def test_a_rank_that_wakes_after_its_successor_has_started_says_so(play):
+    def wake(folder):
+        pids = [pid_of(folder, rank) for rank in range(2)]
+        while is_alive(pids[0]):
+            time.sleep(0.02)
+        RunFolder(folder / "run").attempt(2).path.mkdir()
+        os.kill(pids[1], signal.SIGCONT)
+
+    outcome = play("stopped", 2, wake)
+    assert outcome.codes == [70, 70]  # the second one from the test's nursery: it knows no exit codes
+    assert re.search(r"RunHeldError: .*: attempt 2 has started; attempt 1 writes nothing more$", outcome.said(1)[-1])
+    assert [event["ranks"] for event in outcome.hangs] == [[1]]
+
+
 @pytest.mark.parametrize(("case", "stage"), [("asleep", "step"), ("data", "data")])
 def test_a_rank_that_is_busy_while_the_others_wait_is_named_by_all(play, case, stage):
     outcome = play(case, 3)
