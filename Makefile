@@ -37,6 +37,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/control.py --json out/bench/control.json
 	$(BIN)/python benchmarks/knn.py --json out/bench/knn.json
 	$(BIN)/python benchmarks/loss.py --json out/bench/loss.json
+	$(BIN)/python benchmarks/loader.py --json out/bench/loader.json
 
 chaos: $(READY)
 	$(BIN)/python -m tests.chaos.run --json out/chaos/chaos.json

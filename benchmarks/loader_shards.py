@@ -1,0 +1,81 @@
+"""The shards that the benchmark of the input reads: it builds them itself, anew each time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from hsadml_dist.shards.build import BuildOptions, build
+from hsadml_dist.shards.identity import load_key
+from hsadml_dist.shards.record import Listing, Pixels, Record, Source
+from hsadml_dist.shards.sources.phantom.source import PhantomSource
+
+NOISE_SIDE = 181
+"""Pixels a side of an image of noise whose PNG has 64 KiB: 16-bit noise does not compress."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """Images of noise, one a person."""
+
+    name: ClassVar[str] = "noise"
+
+    count: int
+
+    def listing(self) -> Listing:
+        """List them."""
+        names = [(number, ("a", "b")[number % 2]) for number in range(self.count)]
+        records = [
+            Record(identity=f"{number}", where=f"image {number}", class_name=name, person=f"{number}")
+            for number, name in names
+        ]
+        return Listing(records=tuple(records))
+
+    def read(self, record: Record) -> Pixels:
+        """Draw one."""
+        generator = np.random.default_rng(int(record.identity))
+        return Pixels(image=generator.integers(0, 2**16, (NOISE_SIDE, NOISE_SIDE), dtype=np.uint16))
+
+    def fingerprint(self) -> str:
+        """Return all that they depend on."""
+        return f"noise {self.count}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slices:
+    """Slices of generated patients without masks, so that nobody reads past them in vain."""
+
+    name: ClassVar[str] = "slices"
+
+    source: PhantomSource
+
+    def listing(self) -> Listing:
+        """List them."""
+        return self.source.listing()
+
+    def read(self, record: Record) -> Pixels:
+        """Draw one."""
+        return replace(self.source.read(record), mask=None)
+
+    def fingerprint(self) -> str:
+        """Return all that they depend on."""
+        return f"slices {self.source.fingerprint()}"
+
+
+def build_noise(folder: Path, count: int) -> Path:
+    """Build shards of ``count`` samples of 64 KiB; return their folder."""
+    return _built(Noise(count=count), folder, NOISE_SIDE)
+
+
+def build_slices(folder: Path, patients: int, size: int) -> Path:
+    """Build shards of generated slices at ``size`` pixels; return their folder."""
+    return _built(Slices(source=PhantomSource(patients=patients, seed=0, size=size)), folder, size)
+
+
+def _built(source: Source, folder: Path, size: int) -> Path:
+    options = BuildOptions(folds=3, samples_per_shard=64, size=size)
+    build(source, folder / source.name, options, load_key(folder / "id.key"), 1, lambda done, total: None)
+    return folder / source.name
