@@ -35,6 +35,7 @@ bench: $(READY)
 	$(BIN)/python -c "import faiss, pytorch_metric_learning" || $(PIP) install -c constraints.txt --no-build-isolation -e ".[bench]"
 	$(BIN)/python benchmarks/step.py --json out/bench/step.json
 	$(BIN)/python benchmarks/control.py --json out/bench/control.json
+	$(BIN)/python benchmarks/checkpoint.py --json out/bench/checkpoint.json
 	$(BIN)/python benchmarks/knn.py --json out/bench/knn.json
 	$(BIN)/python benchmarks/loss.py --json out/bench/loss.json
 	$(BIN)/python benchmarks/loader.py --json out/bench/loader.json

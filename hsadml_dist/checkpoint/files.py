@@ -54,6 +54,11 @@ def write_tensors(path: Path, tensors: TensorGroup) -> Entry:
     return _write(path, _pieces(tensors))
 
 
+def memory_of(tensor: torch.Tensor) -> np.ndarray:
+    """Return a CPU tensor's own memory as an array of integers of the same size and layout."""
+    return tensor.view(_PLAIN[tensor.element_size()]).numpy()
+
+
 def sync_folder(folder: Path) -> None:
     """Force a folder's list of names to disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -80,7 +85,7 @@ def _pieces(tensors: TensorGroup) -> Iterator[memoryview]:
     names = sorted(tensors, key=lambda name: (places.index(tensors[name].dtype), name))
     yield memoryview(_header({name: tensors[name] for name in names}))
     for name in names:
-        whole = _memory_of(tensors[name])
+        whole = _bytes_of(tensors[name])
         for start in range(0, len(whole), PIECE_BYTES):
             yield whole[start : start + PIECE_BYTES]
 
@@ -96,9 +101,8 @@ def _header(tensors: TensorGroup) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _memory_of(tensor: torch.Tensor) -> memoryview:
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
     """Return a tensor's bytes in the order of its indices; a copy only where its memory has another order."""
-    plain = tensor.detach().cpu().view(_PLAIN[tensor.element_size()]).numpy()
     # numpy's copy, not torch's: torch would start a pool of threads of its own for the thread that saves.
-    rows = np.ascontiguousarray(plain)
+    rows = np.ascontiguousarray(memory_of(tensor.detach().cpu()))
     return rows.reshape(-1).data.cast("B") if rows.size else memoryview(b"")
