@@ -24,6 +24,7 @@ CONSEQUENCE = re.compile(
     r"|hsadml: rank \d+: another rank is gone or hangs, .*"
 )
 """What launcher and peers add, a line each, about the end of a rank that has said why itself."""
+SPEAKER = re.compile(r"hsadml: (?:rank \d+(?=: ))?")
 SHOWN = 3
 
 
@@ -153,18 +154,20 @@ def _attempt_problems(attempt: Attempt, calm: Calm) -> Iterable[str]:
 
 
 def words_problem(stderr: str) -> str | None:
-    """Return why what was said on stderr is not one clear line about the cause, or None if it is.
+    """Return why what was said on stderr is not clear, or None if it is.
 
-    Beside it, each of launcher and peers may add one line of a known form about the end of other ranks.
+    Clear is: one line about the cause. Each rank that learns of it may say one, since in a job each has a log of its
+    own; but none says two, nothing is said by anybody else, and what launcher and peers add is of a known form.
     """
     if has_traceback(stderr):
         lines = stderr.splitlines()
         return f"a traceback on stderr, {len(lines)} lines, the last: {lines[-1]}"
     lines = complaints(stderr)
     causes = [line for line in lines if not CONSEQUENCE.fullmatch(line)]
-    if len(causes) != 1:
-        return f"{len(causes)} lines about the cause on stderr, not 1: " + " | ".join(lines[: 2 * SHOWN])
-    return None
+    speakers = [found.group() if (found := SPEAKER.match(line)) else "" for line in causes]
+    if causes and len(set(speakers)) == len(speakers) and "" not in speakers:
+        return None
+    return f"{len(causes)} lines about the cause on stderr, not one of each rank: " + " | ".join(lines[: 2 * SHOWN])
 
 
 def has_traceback(stderr: str) -> bool:

@@ -112,7 +112,7 @@ def _write(options: argparse.Namespace, faults: Sequence[Fault], chain: dict[str
 
 def _line(fault: Fault) -> str:
     figures = "  ".join(f"{name} {value}" for name, value in fault.figures.items())
-    what = f"{fault.outcome:12}{fault.kind:34}step {fault.step!s:5}codes {list(fault.exit_codes)!s:12}"
+    what = f"{fault.outcome:12}{fault.kind:52} step {fault.step!s:5}codes {list(fault.exit_codes)!s:12}"
     return f"{what}{figures}  {fault.detail}"
 
 

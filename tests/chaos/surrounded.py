@@ -19,11 +19,13 @@ from tests.chaos.calm import Grounds
 from tests.chaos.evidence import Fault, snapshot_problems
 from tests.chaos.told import SLOW_DISK_SECONDS
 from tests.chaos.tour import Tour, snapshot, tour
-from tests.chaos.training import EVERY, Stuck
+from tests.chaos.training import Stuck
 
 DAY = 86400
 DISK = "6m"
 """Room for two checkpoints, one that is written, and the rows."""
+LEFT_FOR_ROWS = 2**19
+"""Bytes, too few for a checkpoint."""
 USUAL_PORT = 29500
 """The one that most launchers take."""
 PORTS = 400
@@ -59,8 +61,9 @@ def disk(grounds: Grounds, draw: random.Random) -> Iterable[Fault]:
     trip.job.run.mkdir()
     with mounted(["-t", "tmpfs", "-o", f"size={DISK}", "hsadml-chaos"], trip.job.run):
         trip.stop()
-        disk_full(trip, "before")
-        disk_full(trip, "during")
+        disk_full(trip, "before a save", left=LEFT_FOR_ROWS)
+        disk_full(trip, "during a save")
+        disk_full(trip, "between saves")
         return trip.finish()
 
 
@@ -168,23 +171,23 @@ def nonfinite_batch(trip: Tour) -> None:
         trip.expect_loss(entry, 0)
 
 
-def disk_full(trip: Tour, when: str) -> None:
-    """No room for the next checkpoint: found before it is written, or while it is."""
-    with trip.fault(f"disk full {when} a save", good="clear_error") as entry:
+def disk_full(trip: Tour, when: str, left: int = 0) -> None:
+    """No room for the next checkpoint: found before it is written, or while it is; or none for the next step's row."""
+    with trip.fault(f"disk full {when}", good="clear_error") as entry:
         filler = trip.job.run / ".filler"
         with trip.started() as start:
             entry.step = start.wait_for_step(trip.reached + 1)
-            if when == "during":
+            if when == "during a save":
                 (trip.job.switches / "slow-disk").write_text(SLOW_DISK_SECONDS)
                 start.wait(lambda: any((trip.job.run / "checkpoints").glob(".step-*.tmp")), "a save")
-            _fill(filler)
+            _fill(filler, left)
             trip.note_end(entry, start)
         entry.detail.append(f"full at step {entry.step}, ended after step {trip.reached}")
         filler.unlink()
         (trip.job.switches / "slow-disk").unlink(missing_ok=True)
         trip.expect_code(entry, ExitCode.USER)
         trip.expect_clear_error(entry, start)
-        trip.expect_loss(entry, 2 * EVERY)
+        trip.expect_loss(entry)
 
 
 @contextlib.contextmanager
@@ -221,10 +224,11 @@ def _command(*words: str) -> None:
         raise Stuck(f"{' '.join(words)}: {done.stderr.strip()}")
 
 
-def _fill(path: Path) -> None:
+def _fill(path: Path, left: int) -> None:
     with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while file.write(b"\0" * 4096):
             pass
+    os.truncate(path, max(0, path.stat().st_size - left))
 
 
 def _listening(held: contextlib.ExitStack, port: int) -> bool:

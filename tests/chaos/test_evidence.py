@@ -148,6 +148,13 @@ def test_launcher_and_peers_may_add_a_line_of_a_known_form() -> None:
     assert words_problem(cause + peer + launcher + "something else\n")
 
 
+def test_each_rank_may_say_the_cause_once() -> None:
+    both = "hsadml: rank 0: hang: rank 1 is busy\nhsadml: rank 1: hang: rank 1 is busy\n"
+    assert words_problem(both) is None
+    assert words_problem(both + "hsadml: rank 1: and more\n")
+    assert words_problem("hsadml: one line\nhsadml: another line\n")
+
+
 @pytest.mark.parametrize("stderr", ["", TRACEBACK, "one\ntwo\n", "hsadml: damaged\n" + TRACEBACK])
 def test_silence_several_lines_and_tracebacks_are_not_clear(stderr: str) -> None:
     assert words_problem(stderr)

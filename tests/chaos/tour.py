@@ -15,10 +15,12 @@ from typing import Any
 
 from tests.chaos.calm import Grounds
 from tests.chaos.evidence import (
+    CONSEQUENCE,
     Fault,
     Outcome,
     allowed_loss,
     clear_error_problems,
+    complaints,
     end_problems,
     has_traceback,
     loss_problems,
@@ -181,9 +183,10 @@ def tour(grounds: Grounds, draw: random.Random, world: int, workers: int, *overr
 
 
 def last_line(stderr: str, names: Sequence[str] = ()) -> str:
-    """Return the line of stderr that says why: the last one that holds all ``names``."""
-    lines = [line for line in stderr.splitlines() if all(name in line for name in names)]
-    return lines[-1][:240] if lines else "(nothing on stderr)"
+    """Return the line of stderr that says why: the last one about the cause that holds all ``names``."""
+    causes = [line for line in complaints(stderr) if not CONSEQUENCE.fullmatch(line)]
+    lines = [line for line in causes if all(name in line for name in names)]
+    return lines[-1][:240] if lines else "(no such line on stderr)"
 
 
 def snapshot(folder: Path) -> dict[str, str]:
