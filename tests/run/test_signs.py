@@ -36,12 +36,17 @@ def test_marks_of_a_training_that_goes_on():
         (6, "save"),
         (6, "save"),
         (6, "evaluate"),
+        (7, "data"),
+        (7, "step"),
+        (8, "data"),
+        (9, "data"),
     ]:
         where.at(step, stage)
         assert (where.mark.step, where.mark.stage) == (step, stage)
         seen.append((where.mark.span, where.mark.slow))
     first, second = [(1, True)] * 3, [(3, False)] * 2
-    assert seen == [*first, (2, True), *second, (4, True), (4, True), (5, True)]
+    third = [(6, False), (6, False), (7, False), (8, False)]
+    assert seen == [*first, (2, True), *second, (4, True), (4, True), (5, True), *third]
 
 
 def test_what_was_written_is_read(attempt):

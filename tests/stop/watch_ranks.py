@@ -32,8 +32,12 @@ STEPS = 30
 def strike(case: str) -> None:
     """Do to this process what the case says."""
     match case:
-        case "stopped" | "paused":
+        case "stopped":
             os.kill(os.getpid(), signal.SIGSTOP)
+        case "paused":
+            time.sleep(0.6)  # before and after, so that the watchdog looks at this step on both sides of the pause
+            os.kill(os.getpid(), signal.SIGSTOP)
+            time.sleep(0.6)
         case "asleep" | "data":
             time.sleep(60)
         case "lock":
