@@ -15,7 +15,16 @@ from dataclasses import dataclass
 from hsadml_dist.errors import ExitCode
 from hsadml_dist.run.folder import RunFolder
 from tests.chaos.calm import Grounds
-from tests.chaos.evidence import Fault, allowed_loss, end_problems, loss_problems, lost_steps, redone_steps, verdict
+from tests.chaos.evidence import (
+    Fault,
+    allowed_loss,
+    end_problems,
+    loss_problems,
+    lost_steps,
+    redone_steps,
+    save_under_way,
+    verdict,
+)
 from tests.chaos.training import EVERY, STEPS, Start, Stuck
 
 NOTICES = {"TERM": signal.SIGTERM, "USR2": signal.SIGUSR2}
@@ -85,6 +94,8 @@ def run_cut(grounds: Grounds, cut: Cut, draw: random.Random) -> Fault:
         codes.append(job.finish()[0])
     except Stuck as fault:
         codes, problems = [], [*problems, str(fault)]
+    if cut.when == "evaluation" and not RunFolder(job.run).result.exists():
+        problems.append("there is no verdict in the end")
     attempts = job.attempts()
     lost, redone = sum(lost_steps(attempts)), redone_steps(attempts)
     problems += end_problems(codes[-1] if codes else -1, job.digest(), attempts, grounds.calm(cut.world))
@@ -103,6 +114,7 @@ def run_cut(grounds: Grounds, cut: Cut, draw: random.Random) -> Fault:
             "workers": cut.workers,
             "lost": lost,
             "allowed": allowed,
+            "save_under_way": bool(attempts) and save_under_way(attempts[0], EVERY),
             "redone": redone,
             "seconds": round(time.monotonic() - began, 1),
         },

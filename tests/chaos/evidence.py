@@ -104,14 +104,19 @@ def lost_steps(attempts: Sequence[Attempt]) -> list[int]:
 
 
 def allowed_loss(attempt: Attempt, every: int) -> int:
-    """Return how many steps an attempt that was killed may lose: one interval.
+    """Return how many steps an attempt that was killed may lose: those since its newest checkpoint that was there.
 
-    Where a save was under way beside the steps, those done meanwhile come on top: the interval counts from the newest
-    checkpoint that could have been there.
+    That is less than an interval. Where a save was under way beside the steps, those done meanwhile come on top; the
+    next save waits for it, so two intervals are the most.
     """
-    due = attempt.reached // every * every
-    saved = {step for event, step in attempt.events if event == "checkpoint"} | {attempt.parent or 0, 0}
-    return every if due in saved else every + attempt.reached - due
+    saved = max([attempt.parent or 0, *(step for event, step in attempt.events if event == "checkpoint")])
+    return min(attempt.reached - saved, 2 * every)
+
+
+def save_under_way(attempt: Attempt, every: int) -> bool:
+    """Whether an attempt ended before a checkpoint was there whose step it had done."""
+    saved = max([attempt.parent or 0, *(step for event, step in attempt.events if event == "checkpoint")])
+    return attempt.reached // every > saved // every
 
 
 def redone_steps(attempts: Iterable[Attempt]) -> int:

@@ -20,6 +20,7 @@ from tests.chaos.evidence import (
     loss_problems,
     lost_steps,
     redone_steps,
+    save_under_way,
     snapshot_problems,
     verdict,
     words_problem,
@@ -65,20 +66,30 @@ def test_an_attempt_that_did_no_step_after_its_checkpoint_loses_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("last", "saved", "allowed"),
-    [(7, (), 4 + 3), (7, (4,), 4), (3, (), 4), (8, (4,), 4), (9, (4,), 5), (9, (4, 8), 4)],
+    ("last", "saved", "allowed", "under_way"),
+    [
+        (3, (), 3, False),
+        (4, (), 4, True),
+        (7, (), 7, True),
+        (7, (4,), 3, False),
+        (8, (4,), 4, True),
+        (9, (4, 8), 1, False),
+        (6, (4, 5), 1, False),
+        (13, (4,), 8, True),
+    ],
 )
-def test_a_killed_attempt_may_lose_an_interval_and_what_was_done_during_a_save(
-    last: int, saved: tuple[int, ...], allowed: int
+def test_a_killed_attempt_may_lose_what_came_after_its_newest_checkpoint(
+    last: int, saved: tuple[int, ...], allowed: int, under_way: bool
 ) -> None:
-    killed = Attempt(
-        number=1, parent=0, steps=tuple(range(1, last + 1)), events=tuple(("checkpoint", step) for step in saved)
-    )
+    events = tuple(("checkpoint", step) for step in saved)
+    killed = Attempt(number=1, parent=0, steps=tuple(range(1, last + 1)), events=events)
     assert allowed_loss(killed, 4) == allowed
+    assert save_under_way(killed, 4) == under_way
 
 
-def test_a_killed_attempt_that_went_on_from_a_checkpoint_owes_no_other_at_that_step() -> None:
-    assert allowed_loss(Attempt(number=2, parent=8, steps=(9, 10)), 4) == 4
+def test_a_killed_attempt_that_went_on_from_a_checkpoint_may_not_lose_what_came_before() -> None:
+    assert allowed_loss(Attempt(number=2, parent=8, steps=(9, 10)), 4) == 2
+    assert not save_under_way(Attempt(number=2, parent=8, steps=(9, 10)), 4)
 
 
 def test_a_lost_step_beyond_what_is_allowed_is_found() -> None:

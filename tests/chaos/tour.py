@@ -25,6 +25,7 @@ from tests.chaos.evidence import (
     has_traceback,
     loss_problems,
     redone_steps,
+    save_under_way,
     verdict,
 )
 from tests.chaos.training import EVERY, STEPS, Job, Start, Stuck
@@ -136,6 +137,7 @@ class Tour:
         if last:
             most = allowed_loss(last[-1], EVERY) if allowed is None else allowed
             entry.figures |= {"attempt": last[-1].number, "reached": last[-1].reached, "allowed": most}
+            entry.figures["save_under_way"] = save_under_way(last[-1], EVERY)
 
     def finish(self) -> list[Fault]:
         """Let the training come to its end and judge all faults by it."""
