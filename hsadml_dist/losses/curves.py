@@ -66,7 +66,12 @@ def divided_angle(m: float) -> Curve:
 
 
 def added_angle(m: float) -> Curve:
-    """Return ArcFace's ``cos(min(theta + m, pi))``. Source: Deng et al., CVPR 2019, equation 3."""
+    """Return ArcFace's ``cos(theta + m)``; where ``theta + m`` exceeds pi, ``cos + cos(m) - 1``.
+
+    There the cosine would rise again. Held at -1 it would be flat: embeddings opposite to all centres would have no
+    gradient and, with few classes, a small loss, and trainings did end there. A straight line goes on instead.
+    Source: Deng et al., CVPR 2019, equation 3; their released code goes on with ``cos - m sin(m)``, which jumps.
+    """
     cos_m, sin_m, end = math.cos(m), math.sin(m), math.cos(math.pi - m)
 
     def psi(cos: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,7 +79,8 @@ def added_angle(m: float) -> Curve:
         # cos(theta + m) without the angle: an arccosine near 1 has half of the digits.
         value = cos * cos_m - sine * sin_m
         slope = cos_m + sin_m * cos / sine.clamp(min=least_sine(cos.dtype))
-        return _flat_below(end, cos, value, slope)
+        inside = cos > end
+        return torch.where(inside, value, cos - end - 1), torch.where(inside, slope, 1.0)
 
     return psi
 

@@ -58,7 +58,7 @@ def psi(cos, rule, norm, norms):
         "sphereface_r_v1": lambda: torch.cos((m * torch.acos(cos)).clamp(max=math.pi)),
         "sphereface_r_v2": lambda: cos,
         "cosface": lambda: cos - m,
-        "arcface": lambda: torch.cos((torch.acos(cos) + m).clamp(max=math.pi)),
+        "arcface": lambda: torch.where(cos > -math.cos(m), torch.cos(torch.acos(cos) + m), cos + math.cos(m) - 1),
         "sphereface2": lambda: 2 * ((cos + 1) / 2) ** SHARPNESS - 1 - m,
         "adaface": lambda: torch.cos((torch.acos(cos) - m * q).clamp(0, math.pi)) - (m + m * q),
     }

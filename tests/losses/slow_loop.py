@@ -82,7 +82,7 @@ def psi(rule, cos, norm, norms):
         "sphereface_r_v1": lambda: torch.cos(torch.clamp(m * theta, max=math.pi)),
         "sphereface_r_v2": lambda: cos,
         "cosface": lambda: cos - m,
-        "arcface": lambda: torch.cos(torch.clamp(theta + m, max=math.pi)),
+        "arcface": lambda: torch.cos(theta + m) if theta + m < math.pi else cos + math.cos(m) - 1,
         "sphereface2": lambda: sharpened(cos) - m,
         "adaface": lambda: torch.cos(torch.clamp(theta - m * q, 0, math.pi)) - (m + m * q),
     }

@@ -118,15 +118,25 @@ def test_the_authors_own_forms_for_m_2_and_4():
     torch.testing.assert_close(curves.multiplied_angle(4)(cos)[0], expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("curve", "end"),
-    [(curves.added_angle(0.5), math.pi - 0.5), (curves.clipped_multiplied_angle(1.5), math.pi / 1.5)],
-)
-def test_an_angle_that_has_reached_its_end_stays_there(curve, end):
-    value, slope = curve(torch.cos(torch.tensor([end - 1e-6, end + 1e-6, math.pi], dtype=torch.float64)))
+def test_a_multiplied_angle_that_has_reached_its_end_stays_there():
+    end = math.pi / 1.5
+    value, slope = curves.clipped_multiplied_angle(1.5)(cosines(end - 1e-6, end + 1e-6, math.pi))
     assert value.tolist() == pytest.approx([-1.0, -1.0, -1.0], abs=1e-9)
     assert slope.tolist()[1:] == [0.0, 0.0]
     assert 0 < slope[0] < 1e-4
+
+
+def test_an_added_angle_goes_on_falling_beyond_its_end():
+    end = math.pi - 0.5
+    value, slope = curves.added_angle(0.5)(cosines(end - 1e-6, end + 1e-6, math.pi))
+    assert value.tolist() == pytest.approx([-1.0, -1.0, math.cos(0.5) - 2], abs=1e-6)
+    assert (curves.added_angle(0.5)(grid(20_001))[0].diff() < 0).all()
+    assert 0 < slope[0] < 1e-4
+    assert slope.tolist()[1:] == [1.0, 1.0]
+
+
+def cosines(*angles):
+    return torch.cos(torch.tensor(angles, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("theta", [1e-2, 1e-3, 1e-4, 1e-6])
