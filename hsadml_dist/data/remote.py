@@ -183,6 +183,8 @@ def _named(address: str, fault: Exception) -> Exception:
     status = getattr(fault, "status", None)
     if isinstance(status, int) and 400 <= status < 500 and status not in PASSING:
         return DataError(f"{shown(address)}: the server refuses to give it: it answered {status}")
+    if type(fault).__name__ == "NoCredentialsError":  # botocore's, which is not imported here
+        return DataError(f"{shown(address)}: no credentials were found; for a public bucket set FSSPEC_S3_ANON=true")
     if isinstance(fault, OSError) and fault.errno in (errno.ENOSPC, errno.EDQUOT):
         return fault
     return _PassingError(f"the server answered {status}" if isinstance(status, int) else _line(fault))

@@ -161,7 +161,7 @@ class Stage:
                 return
         raise DataError(
             f"{self}: {file.name} is damaged there: its SHA-256 is {found[:16]}..., the index says "
-            f"{file.sha256[:16]}..., in {ATTEMPTS} copies of {ATTEMPTS}"
+            f"{file.sha256[:16]}..., in {ATTEMPTS} copies of {ATTEMPTS}; or it was built anew under the training"
         )
 
     def _transfer(self, file: ShardFile, new: Path) -> str:

@@ -122,6 +122,12 @@ def test_a_full_disk_is_left_to_who_knows_the_folder():
     assert remote._named("http://a/b", full) is full
 
 
+def test_missing_credentials_are_not_waited_for():
+    fault = remote._named("s3://bucket/a", type("NoCredentialsError", (Exception,), {})())
+    assert str(fault) == "s3://bucket/a: no credentials were found; for a public bucket set FSSPEC_S3_ANON=true"
+    assert isinstance(fault, DataError)
+
+
 def test_the_index_is_that_of_the_folder_and_comes_from_the_cache_afterwards(server, tiny_shards):
     assert read_index(server.address, fresh=True) == load_index(tiny_shards)
     assert server.asked == ["index.json", "samples.jsonl"]
