@@ -15,12 +15,13 @@ from tests.checkpoint.test_save import small_disk
 from tests.distributed.conftest import Launch
 from tests.distributed.jobs import event_rows
 
+EVERY = 40
 SETTINGS = (
     "model.name=resnet_gn_tiny",
     "data.image_size=32",
     "train.steps=4000",
     "train.global_batch=6",
-    "checkpoint.every=2",
+    f"checkpoint.every={EVERY}",
     "evaluation.at_end=false",
     "run.tensorboard=false",
 )
@@ -32,11 +33,12 @@ def test_a_full_disk_ends_all_ranks_with_one_line_and_leaves_the_checkpoint_befo
     run = RunFolder(tmp_path / "run")
     with small_disk(run.path, kibibytes=6 * 1024):
         job = launch(run.path, "demo", f"data.shards={tiny_shards}", *SETTINGS, "--nproc", "2")
-        job.wait_for_step(8)
+        job.wait_for_step(EVERY + 10)
         free = 1024 * 1024
         (run.path / "other").write_bytes(b"x" * (shutil.disk_usage(run.path).free - free))
         assert job.exit_code(within=30) == ExitCode.USER
-        assert committed(run)
+        failed_at = committed(run)[-1].step + EVERY
+        assert failed_at <= job.steps() < failed_at + EVERY, "the next save was waited for"
         (failed,) = event_rows(run.path, "failed")
     assert failed["exit_code"] == 1
     said = [line for line in capfd.readouterr().err.splitlines() if "checkpoint needs" in line]
