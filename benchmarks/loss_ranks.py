@@ -44,7 +44,7 @@ def centre_memory(order: Answer) -> None:
     share = loss(*_own_samples(order, comm), step=1, count=order["batch"])
     share.backward()
     head.average(share.detach())
-    head.step(1e-3)
+    head.apply(1e-3, head.norm())
     weight = loss.centres.weight
     held = {"weights": weight, "gradient": weight.grad} | optimizer.state[weight]
     sizes = comm.gather({name: tensor.nbytes for name, tensor in held.items()})

@@ -1,4 +1,3 @@
-
 import pytest
 
 from hsadml_dist.evaluation import export as module
