@@ -174,7 +174,7 @@ def test_writers_killed_in_the_midst_leave_no_wrong_record(tmp_path):
     images = [picture(seed, 700) for seed in range(6)]  # 2 MB each: most of the time is spent inside a write
     found, draw = [], random.Random(0)
     outlet, ready = os.pipe()
-    for number in range(20):
+    for number in range(12):
         processes = [write_for_ever(tmp_path / f"{number}", images, first, ready) for first in (0, 3)]
         time.sleep(draw.uniform(0, 0.05))
         kill(processes)
