@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ def body(comm: Comm, case: str) -> dict[str, Any]:
         "groups differ": apart.group is not comm.group,
         "apart is the same place": (apart.topology, apart.device) == (comm.topology, comm.device),
         "crossed": _crossed(comm, apart),
+        "crossed control": _crossed_control(comm, comm.aside()),
         "vote": [comm.vote([rank, -rank]), comm.vote([2.0**40 + 0.5 if rank == 0 else 0.0]), comm.vote([])],
         "share": comm.share({"from": rank, "text": "ü"}),
         "share none": comm.share(None if rank == 0 else "other"),
@@ -60,13 +62,28 @@ def _crossed(comm: Comm, apart: Comm) -> list[float]:
     def send(number: int) -> None:
         found[number] = float((comm, apart)[number].sum(torch.tensor(float(comm.topology.rank + 10 * number))))
 
+    _both_at_once(comm, send)
+    return found
+
+
+def _crossed_control(comm: Comm, aside: Comm) -> list[list[int]]:
+    """Gather over both control groups at once, in the same manner."""
+    found: list[list[int]] = [[], []]
+
+    def send(number: int) -> None:
+        found[number] = (comm, aside)[number].gather(comm.topology.rank + 10 * number)
+
+    _both_at_once(comm, send)
+    return found
+
+
+def _both_at_once(comm: Comm, send: Callable[[int], None]) -> None:
     threads = [threading.Thread(target=send, args=(number,)) for number in (0, 1)]
     for thread in threads[:: -1 if comm.topology.rank % 2 else 1]:
         thread.start()
         time.sleep(0.02)
     for thread in threads:
         thread.join()
-    return found
 
 
 if __name__ == "__main__":

@@ -78,6 +78,11 @@ def test_a_group_apart_holds_the_same_ranks_and_mixes_no_messages(told):
         assert answer["crossed"] == [ranks_added, ranks_added + 10 * world]
 
 
+def test_a_control_group_aside_mixes_no_messages_with_the_first(told):
+    for answer in told:
+        assert answer["crossed control"] == [[rank + ten for rank in range(len(told))] for ten in (0, 10)]
+
+
 def test_vote_takes_the_largest(told):
     for answer in told:
         assert answer["vote"] == [[len(told) - 1, 0], [2.0**40 + 0.5], []]
