@@ -36,7 +36,8 @@ def guarded(work: Callable[[], int | None], name: str = "hsadml") -> int:
     except (Exception, KeyboardInterrupt, SystemExit) as fault:  # noqa: BLE001  the process's end must say what it was
         text, code = explained(fault)
         if text:
-            print(text if text.startswith("Traceback") else f"{name}: {text}", file=sys.stderr)
+            # One write: print makes two, and the line of another rank may come between text and end.
+            sys.stderr.write((text if text.startswith("Traceback") else f"{name}: {text}") + "\n")
         return code
 
 

@@ -10,7 +10,9 @@ from hsadml_dist.errors import ExitCode
 from hsadml_dist.run.merged import merged_events, merged_ledger, merged_metrics
 from tests.distributed.jobs import HSADML, SECONDS, hsadml
 
-STEPS = 9
+STEPS = 14
+"""So many that some are spoilt and some are not, whichever keys the samples have."""
+
 TOO_BRIGHT = "[{_target_: monai.transforms.RandScaleIntensity, factors: [3.0e+38, 3.1e+38], prob: 0.06}]"
 SETTINGS = (
     "model.name=resnet_gn_tiny",
@@ -18,6 +20,7 @@ SETTINGS = (
     "data.image_size=32",
     f"data.transforms={TOO_BRIGHT}",
     f"train.steps={STEPS}",
+    f"train.skip_limit={STEPS}",
     "train.global_batch=12",
     "evaluation.at_end=false",
     "run.tensorboard=false",
@@ -44,7 +47,7 @@ def test_stop_ends_all_ranks_with_one_line_and_skip_goes_on_from_there(tiny_shar
     assert [row["step"] for row in events if row["event"] == "resumed"] == [first["step"] - 1] * (first["step"] > 1)
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     assert [row["step"] for row in rows if not math.isfinite(row["loss"])] == [row["step"] for row in skipped]
-    assert len(skipped) < STEPS - 2, "the transform must not spoil all"
+    assert len(skipped) < STEPS, "the transform must not spoil all"
     taken = {row["step"]: row["keys"] for row in merged_ledger(run)}
     for row in skipped:
         assert row["keys"] == taken[row["step"]]
