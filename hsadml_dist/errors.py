@@ -21,8 +21,12 @@ from __future__ import annotations
 
 import difflib
 import enum
+import errno
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says where a disk or a quota is full."""
 
 
 class ExitCode(enum.IntEnum):
@@ -114,6 +118,11 @@ class RunHeldError(HsadmlError):
     """Another live process writes this run."""
 
     exit_code = ExitCode.HELD
+
+
+def reason_of(fault: OSError) -> str:
+    """Return why the system refused, in words; a full disk and a full quota are both ``no space left``."""
+    return "no space left" if fault.errno in FULL else fault.strerror or str(fault)
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:

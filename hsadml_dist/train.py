@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -13,7 +14,7 @@ import torch
 
 from hsadml_dist.checkpoint.background import Saver
 from hsadml_dist.checkpoint.layout import CheckpointName, Progress, committed
-from hsadml_dist.checkpoint.load import Choice, choose_checkpoint, read_checkpoint, read_weights
+from hsadml_dist.checkpoint.load import Choice, choose_checkpoint
 from hsadml_dist.checkpoint.state import TrainingState
 from hsadml_dist.comm import place, threads_for
 from hsadml_dist.config import Recipe
@@ -21,9 +22,10 @@ from hsadml_dist.data.feed import Feed, open_feed
 from hsadml_dist.data.loader import Batch
 from hsadml_dist.engine.guard import Finding
 from hsadml_dist.engine.learner import Learner, StepReport, build_learner, build_network
-from hsadml_dist.errors import CheckpointError, ConfigError, ExitCode, Fault, HsadmlError, NumericalError, RunError
+from hsadml_dist.errors import ConfigError, ExitCode, Fault, HsadmlError, NumericalError, RunError
 from hsadml_dist.evaluation.verdict import judge_run
 from hsadml_dist.models import rank_dependent_layers
+from hsadml_dist.resume import Resume
 from hsadml_dist.run.code import keep_code
 from hsadml_dist.run.entry import Entry, enter
 from hsadml_dist.run.folder import RunFolder, replace_text
@@ -92,7 +94,8 @@ def _attempt(
             choice = choose_checkpoint(run, entry.comm)
             return _build(recipe, run, feed, entry, notice, records, watch).go_on_from(choice)
     except HsadmlError as fault:
-        records.event("failed", 0, reason=str(fault), exit_code=int(fault.exit_code))
+        with contextlib.suppress(RunError):  # a full disk must not hide why the run ends
+            records.event("failed", 0, reason=str(fault), exit_code=int(fault.exit_code))
         raise
     finally:
         watch.close()
@@ -123,6 +126,7 @@ def _build(
         watch=watch,
         pace=Pace(learner.engine.model, entry.comm),
         learner=learner,
+        resume=Resume(recipe=recipe, run=run, data_digest=feed.index.digest, learner=learner, records=records),
         saver=Saver(run, entry.attempt, entry.comm, recipe.checkpoint, committed),
         records=records,
     )
@@ -167,12 +171,13 @@ class Training:
     watch: Watch
     pace: Pace
     learner: Learner
+    resume: Resume
     saver: Saver
     records: Records
 
     def go_on_from(self, choice: Choice) -> ExitCode:
         """Load, train to the last step or a notice, save, judge."""
-        done = self._load(choice)
+        done = self.resume.go_on_from(choice)
         self._remember_parent(choice.name)
         try:
             reached = self._do_steps(done + 1)
@@ -188,38 +193,6 @@ class Training:
             judge_run(self.run.path, self.recipe, self.feed.index, self.learner, self.entry.comm)
         self.records.event("finished", reached)
         return ExitCode.DONE
-
-    def _load(self, choice: Choice) -> int:
-        """Put the chosen checkpoint's state into place; return the number of steps done."""
-        for name, reason in choice.passed_over:
-            log.warning("checkpoint %s passed over: %s", name, reason)
-            self.records.event("fell_back", name.step, checkpoint=str(name), reason=reason)
-        if choice.name is None:
-            self._load_initial_weights()
-            return 0
-        state = read_checkpoint(self.run, choice.name, self.learner.head.rows)
-        self._check_same_data(state.progress)
-        self.learner.load(state.groups)
-        self.learner.guard.in_a_row = state.progress.skipped
-        self.records.event("resumed", state.progress.step, checkpoint=str(choice.name))
-        return state.progress.step
-
-    def _load_initial_weights(self) -> None:
-        source = self.recipe.model.init_from
-        if source is None:
-            return
-        try:
-            self.learner.engine.model.load_state_dict(read_weights(Path(source)))
-        except RuntimeError as fault:  # names and shapes that do not fit, all of them in one text
-            problem = f"{source!r} does not fit {self.recipe.model.name!r}: {' '.join(str(fault).split())}"
-            raise ConfigError([Fault(where="recipe", key="model.init_from", problem=problem)]) from fault
-
-    def _check_same_data(self, saved: Progress) -> None:
-        if saved.data_digest != self.feed.index.digest:
-            problem = f"{self.recipe.data.shards!r} holds other samples than this run was started with"
-            raise ConfigError([Fault(where="recipe", key="data.shards", problem=problem)])
-        if saved.fingerprint != self.recipe.fingerprint():
-            raise CheckpointError(f"{self.run.path}: the checkpoint was written under other settings than config.yaml")
 
     def _remember_parent(self, name: CheckpointName | None) -> None:
         """Fix what this attempt builds on; a later commit by an earlier attempt is in nobody's line."""

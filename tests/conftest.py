@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import select
 import signal
@@ -106,3 +107,38 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = PhantomSource(patients=9, seed=0, size=64)
     build(source, folder / "shards", options, load_key(folder / "id.key"), 1, lambda done, total: None)
     return folder / "shards"
+
+
+@pytest.fixture
+def recipe(tiny_shards: Path) -> Any:
+    """Settings of a training of five steps, in seconds, without a verdict."""
+    from hsadml_dist.config import Recipe
+    from hsadml_dist.config.checkpoint import CheckpointConfig
+    from hsadml_dist.config.data import DataConfig
+    from hsadml_dist.config.evaluation import EvaluationConfig
+    from hsadml_dist.config.model import ModelConfig
+    from hsadml_dist.config.run import RunConfig
+    from hsadml_dist.config.train import TrainConfig
+
+    return Recipe(
+        data=DataConfig(shards=str(tiny_shards), fold=0, image_size=16, transforms=()),
+        model=ModelConfig(name="resnet_gn_tiny", embedding_dim=8),
+        train=TrainConfig(steps=5, global_batch=6),
+        checkpoint=CheckpointConfig(every=2),
+        run=RunConfig(tensorboard=False),
+        evaluation=EvaluationConfig(at_end=False),
+    )
+
+
+@pytest.fixture
+def as_before() -> Iterator[None]:
+    """A training sets this process's threads and log; both come back."""
+    import torch
+
+    threads, handlers, level = torch.get_num_threads(), logging.root.handlers[:], logging.root.level
+    yield
+    torch.set_num_threads(threads)
+    for handler in set(logging.root.handlers) - set(handlers):
+        handler.close()
+        logging.root.removeHandler(handler)
+    logging.root.setLevel(level)

@@ -1,5 +1,4 @@
 import json
-import logging
 import math
 import os
 import shutil
@@ -7,18 +6,9 @@ import signal
 from dataclasses import replace
 
 import pytest
-import safetensors.torch
-import torch
 
 from hsadml_dist.checkpoint.digest import run_digest
 from hsadml_dist.checkpoint.layout import committed
-from hsadml_dist.config import Recipe
-from hsadml_dist.config.checkpoint import CheckpointConfig
-from hsadml_dist.config.data import DataConfig
-from hsadml_dist.config.evaluation import EvaluationConfig
-from hsadml_dist.config.model import ModelConfig
-from hsadml_dist.config.run import RunConfig
-from hsadml_dist.config.train import TrainConfig
 from hsadml_dist.engine.learner import Learner
 from hsadml_dist.errors import CheckpointError, ConfigError, ExitCode, NumericalError, RunError
 from hsadml_dist.run.folder import RunFolder
@@ -27,29 +17,7 @@ from hsadml_dist.stop.signals import Notice
 from hsadml_dist.train import STOP_AFTER, train
 from tests.checkpoint.test_save import small_disk
 
-
-@pytest.fixture
-def recipe(tiny_shards):
-    return Recipe(
-        data=DataConfig(shards=str(tiny_shards), fold=0, image_size=16, transforms=()),
-        model=ModelConfig(name="resnet_gn_tiny", embedding_dim=8),
-        train=TrainConfig(steps=5, global_batch=6),
-        checkpoint=CheckpointConfig(every=2),
-        run=RunConfig(tensorboard=False),
-        evaluation=EvaluationConfig(at_end=False),
-    )
-
-
-@pytest.fixture(autouse=True)
-def as_before():
-    """Training sets this process's threads and log; both come back."""
-    threads, handlers, level = torch.get_num_threads(), logging.root.handlers[:], logging.root.level
-    yield
-    torch.set_num_threads(threads)
-    for handler in set(logging.root.handlers) - set(handlers):
-        handler.close()
-        logging.root.removeHandler(handler)
-    logging.root.setLevel(level)
+pytestmark = pytest.mark.usefixtures("as_before")
 
 
 def steps(run):
@@ -96,35 +64,6 @@ def test_a_finished_run_is_not_trained_further(recipe, tmp_path):
         assert train(recipe, tmp_path / "run", Notice()) is ExitCode.DONE
     assert len(merged_metrics(tmp_path / "run")) == 5
     assert events(tmp_path / "run")[-3:] == ["started", "resumed", "finished"]
-
-
-def test_a_checkpoint_of_other_settings_is_not_gone_on_from(recipe, tmp_path):
-    train(recipe, tmp_path / "run", Notice())
-    other = replace(recipe, train=replace(recipe.train, seed=9))
-    with pytest.raises(CheckpointError, match="written under other settings"):
-        train(other, tmp_path / "run", Notice())
-    assert events(tmp_path / "run")[-1] == "failed"
-
-
-def test_a_damaged_checkpoint_is_passed_over_and_its_steps_done_again(recipe, tmp_path):
-    run = tmp_path / "run"
-    train(recipe, run, Notice())
-    expected = run_digest(run)
-    newest = RunFolder(run).checkpoints / str(committed(RunFolder(run))[-1])
-    (newest / "COMMIT").unlink()
-    assert train(recipe, run, Notice()) is ExitCode.DONE
-    [fall] = [row for row in merged_events(run) if row["event"] == "fell_back"]
-    assert (fall["step"], fall["checkpoint"]) == (5, newest.name)
-    assert fall["reason"] == "rank 0: COMMIT: No such file or directory"
-    assert run_digest(run) == expected
-
-
-def test_weights_to_start_from_must_fit(recipe, tmp_path):
-    safetensors.torch.save_file({"neck.weight": torch.zeros(2, 2)}, tmp_path / "w.safetensors")
-    other = replace(recipe, model=replace(recipe.model, init_from=str(tmp_path / "w.safetensors")))
-    with pytest.raises(ConfigError, match=r"model\.init_from: .* does not fit 'resnet_gn_tiny'") as caught:
-        train(other, tmp_path / "run", Notice())
-    assert "\n" not in str(caught.value)
 
 
 @pytest.fixture

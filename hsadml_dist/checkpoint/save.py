@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -23,7 +22,7 @@ from hsadml_dist.checkpoint.retention import check_space, clear_half_written
 from hsadml_dist.checkpoint.rows import ROW_GROUPS, file_name
 from hsadml_dist.checkpoint.state import TensorGroup, TrainingState
 from hsadml_dist.comm import Comm, SoloComm
-from hsadml_dist.errors import CheckpointError, HsadmlError, RunHeldError
+from hsadml_dist.errors import CheckpointError, HsadmlError, RunHeldError, reason_of
 from hsadml_dist.run.attempts import is_superseded
 from hsadml_dist.run.folder import AttemptFolder, RunFolder
 
@@ -82,10 +81,8 @@ def agree(comm: Comm, checkpoint: Path, work: Callable[[], Entries]) -> list[Ent
     except HsadmlError as fault:
         answer = fault
     except OSError as fault:
-        reason = "no space left" if fault.errno == errno.ENOSPC else fault.strerror
-        answer = CheckpointError(
-            f"{fault.filename or checkpoint}: checkpoint {checkpoint.name} cannot be written: {reason}"
-        )
+        where = fault.filename or checkpoint
+        answer = CheckpointError(f"{where}: checkpoint {checkpoint.name} cannot be written: {reason_of(fault)}")
     answers: list[Entries | HsadmlError] = comm.gather(answer)
     for one in answers:
         if isinstance(one, HsadmlError):

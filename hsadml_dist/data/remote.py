@@ -8,7 +8,6 @@ and loader workers must be forked before any: an index is therefore fetched by a
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import importlib
 import logging
@@ -24,7 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from hsadml_dist.data.index import INDEX_NAME, SAMPLES_NAME, ShardIndex, load_index
-from hsadml_dist.errors import DataError
+from hsadml_dist.errors import FULL, DataError
 
 SCHEMES = {
     "http": ("aiohttp", "train"),
@@ -185,7 +184,7 @@ def _named(address: str, fault: Exception) -> Exception:
         return DataError(f"{shown(address)}: the server refuses to give it: it answered {status}")
     if type(fault).__name__ == "NoCredentialsError":  # botocore's, which is not imported here
         return DataError(f"{shown(address)}: no credentials were found; for a public bucket set FSSPEC_S3_ANON=true")
-    if isinstance(fault, OSError) and fault.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(fault, OSError) and fault.errno in FULL:
         return fault
     return _PassingError(f"the server answered {status}" if isinstance(status, int) else _line(fault))
 

@@ -21,11 +21,10 @@ from pathlib import Path
 
 from hsadml_dist.data.index import ShardFile
 from hsadml_dist.data.remote import cache_folder, checked, download, is_address, joined, shown
-from hsadml_dist.errors import ConfigError, DataError, Fault
+from hsadml_dist.errors import FULL, ConfigError, DataError, Fault
 
 PIECE = 1 << 22
 """Bytes that are read at a time."""
-FULL = (errno.ENOSPC, errno.EDQUOT)
 ATTEMPTS = 2
 """Copies of a shard that are made before it counts as damaged where it comes from."""
 

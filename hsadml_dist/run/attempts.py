@@ -6,7 +6,6 @@ one attempt at a time goes on is decided before a number is taken: see :func:`ta
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import socket
@@ -16,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hsadml_dist.errors import RunError, RunHeldError
+from hsadml_dist.errors import RunError, RunHeldError, reason_of
 from hsadml_dist.run.folder import AttemptFolder, RunFolder, replace_text
 from hsadml_dist.run.processes import start_time
 from hsadml_dist.run.rows import read_rows
@@ -85,8 +84,8 @@ def take(run: RunFolder, me: Holder, facts: Mapping[str, Any], *, silence: float
         replace_text(attempt.record, json.dumps(record, indent=2) + "\n")
         attempt.heartbeat.touch()
     except OSError as fault:
-        reason = "no space left" if fault.errno == errno.ENOSPC else fault.strerror
-        raise RunError(f"{fault.filename or run.path}: no attempt can be started here: {reason}") from fault
+        where = fault.filename or run.path
+        raise RunError(f"{where}: no attempt can be started here: {reason_of(fault)}") from fault
     return attempt
 
 

@@ -8,17 +8,30 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hsadml_dist.errors import RunError, reason_of
+
 
 class RowWriter:
     """Appends rows to one file of one attempt; that attempt's rank 0 is its only writer."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append one row; floats keep all their digits."""
-        os.write(self._file, (json.dumps(row) + "\n").encode())
+        """Append one row; floats keep all their digits.
+
+        Raises:
+            RunError: The row could not be written, or not whole.
+        """
+        line = (json.dumps(row) + "\n").encode()
+        try:
+            written = os.write(self._file, line)
+        except OSError as fault:
+            raise RunError(f"{self._path}: a row cannot be written: {reason_of(fault)}") from fault
+        if written < len(line):
+            raise RunError(f"{self._path}: a row cannot be written whole: no space left")
 
     def close(self) -> None:
         """Close the file."""

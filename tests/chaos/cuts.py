@@ -43,7 +43,8 @@ class Cut:
         world: Ranks.
         workers: Loader workers of each.
         how: TERM, USR2 (to the launcher or one rank), or KILL rank, KILL worker, KILL all.
-        when: ``step``, ``start`` (before step 1), ``save`` or ``evaluation``.
+        when: ``step``, ``start`` (before step 1), ``save`` (beside the steps), ``wait`` (a save that the steps wait for) or
+            ``evaluation``.
     """
 
     world: int
@@ -59,8 +60,20 @@ class Cut:
     @property
     def kind(self) -> str:
         """How and when, as words."""
-        moment = {"step": "", "start": " before step 1", "save": " during a save", "evaluation": " during evaluation"}
-        return self.how + moment[self.when]
+        moments = {
+            "step": "",
+            "start": " before step 1",
+            "save": " during a background save",
+            "wait": " during a foreground save",
+            "evaluation": " during evaluation",
+        }
+        return self.how + moments[self.when]
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """Settings without which its moment would not come."""
+        needed = {"wait": ("checkpoint.background=false",), "evaluation": ("evaluation.at_end=true",)}
+        return needed.get(self.when, ())
 
 
 def _cuts(world: int, workers: int, *ways: str) -> tuple[Cut, ...]:
@@ -71,7 +84,7 @@ def _cuts(world: int, workers: int, *ways: str) -> tuple[Cut, ...]:
 
 MATRIX = (
     *_cuts(1, 0, "TERM", "USR2", "KILL rank", "KILL rank", "TERM@start"),
-    *_cuts(1, 1, "TERM", "USR2", "KILL rank", "KILL worker", "KILL all@save"),
+    *_cuts(1, 1, "TERM", "USR2", "KILL rank", "KILL worker", "KILL all@wait"),
     *_cuts(1, 2, "TERM", "USR2", "KILL worker", "KILL all", "TERM@evaluation"),
     *_cuts(2, 0, "TERM", "USR2", "KILL rank", "KILL all", "KILL all@save"),
     *_cuts(2, 1, "TERM", "USR2", "KILL rank", "KILL worker", "KILL rank@start"),
@@ -82,8 +95,7 @@ MATRIX = (
 def run_cut(grounds: Grounds, cut: Cut, draw: random.Random) -> Fault:
     """Start a run, cut it, start it again, and judge its end."""
     began = time.monotonic()
-    overrides = ("evaluation.at_end=true",) if cut.when == "evaluation" else ()
-    job = grounds.job(cut.world, cut.workers, overrides)
+    job = grounds.job(cut.world, cut.workers, cut.overrides)
     done = Done()
     problems: list[str] = []
     try:
@@ -99,7 +111,7 @@ def run_cut(grounds: Grounds, cut: Cut, draw: random.Random) -> Fault:
     attempts = job.attempts()
     lost, redone = sum(lost_steps(attempts)), redone_steps(attempts)
     problems += end_problems(codes[-1] if codes else -1, job.digest(), attempts, grounds.calm(cut.world))
-    allowed = 0 if cut.is_notice or not attempts else allowed_loss(attempts[0], EVERY)
+    allowed = 0 if cut.is_notice or not attempts else allowed_loss(attempts[0], EVERY, beside=cut.when != "wait")
     problems += loss_problems(lost, allowed)
     outcome, detail = verdict(problems, "survived", f"went on from step {attempts[-1].parent}")
     return Fault(
@@ -135,6 +147,7 @@ def make(cut: Cut, start: Start, draw: random.Random) -> Done:
         "step": _at_a_step,
         "start": _before_step_1,
         "save": _in_a_save,
+        "wait": _in_a_save,
         "evaluation": _in_evaluation,
     }
     pids = _victims(cut, start, draw)

@@ -103,14 +103,14 @@ def lost_steps(attempts: Sequence[Attempt]) -> list[int]:
     return [before.reached - (after.parent or 0) for before, after in itertools.pairwise(started)]
 
 
-def allowed_loss(attempt: Attempt, every: int) -> int:
+def allowed_loss(attempt: Attempt, every: int, *, beside: bool = True) -> int:
     """Return how many steps an attempt that was killed may lose: those since its newest checkpoint that was there.
 
-    That is less than an interval. Where a save was under way beside the steps, those done meanwhile come on top; the
-    next save waits for it, so two intervals are the most.
+    An interval is the most. Where saves go on beside the steps, those done during one come on top; the next save waits
+    for it, so two intervals are the most then.
     """
     saved = max([attempt.parent or 0, *(step for event, step in attempt.events if event == "checkpoint")])
-    return min(attempt.reached - saved, 2 * every)
+    return min(attempt.reached - saved, 2 * every if beside else every)
 
 
 def save_under_way(attempt: Attempt, every: int) -> bool:

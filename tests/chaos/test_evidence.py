@@ -84,6 +84,7 @@ def test_a_killed_attempt_may_lose_what_came_after_its_newest_checkpoint(
     events = tuple(("checkpoint", step) for step in saved)
     killed = Attempt(number=1, parent=0, steps=tuple(range(1, last + 1)), events=events)
     assert allowed_loss(killed, 4) == allowed
+    assert allowed_loss(killed, 4, beside=False) == min(allowed, 4)
     assert save_under_way(killed, 4) == under_way
 
 

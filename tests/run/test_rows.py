@@ -3,10 +3,13 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from hsadml_dist.errors import RunError
 from hsadml_dist.run.rows import RowWriter, read_rows
+from tests.checkpoint.test_save import small_disk
 
 
 def test_rows_come_back_with_all_digits(tmp_path):
@@ -66,3 +69,18 @@ def test_each_row_is_one_write_so_that_a_killed_writer_leaves_whole_rows(tmp_pat
     lines = path.read_bytes().split(b"\n")
     assert lines[-1] == b""
     assert all(json.loads(line) == {"fill": "x" * 500} for line in lines[:-1])
+
+
+def test_a_full_disk_is_one_line():
+    with pytest.raises(RunError, match=r"^/dev/full: a row cannot be written: no space left$"):
+        RowWriter(Path("/dev/full")).write({"step": 1})
+
+
+def test_a_disk_that_fills_within_a_row_is_told(tmp_path):
+    with small_disk(tmp_path / "disk", kibibytes=8):
+        writer = RowWriter(tmp_path / "disk" / "rows.jsonl")
+        writer.write({"step": 1})
+        with pytest.raises(RunError, match=r"rows\.jsonl: a row cannot be written whole: no space left$"):
+            writer.write({"fill": "x" * 9000})
+        writer.close()
+        assert list(read_rows(tmp_path / "disk" / "rows.jsonl")) == [{"step": 1}]
