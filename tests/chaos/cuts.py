@@ -43,7 +43,7 @@ class Cut:
         world: Ranks.
         workers: Loader workers of each.
         how: TERM, USR2 (to the launcher or one rank), or KILL rank, KILL worker, KILL all.
-        when: ``step``, ``start`` (before step 1), ``save`` (beside the steps), ``wait`` (a save that the steps wait for) or
+        when: ``step``, ``start`` (before step 1), ``save`` (beside the steps), ``wait`` (a save that they wait for) or
             ``evaluation``.
     """
 
