@@ -12,6 +12,7 @@
     ├── UsageError                   2    the command line itself is wrong
     ├── EngineError                  70   the engine's gradients are not those of the loss: nothing may be trained
     ├── PeerLostError                70   another rank of this start died or hangs; a restart goes on
+    ├── WorkerLostError              70   a loader worker died; a restart goes on
     └── RunHeldError                 75   another live process writes this run
 
 Anything else that escapes is a defect of this package: exit code 70 and a traceback.
@@ -104,6 +105,12 @@ class EngineError(HsadmlError):
 
 class PeerLostError(HsadmlError):
     """Another rank of this start died or hangs, so the ranks can do nothing more together; a restart goes on."""
+
+    exit_code = ExitCode.INTERNAL
+
+
+class WorkerLostError(HsadmlError):
+    """A process that prepares batches was killed, or died of a defect in a library; a restart goes on."""
 
     exit_code = ExitCode.INTERNAL
 

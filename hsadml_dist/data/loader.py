@@ -16,7 +16,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,13 +33,18 @@ from hsadml_dist.data.prepared import PreparedImages, open_store
 from hsadml_dist.data.reader import ShardReader
 from hsadml_dist.data.staging import Place, Stage
 from hsadml_dist.data.transforms import Augmentation, Preparation
-from hsadml_dist.errors import DataError
+from hsadml_dist.errors import DataError, WorkerLostError
 from hsadml_dist.topology import Topology
 
 LONGEST_TEMPORARY = 58
 """Letters of a temporary folder's path that leave room for a Unix socket's in the 107 that the kernel allows."""
 PAUSE_SECONDS = 0.05
 """How often a rank that waits for a batch looks whether it was asked to stop."""
+LIKELY: Mapping[int | None, str] = {
+    -signal.SIGKILL: "; for want of memory? fewer data.workers or a smaller data.prefetch need less",
+    -signal.SIGBUS: "; for want of shared memory? see df /dev/shm",
+}
+"""What a worker's exit code hints at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +163,8 @@ class Loader:
         self.threads_at_fork = len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 1
         before = set(multiprocessing.active_children())
         # A first pass over no steps forks the workers now; the later pass finds them ready.
-        self._batches: Iterator[Batch | DataError] = iter(self._loader)
+        with _own_child_handler():
+            self._batches: Iterator[Batch | DataError] = iter(self._loader)
         self._workers = [child for child in multiprocessing.active_children() if child not in before]
         self._ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=1)
 
@@ -182,9 +188,11 @@ class Loader:
 
         Raises:
             DataError: A sample cannot be read.
+            WorkerLostError: A worker died.
         """
         item = self._await(interrupted) if self._workers else self._prepare(interrupted)
         if isinstance(item, BaseException):
+            self._miss_none()  # a worker's death is told as such, not as what PyTorch makes of it
             raise item
         return item
 
@@ -194,8 +202,6 @@ class Loader:
             self._stager.close()
         if not self._workers:
             return
-        # PyTorch raises in the parent when a worker dies; this death is wanted.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for worker in self._workers:
             worker.kill()
         for worker in self._workers:
@@ -216,6 +222,12 @@ class Loader:
                 return self._ready.get(timeout=PAUSE_SECONDS)
             if interrupted():
                 return None
+            self._miss_none()
+
+    def _miss_none(self) -> None:
+        for worker in self._workers:
+            if not worker.is_alive():
+                raise WorkerLostError(_how_it_ended(worker.pid, worker.exitcode))
 
     def _pull(self) -> None:
         try:
@@ -264,6 +276,23 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def _own_child_handler() -> Iterator[None]:
+    """Keep this process's handler for a child's death: PyTorch's raises wherever the main thread happens to be."""
+    own = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, own)
+
+
+def _how_it_ended(pid: int | None, code: int | None) -> str:
+    """Return one line about a worker's end."""
+    how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
+    return f"loader worker {pid} {how}{LIKELY.get(code, '')}"
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -36,6 +36,7 @@ def killed(grounds: Grounds, draw: random.Random) -> Iterable[Fault]:
     trip = tour(grounds, draw, 2, 1)
     killed_launcher(trip)
     killed_in_a_save(trip, "foreground", "checkpoint.background=false")
+    trip.stop()  # or the third attempt in a row without a checkpoint would be the last
     killed_in_a_save(trip, "background", "checkpoint.background=true")
     notice_in_a_save(trip)
     second_interrupt(trip)

@@ -20,7 +20,7 @@ from hsadml_dist.data.loader import Loader, StepSampler, TrainingSamples, traini
 from hsadml_dist.data.order import ExactOrder
 from hsadml_dist.data.prepared import PreparedImages
 from hsadml_dist.data.reader import ShardReader
-from hsadml_dist.errors import DataError
+from hsadml_dist.errors import DataError, WorkerLostError
 from hsadml_dist.topology import Topology
 
 BATCH, STEPS = 12, 7
@@ -140,6 +140,25 @@ def damaged(shards: Path, call: Call) -> list[str]:
     return said
 
 
+def lost(shards: Path, call: Call) -> list[list[str]]:
+    """Return what is said when a worker that is waited for is killed, by want of memory and by a crash."""
+    said = []
+    for notice in (signal.SIGKILL, signal.SIGBUS):
+        loader = plain_loader(shards, SleepingReader, workers=2)
+        loader.start(1, STEPS)
+        for _ in loader.worker_pids:
+            loader.next(never)
+        pid = loader.worker_pids[-1]
+        os.kill(pid, notice)
+        time.sleep(0.2)  # PyTorch's handler would raise here
+        try:
+            loader.next(never)
+        except WorkerLostError as fault:
+            said.append([str(pid), str(fault)])
+        loader.close()
+    return said
+
+
 def orphans(shards: Path, call: Call) -> None:
     """Leave the workers' ids behind and die at once, in the middle of the work."""
     loader = plain_loader(shards, SleepingReader, workers=2)
@@ -225,5 +244,5 @@ def state_of(pid: int) -> str:
 if __name__ == "__main__":
     call = Call.read()
     name, _, shards = call.case.partition(" ")
-    cases = {case.__name__: case for case in (bytes_of_steps, cached, notices, asleep, damaged, orphans)}
+    cases = {case.__name__: case for case in (bytes_of_steps, cached, notices, asleep, damaged, lost, orphans)}
     call.answer(cases[name](Path(shards), call))

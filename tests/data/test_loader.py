@@ -111,6 +111,13 @@ def test_a_worker_asleep_in_a_read_delays_nobody(ranks, tiny_shards):
     assert answer["left"] == [""]
 
 
+def test_a_killed_worker_is_one_line_where_its_batch_is_waited_for(ranks, tiny_shards):
+    answer = ranks(SCRIPT, 1, f"lost {tiny_shards}")[0]
+    [(killed, memory), (crashed, shared)] = answer
+    assert memory.startswith(f"loader worker {killed} was killed by signal 9; for want of memory? fewer data.workers")
+    assert shared == f"loader worker {crashed} was killed by signal 7; for want of shared memory? see df /dev/shm"
+
+
 def test_workers_die_with_their_parent(ranks, tiny_shards, tmp_path):
     ranks(SCRIPT, 1, f"orphans {tiny_shards}", folder=tmp_path, expect=-signal.SIGKILL)
     pids = [int(pid) for pid in (tmp_path / "workers").read_text().split()]
