@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 from collections.abc import Callable
 
-from hsadml_dist.errors import ExitCode, HsadmlError
+from hsadml_dist.errors import FULL, ExitCode, HsadmlError, reason_of
 
 # Import names that only an extra installs; the base installation is for login nodes.
 EXTRAS = {
@@ -27,6 +28,9 @@ EXTRAS = {
     "timm": ("timm",),
     "dicom": ("pydicom",),
 }
+
+SURROUNDINGS = (*FULL, errno.EROFS, errno.EACCES)
+"""What the system says of a disk that is full or may not be written: no defect of this package."""
 
 
 def guarded(work: Callable[[], int | None], name: str = "hsadml") -> int:
@@ -54,6 +58,9 @@ def explained(fault: BaseException) -> tuple[str, int]:
             told = "interrupted", int(ExitCode.STOPPED)
         case ModuleNotFoundError() if missing_extra(fault.name):
             told = missing_extra(fault.name), int(ExitCode.USER)
+        case OSError() if fault.errno in SURROUNDINGS:
+            where = f"{fault.filename}: " if fault.filename else ""
+            told = f"{where}{reason_of(fault)}", int(ExitCode.USER)
         case _:
             told = "".join(traceback.format_exception(fault)).rstrip(), int(ExitCode.INTERNAL)
     return told

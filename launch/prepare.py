@@ -14,7 +14,7 @@ from hsadml_dist.data.index import ShardIndex
 from hsadml_dist.data.labels import label_problem
 from hsadml_dist.data.remote import is_address, read_index
 from hsadml_dist.data.staging import stage_problem
-from hsadml_dist.errors import ConfigError, DataError, Fault, UsageError, nearest
+from hsadml_dist.errors import ConfigError, DataError, Fault, RunError, UsageError, nearest, reason_of
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.topology import allowed_world_sizes
 
@@ -103,6 +103,7 @@ def prepare_run(recipe: str, overrides: Sequence[str], run: Path | None, smoke: 
         ConfigError: The recipe is wrong, does not fit its shards, or would change what an existing run is.
         DataError: The shards are missing or damaged.
         UsageError: ``run`` exists and is no run folder.
+        RunError: The run folder cannot be written.
     """
     loaded = load_planned(recipe, overrides, smoke, world_size)
     folder = RunFolder(planned_run(recipe, overrides, run, smoke, world_size))
@@ -113,10 +114,13 @@ def prepare_run(recipe: str, overrides: Sequence[str], run: Path | None, smoke: 
         faults += _changes(loaded, folder, index)
     if faults:
         raise ConfigError(faults)
-    if smoke and folder.path.exists():
-        shutil.rmtree(folder.path)
-    folder.path.mkdir(parents=True, exist_ok=True)
-    dump_recipe(_with_absolute_shards(loaded.recipe), folder.config)
+    try:
+        if smoke and folder.path.exists():
+            shutil.rmtree(folder.path)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        dump_recipe(_with_absolute_shards(loaded.recipe), folder.config)
+    except OSError as fault:
+        raise RunError(f"run folder {folder.path}: cannot be written: {reason_of(fault)}") from fault
     return folder.path
 
 

@@ -21,6 +21,8 @@ def raises(fault):
         (UsageError("what"), 2, "hsadml: what\n"),
         (RunHeldError("held"), 75, "hsadml: held\n"),
         (PeerLostError("lost"), 70, "hsadml: lost\n"),
+        (OSError(28, "No space left on device", "/x/y"), 1, "hsadml: /x/y: no space left\n"),
+        (OSError(30, "Read-only file system"), 1, "hsadml: Read-only file system\n"),
         (KeyboardInterrupt(), 85, "hsadml: interrupted\n"),
         (SystemExit("enough"), 1, "hsadml: enough\n"),
         (SystemExit(5), 5, ""),
@@ -37,7 +39,14 @@ def test_what_a_user_can_repair_is_text_and_a_code(capsys, fault, code, text):
     assert capsys.readouterr().err == text
 
 
-@pytest.mark.parametrize("fault", [ValueError("odd"), ModuleNotFoundError("No module named 'x'", name="x")])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        ValueError("odd"),
+        FileNotFoundError(2, "No such file", "x"),
+        ModuleNotFoundError("No module named 'x'", name="x"),
+    ],
+)
 def test_a_defect_is_a_traceback_and_70(capsys, fault):
     assert guarded(raises(fault)) == 70
     told = capsys.readouterr().err

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from hsadml_dist.config.io import load_recipe
-from hsadml_dist.errors import ConfigError, DataError, UsageError
+from hsadml_dist.errors import ConfigError, DataError, RunError, UsageError
 from hsadml_dist.launch.prepare import existing_run, find_recipe, planned_run, prepare_run, shipped_recipes
 
 CONSTANT = ["optim.schedule=constant", "train.steps=100"]
@@ -140,3 +140,8 @@ def test_existing_run(recipe, tmp_path):
     for wrong in (tmp_path / "no", tmp_path):
         with pytest.raises(UsageError, match="run folder"):
             existing_run(wrong)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(recipe):
+    with pytest.raises(RunError, match=r"^run folder /proc/none/run: cannot be written: No such file or directory$"):
+        prepare_run(recipe, [], Path("/proc/none/run"), False, 1)
