@@ -1,0 +1,58 @@
+"""Which jobs a run was handed to: one row each in ``RUN/jobs.jsonl``.
+
+The first row of a submission is written by who submits; each further link of a chain is written by the batch script of
+the link before it, from a node. So rows are plain, short and appended in one write each.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Literal, get_args
+
+from hsadml_dist.run.folder import RunFolder
+from hsadml_dist.run.rows import RowWriter, read_rows
+
+Requeue = Literal["chain", "self", "none"]
+REQUEUE_MODES: tuple[str, ...] = get_args(Requeue)
+Backend = Literal["sbatch", "submitit"]
+BACKENDS: tuple[str, ...] = get_args(Backend)
+JOBS = "jobs.jsonl"
+"""Name in the run folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submitted:
+    """A job that was queued for a run.
+
+    Attributes:
+        job: What squeue, scontrol and scancel know it by: ``12``, or ``12_3`` for element 3 of an array.
+        requeue: How it comes back once it was stopped.
+        after: The job that it follows in a chain; None for the first.
+        backend: Who wrote its batch script.
+        time: When it was queued, in seconds since 1970 UTC.
+    """
+
+    job: str
+    requeue: Requeue
+    after: str | None = None
+    backend: Backend = "sbatch"
+    time: float
+
+
+def record(run: RunFolder, job: str, requeue: Requeue, backend: Backend = "sbatch") -> None:
+    """Note that ``job`` was queued now.
+
+    Raises:
+        RunError: The row could not be written.
+    """
+    writer = RowWriter(run.path / JOBS)
+    try:
+        writer.write(asdict(Submitted(job=job, requeue=requeue, backend=backend, time=time.time())))
+    finally:
+        writer.close()
+
+
+def jobs_of(run: RunFolder) -> list[Submitted]:
+    """Return the jobs of a run in the order in which they were queued; those of ``hsadml train`` have none."""
+    return [Submitted(**row) for row in read_rows(run.path / JOBS)]
