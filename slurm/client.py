@@ -22,6 +22,18 @@ _UNKNOWN_JOB = re.compile(r"invalid job id", re.IGNORECASE)
 _ALREADY_REQUEUED = re.compile(r"job is pending execution|already requeued", re.IGNORECASE)
 
 
+def ask(argv: Sequence[str], env: Mapping[str, str] | None = None) -> str:
+    """Run one of Slurm's commands and return what it prints.
+
+    Raises:
+        ClusterError: Slurm is absent, does not answer, or refused.
+    """
+    done = _run(argv, env)
+    if done.returncode != 0:
+        raise ClusterError(explain(argv[0], done.stderr, env))
+    return done.stdout
+
+
 def require(env: Mapping[str, str] | None = None) -> None:
     """Check that jobs can be submitted at all; does not ask the controller.
 
@@ -41,7 +53,19 @@ def sbatch(script: Path, env: Mapping[str, str] | None = None) -> str:
     Raises:
         ClusterError: Slurm is absent, does not answer, or refused the job.
     """
-    return parse_job_id(_answer(["sbatch", "--parsable", str(script)], env))
+    return parse_job_id(ask(["sbatch", "--parsable", str(script)], env))
+
+
+def sbatch_test(script: str, env: Mapping[str, str] | None = None) -> str:
+    """Ask whether a batch script's text would be taken; returns Slurm's estimate of its start. Queues nothing.
+
+    Raises:
+        ClusterError: Slurm is absent, does not answer, or would refuse the job.
+    """
+    done = _run(["sbatch", "--test-only"], env, script)
+    if done.returncode != 0:
+        raise ClusterError(explain("sbatch", done.stderr, env))
+    return " ".join(done.stderr.removeprefix("sbatch: ").split())
 
 
 def job_state(job_id: str, env: Mapping[str, str] | None = None) -> str | None:
@@ -132,18 +156,13 @@ def _conf(env: Mapping[str, str] | None) -> str | None:
     return (os.environ if env is None else env).get("SLURM_CONF")
 
 
-def _answer(argv: Sequence[str], env: Mapping[str, str] | None) -> str:
-    done = _run(argv, env)
-    if done.returncode != 0:
-        raise ClusterError(explain(argv[0], done.stderr, env))
-    return done.stdout
-
-
-def _run(argv: Sequence[str], env: Mapping[str, str] | None) -> subprocess.CompletedProcess[str]:
-    program = _find(argv[0], env)
+def _run(
+    argv: Sequence[str], env: Mapping[str, str] | None, said: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    command = [_find(argv[0], env), *argv[1:]]
     try:
         return subprocess.run(
-            [program, *argv[1:]], env=env, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
+            command, env=env, input=said, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
         raise ClusterError(f"{argv[0]} gave no answer within {TIMEOUT_SECONDS:.0f} s; is the controller up?") from None

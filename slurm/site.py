@@ -1,0 +1,237 @@
+"""How a computing centre has set up its Slurm, as far as that decides how a run is stopped and comes back.
+
+What is said of requeueing was tried on real clusters (Slurm 22.05):
+
+* ``RequeueExit`` brings back every batch job that ends with one of its codes, also one submitted with ``--no-requeue``.
+* ``RequeueExitHold`` leaves such a job in the queue, held, until somebody releases it.
+* ``JobRequeue=0`` is a default only: a job submitted with ``--requeue`` may be requeued all the same.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from hsadml_dist.errors import ClusterError, ExitCode
+from hsadml_dist.slurm import client
+from hsadml_dist.slurm.sbatch import seconds_of
+
+DEFAULT_CREDENTIAL_SECONDS = 120
+"""What Slurm takes where AuthInfo does not say cred_expire."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partition:
+    """What a partition allows.
+
+    Attributes:
+        name: Its name.
+        is_default: Whether a job that names no partition goes there.
+        is_up: Whether jobs start there.
+        max_seconds: Longest time limit; None: no limit.
+        grace_seconds: From the notice of a preemption to its end.
+        preempt_mode: What becomes of a preempted job: ``OFF``, ``REQUEUE``, ``CANCEL``, ``SUSPEND``, ``GANG``.
+        nodes: Number of its nodes.
+        cpus: Number of their CPUs.
+    """
+
+    name: str
+    is_default: bool = False
+    is_up: bool = True
+    max_seconds: int | None = None
+    grace_seconds: int = 0
+    preempt_mode: str = "OFF"
+    nodes: int = 0
+    cpus: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """A computing centre's settings.
+
+    Attributes:
+        cluster: Slurm's name for the cluster.
+        version: Slurm's version.
+        requeue_exit: Exit codes after which a batch job is put back into the queue.
+        requeue_exit_hold: Exit codes after which it is put back and held.
+        job_requeue: Whether jobs that do not say may be requeued.
+        preempt_mode: What becomes of preempted jobs where their partition does not say.
+        credential_seconds: Life of a credential; a requeued job waits one second longer than this.
+        kill_wait_seconds: From SIGTERM to SIGKILL once Slurm ends a job.
+        min_job_age_seconds: How long the controller remembers a job that has ended.
+        user_signal: Whether a preempted job gets the signal that it asked for by ``--signal``, not SIGTERM.
+        has_accounting: Whether there is an accounting database.
+        partitions: By name, in Slurm's order.
+    """
+
+    cluster: str = ""
+    version: str = ""
+    requeue_exit: frozenset[int] = frozenset()
+    requeue_exit_hold: frozenset[int] = frozenset()
+    job_requeue: bool = True
+    preempt_mode: str = "OFF"
+    credential_seconds: int = DEFAULT_CREDENTIAL_SECONDS
+    kill_wait_seconds: int = 30
+    min_job_age_seconds: int = 300
+    user_signal: bool = False
+    has_accounting: bool = False
+    partitions: Mapping[str, Partition] = field(default_factory=dict)
+
+    def partition(self, name: str | None) -> Partition | None:
+        """Return the partition called ``name``, without a name the default one; None if there is none."""
+        if name is not None:
+            return self.partitions.get(name)
+        return next((one for one in self.partitions.values() if one.is_default), None)
+
+
+def read_site(env: Mapping[str, str] | None = None) -> Site | None:
+    """Ask the controller, in two short queries; None where Slurm is absent or does not answer."""
+    try:
+        return ask_site(env)
+    except ClusterError:
+        return None
+
+
+def ask_site(env: Mapping[str, str] | None = None) -> Site:
+    """Ask the controller, in two short queries.
+
+    Raises:
+        ClusterError: Slurm is absent or does not answer.
+    """
+    config = client.ask(["scontrol", "show", "config"], env)
+    return parse_site(config, client.ask(["scontrol", "--oneliner", "show", "partition"], env))
+
+
+def parse_site(config: str, partitions: str = "") -> Site:
+    """Read the answers of ``scontrol show config`` and ``scontrol --oneliner show partition``."""
+    of = dict(re.findall(r"^(\w+)\s*= ?(.*?)\s*$", config, flags=re.MULTILINE))
+    expire = re.search(r"\bcred_expire=(\d+)", of.get("AuthInfo", ""))
+    found = [_partition(line) for line in partitions.splitlines() if line.startswith("PartitionName=")]
+    return Site(
+        cluster=of.get("ClusterName", ""),
+        version=of.get("SLURM_VERSION", ""),
+        requeue_exit=_codes(of.get("RequeueExit", "")),
+        requeue_exit_hold=_codes(of.get("RequeueExitHold", "")),
+        job_requeue=of.get("JobRequeue", "1") != "0",
+        preempt_mode=of.get("PreemptMode", "OFF"),
+        credential_seconds=int(expire.group(1)) if expire else DEFAULT_CREDENTIAL_SECONDS,
+        kill_wait_seconds=_seconds(of.get("KillWait"), 30),
+        min_job_age_seconds=_seconds(of.get("MinJobAge"), 300),
+        user_signal="preempt_send_user_signal" in of.get("SlurmctldParameters", ""),
+        has_accounting=of.get("AccountingStorageType", "").endswith("slurmdbd"),
+        partitions={partition.name: partition for partition in found},
+    )
+
+
+def requeue_problem(site: Site, mode: str, partition: str | None = None) -> str | None:
+    """Return in one line why a run cannot come back, or stay away, as ``mode`` promises at this site; None if it can.
+
+    Args:
+        site: See :func:`read_site`.
+        mode: ``chain``, ``self`` or ``none``.
+        partition: The partition that is asked for; None: the site's default.
+    """
+    if mode == "none":
+        return _none_problem(site)
+    option = _option_with(site, ExitCode.DONE)
+    if option:
+        return (
+            f"--requeue {mode}: this site puts back jobs that exit with 0 ({option}), so a run that is done "
+            f"would stay in the queue; ask the site to take 0 out"
+        )
+    return _self_problem(site, partition) if mode == "self" else None
+
+
+def requeue_remark(site: Site, mode: str) -> str | None:
+    """Return in one line what is different at this site about ``mode``, though it works; None if nothing is."""
+    failing = site.requeue_exit & {ExitCode.USER, ExitCode.USAGE, ExitCode.INTERNAL, ExitCode.HELD}
+    if failing:
+        return (
+            f"--requeue {mode}: this site puts back jobs that exit with {_listed(failing)} "
+            f"(RequeueExit={_listed(site.requeue_exit)}): a run that fails starts again until you cancel it"
+        )
+    return None
+
+
+def submit_limit(user: str, env: Mapping[str, str] | None = None) -> int | None:
+    """Return the smallest number of jobs that the accounting lets ``user`` have at a time; None: no limit.
+
+    Raises:
+        ClusterError: There is no accounting database, or it does not answer.
+    """
+    words = ["sacctmgr", "--noheader", "--parsable2", "show", "assoc", f"user={user}", "format=MaxSubmit,GrpSubmit"]
+    return parse_submit_limit(client.ask(words, env))
+
+
+def parse_submit_limit(answer: str) -> int | None:
+    """Return the smallest number in the answer of ``sacctmgr --parsable2``; None if there is none."""
+    return min(map(int, re.findall(r"\d+", answer)), default=None)
+
+
+def _none_problem(site: Site) -> str | None:
+    option = _option_with(site, ExitCode.STOPPED)
+    if option is None:
+        return None
+    return (
+        f"--requeue none: this site puts back jobs that exit with {ExitCode.STOPPED:d}, as a stopped run does "
+        f"({option}), also those that must not be requeued; use chain or self"
+    )
+
+
+def _option_with(site: Site, code: int) -> str | None:
+    """Return the option by which jobs that exit with ``code`` are put back, as slurm.conf has it, or None."""
+    for option, codes in (("RequeueExit", site.requeue_exit), ("RequeueExitHold", site.requeue_exit_hold)):
+        if code in codes:
+            return f"{option}={_listed(codes)}"
+    return None
+
+
+def _self_problem(site: Site, partition: str | None) -> str | None:
+    known = site.partition(partition)
+    if known is None or known.grace_seconds > 0 or known.preempt_mode != "CANCEL":
+        return None
+    return (
+        f"--requeue self: partition {known.name} ends preempted jobs at once and for good "
+        f"(PreemptMode=CANCEL, GraceTime=0), so none could put itself back; use chain"
+    )
+
+
+def _partition(line: str) -> Partition:
+    of = dict(word.partition("=")[::2] for word in line.split())
+    return Partition(
+        name=of["PartitionName"],
+        is_default=of.get("Default") == "YES",
+        is_up=of.get("State", "UP") == "UP",
+        max_seconds=_limit(of.get("MaxTime", "UNLIMITED")),
+        grace_seconds=_seconds(of.get("GraceTime"), 0),
+        preempt_mode=of.get("PreemptMode", "OFF"),
+        nodes=_count(of.get("TotalNodes")),
+        cpus=_count(of.get("TotalCPUs")),
+    )
+
+
+def _codes(text: str) -> frozenset[int]:
+    """Read ``1,70-75,85``."""
+    spans = [span.partition("-") for span in text.split(",") if re.fullmatch(r"\s*\d+(-\d+)?\s*", span)]
+    return frozenset(code for low, _, high in spans for code in range(int(low), int(high or low) + 1))
+
+
+def _listed(codes: frozenset[int]) -> str:
+    return ",".join(str(int(code)) for code in sorted(codes))
+
+
+def _seconds(text: str | None, otherwise: int) -> int:
+    match = re.match(r"\d+", text or "")
+    return int(match.group()) if match else otherwise
+
+
+def _limit(text: str) -> int | None:
+    try:
+        return seconds_of(text)
+    except ValueError:
+        return None
+
+
+def _count(text: str | None) -> int:
+    return int(text) if text and text.isdecimal() else 0
