@@ -25,7 +25,12 @@ def allowed_words(kind: Any, value: Any) -> str:
         one = "one of " if len(choices) > 1 else ""
         return one + ", ".join(map(repr, choices)) + (nearest(value, choices) if isinstance(value, str) else "")
     names = {int: "an integer", float: "a number", bool: "true or false", str: "text (quote it)"}
-    return names.get(kind, "a list of mappings")
+    return names.get(kind) or _collection_words(kind)
+
+
+def _collection_words(kind: Any) -> str:
+    shape = "a list" if typing.get_origin(kind) is tuple else "a mapping"
+    return f"{shape} of " + ("texts (quote them)" if str in typing.get_args(kind) else "mappings")
 
 
 def transform_problems(items: Any) -> Iterator[str]:
