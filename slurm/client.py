@@ -12,13 +12,15 @@ from pathlib import Path
 from hsadml_dist.errors import ClusterError
 
 TIMEOUT_SECONDS = 60.0
+QUERY_SECONDS = 20.0
+"""For questions that somebody waits for at a terminal."""
 _UNREACHABLE = re.compile(
     r"unable to contact slurm controller|configuration source|connection refused|connection timed out|"
     r"unable to establish control|zero bytes were transmitted|socket timed out|error parsing conf|"
     r"munge .*(connect|socket)|protocol authentication error",
     re.IGNORECASE,
 )
-_UNKNOWN_JOB = re.compile(r"invalid job id", re.IGNORECASE)
+_UNKNOWN_JOB = re.compile(r"invalid job id|job \S+ not found", re.IGNORECASE)
 _ALREADY_REQUEUED = re.compile(r"job is pending execution|already requeued", re.IGNORECASE)
 
 
@@ -74,12 +76,8 @@ def job_state(job_id: str, env: Mapping[str, str] | None = None) -> str | None:
     Raises:
         ClusterError: Slurm is absent or does not answer.
     """
-    done = _run(["scontrol", "--oneliner", "show", "job", job_id], env)
-    if done.returncode == 0:
-        return parse_job_state(done.stdout)
-    if _UNKNOWN_JOB.search(done.stderr):
-        return None
-    raise ClusterError(explain("scontrol show job", done.stderr, env))
+    answer = show_job(job_id, env)
+    return None if answer is None else parse_job_state(answer)
 
 
 def job_is_known(job_id: str, env: Mapping[str, str] | None = None) -> bool | None:
@@ -91,6 +89,56 @@ def job_is_known(job_id: str, env: Mapping[str, str] | None = None) -> bool | No
     if done.returncode == 0:
         return bool(done.stdout.strip())
     return False if _UNKNOWN_JOB.search(done.stderr) else None
+
+
+def squeue(selection: Sequence[str], form: str, env: Mapping[str, str] | None = None) -> list[str]:
+    """Return squeue's lines, each element of an array on a line of its own, also of jobs that have just ended.
+
+    Args:
+        selection: Which jobs: ``--user=...`` or ``--jobs=...``; ids that are not known are left out.
+        form: Format of a line, as after ``--format``.
+        env: Whole environment to ask from; this process's own if None.
+
+    Raises:
+        ClusterError: Slurm is absent or does not answer.
+    """
+    # A user's SQUEUE_PARTITION and the like would hide jobs.
+    asked_from = {name: value for name, value in (env or os.environ).items() if not name.startswith("SQUEUE_")}
+    asked_from["SLURM_TIME_FORMAT"] = "standard"
+    argv = ["squeue", "--noheader", "--array", "--states=all", *selection, f"--format={form}"]
+    done = _run(argv, asked_from, seconds=QUERY_SECONDS)
+    if done.returncode == 0:
+        return done.stdout.splitlines()
+    if _UNKNOWN_JOB.search(done.stderr):
+        return []
+    raise ClusterError(explain("squeue", done.stderr, env))
+
+
+def sacct(job_ids: Sequence[str], fields: Sequence[str], env: Mapping[str, str] | None = None) -> list[str]:
+    """Return the accounting's lines, ``|`` between the fields, one line a job.
+
+    Raises:
+        ClusterError: Slurm is absent, keeps no accounts, or does not answer.
+    """
+    chosen = [f"--jobs={','.join(job_ids)}", f"--format={','.join(fields)}"]
+    done = _run(["sacct", "--noheader", "--parsable2", "--allocations", *chosen], env, seconds=QUERY_SECONDS)
+    if done.returncode != 0:
+        raise ClusterError(explain("sacct", done.stderr, env))
+    return done.stdout.splitlines()
+
+
+def show_job(job_id: str, env: Mapping[str, str] | None = None) -> str | None:
+    """Return what ``scontrol show job`` says, on one line; None once the controller has forgotten the job.
+
+    Raises:
+        ClusterError: Slurm is absent or does not answer.
+    """
+    done = _run(["scontrol", "--oneliner", "show", "job", job_id], env, seconds=QUERY_SECONDS)
+    if done.returncode == 0:
+        return done.stdout.strip()
+    if _UNKNOWN_JOB.search(done.stderr + done.stdout):  # of an array's element it is said on stdout
+        return None
+    raise ClusterError(explain("scontrol show job", done.stderr, env))
 
 
 def scontrol_requeue(job_id: str, env: Mapping[str, str] | None = None) -> None:
@@ -157,15 +205,15 @@ def _conf(env: Mapping[str, str] | None) -> str | None:
 
 
 def _run(
-    argv: Sequence[str], env: Mapping[str, str] | None, said: str | None = None
+    argv: Sequence[str], env: Mapping[str, str] | None, said: str | None = None, *, seconds: float = TIMEOUT_SECONDS
 ) -> subprocess.CompletedProcess[str]:
     command = [_find(argv[0], env), *argv[1:]]
     try:
         return subprocess.run(
-            command, env=env, input=said, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
+            command, env=env, input=said, capture_output=True, text=True, timeout=seconds, check=False
         )
     except subprocess.TimeoutExpired:
-        raise ClusterError(f"{argv[0]} gave no answer within {TIMEOUT_SECONDS:.0f} s; is the controller up?") from None
+        raise ClusterError(f"{argv[0]} gave no answer within {seconds:.0f} s; is the controller up?") from None
 
 
 def _find(command: str, env: Mapping[str, str] | None) -> str:
