@@ -8,6 +8,10 @@ Why the script is as it is (each was seen on a real cluster, Slurm 22.05):
   before its peers does not cost them theirs.
 * ``scontrol requeue`` also brings back a job that its user has cancelled. The script therefore asks first who ended it.
 * After a preemption without grace Slurm has requeued by itself; a script that lingers holds the nodes for KillWait.
+* A requeued job waits for its credentials to expire, 121 s where nothing else was set. The links of a chain are jobs of
+  their own, each submitted by the one before it at its start, and do not wait.
+* A cancelled link's successor starts at once: each link looks first how the one before it ended.
+* ``RequeueExit`` brings back even a job submitted with ``--no-requeue``: such a job leaves at once.
 """
 
 from __future__ import annotations
@@ -17,11 +21,14 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
-from hsadml_dist.errors import ConfigError, ExitCode, Fault
+from hsadml_dist.errors import ConfigError, Fault
+from hsadml_dist.slurm.jobs import REQUEUE_MODES, Requeue
 
-RANK_MODULE = "hsadml_dist.launch.rank"
+BY_HAND = Path(__file__).with_name("train.sbatch")
+SCRIPT_NAME = "job.sbatch"
+SAME_FOR_ALL = "# From here on the script is the same for every job.\n"
+"""The line of ``train.sbatch`` from which on every job's script is the same."""
 # Slurm keeps the lead of --signal in 16 bits.
 LONGEST_LEAD = 65535
 
@@ -44,9 +51,17 @@ class JobRequest:
         constraint: Features that the nodes must have.
         gres: Generic resources of each node, for instance ``gpu:4``.
         time_limit: Longest run in one of Slurm's forms, for instance ``2-12:00:00``.
-        requeue: ``self``: a job that was stopped puts itself back into the queue; ``none``: it ends.
+        mem: Memory of each node, for instance ``64G``.
+        requeue: ``chain``: a successor waits from the start on and goes on after a stop; ``self``: a job that was
+            stopped puts itself back into the queue; ``none``: it ends.
         signal_lead_seconds: How long before its end the job is told.
         extra_env: Environment variables to set for the ranks.
+        elements: Run folders of an array's elements, absolute; empty for a single job. ``run_dir`` is then the folder
+            that holds the script and the output.
+        options: Further options of sbatch, each in one word, for instance ``--reservation=mri``.
+        prologue: Lines of shell before anything else, for instance ``module load cuda``.
+        srun_options: Further options of srun, each in one word.
+        launcher: Words that stand before the interpreter, for instance a container's.
     """
 
     run_dir: Path
@@ -62,9 +77,20 @@ class JobRequest:
     constraint: str | None = None
     gres: str | None = None
     time_limit: str | None = None
-    requeue: Literal["self", "none"] = "self"
+    mem: str | None = None
+    requeue: Requeue = "self"
     signal_lead_seconds: int = 30
     extra_env: Mapping[str, str] = field(default_factory=dict)
+    elements: tuple[Path, ...] = ()
+    options: tuple[str, ...] = ()
+    prologue: tuple[str, ...] = ()
+    srun_options: tuple[str, ...] = ()
+    launcher: tuple[str, ...] = ()
+
+    @property
+    def script(self) -> Path:
+        """Where the script lies."""
+        return self.run_dir / SCRIPT_NAME
 
     @property
     def world_size(self) -> int:
@@ -80,7 +106,13 @@ def render(request: JobRequest) -> str:
     """
     validate(request)
     directives = [f"#SBATCH {option}" for option in _options(request)]
-    return "\n".join(["#!/bin/bash", *directives, "", *_settings(request), "", LOGIC])
+    return "\n".join(["#!/bin/bash", *directives, "", *_settings(request), "", logic()])
+
+
+def logic() -> str:
+    """Return the part of the script that is the same for every job."""
+    _, line, tail = BY_HAND.read_text(encoding="utf-8").partition(SAME_FOR_ALL)
+    return line + tail
 
 
 def validate(request: JobRequest) -> None:
@@ -119,7 +151,9 @@ def _options(request: JobRequest) -> Iterator[str]:
     yield f"--nodes={request.nodes}"
     yield f"--ntasks-per-node={request.tasks_per_node}"
     yield f"--cpus-per-task={request.cpus_per_task}"
-    for name in ("partition", "account", "qos", "constraint", "gres"):
+    if request.elements:
+        yield f"--array=0-{len(request.elements) - 1}"
+    for name in ("partition", "account", "qos", "constraint", "gres", "mem"):
         value = getattr(request, name)
         if value is not None:
             yield f"--{name}={_quoted(value)}"
@@ -127,60 +161,26 @@ def _options(request: JobRequest) -> Iterator[str]:
         yield f"--time={request.time_limit}"
     yield f"--chdir={_quoted(str(request.working_dir))}"
     # In a file pattern the percent sign is special. Append, or a restart would empty the file.
-    yield f"--output={_quoted(str(request.run_dir).replace('%', '%%') + '/slurm-%j.out')}"
+    name = "slurm-%A_%a.out" if request.elements else "slurm-%j.out"
+    yield f"--output={_quoted(str(request.run_dir).replace('%', '%%') + '/' + name)}"
     yield "--open-mode=append"
     yield f"--signal=USR2@{request.signal_lead_seconds}"
     yield "--requeue" if request.requeue == "self" else "--no-requeue"
+    yield from map(_quoted, request.options)
 
 
 def _settings(request: JobRequest) -> Iterator[str]:
+    yield from request.prologue
     yield f"run_dir={shlex.quote(str(request.run_dir))}"
+    yield f"run_dirs=({shlex.join(map(str, request.elements))})"
+    yield f"script={shlex.quote(str(request.script))}"
     yield f"python={shlex.quote(request.python)}"
     yield f"cpus_per_task={request.cpus_per_task}"
     yield f"requeue={request.requeue}"
+    yield f"srun_options=({shlex.join(request.srun_options)})"
+    yield f"launcher=({shlex.join(request.launcher)})"
     for name, value in sorted(request.extra_env.items()):
         yield f"export {name}={shlex.quote(value)}"
-
-
-LOGIC = f"""\
-# From here on the script is the same for every job.
-
-# srun runs in the background, one task per rank, so that this shell outlives the signals meant for its ranks.
-told=0
-trap 'told=1' TERM USR2
-srun --export=ALL --cpus-per-task="$cpus_per_task" --kill-on-bad-exit=1 --wait=300 \\
-    "$python" -u -m {RANK_MODULE} "$run_dir" &
-step=$!
-
-# A trapped signal ends `wait` early: ask again until srun itself has gone.
-while :; do
-    told=0
-    wait "$step"
-    code=$?
-    [ "$told" = 1 ] || break
-done
-
-# 85 means: stopped at a checkpoint, to be gone on with.
-if [ "$code" != {ExitCode.STOPPED:d} ] || [ "$requeue" != self ]; then exit "$code"; fi
-
-# Who ended the job? `scontrol requeue` would bring back even one that its user has cancelled.
-state=
-for pause in 1 2 4; do
-    state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format='%T %r') && break
-    sleep "$pause"
-done
-case "$state" in
-    *TimeLimit) ;;
-    COMPLETING* | PENDING* | CANCELLED* | REQUEUE*) exit "$code" ;; # Slurm has requeued or cancelled it already.
-    '') echo "hsadml: not requeued: squeue does not answer; to go on, submit this script again" >&2; exit "$code" ;;
-esac
-answer=$(scontrol requeue "$SLURM_JOB_ID" 2>&1) || case "$answer" in
-    *'pending execution'*) ;; # Slurm was faster.
-    *) echo "hsadml: not requeued: $answer; to go on, submit this script again" >&2 ;;
-esac
-# Leave at once: a script that lingers holds its nodes.
-exit "$code"
-"""
 
 
 def _quoted(value: str) -> str:
@@ -194,8 +194,8 @@ def _number_faults(request: JobRequest) -> Iterator[tuple[str, str]]:
             yield key, f"is {getattr(request, key)}; must be at least 1"
     if not 1 <= request.signal_lead_seconds <= LONGEST_LEAD:
         yield "signal_lead_seconds", f"is {request.signal_lead_seconds}; allowed: 1 to {LONGEST_LEAD}"
-    if request.requeue not in ("self", "none"):
-        yield "requeue", f"is {request.requeue!r}; allowed: self, none"
+    if request.requeue not in REQUEUE_MODES:
+        yield "requeue", f"is {request.requeue!r}; allowed: {', '.join(REQUEUE_MODES)}"
     if request.time_limit is not None:
         yield from _time_faults(request.time_limit, request.signal_lead_seconds)
 
@@ -222,7 +222,7 @@ def _path_faults(request: JobRequest) -> Iterator[tuple[str, str]]:
 
 
 def _word_faults(request: JobRequest) -> Iterator[tuple[str, str]]:
-    for key in ("job_name", "partition", "account", "qos", "constraint", "gres"):
+    for key in ("job_name", "partition", "account", "qos", "constraint", "gres", "mem"):
         value = getattr(request, key)
         if value == "":
             yield key, "is empty; give a value or leave it out"

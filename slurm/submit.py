@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
 
-from hsadml_dist.errors import ClusterError
-from hsadml_dist.run.folder import replace_text
+from hsadml_dist.errors import ClusterError, RunHeldError
+from hsadml_dist.run.folder import RunFolder, replace_text
 from hsadml_dist.slurm import client
+from hsadml_dist.slurm.jobs import jobs_of, record
 from hsadml_dist.slurm.sbatch import JobRequest, render
 
-SCRIPT_NAME = "job.sbatch"
+
+def check(request: JobRequest) -> str:
+    """Ask Slurm whether it would take a job; nothing is written or queued.
+
+    Returns:
+        Slurm's estimate of when and where it would start, as one line.
+
+    Raises:
+        ConfigError: The request is wrong.
+        ClusterError: Slurm is absent, does not answer, or would refuse the job.
+        RunHeldError: A job of the run is queued or running.
+    """
+    text = render(request)
+    client.require()
+    for run in runs_of(request):
+        _refuse_second(run)
+    return client.sbatch_test(text)
 
 
-def submit(request: JobRequest, dry_run: bool = False) -> str:
-    """Queue a run and return the job's id; a dry run returns the script and touches nothing.
+def submit(request: JobRequest) -> str:
+    """Queue a run, or an array of runs, and return the job's id.
 
     The script stays in the run folder as ``job.sbatch``: `sbatch` of that file goes on with the run.
 
@@ -22,14 +39,30 @@ def submit(request: JobRequest, dry_run: bool = False) -> str:
         ClusterError: The run folder is missing, or Slurm is absent, does not answer, or refused the job.
     """
     text = render(request)
-    if dry_run:
-        return text
-    return client.sbatch(_write(request.run_dir, text))
+    if not request.run_dir.is_dir():
+        raise ClusterError(
+            f"run_dir is {request.run_dir}: there is no such folder; Slurm could not write the job's output"
+        )
+    replace_text(request.script, text)
+    job = client.sbatch(request.script)
+    note_queued(request, job)
+    return job
 
 
-def _write(run_dir: Path, text: str) -> Path:
-    if not run_dir.is_dir():
-        raise ClusterError(f"run_dir is {run_dir}: there is no such folder; Slurm could not write the job's output")
-    script = run_dir / SCRIPT_NAME
-    replace_text(script, text)
-    return script
+def note_queued(request: JobRequest, job: str) -> None:
+    """Write down, in each run's folder, by which name Slurm knows its job."""
+    for index, run in enumerate(runs_of(request)):
+        record(run, f"{job}_{index}" if request.elements else job, request.requeue)
+
+
+def runs_of(request: JobRequest) -> Iterator[RunFolder]:
+    """Yield the run folders that a request trains."""
+    yield from map(RunFolder, request.elements or (request.run_dir,))
+
+
+def _refuse_second(run: RunFolder) -> None:
+    for row in reversed(jobs_of(run)):
+        if client.job_is_known(row.job):
+            raise RunHeldError(
+                f"{run.path}: job {row.job} of this run is queued or running; hsadml cancel {run.path}, or let it end"
+            )

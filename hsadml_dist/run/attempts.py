@@ -23,6 +23,9 @@ from hsadml_dist.run.rows import read_rows
 SILENCE_SECONDS = 60.0
 """Heartbeats come every few seconds; after this much silence, by the file server's clock, a holder counts as dead."""
 
+ENDED_JOB = "HSADML_ENDED_JOB"
+"""Environment variable: a Slurm job that has ended, as the batch script was told by squeue; it holds nothing more."""
+
 LAST_EVENTS = {"stopped", "finished", "failed"}
 
 
@@ -62,7 +65,14 @@ def this_process(token: str, environ: Mapping[str, str] = os.environ) -> Holder:
     )
 
 
-def take(run: RunFolder, me: Holder, facts: Mapping[str, Any], *, silence: float = SILENCE_SECONDS) -> AttemptFolder:
+def take(
+    run: RunFolder,
+    me: Holder,
+    facts: Mapping[str, Any],
+    *,
+    silence: float = SILENCE_SECONDS,
+    ended_job: str | None = None,
+) -> AttemptFolder:
     """Take the next attempt's number, if no other live process holds the run.
 
     Args:
@@ -70,6 +80,7 @@ def take(run: RunFolder, me: Holder, facts: Mapping[str, Any], *, silence: float
         me: This process.
         facts: What else the attempt's record shall hold.
         silence: Seconds without heartbeat after which a holder on another host counts as dead.
+        ended_job: A job that has ended, though a rank of it may live on, cut off from its cluster.
 
     Raises:
         RunHeldError: Another live process writes this run, or took the number at the same moment.
@@ -78,7 +89,7 @@ def take(run: RunFolder, me: Holder, facts: Mapping[str, Any], *, silence: float
     try:
         attempts = run.attempts()
         if attempts:
-            _refuse_if_held(run, attempts[-1], me, silence)
+            _refuse_if_held(run, attempts[-1], me, silence, ended_job)
         attempt = _taken(run, attempts[-1].number + 1 if attempts else 1)
         record = {"attempt": attempt.number, "started": time.time(), **asdict(me), **facts}
         replace_text(attempt.record, json.dumps(record, indent=2) + "\n")
@@ -115,7 +126,7 @@ def find_rendezvous(run: RunFolder, token: str) -> dict[str, Any] | None:
     return None
 
 
-def _refuse_if_held(run: RunFolder, last: AttemptFolder, me: Holder, silence: float) -> None:
+def _refuse_if_held(run: RunFolder, last: AttemptFolder, me: Holder, silence: float, ended_job: str | None) -> None:
     if any(row["event"] in LAST_EVENTS for row in read_rows(last.events)):
         return
     if not last.record.exists():
@@ -125,7 +136,7 @@ def _refuse_if_held(run: RunFolder, last: AttemptFolder, me: Holder, silence: fl
         raise RunHeldError(f"{run.path}: attempt {last.number} is just starting")
     record = json.loads(last.record.read_text())
     holder = Holder(**{name: record[name] for name in Holder.__dataclass_fields__})
-    if _is_gone(holder, me) or _silent_for(last) > silence:
+    if _is_gone(holder, me) or (ended_job is not None and holder.job == ended_job) or _silent_for(last) > silence:
         return
     raise RunHeldError(
         f"{run.path}: attempt {last.number} is still written by process {holder.pid} on {holder.host}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from hsadml_dist.comm import (
     open_store,
 )
 from hsadml_dist.errors import RunHeldError
-from hsadml_dist.run.attempts import Holder, find_rendezvous, take, this_process
+from hsadml_dist.run.attempts import ENDED_JOB, Holder, find_rendezvous, take, this_process
 from hsadml_dist.run.folder import AttemptFolder, RunFolder, replace_text
 from hsadml_dist.topology import Topology
 
@@ -63,7 +64,7 @@ def enter(
     if not topology.is_first:
         attempt, store = _join(run, me, timeout_seconds, interrupted)
     else:
-        attempt = take(run, me, facts)
+        attempt = take(run, me, facts, ended_job=os.environ.get(ENDED_JOB))
         if topology.world_size == 1:
             return Entry(attempt=attempt, holder=me, comm=SoloComm(device))
         store = _publish(attempt, me, topology, timeout_seconds)

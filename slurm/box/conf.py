@@ -37,6 +37,7 @@ class Site:
         user_signal: Whether a preempted job gets the signal it asked for by ``--signal``.
         max_submitted: How many jobs a user may have queued or running; 0 sets no limit.
         sbatch_on_nodes: Whether jobs may be submitted from inside a job.
+        requeue_exit: Exit codes after which a job that may be requeued is; Slurm's ``RequeueExit``.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Site:
     user_signal: bool
     max_submitted: int = 0
     sbatch_on_nodes: bool = True
+    requeue_exit: tuple[int, ...] = ()
 
 
 FRIENDLY = Site(name="friendly", credential_seconds=5, kill_wait_seconds=5, grace_seconds=5, user_signal=True)
@@ -59,7 +61,15 @@ STRICT = Site(
     max_submitted=2,
     sbatch_on_nodes=False,
 )
-SITES: Mapping[str, Site] = {site.name: site for site in (FRIENDLY, DEFAULT, STRICT)}
+REQUEUEING = Site(
+    name="requeueing",
+    credential_seconds=5,
+    kill_wait_seconds=30,
+    grace_seconds=0,
+    user_signal=False,
+    requeue_exit=(1, 70, 85),
+)
+SITES: Mapping[str, Site] = {site.name: site for site in (FRIENDLY, DEFAULT, STRICT, REQUEUEING)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +215,8 @@ def _plugins(layout: Layout) -> list[str]:
         lines.append("GresTypes=gpu")
     if layout.site.user_signal:
         lines.append("SlurmctldParameters=preempt_send_user_signal")
+    if layout.site.requeue_exit:
+        lines.append(f"RequeueExit={','.join(map(str, layout.site.requeue_exit))}")
     if layout.site.max_submitted or not layout.site.sbatch_on_nodes:
         lines.append("JobSubmitPlugins=lua")
     return lines

@@ -22,12 +22,13 @@ PAUSE_SECONDS = 2.0
 def told(grounds: Grounds, draw: random.Random) -> Iterable[Fault]:
     """Two ranks with a worker each, told in many ways."""
     trip = tour(grounds, draw, 2, 1)
+    # First, since a file is seen within half a second, and then many steps may be done.
+    stop_file(trip)
     notice_at_a_step(trip)
     second_notice_while_stopping(trip)
     save_file(trip)
     short_pause(trip)
     hang_up(trip)
-    stop_file(trip)
     return trip.finish()
 
 

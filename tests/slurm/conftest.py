@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hsadml_dist.slurm.box.cluster import Cluster, up
 from hsadml_dist.slurm.box.daemons import SYSTEM_PATHS
+from hsadml_dist.slurm.sbatch import JobRequest
+from hsadml_dist.slurm.submit import submit
 
 MakeCluster = Callable[..., Cluster]
 FAKE_RANK = Path(__file__).with_name("fake_rank.py")
@@ -81,3 +85,36 @@ def fake_python(folder: Path) -> Path:
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{FAKE_RANK}" "$@"\n')
     program.chmod(0o755)
     return program
+
+
+@pytest.fixture
+def request_of(folder: Path, fake_python: Path) -> Callable[..., JobRequest]:
+    """Build a request whose ranks work for ``seconds`` and then leave with ``code``."""
+
+    def build(name: str = "run", *, seconds: float = 60, code: int = 0, **more: Any) -> JobRequest:
+        run_dir = folder / name
+        run_dir.mkdir()
+        (run_dir / "plan").write_text(f"{seconds} {code}")
+        plain = JobRequest(
+            run_dir=run_dir,
+            nodes=2,
+            tasks_per_node=2,
+            cpus_per_task=1,
+            python=str(fake_python),
+            working_dir=folder,
+            job_name="try",
+        )
+        return dataclasses.replace(plain, **more)
+
+    return build
+
+
+@pytest.fixture
+def queue(monkeypatch: pytest.MonkeyPatch) -> Callable[[Cluster, JobRequest], str]:
+    """Submit to a cluster as a user does whose SLURM_CONF points there."""
+
+    def put(cluster: Cluster, request: JobRequest) -> str:
+        monkeypatch.setenv("SLURM_CONF", str(cluster.conf_file))
+        return submit(request)
+
+    return put

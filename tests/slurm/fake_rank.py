@@ -16,9 +16,10 @@ from pathlib import Path
 
 def main(arguments: list[str]) -> int:
     run_dir = Path(arguments[-1])
-    restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     rows = run_dir / f"rank-{os.environ['SLURM_PROCID']}.jsonl"
     told: list[int] = []
+    # Of a restart or of a link of a chain: how often it was started before.
+    restart = rows.read_text().count('"started"') if rows.exists() else 0
 
     def note(event: str, **more: object) -> None:
         row = {"event": event, "restart": restart, "time": time.time(), "node": os.environ["SLURMD_NODENAME"], **more}

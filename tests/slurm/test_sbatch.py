@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from hsadml_dist import slurm
-from hsadml_dist.errors import ConfigError
-from hsadml_dist.slurm.sbatch import LOGIC, JobRequest, render, seconds_of
+from hsadml_dist.errors import ConfigError, ExitCode
+from hsadml_dist.launch import rank
+from hsadml_dist.run.attempts import ENDED_JOB
+from hsadml_dist.slurm.sbatch import BY_HAND, SAME_FOR_ALL, JobRequest, render, seconds_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-BY_HAND = Path(slurm.__file__).with_name("train.sbatch")
 
 PLAIN = JobRequest(
     run_dir=Path("/data/runs/one"),
@@ -39,8 +39,15 @@ FULL = dataclasses.replace(
     requeue="none",
     signal_lead_seconds=120,
     extra_env={"NOTE": "it's $HOME", "A": "1"},
+    mem="64G",
+    elements=(Path("/data/it's/one"), Path("/data/it's/two")),
+    options=("--reservation=brain mri",),
+    prologue=("echo loaded",),
+    srun_options=("--mpi=none",),
+    launcher=("apptainer", "exec", "it's an image.sif"),
 )
-CASES = {"plain": PLAIN, "full": FULL}
+CHAIN = dataclasses.replace(PLAIN, requeue="chain")
+CASES = {"plain": PLAIN, "full": FULL, "chain": CHAIN}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -59,19 +66,31 @@ def test_bash_can_read_the_script(name: str) -> None:
 
 
 def test_settings_reach_the_shell_unchanged() -> None:
-    settings = render(FULL).removesuffix(LOGIC)
-    script = settings + 'printf "%s\\n" "$run_dir" "$python" "$NOTE" "$A" "$requeue"'
+    settings = render(FULL).partition(SAME_FOR_ALL)[0]
+    words = '"$run_dir" "$python" "$NOTE" "$A" "$requeue" "$script"'
+    arrays = '"${run_dirs[1]}" "${launcher[2]}" "${#srun_options[@]}"'
+    script = settings + f'printf "%s\\n" {words} {arrays}'
     done = subprocess.run(["bash"], input=script, text=True, capture_output=True, check=True)
-    assert done.stdout.splitlines() == [str(FULL.run_dir), FULL.python, "it's $HOME", "1", "none"]
+    assert done.stdout.splitlines() == [
+        *("loaded", str(FULL.run_dir), FULL.python, "it's $HOME", "1", "none", f"{FULL.run_dir}/job.sbatch"),
+        *("/data/it's/two", "it's an image.sif", "1"),
+    ]
 
 
-def test_script_for_hand_editing_has_the_same_logic() -> None:
-    text = BY_HAND.read_text()
-    assert text.endswith(LOGIC), f"{BY_HAND.name}: replace everything from its last part on by sbatch.LOGIC"
+def test_script_for_hand_editing_has_the_same_settings() -> None:
+    text, line, _ = BY_HAND.read_text().partition(SAME_FOR_ALL)
+    assert line
     assert subprocess.run(["bash", "-n", BY_HAND], check=False).returncode == 0
-    rendered = {line.split("=")[0] for line in render(FULL).removesuffix(LOGIC).splitlines() if line[:1].islower()}
-    by_hand = {line.split("=")[0] for line in text.removesuffix(LOGIC).splitlines() if line[:1].islower()}
-    assert by_hand == {name for name in rendered if not name.startswith("export")}
+    rendered = render(PLAIN).partition(SAME_FOR_ALL)[0]
+    names = [{row.split("=")[0] for row in part.splitlines() if row[:1].islower()} for part in (text, rendered)]
+    assert names[0] == names[1]
+
+
+def test_the_code_for_a_stop_is_the_one_that_ranks_leave_with() -> None:
+    text = BY_HAND.read_text()
+    assert f"\n    {ExitCode.STOPPED:d})\n" in text and '[ "$code" != 85 ]' in text and ExitCode.STOPPED == 85
+    assert "-m hsadml_dist.launch.rank" in text and rank.__name__ == "hsadml_dist.launch.rank"
+    assert f"export {ENDED_JOB}=" in text
 
 
 @pytest.mark.parametrize(
@@ -91,7 +110,7 @@ def test_script_for_hand_editing_has_the_same_logic() -> None:
         ({"time_limit": "0:20"}, "must be longer than signal_lead_seconds (30 s)"),
         ({"signal_lead_seconds": 0}, "signal_lead_seconds: is 0"),
         ({"signal_lead_seconds": 70000}, "allowed: 1 to 65535"),
-        ({"requeue": "always"}, "requeue: is 'always'; allowed: self, none"),
+        ({"requeue": "always"}, "requeue: is 'always'; allowed: chain, self, none"),
         ({"extra_env": {"A B": "1"}}, "extra_env: has the name 'A B'"),
         ({"python": "/opt/py\nthon"}, "python"),
     ],

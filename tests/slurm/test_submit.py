@@ -3,96 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from hsadml_dist.errors import ClusterError, ConfigError
+from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.slurm import client
-from hsadml_dist.slurm.box import daemons
 from hsadml_dist.slurm.box.cluster import Cluster
-from hsadml_dist.slurm.sbatch import JobRequest, render
-from hsadml_dist.slurm.submit import SCRIPT_NAME, submit
-
-RANKS = 4
-
-
-@pytest.fixture
-def request_of(folder: Path, fake_python: Path) -> Callable[..., JobRequest]:
-    """Build a request whose ranks work for ``seconds`` and then leave with ``code``."""
-
-    def build(name: str = "run", *, seconds: float = 60, code: int = 0, **more: Any) -> JobRequest:
-        run_dir = folder / name
-        run_dir.mkdir()
-        (run_dir / "plan").write_text(f"{seconds} {code}")
-        plain = JobRequest(
-            run_dir=run_dir,
-            nodes=2,
-            tasks_per_node=2,
-            cpus_per_task=1,
-            python=str(fake_python),
-            working_dir=folder,
-            job_name="try",
-        )
-        return dataclasses.replace(plain, **more)
-
-    return build
-
-
-@pytest.fixture
-def queue(monkeypatch: pytest.MonkeyPatch) -> Callable[[Cluster, JobRequest], str]:
-    """Submit to a cluster as a user does whose SLURM_CONF points there."""
-
-    def put(cluster: Cluster, request: JobRequest) -> str:
-        monkeypatch.setenv("SLURM_CONF", str(cluster.conf_file))
-        return submit(request)
-
-    return put
-
-
-def rows(request: JobRequest) -> list[dict[str, Any]]:
-    files = request.run_dir.glob("rank-*.jsonl")
-    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
-
-
-def count(request: JobRequest, event: str, restart: int) -> int:
-    return sum(row["event"] == event and row["restart"] == restart for row in rows(request))
-
-
-def wait_for(request: JobRequest, event: str, restart: int, seconds: float = 30) -> None:
-    there = daemons.wait_until(lambda: count(request, event, restart) == RANKS, seconds=seconds, pause=0.1)
-    assert there, f"{event} of restart {restart} not seen: {rows(request)}\n{output(request)}"
-
-
-def output(request: JobRequest) -> str:
-    return "\n".join(path.read_text() for path in request.run_dir.glob("slurm-*.out"))
-
-
-def shown(cluster: Cluster, job: str) -> dict[str, str]:
-    words = cluster.run(["scontrol", "--oneliner", "show", "job", job]).stdout.split()
-    return dict(word.split("=", 1) for word in words if "=" in word)
-
-
-def wait_state(cluster: Cluster, job: str, *states: str, seconds: float = 20) -> dict[str, str]:
-    daemons.wait_until(lambda: shown(cluster, job)["JobState"] in states, seconds=seconds, pause=0.1)
-    found = shown(cluster, job)
-    assert found["JobState"] in states, found
-    return found
-
-
-def preempt(cluster: Cluster) -> str:
-    argv = ["sbatch", "--parsable", "-p", "high", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1"]
-    return cluster.run(argv).stdout.strip()
-
-
-def test_a_dry_run_writes_nothing(request_of: Callable[..., JobRequest]) -> None:
-    request = request_of()
-    assert submit(request, dry_run=True) == render(request)
-    assert not (request.run_dir / SCRIPT_NAME).exists()
+from hsadml_dist.slurm.jobs import jobs_of
+from hsadml_dist.slurm.sbatch import SCRIPT_NAME, JobRequest, render
+from hsadml_dist.slurm.submit import submit
+from tests.slurm.jobs_on_box import RANKS, count, output, preempt, rows, shown, wait_for, wait_state
 
 
 def test_a_wrong_request_is_refused_before_anything_is_written(request_of: Callable[..., JobRequest]) -> None:
@@ -132,6 +56,7 @@ def test_every_rank_runs_with_its_settings_whatever_the_folder_is_called(
         assert row["cwd"] == str(request.run_dir)
     assert (request.run_dir / f"slurm-{job}.out").exists()
     assert (request.run_dir / SCRIPT_NAME).read_text() == render(request)
+    assert [(row.job, row.requeue) for row in jobs_of(RunFolder(request.run_dir))] == [(job, "self")]
 
 
 @pytest.mark.slurm
