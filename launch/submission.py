@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-from hsadml_dist.errors import UsageError
+from hsadml_dist.data.remote import is_address
+from hsadml_dist.errors import ConfigError, Fault, UsageError
 from hsadml_dist.launch.prepare import RUNS, find_recipe, load_planned, planned_run, prepare_run
+from hsadml_dist.slurm.environment import interpreter, prologue, wrapped
 from hsadml_dist.slurm.jobs import Requeue
+from hsadml_dist.slurm.profiles import Profile, load_profile, problems_of
 from hsadml_dist.slurm.sbatch import JobRequest
 from hsadml_dist.slurm.submit import check, submit
 
@@ -59,7 +62,8 @@ class Submission:
         smoke: Two steps and a verdict in a folder of its own.
         folds: Held-out folds; more than one, or more than one seed, make an array.
         seeds: Seeds.
-        options: What else to ask for.
+        profile: Path or name of a profile.
+        options: What else to ask for; it counts before the profile.
     """
 
     recipe: str
@@ -70,6 +74,7 @@ class Submission:
     smoke: bool = False
     folds: tuple[int, ...] = ()
     seeds: tuple[int, ...] = ()
+    profile: str | None = None
     options: JobOptions = field(default_factory=JobOptions)
 
     @property
@@ -118,25 +123,30 @@ def planned_request(asked: Submission) -> JobRequest:
         for element in elements(asked)
     ]
     home = runs[0] if _is_single(asked) else _home(asked).resolve()
-    given = asked.options
+    profile = _with_options(Profile() if asked.profile is None else load_profile(asked.profile), asked.options)
+    around = wrapped(profile, [str(Path.cwd()), str(home), *_shards(asked)])
     return JobRequest(
         run_dir=home,
         elements=() if _is_single(asked) else tuple(runs),
         nodes=asked.nodes,
         tasks_per_node=asked.tasks_per_node,
-        cpus_per_task=1 if given.cpus_per_task is None else given.cpus_per_task,
-        python=sys.executable,
+        cpus_per_task=profile.cpus_per_task or 1,
+        python=interpreter(profile, sys.executable),
         working_dir=Path.cwd(),
         job_name=home.name,
-        partition=given.partition,
-        account=given.account,
-        qos=given.qos,
-        constraint=given.constraint,
-        gres=given.gres,
-        mem=given.mem,
-        time_limit=given.time,
-        requeue=given.requeue or "self",
-        signal_lead_seconds=LEAD_SECONDS if given.signal_lead is None else given.signal_lead,
+        partition=profile.partition,
+        account=profile.account,
+        qos=profile.qos,
+        constraint=profile.constraint,
+        gres=profile.gres,
+        mem=profile.mem,
+        time_limit=profile.time,
+        requeue=profile.requeue or "self",
+        signal_lead_seconds=profile.signal_lead or LEAD_SECONDS,
+        options=profile.options,
+        prologue=tuple(prologue(profile)),
+        srun_options=around.srun_options,
+        launcher=around.launcher,
     )
 
 
@@ -152,6 +162,27 @@ def elements(asked: Submission) -> Iterator[Element]:
             run=home / "-".join(parts),
             overrides=(*asked.overrides, *_pair(() if fold is None else (fold,), () if seed is None else (seed,))),
         )
+
+
+def _with_options(profile: Profile, options: JobOptions) -> Profile:
+    """Return the profile with what was given beside it.
+
+    Raises:
+        ConfigError: The two do not fit each other.
+    """
+    given = {field.name: getattr(options, field.name) for field in fields(options)}
+    merged = replace(profile, **{name: value for name, value in given.items() if value is not None})
+    faults = [Fault(where="job", key=key, problem=problem) for key, problem in problems_of(merged)]
+    if faults:
+        raise ConfigError(faults)
+    return merged
+
+
+def _shards(asked: Submission) -> Iterator[str]:
+    """Yield the folder of shards, for a container to see; those behind an address need none."""
+    shards = load_planned(asked.recipe, asked.overrides, asked.smoke, asked.world_size).recipe.data.shards
+    if not is_address(shards):
+        yield str(Path(shards).absolute())
 
 
 def _is_single(asked: Submission) -> bool:

@@ -60,8 +60,8 @@ class JobRequest:
             that holds the script and the output.
         options: Further options of sbatch, each in one word, for instance ``--reservation=mri``.
         prologue: Lines of shell before anything else, for instance ``module load cuda``.
-        srun_options: Further options of srun, each in one word.
-        launcher: Words that stand before the interpreter, for instance a container's.
+        srun_options: Further options of srun, as words of bash, quoted: they may hold variables.
+        launcher: Words of bash that stand before the interpreter, for instance a container's.
     """
 
     run_dir: Path
@@ -177,8 +177,8 @@ def _settings(request: JobRequest) -> Iterator[str]:
     yield f"python={shlex.quote(request.python)}"
     yield f"cpus_per_task={request.cpus_per_task}"
     yield f"requeue={request.requeue}"
-    yield f"srun_options=({shlex.join(request.srun_options)})"
-    yield f"launcher=({shlex.join(request.launcher)})"
+    yield f"srun_options=({' '.join(request.srun_options)})"
+    yield f"launcher=({' '.join(request.launcher)})"
     for name, value in sorted(request.extra_env.items()):
         yield f"export {name}={shlex.quote(value)}"
 

@@ -9,6 +9,7 @@ from hsadml_dist.run.folder import RunFolder, replace_text
 from hsadml_dist.slurm import client
 from hsadml_dist.slurm.jobs import jobs_of, record
 from hsadml_dist.slurm.sbatch import JobRequest, render
+from hsadml_dist.slurm.site import read_site, requeue_problem
 
 
 def check(request: JobRequest) -> str:
@@ -24,6 +25,10 @@ def check(request: JobRequest) -> str:
     """
     text = render(request)
     client.require()
+    site = read_site()
+    problem = None if site is None else requeue_problem(site, request.requeue, request.partition)
+    if problem is not None:
+        raise ClusterError(problem)
     for run in runs_of(request):
         _refuse_second(run)
     return client.sbatch_test(text)

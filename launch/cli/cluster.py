@@ -24,7 +24,7 @@ def up(
     *,
     nodes: int = 2,
     mode: Literal["local", "netns"] = "local",
-    site: Literal["friendly", "default", "strict"] = "friendly",
+    site: Literal["friendly", "default", "strict", "requeueing"] = "friendly",
 ) -> None:
     """Start a cluster, and return once its nodes are idle.
 
@@ -35,7 +35,8 @@ def up(
         nodes: Number of compute nodes, n1 to nN, of 8 CPUs and 4 make-believe GPUs each.
         mode: local: nodes share this machine's name and address. netns: each is a host of its own (needs root).
         site: friendly: a notice before preemption, back within seconds. default: Slurm's own settings, no notice, back
-            after 2 minutes. strict: as default, and few jobs per user, none from compute nodes.
+            after 2 minutes. strict: as default, and few jobs per user, none from compute nodes. requeueing: jobs that
+            fail or stop come back by their exit code.
     """
     started = box.up(folder, nodes=nodes, mode=mode, site=site)
     print(f"cluster of {nodes} nodes is up: export SLURM_CONF={started.conf_file}")

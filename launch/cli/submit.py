@@ -15,6 +15,7 @@ def submit(
     *overrides: str,
     nodes: int,
     tasks_per_node: int,
+    profile: str | None = None,
     cpus_per_task: int | None = None,
     partition: str | None = None,
     account: str | None = None,
@@ -42,6 +43,7 @@ def submit(
         overrides: Settings that replace the recipe's, such as train.steps=100.
         nodes: Number of nodes.
         tasks_per_node: Ranks on each node; nodes times this divides train.global_batch.
+        profile: What your cluster needs of every job (see hsadml profile list); the options below count before it.
         cpus_per_task: CPUs of each rank: one, and one for each of data.workers. Default 1.
         partition: Slurm's partition; the site's default if left out. So with the next six.
         account: The account that pays.
@@ -73,6 +75,7 @@ def submit(
         smoke=smoke,
         folds=numbers("--folds", folds) if folds else (),
         seeds=numbers("--seeds", seeds) if seeds else (),
+        profile=profile,
         options=JobOptions(
             partition=partition,
             account=account,

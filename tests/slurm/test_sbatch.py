@@ -44,7 +44,7 @@ FULL = dataclasses.replace(
     options=("--reservation=brain mri",),
     prologue=("echo loaded",),
     srun_options=("--mpi=none",),
-    launcher=("apptainer", "exec", "it's an image.sif"),
+    launcher=("apptainer", "exec", '"$HOME/it\'s an image.sif"'),
 )
 CHAIN = dataclasses.replace(PLAIN, requeue="chain")
 CASES = {"plain": PLAIN, "full": FULL, "chain": CHAIN}
@@ -73,7 +73,7 @@ def test_settings_reach_the_shell_unchanged() -> None:
     done = subprocess.run(["bash"], input=script, text=True, capture_output=True, check=True)
     assert done.stdout.splitlines() == [
         *("loaded", str(FULL.run_dir), FULL.python, "it's $HOME", "1", "none", f"{FULL.run_dir}/job.sbatch"),
-        *("/data/it's/two", "it's an image.sif", "1"),
+        *("/data/it's/two", f"{os.environ['HOME']}/it's an image.sif", "1"),
     ]
 
 

@@ -33,7 +33,7 @@ def test_a_dry_run_prints_the_script_and_writes_nothing(tmp_path: Path) -> None:
         (("--nodes", "2"), 2, "--tasks-per-node"),
         (("--nodes", "0", "--tasks-per-node", "2"), 2, "--nodes 0: at least 1"),
         (("--nodes", "1", "--tasks-per-node", "5"), 1, "cannot be shared evenly by 5 ranks"),
-        (("--nodes", "1", "--tasks-per-node", "2", "--time", "soon"), 1, "time_limit: is 'soon'; allowed forms"),
+        (("--nodes", "1", "--tasks-per-node", "2", "--time", "soon"), 1, "time: is 'soon'; allowed forms"),
         (("--nodes", "1", "--tasks-per-node", "2", "--requeue", "always"), 2, "always"),
         (("--nodes", "1", "--tasks-per-node", "2", "train.stepps=3"), 1, "did you mean 'steps'"),
     ],
