@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from hsadml_dist.config.settings import load_settings
-from hsadml_dist.errors import ConfigError, Fault, nearest
+from hsadml_dist.errors import ConfigError, Fault, UsageError, nearest, reason_of
+from hsadml_dist.run.folder import replace_text
 from hsadml_dist.slurm.jobs import Requeue
 from hsadml_dist.slurm.sbatch import LONGEST_LEAD, seconds_of
 
@@ -130,6 +131,30 @@ def load_profile(name_or_path: str) -> Profile:
         ConfigError: There is no such profile, or it is wrong; every fault is named with its line.
     """
     return load_settings(find_profile(name_or_path), Profile, "profile", problems_of)
+
+
+def write_profile(name: str, text: str, force: bool = False) -> Path:
+    """Write one of the user's own profiles, atomically, and return its file.
+
+    Args:
+        name: Its name.
+        text: The YAML.
+        force: Whether to replace one of the same name.
+
+    Raises:
+        UsageError: The name is none, the profile exists and ``force`` is not set, or it cannot be written.
+    """
+    if not NAME.match(name):
+        raise UsageError(f"profile {name!r}: a name has letters, digits, _, - and dots, and starts with no sign")
+    path = profile_folder() / f"{name}.yaml"
+    if path.exists() and not force:
+        raise UsageError(f"profile {name}: {path} exists already; give another name, or --force to replace it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(path, text)
+    except OSError as fault:
+        raise UsageError(f"profile {name}: {path} cannot be written: {reason_of(fault)}") from fault
+    return path
 
 
 def problems_of(profile: Profile) -> Problems:
