@@ -23,6 +23,7 @@ COMMANDS = (
     ("metrics", "metrics:metrics", "Show a run's steps or events over all its attempts."),
     ("checkpoint", "checkpoint:app", "Look into a run's checkpoints."),
     ("recipes", "recipes:app", "List, show and copy the recipes that come along."),
+    ("profile", "profile:app", "Write down once what your cluster asks of every job."),
     ("cluster", "cluster:app", "A private Slurm cluster on this machine, for trying out."),
 )
 """Name, module and object under this package, the line in ``hsadml --help``: the help imports none of the modules."""
