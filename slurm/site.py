@@ -3,6 +3,7 @@
 What is said of requeueing was tried on real clusters (Slurm 22.05):
 
 * ``RequeueExit`` brings back every batch job that ends with one of its codes, also one submitted with ``--no-requeue``.
+  A job script of this package that comes back so sees it, and leaves with 0.
 * ``RequeueExitHold`` leaves such a job in the queue, held, until somebody releases it.
 * ``JobRequeue=0`` is a default only: a job submitted with ``--requeue`` may be requeued all the same.
 """
@@ -132,24 +133,25 @@ def requeue_problem(site: Site, mode: str, partition: str | None = None) -> str 
         mode: ``chain``, ``self`` or ``none``.
         partition: The partition that is asked for; None: the site's default.
     """
+    option = _option_with(site, ExitCode.DONE)
+    if option is not None:
+        return (
+            f"--requeue {mode}: this site puts back jobs that exit with 0 ({option}), so a run that is done would "
+            f"come back again and again; ask the site to take 0 out"
+        )
     if mode == "none":
         return _none_problem(site)
-    option = _option_with(site, ExitCode.DONE)
-    if option:
-        return (
-            f"--requeue {mode}: this site puts back jobs that exit with 0 ({option}), so a run that is done "
-            f"would stay in the queue; ask the site to take 0 out"
-        )
     return _self_problem(site, partition) if mode == "self" else None
 
 
 def requeue_remark(site: Site, mode: str) -> str | None:
     """Return in one line what is different at this site about ``mode``, though it works; None if nothing is."""
-    failing = site.requeue_exit & {ExitCode.USER, ExitCode.USAGE, ExitCode.INTERNAL, ExitCode.HELD}
-    if failing:
+    codes = {ExitCode.USER, ExitCode.USAGE, ExitCode.INTERNAL, ExitCode.HELD}
+    if site.requeue_exit & codes:
         return (
-            f"--requeue {mode}: this site puts back jobs that exit with {_listed(failing)} "
-            f"(RequeueExit={_listed(site.requeue_exit)}): a run that fails starts again until you cancel it"
+            f"--requeue {mode}: this site puts back jobs that exit with {_listed(site.requeue_exit & codes)} "
+            f"(RequeueExit={_listed(site.requeue_exit)}): a job that has failed comes back once and leaves with 0, "
+            f"so Slurm calls it COMPLETED"
         )
     return None
 
@@ -175,7 +177,7 @@ def _none_problem(site: Site) -> str | None:
         return None
     return (
         f"--requeue none: this site puts back jobs that exit with {ExitCode.STOPPED:d}, as a stopped run does "
-        f"({option}), also those that must not be requeued; use chain or self"
+        f"({option}), so it would not end with that code; use chain or self"
     )
 
 

@@ -20,10 +20,15 @@ COMMANDS = (
     ("predict", "predict:app", "Tell what a run makes of image files: class, nearest training cases, warnings."),
     ("embed", "embed:app", "Write the embeddings of all slices of a run's shards."),
     ("export", "export:app", "Write a run's network as torch.export or ONNX, checked against it."),
+    ("status", "status:status", "Show how runs stand, over restarts and jobs."),
+    ("watch", "watch:watch", "Show how runs stand, again and again, until they are over."),
+    ("logs", "logs:logs", "Print or follow a rank's log over restarts."),
+    ("cancel", "cancel:cancel", "Cancel all jobs of runs."),
     ("metrics", "metrics:metrics", "Show a run's steps or events over all its attempts."),
     ("checkpoint", "checkpoint:app", "Look into a run's checkpoints."),
     ("recipes", "recipes:app", "List, show and copy the recipes that come along."),
     ("profile", "profile:app", "Write down once what your cluster asks of every job."),
+    ("doctor", "doctor:doctor", "Tell whether this machine and its cluster can carry a run."),
     ("cluster", "cluster:app", "A private Slurm cluster on this machine, for trying out."),
 )
 """Name, module and object under this package, the line in ``hsadml --help``: the help imports none of the modules."""

@@ -1,0 +1,1 @@
+"""Can this machine and its cluster carry a run? Questions that cost seconds, asked before a night is spent."""

@@ -1,0 +1,124 @@
+"""What a rank of the doctor's job has found out, as a file that the login node reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hsadml_dist.launch.doctor.machine import Machine
+from hsadml_dist.run.folder import replace_text
+
+PATTERN = "rank-*.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpus:
+    """What torch sees of a rank's GPUs.
+
+    Attributes:
+        names: A name for each; empty: none.
+        bf16: Whether all of them compute in bfloat16.
+        promised: What Slurm gave the rank (CUDA_VISIBLE_DEVICES); None: it gave none.
+    """
+
+    names: tuple[str, ...] = ()
+    bf16: bool = False
+    promised: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """How long a collective takes.
+
+    Attributes:
+        backend: ``gloo`` or ``nccl``.
+        operation: ``all_reduce`` or ``all_gather``.
+        size: Bytes that a rank has at its end.
+        seconds: Median over some calls.
+    """
+
+    backend: str
+    operation: str
+    size: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Together:
+    """What ranks find out only together.
+
+    Attributes:
+        address: This rank's address as its peers see it.
+        interface: The network interface that has it; empty: not known.
+        stamps: This rank's clock, in seconds since 1970 UTC, each right after a vote of all ranks.
+        round_trip: Shortest time that a vote took, in seconds.
+        timings: How long collectives took.
+        seen: Of how many ranks the file in the run's folder was seen here.
+        seen_seconds: How long it took until they were.
+        won: Which races to make a folder this rank has won.
+        write_rate: Megabytes a second, all nodes writing at the same time; None: another rank of the node wrote.
+    """
+
+    address: str
+    interface: str
+    stamps: tuple[float, ...]
+    round_trip: float
+    timings: tuple[Timing, ...]
+    seen: int
+    seen_seconds: float
+    won: tuple[bool, ...]
+    write_rate: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """All that a rank found.
+
+    Attributes:
+        rank: Its number.
+        host: Its node's name.
+        versions: Of Python and the packages, None where one is not installed.
+        package: Folder that this package was imported from.
+        machine: What the process is given.
+        programs: Slurm's programs that are not on its PATH.
+        submit: Why sbatch would refuse a job from here; empty: it would not; None: another rank of the node asked.
+        gpus: Its GPUs.
+        together: What the ranks found together; None: they did not meet.
+        error: Why not.
+    """
+
+    rank: int
+    host: str
+    versions: Mapping[str, str | None]
+    package: str
+    machine: Machine
+    programs: tuple[str, ...]
+    submit: str | None
+    gpus: Gpus
+    together: Together | None = None
+    error: str = ""
+
+
+def write_answer(folder: Path, answer: Answer) -> None:
+    """Put an answer where the login node looks for it."""
+    replace_text(folder / f"rank-{answer.rank:04d}.json", json.dumps(asdict(answer), indent=1))
+
+
+def read_answers(folder: Path) -> dict[int, Answer]:
+    """Return the answers that are there, by rank."""
+    return {answer.rank: answer for answer in _read(folder)}
+
+
+def _read(folder: Path) -> Iterator[Answer]:
+    for path in sorted(folder.glob(PATTERN)):
+        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        raw["machine"], raw["gpus"] = Machine(**raw["machine"]), Gpus(**raw["gpus"])
+        raw["together"] = None if raw["together"] is None else _together(raw["together"])
+        yield Answer(**raw)
+
+
+def _together(raw: dict[str, Any]) -> Together:
+    return Together(**raw | {"timings": tuple(Timing(**one) for one in raw["timings"])})

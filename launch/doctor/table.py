@@ -1,0 +1,54 @@
+"""Findings as text for people."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+from hsadml_dist.launch.doctor.finding import Finding, Verdict
+
+MARKS = {Verdict.OK: "ok", Verdict.WARN: "warn", Verdict.FAIL: "FAIL", Verdict.UNKNOWN: "?"}
+COLOURS = {Verdict.OK: "32", Verdict.WARN: "33", Verdict.FAIL: "1;31", Verdict.UNKNOWN: "2"}
+MARK_WIDTH = 4
+WIDEST = 120
+
+
+def as_table(findings: Sequence[Finding], width: int, *, colour: bool = False) -> str:
+    """Return the findings under the headings of their groups, and a line that counts the verdicts.
+
+    Args:
+        findings: In order; those of a group follow one another.
+        width: Columns of the terminal.
+        colour: Whether the verdicts are coloured.
+    """
+    names = max((len(one.name) for one in findings), default=0)
+    lines: list[str] = []
+    for group, members in groupby(findings, key=lambda one: one.group):
+        lines += [group]
+        for finding in members:
+            lines += _lines(finding, names, min(width, WIDEST), colour)
+        lines += [""]
+    return "\n".join([*lines, summary(findings)])
+
+
+def summary(findings: Sequence[Finding]) -> str:
+    """Return one line that counts the verdicts."""
+    counts = Counter(one.verdict for one in findings)
+    names = {Verdict.FAIL: "failed", Verdict.WARN: "to be warned of", Verdict.UNKNOWN: "unknown", Verdict.OK: "ok"}
+    return ", ".join(f"{counts[verdict]} {name}" for verdict, name in names.items() if counts[verdict])
+
+
+def _lines(finding: Finding, names: int, width: int, colour: bool) -> Iterator[str]:
+    mark = f"{MARKS[finding.verdict]:<{MARK_WIDTH}}"
+    if colour:
+        mark = f"\033[{COLOURS[finding.verdict]}m{mark}\033[0m"
+    margin = 2 + MARK_WIDTH + 2 + names + 2
+    room = max(width - margin, 24)
+    first, *rest = textwrap.wrap(finding.found, room, break_on_hyphens=False) or [""]
+    yield f"  {mark}  {finding.name:<{names}}  {first}".rstrip()
+    for line in rest:
+        yield " " * margin + line
+    for place, line in enumerate(textwrap.wrap(finding.todo, room - 3, break_on_hyphens=False)):
+        yield " " * margin + ("-> " if place == 0 else "   ") + line
