@@ -24,6 +24,7 @@ METRICS_BYTES = 8192
 EVENTS_BYTES = 262144
 """The last rows of ``events.jsonl``; one of a skipped step names all its samples."""
 RATE_ROWS = 20
+_AFTER_START = ("save", "evaluate")
 
 _STEPS = re.compile(r"^train:\n(?:  .*\n)*?  steps: (\d+)$", re.MULTILINE)
 _CHECKPOINT = re.compile(r"step-(\d+)\.")
@@ -108,9 +109,6 @@ def read_state(run: RunFolder, now: float) -> RunState:
     )
 
 
-_AFTER_START = ("save", "evaluate")
-
-
 def _end(events: Sequence[Mapping[str, Any]]) -> _End | None:
     """Return how an attempt says that it ended; None: it does not."""
     last = {str(row.get("event")): row for row in events}
@@ -125,8 +123,18 @@ def _end(events: Sequence[Mapping[str, Any]]) -> _End | None:
             return _End(phase="failed", time=row.get("time"), exit_code=code, reason=_hang(row, text))
     if "stopped" in last:
         noticed = last.get("signal", {}).get("noticed") or ()
-        return _End(phase="stopped", time=last["stopped"].get("time"), reason=", ".join(map(str, noticed)) or None)
+        return _End(phase="stopped", time=last["stopped"].get("time"), reason=_told_by(noticed))
     return None
+
+
+def _told_by(noticed: Sequence[str]) -> str | None:
+    """Return what told an attempt to stop, as one short line however many ranks were told."""
+    ranks: dict[str, list[str]] = {}
+    for text in noticed:
+        rank, _, name = str(text).partition(": ")
+        ranks.setdefault(name, []).append(rank)
+    told = [f"{name} ({who[0] if len(who) == 1 else f'{len(who)} ranks'})" for name, who in ranks.items()]
+    return f"told to stop by {', '.join(told)}" if told else None
 
 
 def _hang(row: Mapping[str, Any], text: str) -> str:
@@ -206,6 +214,17 @@ def _beat(attempt: AttemptFolder) -> float:
             finally:
                 os.close(file)
     return 0.0
+
+
+def age(now: float, then: float | None) -> str:
+    """Return how long ago ``then`` was, in one unit; ``-`` for None."""
+    if then is None:
+        return "-"
+    seconds = max(0.0, now - then)
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _steps_of_config(config: Path) -> int | None:

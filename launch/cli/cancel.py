@@ -1,0 +1,116 @@
+"""``hsadml cancel``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from hsadml_dist.errors import ClusterError, ExitCode, UsageError
+from hsadml_dist.launch.cli.status import shown
+from hsadml_dist.run.find import find_runs
+from hsadml_dist.run.folder import RunFolder
+from hsadml_dist.run.state import read_state
+from hsadml_dist.slurm import client, queue
+from hsadml_dist.slurm.answers import Job
+from hsadml_dist.slurm.jobs import jobs_of
+
+LOOK_SECONDS = 0.5
+PATIENCE_SECONDS = 90.0
+"""A job that was cancelled gets KillWait, often 30 s, to save and leave; a busy controller takes its time too."""
+AGAIN_SECONDS = 10.0
+ENDING = "COMPLETING"
+
+
+def cancel(*runs: Path) -> int:
+    """Cancel all jobs of runs: those that wait first, so that none goes on where another ends; then those that run.
+
+    Returns once they have ended: until then a job that has just begun may queue its successor, which is cancelled too.
+    A running training gets Slurm's grace time to save.
+
+    Args:
+        runs: Run folders, or folders of run folders.
+    """
+    if not runs:
+        raise UsageError("cancel: name at least one run folder")
+    work = Cancellation(find_runs(runs))
+    try:
+        work.go()
+    finally:
+        queue.forget()  # what was kept of squeue's answer is wrong by now
+    return ExitCode.USER if work.refused else ExitCode.DONE
+
+
+class Cancellation:
+    """Cancels until a look finds nothing more."""
+
+    def __init__(self, runs: Sequence[RunFolder]) -> None:
+        self._runs = runs
+        self._told: dict[str, float] = {}
+        self.refused: set[str] = set()
+
+    def go(self) -> None:
+        """Cancel all jobs of the runs and wait for their ends.
+
+        Raises:
+            ClusterError: Slurm is absent or does not answer.
+        """
+        deadline, said = time.monotonic() + PATIENCE_SECONDS, False
+        while True:
+            ids = self._ids()
+            left = self._look(ids)
+            # A job that ended during this look may have queued another one before.
+            if not left and self._ids() == ids:
+                break
+            if time.monotonic() > deadline:
+                print(f"still ending: {', '.join(left)}; hsadml status tells when it is over")
+                break
+            if left and not said and time.monotonic() > deadline - PATIENCE_SECONDS + 2 * LOOK_SECONDS:
+                said = True
+                print(f"waiting for the end of {', '.join(left)}", flush=True)
+            time.sleep(LOOK_SECONDS)
+        for run, jobs in zip(self._runs, self._ids(), strict=True):
+            if not any(job in self._told for job in jobs):
+                print(_nothing_done(run, bool(jobs)))
+
+    def _ids(self) -> list[list[str]]:
+        """Return each run's jobs, the newest first."""
+        return [[submitted.job for submitted in reversed(jobs_of(run))] for run in self._runs]
+
+    def _look(self, ids: Sequence[Sequence[str]]) -> list[str]:
+        """Cancel what has not ended; return what is left."""
+        asked = [job for jobs in ids for job in jobs]
+        known = queue.ask_now(asked) if asked else {}
+        live = {name: job for name, job in known.items() if not job.ended and name not in self.refused}
+        for run, jobs in zip(self._runs, ids, strict=True):
+            for job in _in_order(jobs, live):
+                self._cancel(run, job)
+        return [name for name in live if name not in self.refused]
+
+    def _cancel(self, run: RunFolder, job: Job) -> None:
+        before = self._told.get(job.job)
+        if job.state == ENDING or (before is not None and time.monotonic() < before + AGAIN_SECONDS):
+            return
+        try:
+            client.cancel(job.job)
+        except ClusterError as fault:
+            self.refused.add(job.job)
+            print(f"hsadml: {shown(run.path)}: job {job.job}: {fault}", file=sys.stderr)
+        self._told[job.job] = time.monotonic()
+        if job.job not in self.refused:
+            print(f"{shown(run.path)}: cancelled job {job.job} ({'waited' if job.waits else 'ran'})", flush=True)
+
+
+def _in_order(jobs: Sequence[str], live: Mapping[str, Job]) -> list[Job]:
+    """Return the live ones of ``jobs``, those that wait before those that run."""
+    return sorted((live[name] for name in jobs if name in live), key=lambda job: not job.waits)
+
+
+def _nothing_done(run: RunFolder, had_jobs: bool) -> str:
+    """Return what to say of a run of which nothing was cancelled."""
+    state, name = read_state(run, time.time()), shown(run.path)
+    if state.job is None and state.phase in ("starting", "running"):
+        return f"{name}: trains without Slurm: Ctrl-C where it was started ends it, or touch {shlex.quote(name)}/STOP"
+    return f"{name}: no job is left" if had_jobs else f"{name}: has no job"

@@ -1,0 +1,299 @@
+"""How runs stand, from their folders and from Slurm together.
+
+Where the two differ the run folder is right: it is seconds old, squeue's answer up to half a minute.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from hsadml_dist.errors import ExitCode
+from hsadml_dist.run.folder import RunFolder
+from hsadml_dist.run.state import RunState, age, read_state
+from hsadml_dist.run.tail import last_bytes
+from hsadml_dist.slurm.answers import FORGOTTEN, Job
+from hsadml_dist.slurm.jobs import Submitted, jobs_of
+from hsadml_dist.slurm.queue import Queue, with_others
+
+Phase = Literal[
+    "empty", "queued", "starting", "running", "stopped", "finished", "failed", "cancelled", "lost", "silent"
+]
+
+OUTPUT_BYTES = 4096
+STAGES = {"save": "running (saving)", "evaluate": "running (judging)"}
+NEVER = {
+    "JobHeldUser": "it is held: scontrol release {job}",
+    "JobHeldAdmin": "an administrator holds it",
+    "DependencyNeverSatisfied": "what it waits for cannot happen any more: hsadml cancel {run}",
+    "BadConstraints": "no node is as it asks: hsadml cancel {run}",
+}
+"""Reasons for which a job waits until somebody does something, and what."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """How a run stands.
+
+    Attributes:
+        run: Its folder.
+        phase: One word. empty: never started. silent: its job or process may live, but it gives no sign of life.
+            lost: job or process is gone without a word.
+        text: The same in words, with why and how it goes on.
+        over: Whether nothing more will happen by itself.
+        state: What the folder says.
+        job: The Slurm job that matters now: the one that runs, else the one that waits, else the last. None: no job.
+        reason: Why it failed, was stopped or is lost; one line.
+        advice: What to do, as one line.
+    """
+
+    run: Path
+    phase: Phase
+    text: str
+    over: bool
+    state: RunState
+    job: Job | None = None
+    reason: str | None = None
+    advice: str | None = None
+
+    def as_json(self, now: float) -> dict[str, Any]:
+        """Return the row for programs: always the same keys; times in seconds since 1970 UTC."""
+        state, job = self.state, self.job
+        return {
+            "run": str(self.run),
+            "phase": self.phase,
+            "text": self.text,
+            "over": self.over,
+            "step": state.step,
+            "total_steps": state.total_steps,
+            "loss": state.loss,
+            "samples_per_second": state.samples_per_second,
+            "checkpoint_step": state.checkpoint_step,
+            "attempts": state.attempts,
+            "restart": state.restart,
+            "ranks": state.world_size,
+            "last_sign": state.last_sign,
+            "age_seconds": None if state.last_sign is None else max(0.0, now - state.last_sign),
+            "job": None if job is None else job.job,
+            "job_state": None if job is None else job.state,
+            "job_reason": None if job is None else job.reason or None,
+            "job_start": None if job is None else job.start,
+            "job_nodes": None if job is None else job.nodes or None,
+            "exit_code": state.exit_code,
+            "reason": self.reason,
+            "advice": self.advice,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Jobs:
+    """A run's jobs, as far as they are known.
+
+    Attributes:
+        submitted: All of them, in the order in which they were queued.
+        known: What Slurm says of them, by id; a job that was queued after squeue's answer counts as waiting.
+        answered: When squeue answered; None: Slurm could not be asked at all.
+    """
+
+    submitted: Sequence[Submitted]
+    known: Mapping[str, Job]
+    answered: float | None
+
+    @property
+    def current(self) -> Job | None:
+        """The newest one that runs or is just ending."""
+        live = (job for job in self._newest_first() if not job.ended and not job.waits)
+        return next(live, None)
+
+    @property
+    def next(self) -> Job | None:
+        """The oldest one that waits."""
+        return next((job for job in reversed(list(self._newest_first())) if job.waits), None)
+
+    def queued(self, job: Job) -> Submitted:
+        """Return the record of a job."""
+        return next(one for one in self.submitted if one.job == job.job)
+
+    def last(self, raw: str | None) -> Job | None:
+        """Return a cancelled one of the last two, else the one that ``raw`` is the number of, else the newest known.
+
+        Whoever cancels a chain may have met its waiting link or the running one.
+        """
+        newest = [self.known.get(one.job, Job(job=one.job, state=FORGOTTEN)) for one in reversed(self.submitted)]
+        cancelled = next((job for job in newest[:2] if job.state == "CANCELLED"), None)
+        own = next((job for job in newest if raw in (job.job, job.raw)), None)
+        return cancelled or own or next(iter(newest), None)
+
+    def _newest_first(self) -> Iterator[Job]:
+        return (self.known[one.job] for one in reversed(self.submitted) if one.job in self.known)
+
+
+def read_status(runs: Iterable[RunFolder], queue: Queue | None, now: float) -> list[Row]:
+    """Return how each run stands at ``now``.
+
+    Args:
+        runs: The run folders.
+        queue: What squeue says; None: no run has a job.
+        now: In seconds since 1970 UTC.
+    """
+    states = [(run, read_state(run, now), jobs_of(run)) for run in runs]
+    if queue is not None:
+        queue = with_others(queue, _unexplained(states, queue))
+    return [join(run, state, _known(submitted, queue), now) for run, state, submitted in states]
+
+
+def _unexplained(states: Iterable[tuple[RunFolder, RunState, Sequence[Submitted]]], queue: Queue) -> Iterator[str]:
+    """Yield the jobs of which squeue says nothing though how they ended matters: the last two of unsettled runs."""
+    for _, state, submitted in states:
+        if state.phase in ("empty", "stopped", "silent") and queue.answered is not None:
+            yield from (one.job for one in submitted[-2:] if one.time < queue.answered)
+
+
+def _known(submitted: Sequence[Submitted], queue: Queue | None) -> Jobs:
+    known = {}
+    for one in submitted if queue is not None else ():
+        job = queue.find(one.job) if queue is not None else None
+        if job is not None:
+            known[one.job] = replace(job, job=one.job)
+        elif queue is not None and queue.answered is not None and one.time >= queue.answered:
+            known[one.job] = Job(job=one.job, state="PENDING")
+    return Jobs(submitted=submitted, known=known, answered=None if queue is None else queue.answered)
+
+
+def join(run: RunFolder, state: RunState, jobs: Jobs, now: float) -> Row:
+    """Return how a run stands, from what its folder says and what is known of its jobs."""
+    row = Row(run=run.path, phase=state.phase, text=state.phase, over=False, state=state, reason=state.reason)
+    if state.phase == "finished":
+        return replace(row, over=True, job=jobs.last(state.job))
+    if state.phase == "failed" and state.exit_code != ExitCode.INTERNAL and not _is_submitted_anew(jobs, state):
+        return replace(row, over=True, job=jobs.last(state.job))  # what waits or is ending leaves without a step
+    if state.phase in ("starting", "running"):
+        return replace(row, text=STAGES.get(state.stage or "", row.text), job=jobs.current or jobs.last(state.job))
+    return _without_an_attempt(row, jobs, now)
+
+
+def _without_an_attempt(row: Row, jobs: Jobs, now: float) -> Row:
+    """No attempt is known to train at this moment."""
+    if jobs.current is not None and _is_newer(jobs.current, row.state):
+        return replace(row, phase="starting", text="starting", job=jobs.current, reason=None)
+    if jobs.next is not None:
+        return _going_on(row, jobs, jobs.next, now)
+    if jobs.current is not None:
+        return _at_its_end(row, jobs, jobs.current, now)
+    return _left(row, jobs, now)
+
+
+def _is_submitted_anew(jobs: Jobs, state: RunState) -> bool:
+    """Whether a job waits or runs that somebody has submitted after the newest attempt ended."""
+    live = (jobs.queued(job) for job in (jobs.current, jobs.next) if job is not None)
+    return any(one.after is None and one.time >= (state.last_sign or 0.0) for one in live)
+
+
+def _is_newer(job: Job, state: RunState) -> bool:
+    """Whether a job that runs was started after the newest attempt gave its last sign."""
+    if job.state == "COMPLETING":
+        return False
+    return state.last_sign is None or (job.start is not None and job.start >= state.last_sign)
+
+
+def _going_on(row: Row, jobs: Jobs, job: Job, now: float) -> Row:
+    """A job waits."""
+    state = row.state
+    if state.job in (job.job, job.raw) and (jobs.answered or 0.0) < (state.last_sign or 0.0):
+        job = replace(
+            job, reason="", start=None
+        )  # it waited for its last start when squeue was asked, not for the next
+    because = f" ({job.reason})" if job.reason else ""
+    advice = NEVER.get(job.reason, "").format(job=job.job, run=shlex.quote(str(row.run))) or None
+    row = replace(row, job=job, advice=advice)
+    if state.phase == "empty" or _is_submitted_anew(jobs, state):
+        return replace(row, phase="queued", text=f"queued{because}", reason=state.reason)
+    if state.phase == "failed":
+        return replace(row, text=f"failed, job {job.job} is still queued{because}")
+    if state.phase == "silent" and jobs.current is not None:
+        return _at_its_end(row, jobs, jobs.current, now)
+    # A silent one whose job is gone was killed, or its machine was lost: that is what successors are for.
+    return replace(row, phase="stopped", text=f"stopped, goes on as job {job.job}{because}")
+
+
+def _at_its_end(row: Row, jobs: Jobs, job: Job, now: float) -> Row:
+    """A job runs, but the attempt is over or gives no sign of life."""
+    state = row.state
+    row = replace(row, job=job)
+    if state.phase == "silent":
+        return replace(row, text=f"running, but silent for {age(now, state.last_sign)}")
+    if state.phase == "stopped" and jobs.queued(job).requeue == "self":
+        return replace(row, text=f"stopped, goes on as job {job.job}")
+    return replace(row, text=f"{state.phase}, job {job.job} is just ending")
+
+
+def _left(row: Row, jobs: Jobs, now: float) -> Row:
+    """No job waits or runs."""
+    state, job = row.state, jobs.last(row.state.job)
+    row = replace(row, job=job, advice=_to_go_on(row, jobs))
+    if state.phase == "failed":
+        return replace(row, over=True)
+    if job is None:
+        return _without_jobs(row, now)
+    if jobs.answered is None:
+        return _unasked(row, job, now)
+    if job.state == "CANCELLED":
+        return replace(row, phase="cancelled", text="cancelled", over=True)
+    return replace(row, over=True) if state.phase == "stopped" else _without_a_word(row, job)
+
+
+def _without_a_word(row: Row, job: Job) -> Row:
+    """The last job has ended, and the run folder does not say why."""
+    row = replace(row, over=True)
+    if row.state.phase == "empty" and job.state != FORGOTTEN:
+        ended = f"job {job.job} {_how(job)} before the training began"
+        return replace(row, phase="failed", text="failed", reason=_last_words(row.run, job, ended))
+    reason = row.reason if job.state == FORGOTTEN else f"job {job.job} {_how(job)}"
+    return replace(row, phase="lost", text="lost: its job is gone", reason=reason)
+
+
+def _without_jobs(row: Row, now: float) -> Row:
+    """It was never handed to Slurm."""
+    state = row.state
+    if state.phase == "empty":
+        return replace(row, text="not started")
+    if state.phase == "stopped":
+        return replace(row, over=True)
+    text = "its process is gone" if state.reason else f"no sign of life for {age(now, state.last_sign)}"
+    return replace(row, phase="lost", text=f"lost: {text}", over=True)
+
+
+def _unasked(row: Row, job: Job, now: float) -> Row:
+    """Slurm cannot be asked; what the folder says must do."""
+    if row.state.phase == "empty":
+        return replace(row, phase="queued", text=f"submitted as job {job.job}", advice=None)
+    silent = row.state.phase == "silent"
+    return replace(row, text=f"silent for {age(now, row.state.last_sign)}" if silent else row.text)
+
+
+def _how(job: Job) -> str:
+    code = job.exit_code
+    more = job.reason or (f"exit code {code}" if code not in (None, "0:0") else "")
+    return f"ended as {job.state}" + (f" ({more})" if more and more != job.state else "")
+
+
+def _last_words(run: Path, job: Job, ended: str) -> str:
+    """Return how a job ended and the last line of what it printed."""
+    for folder in (run, run.parent):
+        output = folder / f"slurm-{job.job}.out"
+        lines = last_bytes(output, OUTPUT_BYTES).decode(errors="replace").split("\n")
+        words = [line.strip() for line in lines if line.strip()]
+        if words:
+            return f"{ended}; its last line: {words[-1]} (in {output})"
+    return ended
+
+
+def _to_go_on(row: Row, jobs: Jobs) -> str:
+    run = shlex.quote(str(row.run))
+    recipe = shlex.quote(str(RunFolder(row.run).config))
+    if jobs.submitted:
+        return f"to go on: hsadml submit {recipe} --run {run} and the options of before"
+    return f"to go on: hsadml train {recipe} --run {run} --nproc {row.state.world_size or 1}"

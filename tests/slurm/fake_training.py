@@ -1,0 +1,60 @@
+"""A training in miniature: takes an attempt, writes a row every 0.1 s, and leaves with 85 when it is told to stop.
+
+``fake_training.py RUN STEPS``: goes on from the step of the last checkpoint and finishes after STEPS steps.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import time
+from pathlib import Path
+
+from hsadml_dist.run.attempts import take, this_process
+from hsadml_dist.run.events import Events
+from hsadml_dist.run.folder import RunFolder, replace_text
+from hsadml_dist.run.heartbeat import Heartbeat
+from hsadml_dist.run.log import open_log
+from hsadml_dist.run.merged import merged_events
+from hsadml_dist.run.rows import RowWriter
+
+STEP_SECONDS = 0.1
+STOPPED = 85
+
+
+def main(path: str, steps: int) -> int:
+    told: list[str] = []
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, lambda received, _frame: told.append(signal.Signals(received).name))
+    run, me = RunFolder(Path(path)), this_process("fake")
+    saved = [row for row in merged_events(run.path) if row["event"] == "checkpoint"]
+    attempt = take(run, me, {"world_size": 1})
+    open_log(attempt, 0)
+    log = logging.getLogger("fake")
+    events, rows, heartbeat = (
+        Events(attempt, me.job, me.restart),
+        RowWriter(attempt.metrics),
+        Heartbeat(attempt.heartbeat),
+    )
+    events.write("started", 0)
+    replace_text(attempt.parent, json.dumps({"checkpoint": saved[-1]["checkpoint"] if saved else None}))
+    step = saved[-1]["step"] if saved else 0
+    while step < steps and not told:
+        step += 1
+        time.sleep(STEP_SECONDS)
+        rows.write(
+            {"step": step, "attempt": attempt.number, "loss": 1 / step, "samples": 8, "step_seconds": STEP_SECONDS}
+        )
+        log.info("step %d", step)
+    events.write("checkpoint", step, checkpoint=f"step-{step:08d}.attempt-{attempt.number:04d}")
+    if told:
+        events.write("signal", step, noticed=[f"rank 0: {told[0]}"])
+    events.write("stopped" if told else "finished", step)
+    heartbeat.close()
+    return STOPPED if told else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], int(sys.argv[2])))
