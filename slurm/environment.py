@@ -88,7 +88,7 @@ def _fail(message: str) -> str:
 
 def _umask_lines(umask: str | None) -> Iterator[str]:
     if umask is not None:
-        # Slurm gives the tasks the umask of this variable, which sbatch has set, not the script's.
+        # Where SLURM_UMASK is set, by a user's own settings say, srun takes it and not the script's umask.
         yield f"umask {umask}; export SLURM_UMASK={umask}"
 
 

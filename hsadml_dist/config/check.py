@@ -17,13 +17,16 @@ TRANSFORM = re.compile(r"monai\.transforms\.[A-Z]\w*\Z")
 
 def allowed_words(kind: Any, value: Any) -> str:
     """Return what the type ``kind`` allows, as words, with the closest spelling of ``value`` among named choices."""
-    if typing.get_origin(kind) in (types.UnionType, typing.Union):
-        words = [allowed_words(option, value) for option in typing.get_args(kind) if option is not type(None)]
-        return " or ".join([*words, "null"])
+    options = typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
+    words = ["null" if option is type(None) else _words(option) for option in options]
+    choices = [str(choice) for option in options if typing.get_origin(option) is Literal for choice in option.__args__]
+    return " or ".join(words) + (nearest(value, choices) if isinstance(value, str) else "")
+
+
+def _words(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
-        choices = [str(choice) for choice in typing.get_args(kind)]
-        one = "one of " if len(choices) > 1 else ""
-        return one + ", ".join(map(repr, choices)) + (nearest(value, choices) if isinstance(value, str) else "")
+        choices = typing.get_args(kind)
+        return ("one of " if len(choices) > 1 else "") + ", ".join(repr(str(choice)) for choice in choices)
     names = {int: "an integer", float: "a number", bool: "true or false", str: "text (quote it)"}
     return names.get(kind) or _collection_words(kind)
 

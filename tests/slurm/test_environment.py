@@ -1,0 +1,218 @@
+"""What a profile adds to a batch script: run by bash, and on a private cluster."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hsadml_dist.errors import ConfigError
+from hsadml_dist.slurm import client
+from hsadml_dist.slurm.box.cluster import Cluster
+from hsadml_dist.slurm.environment import Wrapped, bash_word, interpreter, prologue, wrapped
+from hsadml_dist.slurm.profiles import Container, Profile
+
+SRUN = 'srun() { echo "srun $*" >&2; "${@: -6}"; }; SLURM_JOB_NUM_NODES=2\n'
+"""A stand-in that runs the last six words: mkdir and its arguments."""
+MODULE = 'module() { echo "module $*"; [ "${2-}" != bad ]; }\n'
+
+
+def bash(profile: Profile, before: str = "", after: str = "") -> subprocess.CompletedProcess[str]:
+    text = "\n".join([before, *prologue(profile), after])
+    words = ["bash", "-u", "-c", text]
+    env = {"PATH": "/usr/bin:/bin", "USER": "me"}
+    return subprocess.run(words, env=env, capture_output=True, text=True, timeout=20, check=False)
+
+
+def test_an_empty_profile_adds_nothing() -> None:
+    assert prologue(Profile()) == []
+    assert wrapped(Profile(), ["/run"]) == Wrapped()
+
+
+@pytest.mark.parametrize(
+    ("text", "means"),
+    [
+        ("plain", "plain"),
+        ('it\'s $(touch x) `y` "z" \\ !', 'it\'s $(touch x) `y` "z" \\ !'),
+        ("$A/${B}x", "one/twox"),
+        ('it\'s $A `y` $(z) "q" \\$A $1 $', 'it\'s one `y` $(z) "q" \\one $1 $'),
+        ("", ""),
+    ],
+)
+def test_a_word_of_bash_holds_variables_and_nothing_else_of_the_shell(text: str, means: str) -> None:
+    command = f"A=one B=two; printf %s {bash_word(text)}"
+    assert subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True).stdout == means
+
+
+def test_a_variable_that_is_not_set_ends_the_script_in_one_line() -> None:
+    done = bash(Profile(env={"A": "$NOT_THERE/x"}), after="echo on")
+    assert (done.returncode, done.stdout) == (127, "")
+    assert done.stderr.strip().endswith("NOT_THERE: is not set here")
+
+
+def test_modules_are_loaded_after_a_purge() -> None:
+    done = bash(Profile(modules=("cuda/12.4", "good")), MODULE + "srun() { :; }\n", "echo on")
+    assert done.stdout.split("\n") == ["module purge", "module load cuda/12.4", "module load good", "on", ""]
+
+
+@pytest.mark.parametrize(
+    ("before", "modules", "said"),
+    [
+        ("", ("x",), "the profile asks for modules, and this node has no module command"),
+        (MODULE, ("bad",), "module load bad failed; `module avail` shows what there is"),
+        (MODULE, ("good",), "srun is not on PATH after module purge; add the module of Slurm itself"),
+    ],
+)
+def test_modules_that_fail_end_the_script_with_one_line(before: str, modules: tuple[str, ...], said: str) -> None:
+    done = bash(Profile(modules=modules), f"type() {{ [ $1 != srun ] && command type $1; }}\n{before}", "echo on")
+    assert done.returncode == 1
+    assert f"hsadml: {said}" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "on\n" not in done.stdout
+
+
+def test_the_module_command_is_looked_for_where_its_folder_is_known(tmp_path: Path) -> None:
+    (tmp_path / "init").mkdir()
+    (tmp_path / "init/bash").write_text(MODULE)
+    done = bash(Profile(modules=("good",)), f"export MODULESHOME={tmp_path}; srun() {{ :; }}\n", "echo on")
+    assert done.stdout.endswith("module load good\non\n")
+
+
+def test_setup_lines_act_on_the_script_and_a_failing_one_ends_it() -> None:
+    lines = ("A='it is'", 'B="$A so" # a comment', "if true; then C=3; fi")
+    assert bash(Profile(setup=lines), after='echo "$B $C"').stdout == "it is so 3\n"
+    done = bash(Profile(setup=("true", "no-such-program 'x'", "echo on")))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1] == "hsadml: the setup line of the profile failed: no-such-program 'x'"
+    done = bash(Profile(setup=("echo 'open",)), after="echo on")
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_the_environment_comes_after_the_setup_and_is_exported() -> None:
+    profile = Profile(setup=("ROOT=/r; N=no",), env={"N": "a b", "DATA": "$ROOT/x"})
+    assert bash(profile, after="env | grep -E '^(N|DATA)=' | sort").stdout == "DATA=/r/x\nN=a b\n"
+
+
+def test_scratch_is_made_on_every_node_before_it_is_the_ranks_tmpdir(tmp_path: Path) -> None:
+    profile = Profile(scratch=f"{tmp_path}/$USER/7")
+    done = bash(profile, SRUN, 'echo "$TMPDIR"')
+    assert done.stdout == f"{tmp_path}/me/7\n"
+    assert "--nodes=2 --ntasks=2 --ntasks-per-node=1" in done.stderr
+    assert (tmp_path / "me/7").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "file").touch()
+    done = bash(Profile(scratch=f"{tmp_path}/file/x"), SRUN, "echo on")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1] == "hsadml: the profile's scratch folder cannot be made on every node"
+
+
+def container(kind: Any, **more: Any) -> Profile:
+    held = Container(kind=kind, image="$WORK/i.sif", mounts=("/data:/data:ro", "$WORK:/w"), options=("--one=a b",))
+    return Profile(container=held, **more)
+
+
+def as_bash_reads(words: tuple[str, ...]) -> list[str]:
+    command = f"WORK=/work TMPDIR=/tmp/7; printf '%s\\n' {' '.join(words)}"
+    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def test_apptainer_wraps_the_command_alone() -> None:
+    around = wrapped(container("apptainer", gres="gpu:4", scratch="/tmp/$SLURM_JOB_ID"), ["/a b/$x", "/s", "/s"])
+    assert around.srun_options == ()
+    assert as_bash_reads(around.launcher) == [
+        *("apptainer", "exec", "--nv", "--bind", "/a b/$x:/a b/$x", "--bind", "/s:/s"),
+        *("--bind", "/tmp/7:/tmp/7", "--bind", "/data:/data:ro", "--bind", "/work:/w", "--one=a b", "/work/i.sif"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("gres", "options", "passed_on"),
+    [
+        (None, (), False),
+        ("gpu", (), True),
+        ("nvme:1,gpu:a100:2", (), True),
+        ("gpux:1", (), False),
+        ("gpu:1", ("--rocm",), False),
+    ],
+)
+def test_gpus_are_passed_on_where_the_job_asks_for_them(
+    gres: str | None, options: tuple[str, ...], passed_on: bool
+) -> None:
+    profile = Profile(gres=gres, container=Container(kind="apptainer", image="i", options=options))
+    assert ("--nv" in wrapped(profile).launcher) == passed_on
+
+
+def test_pyxis_is_options_of_srun_alone() -> None:
+    around = wrapped(container("pyxis", gres="gpu:4", scratch="/tmp/$SLURM_JOB_ID"), ["/a b/$x"])
+    assert around.launcher == ()
+    mounts = "/a b/$x:/a b/$x,/tmp/7:/tmp/7,/data:/data:ro,/work:/w"
+    expected = ["--container-image=/work/i.sif", f"--container-mounts={mounts}", "--one=a b"]
+    assert as_bash_reads(around.srun_options) == expected
+
+
+def test_a_run_folder_that_no_mount_can_name_is_refused() -> None:
+    with pytest.raises(ConfigError, match="cannot show '/a:b' inside"):
+        wrapped(container("pyxis"), ["/a:b"])
+
+
+def test_the_interpreter_is_the_profiles_or_the_images_or_ones_own() -> None:
+    assert interpreter(Profile(), "/own/python") == "/own/python"
+    assert interpreter(Profile(python="/p"), "/own/python") == "/p"
+    assert interpreter(container("pyxis"), "/own/python") == "python3"
+    assert interpreter(container("pyxis", python="/p"), "/own/python") == "/p"
+
+
+RANK = """
+import json, os, sys
+mask = os.umask(0)
+row = {"umask": mask, "tmpdir": os.environ["TMPDIR"], "there": os.path.isdir(os.environ["TMPDIR"]),
+       "net": os.environ["NET"], "arguments": sys.argv[1:]}
+print(json.dumps(row), flush=True)
+"""
+APPTAINER = '#!/bin/sh\necho "$@"\nwhile [ "$1" != here.sif ]; do shift; done\nshift\nexec "$@"\n'
+"""A stand-in: it shows what it was asked for, and runs what comes after the image."""
+
+
+@pytest.mark.slurm
+def test_ranks_of_a_real_job_have_what_the_profile_says(local_cluster: Cluster, folder: Path) -> None:
+    (folder / "bin").mkdir()
+    (folder / "bin/apptainer").write_text(
+        '#!/bin/sh\necho "$@"\nwhile [ "$1" != here.sif ]; do shift; done\nshift; "$@"\n'
+    )
+    (folder / "bin/apptainer").chmod(0o755)
+    (folder / "rank.py").write_text(RANK)
+    profile = Profile(
+        umask="0027",
+        setup=(f"PATH={folder}/bin:$PATH",),
+        env={"NET": "${SLURM_JOB_ID}-eth0"},
+        scratch=f"{folder}/$USER.$SLURM_JOB_ID/tmp",
+        container=Container(kind="apptainer", image="here.sif"),
+        gres="gpu:1",
+    )
+    around = wrapped(profile, [str(folder)])
+    script = folder / "job.sbatch"
+    head = [
+        *("#!/bin/bash", f"#SBATCH --output={folder}/out", "#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=2"),
+        *("#SBATCH --cpus-per-task=2", "#SBATCH --gres=gpu:1", "export USER=${USER:-me} SLURM_UMASK=0022"),
+    ]
+    command = f"srun {' '.join(around.srun_options)} {' '.join(around.launcher)} python3 {folder}/rank.py 'a b'"
+    script.write_text("\n".join([*head, *prologue(profile), command]) + "\n")
+    job = client.sbatch(script, local_cluster.env())
+    deadline = time.monotonic() + 60
+    while client.job_state(job, local_cluster.env()) in ("PENDING", "RUNNING", "COMPLETING"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    lines = (folder / "out").read_text().splitlines()
+    rows = [json.loads(line) for line in lines if line.startswith("{")]
+    assert len(rows) == 4, lines
+    assert {row["umask"] for row in rows} == {0o027}
+    assert all(row["there"] and row["tmpdir"].endswith(f".{job}/tmp") for row in rows)
+    assert {row["net"] for row in rows} == {f"{job}-eth0"}
+    assert all(row["arguments"] == ["a b"] for row in rows)
+    asked = [line for line in lines if line.startswith("exec ")]
+    assert len(asked) == 4
+    assert f"exec --nv --bind {folder}:{folder} --bind {rows[0]['tmpdir']}:" in asked[0]
+    assert len(rows) + len(asked) == len(lines), lines
