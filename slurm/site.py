@@ -108,7 +108,8 @@ def parse_site(config: str, partitions: str = "") -> Site:
     """Read the answers of ``scontrol show config`` and ``scontrol --oneliner show partition``."""
     of = dict(re.findall(r"^(\w+)\s*= ?(.*?)\s*$", config, flags=re.MULTILINE))
     expire = re.search(r"\bcred_expire=(\d+)", of.get("AuthInfo", ""))
-    found = [_partition(line) for line in partitions.splitlines() if line.startswith("PartitionName=")]
+    preempts = not of.get("PreemptType", "").endswith("none")
+    found = [_partition(line, preempts) for line in partitions.splitlines() if line.startswith("PartitionName=")]
     return Site(
         cluster=of.get("ClusterName", ""),
         version=of.get("SLURM_VERSION", ""),
@@ -194,12 +195,12 @@ def _self_problem(site: Site, partition: str | None) -> str | None:
     if known is None or known.grace_seconds > 0 or known.preempt_mode != "CANCEL":
         return None
     return (
-        f"--requeue self: partition {known.name} ends preempted jobs at once and for good "
-        f"(PreemptMode=CANCEL, GraceTime=0), so none could put itself back; use chain"
+        f"--requeue self: jobs that are preempted in partition {known.name} end there and then and are not requeued "
+        f"(PreemptMode=CANCEL, GraceTime=0), so they would not come back; use chain"
     )
 
 
-def _partition(line: str) -> Partition:
+def _partition(line: str, preempts: bool) -> Partition:
     of = dict(word.partition("=")[::2] for word in line.split())
     return Partition(
         name=of["PartitionName"],
@@ -207,7 +208,7 @@ def _partition(line: str) -> Partition:
         is_up=of.get("State", "UP") == "UP",
         max_seconds=_limit(of.get("MaxTime", "UNLIMITED")),
         grace_seconds=_seconds(of.get("GraceTime"), 0),
-        preempt_mode=of.get("PreemptMode", "OFF"),
+        preempt_mode=of.get("PreemptMode", "OFF") if preempts else "OFF",
         nodes=_count(of.get("TotalNodes")),
         cpus=_count(of.get("TotalCPUs")),
     )
