@@ -68,7 +68,7 @@ def train(recipe: Recipe, path: Path, notice: Notice) -> ExitCode:
         try:
             threads = recipe.engine.threads or threads_for(topology)
             torch.set_num_threads(threads)
-            facts = {"world_size": topology.world_size, "threads": threads}
+            facts = {"world_size": topology.world_size, "threads": threads, "total_steps": feed.total_steps}
             with peers_expected(run, None, lambda: "while the ranks met"):
                 entry = enter(run, topology, facts, recipe.run.timeout_seconds, lambda: notice.received)
             open_log(entry.attempt, topology.rank)

@@ -9,7 +9,6 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
 
 from hsadml_dist.errors import ExitCode
 from hsadml_dist.run.folder import RunFolder
@@ -18,12 +17,11 @@ from hsadml_dist.run.tail import last_bytes
 from hsadml_dist.slurm.answers import FORGOTTEN, Job
 from hsadml_dist.slurm.jobs import Submitted, jobs_of
 from hsadml_dist.slurm.queue import Queue, with_others
-
-Phase = Literal[
-    "empty", "queued", "starting", "running", "stopped", "finished", "failed", "cancelled", "lost", "silent"
-]
+from hsadml_dist.slurm.row import Row
 
 OUTPUT_BYTES = 4096
+STOP_FILE = "STOP file"
+"""How a run says that it was asked by a file to stop."""
 STAGES = {"save": "running (saving)", "evaluate": "running (judging)"}
 NEVER = {
     "JobHeldUser": "it is held: scontrol release {job}",
@@ -32,60 +30,6 @@ NEVER = {
     "BadConstraints": "no node is as it asks: hsadml cancel {run}",
 }
 """Reasons for which a job waits until somebody does something, and what."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """How a run stands.
-
-    Attributes:
-        run: Its folder.
-        phase: One word. empty: never started. silent: its job or process may live, but it gives no sign of life.
-            lost: job or process is gone without a word.
-        text: The same in words, with why and how it goes on.
-        over: Whether nothing more will happen by itself.
-        state: What the folder says.
-        job: The Slurm job that matters now: the one that runs, else the one that waits, else the last. None: no job.
-        reason: Why it failed, was stopped or is lost; one line.
-        advice: What to do, as one line.
-    """
-
-    run: Path
-    phase: Phase
-    text: str
-    over: bool
-    state: RunState
-    job: Job | None = None
-    reason: str | None = None
-    advice: str | None = None
-
-    def as_json(self, now: float) -> dict[str, Any]:
-        """Return the row for programs: always the same keys; times in seconds since 1970 UTC."""
-        state, job = self.state, self.job
-        return {
-            "run": str(self.run),
-            "phase": self.phase,
-            "text": self.text,
-            "over": self.over,
-            "step": state.step,
-            "total_steps": state.total_steps,
-            "loss": state.loss,
-            "samples_per_second": state.samples_per_second,
-            "checkpoint_step": state.checkpoint_step,
-            "attempts": state.attempts,
-            "restart": state.restart,
-            "ranks": state.world_size,
-            "last_sign": state.last_sign,
-            "age_seconds": None if state.last_sign is None else max(0.0, now - state.last_sign),
-            "job": None if job is None else job.job,
-            "job_state": None if job is None else job.state,
-            "job_reason": None if job is None else job.reason or None,
-            "job_start": None if job is None else job.start,
-            "job_nodes": None if job is None else job.nodes or None,
-            "exit_code": state.exit_code,
-            "reason": self.reason,
-            "advice": self.advice,
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,8 +112,9 @@ def join(run: RunFolder, state: RunState, jobs: Jobs, now: float) -> Row:
     row = Row(run=run.path, phase=state.phase, text=state.phase, over=False, state=state, reason=state.reason)
     if state.phase == "finished":
         return replace(row, over=True, job=jobs.last(state.job))
-    if state.phase == "failed" and state.exit_code != ExitCode.INTERNAL and not _is_submitted_anew(jobs, state):
-        return replace(row, over=True, job=jobs.last(state.job))  # what waits or is ending leaves without a step
+    if _is_for_good(state) and not _is_submitted_anew(jobs, state):
+        # What waits or is just ending leaves without a step.
+        return replace(row, over=True, job=jobs.last(state.job), advice=_to_go_on(row, jobs))
     if state.phase in ("starting", "running"):
         return replace(row, text=STAGES.get(state.stage or "", row.text), job=jobs.current or jobs.last(state.job))
     return _without_an_attempt(row, jobs, now)
@@ -184,6 +129,13 @@ def _without_an_attempt(row: Row, jobs: Jobs, now: float) -> Row:
     if jobs.current is not None:
         return _at_its_end(row, jobs, jobs.current, now)
     return _left(row, jobs, now)
+
+
+def _is_for_good(state: RunState) -> bool:
+    """Whether the run does not go on by itself, whatever its jobs are."""
+    if state.phase == "failed":
+        return state.exit_code != ExitCode.INTERNAL  # a lost node costs the other ranks their peers
+    return state.phase == "stopped" and STOP_FILE in (state.reason or "")
 
 
 def _is_submitted_anew(jobs: Jobs, state: RunState) -> bool:

@@ -17,7 +17,8 @@ from hsadml_dist.run.find import find_runs
 from hsadml_dist.run.folder import AttemptFolder, RunFolder
 from hsadml_dist.slurm.jobs import jobs_of
 from hsadml_dist.slurm.queue import Queue
-from hsadml_dist.slurm.status import Row, read_status
+from hsadml_dist.slurm.row import Row
+from hsadml_dist.slurm.status import read_status
 
 LOOK_SECONDS = 0.5
 ROW_SECONDS = 2.0

@@ -21,7 +21,8 @@ from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.state import age
 from hsadml_dist.slurm.jobs import JOBS
 from hsadml_dist.slurm.queue import Queue, look
-from hsadml_dist.slurm.status import Row, read_status
+from hsadml_dist.slurm.row import Row
+from hsadml_dist.slurm.status import read_status
 
 RUNS = Path("runs")
 TITLES = ("run", "step", "loss", "samples/s", "seen", "job", "state")

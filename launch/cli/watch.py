@@ -11,7 +11,8 @@ from pathlib import Path
 from hsadml_dist.errors import ExitCode, UsageError
 from hsadml_dist.launch.cli.status import RUNS, as_lines, ask, chosen, one_line, remarks, shown
 from hsadml_dist.run.folder import RunFolder
-from hsadml_dist.slurm.status import Row, read_status
+from hsadml_dist.slurm.row import Row
+from hsadml_dist.slurm.status import read_status
 
 EVERY_SECONDS = 2.0
 LINE_SECONDS = 30.0
