@@ -1,0 +1,43 @@
+import json
+
+import pytest
+
+from hsadml_dist.launch.doctor.disk import WRITTEN, Speed
+from hsadml_dist.launch.doctor.saves import Saves, saves_of
+from hsadml_dist.run.folder import RunFolder
+
+SPEED = Speed(write_seconds=1.0, hash_seconds=0.5)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run of two steps and two checkpoints, and one that was cut while it was written."""
+    folder = RunFolder(tmp_path / "run")
+    attempt = folder.attempt(1)
+    attempt.path.mkdir(parents=True)
+    rows = [{"step": step, "attempt": 1, "step_seconds": seconds} for step, seconds in ((1, 9.0), (2, 0.5), (3, 0.5))]
+    attempt.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, size in (("step-00000001.attempt-0001", 100), ("step-00000002.attempt-0001", 1000)):
+        path = folder.checkpoints / name
+        path.mkdir(parents=True)
+        (path / "model.safetensors").write_bytes(b"x" * size)
+        (path / "COMMIT").write_text("")
+    cut = folder.checkpoints / ".step-00000003.attempt-0001.tmp"
+    cut.mkdir()
+    (cut / "model.safetensors").write_bytes(b"x" * 9999)
+    return folder
+
+
+def test_what_a_runs_folder_shows(run):
+    assert saves_of(run) == Saves(size=1000, kept=1100, step_seconds=0.5)
+
+
+def test_a_run_without_a_checkpoint_shows_nothing(run, tmp_path):
+    assert saves_of(RunFolder(tmp_path / "none")) is None
+    run.attempt(1).metrics.unlink()
+    assert saves_of(run) is None
+
+
+def test_two_steps_and_two_saves_come_after_a_notice():
+    saves = Saves(size=WRITTEN, kept=0, step_seconds=0.25)
+    assert saves.stop_seconds(SPEED) == pytest.approx(2 * 0.25 + 2 * 1.5)

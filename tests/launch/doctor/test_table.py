@@ -1,0 +1,45 @@
+from hsadml_dist.launch.doctor.finding import judged, unknown
+from hsadml_dist.launch.doctor.table import as_table
+
+FINDINGS = [
+    judged("disk", "room", "3 GiB"),
+    judged("disk", "speed of writing", "a text that is too long for one line", warn="and something to do about it"),
+    judged("slurm", "controller", "none", fail="start it"),
+    unknown("slurm", "limit", ""),
+]
+NARROW = """\
+disk
+  ok    room              3 GiB
+  warn  speed of writing  a text that is too long for
+                          one line
+                          -> and something to do about
+                             it
+
+slurm
+  FAIL  controller        none
+                          -> start it
+  ?     limit
+
+1 failed, 1 to be warned of, 1 unknown, 1 ok"""
+
+
+def test_the_table_is_grouped_and_wrapped():
+    assert as_table(FINDINGS, 54) == NARROW
+
+
+def test_a_narrow_terminal_keeps_every_word():
+    words = as_table(FINDINGS, 10).split()
+    assert all(word in words for one in FINDINGS for word in f"{one.found} {one.todo}".split())
+
+
+def test_a_wide_terminal_is_not_used_beyond_120_columns():
+    long = judged("disk", "room", "word " * 100)
+    assert max(map(len, as_table([long], 500).splitlines())) <= 120
+
+
+def test_colours_change_nothing_else():
+    coloured = as_table(FINDINGS, 54, colour=True)
+    assert "\033[1;31mFAIL\033[0m" in coloured
+    for code in ("\033[32m", "\033[33m", "\033[1;31m", "\033[2m", "\033[0m"):
+        coloured = coloured.replace(code, "")
+    assert "\n".join(line.rstrip() for line in coloured.splitlines()) == NARROW
