@@ -114,7 +114,7 @@ def read_answers(folder: Path) -> dict[int, Answer]:
 
 def _read(folder: Path) -> Iterator[Answer]:
     for path in sorted(folder.glob(PATTERN)):
-        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        raw: dict[str, Any] = _with_tuples(json.loads(path.read_text(encoding="utf-8")))
         raw["machine"], raw["gpus"] = Machine(**raw["machine"]), Gpus(**raw["gpus"])
         raw["together"] = None if raw["together"] is None else _together(raw["together"])
         yield Answer(**raw)
@@ -122,3 +122,9 @@ def _read(folder: Path) -> Iterator[Answer]:
 
 def _together(raw: dict[str, Any]) -> Together:
     return Together(**raw | {"timings": tuple(Timing(**one) for one in raw["timings"])})
+
+
+def _with_tuples(raw: Any) -> Any:
+    if isinstance(raw, dict):
+        return {key: _with_tuples(value) for key, value in raw.items()}
+    return tuple(map(_with_tuples, raw)) if isinstance(raw, list) else raw
