@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
+import random
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.merged import merged_events, merged_metrics, steps_done_twice
 from hsadml_dist.slurm.box.cluster import Cluster
+from hsadml_dist.slurm.jobs import jobs_of
 from tests.slurm.conftest import MakeCluster
 
 HSADML = (sys.executable, "-m", "hsadml_dist.launch.cli")
 STEPS = 240
 PREEMPT_AT = (15, 60, 110)
 """Steps of some 20 ms follow the last one for seconds: Slurm needs about one to preempt."""
-SETTINGS = (
-    "model.name=resnet_gn_tiny",
-    "model.embedding_dim=16",
-    "data.image_size=64",
-    f"train.steps={STEPS}",
-    "train.global_batch=24",
-    "optim.warmup_steps=5",
-    "checkpoint.every=1000",
-    "evaluation.at_end=false",
-    "run.tensorboard=false",
-)
-"""No periodic checkpoint: all that survives a preemption is what was saved because of it."""
+LONG = 700
+
+
+def settings(steps: int) -> tuple[str, ...]:
+    """Return settings without periodic checkpoints: all that survives a preemption was saved because of it."""
+    return (
+        "model.name=resnet_gn_tiny",
+        "model.embedding_dim=16",
+        "data.image_size=64",
+        f"train.steps={steps}",
+        "train.global_batch=24",
+        "optim.warmup_steps=5",
+        "checkpoint.every=1000",
+        "evaluation.at_end=false",
+        "run.tensorboard=false",
+    )
 
 
 def hsadml(*arguments: str | Path, env: dict[str, str] | None = None) -> str:
@@ -50,8 +59,18 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def calm(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The undisturbed run, of as many ranks, without Slurm."""
-    run = tmp_path_factory.mktemp("calm") / "run"
-    hsadml("train", "demo", f"data.shards={shards}", *SETTINGS, "--nproc", "4", "--run", run)
+    return undisturbed(shards, tmp_path_factory.mktemp("calm") / "run", STEPS)
+
+
+@pytest.fixture(scope="module")
+def long_calm(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same over more steps."""
+    return undisturbed(shards, tmp_path_factory.mktemp("long") / "run", LONG)
+
+
+def undisturbed(shards: Path, run: Path, steps: int) -> Path:
+    """Train with 4 local processes."""
+    hsadml("train", "demo", f"data.shards={shards}", *settings(steps), "--nproc", "4", "--run", run)
     return run
 
 
@@ -60,43 +79,70 @@ def calm(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_three_preemptions_on_a_friendly_site(
     make_cluster: MakeCluster, shards: Path, calm: Path, folder: Path
 ) -> None:
-    preempt_thrice(make_cluster(mode="netns", site="friendly"), shards, calm, folder / "run", patience=120)
+    cluster, run = make_cluster(mode="netns", site="friendly"), folder / "run"
+    preempt_at(PREEMPT_AT, cluster, job_of(cluster, shards, run, STEPS, "self"), run, patience=120)
+    as_if_nothing_had_happened(run, calm, STEPS, len(PREEMPT_AT))
+    assert {row["job"] for row in merged_events(run)} == {jobs_of(RunFolder(run))[0].job}
 
 
 @pytest.mark.slurm
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_three_preemptions_on_a_default_site(make_cluster: MakeCluster, shards: Path, calm: Path, folder: Path) -> None:
-    preempt_thrice(make_cluster(mode="netns", site="default"), shards, calm, folder / "run", patience=400)
+    """By way of the queue: each time the job waits for two minutes."""
+    cluster, run = make_cluster(mode="netns", site="default"), folder / "run"
+    preempt_at(PREEMPT_AT, cluster, job_of(cluster, shards, run, STEPS, "self"), run, patience=400)
+    as_if_nothing_had_happened(run, calm, STEPS, len(PREEMPT_AT))
 
 
-def preempt_thrice(cluster: Cluster, shards: Path, calm: Path, run: Path, patience: float) -> None:
-    """Submit a 2x2 job, preempt it three times, and compare its end with the undisturbed run's."""
-    job = hsadml(
-        "submit",
-        "demo",
-        f"data.shards={shards}",
-        *SETTINGS,
-        "--nodes",
-        "2",
-        "--tasks-per-node",
-        "2",
-        "--requeue",
-        "self",
-        "--run",
-        run,
-        env=cluster.env(),
-    ).split()[-1]
-    for step in PREEMPT_AT:
+@pytest.mark.slurm
+@pytest.mark.soak
+@pytest.mark.timeout(3000)
+def test_twenty_preemptions_in_a_row_on_a_default_site(
+    make_cluster: MakeCluster, shards: Path, long_calm: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a chain; drawn steps, 2 nodes of 2 ranks."""
+    cluster, run = make_cluster(mode="netns", site="default"), folder / "run"
+    draw = random.Random(0)
+    at = [20 + number * 30 + draw.randrange(20) for number in range(20)]
+    job = job_of(cluster, shards, run, LONG, "chain")
+    seconds = preempt_at(at, cluster, job, run, patience=200)
+    as_if_nothing_had_happened(run, long_calm, LONG, len(at))
+    jobs = [row["job"] for row in merged_events(run) if row["event"] == "started"]
+    assert len(set(jobs)) == len(jobs) == len(at) + 1, "every link is a job of its own"
+    with capsys.disabled():
+        sys.stdout.write(
+            f"\n20 preemptions at steps {at}; steps lost 0; jobs {jobs[0]} to {jobs[-1]}\n"
+            f"notice to next step: median {statistics.median(seconds):.1f} s, most {max(seconds):.1f} s\n"
+        )
+
+
+def job_of(cluster: Cluster, shards: Path, run: Path, steps: int, requeue: str) -> str:
+    """Submit a training of 2 nodes with 2 ranks each; return the job's id."""
+    shape = ("--nodes", "2", "--tasks-per-node", "2", "--requeue", requeue, "--run", run)
+    return hsadml("submit", "demo", f"data.shards={shards}", *settings(steps), *shape, env=cluster.env()).split()[-1]
+
+
+def preempt_at(steps: Sequence[int], cluster: Cluster, job: str, run: Path, patience: float) -> list[float]:
+    """Preempt a run at steps and see it end; return the seconds from each preemption to the next step."""
+    seconds = []
+    for step in steps:
         wait_until(lambda step=step: len(merged_metrics(run)) >= step, patience, f"step {step} of job {job}", run)
+        began, stops = time.monotonic(), names(run).count("stopped")
         cluster.run(["sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"])
+        wait_until(lambda stops=stops: names(run).count("stopped") > stops, patience, f"a stop after step {step}", run)
+        done = len(merged_metrics(run))
+        wait_until(lambda done=done: len(merged_metrics(run)) > done, patience, f"a step after {done}", run)
+        seconds.append(time.monotonic() - began)
     wait_until(lambda: "finished" in names(run), patience, f"the end of job {job}", run)
+    return seconds
 
-    assert names(run).count("stopped") == len(PREEMPT_AT)
-    assert names(run).count("resumed") == len(PREEMPT_AT)
-    assert [row["step"] for row in merged_metrics(run)] == list(range(1, STEPS + 1)), "steps were lost"
+
+def as_if_nothing_had_happened(run: Path, calm: Path, steps: int, stops: int) -> None:
+    """Compare a run that was stopped so often with the one that was not."""
+    assert names(run).count("stopped") == names(run).count("resumed") == stops
+    assert [row["step"] for row in merged_metrics(run)] == list(range(1, steps + 1)), "steps were lost"
     assert steps_done_twice(run) == 0, "steps were redone"
-    assert {row["job"] for row in merged_events(run)} == {job}
     assert digest(run) == digest(calm)
 
 
