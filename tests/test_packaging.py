@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SOURCES = ("hsadml_dist", "launch", "shards", "slurm", "setup.cfg", "pyproject.toml", "README.md")
 PACKAGED = {".py", ".yaml", ".sbatch", ".html", ".css", ".typed"}
-# What make uses and a wheel does not need.
-LEFT_OUT = {".sh"}
+# What make uses and what builds an image from a clone: a wheel does not need them.
+LEFT_OUT = {".sh", ".def"}
 LIST = ("-m", "hsadml_dist.launch.cli", "recipes", "list")
 
 

@@ -99,6 +99,19 @@ def show(name: str, /) -> int:
     return ExitCode.DONE
 
 
+@app.command
+def copy(name: str, to: str, /, *, force: bool = False) -> None:
+    """Copy a profile into the folder of your own ones, to edit it there.
+
+    Args:
+        name: Its name, or the path of a file.
+        to: The copy's name.
+        force: Replace a profile of that name.
+    """
+    load_profile(name)
+    print(f"wrote {write_profile(to, find_profile(name).read_text(encoding='utf-8'), force)}")
+
+
 def _row(name: str, path: Path) -> Row:
     row = Row(name=name, path=str(path), shipped=path.parent == SHIPPED, about="")
     try:

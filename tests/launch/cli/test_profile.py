@@ -60,6 +60,17 @@ def test_show_prints_the_file_and_names_its_faults(capsys):
     assert "did you mean 'plain'?" in capsys.readouterr().err
 
 
+def test_copy_writes_an_own_one_and_overwrites_nothing(capsys, home):
+    assert cli.main(["profile", "copy", "pyxis", "mine"]) == 0
+    assert capsys.readouterr().out == f"wrote {home}/mine.yaml\n"
+    assert (home / "mine.yaml").read_text() == (SHIPPED / "pyxis.yaml").read_text()
+    (home / "mine.yaml").write_text("qos: x\n")
+    assert cli.main(["profile", "copy", "plain", "mine"]) == 2
+    assert (home / "mine.yaml").read_text() == "qos: x\n"
+    assert cli.main(["profile", "copy", "plain", "mine", "--force"]) == 0
+    assert (home / "mine.yaml").read_text() == (SHIPPED / "plain.yaml").read_text()
+
+
 def test_a_login_node_needs_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, check=True)
     assert not HEAVY & set(done.stdout.partition("LOADED")[2].split())
