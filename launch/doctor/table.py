@@ -36,8 +36,10 @@ def as_table(findings: Sequence[Finding], width: int, *, colour: bool = False) -
 def summary(findings: Sequence[Finding]) -> str:
     """Return one line that counts the verdicts."""
     counts = Counter(one.verdict for one in findings)
-    names = {Verdict.FAIL: "failed", Verdict.WARN: "to be warned of", Verdict.UNKNOWN: "unknown", Verdict.OK: "ok"}
-    return ", ".join(f"{counts[verdict]} {name}" for verdict, name in names.items() if counts[verdict])
+    names = {Verdict.FAIL: "failed", Verdict.WARN: "warning", Verdict.UNKNOWN: "unknown", Verdict.OK: "ok"}
+    plural = "s" * (counts[Verdict.WARN] > 1)
+    parts = [f"{counts[verdict]} {name}" for verdict, name in names.items() if counts[verdict]]
+    return ", ".join(part + plural if part.endswith("warning") else part for part in parts)
 
 
 def _lines(finding: Finding, names: int, width: int, colour: bool) -> Iterator[str]:

@@ -93,6 +93,8 @@ def test_ranks_that_did_not_meet_say_why(answers):
     by_name, bad = judged(apart)
     assert bad == {"meeting": "fail"}
     assert by_name["meeting"].found == "rank 1 (n1): connection refused"
+    one_lost = {**answers, 3: replace(answers[3], together=None)}
+    assert judged(one_lost)[1] == {"meeting": "fail"}
     hung = {rank: replace(one, together=None) for rank, one in answers.items()}
     assert "not done with it" in judged(hung)[0]["meeting"].found
 

@@ -85,6 +85,9 @@ def test_a_mode_that_cannot_work_is_grave_only_if_no_other_does():
     assert verdicts(requeue_exit=frozenset({85})) == ["ok", "ok", "warn"]
     assert verdicts(requeue_exit=frozenset({1, 85})) == ["warn", "warn", "warn"]
     assert verdicts(requeue_exit=frozenset({0})) == ["fail", "fail", "fail"]
+    ended = replace(LOW, preempt_mode="CANCEL")
+    site = replace(SITE, partitions={"low": ended})
+    assert [one.verdict for one in queue.judge_modes(site, ended)] == ["ok", "warn", "ok"]
 
 
 def test_what_to_do_stands_apart_from_what_was_found():

@@ -11,7 +11,7 @@ SPEED = Speed(write_seconds=1.0, hash_seconds=0.5)
 
 @pytest.fixture
 def run(tmp_path):
-    """A run of two steps and two checkpoints, and one that was cut while it was written."""
+    """A run of three steps and two checkpoints, one that was cut while it was written, and one that was torn later."""
     folder = RunFolder(tmp_path / "run")
     attempt = folder.attempt(1)
     attempt.path.mkdir(parents=True)
@@ -25,6 +25,9 @@ def run(tmp_path):
     cut = folder.checkpoints / ".step-00000003.attempt-0001.tmp"
     cut.mkdir()
     (cut / "model.safetensors").write_bytes(b"x" * 9999)
+    torn = folder.checkpoints / "step-00000003.attempt-0001"
+    torn.mkdir()
+    (torn / "model.safetensors").write_bytes(b"x" * 99)
     return folder
 
 

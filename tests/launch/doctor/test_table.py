@@ -1,5 +1,5 @@
 from hsadml_dist.launch.doctor.finding import judged, unknown
-from hsadml_dist.launch.doctor.table import as_table
+from hsadml_dist.launch.doctor.table import as_table, summary
 
 FINDINGS = [
     judged("disk", "room", "3 GiB"),
@@ -20,7 +20,7 @@ slurm
                           -> start it
   ?     limit
 
-1 failed, 1 to be warned of, 1 unknown, 1 ok"""
+1 failed, 1 warning, 1 unknown, 1 ok"""
 
 
 def test_the_table_is_grouped_and_wrapped():
@@ -43,3 +43,8 @@ def test_colours_change_nothing_else():
     for code in ("\033[32m", "\033[33m", "\033[1;31m", "\033[2m", "\033[0m"):
         coloured = coloured.replace(code, "")
     assert "\n".join(line.rstrip() for line in coloured.splitlines()) == NARROW
+
+
+def test_verdicts_are_counted():
+    assert summary([FINDINGS[1]] * 2) == "2 warnings"
+    assert summary([]) == ""
