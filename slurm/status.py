@@ -109,7 +109,8 @@ def _known(submitted: Sequence[Submitted], queue: Queue | None) -> Jobs:
 
 def join(run: RunFolder, state: RunState, jobs: Jobs, now: float) -> Row:
     """Return how a run stands, from what its folder says and what is known of its jobs."""
-    row = Row(run=run.path, phase=state.phase, text=state.phase, over=False, state=state, reason=state.reason)
+    reason = _without_name(state.reason, run.path)
+    row = Row(run=run.path, phase=state.phase, text=state.phase, over=False, state=state, reason=reason)
     if state.phase == "finished":
         return replace(row, over=True, job=jobs.last(state.job))
     if _is_for_good(state) and not _is_submitted_anew(jobs, state):
@@ -129,6 +130,11 @@ def _without_an_attempt(row: Row, jobs: Jobs, now: float) -> Row:
     if jobs.current is not None:
         return _at_its_end(row, jobs, jobs.current, now)
     return _left(row, jobs, now)
+
+
+def _without_name(reason: str | None, run: Path) -> str | None:
+    """Return a reason without the run's name before it: the reader sees it already."""
+    return reason and reason.removeprefix(f"{run.absolute()}: ").removeprefix(f"{run}: ")
 
 
 def _is_for_good(state: RunState) -> bool:
@@ -162,7 +168,7 @@ def _going_on(row: Row, jobs: Jobs, job: Job, now: float) -> Row:
     advice = NEVER.get(job.reason, "").format(job=job.job, run=shlex.quote(str(row.run))) or None
     row = replace(row, job=job, advice=advice)
     if state.phase == "empty" or _is_submitted_anew(jobs, state):
-        return replace(row, phase="queued", text=f"queued{because}", reason=state.reason)
+        return replace(row, phase="queued", text=f"queued{because}")
     if state.phase == "failed":
         return replace(row, text=f"failed, job {job.job} is still queued{because}")
     if state.phase == "silent" and jobs.current is not None:
@@ -248,4 +254,5 @@ def _to_go_on(row: Row, jobs: Jobs) -> str:
     recipe = shlex.quote(str(RunFolder(row.run).config))
     if jobs.submitted:
         return f"to go on: hsadml submit {recipe} --run {run} and the options of before"
-    return f"to go on: hsadml train {recipe} --run {run} --nproc {row.state.world_size or 1}"
+    aim = "start" if row.state.phase == "empty" else "go on"
+    return f"to {aim}: hsadml train {recipe} --run {run} --nproc {row.state.world_size or 1}"

@@ -18,8 +18,11 @@ from hsadml_dist.slurm.answers import Job
 from hsadml_dist.slurm.jobs import jobs_of
 
 LOOK_SECONDS = 0.5
+LONGEST_PAUSE = 5.0
+"""Between two questions to a controller that others need too."""
 PATIENCE_SECONDS = 90.0
 """A job that was cancelled gets KillWait, often 30 s, to save and leave; a busy controller takes its time too."""
+SAY_SECONDS = 2.0
 AGAIN_SECONDS = 10.0
 ENDING = "COMPLETING"
 
@@ -49,6 +52,7 @@ class Cancellation:
     def __init__(self, runs: Sequence[RunFolder]) -> None:
         self._runs = runs
         self._told: dict[str, float] = {}
+        self._said = ""
         self.refused: set[str] = set()
 
     def go(self) -> None:
@@ -57,23 +61,27 @@ class Cancellation:
         Raises:
             ClusterError: Slurm is absent or does not answer.
         """
-        deadline, said = time.monotonic() + PATIENCE_SECONDS, False
+        began, pause = time.monotonic(), LOOK_SECONDS
         while True:
             ids = self._ids()
             left = self._look(ids)
             # A job that ended during this look may have queued another one before.
-            if not left and self._ids() == ids:
+            if (not left and self._ids() == ids) or time.monotonic() > began + PATIENCE_SECONDS:
                 break
-            if time.monotonic() > deadline:
-                print(f"still ending: {', '.join(left)}; hsadml status tells when it is over")
-                break
-            if left and not said and time.monotonic() > deadline - PATIENCE_SECONDS + 2 * LOOK_SECONDS:
-                said = True
-                print(f"waiting for the end of {', '.join(left)}", flush=True)
-            time.sleep(LOOK_SECONDS)
+            if left and time.monotonic() > began + SAY_SECONDS:
+                self._say(f"waiting for the end of job {', '.join(left)}")
+            time.sleep(pause)
+            pause = min(pause * 1.5, LONGEST_PAUSE)
+        if left:
+            self._say(f"still ending: job {', '.join(left)}; hsadml status tells when it is over")
         for run, jobs in zip(self._runs, self._ids(), strict=True):
             if not any(job in self._told for job in jobs):
                 print(_nothing_done(run, bool(jobs)))
+
+    def _say(self, text: str) -> None:
+        if text != self._said:
+            self._said = text
+            print(text, flush=True)
 
     def _ids(self) -> list[list[str]]:
         """Return each run's jobs, the newest first."""

@@ -96,7 +96,7 @@ def as_lines(rows: Sequence[Row], now: float, width: int | None) -> list[str]:
 
 def summary(rows: Sequence[Row]) -> str:
     """Return how many runs stand how."""
-    counts = Counter(row.phase for row in rows)
+    counts = Counter("not started" if row.phase == "empty" else row.phase for row in rows)
     return f"{len(rows)} runs: " + ", ".join(f"{count} {phase}" for phase, count in counts.most_common())
 
 
@@ -148,22 +148,16 @@ def _figures(row: Row, now: float) -> str:
 
 
 def _notes(row: Row, now: float, width: int | None) -> list[str]:
-    texts = [row.reason, _start(row, now), row.advice]
-    return [line for text in texts if text for line in _wrapped(text, width)]
+    told = [line for text in (row.reason, _start(row, now)) if text for line in _wrapped(text, width)]
+    # A command that is to be copied must stay in one piece.
+    return told + ([INDENT + row.advice] if row.advice else [])
 
 
 def _wrapped(text: str, width: int | None) -> list[str]:
     if width is None:
         return [INDENT + text]
-    # A command that is to be copied must not be cut inside a word.
-    return textwrap.wrap(
-        text,
-        max(width, 40),
-        initial_indent=INDENT,
-        subsequent_indent=INDENT,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    lines = textwrap.wrap(text, max(width - len(INDENT), 40), break_long_words=False, break_on_hyphens=False)
+    return [INDENT + line for line in lines]
 
 
 def _start(row: Row, now: float) -> str | None:

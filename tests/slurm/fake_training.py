@@ -1,6 +1,7 @@
 """A training in miniature: takes an attempt, writes a row every 0.1 s, and leaves with 85 when it is told to stop.
 
-``fake_training.py RUN STEPS``: goes on from the step of the last checkpoint and finishes after STEPS steps.
+``fake_training.py RUN STEPS``: goes on from the step of the last checkpoint and finishes after STEPS steps. The first
+attempt comes to the half and waits there: however slow the machine, it does not finish before it is told.
 """
 
 from __future__ import annotations
@@ -41,9 +42,12 @@ def main(path: str, steps: int) -> int:
     events.write("started", 0)
     replace_text(attempt.parent, json.dumps({"checkpoint": saved[-1]["checkpoint"] if saved else None}))
     step = saved[-1]["step"] if saved else 0
-    while step < steps and not told:
-        step += 1
+    last = steps // 2 if attempt.number == 1 else steps
+    while (step < last or last < steps) and not told:
         time.sleep(STEP_SECONDS)
+        if step == last:
+            continue
+        step += 1
         rows.write(
             {"step": step, "attempt": attempt.number, "loss": 1 / step, "samples": 8, "step_seconds": STEP_SECONDS}
         )
