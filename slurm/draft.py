@@ -180,8 +180,9 @@ def _against_chain(survey: Survey, place: Partition) -> str | None:
         return "the site puts finished jobs back into the queue (RequeueExit)"
     if place.name in survey.alloc_nodes:
         return "a chain submits from the nodes, which this partition does not take"
-    if survey.accounts is not None and survey.accounts.max_submit == 1:
-        return "a chain keeps a second job queued, and you may have one"
+    limit = None if survey.accounts is None else survey.accounts.max_submit
+    if limit is not None and limit < 2:
+        return f"a chain keeps a second job queued, and you may have {limit} at a time (MaxSubmitJobs)"
     return None
 
 

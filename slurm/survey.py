@@ -39,7 +39,8 @@ class Accounts:
         names: Accounts that may be charged.
         default: The one that is charged where a job names none; empty if there is none.
         qos: Qualities of service that may be asked for.
-        max_submit: Number of jobs that may be queued at a time; None: no limit.
+        max_submit: Number of jobs that may be queued at a time on the default account, or the least of all accounts where
+            there is no default; None: no limit.
     """
 
     names: tuple[str, ...] = ()
@@ -131,10 +132,13 @@ def parse_accounts(associations: str, default: str) -> Accounts:
         default: The user's default account.
     """
     rows = [line.split("|") for line in associations.splitlines() if line.count("|") == 3]
-    limits = [int(word) for row in rows for word in row[2:] if word.isdecimal()]
+    default = default.strip().partition("\n")[0]
+    # A limit holds for its account alone.
+    charged = [row for row in rows if row[0] == default] or rows
+    limits = [int(word) for row in charged for word in row[2:] if word.isdecimal()]
     return Accounts(
         names=_distinct(row[0] for row in rows),
-        default=default.strip().partition("\n")[0],
+        default=default,
         qos=_distinct(qos for row in rows for qos in row[1].split(",")),
         max_submit=min(limits, default=None),
     )
@@ -151,8 +155,8 @@ def _accounts(site: Site, env: Mapping[str, str] | None) -> tuple[Accounts | Non
         form = "format=Account,QOS,MaxSubmit,GrpSubmit"
         associations = client.ask([*ask, "assoc", f"user={user}", *of_cluster, form], env)
         default = client.ask([*ask, "user", user, "format=DefaultAccount"], env)
-    except ClusterError as fault:
-        return None, f"the accounting database does not answer ({fault})"
+    except ClusterError:
+        return None, f"the accounting database does not answer (`sacctmgr show user {user}` says why)"
     return parse_accounts(associations, default), ""
 
 

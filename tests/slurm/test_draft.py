@@ -127,7 +127,7 @@ PREEMPTED = Partition(name="gpu", is_default=True, preempt_mode="CANCEL")
         (site(PREEMPTED, credential_seconds=5), {}, "chain", "PreemptMode=CANCEL"),
         (site(), {"alloc_nodes": {"gpu": "login1"}}, "self", "a chain submits from the nodes"),
         (site(), {"alloc_nodes": {"other": "login1"}}, "chain", "waits 121 s"),
-        (site(), {"accounts": Accounts(max_submit=1)}, "self", "you may have one"),
+        (site(), {"accounts": Accounts(max_submit=1)}, "self", "you may have 1 at a time"),
         (site(), {"accounts": Accounts(max_submit=2)}, "chain", "waits 121 s"),
         (site(PREEMPTED), {"alloc_nodes": {"gpu": "login1"}}, "none", "neither can work: a chain submits"),
         (site(requeue_exit=frozenset({0})), {}, "none", "neither can work: the site puts finished jobs back"),

@@ -59,10 +59,12 @@ def test_nodes_are_told_apart_by_cpus_and_gpus() -> None:
 
 
 def test_accounts_are_read_from_every_association() -> None:
-    answer = "mri|normal,long||\nmri|normal|40|\nbio|normal||12\n"
+    answer = "mri|normal,long||\nmri|normal|40|14\nbio|normal||12\n"
     assert parse_accounts(answer, "mri\n") == Accounts(
-        names=("mri", "bio"), default="mri", qos=("normal", "long"), max_submit=12
+        names=("mri", "bio"), default="mri", qos=("normal", "long"), max_submit=14
     )
+    assert parse_accounts(answer, "\n").max_submit == 12
+    assert parse_accounts("bio|long,normal||\n", "bio\n").max_submit is None
     assert parse_accounts("", "\n") == Accounts()
 
 
