@@ -22,6 +22,8 @@ from hsadml_dist.slurm.row import Row
 OUTPUT_BYTES = 4096
 STOP_FILE = "STOP file"
 """How a run says that it was asked by a file to stop."""
+REFUSED = "nothing to do"
+"""How a job's script says that it starts no rank."""
 STAGES = {"save": "running (saving)", "evaluate": "running (judging)"}
 NEVER = {
     "JobHeldUser": "it is held: scontrol release {job}",
@@ -61,15 +63,17 @@ class Jobs:
         """Return the record of a job."""
         return next(one for one in self.submitted if one.job == job.job)
 
-    def last(self, raw: str | None) -> Job | None:
-        """Return a cancelled one of the last two, else the one that ``raw`` is the number of, else the newest known.
+    def own(self, state: RunState) -> Job | None:
+        """Return the newest attempt's job; where that is not known, the newest one."""
+        newest = self._newest()
+        return next((job for job in newest if state.job in (job.job, job.raw)), next(iter(newest), None))
 
-        Whoever cancels a chain may have met its waiting link or the running one.
-        """
-        newest = [self.known.get(one.job, Job(job=one.job, state=FORGOTTEN)) for one in reversed(self.submitted)]
-        cancelled = next((job for job in newest[:2] if job.state == "CANCELLED"), None)
-        own = next((job for job in newest if raw in (job.job, job.raw)), None)
-        return cancelled or own or next(iter(newest), None)
+    def cancelled(self) -> Job | None:
+        """Return a cancelled one of the last two: whoever cancels a chain may meet its waiting link or the other."""
+        return next((job for job in self._newest()[:2] if job.state == "CANCELLED"), None)
+
+    def _newest(self) -> list[Job]:
+        return [self.known.get(one.job, Job(job=one.job, state=FORGOTTEN)) for one in reversed(self.submitted)]
 
     def _newest_first(self) -> Iterator[Job]:
         return (self.known[one.job] for one in reversed(self.submitted) if one.job in self.known)
@@ -112,12 +116,12 @@ def join(run: RunFolder, state: RunState, jobs: Jobs, now: float) -> Row:
     reason = _without_name(state.reason, run.path)
     row = Row(run=run.path, phase=state.phase, text=state.phase, over=False, state=state, reason=reason)
     if state.phase == "finished":
-        return replace(row, over=True, job=jobs.last(state.job))
+        return replace(row, over=True, job=jobs.own(state))
     if _is_for_good(state) and not _is_submitted_anew(jobs, state):
         # What waits or is just ending leaves without a step.
-        return replace(row, over=True, job=jobs.last(state.job), advice=_to_go_on(row, jobs))
+        return replace(row, over=True, job=jobs.own(state), advice=_to_go_on(row, jobs))
     if state.phase in ("starting", "running"):
-        return replace(row, text=STAGES.get(state.stage or "", row.text), job=jobs.current or jobs.last(state.job))
+        return replace(row, text=STAGES.get(state.stage or "", row.text), job=jobs.current or jobs.own(state))
     return _without_an_attempt(row, jobs, now)
 
 
@@ -190,7 +194,7 @@ def _at_its_end(row: Row, jobs: Jobs, job: Job, now: float) -> Row:
 
 def _left(row: Row, jobs: Jobs, now: float) -> Row:
     """No job waits or runs."""
-    state, job = row.state, jobs.last(row.state.job)
+    state, job = row.state, jobs.own(row.state)
     row = replace(row, job=job, advice=_to_go_on(row, jobs))
     if state.phase == "failed":
         return replace(row, over=True)
@@ -198,19 +202,22 @@ def _left(row: Row, jobs: Jobs, now: float) -> Row:
         return _without_jobs(row, now)
     if jobs.answered is None:
         return _unasked(row, job, now)
-    if job.state == "CANCELLED":
-        return replace(row, phase="cancelled", text="cancelled", over=True)
-    return replace(row, over=True) if state.phase == "stopped" else _without_a_word(row, job)
+    cancelled = jobs.cancelled()
+    if cancelled is not None:
+        return replace(row, phase="cancelled", text="cancelled", over=True, job=cancelled)
+    if state.phase == "stopped":
+        return replace(row, over=True, reason=_refusal(row.run, jobs) or row.reason)
+    return _without_a_word(row, job, _refusal(row.run, jobs))
 
 
-def _without_a_word(row: Row, job: Job) -> Row:
+def _without_a_word(row: Row, job: Job, refusal: str | None) -> Row:
     """The last job has ended, and the run folder does not say why."""
     row = replace(row, over=True)
     if row.state.phase == "empty" and job.state != FORGOTTEN:
         ended = f"job {job.job} {_how(job)} before the training began"
         return replace(row, phase="failed", text="failed", reason=_last_words(row.run, job, ended))
-    reason = row.reason if job.state == FORGOTTEN else f"job {job.job} {_how(job)}"
-    return replace(row, phase="lost", text="lost: its job is gone", reason=reason)
+    told = [text for text in (None if job.state == FORGOTTEN else f"job {job.job} {_how(job)}", refusal) if text]
+    return replace(row, phase="lost", text="lost: its job is gone", reason="; ".join(told) or row.reason)
 
 
 def _without_jobs(row: Row, now: float) -> Row:
@@ -238,15 +245,27 @@ def _how(job: Job) -> str:
     return f"ended as {job.state}" + (f" ({more})" if more and more != job.state else "")
 
 
+def _refusal(run: Path, jobs: Jobs) -> str | None:
+    """Return why the newest job did nothing, in its own words; None: it says nothing of the kind."""
+    last = _last_line(run, jobs.submitted[-1].job)
+    return f"job {jobs.submitted[-1].job}: {last[0]}" if last is not None and REFUSED in last[0] else None
+
+
 def _last_words(run: Path, job: Job, ended: str) -> str:
     """Return how a job ended and the last line of what it printed."""
+    last = _last_line(run, job.job)
+    return ended if last is None else f"{ended}; its last line: {last[0]} (in {last[1]})"
+
+
+def _last_line(run: Path, job: str) -> tuple[str, Path] | None:
+    """Return the last line that a job printed, and where; an array's output lies beside its run folders."""
     for folder in (run, run.parent):
-        output = folder / f"slurm-{job.job}.out"
+        output = folder / f"slurm-{job}.out"
         lines = last_bytes(output, OUTPUT_BYTES).decode(errors="replace").split("\n")
         words = [line.strip() for line in lines if line.strip()]
         if words:
-            return f"{ended}; its last line: {words[-1]} (in {output})"
-    return ended
+            return words[-1], output
+    return None
 
 
 def _to_go_on(row: Row, jobs: Jobs) -> str:

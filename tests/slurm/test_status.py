@@ -246,6 +246,28 @@ def test_finished_whatever_the_queue_says(run):
     assert (row.phase, row.over, row.job.job) == ("finished", True, "12")
 
 
+def test_a_successor_that_was_taken_out_of_the_queue_is_not_the_job_of_a_finished_run(run):
+    submit(run, "12", at=500)
+    submit(run, "13", at=490, after="12")
+    end(run, [{"event": "finished", "step": 100}], ago=30, steps=[100], job="12")
+    row = seen(run, squeue(job("12", "COMPLETED"), job("13", "CANCELLED")))
+    assert (row.phase, row.job.job) == ("finished", "12")
+
+
+@pytest.mark.parametrize("phase", ["stopped", "lost"])
+def test_a_successor_that_would_not_go_on_says_why(run, phase):
+    submit(run, "12", at=500)
+    submit(run, "13", at=490, after="12")
+    if phase == "stopped":
+        end(run, stopped(5, "rank 0: SIGTERM"), ago=100, steps=[5], job="12")
+    else:
+        attempt(run, ago=100, steps=[5], job="12")
+    (run.path / "slurm-13.out").write_text("hsadml: nothing to do: job 12 ended otherwise\n")
+    row = seen(run, squeue(job("12", "FAILED"), job("13", "COMPLETED")))
+    assert (row.phase, row.over) == (phase, True)
+    assert row.reason.endswith("job 13: hsadml: nothing to do: job 12 ended otherwise")
+
+
 def test_an_elements_job_is_found_by_its_name_in_the_array(run):
     submit(run, "12_3", at=500)
     attempt(run, ago=1, steps=[5], job="15")
