@@ -39,8 +39,8 @@ class Accounts:
         names: Accounts that may be charged.
         default: The one that is charged where a job names none; empty if there is none.
         qos: Qualities of service that may be asked for.
-        max_submit: Number of jobs that may be queued at a time on the default account, or the least of all accounts where
-            there is no default; None: no limit.
+        max_submit: Number of jobs that may be queued at a time on the default account, without one the least of all
+            accounts'; None: no limit.
     """
 
     names: tuple[str, ...] = ()
