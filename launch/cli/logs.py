@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,8 @@ LOOK_SECONDS = 0.5
 ROW_SECONDS = 2.0
 """How often a follower looks whether the run is over."""
 PIECE_BYTES = 1 << 20
+NO_LOG = "nothing was started yet, so there is no log"
+NO_OUTPUT = "no Slurm job of it has printed anything"
 
 
 def logs(
@@ -33,25 +36,31 @@ def logs(
     follow: Annotated[bool, Parameter(name=["--follow", "-f"])] = False,
     rank: int = 0,
     attempt: int | None = None,
+    output: bool = False,
 ) -> None:
     """Print a rank's log of the newest attempt; before the first attempt what the job itself has printed.
+
+    The log tells what was noteworthy; of a Slurm job each 30 seconds' step stands in its output (--output).
 
     Args:
         run: The run folder.
         follow: Go on printing, over restarts, until the run has finished or nothing more will happen; Ctrl-C ends it.
         rank: Whose log; rank 0 tells what concerns all.
         attempt: Which attempt's, or with -f from which one on; by default the newest.
+        output: What the newest job printed, instead of a rank's log.
     """
     folder = _the_run(run)
     if rank < 0:
         raise UsageError(f"--rank {rank}: at least 0")
     if attempt is not None and attempt not in [one.number for one in folder.attempts()]:
         raise UsageError(f"--attempt {attempt}: {_attempts_of(folder)}")
+    if attempt is not None and output:
+        raise UsageError("--attempt and --output: choose one; a job's output is not cut by attempts")
     if not follow:
-        _print_once(folder, rank, attempt)
+        _print_once(folder, rank, attempt, output)
         return
     with contextlib.suppress(KeyboardInterrupt):
-        Follower(folder, rank, attempt).go()
+        Follower(folder, rank, attempt, output).go()
 
 
 def _the_run(run: Path) -> RunFolder:
@@ -67,19 +76,21 @@ def _attempts_of(folder: RunFolder) -> str:
     return f"the attempts of {folder.path} are 1 to {numbers[-1]}" if numbers else f"{folder.path} has none yet"
 
 
-def _print_once(folder: RunFolder, rank: int, number: int | None) -> None:
+def _print_once(folder: RunFolder, rank: int, number: int | None, output: bool) -> None:
     attempts = folder.attempts()
-    if not attempts:
+    if output or not attempts:
         paths = outputs(folder)
         if not paths:
-            raise UsageError(f"run folder {folder.path}: nothing was started yet, so there is no log")
-        path = paths[-1]
-    else:
-        attempt = attempts[-1] if number is None else folder.attempt(number)
-        path = attempt.log(rank)
-        if not path.is_file():
-            raise UsageError(f"--rank {rank}: {_ranks_of(attempt)}")
-    Printer().print_from(path, 0)
+            raise UsageError(f"run folder {folder.path}: " + (NO_OUTPUT if output else NO_LOG))
+        Printer().print_from(paths[-1], 0)
+        return
+    attempt = attempts[-1] if number is None else folder.attempt(number)
+    path = attempt.log(rank)
+    if not path.is_file():
+        raise UsageError(f"--rank {rank}: {_ranks_of(attempt)}")
+    if Printer().print_from(path, 0) == 0:
+        hint = "; --output shows what the job printed" if outputs(folder) else ""
+        print(f"hsadml: the log of rank {rank}, attempt {attempt.number}, is empty{hint}", file=sys.stderr)
 
 
 def _ranks_of(attempt: AttemptFolder) -> str:
@@ -121,16 +132,22 @@ class Printer:
         self._at_line_start = True
 
 
-class Follower:
-    """Prints what is added to a run's logs, attempt after attempt."""
+@dataclass(frozen=True)
+class Part:
+    """A file to be printed under a title."""
 
-    def __init__(
-        self, folder: RunFolder, rank: int, first: int | None, pause: Callable[[float], None] = time.sleep
-    ) -> None:
-        self._folder, self._rank, self._pause = folder, rank, pause
+    title: str
+    path: Path
+
+
+class Follower:
+    """Prints what is added to a run's logs, attempt after attempt, or to its jobs' output, job after job."""
+
+    def __init__(self, folder: RunFolder, rank: int, first: int | None, output: bool) -> None:
+        self._folder, self._rank, self._first, self._output = folder, rank, first, output
         self._printer = Printer()
-        self._number, self._path, self._position = 0, Path(), 0
-        self._first = first
+        self._part: Part | None = None
+        self._position = 0
         self._queue: Queue | None = None
 
     def go(self) -> None:
@@ -141,7 +158,7 @@ class Follower:
             if row is not None and row.over:
                 self._printer.title(f"{row.text}: {row.reason}" if row.reason else row.text)
                 return
-            self._pause(LOOK_SECONDS)
+            time.sleep(LOOK_SECONDS)
 
     def _rows(self) -> Iterator[Row | None]:
         """Yield how the run stands; between two looks None."""
@@ -155,29 +172,26 @@ class Follower:
             yield read_status([self._folder], self._queue, time.time())[0]
 
     def _print_new(self) -> None:
-        for attempt in self._attempts():
-            if attempt.number != self._number:
-                self._end_of_file()
-                self._number, self._path, self._position = attempt.number, attempt.log(self._rank), 0
-                self._printer.title(f"attempt {attempt.number}")
-            self._end_of_file()
-        if self._number == 0:
-            self._print_output()
+        self._print_rest()
+        for part in self._next():
+            # Nothing more comes to the one before, but something may have come since the last look.
+            self._print_rest()
+            self._part, self._position = part, 0
+            self._printer.title(part.title)
+            self._print_rest()
 
-    def _attempts(self) -> list[AttemptFolder]:
-        """Return the attempts to be printed from here on: the present one and those after it."""
+    def _print_rest(self) -> None:
+        if self._part is not None:
+            self._position = self._printer.print_from(self._part.path, self._position)
+
+    def _next(self) -> list[Part]:
+        """Return the parts after the present one; at first the newest, or those from the chosen attempt on."""
         attempts = self._folder.attempts()
-        first = self._number or self._first or (attempts[-1].number if attempts else 0)
-        return [attempt for attempt in attempts if attempt.number >= first]
-
-    def _print_output(self) -> None:
-        newest = outputs(self._folder)[-1:]
-        if newest and newest[0] != self._path:
-            self._end_of_file()
-            self._path, self._position = newest[0], 0
-            self._printer.title(newest[0].name)
-        self._end_of_file()
-
-    def _end_of_file(self) -> None:
-        if self._path != Path():
-            self._position = self._printer.print_from(self._path, self._position)
+        if self._output or not attempts:
+            parts = [Part(path.name, path) for path in outputs(self._folder)]
+        else:
+            first = self._first or (attempts[-1].number if self._part is None else 1)
+            parts = [Part(f"attempt {one.number}", one.log(self._rank)) for one in attempts if one.number >= first]
+        if self._part in parts:
+            return parts[parts.index(self._part) + 1 :]
+        return parts[-1:] if self._output or not attempts else parts

@@ -56,6 +56,39 @@ def test_before_the_first_attempt_it_is_what_the_job_printed(run, capfd):
     assert capfd.readouterr().out == "from 13\n"
 
 
+def test_an_empty_log_points_at_the_jobs_output(run, capfd):
+    write(make_attempt(run), "")
+    assert cli.main(["logs", "one"]) == 0
+    assert capfd.readouterr().err == "hsadml: the log of rank 0, attempt 1, is empty\n"
+    assert cli.main(["logs", "one", "--output"]) == 2
+    assert capfd.readouterr().err == "hsadml: run folder one: no Slurm job of it has printed anything\n"
+    record(run, "12", "chain")
+    (run.path / "slurm-12.out").write_text("step 1/40\n")
+    assert cli.main(["logs", "one"]) == 0
+    assert capfd.readouterr().err.endswith("is empty; --output shows what the job printed\n")
+    assert cli.main(["logs", "one", "--output"]) == 0
+    assert capfd.readouterr().out == "step 1/40\n"
+
+
+def test_the_output_is_followed_from_job_to_job(run, capfd, monkeypatch):
+    attempt = make_attempt(run)
+    record(run, "12", "chain")
+    record(run, "13", "chain")
+    (run.path / "slurm-12.out").write_text("one\n")
+
+    def pause(seconds):
+        with (run.path / "slurm-12.out").open("a") as file:
+            file.write("two\n")
+        (run.path / "slurm-13.out").write_text("three\n")
+        add_events(attempt, [{"event": "finished", "step": 40}])
+
+    monkeypatch.setattr(module, "ROW_SECONDS", 0.0)
+    monkeypatch.setattr(module.time, "sleep", pause)
+    monkeypatch.setattr(module, "ask", lambda runs, before: None)
+    assert cli.main(["logs", "one", "-f", "--output"]) == 0
+    assert capfd.readouterr().out == "-- slurm-12.out --\none\ntwo\n-- slurm-13.out --\nthree\n-- finished --\n"
+
+
 def test_an_arrays_output_lies_beside_its_runs(capfd):
     run = make_run(Path("folds/fold-1"))
     record(run, "12_1", "self")
@@ -71,6 +104,10 @@ def test_an_arrays_output_lies_beside_its_runs(capfd):
         (["one", "--rank", "7"], "--rank 7: attempt 1 has logs of ranks 0 to 1"),
         (["one", "--rank", "-1"], "--rank -1: at least 0"),
         (["one", "--attempt", "3"], "--attempt 3: the attempts of one are 1 to 1"),
+        (
+            ["one", "--attempt", "1", "--output"],
+            "--attempt and --output: choose one; a job's output is not cut by attempts",
+        ),
         (["none"], "run folder none: does not exist"),
     ],
 )
@@ -142,7 +179,6 @@ def test_a_rank_without_a_log_yet_is_waited_for(run, capfd, monkeypatch):
 
     monkeypatch.setattr(module, "ROW_SECONDS", 0.0)
     monkeypatch.setattr(module.time, "sleep", pause)
-    monkeypatch.setattr(module.Follower.__init__, "__defaults__", (pause,))
     assert cli.main(["logs", "one", "-f", "--rank", "3"]) == 0
     assert capfd.readouterr().out == "-- attempt 1 --\none\n-- finished --\n"
 
