@@ -59,7 +59,7 @@ class JobRequest:
         elements: Run folders of an array's elements, absolute; empty for a single job. ``run_dir`` is then the folder
             that holds the script and the output.
         options: Further options of sbatch, each in one word, for instance ``--reservation=mri``.
-        prologue: Lines of shell before anything else, for instance ``module load cuda``.
+        prologue: Lines of shell just before the ranks start, for instance ``module load cuda``.
         srun_options: Further options of srun, as words of bash, quoted: they may hold variables.
         launcher: Words of bash that stand before the interpreter, for instance a container's.
     """
@@ -170,7 +170,6 @@ def _options(request: JobRequest) -> Iterator[str]:
 
 
 def _settings(request: JobRequest) -> Iterator[str]:
-    yield from request.prologue
     yield f"run_dir={shlex.quote(str(request.run_dir))}"
     yield f"run_dirs=({shlex.join(map(str, request.elements))})"
     yield f"script={shlex.quote(str(request.script))}"
@@ -181,6 +180,9 @@ def _settings(request: JobRequest) -> Iterator[str]:
     yield f"launcher=({' '.join(request.launcher)})"
     for name, value in sorted(request.extra_env.items()):
         yield f"export {name}={shlex.quote(value)}"
+    yield "prepare() {"
+    yield from (f"    {line}" for line in request.prologue or (":",))
+    yield "}"
 
 
 def _quoted(value: str) -> str:

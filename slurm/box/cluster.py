@@ -9,6 +9,7 @@ import os
 import pwd
 import socket
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -143,6 +144,12 @@ class Cluster:
     def mend_cable(self, node: str) -> None:
         """Undo ``cut_cable``."""
         netns.mend_cable(self._bridge(), self._index(node))
+
+    def restart_controller(self, away: float = 0.0) -> Cluster:
+        """End slurmctld at once, start it again after ``away`` seconds and return the cluster with it; jobs go on."""
+        daemons.kill([self.daemon("slurmctld")])
+        time.sleep(away)
+        return _with(self, _start_controller(self))
 
     def down(self) -> None:
         """Cancel every job, end every process, remove every network device; a second call does nothing."""
@@ -299,17 +306,21 @@ def _layout(cluster: Cluster, site: conf.Site) -> Layout:
 
 
 def _start(cluster: Cluster, layout: Layout) -> Cluster:
-    root, env, conf_file = cluster.root, cluster.env(), str(cluster.conf_file)
+    root, env = cluster.root, cluster.env()
     munged = daemons.spawn("munged", _munged_argv(layout), output=root / "log/munged.out", env=env)
     cluster = _with(cluster, munged)
     daemons.wait_until(lambda: Path(layout.munge_socket).exists() or not munged.alive, seconds=10)
     if not munged.alive:
         raise ClusterError(f"munged did not start: {_last_line(root / 'log/munged.log', root / 'log/munged.out')}")
-    controller_argv = [daemons.find_tool("slurmctld"), "-D", "-f", conf_file]
-    cluster = _with(cluster, daemons.spawn("slurmctld", controller_argv, output=root / "log/slurmctld.out", env=env))
+    cluster = _with(cluster, _start_controller(cluster))
     for index, node in enumerate(cluster.nodes, start=1):
         cluster = _with(cluster, *_start_node(cluster, node, index, layout.site))
     return cluster
+
+
+def _start_controller(cluster: Cluster) -> Daemon:
+    argv = [daemons.find_tool("slurmctld"), "-D", "-f", str(cluster.conf_file)]
+    return daemons.spawn("slurmctld", argv, output=cluster.root / "log/slurmctld.out", env=cluster.env())
 
 
 def _with(cluster: Cluster, *started: Daemon) -> Cluster:

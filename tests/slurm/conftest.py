@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from hsadml_dist.slurm.box.cluster import Cluster, up
+from hsadml_dist.slurm.box.cluster import RECORD, Cluster, load, up
 from hsadml_dist.slurm.box.daemons import SYSTEM_PATHS
 from hsadml_dist.slurm.sbatch import JobRequest
 from hsadml_dist.slurm.submit import submit
@@ -63,7 +63,8 @@ def make_cluster(folder: Path) -> Iterator[MakeCluster]:
 
     yield make
     for cluster in made:
-        cluster.down()
+        if (cluster.folder / RECORD).exists():
+            load(cluster.folder).down()  # with the daemons that the test has started
 
 
 @pytest.fixture(params=["local", "netns"])

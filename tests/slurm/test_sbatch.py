@@ -69,7 +69,7 @@ def test_settings_reach_the_shell_unchanged() -> None:
     settings = render(FULL).partition(SAME_FOR_ALL)[0]
     words = '"$run_dir" "$python" "$NOTE" "$A" "$requeue" "$script"'
     arrays = '"${run_dirs[1]}" "${launcher[2]}" "${#srun_options[@]}"'
-    script = settings + f'printf "%s\\n" {words} {arrays}'
+    script = settings + f'prepare; printf "%s\\n" {words} {arrays}'
     done = subprocess.run(["bash"], input=script, text=True, capture_output=True, check=True)
     assert done.stdout.splitlines() == [
         *("loaded", str(FULL.run_dir), FULL.python, "it's $HOME", "1", "none", f"{FULL.run_dir}/job.sbatch"),
