@@ -23,11 +23,8 @@ def last_rows(path: Path, most: int) -> list[dict[str, Any]]:
 
     A row that is still being written, or was cut by a crash, is left out.
     """
-    text = last_bytes(path, most)
-    lines = text.split(b"\n")[:-1]
-    # Unless the file begins here, the first piece is the end of a row.
-    whole = lines if len(text) < most else lines[1:]
-    return [row for line in whole for row in _parsed(line)]
+    # The first piece may be the end of a row, which is no object, and the last one is not yet a line.
+    return [row for line in last_bytes(path, most).split(b"\n")[:-1] for row in _parsed(line)]
 
 
 def _parsed(line: bytes) -> list[dict[str, Any]]:

@@ -17,10 +17,8 @@ def path(tmp_path):
 def test_the_last_rows_are_the_end_of_all_rows_as_far_as_the_bytes_reach(path, most):
     rows, everything = last_rows(path, most), list(read_rows(path))
     assert rows == everything[len(everything) - len(rows) :]
-    # As many as are whole within the bytes; of a row that just fits it is not known where it begins.
     sizes = [len(line) + 1 for line in path.read_text().splitlines()][::-1]
-    fitting = sum(sum(sizes[: count + 1]) <= most for count in range(len(sizes)))
-    assert fitting - 1 <= len(rows) <= fitting
+    assert len(rows) == sum(sum(sizes[: count + 1]) <= most for count in range(len(sizes)))
 
 
 def test_a_row_that_is_not_whole_is_left_out(path):

@@ -238,6 +238,14 @@ def test_a_run_that_was_submitted_again_waits_anew(run):
     assert (row.phase, row.text, row.reason) == ("queued", "queued (Priority)", "loss is NaN")
 
 
+def test_a_link_that_follows_one_without_an_attempt_was_not_submitted_by_anybody(run):
+    for number, at, after in (("12", 500, None), ("13", 490, "12"), ("14", 50, "13")):
+        submit(run, number, at=at, after=after)
+    end(run, stopped(5, "rank 0: SIGTERM"), ago=100, steps=[5], job="12")
+    row = seen(run, squeue(job("12", "COMPLETED"), job("13", "NODE_FAIL"), job("14", "PENDING", "Resources")))
+    assert row.text == "stopped, goes on as job 14 (Resources)"
+
+
 def test_finished_whatever_the_queue_says(run):
     submit(run, "12", at=500)
     submit(run, "13", at=490, after="12")

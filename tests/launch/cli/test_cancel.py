@@ -55,13 +55,15 @@ def make(name, *jobs):
 
 
 def test_those_that_wait_go_first_the_newest_before_the_others(capsys):
-    make("one", "11", "12", "13", "14")
-    queue(line("14", "PENDING"), line("12", "RUNNING"), line("11", "COMPLETED"), line("13", "PENDING"))
+    make("one", "10", "11", "12", "13", "14")
+    jobs = (("14", "PENDING"), ("12", "RUNNING"), ("11", "COMPLETED"), ("13", "PENDING"), ("10", "PENDING"))
+    queue(*(line(*job) for job in jobs))
     assert cli.main(["cancel", "one"]) == 0
-    assert cancelled() == ["14", "13", "12"]
+    assert cancelled() == ["14", "13", "10", "12"]
     assert capsys.readouterr().out.splitlines() == [
         "one: cancelled job 14 (waited)",
         "one: cancelled job 13 (waited)",
+        "one: cancelled job 10 (waited)",
         "one: cancelled job 12 (ran)",
     ]
 
