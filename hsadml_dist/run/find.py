@@ -30,11 +30,18 @@ def find_runs(named: Iterable[Path]) -> list[RunFolder]:
 
 def runs_under(path: Path, depth: int = DEPTH) -> Iterator[RunFolder]:
     """Yield ``path`` itself if it is a run folder, else those at most ``depth`` levels under it, by name."""
-    if RunFolder(path).config.is_file():
+    if _is_run(path):
         yield RunFolder(path)
     elif depth:
         for name in _folders(path):
             yield from runs_under(path / name, depth - 1)
+
+
+def _is_run(path: Path) -> bool:
+    try:
+        return RunFolder(path).config.is_file()
+    except OSError:  # somebody else's, closed to us: no reason to hide the runs beside it
+        return False
 
 
 def _folders(path: Path) -> list[str]:
