@@ -112,10 +112,16 @@ def ask_now(jobs: Iterable[str], env: Mapping[str, str] | None = None) -> dict[s
     return {job.job: job for job in map(parse_line, lines) if job is not None}
 
 
-def forget(env: Mapping[str, str] | None = None) -> None:
-    """Let the next look ask anew: the jobs were changed."""
-    with contextlib.suppress(OSError):
-        _cache_file(os.environ if env is None else env).unlink()
+def note_cancelled(jobs: Iterable[str], env: Mapping[str, str] | None = None) -> None:
+    """Remember that jobs were cancelled, and let the next look ask anew.
+
+    Of an array's element that is cancelled before its start Slurm itself remembers nothing.
+    """
+    known = os.environ if env is None else env
+    path = _cache_file(known)
+    kept = _read(path, known) or Queue(asked=0.0)
+    others = {name: Job(job=name, state="CANCELLED") for name in jobs}
+    _write(path, replace(kept, asked=0.0, others={**kept.others, **others}), known)
 
 
 def _ask(before: Queue | None, env: Mapping[str, str] | None) -> Queue:

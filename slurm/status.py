@@ -213,7 +213,9 @@ def _left(row: Row, jobs: Jobs, now: float) -> Row:
 def _without_a_word(row: Row, job: Job, refusal: str | None) -> Row:
     """The last job has ended, and the run folder does not say why."""
     row = replace(row, over=True)
-    if row.state.phase == "empty" and job.state != FORGOTTEN:
+    if row.state.phase == "empty" and job.state == FORGOTTEN:
+        return replace(row, phase="lost", text="lost: its job left the queue, and nothing tells how")
+    if row.state.phase == "empty":
         ended = f"job {job.job} {_how(job)} before the training began"
         return replace(row, phase="failed", text="failed", reason=_last_words(row.run, job, ended))
     told = [text for text in (None if job.state == FORGOTTEN else f"job {job.job} {_how(job)}", refusal) if text]

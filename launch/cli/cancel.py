@@ -42,7 +42,7 @@ def cancel(*runs: Path) -> int:
     try:
         work.go()
     finally:
-        queue.forget()  # what was kept of squeue's answer is wrong by now
+        queue.note_cancelled(work.cancelled)
     return ExitCode.USER if work.refused else ExitCode.DONE
 
 
@@ -54,6 +54,11 @@ class Cancellation:
         self._told: dict[str, float] = {}
         self._said = ""
         self.refused: set[str] = set()
+
+    @property
+    def cancelled(self) -> list[str]:
+        """The jobs that were cancelled so far."""
+        return [job for job in self._told if job not in self.refused]
 
     def go(self) -> None:
         """Cancel all jobs of the runs and wait for their ends.

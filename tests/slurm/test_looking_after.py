@@ -132,6 +132,8 @@ def test_cancelled_runs_stay_so_links_and_elements(
     elements = tuple(make_run(folder / "runs" / "folds" / f"fold-{fold}", steps=STEPS).path for fold in range(2))
     submit(request_of(chain.path))
     array = submit(request_of(folder / "runs" / "folds", elements=elements, requeue="self"))
+    held = tuple(make_run(folder / "held" / f"fold-{fold}", steps=STEPS).path for fold in range(2))
+    submit(request_of(folder / "held", elements=held, requeue="self", options=("--hold",)))
     for name in ("chain", "folds/fold-0", "folds/fold-1"):
         wait_for(capsys, f"runs/{name}", "running")
     rows = status(capsys, "runs/folds")
@@ -153,6 +155,10 @@ def test_cancelled_runs_stay_so_links_and_elements(
     assert capsys.readouterr().out.count("no job is left") == 3
     assert cli.main(["status"]) == 0
     assert "3 runs: 3 cancelled" in capsys.readouterr().out
+    # Slurm keeps no record of an element that never started.
+    assert status(capsys, "held")[0]["text"] == "queued (JobHeldUser)"
+    assert cli.main(["cancel", "held"]) == 0
+    assert [row["phase"] for row in status(capsys, "held")] == ["cancelled"] * 2
 
 
 def test_a_job_that_cannot_start_its_ranks_shows_why(

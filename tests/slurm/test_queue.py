@@ -11,7 +11,7 @@ import pytest
 
 from hsadml_dist.slurm import queue
 from hsadml_dist.slurm.answers import FORGOTTEN
-from hsadml_dist.slurm.queue import ask_now, forget, look, with_others
+from hsadml_dist.slurm.queue import ask_now, look, note_cancelled, with_others
 
 LINE = "12|12|RUNNING|2026-11-23T12:00:00|n1|None"
 
@@ -87,13 +87,18 @@ def test_who_waits_too_long_goes_without(slurm, monkeypatch):
     assert len(slurm.calls("squeue")) == 1
 
 
-def test_fresh_asks_at_once_and_so_does_a_look_after_forgetting(slurm):
+def test_fresh_asks_at_once(slurm):
     look(env=slurm.env)
     look(env=slurm.env, fresh=True)
     assert len(slurm.calls()) == 2
-    forget(slurm.env)
-    look(env=slurm.env)
-    assert len(slurm.calls()) == 3
+
+
+def test_after_a_cancellation_the_next_look_asks_and_squeue_knows_better_what_it_names(slurm):
+    note_cancelled(["12", "15_0"], slurm.env)
+    found = look(env=slurm.env)
+    assert len(slurm.calls()) == 1
+    assert (found.find("12").state, found.find("15_0").state) == ("RUNNING", "CANCELLED")
+    assert look(env=slurm.env, fresh=True).find("15_0").state == "CANCELLED"
 
 
 def test_a_controller_that_does_not_answer_is_left_in_peace_too(slurm):

@@ -166,6 +166,12 @@ def test_cancelled_before_the_first_start(run):
     assert seen(run, squeue(job("12", "CANCELLED"))).phase == "cancelled"
 
 
+def test_a_job_that_left_no_trace_before_its_start(run):
+    submit(run, "12_0", at=500)
+    row = seen(run, squeue())
+    assert (row.phase, row.text, row.over) == ("lost", "lost: its job left the queue, and nothing tells how", True)
+
+
 def test_a_job_of_which_nothing_is_left_is_lost(run):
     submit(run, "12", at=500)
     attempt(run, ago=61, steps=[5], job="12")
