@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hsadml_dist.config.io import load_recipe
-from hsadml_dist.errors import UsageError
+from hsadml_dist.errors import ExitCode, UsageError
 from hsadml_dist.launch.ending import guarded
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.stop.signals import Notice
@@ -35,6 +36,15 @@ def leave(code: int) -> None:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)
+
+
+def run_and_leave(run: str) -> None:
+    """Train a run as one rank and end the process, unless the run is done; for starters that call a function."""
+    code = main([run])
+    if code != ExitCode.DONE:
+        leave(code)
+    # The starter may write down that it is done; then the process must still not end in the interpreter's own way.
+    atexit.register(leave, code)
 
 
 def _train(arguments: Sequence[str], notice: Notice) -> int:

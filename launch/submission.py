@@ -11,8 +11,10 @@ from pathlib import Path
 from hsadml_dist.data.remote import is_address
 from hsadml_dist.errors import ConfigError, Fault, UsageError
 from hsadml_dist.launch.prepare import RUNS, find_recipe, load_planned, planned_run, prepare_run
+from hsadml_dist.launch.rank import run_and_leave
+from hsadml_dist.slurm.by_submitit import submit_by_submitit
 from hsadml_dist.slurm.environment import interpreter, prologue, wrapped
-from hsadml_dist.slurm.jobs import Requeue
+from hsadml_dist.slurm.jobs import Backend, Requeue
 from hsadml_dist.slurm.profiles import Profile, load_profile, problems_of
 from hsadml_dist.slurm.sbatch import JobRequest
 from hsadml_dist.slurm.submit import check, submit
@@ -63,6 +65,7 @@ class Submission:
         folds: Held-out folds; more than one, or more than one seed, make an array.
         seeds: Seeds.
         profile: Path or name of a profile.
+        backend: Who writes the batch script and starts the ranks.
         options: What else to ask for; it counts before the profile.
     """
 
@@ -75,6 +78,7 @@ class Submission:
     folds: tuple[int, ...] = ()
     seeds: tuple[int, ...] = ()
     profile: str | None = None
+    backend: Backend = "sbatch"
     options: JobOptions = field(default_factory=JobOptions)
 
     @property
@@ -107,7 +111,7 @@ def send(asked: Submission) -> str:
     for element in elements(asked):
         prepare_run(asked.recipe, element.overrides, element.run, asked.smoke, asked.world_size)
     request.run_dir.mkdir(parents=True, exist_ok=True)
-    return submit(request)
+    return submit(request) if asked.backend == "sbatch" else submit_by_submitit(request, run_and_leave)
 
 
 def planned_request(asked: Submission) -> JobRequest:

@@ -29,6 +29,8 @@ BY_HAND = Path(__file__).with_name("train.sbatch")
 SCRIPT_NAME = "job.sbatch"
 SAME_FOR_ALL = "# From here on the script is the same for every job.\n"
 """The line of ``train.sbatch`` from which on every job's script is the same."""
+RANKS, END = "# ---- One task per rank.", "# ---- How did it end?"
+"""Where the part begins that starts the ranks, and the one after it."""
 # Slurm keeps the lead of --signal in 16 bits.
 LONGEST_LEAD = 65535
 
@@ -113,6 +115,20 @@ def logic() -> str:
     """Return the part of the script that is the same for every job."""
     _, line, tail = BY_HAND.read_text(encoding="utf-8").partition(SAME_FOR_ALL)
     return line + tail
+
+
+def around_ranks(request: JobRequest) -> tuple[str, str]:
+    """Return what the script does before the ranks and after them, for a backend that starts them in a way of its own.
+
+    The second part expects their exit code as ``$code``.
+
+    Raises:
+        ConfigError: As :func:`render`.
+    """
+    validate(request)
+    before, _, ranks = logic().partition(RANKS)
+    _, line, after = ranks.partition(END)
+    return "\n".join([*_settings(request), "", before]), line + after
 
 
 def validate(request: JobRequest) -> None:

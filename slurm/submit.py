@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from hsadml_dist.errors import ClusterError, RunHeldError
 from hsadml_dist.run.folder import RunFolder, replace_text
 from hsadml_dist.slurm import client
-from hsadml_dist.slurm.jobs import jobs_of, record
+from hsadml_dist.slurm.jobs import Backend, jobs_of, record
 from hsadml_dist.slurm.sbatch import JobRequest, render
 from hsadml_dist.slurm.site import read_site, requeue_problem
 
@@ -54,10 +54,10 @@ def submit(request: JobRequest) -> str:
     return job
 
 
-def note_queued(request: JobRequest, job: str) -> None:
+def note_queued(request: JobRequest, job: str, backend: Backend = "sbatch") -> None:
     """Write down, in each run's folder, by which name Slurm knows its job."""
     for index, run in enumerate(runs_of(request)):
-        record(run, f"{job}_{index}" if request.elements else job, request.requeue)
+        record(run, f"{job}_{index}" if request.elements else job, request.requeue, backend)
 
 
 def runs_of(request: JobRequest) -> Iterator[RunFolder]:

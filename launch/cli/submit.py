@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from hsadml_dist.errors import ExitCode
-from hsadml_dist.slurm.jobs import Requeue
+from hsadml_dist.slurm.jobs import Backend, Requeue
 
 
 def submit(
@@ -26,6 +26,7 @@ def submit(
     time: str | None = None,
     requeue: Requeue | None = None,
     signal_lead: int | None = None,
+    backend: Backend = "sbatch",
     folds: str = "",
     seeds: str = "",
     dry_run: bool = False,
@@ -55,6 +56,7 @@ def submit(
         requeue: self: a job that was stopped puts itself back into the queue. chain: a successor waits from the start
             on and goes on at once; it needs sbatch on the nodes. none: it ends with exit code 85. Default self.
         signal_lead: Seconds before its end at which the job is told: time for one checkpoint. Default 30.
+        backend: Who writes the batch script: sbatch (a script of ours) or submitit.
         folds: Folds to hold out, such as 0-4: an array of jobs, each with a run folder of its own, RUN/fold-0.
         seeds: Seeds, such as 0,1,2; with folds, every pair: RUN/fold-0-seed-1.
         dry_run: Print the batch script; write nothing and queue nothing.
@@ -76,6 +78,7 @@ def submit(
         folds=numbers("--folds", folds) if folds else (),
         seeds=numbers("--seeds", seeds) if seeds else (),
         profile=profile,
+        backend=backend,
         options=JobOptions(
             partition=partition,
             account=account,

@@ -42,6 +42,13 @@ def main(arguments: list[str]) -> int:
     return int(code) if restart == 0 else 0
 
 
+def work(run: str) -> None:
+    """Play a rank for a starter that calls a function."""
+    code = main([run])
+    if code:
+        os._exit(code)
+
+
 if __name__ == "__main__":
     # Not sys.exit, as in a real rank: the interpreter's end gives signals their default meaning back, and srun sends
     # TERM to all as soon as the first rank has left.

@@ -1,0 +1,96 @@
+"""Submission through submitit, for those whose tools expect its jobs. The only file that imports it.
+
+submitit writes the batch script and starts the ranks; what decides whether a job may train and whether it comes back is
+the same as in :mod:`hsadml_dist.slurm.sbatch`, before and after its srun. Tried with submitit 1.5.4: it passes TERM by,
+so under plain preemption its own ``checkpoint()`` is never called, and it takes the last fifth of a time limit for a
+time-out. The work therefore installs handlers of its own after submitit's, and submitit's requeueing is never asked.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from hsadml_dist.errors import ClusterError, ConfigError, Fault
+from hsadml_dist.slurm.sbatch import JobRequest, around_ranks
+from hsadml_dist.slurm.submit import note_queued, runs_of
+
+FOLDER = "submitit"
+"""Name, in the run folder, of submitit's own."""
+Work = Callable[[str], None]
+"""What a rank does with a run folder; a function at the top of a module, since submitit pickles it by name."""
+
+
+def submit_by_submitit(request: JobRequest, work: Work) -> str:
+    """Queue a run, or an array of runs, through submitit and return the job's id.
+
+    Raises:
+        ConfigError: The request is wrong, or asks for what submitit cannot do; nothing was queued.
+        ClusterError: Slurm or submitit refused the job.
+    """
+    _refuse_what_it_cannot(request)
+    executor = _executor(request)
+    runs = [str(run.path) for run in runs_of(request)]
+    try:
+        jobs = executor.map_array(work, runs) if request.elements else [executor.submit(work, runs[0])]
+    except (RuntimeError, OSError) as fault:
+        raise ClusterError(f"submitit failed: {' '.join(str(fault).split())}") from fault
+    job = str(jobs[0].job_id).partition("_")[0]
+    note_queued(request, job, "submitit")
+    return job
+
+
+def _refuse_what_it_cannot(request: JobRequest) -> None:
+    faults = []
+    if request.requeue == "chain":
+        faults.append(("requeue", "is 'chain'; with --backend submitit allowed: self, none"))
+    if request.launcher or request.srun_options:
+        faults.append(("container", "cannot be had with --backend submitit; allowed: none"))
+    if faults:
+        raise ConfigError(Fault(where="job", key=key, problem=problem) for key, problem in faults)
+
+
+def _executor(request: JobRequest) -> Any:
+    import submitit
+
+    before, after = around_ranks(request)
+    # bash outlives a trapped signal and goes on after srun; a signal that is ignored would be ignored by srun, too.
+    setup = [before, "trap : TERM USR2"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        executor = submitit.SlurmExecutor(folder=str(request.run_dir / FOLDER), python=request.python)
+        executor.update_parameters(
+            job_name=request.job_name,
+            nodes=request.nodes,
+            ntasks_per_node=request.tasks_per_node,
+            cpus_per_task=request.cpus_per_task,
+            partition=request.partition,
+            account=request.account,
+            qos=request.qos,
+            constraint=request.constraint,
+            gres=request.gres,
+            time=None,
+            wckey=None,
+            signal_delay_s=request.signal_lead_seconds,
+            stderr_to_stdout=True,
+            setup=setup,
+            teardown=["code=$?", after],
+            srun_args=[f"--cpus-per-task={request.cpus_per_task}", "--kill-on-bad-exit=1", "--wait=300"],
+            additional_parameters=_further(request),
+        )
+    return executor
+
+
+def _further(request: JobRequest) -> dict[str, Any]:
+    """Return options of sbatch that submitit has no word for."""
+    options: dict[str, Any] = {"chdir": str(request.working_dir)}
+    options["requeue" if request.requeue == "self" else "no-requeue"] = True
+    if request.mem is not None:
+        options["mem"] = request.mem
+    if request.time_limit is not None:
+        options["time"] = request.time_limit
+    for option in request.options:
+        name, _, value = option.removeprefix("--").partition("=")
+        options[name] = value or True
+    return options
