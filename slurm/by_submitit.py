@@ -13,11 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 from hsadml_dist.errors import ClusterError, ConfigError, Fault
+from hsadml_dist.slurm.jobs import SUBMITIT
 from hsadml_dist.slurm.sbatch import JobRequest, around_ranks
 from hsadml_dist.slurm.submit import note_queued, runs_of
 
-FOLDER = "submitit"
-"""Name, in the run folder, of submitit's own."""
 Work = Callable[[str], None]
 """What a rank does with a run folder; a function at the top of a module, since submitit pickles it by name."""
 
@@ -59,7 +58,7 @@ def _executor(request: JobRequest) -> Any:
     setup = [before, "trap : TERM USR2"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        executor = submitit.SlurmExecutor(folder=str(request.run_dir / FOLDER), python=request.python)
+        executor = submitit.SlurmExecutor(folder=str(request.run_dir / SUBMITIT), python=request.python)
         executor.update_parameters(
             job_name=request.job_name,
             nodes=request.nodes,

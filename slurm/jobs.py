@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from hsadml_dist.run.folder import RunFolder
@@ -19,6 +20,8 @@ Backend = Literal["sbatch", "submitit"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 JOBS = "jobs.jsonl"
 """Name in the run folder."""
+SUBMITIT = "submitit"
+"""Name of submitit's own folder, in the run folder or beside an array's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,3 +59,9 @@ def record(run: RunFolder, job: str, requeue: Requeue, backend: Backend = "sbatc
 def jobs_of(run: RunFolder) -> list[Submitted]:
     """Return the jobs of a run in the order in which they were queued; those of ``hsadml train`` have none."""
     return [Submitted(**row) for row in read_rows(run.path / JOBS)]
+
+
+def outputs_of(run: RunFolder, job: str) -> list[Path]:
+    """Return where a job's output may lie: in the run folder, or beside it where the job is an array's element."""
+    names = (f"slurm-{job}.out", f"{SUBMITIT}/{job}_0_log.out")
+    return [folder / name for folder in (run.path, run.path.parent) for name in names]

@@ -15,7 +15,7 @@ from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.state import RunState, age, read_state
 from hsadml_dist.run.tail import last_bytes
 from hsadml_dist.slurm.answers import FORGOTTEN, Job
-from hsadml_dist.slurm.jobs import Submitted, jobs_of
+from hsadml_dist.slurm.jobs import Submitted, jobs_of, outputs_of
 from hsadml_dist.slurm.queue import Queue, with_others
 from hsadml_dist.slurm.row import Row
 
@@ -261,8 +261,7 @@ def _last_words(run: Path, job: Job, ended: str) -> str:
 
 def _last_line(run: Path, job: str) -> tuple[str, Path] | None:
     """Return the last line that a job printed, and where; an array's output lies beside its run folders."""
-    for folder in (run, run.parent):
-        output = folder / f"slurm-{job}.out"
+    for output in outputs_of(RunFolder(run), job):
         lines = last_bytes(output, OUTPUT_BYTES).decode(errors="replace").split("\n")
         words = [line.strip() for line in lines if line.strip()]
         if words:

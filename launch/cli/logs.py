@@ -16,7 +16,7 @@ from hsadml_dist.errors import UsageError
 from hsadml_dist.launch.cli.status import ask
 from hsadml_dist.run.find import find_runs
 from hsadml_dist.run.folder import AttemptFolder, RunFolder
-from hsadml_dist.slurm.jobs import jobs_of
+from hsadml_dist.slurm.jobs import jobs_of, outputs_of
 from hsadml_dist.slurm.queue import Queue
 from hsadml_dist.slurm.row import Row
 from hsadml_dist.slurm.status import read_status
@@ -102,8 +102,7 @@ def _ranks_of(attempt: AttemptFolder) -> str:
 
 def outputs(folder: RunFolder) -> list[Path]:
     """Return the files with what a run's jobs printed, the newest last; an array's lie beside the run folders."""
-    names = [f"slurm-{submitted.job}.out" for submitted in jobs_of(folder)]
-    found = [place / name for name in names for place in (folder.path, folder.path.parent) if (place / name).is_file()]
+    found = [path for row in jobs_of(folder) for path in outputs_of(folder, row.job) if path.is_file()]
     return found or sorted(folder.path.glob("slurm-*.out"), key=lambda path: path.stat().st_mtime)
 
 

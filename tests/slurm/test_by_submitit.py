@@ -16,8 +16,8 @@ from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.slurm import client
 from hsadml_dist.slurm.box import daemons
 from hsadml_dist.slurm.box.cluster import Cluster
-from hsadml_dist.slurm.by_submitit import FOLDER, submit_by_submitit
-from hsadml_dist.slurm.jobs import jobs_of
+from hsadml_dist.slurm.by_submitit import submit_by_submitit
+from hsadml_dist.slurm.jobs import SUBMITIT, jobs_of, outputs_of
 from hsadml_dist.slurm.sbatch import JobRequest
 from tests.slurm.fake_rank import work
 from tests.slurm.jobs_on_box import count, preempt, shown, wait_for, wait_state
@@ -40,7 +40,7 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> Callable[[Cluster, JobRequest], st
 
 def said(request: JobRequest) -> str:
     """Return the jobs' output."""
-    return "\n".join(path.read_text() for path in sorted((request.run_dir / FOLDER).glob("*.out")))
+    return "\n".join(path.read_text() for path in sorted((request.run_dir / SUBMITIT).glob("*.out")))
 
 
 def test_a_preempted_job_comes_back_and_ends(
@@ -62,6 +62,7 @@ def test_a_preempted_job_comes_back_and_ends(
     [row] = jobs_of(RunFolder(request.run_dir))
     assert (row.job, row.requeue, row.backend) == (job, "self", "submitit")
     assert (request.run_dir / "ended" / job).read_text() == "finished\n"
+    assert [path.name for path in outputs_of(RunFolder(request.run_dir), job) if path.exists()] == [f"{job}_0_log.out"]
 
 
 def test_a_notice_alone_brings_it_back_too_and_a_cancelled_one_stays_away(
@@ -106,7 +107,7 @@ def test_what_submitit_cannot_do_is_refused_before_anything_is_written(request_o
         "job: requeue: is 'chain'; with --backend submitit allowed: self, none",
         "job: container: cannot be had with --backend submitit; allowed: none",
     ]
-    assert not (request.run_dir / FOLDER).exists()
+    assert not (request.run_dir / SUBMITIT).exists()
 
 
 def test_options_reach_slurm(local_cluster: Cluster, request_of: RequestOf, queue: Callable[..., str]) -> None:
