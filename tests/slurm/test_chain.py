@@ -18,7 +18,7 @@ from hsadml_dist.slurm.box.cluster import Cluster
 from hsadml_dist.slurm.jobs import jobs_of
 from hsadml_dist.slurm.sbatch import JobRequest
 from hsadml_dist.slurm.submit import check
-from tests.slurm.jobs_on_box import output, preempt, shown, wait_for, wait_state
+from tests.slurm.jobs_on_box import count, output, preempt, shown, wait_for, wait_state
 
 RequestOf = Callable[..., JobRequest]
 Queue = Callable[[Cluster, JobRequest], str]
@@ -164,36 +164,28 @@ def test_a_chain_needs_sbatch_on_the_nodes(
     assert not rank_starts(request), "nothing was trained"
 
 
+@pytest.mark.parametrize("mode", ["chain", "self"])
 def test_of_an_array_only_what_was_stopped_goes_on(
-    cluster: Cluster, request_of: RequestOf, queue: Queue, folder: Path
+    local_cluster: Cluster, request_of: RequestOf, queue: Queue, folder: Path, mode: str
 ) -> None:
-    elements = [request_of(f"element-{index}", seconds=seconds) for index, seconds in enumerate((0.2, 60))]
+    """Two elements run when a node is taken from one; which of the two has the array's own id may be either."""
+    parts = [request_of(f"part-{index}", seconds=8) for index in range(2)]
     (folder / "array").mkdir()
-    for mode in ("chain", "self"):
-        request = dataclasses.replace(
-            elements[0],
-            run_dir=folder / "array",
-            elements=tuple(one.run_dir for one in elements),
-            nodes=1,
-            tasks_per_node=4,
-            requeue=mode,
-        )
-        before = len(rank_starts(elements[0])) // 4, len(rank_starts(elements[1])) // 4
-        if mode == "self":  # what the first round left behind
-            for one in elements:
-                for path in one.run_dir.glob("rank-*"):
-                    path.unlink()
-            before = 0, 0
-        job = queue(cluster, request)
-        wait_for(elements[0], "finished", before[0])
-        wait_for(elements[1], "started", before[1])
-        cluster.run(["scancel", "--signal=USR2", f"{job}_1"])
-        wait_for(elements[1], "finished", before[1] + 1, seconds=60)
-        wait_empty(cluster)
-        assert [len(rank_starts(one)) for one in elements] == [4, 8]
-        names = [[row.job for row in jobs_of(RunFolder(one.run_dir)) if row.requeue == mode] for one in elements]
-        assert [name[0] for name in names] == [f"{job}_0", f"{job}_1"]
-        assert [len(name) for name in names] == ([2, 3] if mode == "chain" else [1, 1])
+    shape = {"nodes": 1, "tasks_per_node": 4, "cpus_per_task": 2, "requeue": mode}
+    elements = tuple(part.run_dir for part in parts)
+    job = queue(local_cluster, dataclasses.replace(parts[0], run_dir=folder / "array", elements=elements, **shape))
+    for part in parts:
+        wait_for(part, "started", 0)
+    node = local_cluster.run(["squeue", "--noheader", f"--jobs={job}_1", "--format=%N"]).stdout.strip()
+    high = ["--partition=high", "--exclusive", "--output=/dev/null", f"--nodelist={node}", "--wrap=sleep 1"]
+    local_cluster.run(["sbatch", *high])
+    wait_for(parts[1], "finished", 1, seconds=60)
+    wait_empty(local_cluster, seconds=60)
+    assert [len(rank_starts(part)) for part in parts] == [4, 8]
+    assert count(parts[0], "finished", 0) == 4, "the other element was left alone"
+    names = [[row.job for row in jobs_of(RunFolder(one))] for one in elements]
+    assert [name[0] for name in names] == [f"{job}_0", f"{job}_1"]
+    assert [len(name) for name in names] == ([2, 3] if mode == "chain" else [1, 1])
 
 
 def test_a_run_is_not_queued_twice(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import statistics
 import subprocess
@@ -87,6 +88,40 @@ def test_three_preemptions_on_a_friendly_site(
 
 @pytest.mark.slurm
 @pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_three_preemptions_through_submitit(make_cluster: MakeCluster, shards: Path, calm: Path, folder: Path) -> None:
+    cluster, run = make_cluster(mode="netns", site="friendly"), folder / "run"
+    job = job_of(cluster, shards, run, STEPS, "self", "--backend", "submitit")
+    preempt_at(PREEMPT_AT, cluster, job, run, patience=120)
+    as_if_nothing_had_happened(run, calm, STEPS, len(PREEMPT_AT))
+
+
+@pytest.mark.slurm
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_a_preempted_array_of_two_folds_goes_on_only_where_it_was_stopped(
+    make_cluster: MakeCluster, shards: Path, folder: Path
+) -> None:
+    """Each element has a node; the one of fold 1 is taken away."""
+    cluster, home = make_cluster(mode="netns", site="friendly"), folder / "folds"
+    shape = ("--nodes", "1", "--tasks-per-node", "2", "--requeue", "self", "--folds", "0,1", "--run", home)
+    common = (f"data.shards={shards}", *settings(STEPS))
+    hsadml("submit", "demo", *common, *shape, env=cluster.env())
+    left, taken = home / "fold-0", home / "fold-1"
+    wait_until(lambda: min(len(merged_metrics(left)), len(merged_metrics(taken))) >= 20, 120, "both starts", taken)
+    node = json.loads(RunFolder(taken).attempts()[0].record.read_text())["host"]
+    high = ("--partition=high", "--exclusive", "--output=/dev/null", f"--nodelist={node}", "--wrap=sleep 1")
+    cluster.run(["sbatch", *high])
+    for run in (left, taken):
+        wait_until(lambda run=run: "finished" in names(run), 120, "the end", run)
+    assert [names(run).count("started") for run in (left, taken)] == [1, 2]
+    assert names(taken).count("stopped") == 1 and steps_done_twice(taken) == 0
+    hsadml("train", "demo", *common, "data.fold=1", "--nproc", "2", "--run", folder / "alone")
+    assert digest(taken) == digest(folder / "alone")
+
+
+@pytest.mark.slurm
+@pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_three_preemptions_on_a_default_site(make_cluster: MakeCluster, shards: Path, calm: Path, folder: Path) -> None:
     """By way of the queue: each time the job waits for two minutes."""
@@ -117,9 +152,9 @@ def test_twenty_preemptions_in_a_row_on_a_default_site(
         )
 
 
-def job_of(cluster: Cluster, shards: Path, run: Path, steps: int, requeue: str) -> str:
+def job_of(cluster: Cluster, shards: Path, run: Path, steps: int, requeue: str, *more: str) -> str:
     """Submit a training of 2 nodes with 2 ranks each; return the job's id."""
-    shape = ("--nodes", "2", "--tasks-per-node", "2", "--requeue", requeue, "--run", run)
+    shape = ("--nodes", "2", "--tasks-per-node", "2", "--requeue", requeue, "--run", run, *more)
     return hsadml("submit", "demo", f"data.shards={shards}", *settings(steps), *shape, env=cluster.env()).split()[-1]
 
 
