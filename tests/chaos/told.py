@@ -35,13 +35,15 @@ def told(grounds: Grounds, draw: random.Random) -> Iterable[Fault]:
 def killed(grounds: Grounds, draw: random.Random) -> Iterable[Fault]:
     """Two ranks whose processes die."""
     trip = tour(grounds, draw, 2, 1)
+    # First, since near the end nothing is left for a worker to do.
+    killed_worker(trip)
+    trip.stop()
     killed_launcher(trip)
     killed_in_a_save(trip, "foreground", "checkpoint.background=false")
     trip.stop()  # or the third attempt in a row without a checkpoint would be the last
     killed_in_a_save(trip, "background", "checkpoint.background=true")
     notice_in_a_save(trip)
     second_interrupt(trip)
-    killed_worker(trip)
     return trip.finish()
 
 

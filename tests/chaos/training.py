@@ -28,7 +28,7 @@ SECONDS = 240.0
 """Longest wait for anything: a machine may be busy, a hang is longer."""
 LOOK_SECONDS = 0.005
 
-STEPS, EVERY = 40, 8
+STEPS, EVERY = 80, 8
 SETTINGS = (
     "model.name=resnet_gn_tiny",
     "model.embedding_dim=16",
