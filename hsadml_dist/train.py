@@ -24,6 +24,7 @@ from hsadml_dist.engine.guard import Finding
 from hsadml_dist.engine.learner import Learner, StepReport, build_learner, build_network
 from hsadml_dist.errors import ConfigError, ExitCode, Fault, HsadmlError, NumericalError, RunError
 from hsadml_dist.evaluation.verdict import judge_run
+from hsadml_dist.garbage import collect_again
 from hsadml_dist.models import rank_dependent_layers
 from hsadml_dist.resume import Resume
 from hsadml_dist.run.code import keep_code
@@ -177,6 +178,7 @@ class Training:
 
     def go_on_from(self, choice: Choice) -> ExitCode:
         """Load, train to the last step or a notice, save, judge."""
+        collect_again()
         done = self.resume.go_on_from(choice)
         self._remember_parent(choice.name)
         try:

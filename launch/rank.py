@@ -12,6 +12,7 @@ from pathlib import Path
 
 from hsadml_dist.config.io import load_recipe
 from hsadml_dist.errors import ExitCode, UsageError
+from hsadml_dist.garbage import collect_again, leave_for_later
 from hsadml_dist.launch.ending import guarded
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.stop.signals import Notice
@@ -26,7 +27,11 @@ def main(arguments: Sequence[str]) -> int:
     # torch's threads start with the first large operation and take their number from the trainer.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID"))
-    return guarded(lambda: _train(arguments, notice), "hsadml" if rank is None else f"hsadml: rank {rank}")
+    leave_for_later()
+    try:
+        return guarded(lambda: _train(arguments, notice), "hsadml" if rank is None else f"hsadml: rank {rank}")
+    finally:
+        collect_again()
 
 
 def leave(code: int) -> None:
