@@ -16,8 +16,13 @@ help:
 	@echo "make chaos   faults done to real trainings, at most half an hour, into out/chaos/"
 	@echo "make soak    the long tests, up to an hour"
 
+# Tests of Slurm mostly wait, so they go beside the others; a job in the background would be deaf to the Ctrl-C that
+# some of them send.
 test: $(READY) slurm
-	$(BIN)/python -m pytest -m "not soak"
+	@mkdir -p out
+	@env --default-signal=INT $(BIN)/python -m pytest -m "slurm and not soak" >out/test-slurm.txt 2>&1 & beside=$$!; \
+	$(BIN)/python -m pytest -m "not slurm and not soak"; code=$$?; \
+	wait $$beside || code=$$?; cat out/test-slurm.txt; exit $$code
 
 soak: $(READY) slurm
 	$(BIN)/python -m pytest -m soak
