@@ -17,6 +17,7 @@ from hsadml_dist.slurm.box.cluster import RECORD, Cluster, load, up
 from hsadml_dist.slurm.box.daemons import SYSTEM_PATHS
 from hsadml_dist.slurm.sbatch import JobRequest
 from hsadml_dist.slurm.submit import submit
+from tests.slurm.training_on_box import hsadml
 
 MakeCluster = Callable[..., Cluster]
 FAKE_RANK = Path(__file__).with_name("fake_rank.py")
@@ -119,3 +120,12 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> Callable[[Cluster, JobRequest], st
         return submit(request)
 
     return put
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of 20 generated patients."""
+    folder = tmp_path_factory.mktemp("data")
+    out = folder / "shards"
+    hsadml("shards", "build", "phantom", "20", "--out", out, "--size", "64", "--id-key", folder / "id.key")
+    return out

@@ -115,7 +115,7 @@ def container(kind: Any, **more: Any) -> Profile:
 
 
 def as_bash_reads(words: tuple[str, ...]) -> list[str]:
-    command = f"WORK=/work TMPDIR=/tmp/7; printf '%s\\n' {' '.join(words)}"
+    command = f"WORK=/proj TMPDIR=/tmp/7; printf '%s\\n' {' '.join(words)}"
     return subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True).stdout.splitlines()
 
 
@@ -124,7 +124,7 @@ def test_apptainer_wraps_the_command_alone() -> None:
     assert around.srun_options == ()
     assert as_bash_reads(around.launcher) == [
         *("apptainer", "exec", "--nv", "--bind", "/a b/$x:/a b/$x", "--bind", "/s:/s"),
-        *("--bind", "/tmp/7:/tmp/7", "--bind", "/data:/data:ro", "--bind", "/work:/w", "--one=a b", "/work/i.sif"),
+        *("--bind", "/tmp/7:/tmp/7", "--bind", "/data:/data:ro", "--bind", "/proj:/w", "--one=a b", "/proj/i.sif"),
     ]
 
 
@@ -148,8 +148,8 @@ def test_gpus_are_passed_on_where_the_job_asks_for_them(
 def test_pyxis_is_options_of_srun_alone() -> None:
     around = wrapped(container("pyxis", gres="gpu:4", scratch="/tmp/$SLURM_JOB_ID"), ["/a b/$x"])
     assert around.launcher == ()
-    mounts = "/a b/$x:/a b/$x,/tmp/7:/tmp/7,/data:/data:ro,/work:/w"
-    expected = ["--container-image=/work/i.sif", f"--container-mounts={mounts}", "--one=a b"]
+    mounts = "/a b/$x:/a b/$x,/tmp/7:/tmp/7,/data:/data:ro,/proj:/w"
+    expected = ["--container-image=/proj/i.sif", f"--container-mounts={mounts}", "--one=a b"]
     assert as_bash_reads(around.srun_options) == expected
 
 

@@ -14,19 +14,11 @@ from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.merged import merged_events, merged_metrics
 from hsadml_dist.slurm.box.cluster import Cluster
 from tests.slurm.conftest import MakeCluster
-from tests.slurm.test_preemption import digest, hsadml, names, settings, undisturbed, wait_until
+from tests.slurm.training_on_box import digest, hsadml, names, settings, undisturbed, wait_until
 
 STEPS = 300
 EVERY = 20
 pytestmark = [pytest.mark.slurm, pytest.mark.soak, pytest.mark.timeout(900)]
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    out = folder / "shards"
-    hsadml("shards", "build", "phantom", "20", "--out", out, "--size", "64", "--id-key", folder / "id.key")
-    return out
 
 
 @pytest.fixture(scope="module")

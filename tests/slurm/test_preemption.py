@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -18,43 +17,12 @@ from hsadml_dist.run.merged import merged_events, merged_metrics, steps_done_twi
 from hsadml_dist.slurm.box.cluster import Cluster
 from hsadml_dist.slurm.jobs import jobs_of
 from tests.slurm.conftest import MakeCluster
+from tests.slurm.training_on_box import digest, hsadml, names, settings, undisturbed, wait_until
 
-HSADML = (sys.executable, "-m", "hsadml_dist.launch.cli")
 STEPS = 240
 PREEMPT_AT = (15, 60, 110)
 """Steps of some 20 ms follow the last one for seconds: Slurm needs about one to preempt."""
 LONG = 700
-
-
-def settings(steps: int) -> tuple[str, ...]:
-    """Return settings without periodic checkpoints: all that survives a preemption was saved because of it."""
-    return (
-        "model.name=resnet_gn_tiny",
-        "model.embedding_dim=16",
-        "data.image_size=64",
-        f"train.steps={steps}",
-        "train.global_batch=24",
-        "optim.warmup_steps=5",
-        "checkpoint.every=1000",
-        "evaluation.at_end=false",
-        "run.tensorboard=false",
-    )
-
-
-def hsadml(*arguments: str | Path, env: dict[str, str] | None = None) -> str:
-    """Run the command and return what it prints; a failure or a hang ends the test."""
-    command = [*HSADML, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=env, check=False)
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    out = folder / "shards"
-    hsadml("shards", "build", "phantom", "20", "--out", out, "--size", "64", "--id-key", folder / "id.key")
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +35,6 @@ def calm(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def long_calm(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same over more steps."""
     return undisturbed(shards, tmp_path_factory.mktemp("long") / "run", LONG)
-
-
-def undisturbed(shards: Path, run: Path, steps: int) -> Path:
-    """Train with 4 local processes."""
-    hsadml("train", "demo", f"data.shards={shards}", *settings(steps), "--nproc", "4", "--run", run)
-    return run
 
 
 @pytest.mark.slurm
@@ -179,23 +141,3 @@ def as_if_nothing_had_happened(run: Path, calm: Path, steps: int, stops: int) ->
     assert [row["step"] for row in merged_metrics(run)] == list(range(1, steps + 1)), "steps were lost"
     assert steps_done_twice(run) == 0, "steps were redone"
     assert digest(run) == digest(calm)
-
-
-def wait_until(true, seconds: float, what: str, run: Path) -> None:
-    """Return when ``true()``; a hang ends the test with what was waited for."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > deadline:
-            log = "\n".join(path.read_text() for path in run.glob("slurm-*.out"))
-            pytest.fail(f"{what} did not come within {seconds:.0f} s; events {names(run)}\n{log}")
-        time.sleep(0.1)
-
-
-def names(run: Path) -> list[str]:
-    """Return the names of all events so far."""
-    return [row["event"] for row in merged_events(run)]
-
-
-def digest(run: Path) -> str:
-    """Return the digest of a run's newest checkpoint."""
-    return hsadml("checkpoint", "digest", run).strip()
