@@ -66,8 +66,10 @@ def test_a_preempted_array_of_two_folds_goes_on_only_where_it_was_stopped(
 ) -> None:
     """Each element has a node; the one of fold 1 is taken away."""
     cluster, home = make_cluster(mode="netns", site="friendly"), folder / "folds"
-    shape = ("--nodes", "1", "--tasks-per-node", "2", "--requeue", "self", "--folds", "0,1", "--run", home)
-    common = (f"data.shards={shards}", *settings(STEPS))
+    whole_node = ("--nodes", "1", "--tasks-per-node", "2", "--cpus-per-task", "4")
+    shape = (*whole_node, "--requeue", "self", "--folds", "0,1", "--run", home)
+    # As many threads as the run beside it: with more, sums round differently.
+    common = (f"data.shards={shards}", *settings(STEPS), "engine.threads=1")
     hsadml("submit", "demo", *common, *shape, env=cluster.env())
     left, taken = home / "fold-0", home / "fold-1"
     wait_until(lambda: min(len(merged_metrics(left)), len(merged_metrics(taken))) >= 20, 120, "both starts", taken)
