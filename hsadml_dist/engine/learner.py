@@ -17,7 +17,7 @@ from hsadml_dist.engine.ddp import DdpEngine, placed
 from hsadml_dist.engine.guard import Finding, Guard, check_labels, undo_and_explain
 from hsadml_dist.engine.head import Head
 from hsadml_dist.engine.protocol import WEIGHT_DTYPES, Engine
-from hsadml_dist.engine.selfcheck import check_gradients
+from hsadml_dist.engine.selfcheck import by_the_sum_rule, check_gradients
 from hsadml_dist.losses.centres import Centres, chosen_layout
 from hsadml_dist.losses.distributed import Computing, DistributedLoss
 from hsadml_dist.losses.margins import Adaptive, Annealing, MarginLoss, MarginSettings, build_margin
@@ -122,12 +122,13 @@ def build_learner(recipe: Recipe, network: EmbeddingNet, classes: int, comm: Com
     model = placed(network, comm.device, settings.precision)
     size = recipe.data.image_size
     example = torch.zeros(1, 1, size, size, device=comm.device, dtype=WEIGHT_DTYPES[settings.precision])
+    margin_loss, dim = _margin_loss(recipe.loss), recipe.model.embedding_dim
+    apart = comm.apart()  # the loss's messages cross those of the engine's gradients
+    rule = by_the_sum_rule(model, settings.precision, margin_loss, dim, example, apart)
     optimizer = build_optimizer(model.parameters(), recipe.optim, decay=True)
     engine = DdpEngine(model, optimizer, comm, settings.precision, settings.clip_norm, example)
-    apart = comm.apart()  # the loss's messages cross those of the engine's gradients
     head = _build_head(recipe, classes, apart)
-    margin_loss, dim = _margin_loss(recipe.loss), recipe.model.embedding_dim
-    check_gradients(engine, margin_loss, head.loss.layout, dim, example, apart)
+    check_gradients(engine, rule, head.loss.layout, apart)
     return Learner(recipe, engine, head, comm, total_steps)
 
 

@@ -1,8 +1,9 @@
 """Asked at the start of every job of several ranks: are the engine's gradients those of the global mean?
 
 An engine that adds where it should average, a loss scaled for the other, a wrapper of a wrapper: each trains, at a
-learning rate wrong by the number of ranks, and nothing tells. So a tiny uneven batch goes through engine and loss, and
-beside it through the bare network and a loss that sees all samples at once; their gradients must agree.
+learning rate wrong by the number of ranks, and nothing tells. So a tiny uneven batch goes through the bare network and
+a loss that sees all samples at once, before any engine has touched the network, and then through engine and loss; their
+gradients must agree.
 
 Legend of shapes: B local samples, N samples of all ranks, D embedding components, C classes.
 """
@@ -11,12 +12,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from hsadml_dist.comm import Comm, SoloComm
 from hsadml_dist.data.loader import Batch
-from hsadml_dist.engine.protocol import Engine
+from hsadml_dist.engine.forward import buffers_kept, embedded
+from hsadml_dist.engine.protocol import Engine, Precision
 from hsadml_dist.errors import EngineError
 from hsadml_dist.losses.centres import Centres, Layout
 from hsadml_dist.losses.distributed import DistributedLoss
@@ -28,37 +32,85 @@ ALLOWED = 0.02
 """Relative error that rounding in bf16 stays below; a wrong factor or a wrong mean is off by tenths."""
 
 
-def check_gradients(
-    engine: Engine, loss: MarginLoss, layout: Layout, dim: int, image: torch.Tensor, comm: Comm
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class SumRule:
+    """What the gradients of the global mean are, by the sum rule.
+
+    Attributes:
+        image: One input (1, ...), in the training's dtype and on its device; only its shape matters.
+        loss: The loss that will be trained with.
+        dim: D.
+        network: The network's gradients by parameter name.
+        centre_CD: The centres' gradient.
+    """
+
+    image: torch.Tensor
+    loss: MarginLoss
+    dim: int
+    network: Mapping[str, torch.Tensor]
+    centre_CD: torch.Tensor
+
+
+def by_the_sum_rule(
+    model: nn.Module, precision: Precision, loss: MarginLoss, dim: int, image: torch.Tensor, comm: Comm
+) -> SumRule | None:
+    """Return the gradients that an engine is to find on a drawn batch; None for one rank, which cannot be wrong so.
+
+    To be called by all ranks, before an engine gets the network. Weights and buffers stay as they are.
+
+    Args:
+        model: The bare network, on the training's device.
+        precision: As the engine's.
+        loss: The loss that will be trained with.
+        dim: D.
+        image: One input (1, ...), in the training's dtype and on its device; only its shape matters.
+        comm: The ranks, in the loss's own group.
+    """
+    if comm.topology.world_size == 1:
+        return None
+    batch, sizes = _tiny_batch(image, comm)
+    whole = DistributedLoss(Centres(_classes(comm), dim, SEED), loss, SoloComm(comm.device)).placed(image.dtype)
+    torch.manual_seed(SEED)
+    with buffers_kept(model):
+        own_BD = embedded(model, batch.image, precision)
+    emb_ND = comm.gather_rows(own_BD.detach().float().to(whole.centres.weight), sizes).requires_grad_()
+    mean = whole(emb_ND, comm.gather_rows(batch.label, sizes), step=STEP, count=sum(sizes))
+    centre_CD, pull_ND = torch.autograd.grad(mean, (whole.centres.weight, emb_ND))
+    pull_BD = pull_ND.split(sizes)[comm.topology.rank].to(own_BD)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    grads = torch.autograd.grad(own_BD, list(trained.values()), pull_BD, allow_unused=True)
+    named = {name: comm.sum(g.contiguous()) for name, g in zip(trained, grads, strict=True) if g is not None}
+    return SumRule(image=image, loss=loss, dim=dim, network=named, centre_CD=centre_CD)
+
+
+def check_gradients(engine: Engine, rule: SumRule | None, layout: Layout, comm: Comm) -> None:
     """Compare the engine's and the centres' gradients with the sum rule, on a batch that is gone afterwards.
 
     To be called by all ranks. Weights and buffers stay as they are.
 
     Args:
         engine: The engine with the network in it.
-        loss: The loss that will be trained with.
+        rule: What :func:`by_the_sum_rule` gave.
         layout: Who holds the centres.
-        dim: D.
-        image: One input (1, ...), in the training's dtype and on its device; only its shape matters.
         comm: The ranks, in the loss's own group.
 
     Raises:
         EngineError: The gradients are not those of the global mean.
     """
-    if comm.topology.world_size == 1:
+    if rule is None:
         return
-    batch, sizes = _tiny_batch(image, comm)
-    classes = 2 * comm.topology.world_size + 1
-    rows = comm.topology.part(classes) if layout == "sharded" else None
-    trained = DistributedLoss(Centres(classes, dim, SEED, rows), loss, comm, layout).placed(image.dtype)
+    batch, sizes = _tiny_batch(rule.image, comm)
+    rows = comm.topology.part(_classes(comm)) if layout == "sharded" else None
+    centres = Centres(_classes(comm), rule.dim, SEED, rows)
+    trained = DistributedLoss(centres, rule.loss, comm, layout).placed(rule.image.dtype)
     torch.manual_seed(SEED)
     found = dict(engine.gradients(batch, lambda emb, label: trained(emb, label, step=STEP, count=sum(sizes))))
-    whole = DistributedLoss(Centres(classes, dim, SEED), loss, SoloComm(comm.device)).placed(image.dtype)
-    torch.manual_seed(SEED)
-    expected = _by_the_sum_rule(engine, batch, whole, sizes, comm)
-    _compare("the engine's gradients", found, expected, comm)
-    _compare("the centres' gradients", *_centre_gradients(trained, whole, comm), comm)
+    _compare("the engine's gradients", found, rule.network, comm)
+    _compare("the centres' gradients", {"centres": _centre_gradient(trained, comm)}, {"centres": rule.centre_CD}, comm)
+
+
+def _classes(comm: Comm) -> int:
+    return 2 * comm.topology.world_size + 1
 
 
 def _tiny_batch(image: torch.Tensor, comm: Comm) -> tuple[Batch, list[int]]:
@@ -71,31 +123,11 @@ def _tiny_batch(image: torch.Tensor, comm: Comm) -> tuple[Batch, list[int]]:
     return Batch(image=images, label=label, keys=("",) * mine), sizes
 
 
-def _by_the_sum_rule(
-    engine: Engine, batch: Batch, whole: DistributedLoss, sizes: list[int], comm: Comm
-) -> dict[str, torch.Tensor]:
-    """Return the network's gradients of the global mean: what each rank's samples add, summed."""
-    own_BD = engine.embed(batch.image)
-    emb_ND = comm.gather_rows(own_BD.detach().float().to(whole.centres.weight), sizes).requires_grad_()
-    label_N = comm.gather_rows(batch.label, sizes)
-    mean = whole(emb_ND, label_N, step=STEP, count=sum(sizes))
-    whole.centres.weight.grad, pull_ND = torch.autograd.grad(mean, (whole.centres.weight, emb_ND))
-    trained = {name: p for name, p in engine.model.named_parameters() if p.requires_grad}
-    mine_BD = pull_ND.split(sizes)[comm.topology.rank].to(own_BD)
-    grads = torch.autograd.grad(own_BD, list(trained.values()), mine_BD, allow_unused=True)
-    named = zip(trained, grads, strict=True)
-    return {name: comm.sum(grad.contiguous()) for name, grad in named if grad is not None}
-
-
-def _centre_gradients(
-    trained: DistributedLoss, whole: DistributedLoss, comm: Comm
-) -> tuple[Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]]:
-    found, expected = trained.centres.weight.grad, whole.centres.weight.grad
-    if found is None or expected is None:
+def _centre_gradient(trained: DistributedLoss, comm: Comm) -> torch.Tensor:
+    grad = trained.centres.weight.grad
+    if grad is None:
         raise EngineError("the loss gave the centres no gradient")
-    if trained.layout == "sharded":
-        return {"centres": comm.gather_rows(found)}, {"centres": expected}
-    return {"centres": comm.sum(found) / comm.topology.world_size}, {"centres": expected}
+    return comm.gather_rows(grad) if trained.layout == "sharded" else comm.sum(grad) / comm.topology.world_size
 
 
 def _compare(what: str, found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], comm: Comm) -> None:

@@ -67,12 +67,12 @@ def _asked(
     dtype = torch.float64 if precision == "fp64" else torch.float32
     image = torch.zeros(1, 1, 6, 6, dtype=dtype)
     model.to(dtype)
-    engine = kind(model, torch.optim.SGD(model.parameters(), lr=0.1), comm, precision, None, image)
     before = {name: value.clone() for name, value in model.state_dict().items()}
+    apart, margin = comm.apart(), build_margin(name, MarginSettings(scale=scale))
+    rule = selfcheck.by_the_sum_rule(model, precision, margin, DIM, image, apart)
+    engine = kind(model, torch.optim.SGD(model.parameters(), lr=0.1), comm, precision, None, image)
     try:
-        selfcheck.check_gradients(
-            engine, build_margin(name, MarginSettings(scale=scale)), layout, DIM, image, comm.apart()
-        )
+        selfcheck.check_gradients(engine, rule, layout, apart)
     except EngineError as fault:
         return str(fault)
     same = all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

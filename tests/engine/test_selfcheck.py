@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from hsadml_dist.comm import SoloComm
-from hsadml_dist.engine.selfcheck import check_gradients
+from hsadml_dist.engine.selfcheck import by_the_sum_rule, check_gradients
 from hsadml_dist.errors import EngineError, ExitCode
 from hsadml_dist.losses.margins import build_margin
 
@@ -45,7 +45,9 @@ def test_one_rank_has_nothing_to_ask():
         def gradients(self, part, loss_of):
             raise AssertionError("asked")
 
-    check_gradients(Untouchable(), build_margin("softmax"), "replicated", 4, torch.zeros(1, 1, 4, 4), SoloComm())
+    rule = by_the_sum_rule(nn.Identity(), "fp32", build_margin("softmax"), 4, torch.zeros(1, 1, 4, 4), SoloComm())
+    assert rule is None
+    check_gradients(Untouchable(), rule, "replicated", SoloComm())
 
 
 def test_the_exit_code_says_that_no_user_is_to_blame():
