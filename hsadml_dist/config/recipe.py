@@ -47,6 +47,7 @@ class Recipe:
                 "engine.accumulate",
                 f"{self.engine.accumulate} does not divide train.global_batch {self.train.global_batch}",
             )
+        yield from self.engine.disagreements()
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that make the run what it is, by dotted key; none of them may change on resume."""
