@@ -19,12 +19,14 @@ class Rule:
         least: Smallest allowed number, if any.
         above: Number that the value must exceed, if any.
         most: Largest allowed number, if any.
+        below: Number that the value must stay under, if any.
     """
 
     key_class: KeyClass = "identity"
     least: float | None = None
     above: float | None = None
     most: float | None = None
+    below: float | None = None
 
     def broken_by(self, value: Any) -> str | None:
         """Return the rule that ``value`` breaks, as words, or None."""
@@ -36,6 +38,8 @@ class Rule:
             return f"must be greater than {self.above:g}"
         if self.most is not None and value > self.most:
             return f"must be at most {self.most:g}"
+        if self.below is not None and value >= self.below:
+            return f"must be less than {self.below:g}"
         return None
 
 
@@ -49,9 +53,10 @@ def setting(
     least: float | None = None,
     above: float | None = None,
     most: float | None = None,
+    below: float | None = None,
 ) -> Any:
     """Declare a recipe setting; returns a dataclass field that carries its :class:`Rule`."""
-    rule = Rule(key_class=key_class, least=least, above=above, most=most)
+    rule = Rule(key_class=key_class, least=least, above=above, most=most, below=below)
     return dataclasses.field(default=default, metadata={"rule": rule})
 
 

@@ -23,6 +23,9 @@ class OptimConfig:
         schedule: cosine down to ``lr_end``, or constant; both after the warm-up.
         warmup_steps: Steps of linear rise from 0 at the start.
         lr_end: Last learning rate of the cosine, as a share of ``lr``.
+        layer_decay: Factor on the learning rate for each layer further away from the embedding; none: all learn alike.
+        ema_decay: Share that the running average of the backbone's weights keeps at each step, and the average is what
+            is judged; none: no average.
     """
 
     name: Literal["adamw", "sgd"] = setting("adamw")
@@ -35,3 +38,5 @@ class OptimConfig:
     schedule: Literal["cosine", "constant"] = setting("cosine")
     warmup_steps: int = setting(0, least=0)
     lr_end: float = setting(0.01, least=0, most=1)
+    layer_decay: float | None = setting(None, above=0, most=1)
+    ema_decay: float | None = setting(None, above=0, below=1)
