@@ -22,6 +22,10 @@ class EngineConfig:
         precision: fp32; bf16: autocast with fp32 weights; fp64: for verification.
         accumulate: Parts into which a rank's share of the batch is cut to save memory.
         clip_norm: Largest gradient norm, of backbone and of centres separately; none: no clipping.
+        static_graph: Tell DistributedDataParallel that each step has the same graph; lets parameters stay unused.
+        compile: Let torch.compile make the backbone's passes; takes tens of seconds at each start. ddp only.
+        activation_checkpointing: Keep no activations inside the backbone's blocks but compute them once more in the
+            backward pass: less memory for about a third more time.
         threads: CPU threads of a rank; none: the processors at hand shared among the ranks of a node.
     """
 
@@ -32,6 +36,9 @@ class EngineConfig:
     precision: Literal["fp32", "bf16", "fp64"] = setting("fp32")
     accumulate: int = setting(1, key_class="movable", least=1)
     clip_norm: float | None = setting(5.0, above=0)
+    static_graph: bool = setting(False, key_class="movable")
+    compile: bool = setting(False, key_class="movable")
+    activation_checkpointing: bool = setting(False, key_class="movable")
     threads: int | None = setting(None, key_class="movable", least=1)
 
     def disagreements(self) -> Iterator[tuple[str, str]]:
