@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,23 +27,65 @@ def learning_rate(config: OptimConfig, step: int, total: int) -> float:
     return low + (config.lr - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig, *, decay: bool) -> torch.optim.Optimizer:
-    """Return the optimiser; ``decay`` False leaves every parameter undecayed (centres)."""
+def build_optimizer(
+    parameters: Iterable[nn.Parameter],
+    config: OptimConfig,
+    *,
+    decay: bool,
+    lr_scales: Mapping[nn.Parameter, float] | None = None,
+) -> torch.optim.Optimizer:
+    """Return the optimiser.
+
+    Args:
+        parameters: What is to be trained; frozen ones are left out.
+        config: Its settings.
+        decay: False leaves every parameter undecayed (centres).
+        lr_scales: The factor on each parameter's learning rate, see :func:`layer_scales`; None: 1 for all.
+    """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    weights = [p for p in trained if decay and p.ndim >= NO_DECAY_BELOW]
-    others = [p for p in trained if not decay or p.ndim < NO_DECAY_BELOW]
-    groups = [{"params": weights, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
+    if lr_scales is None:
+        groups = _groups(trained, config, decay)
+    else:
+        groups = []
+        for scale in sorted({lr_scales[p] for p in trained}):
+            alike = [p for p in trained if lr_scales[p] == scale]
+            groups += [group | {"lr_scale": scale} for group in _groups(alike, config, decay)]
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
     # One pass over each tensor: a third to a half of the time of the plain loop on a CPU.
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
 
 
+def _groups(trained: list[nn.Parameter], config: OptimConfig, decay: bool) -> list[dict[str, Any]]:
+    weights = [p for p in trained if decay and p.ndim >= NO_DECAY_BELOW]
+    others = [p for p in trained if not decay or p.ndim < NO_DECAY_BELOW]
+    groups = [{"params": weights, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def layer_scales(
+    model: nn.Module, depths: Mapping[str, int], layer_decay: float | None
+) -> dict[nn.Parameter, float] | None:
+    """Return the factor on each parameter's learning rate: ``layer_decay ** (deepest - depth)``; None for None.
+
+    What lies next to the images changes least, as it suits most tasks once it is trained. Source: Clark et al.
+    (ELECTRA), ICLR 2020; Bao et al. (BEiT), ICLR 2022.
+
+    Args:
+        model: Whose parameters.
+        depths: The depth of each parameter by name, 0 next to the images.
+        layer_decay: The factor from one depth to that above it.
+    """
+    if layer_decay is None:
+        return None
+    deepest = max(depths.values())
+    return {parameter: layer_decay ** (deepest - depths[name]) for name, parameter in model.named_parameters()}
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of all parameter groups."""
+    """Set the learning rate of all parameter groups, of each times its own factor if it has one."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 def gradient_norm(module: nn.Module) -> torch.Tensor:

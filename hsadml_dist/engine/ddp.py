@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -11,6 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hsadml_dist.comm import Comm
 from hsadml_dist.data.loader import Batch
+from hsadml_dist.engine.compiled import Compiled, uncompiled
+from hsadml_dist.engine.ema import ModelAverage
+from hsadml_dist.engine.forward import buffers_kept, embedded
 from hsadml_dist.engine.protocol import WEIGHT_DTYPES, LossOf, Outcome, Precision
 from hsadml_dist.optim import (
     clip_gradients,
@@ -20,6 +24,21 @@ from hsadml_dist.optim import (
     nonfinite_gradient,
     set_learning_rate,
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DdpOptions:
+    """What of the engine may be chosen.
+
+    Attributes:
+        static_graph: Each step has the same graph; parameters may then stay unused.
+        compiled: torch.compile makes the network's passes.
+        ema_decay: Share that the weights' running average keeps at each step; None: no average.
+    """
+
+    static_graph: bool = False
+    compiled: bool = False
+    ema_decay: float | None = None
 
 
 class DdpEngine:
@@ -33,6 +52,7 @@ class DdpEngine:
         precision: Precision,
         clip_norm: float | None,
         example: torch.Tensor,
+        options: DdpOptions = DdpOptions(),
     ) -> None:
         """Wrap the model.
 
@@ -43,15 +63,21 @@ class DdpEngine:
             precision: bf16 means autocast.
             clip_norm: Largest norm of the averaged gradient, or None.
             example: An input (1, C, H, W) of zeros.
+            options: See :class:`DdpOptions`.
+
+        Raises:
+            ConfigError: To be compiled, on a machine that cannot.
         """
         self._model, self._optimizer = model, optimizer
         self._precision, self._clip_norm = precision, clip_norm
-        self._replica = model if comm.group is None else DistributedDataParallel(model, process_group=comm.group)
+        self._compiled = options.compiled
+        self._average = None if options.ema_decay is None else ModelAverage(model, options.ema_decay)
+        self._replica = _replica(model, comm, options)
         self._norm = torch.zeros(())
         self._buffers = list(model.buffers())
         self._before = [buffer.clone() for buffer in self._buffers]
         if comm.group is not None:
-            self._settle_buckets(example)
+            self._settle_buckets(example, 2 if options.static_graph else 1)
 
     @property
     def model(self) -> nn.Module:
@@ -71,6 +97,8 @@ class DdpEngine:
         clip_gradients(self._model, self._clip_norm, self._norm)
         set_learning_rate(self._optimizer, lr)
         self._optimizer.step()
+        if self._average is not None:
+            self._average.update()
 
     def discard(self) -> None:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
@@ -83,12 +111,16 @@ class DdpEngine:
 
     def embed(self, image: torch.Tensor) -> torch.Tensor:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
-        with self._buffers_kept():
-            return self._embed(self._model, image)
+        with buffers_kept(self._model):
+            return embedded(self._model, image, self._precision)
+
+    def evaluated(self) -> nn.Module:
+        """See :class:`~hsadml_dist.engine.protocol.Engine`."""
+        return self._model if self._average is None else self._average.judged()
 
     def gradients(self, part: Batch, loss_of: LossOf) -> dict[str, torch.Tensor]:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
-        with self._buffers_kept():
+        with buffers_kept(self._model), self._as_written():
             self._backward(part, loss_of, last=True)
         named = {name: p.grad.clone() for name, p in self._model.named_parameters() if p.grad is not None}
         self._optimizer.zero_grad(set_to_none=True)
@@ -96,22 +128,25 @@ class DdpEngine:
 
     def state(self) -> dict[str, dict[str, torch.Tensor]]:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
-        return {"model": dict(self._model.state_dict()), "model_moments": moments(self._optimizer, self._model)}
+        groups = {"model": dict(self._model.state_dict()), "model_moments": moments(self._optimizer, self._model)}
+        return groups if self._average is None else groups | self._average.state()
 
     def load(self, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
         self._model.load_state_dict(dict(groups["model"]))
         load_moments(self._optimizer, self._model, groups["model_moments"])
+        if self._average is not None:
+            self._average.load(groups)
 
     def _backward(self, part: Batch, loss_of: LossOf, *, last: bool) -> torch.Tensor:
         with self._reducing(last):
-            loss = loss_of(self._embed(self._replica, part.image), part.label)
+            loss = loss_of(embedded(self._replica, part.image, self._precision), part.label)
             loss.backward()
         return loss.detach()
 
-    def _embed(self, network: nn.Module, image: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(image.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
-            return network(image)
+    def _as_written(self) -> contextlib.AbstractContextManager[None]:
+        """For passes that are not worth a compilation."""
+        return uncompiled() if self._compiled else contextlib.nullcontext()
 
     def _reducing(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """Gradients travel once a step, with its last part."""
@@ -119,23 +154,30 @@ class DdpEngine:
             return contextlib.nullcontext()
         return self._replica.no_sync()
 
-    def _settle_buckets(self, example: torch.Tensor) -> None:
+    def _settle_buckets(self, example: torch.Tensor, passes: int) -> None:
         """Let DDP lay out its buckets before the first real step.
 
-        It lays them out anew after its first backward pass, and with three and more ranks the order in which an
-        all-reduce adds depends on the layout: without this, a resumed run would round its first step differently from
-        a run that was never stopped.
+        It lays them out anew after its first backward pass, with a static graph after its second, and with three and
+        more ranks the order in which an all-reduce adds depends on the layout: without this, a resumed run would round
+        its first step differently from a run that was never stopped. A static graph also has to see a whole pass
+        before one whose gradients do not travel, or it fails.
         """
-        with self._buffers_kept():
-            self._embed(self._replica, example).float().sum().backward()
+        with buffers_kept(self._model), self._as_written():
+            for _ in range(passes):
+                embedded(self._replica, example, self._precision).float().sum().backward()
         self._optimizer.zero_grad(set_to_none=True)
 
-    @contextlib.contextmanager
-    def _buffers_kept(self) -> Iterator[None]:
-        buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
-        yield
-        for name, buffer in self._model.named_buffers():
-            buffer.data.copy_(buffers[name])
+
+def _replica(model: nn.Module, comm: Comm, options: DdpOptions) -> nn.Module:
+    network = Compiled(model, comm.device) if options.compiled else model
+    if comm.group is None:
+        return network
+    return DistributedDataParallel(
+        network,
+        process_group=comm.group,
+        gradient_as_bucket_view=True,  # else each gradient is held twice
+        static_graph=options.static_graph,
+    )
 
 
 def _copy(source: list[torch.Tensor], target: list[torch.Tensor]) -> None:

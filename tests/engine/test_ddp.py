@@ -142,7 +142,7 @@ def test_the_first_pass_leaves_neither_gradients_nor_changed_buffers():
     optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
     engine = DdpEngine(net, optimizer, SoloComm(), "fp32", None, torch.zeros(1, 1, 4, 4))
     engine._replica = net
-    engine._settle_buckets(torch.ones(2, 1, 4, 4))
+    engine._settle_buckets(torch.ones(2, 1, 4, 4), 2)
     assert all(torch.equal(buffer, before[name]) for name, buffer in net.named_buffers())
     assert all(p.grad is None for p in net.parameters())
 
