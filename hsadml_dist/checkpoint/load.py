@@ -24,7 +24,7 @@ class InferenceState:
 
     Attributes:
         name: The checkpoint.
-        model: The network's tensors by name.
+        model: The network's tensors by name; of weights that a running average is kept of, the average.
         centres: Class centres (C, D).
         data_digest: Identity of the shards that it was trained on.
     """
@@ -95,7 +95,7 @@ def read_weights(path: Path) -> TensorGroup:
 
 
 def load_inference_state(run: RunFolder) -> InferenceState:
-    """Return the network and centres of the newest checkpoint that verifies.
+    """Return the network and centres of the newest checkpoint that verifies, as they are to be judged.
 
     Raises:
         CheckpointError: None does, or there is none.
@@ -115,6 +115,6 @@ def load_inference_state(run: RunFolder) -> InferenceState:
 
 
 def _inference_state(folder: Path, name: CheckpointName) -> InferenceState:
-    model, centres = (read_rows(folder, group) for group in ("model", "centres"))
+    model, averages, centres = (read_rows(folder, group) for group in ("model", "model_ema", "centres"))
     digest = read_progress(folder).data_digest
-    return InferenceState(name=name, model=model, centres=centres["weight"], data_digest=digest)
+    return InferenceState(name=name, model=model | averages, centres=centres["weight"], data_digest=digest)

@@ -16,8 +16,9 @@ class TrainingState:
     """A training's whole state; there is no random state, since nothing draws from one.
 
     Attributes:
-        groups: Group (``model``, ``model_moments``, ``centres``, ``centres_moments``, and ``head``, ``head_moments``
-            where a loss has more than centres) to tensors by name.
+        groups: Group (``model``, ``model_moments``, ``centres``, ``centres_moments``; ``head``, ``head_moments`` where
+            a loss has more than centres; ``model_ema``, ``model_ema_count`` where weights are averaged) to tensors by
+            name.
         progress: Where the training stands.
         rows: Class ids of this rank's rows in the centres' groups; None: all of them.
     """

@@ -15,6 +15,7 @@ from hsadml_dist.checkpoint.load import (
     read_checkpoint,
     read_weights,
 )
+from hsadml_dist.checkpoint.save import write_checkpoint
 from hsadml_dist.comm import SoloComm
 from hsadml_dist.errors import CheckpointError
 
@@ -143,6 +144,20 @@ def test_inference_takes_the_newest_good_one(run, three, state):
     assert (loaded.name, loaded.data_digest) == (three[-2], "d")
     assert torch.equal(loaded.centres, state(20).groups["centres"]["weight"])
     assert torch.equal(loaded.model["neck.bias"], state(20).groups["model"]["neck.bias"])
+
+
+def test_inference_takes_averages_for_weights_where_there_are_some(run, state):
+    def with_averages(step):
+        one = state(step)
+        one.groups["model_ema"] = {"neck.bias": torch.full((4,), 7.0)}
+        one.groups["model_ema_count"] = {"updates": torch.tensor(3)}
+        return one
+
+    write_checkpoint(run.folder, run.folder.attempt(1), with_averages(10))
+    loaded = load_inference_state(run.folder)
+    assert loaded.model["neck.bias"].tolist() == [7.0] * 4
+    assert torch.equal(loaded.model["conv.weight"], state(10).groups["model"]["conv.weight"])
+    assert loaded.model.keys() == state(10).groups["model"].keys()
 
 
 def test_inference_looks_again_when_a_training_removes_what_it_reads(run, three, state, monkeypatch):

@@ -165,3 +165,94 @@ def test_placed_sets_dtype_and_channels_last(precision):
     assert net.weight.dtype == {"fp64": torch.float64}.get(precision, torch.float32)
     assert net.weight.is_contiguous(memory_format=torch.channels_last)
     assert placed(nn.Conv3d(4, 3, 3), torch.device("cpu"), precision).weight.is_contiguous()
+
+
+OPTIONS = "engine/ddp_ranks.py"
+
+
+@pytest.fixture(scope="module")
+def optional(ranks):
+    """Answers of all ranks after three steps in all ways of the options, by the number of ranks."""
+    return {world: ranks(OPTIONS, world, "ways") for world in (1, 2, 3)}
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_with_options_all_ranks_hold_the_same_to_the_last_bit(optional, world):
+    first = optional[world][0]
+    for answer in optional[world][1:]:
+        for way in first:
+            assert_same(answer[way]["state"], first[way]["state"])
+            assert_same({"": answer[way]["gradients"]}, {"": first[way]["gradients"]})
+            assert [norm for _, norm in answer[way]["told"]] == [norm for _, norm in first[way]["told"]]
+
+
+SAME = {
+    ("static",): (),
+    ("static", "thirds"): ("thirds",),
+    ("recomputing",): (),
+    ("recomputing", "thirds", "drawing"): ("drawing", "thirds"),
+    ("static", "recomputing", "thirds", "drawing"): ("drawing", "thirds"),
+    ("bf16", "thirds", "static"): ("bf16", "thirds"),
+    ("bf16", "thirds", "recomputing"): ("bf16", "thirds"),
+}
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize(("way", "plain"), SAME.items(), ids=" ".join)
+def test_static_graph_and_recomputation_change_no_bit(optional, way, plain, world):
+    for answer in optional[world]:
+        assert_same(answer[way]["state"], answer[plain]["state"])
+        assert_same({"": answer[way]["gradients"]}, {"": answer[plain]["gradients"]})
+        assert answer[way]["told"] == answer[plain]["told"]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize(
+    "way", [(), ("thirds",), ("static", "thirds", "frozen", "unused"), ("average", "frozen", "sgd")]
+)
+def test_with_options_the_number_of_ranks_changes_no_digit_that_counts(optional, way, world):
+    one, many = optional[1][0][way], optional[world][0][way]
+    assert_same(one["state"], many["state"], within=1e-12)
+    assert_same({"": one["gradients"]}, {"": many["gradients"]}, within=1e-12)
+
+
+def test_the_net_that_draws_does_draw(optional):
+    one, other = (optional[1][0][way]["told"] for way in (("thirds",), ("drawing", "thirds")))
+    assert one != other
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("way", [("frozen", "thirds"), ("static", "thirds", "frozen", "unused")])
+def test_what_is_frozen_or_unused_stays_as_it_was(optional, way, world):
+    start = dict(optional[1][0][()]["start"])
+    answer = optional[world][0][way]
+    still = {"stem.weight", "stem.bias", "blocks.0.1.weight"} | ({"lost"} if "unused" in way else set())
+    for name, value in answer["state"]["model"].items():
+        before = start.get(name, torch.ones(7, dtype=torch.float64))
+        assert torch.equal(value, before) == (name in still), name
+    assert not {name.partition(":")[0] for name in answer["state"]["model_moments"]} & still
+    assert not answer["gradients"].keys() & still
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_gradients_lie_in_the_buckets_and_nowhere_else(optional, world):
+    for way, answer in optional[world][0].items():
+        assert answer["homes"] == 1, way
+
+
+@pytest.fixture(scope="module")
+def resumed_with_options(ranks):
+    return ranks(OPTIONS, 3, "resume")
+
+
+def test_with_options_a_resumed_run_goes_on_to_the_last_bit(resumed_with_options):
+    for answer in resumed_with_options:
+        for whole, again, _ in answer.values():
+            assert_same(whole, again)
+
+
+def test_a_static_graph_settles_its_buckets_only_after_a_second_pass(resumed_with_options):
+    """What the second dry pass is for."""
+    for way, (whole, _, once) in resumed_with_options[0].items():
+        same = all(torch.equal(value, once["model"][name]) for name, value in whole["model"].items())
+        assert same == ("static" not in way), way
