@@ -10,6 +10,7 @@ from hsadml_dist.optim import (
     build_optimizer,
     clip_gradients,
     gradient_norm,
+    layer_scales,
     learning_rate,
     load_moments,
     moments,
@@ -101,6 +102,90 @@ def test_set_learning_rate_reaches_all_groups():
     optimizer = build_optimizer(small_net().parameters(), OptimConfig(), decay=True)
     set_learning_rate(optimizer, 0.125)
     assert [group["lr"] for group in optimizer.param_groups] == [0.125, 0.125]
+
+
+DEPTHS = {"0.weight": 0, "0.bias": 0, "1.weight": 1, "1.bias": 1, "3.weight": 3, "3.bias": 3}
+
+
+def test_scales_fall_with_the_distance_from_the_deepest():
+    net = small_net()
+    scales = layer_scales(net, DEPTHS, 0.5)
+    by_name = {name: scales[p] for name, p in net.named_parameters()}
+    assert by_name == {name: 0.5 ** (3 - depth) for name, depth in DEPTHS.items()}
+    assert set(layer_scales(net, DEPTHS, 1.0).values()) == {1.0}
+    assert layer_scales(net, DEPTHS, None) is None
+
+
+def by_hand(net, config, rates, steps):
+    """Return the weights after some steps with a learning rate for each parameter, in fp64 and the plainest way."""
+    weights = {name: p.detach().double().clone() for name, p in net.named_parameters()}
+    first, second = ({name: torch.zeros_like(w) for name, w in weights.items()} for _ in range(2))
+    twin = small_net().double()
+    for step in range(1, steps + 1):
+        twin.load_state_dict(weights)
+        twin.zero_grad()
+        image = torch.randn(5, 1, 4, 4, generator=torch.Generator().manual_seed(step))
+        twin(image.double()).square().sum().backward()
+        for name, p in twin.named_parameters():
+            w, g = weights[name], p.grad
+            lr, decay = rates[name] / step, config.weight_decay if p.ndim >= 2 else 0.0
+            if config.name == "sgd":
+                first[name] = (first[name] * config.momentum if step > 1 else 0) + g + decay * w
+                weights[name] = w - lr * first[name]
+                continue
+            first[name] = config.beta1 * first[name] + (1 - config.beta1) * g
+            second[name] = config.beta2 * second[name] + (1 - config.beta2) * g * g
+            m, v = first[name] / (1 - config.beta1**step), second[name] / (1 - config.beta2**step)
+            weights[name] = w - lr * decay * w - lr * m / (v.sqrt() + 1e-8)
+    return weights
+
+
+@pytest.mark.parametrize("layer_decay", [None, 0.6])
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_steps_with_layer_decay_are_those_by_hand(name, layer_decay):
+    config = OptimConfig(name=name, lr=0.01, weight_decay=0.3)
+    net = small_net().double()
+    expected = by_hand(net, config, {n: 0.01 * (layer_decay or 1.0) ** (3 - d) for n, d in DEPTHS.items()}, 3)
+    scales = layer_scales(net, DEPTHS, layer_decay)
+    optimizer = build_optimizer(net.parameters(), config, decay=True, lr_scales=scales)
+    for step in range(1, 4):
+        set_learning_rate(optimizer, 0.01 / step)
+        optimizer.zero_grad()
+        image = torch.randn(5, 1, 4, 4, generator=torch.Generator().manual_seed(step))
+        net(image.double()).square().sum().backward()
+        optimizer.step()
+    for n, p in net.named_parameters():
+        torch.testing.assert_close(p.detach(), expected[n], rtol=0, atol=1e-13, msg=lambda text, n=n: f"{n}: {text}")
+
+
+def test_with_layer_decay_norms_and_biases_still_do_not_decay():
+    net = small_net()
+    scales = layer_scales(net, DEPTHS, 0.5)
+    optimizer = build_optimizer(net.parameters(), OptimConfig(weight_decay=0.5), decay=True, lr_scales=scales)
+    assert undecayed(net, optimizer) == {"0.bias", "1.weight", "1.bias", "3.bias"}
+    assert {(group["lr_scale"], bool(group["weight_decay"])) for group in optimizer.param_groups} == {
+        (0.125, True),
+        (0.125, False),
+        (0.25, False),
+        (1.0, True),
+        (1.0, False),
+    }
+
+
+def test_with_layer_decay_too_frozen_parameters_are_left_to_nobody():
+    net = small_net()
+    net[0].requires_grad_(False)
+    optimizer = build_optimizer(net.parameters(), OptimConfig(), decay=True, lr_scales=layer_scales(net, DEPTHS, 0.5))
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    assert {id(p) for p in trained} == {id(p) for p in net.parameters() if p.requires_grad}
+
+
+def test_without_layer_decay_there_are_the_same_two_groups_as_ever():
+    net = small_net()
+    optimizer = build_optimizer(net.parameters(), OptimConfig(weight_decay=0.3), decay=True)
+    assert [len(group["params"]) for group in optimizer.param_groups] == [2, 4]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
+    assert not any("lr_scale" in group for group in optimizer.param_groups)
 
 
 @pytest.mark.parametrize("limit", [None, 0.5, 1e6])
