@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import nn
 
-from hsadml_dist.errors import ConfigError, Fault, nearest
+from hsadml_dist.backbones import TIMM, model_problems
+from hsadml_dist.errors import ConfigError, Fault
+from hsadml_dist.models.freezing import freeze, frozen_line
+from hsadml_dist.models.norms import BatchNorms, batch_norms, convert_batch_norms
 from hsadml_dist.models.registry import BACKBONES
-
-RANK_DEPENDENT = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+from hsadml_dist.models.timm_nets import build_timm
 
 
 class EmbeddingNet(nn.Module):
-    """Backbone, dropout, linear neck: ``(B, C, H, W[, D]) -> (B, embedding_dim)``, not normalised."""
+    """Backbone, dropout, linear neck: ``(B, C, H, W[, D]) -> (B, embedding_dim)``, not normalised.
+
+    Attributes:
+        fixed: Names of layers that stay in evaluation mode: frozen batch norms.
+        changes: A line for each thing done to the published net, for the run's log.
+    """
 
     def __init__(self, backbone: nn.Module, features: int, embedding_dim: int, dropout: float) -> None:
         super().__init__()
@@ -20,10 +30,30 @@ class EmbeddingNet(nn.Module):
         # A dropout of 0 is left out, so that the net is seen to be the same function on any number of ranks.
         self.dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
         self.neck = nn.Linear(features, embedding_dim)
+        self.fixed: tuple[str, ...] = ()
+        self.changes: tuple[str, ...] = ()
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Return embeddings (B, embedding_dim)."""
         return self.neck(self.dropout(self.backbone(image)))
+
+    def train(self, mode: bool = True) -> EmbeddingNet:
+        """Set the mode of all layers but the fixed ones; see the base class."""
+        super().train(mode)
+        for name in self.fixed:
+            self.get_submodule(name).eval()
+        return self
+
+    def freeze(self, names: Sequence[str]) -> None:
+        """Freeze parts, and say so in ``changes``; see :func:`~hsadml_dist.models.freezing.freeze`.
+
+        Raises:
+            ConfigError: A name that the network does not have, or nothing would be left to train.
+        """
+        if names:
+            self.fixed += freeze(self, names)
+            self.changes += (frozen_line(self, names, self.fixed),)
+            self.train(self.training)
 
 
 def build_model(
@@ -35,21 +65,63 @@ def build_model(
     in_channels: int = 1,
     spatial_dims: int = 2,
     seed: int = 0,
+    batch_norm: BatchNorms = "keep",
+    frozen: Sequence[str] = (),
 ) -> EmbeddingNet:
     """Return the named network with weights drawn from ``seed``, fp32, on the CPU.
 
+    Args:
+        name: A backbone of the registry, or ``timm/NAME``.
+        embedding_dim: Components of an embedding.
+        dropout: Probability of dropping a feature before the neck.
+        image_size: Pixels a side.
+        in_channels: Channels of an image.
+        spatial_dims: 2 or 3.
+        seed: Of the weights.
+        batch_norm: What becomes of BatchNorm, see :func:`~hsadml_dist.models.norms.convert_batch_norms`.
+        frozen: Parts that are not trained, see :func:`~hsadml_dist.models.freezing.freeze`.
+
     Raises:
-        ConfigError: Unknown backbone.
+        ConfigError: Unknown backbone or part, an image that the backbone cannot take, or timm is not there.
     """
-    if name not in BACKBONES:
-        problem = f"{name!r} is unknown{nearest(name, BACKBONES)}; allowed: {', '.join(BACKBONES)}"
-        raise ConfigError([Fault(where="recipe", key="model.name", problem=problem)])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone, features = BACKBONES[name](in_channels, spatial_dims, image_size)
-        return EmbeddingNet(backbone, features, embedding_dim, dropout)
+        backbone, features = build_backbone(name, in_channels, spatial_dims, image_size)
+        network = EmbeddingNet(backbone, features, embedding_dim, dropout)
+    line = convert_batch_norms(network, batch_norm)
+    network.changes += () if line is None else (line,)
+    network.freeze(frozen)
+    return network
+
+
+def build_backbone(name: str, in_channels: int, spatial_dims: int, image_size: int) -> tuple[nn.Module, int]:
+    """Return a module ``(B, C, H, W[, D]) -> (B, F)`` and F; weights are drawn from the caller's generator.
+
+    Raises:
+        ConfigError: Unknown backbone, an image that it cannot take, or timm is not there.
+    """
+    faults = [Fault(where="recipe", key=key, problem=text) for key, text in model_problems(name, image_size)]
+    if faults:
+        raise ConfigError(faults)
+    if name.startswith(TIMM):
+        return build_timm(name.removeprefix(TIMM), in_channels, spatial_dims, image_size)
+    return BACKBONES[name](in_channels, spatial_dims, image_size)
 
 
 def rank_dependent_layers(model: nn.Module) -> list[str]:
     """Return the names of layers whose output depends on how a batch is cut among ranks: batch norms and dropouts."""
-    return [name for name, layer in model.named_modules() if isinstance(layer, RANK_DEPENDENT)]
+    fixed = getattr(model, "fixed", ())
+    return [n for n, layer in model.named_modules() if n not in fixed and (_has_statistics(layer) or _draws(layer))]
+
+
+def _has_statistics(layer: nn.Module) -> bool:
+    return bool(batch_norms(layer)) and isinstance(layer, nn.modules.batchnorm._BatchNorm)
+
+
+def _draws(layer: Any) -> bool:
+    """Whether a layer draws random numbers: dropout, or MONAI's and timm's dropped blocks."""
+    if isinstance(layer, nn.modules.dropout._DropoutNd):
+        return layer.p > 0
+    if type(layer).__name__ == "MBConvBlock":
+        return bool(layer.id_skip and layer.stride == 1 and layer.drop_connect_rate)
+    return type(layer).__name__ == "DropPath" and bool(layer.drop_prob)

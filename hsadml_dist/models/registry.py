@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from torch import nn
 
-from hsadml_dist.models.monai_nets import densenet121, efficientnet_b0, resnet18, seresnet50
+from hsadml_dist.models.monai_nets import CONVOLUTIONAL
+from hsadml_dist.models.monai_tokens import TOKENS
 from hsadml_dist.models.residual import resnet_gn_small, resnet_gn_tiny
 from hsadml_dist.models.transformer import vit_small_patches
 
@@ -17,8 +18,6 @@ BACKBONES: dict[str, Builder] = {
     "resnet_gn_small": resnet_gn_small,
     "resnet_gn_tiny": resnet_gn_tiny,
     "vit_small_patches": vit_small_patches,
-    "monai_densenet121": densenet121,
-    "monai_efficientnet_b0": efficientnet_b0,
-    "monai_resnet18": resnet18,
-    "monai_seresnet50": seresnet50,
+    **CONVOLUTIONAL,
+    **TOKENS,
 }

@@ -1,22 +1,54 @@
 import pytest
 import torch
 
-from hsadml_dist.models import BACKBONES
+from hsadml_dist.backbones import FACTS
+from hsadml_dist.models import BACKBONES, EmbeddingNet
+from hsadml_dist.models.memory import hollow
+
+QUICK = (
+    "resnet_gn_tiny",
+    "vit_small_patches",
+    "monai_densenet121",
+    "monai_efficientnet_b0",
+    "monai_resnet18",
+    "monai_resnet50",
+    "monai_seresnet50",
+    "monai_vit_small_16",
+    "monai_vit_huge_14",
+    "monai_swinunetr_encoder",
+)
+EACH = [name if name in QUICK else pytest.param(name, marks=pytest.mark.soak) for name in FACTS]
 
 
-def test_names_that_recipes_may_use():
-    assert set(BACKBONES) == {
-        "resnet_gn_small",
-        "resnet_gn_tiny",
-        "vit_small_patches",
-        "monai_densenet121",
-        "monai_efficientnet_b0",
-        "monai_resnet18",
-        "monai_seresnet50",
-    }
+def least(name):
+    return max(8, FACTS[name].least, FACTS[name].multiple)
 
 
-@pytest.mark.parametrize("name", [name for name in BACKBONES if not name.startswith("monai_")])
-def test_a_builder_tells_the_width_of_its_features(name):
-    net, width = BACKBONES[name](1, 2, 32)
-    assert net(torch.zeros(2, 1, 32, 32)).shape == (2, width)
+def test_names_that_recipes_may_use_are_those_of_the_table():
+    assert list(BACKBONES) == list(FACTS)
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_every_weight_gets_a_gradient_from_a_batch_of_one_smallest_image(name):
+    size = least(name)
+    net, features = hollow(name, image_size=size)
+    model = EmbeddingNet(net, features, 8, 0.0).to("meta")
+    model(torch.empty(1, 1, size, size, device="meta")).sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("name", ["resnet_gn_tiny", "vit_small_patches", "monai_vit_small_16"])
+def test_the_gradients_are_not_zero(name):
+    size = least(name)
+    net, _ = BACKBONES[name](1, 2, 2 * size)
+    net(torch.randn(4, 1, 2 * size, 2 * size)).square().sum().backward()
+    assert [n for n, p in net.named_parameters() if p.grad is None or p.grad.abs().max() == 0] == []
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_small_patches", "monai_resnet18", "monai_vit_small_16", "monai_swinunetr_encoder"]
+)
+def test_volumes_become_vectors(name):
+    size = least(name)
+    net, features = hollow(name, image_size=size, spatial_dims=3)
+    assert net(torch.empty(2, 1, size, size, size, device="meta")).shape == (2, features)

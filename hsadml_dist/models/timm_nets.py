@@ -1,0 +1,65 @@
+"""Backbones of the timm library, by its names; timm is optional and imported when a net is built."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from hsadml_dist.errors import ConfigError, Fault, nearest
+
+INSTALL = 'pip install "hsadml-dist[timm]" (".[timm]" in a clone)'
+
+
+def build_timm(name: str, in_channels: int, spatial_dims: int, image_size: int) -> tuple[nn.Module, int]:
+    """Return timm's net without its classifier, untrained, and the width of its features.
+
+    Args:
+        name: timm's name of it, such as ``resnet18``.
+        in_channels: Channels of an image.
+        spatial_dims: Must be 2.
+        image_size: Pixels a side; nets of one image size are built for it.
+
+    Raises:
+        ConfigError: timm is not there, has no such net, or the net cannot take such images.
+    """
+    if spatial_dims != 2:
+        raise _fault("model.name", f"'timm/{name}' takes images, not volumes; MONAI's backbones take both")
+    timm = _library(name)
+    if not timm.is_model(name):
+        raise _fault("model.name", f"timm {timm.__version__} has no {name!r}{nearest(name, timm.list_models())}")
+    published = timm.models.get_pretrained_cfg(name)
+    sized = {"img_size": image_size} if published is not None and published.fixed_input_size else {}
+    try:
+        net = timm.create_model(name, pretrained=False, num_classes=0, in_chans=in_channels, **sized)
+        return net, _width(net, in_channels, image_size)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as fault:
+        reason = str(fault).strip().partition("\n")[0] or "it gives no reason"
+        raise _fault("data.image_size", f"timm's {name} takes no images of {image_size} pixels: {reason}") from fault
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module("timm")
+    except ModuleNotFoundError as fault:
+        raise _fault("model.name", f"'timm/{name}' needs {fault.name}, which is not installed: {INSTALL}") from fault
+    except (ImportError, RuntimeError) as fault:  # the latter where torchvision was made for another torch
+        raise _fault("model.name", f"'timm/{name}': timm cannot be imported: {str(fault).splitlines()[0]}") from fault
+
+
+def _width(net: nn.Module, in_channels: int, image_size: int) -> int:
+    """Return the width of the features; raises what the net raises where the image does not fit."""
+    net.eval()
+    with FakeTensorMode(allow_non_fake_inputs=True):  # shapes only: no time, and no statistics that move
+        features = net(torch.empty(1, in_channels, image_size, image_size))
+    net.train()
+    if features.ndim != 2:
+        raise ValueError(f"its output has the shape {tuple(features.shape)} and is no vector for each image")
+    return features.shape[1]
+
+
+def _fault(key: str, problem: str) -> ConfigError:
+    return ConfigError([Fault(where="recipe", key=key, problem=problem)])
