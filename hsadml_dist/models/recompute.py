@@ -42,6 +42,8 @@ def _recomputed(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
     forward = partial(type(block).forward, block)
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
+    if torch.compiler.is_compiling():  # a compiler repeats values, never what is done to statistics
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
     return checkpoint(forward, *args, use_reentrant=False, context_fn=partial(_contexts, block), **kwargs)
 
 
@@ -56,10 +58,11 @@ def _statistics_kept(block: nn.Module) -> Iterator[None]:
     """Keep batch norms from counting the same batch twice."""
     moving = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     moving = [m for m in moving if m.training]  # others normalise by these very statistics
+    before = [(layer.momentum, layer.num_batches_tracked) for layer in moving]
     try:
-        for layer in moving:
-            layer.track_running_stats = False
+        for layer in moving:  # told to take nothing in; without statistics they would keep other tensors than before
+            layer.momentum, layer.num_batches_tracked = 0.0, None
         yield
     finally:
-        for layer in moving:
-            layer.track_running_stats = True
+        for layer, (momentum, count) in zip(moving, before, strict=True):
+            layer.momentum, layer.num_batches_tracked = momentum, count
