@@ -57,5 +57,5 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=..." if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) install "$$(grep '^torch==' constraints.txt)" "setuptools>=77"
-	$(PIP) install -c constraints.txt --no-build-isolation -e ".[train,demo,export,dev]"
+	$(PIP) install -c constraints.txt --no-build-isolation -e ".[train,deepspeed,demo,export,dev]"
 	touch $@

@@ -131,6 +131,8 @@ class SoloComm:
 
     def close(self) -> None:
         """See :class:`Comm`."""
+        if dist.is_initialized():  # by :func:`ensure_group`
+            dist.destroy_process_group()
 
 
 class TorchComm:
@@ -216,6 +218,13 @@ class TorchComm:
         """See :class:`Comm`."""
         dist.barrier(group=self._control)
         dist.destroy_process_group()
+
+
+def ensure_group(device: torch.device) -> None:
+    """Give a job of one rank a training group, for a library that cannot do without one; others have theirs already."""
+    if not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
 
 
 def _padded(rows_ND: torch.Tensor, count: int) -> torch.Tensor:

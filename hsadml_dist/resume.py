@@ -1,4 +1,4 @@
-"""Where an attempt begins: the state of the chosen checkpoint, given weights, or fresh ones."""
+"""Where an attempt begins: fresh weights, given ones, or the state of the chosen checkpoint."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 from hsadml_dist.checkpoint.layout import Progress
 from hsadml_dist.checkpoint.load import Choice, read_checkpoint, read_weights
 from hsadml_dist.config import Recipe
-from hsadml_dist.engine.learner import Learner
+from hsadml_dist.engine.learner import Learner, build_network
 from hsadml_dist.errors import CheckpointError, ConfigError, Fault
+from hsadml_dist.models import EmbeddingNet, adopt_weights
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.records import Records
 
@@ -39,14 +40,13 @@ class Resume:
         """Put the chosen state into place; return the number of steps done.
 
         Raises:
-            ConfigError: The shards hold other samples than those of the run, or given weights do not fit.
+            ConfigError: The shards hold other samples than those of the run.
             CheckpointError: The checkpoint was written under other settings.
         """
         for name, reason in choice.passed_over:
             log.warning("checkpoint %s passed over: %s", name, reason)
             self.records.event("fell_back", name.step, checkpoint=str(name), reason=reason)
         if choice.name is None:
-            self._load_initial_weights()
             return 0
         state = read_checkpoint(self.run, choice.name, self.learner.head.rows)
         self._check_same_data(state.progress)
@@ -55,19 +55,28 @@ class Resume:
         self.records.event("resumed", state.progress.step, checkpoint=str(choice.name))
         return state.progress.step
 
-    def _load_initial_weights(self) -> None:
-        source = self.recipe.model.init_from
-        if source is None:
-            return
-        try:
-            self.learner.engine.model.load_state_dict(read_weights(Path(source)))
-        except RuntimeError as fault:  # names and shapes that do not fit, all of them in one text
-            problem = f"{source!r} does not fit {self.recipe.model.name!r}: {' '.join(str(fault).split())}"
-            raise ConfigError([Fault(where="recipe", key="model.init_from", problem=problem)]) from fault
-
     def _check_same_data(self, saved: Progress) -> None:
         if saved.data_digest != self.data_digest:
             problem = f"{self.recipe.data.shards!r} holds other samples than this run was started with"
             raise ConfigError([Fault(where="recipe", key="data.shards", problem=problem)])
         if saved.fingerprint != self.recipe.fingerprint():
             raise CheckpointError(f"{self.run.path}: the checkpoint was written under other settings than config.yaml")
+
+
+def initial_network(recipe: Recipe, *, fresh: bool) -> EmbeddingNet:
+    """Return the network as a training gets it, on the CPU.
+
+    Args:
+        recipe: All settings.
+        fresh: Whether it is the run's start, so that given weights count; else a checkpoint's will.
+
+    Raises:
+        ConfigError: Given weights do not fit.
+        CheckpointError: Given weights cannot be read.
+    """
+    network, source = build_network(recipe), recipe.model.init_from
+    if source is None or not fresh:
+        return network
+    adopted = adopt_weights(network, read_weights(Path(source)), source)
+    network.changes += (f"weights of {source}: {adopted}",)
+    return network

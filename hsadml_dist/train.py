@@ -21,12 +21,12 @@ from hsadml_dist.config import Recipe
 from hsadml_dist.data.feed import Feed, open_feed
 from hsadml_dist.data.loader import Batch
 from hsadml_dist.engine.guard import Finding
-from hsadml_dist.engine.learner import Learner, StepReport, build_learner, build_network
+from hsadml_dist.engine.learner import Learner, StepReport, build_learner
 from hsadml_dist.errors import ConfigError, ExitCode, Fault, HsadmlError, NumericalError, RunError
 from hsadml_dist.evaluation.verdict import judge_run
 from hsadml_dist.garbage import collect_again
-from hsadml_dist.models import rank_dependent_layers
-from hsadml_dist.resume import Resume
+from hsadml_dist.models import EmbeddingNet, rank_dependent_layers
+from hsadml_dist.resume import Resume, initial_network
 from hsadml_dist.run.code import keep_code
 from hsadml_dist.run.entry import Entry, enter
 from hsadml_dist.run.folder import RunFolder, replace_text
@@ -93,7 +93,9 @@ def _attempt(
             _refuse_if_stuck(run, entry)
             _compare_code(recipe, run, entry, records)
             choice = choose_checkpoint(run, entry.comm)
-            return _build(recipe, run, feed, entry, notice, records, watch).go_on_from(choice)
+            network = initial_network(recipe, fresh=choice.name is None)
+            _tell_of(network, records)
+            return _build(recipe, run, feed, entry, notice, records, watch, network).go_on_from(choice)
     except HsadmlError as fault:
         with contextlib.suppress(RunError):  # a full disk must not hide why the run ends
             records.event("failed", 0, reason=str(fault), exit_code=int(fault.exit_code))
@@ -104,11 +106,16 @@ def _attempt(
 
 
 def _build(
-    recipe: Recipe, run: RunFolder, feed: Feed, entry: Entry, notice: Notice, records: Records, watch: Watch
+    recipe: Recipe,
+    run: RunFolder,
+    feed: Feed,
+    entry: Entry,
+    notice: Notice,
+    records: Records,
+    watch: Watch,
+    network: EmbeddingNet,
 ) -> Training:
     """Put an attempt's parts together."""
-    network = build_network(recipe)
-    _warn_of(rank_dependent_layers(network))
     learner = build_learner(recipe, network, len(feed.index.classes), entry.comm, feed.total_steps)
     requests = Requests(run, entry.attempt) if entry.comm.topology.is_first else None
     agreement = StopAgreement(entry.comm, notice, requests)
@@ -153,7 +160,13 @@ def _compare_code(recipe: Recipe, run: RunFolder, entry: Entry, records: Records
     records.event("code_changed", 0, before=change.before, now=change.now, files=change.files)
 
 
-def _warn_of(layers: list[str]) -> None:
+def _tell_of(network: EmbeddingNet, records: Records) -> None:
+    """Say what was done to the published net, and what of it voids the promise across numbers of ranks."""
+    for line in network.changes:
+        log.info("%s", line)
+    if network.changes:
+        records.event("network", 0, changes=list(network.changes))
+    layers = rank_dependent_layers(network)
     if layers:
         text = "%d layers (%s, ...) depend on how a batch is cut: results hold for this number of ranks only"
         log.warning(text, len(layers), layers[0])

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from hsadml_dist.backbones import model_problems
+from hsadml_dist.config.deepspeed import settings_of
 from hsadml_dist.config.io import COMMAND_LINE, LoadedRecipe, dump_recipe, load_recipe
 from hsadml_dist.config.recipe import Recipe
 from hsadml_dist.data.index import ShardIndex
@@ -109,7 +112,7 @@ def prepare_run(recipe: str, overrides: Sequence[str], run: Path | None, smoke: 
     folder = RunFolder(planned_run(recipe, overrides, run, smoke, world_size))
     _refuse_foreign(folder)
     index = read_index(loaded.recipe.data.shards, fresh=True)
-    faults = list(_misfits(loaded, index))
+    faults = [*_misfits(loaded, index), *_unfit_engine(loaded.recipe, world_size)]
     if not smoke and folder.config.is_file():
         faults += _changes(loaded, folder, index)
     if faults:
@@ -118,7 +121,7 @@ def prepare_run(recipe: str, overrides: Sequence[str], run: Path | None, smoke: 
         if smoke and folder.path.exists():
             shutil.rmtree(folder.path)
         folder.path.mkdir(parents=True, exist_ok=True)
-        dump_recipe(_with_absolute_shards(loaded.recipe), folder.config)
+        dump_recipe(_with_absolute_paths(loaded.recipe), folder.config)
     except OSError as fault:
         raise RunError(f"run folder {folder.path}: cannot be written: {reason_of(fault)}") from fault
     return folder.path
@@ -155,9 +158,25 @@ def _misfits(loaded: LoadedRecipe, index: ShardIndex) -> Iterator[Fault]:
     unusable = None if data.stage is None else stage_problem(data.stage)
     if unusable is not None:
         yield Fault(where=loaded.provenance["data.stage"], key="data.stage", problem=unusable)
+    for key, text in model_problems(loaded.recipe.model.name, data.image_size):
+        yield Fault(where=loaded.provenance[key], key=key, problem=text)
     unlearnable = label_problem(index, data)
     if unlearnable is not None:
         yield Fault(where=loaded.provenance["data.label"], key="data.label", problem=unlearnable)
+
+
+def _unfit_engine(recipe: Recipe, world_size: int) -> Iterator[Fault]:
+    """Yield what of DeepSpeed is wrong or missing, as far as it shows here."""
+    if recipe.engine.name != "deepspeed":
+        return
+    # A login node need not have either of them; where only one is missing, it was forgotten.
+    if find_spec("torch") is not None and find_spec("deepspeed") is None:
+        problem = "'deepspeed' needs the package deepspeed: pip install 'hsadml-dist[deepspeed]'"
+        yield Fault(where="recipe", key="engine.name", problem=problem)
+    try:
+        settings_of(recipe, world_size)
+    except ConfigError as refused:
+        yield from refused.faults
 
 
 def _changes(loaded: LoadedRecipe, folder: RunFolder, index: ShardIndex) -> Iterator[Fault]:
@@ -199,9 +218,11 @@ def _holds_other_samples(shards: str, index: ShardIndex) -> bool:
         return False
 
 
-def _with_absolute_shards(recipe: Recipe) -> Recipe:
+def _with_absolute_paths(recipe: Recipe) -> Recipe:
     """A run folder is also read from other directories than the one it was started in."""
-    if is_address(recipe.data.shards):
-        return recipe
-    data = dataclasses.replace(recipe.data, shards=str(Path(recipe.data.shards).absolute()))
-    return dataclasses.replace(recipe, data=data)
+    data, engine = recipe.data, recipe.engine
+    if not is_address(data.shards):
+        data = dataclasses.replace(data, shards=str(Path(data.shards).absolute()))
+    if engine.deepspeed_config is not None:
+        engine = dataclasses.replace(engine, deepspeed_config=str(Path(engine.deepspeed_config).absolute()))
+    return dataclasses.replace(recipe, data=data, engine=engine)

@@ -86,7 +86,13 @@ def settings_of(recipe: Recipe, world_size: int) -> dict[str, Any]:
 
 def _defaults() -> dict[str, Any]:
     buckets = ("reduce_bucket_size", "allgather_bucket_size", "stage3_prefetch_bucket_size")
-    return {f"{ZERO}.{name}": BUCKET for name in buckets}
+    return {f"{ZERO}.{name}": BUCKET for name in buckets} | {
+        # PyTorch's own optimisers, as under every engine.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        # It would replace PyTorch's linear function in the whole process.
+        f"{ZERO}.memory_efficient_linear": False,
+    }
 
 
 def _decided(recipe: Recipe, world_size: int) -> dict[str, Any]:
@@ -148,7 +154,7 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in tree.items():
         key = prefix + name
-        if isinstance(value, dict) and key not in REFUSED:
+        if isinstance(value, dict) and key in _SECTIONS:
             yield from _flat(value, f"{key}.")
         else:
             yield key, value
@@ -184,7 +190,7 @@ def _problem(key: str, value: Any, decided: Mapping[str, Any]) -> str | None:
     kind = FREE[key]
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         return f"{value!r} must be {_KINDS[kind]}"
-    return f"{value!r} must be at least 0" if kind is int and value < 0 else None
+    return f"{value!r} must be at least 0" if isinstance(value, int) and value < 0 else None
 
 
 def _clash(key: str, value: Any, decided: Any) -> str | None:
@@ -200,4 +206,5 @@ def _beside(key: str, allowed: list[str]) -> list[str]:
     return inside or sorted({name.partition(".")[0] for name in allowed})
 
 
+_SECTIONS = {key[:place] for key in (*FREE, *SOURCES) for place, letter in enumerate(key) if letter == "."}
 _KINDS: Mapping[type, str] = {bool: "true or false", int: "a whole number", str: "a text"}

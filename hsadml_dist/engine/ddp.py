@@ -109,6 +109,11 @@ class DdpEngine:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
         return nonfinite_gradient(self._model)
 
+    def nonfinite_weight(self) -> str | None:
+        """See :class:`~hsadml_dist.engine.protocol.Engine`."""
+        tensors = self._model.state_dict().items()
+        return next((name for name, tensor in tensors if not tensor.isfinite().all()), None)
+
     def embed(self, image: torch.Tensor) -> torch.Tensor:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
         with buffers_kept(self._model):

@@ -123,7 +123,7 @@ def undo_and_explain(
     gradient = engine.nonfinite_gradient() or _of_the_head(head.nonfinite_gradient())
     engine.discard()
     head.discard()
-    weight = _nonfinite(engine.model) or _of_the_head(_nonfinite(head.loss))
+    weight = engine.nonfinite_weight() or _of_the_head(_nonfinite(head.loss))
     suspects = [suspect for part in parts for suspect in _suspects(engine, part, loss_of)]
     keys = [key for part in parts for key in part.keys]
     told = comm.gather((gradient, weight, suspects, keys))

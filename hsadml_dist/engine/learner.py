@@ -13,7 +13,8 @@ from hsadml_dist.config import Recipe
 from hsadml_dist.config.loss import LossConfig
 from hsadml_dist.data.loader import Batch
 from hsadml_dist.data.order import step_seed
-from hsadml_dist.engine.ddp import DdpEngine, placed
+from hsadml_dist.engine.build import build_engine
+from hsadml_dist.engine.ddp import placed
 from hsadml_dist.engine.guard import Finding, Guard, check_labels, undo_and_explain
 from hsadml_dist.engine.head import Head
 from hsadml_dist.engine.protocol import WEIGHT_DTYPES, Engine
@@ -21,7 +22,7 @@ from hsadml_dist.engine.selfcheck import by_the_sum_rule, check_gradients
 from hsadml_dist.losses.centres import Centres, chosen_layout
 from hsadml_dist.losses.distributed import Computing, DistributedLoss
 from hsadml_dist.losses.margins import Adaptive, Annealing, MarginLoss, MarginSettings, build_margin
-from hsadml_dist.models import EmbeddingNet, build_model
+from hsadml_dist.models import EmbeddingNet, build_model, recompute_activations, refuse_sync
 from hsadml_dist.optim import build_optimizer, learning_rate
 
 
@@ -108,6 +109,8 @@ def build_network(recipe: Recipe) -> EmbeddingNet:
         dropout=recipe.model.dropout,
         image_size=recipe.data.image_size,
         seed=recipe.train.seed,
+        batch_norm=recipe.model.batch_norm,
+        frozen=recipe.model.freeze,
     )
 
 
@@ -115,18 +118,20 @@ def build_learner(recipe: Recipe, network: EmbeddingNet, classes: int, comm: Com
     """Return the learner of a fresh training.
 
     Raises:
-        ConfigError: The loss cannot have this margin.
+        ConfigError: The loss cannot have this margin, or the engine cannot train this network here.
         EngineError: The engine's gradients are not those of the global mean.
     """
     settings = recipe.engine
+    refuse_sync(network, comm.device, comm.topology.world_size)
+    if settings.activation_checkpointing:
+        recompute_activations(network)
     model = placed(network, comm.device, settings.precision)
     size = recipe.data.image_size
     example = torch.zeros(1, 1, size, size, device=comm.device, dtype=WEIGHT_DTYPES[settings.precision])
     margin_loss, dim = _margin_loss(recipe.loss), recipe.model.embedding_dim
     apart = comm.apart()  # the loss's messages cross those of the engine's gradients
     rule = by_the_sum_rule(model, settings.precision, margin_loss, dim, example, apart)
-    optimizer = build_optimizer(model.parameters(), recipe.optim, decay=True)
-    engine = DdpEngine(model, optimizer, comm, settings.precision, settings.clip_norm, example)
+    engine = build_engine(recipe, model, comm, example, lambda: placed(build_network(recipe), comm.device, "fp32"))
     head = _build_head(recipe, classes, apart)
     check_gradients(engine, rule, head.loss.layout, apart)
     return Learner(recipe, engine, head, comm, total_steps)

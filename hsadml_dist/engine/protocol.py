@@ -44,7 +44,7 @@ class Engine(Protocol):
 
     @property
     def model(self) -> nn.Module:
-        """The bare network, for evaluation."""
+        """The network that is trained: for its hooks and its mode; its weights may be elsewhere."""
         ...
 
     def backward(self, parts: Sequence[Batch], loss_of: LossOf) -> Outcome:
@@ -69,8 +69,19 @@ class Engine(Protocol):
         """
         ...
 
+    def nonfinite_weight(self) -> str | None:
+        """Return the first weight or buffer that is not finite in what this rank holds, or None."""
+        ...
+
     def embed(self, image: torch.Tensor) -> torch.Tensor:
-        """Return the bare network's embeddings (B, D), differentiable; buffers stay as they are."""
+        """Return the network's embeddings (B, D); buffers stay as they are. Asked by all ranks."""
+        ...
+
+    def evaluated(self) -> nn.Module:
+        """Return the bare network, whole, with the weights to be judged; valid until the next step.
+
+        The averaged weights, where there is an average. Asked by all ranks.
+        """
         ...
 
     def gradients(self, part: Batch, loss_of: LossOf) -> dict[str, torch.Tensor]:
@@ -78,7 +89,10 @@ class Engine(Protocol):
         ...
 
     def state(self) -> dict[str, dict[str, torch.Tensor]]:
-        """Return groups ``model`` and ``model_moments``, whole tensors by parameter name."""
+        """Return groups of whole tensors by parameter name; asked by all ranks, of which rank 0 has all of it.
+
+        They are ``model``, ``model_moments``, and with an average ``model_ema`` and ``model_ema_count``.
+        """
         ...
 
     def load(self, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:

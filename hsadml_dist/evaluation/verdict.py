@@ -66,7 +66,7 @@ def judge_run(run: Path, recipe: Recipe, index: ShardIndex, learner: Learner, co
         DataError: Shards that cannot be read, folds that leave nothing to compare with, or a diverged model.
     """
     weights = Weights(
-        model=learner.engine.model,
+        model=learner.engine.evaluated(),
         centre_CD=learner.head.whole_centres(),
         checkpoint=_newest(RunFolder(run), comm),
     )

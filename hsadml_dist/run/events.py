@@ -16,6 +16,7 @@ EventName = Literal[
     "resumed",
     "fell_back",
     "code_changed",
+    "network",
     "finished",
     "failed",
     "skipped",

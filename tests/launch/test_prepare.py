@@ -4,6 +4,7 @@ import pytest
 
 from hsadml_dist.config.io import load_recipe
 from hsadml_dist.errors import ConfigError, DataError, RunError, UsageError
+from hsadml_dist.launch import prepare
 from hsadml_dist.launch.prepare import existing_run, find_recipe, planned_run, prepare_run, shipped_recipes
 
 CONSTANT = ["optim.schedule=constant", "train.steps=100"]
@@ -35,6 +36,35 @@ def test_the_run_folder_holds_the_whole_recipe_with_absolute_shards(recipe, tmp_
     stored = load_recipe(run / "config.yaml").recipe
     assert (stored.optim.lr, stored.train.global_batch) == (0.5, 12)
     assert stored.data.shards == str(tmp_path / "shards")
+
+
+def test_a_wrong_deepspeed_json_is_refused_with_its_keys_before_anything_is_written(recipe):
+    Path("ds.json").write_text('{"train_batch_size": 5, "optimizer": {"type": "Adam"}, "zero_optimisation": {}}')
+    settings = ["engine.name=deepspeed", "engine.deepspeed_config=ds.json"]
+    told = faults(recipe, settings, None, False, 2)
+    assert [line.split(" ")[1] for line in told] == ["train_batch_size:", "optimizer:", "zero_optimisation:"]
+    assert all(line.startswith("ds.json: ") for line in told)
+    assert not Path("runs").exists()
+
+
+def test_a_right_deepspeed_json_is_named_by_its_absolute_path(recipe, tmp_path):
+    Path("ds.json").write_text('{"zero_optimization": {"overlap_comm": true}}')
+    run = prepare_run(recipe, ["engine.name=deepspeed", "engine.deepspeed_config=ds.json"], None, False, 2)
+    assert load_recipe(run / "config.yaml").recipe.engine.deepspeed_config == str(tmp_path / "ds.json")
+
+
+def test_a_forgotten_deepspeed_is_told_at_once(recipe, monkeypatch):
+    here = {"torch": True, "deepspeed": None}
+    monkeypatch.setattr(prepare, "find_spec", here.get)
+    (line,) = faults(recipe, ["engine.name=deepspeed"], None, False, 2)
+    assert line.startswith("recipe: engine.name: 'deepspeed' needs the package deepspeed")
+    here["torch"] = None
+    prepare_run(recipe, ["engine.name=deepspeed"], None, False, 2)
+
+
+def test_images_that_the_backbone_cannot_take_are_refused(recipe):
+    (line,) = faults(recipe, ["model.name=monai_vit_base_16", "data.image_size=100"], None, False, 2)
+    assert line.startswith("command line: data.image_size: 100 does not fit monai_vit_base_16")
 
 
 def test_the_same_settings_mean_the_same_folder(recipe):

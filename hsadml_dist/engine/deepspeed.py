@@ -1,0 +1,183 @@
+"""DeepSpeed as an engine: ZeRO shares moments, gradients and weights out among the ranks.
+
+Source: Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", SC 2020.
+
+The optimiser, its learning rate and the rule of clipping are those of every other engine. Checkpoints hold whole
+tensors by parameter name, put together of the ranks' pieces, so any stage and any number of ranks goes on from any
+other's: there is nothing to convert.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from hsadml_dist.comm import Comm, ensure_group
+from hsadml_dist.data.loader import Batch
+from hsadml_dist.engine.forward import buffers_kept, embedded
+from hsadml_dist.engine.protocol import LossOf, Outcome, Precision
+from hsadml_dist.engine.replicas import Replicas
+from hsadml_dist.engine.shares import WEIGHTS, Shares
+from hsadml_dist.errors import ConfigError, EngineError, Fault
+from hsadml_dist.optim import set_learning_rate
+
+Settings = Mapping[str, Any]
+
+
+class DeepSpeedEngine:
+    """The network inside a DeepSpeed engine; the head stays outside."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        comm: Comm,
+        precision: Precision,
+        settings: Settings,
+        bare: Callable[[], nn.Module],
+        ema_decay: float | None = None,
+    ) -> None:
+        """Wrap the model.
+
+        Args:
+            model: The network, on its device and in fp32, contiguous; stage 3 takes it apart.
+            optimizer: Over the model's parameters.
+            comm: The ranks.
+            precision: bf16 means autocast.
+            settings: DeepSpeed's, see :mod:`hsadml_dist.config.deepspeed`.
+            bare: Builds the same network anew, on the same device; its weights do not matter.
+            ema_decay: Share that the weights' running average keeps at each step; None: no average.
+
+        Raises:
+            ConfigError: DeepSpeed is not installed.
+        """
+        self._model, self._optimizer = model, optimizer
+        self._precision, self._bare = precision, bare
+        self._stage = int(settings["zero_optimization"]["stage"])
+        library = _library_for(comm.device)
+        self._engine = _wrapped(library, model, optimizer, comm, settings)
+        self._held: Replicas | Shares = (
+            Shares(model, optimizer, comm, library, self._engine.optimizer, self._stage, ema_decay)
+            if self._stage
+            else Replicas(model, optimizer, ema_decay)
+        )
+        self._buffers = list(model.buffers())
+        self._before = [buffer.clone() for buffer in self._buffers]
+
+    @property
+    def model(self) -> nn.Module:
+        """See :class:`~hsadml_dist.engine.protocol.Engine`."""
+        return self._model
+
+    def backward(self, parts: Sequence[Batch], loss_of: LossOf) -> Outcome:
+        """See :class:`~hsadml_dist.engine.protocol.Engine`."""
+        _copy(self._buffers, self._before)
+        losses = [self._backward(part, loss_of, last=part is parts[-1]) for part in parts]
+        return Outcome(loss=torch.stack(losses).sum(), grad_norm=self._held.norm())
+
+    def apply(self, lr: float) -> None:
+        """See :class:`~hsadml_dist.engine.protocol.Engine`.
+
+        Raises:
+            EngineError: DeepSpeed did not do a step that all ranks found good; the head then has not done it either.
+        """
+        set_learning_rate(self._optimizer, lr)
+        self._engine.step()
+        if not self._engine.was_step_applied():
+            raise EngineError("DeepSpeed passed over a step whose loss and gradients are finite; nothing was learnt")
+        self._held.stepped()
+
+    def discard(self) -> None:
+        """See :class:`~hsadml_dist.engine.protocol.Engine`."""
+        if isinstance(self._held, Shares):
+            # DeepSpeed drops what is not finite, and with it all that it has laid aside for the step.
+            self._held.spoil()
+            self._engine.step()
+        else:
+            self._engine.zero_grad()
+        _copy(self._before, self._buffers)
+
+    def nonfinite_gradient(self) -> str | None:
+        """See :class:`~hsadml_dist.engine.protocol.Engine`."""
+        return self._held.nonfinite_gradient()
+
+    def nonfinite_weight(self) -> str | None:
+        """See :class:`~hsadml_dist.engine.protocol.Engine`."""
+        return self._held.nonfinite_weight()
+
+    def embed(self, image: torch.Tensor) -> torch.Tensor:
+        """See :class:`~hsadml_dist.engine.protocol.Engine`."""
+        with buffers_kept(self._model):
+            return embedded(self._engine, image, self._precision)
+
+    def gradients(self, part: Batch, loss_of: LossOf) -> dict[str, torch.Tensor]:
+        """See :class:`~hsadml_dist.engine.protocol.Engine`."""
+        _copy(self._buffers, self._before)
+        self._backward(part, loss_of, last=True)
+        found = self._held.gradients()
+        self.discard()
+        return found
+
+    def state(self) -> dict[str, dict[str, torch.Tensor]]:
+        """See :class:`~hsadml_dist.engine.protocol.Engine`."""
+        return self._held.state()
+
+    def load(self, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        """See :class:`~hsadml_dist.engine.protocol.Engine`."""
+        self._held.load(groups)
+
+    def evaluated(self) -> nn.Module:
+        """See :class:`~hsadml_dist.engine.protocol.Engine`."""
+        if isinstance(self._held, Replicas):
+            return self._held.evaluated()
+        if self._stage < WEIGHTS and not self._held.averages:
+            return self._model
+        whole = self._bare()
+        whole.load_state_dict(self._held.judged())
+        return whole
+
+    def _backward(self, part: Batch, loss_of: LossOf, *, last: bool) -> torch.Tensor:
+        self._engine.set_gradient_accumulation_boundary(last)
+        loss = loss_of(embedded(self._engine, part.image, self._precision), part.label)
+        self._engine.backward(loss, scale_wrt_gas=False)
+        return loss.detach()
+
+
+def _library_for(device: torch.device) -> Any:
+    """Import DeepSpeed for a kind of device, which it asks for once.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    try:
+        import deepspeed
+    except ModuleNotFoundError as fault:
+        problem = f"'deepspeed' needs the package {fault.name}: pip install 'hsadml-dist[deepspeed]'"
+        raise ConfigError([Fault(where="recipe", key="engine.name", problem=problem)]) from fault
+    # Warnings too: of a step passed over it says less than the guard does.
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    # Its calls of names that newer versions of PyTorch have replaced: nothing that a user could mend.
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+_tensor` is deprecated", category=FutureWarning)
+    if device.type == "cpu":
+        # Its own way of talking between processes of one machine would be compiled first, for half a minute.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def _wrapped(library: Any, model: nn.Module, optimizer: torch.optim.Optimizer, comm: Comm, settings: Settings) -> Any:
+    ensure_group(comm.device)
+    os.environ.setdefault("LOCAL_RANK", str(comm.device.index or 0))
+    engine, *_ = library.initialize(model=model, optimizer=optimizer, config=dict(settings), dist_init_required=False)
+    return engine
+
+
+def _copy(source: list[torch.Tensor], target: list[torch.Tensor]) -> None:
+    if source:
+        torch._foreach_copy_(target, source)

@@ -1,0 +1,139 @@
+"""DeepSpeed's engine against DistributedDataParallel's, from the same states; see ``deepspeed_ranks.py``."""
+
+import itertools
+import json
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip("deepspeed")
+
+SCRIPT = "engine/deepspeed_ranks.py"
+STAGES = ["zero 0", "zero 1", "zero 2", "zero 3", "offload 2", "offload 3"]
+ALL = ",".join(["ddp", *STAGES])
+WAYS = list(itertools.product(("replicated", "sharded"), (1, 4), (None, 0.1)))
+CLOSE = 1e-6
+
+
+@pytest.fixture(scope="module")
+def stepped(ranks):
+    """One step of two ranks from each saved state: (way, engine, state) to gradients, report and state."""
+    return ranks(SCRIPT, 2, f"steps:{ALL}")
+
+
+def relative(one, other):
+    """Return the largest difference of two mappings' tensors, relative to the norm of all of the second."""
+    assert one.keys() == other.keys()
+    whole = torch.cat([other[name].flatten().double() for name in other])
+    apart = torch.cat([one[name].flatten().double() - other[name].flatten().double() for name in other])
+    return float(apart.norm() / whole.norm())
+
+
+@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: "-".join(map(str, way)))
+def test_gradients_and_weights_of_a_step_are_ddps(stepped, way, name):
+    steps = [step for found, engine, step in stepped[0] if (found, engine) == (way, name)]
+    assert len(steps) == 5
+    for rank, step in itertools.product((0, 1), steps):
+        found, expected = stepped[rank][way, name, step], stepped[rank][way, "ddp", step]
+        assert relative(found["gradients"], expected["gradients"]) <= CLOSE
+        assert found["report"].loss == pytest.approx(expected["report"].loss, rel=CLOSE)
+        assert found["report"].grad_norm == pytest.approx(expected["report"].grad_norm, rel=CLOSE)
+        for group in ("model", "centres"):
+            pairs = found["state"][group], stepped[rank][way, "ddp", step]["state"][group]
+            for key, value in pairs[0].items():
+                torch.testing.assert_close(value, pairs[1][key], rtol=0, atol=CLOSE)
+
+
+def test_clipping_clips(stepped):
+    (unclipped, clipped), step = (("replicated", 1, None), ("replicated", 1, 0.1)), 4
+    for name in ["ddp", *STAGES]:
+        assert stepped[0][clipped, name, step]["report"].grad_norm > 0.1, "nothing there to clip"
+        moments = [stepped[0][way, name, step]["state"]["model_moments"] for way in (unclipped, clipped)]
+        first = [{key: value for key, value in one.items() if key.endswith(":exp_avg")} for one in moments]
+        assert relative(*first) > 0.01
+
+
+def test_only_rank_0_gets_what_is_shared_out(stepped):
+    for name in ("zero 1", "zero 2", "zero 3"):
+        first, second = (answer[WAYS[0], name, 4]["state"] for answer in stepped)
+        assert first["model_moments"].keys() == stepped[0][WAYS[0], "ddp", 4]["state"]["model_moments"].keys()
+        assert second["model_moments"] == {}
+
+
+CHAIN = [("ddp", 2), ("zero 3", 1), ("zero 1", 4), ("offload 2", 2), ("zero 3", 4), ("zero 0", 1), ("zero 2", 3)]
+
+
+@pytest.fixture(scope="module")
+def handed_over(ranks, tmp_path_factory):
+    """Answers of rank 0 along a chain of engines and numbers of ranks, each going on from the one before."""
+    folder, found = tmp_path_factory.mktemp("states"), []
+    for place, (name, world) in enumerate(CHAIN):
+        job = {
+            "engine": name,
+            "load": str(folder / f"{place - 1}.pt") if place else None,
+            "save": str(folder / f"{place}.pt"),
+            "first": 4 * place + 1,
+            "last": 4 * place + 4,
+        }
+        found.append(ranks(SCRIPT, world, f"hand over:{json.dumps(job)}")[0])
+    return found
+
+
+def test_any_stage_and_number_of_ranks_goes_on_from_any_other_bit_for_bit(handed_over):
+    for before, after in itertools.pairwise(handed_over):
+        assert before["state"].keys() == after["loaded"].keys()
+        assert {"model", "model_moments", "model_ema", "model_ema_count", "centres"} <= before["state"].keys()
+        for group, tensors in before["state"].items():
+            assert tensors.keys() == after["loaded"][group].keys()
+            for name, value in tensors.items():
+                loaded = after["loaded"][group][name]
+                assert (value.dtype, value.shape) == (loaded.dtype, loaded.shape)
+                assert value.contiguous().numpy().tobytes() == loaded.contiguous().numpy().tobytes(), (group, name)
+
+
+def test_the_chain_learns_what_one_engine_would(handed_over, ranks):
+    job = {"engine": "ddp", "load": None, "save": None, "first": 1, "last": 4 * len(CHAIN)}
+    (alone,) = ranks(SCRIPT, 1, f"hand over:{json.dumps(job)}")
+    reports = [report for one in handed_over for report in one["reports"]]
+    assert [report.loss for report in reports] == pytest.approx([report.loss for report in alone["reports"]], rel=1e-4)
+    assert relative(handed_over[-1]["judged"], alone["judged"]) < 1e-4
+
+
+def test_what_is_judged_is_the_average(handed_over):
+    for one in handed_over:
+        for name, value in one["state"]["model_ema"].items():
+            assert torch.equal(one["judged"][name], value)
+            assert not torch.equal(one["judged"][name], one["state"]["model"][name])
+
+
+@pytest.mark.parametrize("name", ["zero 0", "zero 1", "zero 2", "zero 3", "offload 2", "offload 3"])
+def test_a_step_that_is_not_finite_changes_nothing(ranks, name):
+    for answer in ranks(SCRIPT, 2, f"not finite:{name}"):
+        assert "the image of 3-1" in str(answer["told"][0])
+        assert answer["grown"], "a head that is not finite passed"
+        assert answer["weight"] is None
+        for before, after in (("before", "after"), ("expected", "state")):
+            for group, tensors in answer[before].items():
+                for key, value in tensors.items():
+                    assert torch.equal(value, answer[after][group][key]), (group, key)
+
+
+@pytest.mark.parametrize("world", [1, 3, 4])
+def test_courses_of_all_stages_stay_together(ranks, world, capsys):
+    answer = ranks(SCRIPT, world, "courses:ddp,zero 0,zero 1,zero 2,zero 3")[0]
+    expected = [report.loss for report in answer["ddp"]["reports"]]
+    with capsys.disabled():
+        for name, found in answer.items():
+            losses = [report.loss for report in found["reports"]]
+            apart = max(abs(a - b) / b for a, b in zip(losses, expected, strict=True))
+            sys.stdout.write(f"\nW={world} {name}: losses of 20 unclipped steps within {apart:.1e} of DDP's")
+            assert apart < 1e-4
+            assert len(set(losses)) == 20
+
+
+def test_bf16_is_the_same_under_every_engine(ranks):
+    answer = ranks(SCRIPT, 2, "bf16:ddp,zero 0,zero 2,zero 3")[0]
+    for name, losses in answer.items():
+        assert losses == pytest.approx(answer["ddp"], rel=2e-2), name
