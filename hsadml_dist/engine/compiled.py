@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,9 +32,7 @@ class Compiled(nn.Module):
         super().__init__()
         _check_compiler(device)
         self.network = network
-        # A graph for each shape: one for several would depend on the order in which shapes came, and a resumed run
-        # meets them in another order.
-        self._forward = torch.compile(network.forward, dynamic=False, options=_options())
+        self._forward = _compiled(network.forward)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Return what the network does."""
@@ -52,16 +51,20 @@ def uncompiled() -> contextlib.AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager")
 
 
-def _options() -> dict[str, Any]:
-    """Nothing is chosen by the clock: else two starts of one run would round differently."""
+def _compiled(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    # Draws as without compilation, and nothing chosen by the clock: else two starts of one run would differ.
+    wanted = {"fallback_random": True, "deterministic": True}
     known = torch._inductor.list_options()
-    return {"deterministic": True} if "deterministic" in known else {}
+    options: dict[str, Any] = {name: value for name, value in wanted.items() if name in known}
+    # A graph for each shape: one for several would depend on the order in which shapes came, and a resumed run meets
+    # them in another order.
+    return torch.compile(function, dynamic=False, options=options)
 
 
 def _check_compiler(device: torch.device) -> None:
     """Compile a trifle, since what is missing (compiler, headers, Triton) shows only then."""
     try:
-        torch.compile(_trifle, dynamic=False)(torch.ones(8, device=device))
+        _compiled(_trifle)(torch.ones(8, device=device))
     except RuntimeError as fault:
         reason = next((line.strip() for line in str(fault).splitlines() if line.strip()), type(fault).__name__)
         problem = f"true, but this machine cannot compile ({reason}); set it to false or install a C++ compiler"

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from rank_start import with_comm
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from hsadml_dist.comm import Comm
 from hsadml_dist.config.optim import OptimConfig
 from hsadml_dist.data.loader import Batch
+from hsadml_dist.engine import compiled as compiling
 from hsadml_dist.engine.ddp import DdpEngine, DdpOptions, placed
 from hsadml_dist.engine.protocol import LossOf
+from hsadml_dist.models.recompute import recompute_activations
 from hsadml_dist.optim import build_optimizer
 
 BATCH, WIDTH, OUT = 12, 10, 3
@@ -41,8 +43,7 @@ class Net(nn.Module):
             self.stem.requires_grad_(False)
             self.blocks[0][1].weight.requires_grad_(False)
         if "recomputing" in way:
-            for block in self.blocks:
-                block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+            assert recompute_activations(self) == len(self.blocks)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Return embeddings."""
@@ -56,7 +57,15 @@ def body(comm: Comm, case: str) -> Any:
     """Return what the case's function gives."""
     torch.set_num_threads(1)
     name, _, rest = case.partition(" ")
-    cases = {"ways": in_all_ways, "resume": resume, "averages": averages, "keep": keep, "load": load}
+    cases: dict[str, Callable[..., Any]] = {
+        "ways": in_all_ways,
+        "resume": resume,
+        "averages": averages,
+        "keep": keep,
+        "load": load,
+        "compiled": compiled,
+        "traced": traced,
+    }
     return cases[name](comm, *rest.split())
 
 
@@ -90,6 +99,22 @@ def resume(comm: Comm) -> dict[Way, list[dict[str, Any]]]:
         ("fp32", "static", "average", "recomputing"),
     ]
     return {way: _resumed(way, comm) for way in ways}
+
+
+def compiled(comm: Comm) -> dict[Way, dict[str, Any]]:
+    """Return what steps come to with and without compilation, and after a resume, by way."""
+    ways: list[Way] = [(), ("thirds", "drawing", "static"), ("thirds", "frozen"), ("fp32", "thirds", "recomputing")]
+    answers = {way: _trained(way, comm) for way in [*ways, *(("compiled", *way) for way in ways)]}
+    way = ("compiled", "fp32", "thirds")
+    return answers | {("resumed",): {"states": _resumed(way, comm)}}
+
+
+def traced(comm: Comm) -> dict[Way, dict[str, Any]]:
+    """Return the same of one way without the kernels: what needs no C++ compiler, and not its time."""
+    compiling._compiled = partial(torch.compile, dynamic=False, backend="aot_eager")
+    way = ("thirds", "frozen", "drawing", "static", "recomputing")
+    answers = {one: _trained(one, comm) for one in (way, ("compiled", *way))}
+    return answers | {("graphs",): dict(torch._dynamo.utils.counters["stats"])}
 
 
 def averages(comm: Comm) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -128,7 +153,8 @@ def engine_of(way: Way, comm: Comm) -> DdpEngine:
     net = placed(Net(way), comm.device, precision)
     config = OptimConfig(name="sgd" if "sgd" in way else "adamw", lr=0.05)
     optimizer = build_optimizer(net.parameters(), config, decay=True)
-    options = DdpOptions(static_graph="static" in way, ema_decay=0.25 if "average" in way else None)
+    average = 0.25 if "average" in way else None
+    options = DdpOptions(static_graph="static" in way, compiled="compiled" in way, ema_decay=average)
     example = torch.zeros(1, 1, 4, 4, dtype=DTYPES[precision])
     return DdpEngine(net, optimizer, comm, precision, 0.5, example, options)
 
