@@ -112,6 +112,34 @@ FACTS: dict[str, Backbone] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class RankMemory:
+    """Bytes that a rank holds for the whole training, fp32 and AdamW, without the libraries' buffers.
+
+    Source: Rajbhandari et al., SC 2020, section 3.
+    """
+
+    weights: float
+    gradients: float
+    moments: float
+
+    @property
+    def total(self) -> float:
+        """The sum."""
+        return self.weights + self.gradients + self.moments
+
+
+def memory_by_engine(weights: int, ranks: int) -> dict[str, RankMemory]:
+    """Return what a rank holds of a net of so many weights, by engine: each stage of ZeRO cuts up one thing more."""
+    one, parts = 4.0 * weights, 4.0 * weights / ranks
+    return {
+        "ddp": RankMemory(weights=one, gradients=one, moments=2 * one),
+        "zero-1": RankMemory(weights=one, gradients=one, moments=2 * parts),
+        "zero-2": RankMemory(weights=one, gradients=parts, moments=2 * parts),
+        "zero-3": RankMemory(weights=parts, gradients=parts, moments=2 * parts),
+    }
+
+
 def model_problems(name: str, image_size: int) -> Iterator[tuple[str, str]]:
     """Yield (setting, problem) for an unknown backbone, or an image that it cannot take.
 
@@ -124,8 +152,10 @@ def model_problems(name: str, image_size: int) -> Iterator[tuple[str, str]]:
             yield "model.name", f"{name!r} lacks the model's name, such as {TIMM}resnet18"
         return
     if name not in FACTS:
-        allowed = f"{', '.join(FACTS)}, {TIMM}NAME"
-        yield "model.name", f"{name!r} is unknown{nearest(name, FACTS)}; allowed: {allowed}"
+        yield (
+            "model.name",
+            f"{name!r} is unknown{nearest(name, FACTS)}; allowed: {TIMM}NAME, and what hsadml models lists",
+        )
         return
     facts = FACTS[name]
     if image_size < max(facts.least, facts.multiple) or image_size % facts.multiple:

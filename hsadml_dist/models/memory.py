@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from hsadml_dist.backbones import Backbone
 from hsadml_dist.models.network import build_backbone
 
 
@@ -61,3 +62,20 @@ def _kept(network: nn.Module, image: torch.Tensor) -> int:
 
 def _place(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage()._cdata
+
+
+def measured(name: str, image_size: int) -> Backbone:
+    """Return the facts of a net that the table does not hold, at one image size; nothing of volumes.
+
+    Raises:
+        ConfigError: Unknown backbone, or an image that it cannot take.
+    """
+    net, features = hollow(name, image_size=image_size)
+    return Backbone(
+        weights=trained_weights(net),
+        weights_3d=0,
+        features=features,
+        activations=activations(net, image_size),
+        norm=", ".join(sorted({type(layer).__name__ for layer in net.modules() if "Norm" in type(layer).__name__})),
+        source="the timm library",
+    )

@@ -42,6 +42,8 @@ def _recomputed(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
     forward = partial(type(block).forward, block)
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
+    # A list of earlier features, as timm's dense blocks hand over, has grown when the block runs again.
+    args = tuple(list(value) if isinstance(value, list) else value for value in args)
     if torch.compiler.is_compiling():  # a compiler repeats values, never what is done to statistics
         return checkpoint(forward, *args, use_reentrant=False, **kwargs)
     return checkpoint(forward, *args, use_reentrant=False, context_fn=partial(_contexts, block), **kwargs)
@@ -61,7 +63,7 @@ def _statistics_kept(block: nn.Module) -> Iterator[None]:
     before = [(layer.momentum, layer.num_batches_tracked) for layer in moving]
     try:
         for layer in moving:  # told to take nothing in; without statistics they would keep other tensors than before
-            layer.momentum, layer.num_batches_tracked = 0.0, None
+            layer.momentum, layer.num_batches_tracked = 0.0, layer.num_batches_tracked.clone()
         yield
     finally:
         for layer, (momentum, count) in zip(moving, before, strict=True):

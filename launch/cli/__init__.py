@@ -26,6 +26,7 @@ COMMANDS = (
     ("cancel", "cancel:cancel", "Cancel all jobs of runs."),
     ("metrics", "metrics:metrics", "Show a run's steps or events over all its attempts."),
     ("checkpoint", "checkpoint:app", "Look into a run's checkpoints."),
+    ("models", "models:models", "List the backbones, with the memory that training them takes."),
     ("recipes", "recipes:app", "List, show and copy the recipes that come along."),
     ("profile", "profile:app", "Write down once what your cluster asks of every job."),
     ("doctor", "doctor:doctor", "Tell whether this machine and its cluster can carry a run."),
