@@ -96,6 +96,21 @@ def test_three_preemptions_on_a_default_site(make_cluster: MakeCluster, shards: 
 
 @pytest.mark.slurm
 @pytest.mark.soak
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("stage", [2, 3])
+def test_preemptions_on_a_default_site_under_zero(
+    make_cluster: MakeCluster, shards: Path, folder: Path, stage: int
+) -> None:
+    """By a chain."""
+    engine = ("engine.name=deepspeed", f"engine.zero_stage={stage}")
+    calm = undisturbed(shards, folder / "calm", STEPS, *engine)
+    cluster, run = make_cluster(mode="netns", site="default"), folder / "run"
+    preempt_at(PREEMPT_AT, cluster, job_of(cluster, shards, run, STEPS, "chain", *engine), run, patience=200)
+    as_if_nothing_had_happened(run, calm, STEPS, len(PREEMPT_AT))
+
+
+@pytest.mark.slurm
+@pytest.mark.soak
 @pytest.mark.timeout(3000)
 def test_twenty_preemptions_in_a_row_on_a_default_site(
     make_cluster: MakeCluster, shards: Path, long_calm: Path, folder: Path, capsys: pytest.CaptureFixture[str]

@@ -37,9 +37,9 @@ def hsadml(*arguments: str | Path, env: dict[str, str] | None = None) -> str:
     return done.stdout
 
 
-def undisturbed(shards: Path, run: Path, steps: int) -> Path:
-    """Train with 4 local processes."""
-    hsadml("train", "demo", f"data.shards={shards}", *settings(steps), "--nproc", "4", "--run", run)
+def undisturbed(shards: Path, run: Path, steps: int, *more: str) -> Path:
+    """Train with 4 local processes; ``more`` are further settings."""
+    hsadml("train", "demo", f"data.shards={shards}", *settings(steps), *more, "--nproc", "4", "--run", run)
     return run
 
 
