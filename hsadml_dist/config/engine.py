@@ -51,6 +51,9 @@ class EngineConfig:
                 if given:
                     yield f"engine.{key}", f"{given!r} is for engine.name 'deepspeed', which is {self.name!r}"
             return
+        for key, given in (("static_graph", self.static_graph), ("compile", self.compile)):
+            if given:
+                yield f"engine.{key}", f"true is for engine.name 'ddp', which is {self.name!r}"
         if self.precision == "fp64":
             yield "engine.precision", "'fp64' is beyond DeepSpeed, which keeps its weights in fp32; allowed: fp32, bf16"
         if self.offload_optimizer and self.zero_stage == 0:

@@ -13,17 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 from hsadml_dist.comm import Comm
 from hsadml_dist.data.loader import Batch
 from hsadml_dist.engine.compiled import Compiled, uncompiled
-from hsadml_dist.engine.ema import ModelAverage
 from hsadml_dist.engine.forward import buffers_kept, embedded
 from hsadml_dist.engine.protocol import WEIGHT_DTYPES, LossOf, Outcome, Precision
-from hsadml_dist.optim import (
-    clip_gradients,
-    gradient_norm,
-    load_moments,
-    moments,
-    nonfinite_gradient,
-    set_learning_rate,
-)
+from hsadml_dist.engine.replicas import Replicas
+from hsadml_dist.optim import clip_gradients, set_learning_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +64,7 @@ class DdpEngine:
         self._model, self._optimizer = model, optimizer
         self._precision, self._clip_norm = precision, clip_norm
         self._compiled = options.compiled
-        self._average = None if options.ema_decay is None else ModelAverage(model, options.ema_decay)
+        self._held = Replicas(model, optimizer, options.ema_decay)
         self._replica = _replica(model, comm, options)
         self._norm = torch.zeros(())
         self._buffers = list(model.buffers())
@@ -89,7 +82,7 @@ class DdpEngine:
         self._optimizer.zero_grad(set_to_none=True)
         _copy(self._buffers, self._before)
         losses = [self._backward(part, loss_of, last=part is parts[-1]) for part in parts]
-        self._norm = gradient_norm(self._model)
+        self._norm = self._held.norm()
         return Outcome(loss=torch.stack(losses).sum(), grad_norm=self._norm)
 
     def apply(self, lr: float) -> None:
@@ -97,8 +90,7 @@ class DdpEngine:
         clip_gradients(self._model, self._clip_norm, self._norm)
         set_learning_rate(self._optimizer, lr)
         self._optimizer.step()
-        if self._average is not None:
-            self._average.update()
+        self._held.stepped()
 
     def discard(self) -> None:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
@@ -107,12 +99,11 @@ class DdpEngine:
 
     def nonfinite_gradient(self) -> str | None:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
-        return nonfinite_gradient(self._model)
+        return self._held.nonfinite_gradient()
 
     def nonfinite_weight(self) -> str | None:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
-        tensors = self._model.state_dict().items()
-        return next((name for name, tensor in tensors if not tensor.isfinite().all()), None)
+        return self._held.nonfinite_weight()
 
     def embed(self, image: torch.Tensor) -> torch.Tensor:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
@@ -121,27 +112,23 @@ class DdpEngine:
 
     def evaluated(self) -> nn.Module:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
-        return self._model if self._average is None else self._average.judged()
+        return self._held.evaluated()
 
     def gradients(self, part: Batch, loss_of: LossOf) -> dict[str, torch.Tensor]:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
         with buffers_kept(self._model), self._as_written():
             self._backward(part, loss_of, last=True)
-        named = {name: p.grad.clone() for name, p in self._model.named_parameters() if p.grad is not None}
+        named = self._held.gradients()
         self._optimizer.zero_grad(set_to_none=True)
         return named
 
     def state(self) -> dict[str, dict[str, torch.Tensor]]:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
-        groups = {"model": dict(self._model.state_dict()), "model_moments": moments(self._optimizer, self._model)}
-        return groups if self._average is None else groups | self._average.state()
+        return self._held.state()
 
     def load(self, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
-        self._model.load_state_dict(dict(groups["model"]))
-        load_moments(self._optimizer, self._model, groups["model_moments"])
-        if self._average is not None:
-            self._average.load(groups)
+        self._held.load(groups)
 
     def _backward(self, part: Batch, loss_of: LossOf, *, last: bool) -> torch.Tensor:
         with self._reducing(last):

@@ -100,7 +100,8 @@ class Setting:
         left_out: Slices of the fold that were not judged, of persons whom training does not know; 0 where a class is
             no person.
         checkpoint: The weights that were judged.
-        chosen_by: ``last step``, or ``validation fold`` where the weights were chosen on one.
+        chosen_by: ``last step``, with a word on the running average where it is judged in their place; or
+            ``validation fold`` where the weights were chosen on one.
         seed: Seed of the training.
         loss: Name of the loss.
         model: Name of the backbone.

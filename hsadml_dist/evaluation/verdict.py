@@ -31,7 +31,7 @@ from hsadml_dist.evaluation.predictions import NEIGHBOURS, Predictions
 from hsadml_dist.evaluation.result import CheckpointRef, Result, Setting, judge
 from hsadml_dist.evaluation.showcase import cases
 from hsadml_dist.evaluation.split import Split, split_of
-from hsadml_dist.evaluation.weights import Weights, reference
+from hsadml_dist.evaluation.weights import Weights, chosen_by, reference
 from hsadml_dist.run.folder import RunFolder, replace_text
 from hsadml_dist.run.merged import merged_metrics
 
@@ -69,6 +69,7 @@ def judge_run(run: Path, recipe: Recipe, index: ShardIndex, learner: Learner, co
         model=learner.engine.evaluated(),
         centre_CD=learner.head.whole_centres(),
         checkpoint=_newest(RunFolder(run), comm),
+        chosen_by=chosen_by(recipe),
     )
     place = judging_place(recipe.data.shards, recipe.data.stage)
     split = split_of(place, index, recipe.data.fold, held_out(recipe), closed=recipe.data.label == PERSON)

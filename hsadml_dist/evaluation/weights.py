@@ -19,6 +19,7 @@ from hsadml_dist.evaluation.result import CheckpointRef
 from hsadml_dist.run.folder import RunFolder
 
 LAST_STEP = "last step"
+AVERAGE = "last step, its running average of weights"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,11 @@ class Weights:
     chosen_by: str = LAST_STEP
 
 
+def chosen_by(recipe: Recipe) -> str:
+    """Return in words which weights of a run are judged."""
+    return LAST_STEP if recipe.optim.ema_decay is None else AVERAGE
+
+
 def reference(name: CheckpointName) -> CheckpointRef:
     """Return a checkpoint as results name it."""
     return CheckpointRef(name=str(name), step=name.step, attempt=name.attempt)
@@ -53,5 +59,10 @@ def load_weights(run: RunFolder, recipe: Recipe, device: torch.device) -> tuple[
     network = build_network(recipe)
     network.load_state_dict(state.model)
     model = placed(network, device, recipe.engine.precision)
-    weights = Weights(model=model, centre_CD=state.centres.to(device), checkpoint=reference(state.name))
+    weights = Weights(
+        model=model,
+        centre_CD=state.centres.to(device),
+        checkpoint=reference(state.name),
+        chosen_by=chosen_by(recipe),
+    )
     return weights, state.data_digest
