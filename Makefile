@@ -39,6 +39,7 @@ demo: $(READY) slurm
 bench: $(READY)
 	$(BIN)/python -c "import faiss, pytorch_metric_learning" || $(PIP) install -c constraints.txt --no-build-isolation -e ".[bench]"
 	$(BIN)/python benchmarks/step.py --json out/bench/step.json
+	$(BIN)/python benchmarks/engines.py --json out/bench/engines.json
 	$(BIN)/python benchmarks/control.py --json out/bench/control.json
 	$(BIN)/python benchmarks/checkpoint.py --json out/bench/checkpoint.json
 	$(BIN)/python benchmarks/knn.py --json out/bench/knn.json

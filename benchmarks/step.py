@@ -35,6 +35,7 @@ from hsadml_dist.config.train import TrainConfig
 from hsadml_dist.data.loader import Batch
 from hsadml_dist.data.order import ExactOrder
 from hsadml_dist.engine.learner import build_learner, build_network
+from hsadml_dist.resume import Resume
 from hsadml_dist.run.entry import enter
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.records import open_records
@@ -153,6 +154,7 @@ def _ours(recipe: Recipe, folder: Path, entry: object, data: Batch) -> Callable[
         watch=Watch(entry, recipe.run, None),
         pace=Pace(learner.engine.model, entry.comm),
         learner=learner,
+        resume=Resume(recipe=recipe, run=RunFolder(folder), data_digest="", learner=learner, records=records),
         saver=Saver(RunFolder(folder), entry.attempt, entry.comm, recipe.checkpoint, lambda name: None),
         records=records,
     )

@@ -1,0 +1,181 @@
+"""What a step takes and a rank holds under each engine, beside a plain loop of PyTorch: same net, batches in memory.
+
+Each engine has ranks of its own, started anew, since a process gives little memory back. Memory is what the system
+counts as resident, the most of the whole life of the process; what the imports alone took of it is told apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+
+from hsadml_dist.comm import Comm, place
+from hsadml_dist.config import Recipe
+from hsadml_dist.config.data import DataConfig
+from hsadml_dist.config.engine import EngineConfig
+from hsadml_dist.config.model import ModelConfig
+from hsadml_dist.config.optim import OptimConfig
+from hsadml_dist.config.train import TrainConfig
+from hsadml_dist.data.loader import Batch
+from hsadml_dist.engine.learner import build_learner, build_network
+from hsadml_dist.run.entry import enter
+from hsadml_dist.run.folder import RunFolder
+
+PLAIN = "bare-pytorch"
+ENGINES = {
+    "ours-ddp": EngineConfig(),
+    "ours-ddp-recompute": EngineConfig(activation_checkpointing=True),
+    **{f"ours-zero-{stage}": EngineConfig(name="deepspeed", zero_stage=stage) for stage in range(4)},
+    "ours-zero-2-offload": EngineConfig(name="deepspeed", zero_stage=2, offload_optimizer=True),
+}
+CLASSES, SEED, WARM_UP = 3, 0, 1
+
+
+def main() -> None:
+    """Measure each engine, print a table, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--model", default="monai_vit_base_16")
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=4, help="samples of a step, over all ranks")
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--engines", default=",".join([PLAIN, *ENGINES]))
+    parser.add_argument("--rank-in", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.rank_in:
+        be_rank(options)
+        os._exit(0)
+    cases = [measured(options, engine) for engine in options.engines.split(",")]
+    sys.stdout.write(table(options, cases) + "\n")
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        machine = {"processor_count": os.cpu_count(), "torch": torch.__version__}
+        options.json.write_text(json.dumps({"machine": machine, "cases": cases}, indent=2) + "\n")
+
+
+def measured(options: argparse.Namespace, engine: str) -> dict[str, object]:
+    """Let ranks train a few steps under an engine; return what they took, of the rank that took most."""
+    with tempfile.TemporaryDirectory() as folder:
+        token, given = uuid.uuid4().hex, vars(options) | {"engines": engine, "rank_in": folder, "json": None}
+        words = [f"--{key.replace('_', '-')}={value}" for key, value in given.items() if value is not None]
+        command = [sys.executable, __file__, *words]
+        ranks = [subprocess.Popen(command, env=_environ(rank, options.ranks, token)) for rank in range(options.ranks)]
+        codes = [rank.wait(timeout=1800) for rank in ranks]
+        if any(codes):
+            raise SystemExit(f"{engine}: ranks ended with exit codes {codes}")
+        answers = [json.loads((Path(folder) / f"rank-{rank}.json").read_text()) for rank in range(options.ranks)]
+    most = max(answers, key=lambda answer: answer["peak_mib"])
+    case = f"{options.model} {options.image_size}, {options.ranks} ranks, batch {options.batch}, fp32"
+    extra = most["peak_mib"] - most["imports_mib"]
+    return {"case": case, "implementation": engine, "extra_mib": extra, **most}
+
+
+def table(options: argparse.Namespace, cases: list[dict[str, object]]) -> str:
+    """Return the cases as text, each beside the plain loop if there is one."""
+    plain = next((case for case in cases if case["implementation"] == PLAIN), cases[0])
+    lines = [f"{cases[0]['case']}; resident memory of a rank, MiB; {options.steps} steps, median"]
+    lines += [f"{'':22}{'s a step':>9}{'ratio':>7}{'peak':>8}{'imports':>9}{'the rest':>10}{'ratio':>7}"]
+    for case in cases:
+        seconds, before = (statistics.median(one["seconds"]) for one in (case, plain))
+        lines.append(
+            f"{case['implementation']:22}{seconds:9.2f}{seconds / before:7.2f}{case['peak_mib']:8.0f}"
+            f"{case['imports_mib']:9.0f}{case['extra_mib']:10.0f}{case['extra_mib'] / plain['extra_mib']:7.2f}"
+        )
+    return "\n".join(lines)
+
+
+def be_rank(options: argparse.Namespace) -> None:
+    """As one rank: train under one engine."""
+    engine, topology = options.engines, place()
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // topology.world_size))
+    importlib.import_module("monai.networks.nets")
+    if "zero" in engine:
+        os.environ["DS_ACCELERATOR"] = "cuda" if torch.cuda.is_available() else "cpu"
+        importlib.import_module("deepspeed")
+    imports = _memory("VmRSS")
+    comm = enter(RunFolder(options.rank_in), topology, {}, 60, lambda: False).comm
+    recipe = _recipe(options, ENGINES.get(engine, EngineConfig()))
+    step = _plain(recipe, comm) if engine == PLAIN else _ours(recipe, comm)
+    seconds = [_timed(step, number) for number in range(1, WARM_UP + options.steps + 1)][WARM_UP:]
+    answer = {"seconds": seconds, "imports_mib": imports, "peak_mib": _memory("VmHWM")}
+    (options.rank_in / f"rank-{topology.rank}.json").write_text(json.dumps(answer))
+    comm.close()
+
+
+def _recipe(options: argparse.Namespace, engine: EngineConfig) -> Recipe:
+    return Recipe(
+        data=DataConfig(shards="-", image_size=options.image_size),
+        model=ModelConfig(name=options.model),
+        train=TrainConfig(steps=1000, global_batch=options.batch, seed=SEED),
+        optim=OptimConfig(schedule="constant", lr=1e-4),
+        engine=engine,
+    )
+
+
+def _ours(recipe: Recipe, comm: Comm) -> Callable[[int], object]:
+    learner, batch = build_learner(recipe, build_network(recipe), CLASSES, comm, 1000), _batch(recipe, comm)
+    return lambda number: learner.step(number, batch)
+
+
+def _plain(recipe: Recipe, comm: Comm) -> Callable[[int], object]:
+    net = build_network(recipe).to(comm.device)
+    replica = net if comm.group is None else DistributedDataParallel(net)
+    centres = torch.nn.Parameter(torch.randn(CLASSES, recipe.model.embedding_dim, device=comm.device))
+    parameters, batch = [*net.parameters(), centres], _batch(recipe, comm)
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.optim.lr)
+    image, label = batch.image.to(comm.device), batch.label.to(comm.device)
+
+    def step(number: int) -> None:
+        optimizer.zero_grad()
+        cosine = functional.linear(functional.normalize(replica(image)), functional.normalize(centres))
+        functional.cross_entropy(30 * cosine, label).backward()
+        if comm.group is not None:
+            comm.sum(centres.grad).div_(comm.topology.world_size)
+        torch.nn.utils.clip_grad_norm_(parameters, recipe.engine.clip_norm)
+        optimizer.step()
+
+    return step
+
+
+def _batch(recipe: Recipe, comm: Comm) -> Batch:
+    count, size = recipe.train.global_batch // comm.topology.world_size, recipe.data.image_size
+    image = torch.randn(count, 1, size, size, generator=torch.Generator().manual_seed(comm.topology.rank))
+    return Batch(image=image, label=torch.arange(count) % CLASSES, keys=("",) * count)
+
+
+def _timed(step: Callable[[int], object], number: int) -> float:
+    began = time.perf_counter()
+    step(number)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def _memory(field: str) -> float:
+    """Return a line of this process's status in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def _environ(rank: int, world: int, token: str) -> dict[str, str]:
+    place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world}
+    return os.environ | {name: str(value) for name, value in place.items()} | {"HSADML_LAUNCH": token}
+
+
+if __name__ == "__main__":
+    main()
