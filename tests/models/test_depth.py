@@ -89,6 +89,16 @@ def test_stages_that_are_no_containers_and_stages_of_one_block_count():
     assert (depths["stem.weight"], depths["s2.b3.a.weight"], depths["head.weight"]) == (0, 4, 5)
 
 
+def test_a_container_inside_a_block_is_no_chain_though_stages_are_containers_too():
+    def block():
+        made = Branch()
+        made.side = nn.Sequential(nn.Sequential(nn.Linear(2, 2)))
+        return made
+
+    net = nn.Sequential(nn.Sequential(block(), block()), nn.Sequential(block()))
+    assert block_names(net) == ["0.0", "0.1", "1.0"]
+
+
 def test_blocks_that_stand_alone_in_their_stages_count():
     net = nn.Module()
     net.stem, net.one, net.two = nn.Linear(2, 2), nn.Sequential(Branch()), nn.Sequential(Branch())
