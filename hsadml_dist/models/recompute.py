@@ -60,10 +60,11 @@ def _statistics_kept(block: nn.Module) -> Iterator[None]:
     """Keep batch norms from counting the same batch twice."""
     moving = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     moving = [m for m in moving if m.training]  # others normalise by these very statistics
-    before = [(layer.momentum, layer.num_batches_tracked) for layer in moving]
+    before: list[tuple[Any, Any]] = [(layer.momentum, layer.num_batches_tracked) for layer in moving]
     try:
-        for layer in moving:  # told to take nothing in; without statistics they would keep other tensors than before
-            layer.momentum, layer.num_batches_tracked = 0.0, layer.num_batches_tracked.clone()
+        # Told to take nothing in; without statistics they would keep other tensors than before.
+        for layer, (_, count) in zip(moving, before, strict=True):
+            layer.momentum, layer.num_batches_tracked = 0.0, count.clone()
         yield
     finally:
         for layer, (momentum, count) in zip(moving, before, strict=True):
