@@ -125,7 +125,10 @@ def test_a_job_that_was_asked_to_stop_for_good_does_not_put_itself_back(
 def test_a_site_that_requeues_by_exit_code_doubles_no_run(
     make_cluster: Callable[..., Cluster], request_of: RequestOf, queue: Queue
 ) -> None:
-    """RequeueExit brings back every job that leaves with 1, 70 or 85, even those submitted with --no-requeue."""
+    """RequeueExit brings back every job that leaves with 1, 70 or 85, even those submitted with --no-requeue.
+
+    What lost a rank (70) may go on, as its node may have gone: it is the run itself that stops for want of progress.
+    """
     cluster = make_cluster(site="requeueing", nodes=4)
     modes = {mode: request_of(mode, requeue=mode, seconds=0.3, code=1) for mode in ("chain", "self", "none")}
     jobs = {mode: queue(cluster, request) for mode, request in modes.items()}
@@ -134,6 +137,10 @@ def test_a_site_that_requeues_by_exit_code_doubles_no_run(
     wait_for(stopped, "started", 0)
     cluster.run(["scancel", "--signal=USR2", first])
     wait_for(stopped, "finished", 1)
+    bereft = request_of("bereft", requeue="self", seconds=0.3, code=70)
+    job = queue(cluster, bereft)
+    wait_for(bereft, "started", 1, seconds=60)
+    cluster.run(["scancel", job])
     wait_empty(cluster, seconds=60)
     for mode, request in modes.items():
         assert len([line for line in rank_starts(request)]) == 4, f"{mode}: trained again"
