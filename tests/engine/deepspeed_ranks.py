@@ -42,6 +42,7 @@ ENGINES = {
     "zero 3": EngineConfig(name="deepspeed", zero_stage=3),
     "offload 2": EngineConfig(name="deepspeed", zero_stage=2, offload_optimizer=True),
     "offload 3": EngineConfig(name="deepspeed", zero_stage=3, offload_optimizer=True),
+    "recompute 3": EngineConfig(name="deepspeed", zero_stage=3, activation_checkpointing=True),
 }
 Groups = dict[str, dict[str, torch.Tensor]]
 

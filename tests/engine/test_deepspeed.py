@@ -133,6 +133,12 @@ def test_courses_of_all_stages_stay_together(ranks, world, capsys):
             assert len(set(losses)) == 20
 
 
+def test_recomputed_activations_change_no_bit_where_weights_come_and_go(ranks):
+    answer = ranks(SCRIPT, 2, "courses:zero 3,recompute 3")[0]
+    assert answer["zero 3"]["reports"] == answer["recompute 3"]["reports"]
+    assert relative(answer["recompute 3"]["state"]["model"], answer["zero 3"]["state"]["model"]) == 0
+
+
 def test_bf16_is_the_same_under_every_engine(ranks):
     answer = ranks(SCRIPT, 2, "bf16:ddp,zero 0,zero 2,zero 3")[0]
     for name, losses in answer.items():
