@@ -8,6 +8,7 @@ from hsadml_dist.errors import ClusterError, RunHeldError
 from hsadml_dist.run.folder import RunFolder, replace_text
 from hsadml_dist.slurm import client
 from hsadml_dist.slurm.jobs import Backend, jobs_of, record
+from hsadml_dist.slurm.refusal import explained
 from hsadml_dist.slurm.sbatch import JobRequest, render
 from hsadml_dist.slurm.site import read_site, requeue_problem
 
@@ -31,7 +32,10 @@ def check(request: JobRequest) -> str:
         raise ClusterError(problem)
     for run in runs_of(request):
         _refuse_second(run)
-    return client.sbatch_test(text)
+    try:
+        return client.sbatch_test(text)
+    except ClusterError as refusal:
+        raise explained(request, site, refusal) from refusal
 
 
 def submit(request: JobRequest) -> str:
