@@ -16,13 +16,14 @@ help:
 	@echo "make chaos   faults done to real trainings, at most half an hour, into out/chaos/"
 	@echo "make soak    the long tests, up to an hour"
 
-# Tests of Slurm mostly wait, so they go beside the others; a job in the background would be deaf to the Ctrl-C that
-# some of them send.
+# About half of the tests go beside the others: those of Slurm mostly wait. A job in the background would be deaf to the
+# Ctrl-C that some of them send.
+BESIDE := tests/slurm tests/engine tests/models
 test: $(READY) slurm
 	@mkdir -p out
-	@env --default-signal=INT $(BIN)/python -m pytest -m "slurm and not soak" >out/test-slurm.txt 2>&1 & beside=$$!; \
-	$(BIN)/python -m pytest -m "not slurm and not soak"; code=$$?; \
-	wait $$beside || code=$$?; cat out/test-slurm.txt; exit $$code
+	@env --default-signal=INT $(BIN)/python -m pytest -m "not soak" $(BESIDE) >out/test-beside.txt 2>&1 & beside=$$!; \
+	$(BIN)/python -m pytest -m "not soak" $(BESIDE:%=--ignore=%); code=$$?; \
+	wait $$beside || code=$$?; cat out/test-beside.txt; exit $$code
 
 soak: $(READY) slurm
 	$(BIN)/python -m pytest -m soak

@@ -1,0 +1,20 @@
+import torch
+from torch import nn
+
+from hsadml_dist.engine.forward import buffers_kept, embedded
+
+
+def test_bf16_is_autocast_and_nothing_else_is():
+    net, image = nn.Linear(4, 2), torch.randn(3, 4)
+    assert embedded(net, image, "bf16").dtype == torch.bfloat16
+    assert embedded(net, image, "fp32").dtype == torch.float32
+    assert embedded(net.double(), image.double(), "fp64").dtype == torch.float64
+
+
+def test_what_a_pass_does_to_buffers_is_undone():
+    net = nn.BatchNorm1d(3)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with buffers_kept(net):
+        net(torch.randn(5, 3))
+        assert not torch.equal(net.running_mean, before["running_mean"])
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
