@@ -19,6 +19,8 @@ class Rule:
         least: Smallest allowed number, if any.
         above: Number that the value must exceed, if any.
         most: Largest allowed number, if any.
+        default: The value of who does not give one.
+        later: Whether runs were made before the setting was there; at its default they are what they were.
         below: Number that the value must stay under, if any.
     """
 
@@ -27,6 +29,8 @@ class Rule:
     above: float | None = None
     most: float | None = None
     below: float | None = None
+    default: Any = None
+    later: bool = False
 
     def broken_by(self, value: Any) -> str | None:
         """Return the rule that ``value`` breaks, as words, or None."""
@@ -54,9 +58,10 @@ def setting(
     above: float | None = None,
     most: float | None = None,
     below: float | None = None,
+    later: bool = False,
 ) -> Any:
     """Declare a recipe setting; returns a dataclass field that carries its :class:`Rule`."""
-    rule = Rule(key_class=key_class, least=least, above=above, most=most, below=below)
+    rule = Rule(key_class=key_class, least=least, above=above, most=most, below=below, default=default, later=later)
     return dataclasses.field(default=default, metadata={"rule": rule})
 
 

@@ -26,5 +26,5 @@ class ModelConfig:
     embedding_dim: int = setting(128, least=2)
     dropout: float = setting(0.0, least=0, most=0.95)
     init_from: str | None = setting(None)
-    batch_norm: Literal["keep", "group", "sync"] = setting("keep")
-    freeze: tuple[str, ...] = setting(())
+    batch_norm: Literal["keep", "group", "sync"] = setting("keep", later=True)
+    freeze: tuple[str, ...] = setting((), later=True)

@@ -38,5 +38,5 @@ class OptimConfig:
     schedule: Literal["cosine", "constant"] = setting("cosine")
     warmup_steps: int = setting(0, least=0)
     lr_end: float = setting(0.01, least=0, most=1)
-    layer_decay: float | None = setting(None, above=0, most=1)
-    ema_decay: float | None = setting(None, above=0, below=1)
+    layer_decay: float | None = setting(None, above=0, most=1, later=True)
+    ema_decay: float | None = setting(None, above=0, below=1, later=True)

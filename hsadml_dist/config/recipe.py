@@ -58,8 +58,13 @@ class Recipe:
         return kept
 
     def fingerprint(self) -> str:
-        """Return 12 hexadecimal digits that name the identity."""
-        text = json.dumps(self.identity(), sort_keys=True, default=list)
+        """Return 12 hexadecimal digits that name the identity.
+
+        Settings that came later and are at their defaults have no part in it, so that a run outlives an update.
+        """
+        unused = {key for key, value, rule in leaves(self) if rule.later and value == rule.default}
+        named = {key: value for key, value in self.identity().items() if key not in unused}
+        text = json.dumps(named, sort_keys=True, default=list)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def to_dict(self) -> dict[str, Any]:
