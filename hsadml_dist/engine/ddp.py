@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from hsadml_dist.comm import Comm
 from hsadml_dist.data.loader import Batch
 from hsadml_dist.engine.compiled import Compiled, uncompiled
-from hsadml_dist.engine.forward import buffers_kept, embedded
+from hsadml_dist.engine.forward import Buffers, buffers_kept, embedded
 from hsadml_dist.engine.protocol import WEIGHT_DTYPES, LossOf, Outcome, Precision
 from hsadml_dist.engine.replicas import Replicas
 from hsadml_dist.optim import clip_gradients, set_learning_rate
@@ -67,8 +67,7 @@ class DdpEngine:
         self._held = Replicas(model, optimizer, options.ema_decay)
         self._replica = _replica(model, comm, options)
         self._norm = torch.zeros(())
-        self._buffers = list(model.buffers())
-        self._before = [buffer.clone() for buffer in self._buffers]
+        self._buffers = Buffers(model)
         if comm.group is not None:
             self._settle_buckets(example, 2 if options.static_graph else 1)
 
@@ -80,7 +79,7 @@ class DdpEngine:
     def backward(self, parts: Sequence[Batch], loss_of: LossOf) -> Outcome:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
         self._optimizer.zero_grad(set_to_none=True)
-        _copy(self._buffers, self._before)
+        self._buffers.note()
         losses = [self._backward(part, loss_of, last=part is parts[-1]) for part in parts]
         self._norm = self._held.norm()
         return Outcome(loss=torch.stack(losses).sum(), grad_norm=self._norm)
@@ -95,7 +94,7 @@ class DdpEngine:
     def discard(self) -> None:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
         self._optimizer.zero_grad(set_to_none=True)
-        _copy(self._before, self._buffers)
+        self._buffers.put_back()
 
     def nonfinite_gradient(self) -> str | None:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
@@ -170,11 +169,6 @@ def _replica(model: nn.Module, comm: Comm, options: DdpOptions) -> nn.Module:
         gradient_as_bucket_view=True,  # else each gradient is held twice
         static_graph=options.static_graph,
     )
-
-
-def _copy(source: list[torch.Tensor], target: list[torch.Tensor]) -> None:
-    if source:  # one call: on a GPU, a call a buffer would take longer than a small net's step
-        torch._foreach_copy_(target, source)
 
 
 def placed(model: nn.Module, device: torch.device, precision: Precision) -> nn.Module:

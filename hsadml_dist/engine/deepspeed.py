@@ -20,7 +20,7 @@ from torch import nn
 
 from hsadml_dist.comm import Comm, ensure_group
 from hsadml_dist.data.loader import Batch
-from hsadml_dist.engine.forward import buffers_kept, embedded
+from hsadml_dist.engine.forward import Buffers, buffers_kept, embedded
 from hsadml_dist.engine.protocol import LossOf, Outcome, Precision
 from hsadml_dist.engine.replicas import Replicas
 from hsadml_dist.engine.shares import WEIGHTS, Shares
@@ -67,8 +67,7 @@ class DeepSpeedEngine:
             if self._stage
             else Replicas(model, optimizer, ema_decay)
         )
-        self._buffers = list(model.buffers())
-        self._before = [buffer.clone() for buffer in self._buffers]
+        self._buffers = Buffers(model)
 
     @property
     def model(self) -> nn.Module:
@@ -77,7 +76,7 @@ class DeepSpeedEngine:
 
     def backward(self, parts: Sequence[Batch], loss_of: LossOf) -> Outcome:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
-        _copy(self._buffers, self._before)
+        self._buffers.note()
         losses = [self._backward(part, loss_of, last=part is parts[-1]) for part in parts]
         return Outcome(loss=torch.stack(losses).sum(), grad_norm=self._held.norm())
 
@@ -101,7 +100,7 @@ class DeepSpeedEngine:
             self._engine.step()
         else:
             self._engine.zero_grad()
-        _copy(self._before, self._buffers)
+        self._buffers.put_back()
 
     def nonfinite_gradient(self) -> str | None:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
@@ -118,7 +117,7 @@ class DeepSpeedEngine:
 
     def gradients(self, part: Batch, loss_of: LossOf) -> dict[str, torch.Tensor]:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
-        _copy(self._buffers, self._before)
+        self._buffers.note()
         self._backward(part, loss_of, last=True)
         found = self._held.gradients()
         self.discard()
@@ -176,8 +175,3 @@ def _wrapped(library: Any, model: nn.Module, optimizer: torch.optim.Optimizer, c
     os.environ.setdefault("LOCAL_RANK", str(comm.device.index or 0))
     engine, *_ = library.initialize(model=model, optimizer=optimizer, config=dict(settings), dist_init_required=False)
     return engine
-
-
-def _copy(source: list[torch.Tensor], target: list[torch.Tensor]) -> None:
-    if source:
-        torch._foreach_copy_(target, source)

@@ -17,6 +17,27 @@ def embedded(network: nn.Module, image: torch.Tensor, precision: Precision) -> t
         return network(image)
 
 
+class Buffers:
+    """A model's buffers, and what they were when they were last noted."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._now = list(model.buffers())
+        self._noted = [buffer.clone() for buffer in self._now]
+
+    def note(self) -> None:
+        """Remember what they are."""
+        self._copy(self._now, self._noted)
+
+    def put_back(self) -> None:
+        """Make them what they were."""
+        self._copy(self._noted, self._now)
+
+    @staticmethod
+    def _copy(source: list[torch.Tensor], target: list[torch.Tensor]) -> None:
+        if source:  # one call: on a GPU, a call a buffer would take longer than a small net's step
+            torch._foreach_copy_(target, source)
+
+
 @contextlib.contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
     """Put the model's buffers back to what they were before: nothing is learnt from what is done meanwhile."""

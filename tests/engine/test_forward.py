@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from hsadml_dist.engine.forward import buffers_kept, embedded
+from hsadml_dist.engine.forward import Buffers, buffers_kept, embedded
 
 
 def test_bf16_is_autocast_and_nothing_else_is():
@@ -9,6 +9,19 @@ def test_bf16_is_autocast_and_nothing_else_is():
     assert embedded(net, image, "bf16").dtype == torch.bfloat16
     assert embedded(net, image, "fp32").dtype == torch.float32
     assert embedded(net.double(), image.double(), "fp64").dtype == torch.float64
+
+
+def test_noted_buffers_come_back_as_often_as_asked():
+    net = nn.BatchNorm1d(3)
+    buffers = Buffers(net)
+    for _ in range(2):
+        before = {name: value.clone() for name, value in net.state_dict().items()}
+        buffers.note()
+        net(torch.randn(5, 3))
+        buffers.put_back()
+        assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+        net(torch.randn(5, 3))
+    Buffers(nn.Identity()).put_back()
 
 
 def test_what_a_pass_does_to_buffers_is_undone():
