@@ -58,10 +58,10 @@ class DeepSpeedEngine:
             ConfigError: DeepSpeed is not installed.
         """
         self._model, self._optimizer = model, optimizer
-        self._precision, self._bare = precision, bare
+        self._bare = bare
         self._stage = int(settings["zero_optimization"]["stage"])
         library = _library_for(comm.device)
-        self._engine = _wrapped(library, model, optimizer, comm, settings)
+        self._engine = _wrapped(library, Inside(model, precision), optimizer, comm, settings)
         self._held: Replicas | Shares = (
             Shares(model, optimizer, comm, library, self._engine.optimizer, self._stage, ema_decay)
             if self._stage
@@ -113,7 +113,7 @@ class DeepSpeedEngine:
     def embed(self, image: torch.Tensor) -> torch.Tensor:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
         with buffers_kept(self._model):
-            return embedded(self._engine, image, self._precision)
+            return self._engine(image)
 
     def gradients(self, part: Batch, loss_of: LossOf) -> dict[str, torch.Tensor]:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
@@ -143,9 +143,21 @@ class DeepSpeedEngine:
 
     def _backward(self, part: Batch, loss_of: LossOf, *, last: bool) -> torch.Tensor:
         self._engine.set_gradient_accumulation_boundary(last)
-        loss = loss_of(embedded(self._engine, part.image, self._precision), part.label)
+        loss = loss_of(self._engine(part.image), part.label)
         self._engine.backward(loss, scale_wrt_gas=False)
         return loss.detach()
+
+
+class Inside(nn.Module):
+    """What DeepSpeed calls: the network in the run's precision. On GPUs it would switch off an autocast around it."""
+
+    def __init__(self, network: nn.Module, precision: Precision) -> None:
+        super().__init__()
+        self.network, self._precision = network, precision
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return embeddings (B, D)."""
+        return embedded(self.network, image, self._precision)
 
 
 def _library_for(device: torch.device) -> Any:

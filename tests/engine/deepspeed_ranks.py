@@ -133,8 +133,9 @@ def bf16(comm: Comm, names: str) -> dict[str, list[float]]:
     half = replace(RECIPE, engine=replace(RECIPE.engine, precision="bf16"))
     found = {}
     for name in names.split(","):
-        learner = learner_of(name, comm, half)
-        found[name] = [learner.step(step, batch_of(step, comm)).loss for step in (1, 2, 3)]
+        for recipe in (RECIPE, half):
+            learner = learner_of(name, comm, recipe)
+            found[name, recipe.engine.precision] = [learner.step(s, batch_of(s, comm)).loss for s in (1, 2, 3)]
     return found
 
 
