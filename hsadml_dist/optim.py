@@ -131,7 +131,7 @@ def load_moments(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: M
 
 
 def _placed(value: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
-    if value.shape != parameter.shape:
-        return value.clone()
+    if value.shape != parameter.shape:  # a count of steps, which the fused optimisers want beside the parameter
+        return value.to(parameter.device, copy=True)
     # In the parameter's memory layout, so that sums over it round as they did before.
     return torch.empty_like(parameter, dtype=value.dtype, memory_format=torch.preserve_format).copy_(value)

@@ -293,3 +293,11 @@ def test_a_count_of_steps_keeps_its_dtype_though_the_parameter_is_a_scalar_too()
         name: value.dtype for name, value in saved.items()
     }
     assert saved["bias:step"].dtype != module.bias.dtype, "the same dtype shows nothing"
+
+
+def test_loaded_moments_are_where_the_parameters_are():
+    net = nn.Linear(3, 2, device="meta")
+    optimizer = build_optimizer(net.parameters(), OptimConfig(), decay=True)
+    saved = {"weight:step": torch.tensor(4.0), "weight:exp_avg": torch.ones(2, 3)}
+    load_moments(optimizer, net, saved)
+    assert {value.device.type for value in optimizer.state[net.weight].values()} == {"meta"}
