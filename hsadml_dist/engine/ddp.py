@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -113,13 +113,12 @@ class DdpEngine:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
         return self._held.evaluated()
 
-    def gradients(self, part: Batch, loss_of: LossOf) -> dict[str, torch.Tensor]:
+    def gradients(self, part: Batch, loss_of: LossOf) -> Iterator[tuple[str, torch.Tensor]]:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
         with buffers_kept(self._model), self._as_written():
             self._backward(part, loss_of, last=True)
-        named = self._held.gradients()
+        yield from self._held.gradients()
         self._optimizer.zero_grad(set_to_none=True)
-        return named
 
     def state(self) -> dict[str, dict[str, torch.Tensor]]:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""

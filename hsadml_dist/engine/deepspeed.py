@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -115,13 +115,12 @@ class DeepSpeedEngine:
         with buffers_kept(self._model):
             return self._engine(image)
 
-    def gradients(self, part: Batch, loss_of: LossOf) -> dict[str, torch.Tensor]:
+    def gradients(self, part: Batch, loss_of: LossOf) -> Iterator[tuple[str, torch.Tensor]]:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
         self._buffers.note()
         self._backward(part, loss_of, last=True)
-        found = self._held.gradients()
+        yield from self._held.gradients()
         self.discard()
-        return found
 
     def state(self) -> dict[str, dict[str, torch.Tensor]]:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -84,8 +84,11 @@ class Engine(Protocol):
         """
         ...
 
-    def gradients(self, part: Batch, loss_of: LossOf) -> dict[str, torch.Tensor]:
-        """Return the averaged gradients of a step by parameter name, without doing it; buffers stay as they are."""
+    def gradients(self, part: Batch, loss_of: LossOf) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the averaged gradients of a step, whole, with their parameters' names; the step is never done.
+
+        One at a time, valid until the next. To be gone through to the end, by all ranks; buffers stay as they are.
+        """
         ...
 
     def state(self) -> dict[str, dict[str, torch.Tensor]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
@@ -24,9 +24,9 @@ class Replicas:
         """Return the norm of the averaged gradient, a scalar."""
         return gradient_norm(self._model)
 
-    def gradients(self) -> dict[str, torch.Tensor]:
-        """Return the averaged gradients, whole, by parameter name."""
-        return {name: p.grad.clone() for name, p in self._model.named_parameters() if p.grad is not None}
+    def gradients(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the averaged gradients, whole, with their parameters' names."""
+        yield from ((name, p.grad) for name, p in self._model.named_parameters() if p.grad is not None)
 
     def nonfinite_gradient(self) -> str | None:
         """Return the first parameter whose gradient is not finite, or None."""

@@ -6,7 +6,7 @@ nothing of stages or ranks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -58,11 +58,11 @@ class Shares:
         """Return the norm of the averaged gradient, a scalar; to be called by all ranks."""
         return squared_norm(map(self._gradient, self._pieces), self._comm).sqrt()
 
-    def gradients(self) -> dict[str, torch.Tensor]:
-        """Return the averaged gradients, whole, by parameter name; to be called by all ranks."""
+    def gradients(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the averaged gradients, whole, with their parameters' names; to be called by all ranks."""
         parts = {piece.name: (piece, self._gradient(piece)) for piece in self._pieces}
-        whole = joined(self._shapes, parts, self._comm)
-        return {name: grad.to(self._comm.device) for name, grad in whole.items()}
+        for name, shape in self._shapes.items():
+            yield from joined({name: shape}, parts, self._comm).items()
 
     def nonfinite_gradient(self) -> str | None:
         """Return the first parameter whose gradient is not finite in this rank's piece, or None."""

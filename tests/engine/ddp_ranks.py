@@ -206,7 +206,7 @@ def _trained(way: Way, comm: Comm) -> dict[str, Any]:
     engine.discard()
     told += steps(engine, comm, way, 3, 3)
     torch.manual_seed(comm.topology.rank)
-    gradients = engine.gradients(batch_of(4, comm, engine), loss_of(comm))
+    gradients = {n: g.clone() for n, g in engine.gradients(batch_of(4, comm, engine), loss_of(comm))}
     judged = copied({"": dict(engine.evaluated().state_dict())})[""]
     return {
         "start": start,

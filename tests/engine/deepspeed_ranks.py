@@ -21,7 +21,6 @@ from hsadml_dist.config.model import ModelConfig
 from hsadml_dist.config.optim import OptimConfig
 from hsadml_dist.config.train import TrainConfig
 from hsadml_dist.data.loader import Batch
-from hsadml_dist.engine.ddp import DdpEngine
 from hsadml_dist.engine.learner import Learner, build_learner, build_network
 
 TOTAL, CLASSES, SIDE, BATCH = 40, 5, 16, 24
@@ -197,10 +196,7 @@ def _one_step(learner: Learner, comm: Comm, step: int) -> dict[str, Any]:
     taken, apply = {}, engine.apply
 
     def watched(lr: float) -> None:
-        if isinstance(engine, DdpEngine):
-            taken.update({name: p.grad.clone() for name, p in engine.model.named_parameters() if p.grad is not None})
-        else:
-            taken.update(engine._held.gradients())
+        taken.update({name: grad.clone() for name, grad in engine._held.gradients()})
         apply(lr)
 
     engine.apply = watched

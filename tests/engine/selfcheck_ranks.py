@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,28 +22,35 @@ DIM = 4
 class AddsUp(DdpEngine):
     """Adds the ranks' gradients where it should average them."""
 
-    def gradients(self, part: Any, loss_of: Any) -> dict[str, torch.Tensor]:
-        """Return gradients that are as many times too long as there are ranks."""
-        return {name: grad * 2 for name, grad in super().gradients(part, loss_of).items()}
+    def gradients(self, part: Any, loss_of: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield gradients that are as many times too long as there are ranks."""
+        yield from ((name, grad * 2) for name, grad in super().gradients(part, loss_of))
 
 
 class MeanOfMeans(DdpEngine):
     """Averages the ranks' own means, whatever their numbers of samples."""
 
-    def gradients(self, part: Any, loss_of: Any) -> dict[str, torch.Tensor]:
-        """Return the gradient of the wrong mean."""
+    def gradients(self, part: Any, loss_of: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the gradient of the wrong mean."""
         return super().gradients(part, lambda emb, label: loss_of(emb * 1.0, label) * (3 / len(label)))
 
 
 class Alone(DdpEngine):
     """Forgets to reduce."""
 
-    def gradients(self, part: Any, loss_of: Any) -> dict[str, torch.Tensor]:
-        """Return this rank's own gradient."""
+    def gradients(self, part: Any, loss_of: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield this rank's own gradient."""
         loss_of(self.embed(part.image), part.label).backward()
-        named = {name: p.grad.clone() for name, p in self.model.named_parameters() if p.grad is not None}
+        yield from ((name, p.grad.clone()) for name, p in self.model.named_parameters() if p.grad is not None)
         self.model.zero_grad()
-        return named
+
+
+class Forgets(DdpEngine):
+    """Leaves out one parameter."""
+
+    def gradients(self, part: Any, loss_of: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield all gradients but the largest parameter's."""
+        yield from ((name, grad) for name, grad in super().gradients(part, loss_of) if name != "3.weight")
 
 
 def body(comm: Comm, case: str) -> dict[str, Any]:
@@ -52,7 +60,7 @@ def body(comm: Comm, case: str) -> dict[str, Any]:
         for layout in ("replicated", "sharded"):
             for name in LOSSES:
                 told[f"right {precision} {layout} {name}"] = _asked(comm, DdpEngine, layout, name, precision)
-    for wrong in (AddsUp, MeanOfMeans, Alone):
+    for wrong in (AddsUp, MeanOfMeans, Alone, Forgets):
         told[wrong.__name__] = _asked(comm, wrong, "replicated", "softmax", "fp32")
     told["centres"] = _with_wrong_centres(comm)
     told["too much"] = _asked(comm, DdpEngine, "replicated", "cosface", "fp32", scale=3e38)

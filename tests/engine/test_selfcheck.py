@@ -19,7 +19,7 @@ def test_a_right_engine_passes_with_every_loss_layout_and_precision(told):
         assert {what for kind, what in answer.items() if kind.startswith("right")} == {"right"}
 
 
-@pytest.mark.parametrize(("kind", "what"), [("AddsUp", "2 times"), ("MeanOfMeans", ""), ("Alone", "")])
+@pytest.mark.parametrize(("kind", "what"), [("AddsUp", "2 times"), ("MeanOfMeans", ""), ("Alone", ""), ("Forgets", "")])
 def test_a_wrong_engine_is_refused_on_all_ranks(told, kind, what):
     for answer in told:
         assert answer[kind].startswith("the engine's gradients over ")
