@@ -1,12 +1,15 @@
 """What a step takes and a rank holds under each engine, beside a plain loop of PyTorch: same net, batches in memory.
 
 Each engine has ranks of its own, started anew, since a process gives little memory back. Memory is what the system
-counts as resident, the most of the whole life of the process; what the imports alone took of it is told apart.
+counts as resident: the most of the whole life of the process, and what is held between two steps, once all that is free
+has been given back. What the imports alone took is told apart.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import importlib
 import json
 import os
@@ -89,12 +92,15 @@ def table(options: argparse.Namespace, cases: list[dict[str, object]]) -> str:
     """Return the cases as text, each beside the plain loop if there is one."""
     plain = next((case for case in cases if case["implementation"] == PLAIN), cases[0])
     lines = [f"{cases[0]['case']}; resident memory of a rank, MiB; {options.steps} steps, median"]
-    lines += [f"{'':22}{'s a step':>9}{'ratio':>7}{'peak':>8}{'imports':>9}{'the rest':>10}{'ratio':>7}"]
+    lines += [
+        f"{'':22}{'s a step':>9}{'ratio':>7}{'peak':>8}{'imports':>9}{'the rest':>10}{'ratio':>7}{'held':>8}{'ratio':>7}"
+    ]
     for case in cases:
         seconds, before = (statistics.median(one["seconds"]) for one in (case, plain))
         lines.append(
             f"{case['implementation']:22}{seconds:9.2f}{seconds / before:7.2f}{case['peak_mib']:8.0f}"
             f"{case['imports_mib']:9.0f}{case['extra_mib']:10.0f}{case['extra_mib'] / plain['extra_mib']:7.2f}"
+            f"{case['held_mib']:8.0f}{case['held_mib'] / plain['held_mib']:7.2f}"
         )
     return "\n".join(lines)
 
@@ -113,6 +119,9 @@ def be_rank(options: argparse.Namespace) -> None:
     step = _plain(recipe, comm) if engine == PLAIN else _ours(recipe, comm)
     seconds = [_timed(step, number) for number in range(1, WARM_UP + options.steps + 1)][WARM_UP:]
     answer = {"seconds": seconds, "imports_mib": imports, "peak_mib": _memory("VmHWM")}
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    answer["held_mib"] = _memory("VmRSS") - imports
     (options.rank_in / f"rank-{topology.rank}.json").write_text(json.dumps(answer))
     comm.close()
 
