@@ -92,9 +92,8 @@ def table(options: argparse.Namespace, cases: list[dict[str, object]]) -> str:
     """Return the cases as text, each beside the plain loop if there is one."""
     plain = next((case for case in cases if case["implementation"] == PLAIN), cases[0])
     lines = [f"{cases[0]['case']}; resident memory of a rank, MiB; {options.steps} steps, median"]
-    lines += [
-        f"{'':22}{'s a step':>9}{'ratio':>7}{'peak':>8}{'imports':>9}{'the rest':>10}{'ratio':>7}{'held':>8}{'ratio':>7}"
-    ]
+    titles = f"{'s a step':>9}{'ratio':>7}{'peak':>8}{'imports':>9}{'the rest':>10}{'ratio':>7}{'held':>8}{'ratio':>7}"
+    lines += [f"{'':22}{titles}"]
     for case in cases:
         seconds, before = (statistics.median(one["seconds"]) for one in (case, plain))
         lines.append(

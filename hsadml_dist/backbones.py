@@ -130,13 +130,16 @@ class RankMemory:
 
 
 def memory_by_engine(weights: int, ranks: int) -> dict[str, RankMemory]:
-    """Return what a rank holds of a net of so many weights, by engine: each stage of ZeRO cuts up one thing more."""
+    """Return what a rank holds of a net of so many weights, by engine: each stage of ZeRO cuts up one thing more.
+
+    The optimiser of ZeRO steps weights of its own, so a rank holds its part of them once more.
+    """
     one, parts = 4.0 * weights, 4.0 * weights / ranks
     return {
         "ddp": RankMemory(weights=one, gradients=one, moments=2 * one),
-        "zero-1": RankMemory(weights=one, gradients=one, moments=2 * parts),
-        "zero-2": RankMemory(weights=one, gradients=parts, moments=2 * parts),
-        "zero-3": RankMemory(weights=parts, gradients=parts, moments=2 * parts),
+        "zero-1": RankMemory(weights=one + parts, gradients=one, moments=2 * parts),
+        "zero-2": RankMemory(weights=one + parts, gradients=parts, moments=2 * parts),
+        "zero-3": RankMemory(weights=2 * parts, gradients=parts, moments=2 * parts),
     }
 
 

@@ -16,8 +16,8 @@ from hsadml_dist.errors import ConfigError, Fault, nearest, reason_of
 
 ZERO = "zero_optimization"
 AUTO = "auto"
-BUCKET = 50_000_000
-"""Elements of a bucket; DeepSpeed's own default takes 2 GB a buffer."""
+BUCKET = 10_000_000
+"""Elements of a bucket: 40 MB, near DDP's; DeepSpeed's own default takes 2 GB a buffer."""
 
 FREE: Mapping[str, type] = {
     "steps_per_print": int,
