@@ -46,6 +46,20 @@ def test_gradients_and_weights_of_a_step_are_ddps(stepped, way, name):
                 torch.testing.assert_close(value, pairs[1][key], rtol=0, atol=CLOSE)
 
 
+def test_the_largest_differences_are_told(stepped, capsys):
+    lines = [f"{'largest differences from DDP':30}{'gradients':>12}{'weights':>12}   of {len(WAYS)} ways x 5 states"]
+    for name in STAGES:
+        keys = [key for key in stepped[0] if key[1] == name]
+        pairs = [(stepped[0][key], stepped[0][key[0], "ddp", key[2]]) for key in keys]
+        gradients = max(relative(one["gradients"], other["gradients"]) for one, other in pairs)
+        states = [(one["state"]["model"], other["state"]["model"]) for one, other in pairs]
+        weights = max(float((one[key] - other[key]).abs().max()) for one, other in states for key in one)
+        assert len(pairs) == 5 * len(WAYS) and max(gradients, weights) <= CLOSE
+        lines.append(f"{name:30}{gradients:12.1e}{weights:12.1e}")
+    with capsys.disabled():
+        sys.stdout.write("\n" + "\n".join(lines) + "\n")
+
+
 def test_clipping_clips(stepped):
     (unclipped, clipped), step = (("replicated", 1, None), ("replicated", 1, 0.1)), 4
     for name in ["ddp", *STAGES]:
