@@ -18,7 +18,7 @@ help:
 
 # About half of the tests go beside the others: those of Slurm mostly wait. A job in the background would be deaf to the
 # Ctrl-C that some of them send.
-BESIDE := tests/slurm tests/engine tests/models
+BESIDE := tests/slurm tests/engine tests/models tests/launch tests/evaluation
 test: $(READY) slurm
 	@mkdir -p out
 	@env --default-signal=INT $(BIN)/python -m pytest -m "not soak" $(BESIDE) >out/test-beside.txt 2>&1 & beside=$$!; \

@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("deepspeed")
 
 SCRIPT = "engine/deepspeed_ranks.py"
-STAGES = ["zero 0", "zero 1", "zero 2", "zero 3", "offload 2", "offload 3"]
+STAGES = ["zero 0", "zero 1", "zero 2", "zero 3", "offload 2"]
 ALL = ",".join(["ddp", *STAGES])
 WAYS = list(itertools.product(("replicated", "sharded"), (1, 4), (None, 0.1)))
 CLOSE = 1e-6
@@ -76,7 +76,7 @@ def test_only_rank_0_gets_what_is_shared_out(stepped):
         assert second["model_moments"] == {}
 
 
-CHAIN = [("ddp", 2), ("zero 3", 1), ("zero 1", 4), ("offload 2", 2), ("zero 3", 4), ("zero 0", 1), ("zero 2", 3)]
+CHAIN = [("ddp", 2), ("zero 3", 1), ("zero 1", 4), ("offload 3", 2), ("zero 0", 1), ("zero 2", 3)]
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_a_step_that_is_not_finite_changes_nothing(ranks, name):
                     assert torch.equal(value, answer[after][group][key]), (group, key)
 
 
-@pytest.mark.parametrize("world", [1, 3, 4])
+@pytest.mark.parametrize("world", [1, 3])
 def test_courses_of_all_stages_stay_together(ranks, world, capsys):
     answer = ranks(SCRIPT, world, "courses:ddp,zero 0,zero 1,zero 2,zero 3")[0]
     expected = [report.loss for report in answer["ddp"]["reports"]]
