@@ -3,11 +3,12 @@
 import itertools
 import json
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
 
-pytest.importorskip("deepspeed")
+pytestmark = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs DeepSpeed")
 
 SCRIPT = "engine/deepspeed_ranks.py"
 STAGES = ["zero 0", "zero 1", "zero 2", "zero 3", "offload 2"]
