@@ -26,7 +26,7 @@ TOUVRON = "Touvron et al., ICML 2021"
 HATAMIZADEH = "Hatamizadeh et al., BrainLes 2021"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)  # not by keyword: the table below has a line a backbone
 class Backbone:
     """Facts of a backbone.
 
@@ -57,58 +57,34 @@ class Backbone:
         return self.activations * (1.0 if self.patches else (image_size / REFERENCE_SIZE) ** 2)
 
 
-def _facts(
-    weights: int,
-    weights_3d: int,
-    features: int,
-    activations: int,
-    norm: str,
-    source: str,
-    least: int = 1,
-    multiple: int = 1,
-    patches: int | None = None,
-) -> Backbone:
-    return Backbone(
-        weights=weights,
-        weights_3d=weights_3d,
-        features=features,
-        activations=activations,
-        norm=norm,
-        source=source,
-        least=least,
-        multiple=multiple,
-        patches=patches,
-    )
-
-
 FACTS: dict[str, Backbone] = {
-    "resnet_gn_small": _facts(963_360, 2_814_368, 208, 15_103_424, GROUP, HE),
-    "resnet_gn_tiny": _facts(19_568, 58_032, 32, 6_422_584, GROUP, HE),
-    "vit_small_patches": _facts(2_832_576, 6_982_848, 192, 4_779_008, LAYER, DOSOVITSKIY, least=8, patches=8),
-    "monai_densenet121": _facts(6_947_584, 11_242_624, 1024, 130_089_728, BATCH, HUANG, least=64),
-    "monai_densenet169": _facts(12_478_208, 18_542_720, 1664, 157_333_248, BATCH, HUANG, least=64),
-    "monai_densenet201": _facts(18_086_656, 25_330_816, 1920, 203_276_032, BATCH, HUANG, least=64),
-    "monai_densenet264": _facts(30_642_432, 40_245_888, 2688, 278_615_808, BATCH, HUANG, least=64),
-    "monai_efficientnet_b0": _facts(4_006_972, 4_688_380, 1280, 91_273_864, BATCH, TAN, least=64),
-    "monai_efficientnet_b1": _facts(6_512_608, 7_446_496, 1280, 127_535_556, BATCH, TAN, least=64),
-    "monai_efficientnet_b2": _facts(7_700_418, 8_714_946, 1408, 134_096_148, BATCH, TAN, least=64),
-    "monai_efficientnet_b3": _facts(10_695_512, 12_058_472, 1536, 177_373_584, BATCH, TAN, least=64),
-    "monai_efficientnet_b4": _facts(17_547_752, 19_612_760, 1792, 235_047_976, BATCH, TAN, least=64),
-    "monai_efficientnet_b5": _facts(28_339_920, 31_048_464, 2048, 323_764_100, BATCH, TAN, least=64),
-    "monai_efficientnet_b6": _facts(40_734_696, 44_391_528, 2304, 414_888_604, BATCH, TAN, least=64),
-    "monai_efficientnet_b7": _facts(63_785_808, 68_758_992, 2560, 557_116_100, BATCH, TAN, least=64),
-    "monai_resnet18": _facts(11_171_136, 33_160_896, 512, 86_341_120, BATCH, HE, least=32),
-    "monai_resnet34": _facts(21_279_296, 63_470_528, 512, 126_511_616, BATCH, HE, least=32),
-    "monai_resnet50": _facts(23_505_600, 46_158_912, 2048, 341_409_280, BATCH, HE, least=32),
-    "monai_resnet101": _facts(42_497_728, 85_205_056, 2048, 505_392_640, BATCH, HE, least=32),
-    "monai_seresnet50": _facts(26_032_752, 48_686_064, 2048, 103_498_944, BATCH, HU, least=64),
-    "monai_seresnet101": _facts(47_271_600, 89_978_928, 2048, 158_451_136, BATCH, HU, least=64),
-    "monai_seresnet152": _facts(64_766_576, 123_988_976, 2048, 226_198_720, BATCH, HU, least=64),
-    "monai_vit_small_16": _facts(21_454_464, 23_907_456, 384, 58_199_456, LAYER, TOUVRON, multiple=16),
-    "monai_vit_base_16": _facts(85_376_256, 90_282_240, 768, 116_359_712, LAYER, DOSOVITSKIY, multiple=16),
-    "monai_vit_large_16": _facts(302_701_568, 309_242_880, 1024, 309_462_048, LAYER, DOSOVITSKIY, multiple=16),
-    "monai_vit_huge_14": _facts(630_137_600, 638_314_240, 1280, 673_056_768, LAYER, DOSOVITSKIY, multiple=14),
-    "monai_swinunetr_encoder": _facts(6_306_810, 8_062_002, 768, 182_069_104, LAYER, HATAMIZADEH, multiple=32),
+    "resnet_gn_small": Backbone(963_360, 2_814_368, 208, 15_103_424, GROUP, HE),
+    "resnet_gn_tiny": Backbone(19_568, 58_032, 32, 6_422_584, GROUP, HE),
+    "vit_small_patches": Backbone(2_832_576, 6_982_848, 192, 4_779_008, LAYER, DOSOVITSKIY, least=8, patches=8),
+    "monai_densenet121": Backbone(6_947_584, 11_242_624, 1024, 130_089_728, BATCH, HUANG, least=64),
+    "monai_densenet169": Backbone(12_478_208, 18_542_720, 1664, 157_333_248, BATCH, HUANG, least=64),
+    "monai_densenet201": Backbone(18_086_656, 25_330_816, 1920, 203_276_032, BATCH, HUANG, least=64),
+    "monai_densenet264": Backbone(30_642_432, 40_245_888, 2688, 278_615_808, BATCH, HUANG, least=64),
+    "monai_efficientnet_b0": Backbone(4_006_972, 4_688_380, 1280, 91_273_864, BATCH, TAN, least=64),
+    "monai_efficientnet_b1": Backbone(6_512_608, 7_446_496, 1280, 127_535_556, BATCH, TAN, least=64),
+    "monai_efficientnet_b2": Backbone(7_700_418, 8_714_946, 1408, 134_096_148, BATCH, TAN, least=64),
+    "monai_efficientnet_b3": Backbone(10_695_512, 12_058_472, 1536, 177_373_584, BATCH, TAN, least=64),
+    "monai_efficientnet_b4": Backbone(17_547_752, 19_612_760, 1792, 235_047_976, BATCH, TAN, least=64),
+    "monai_efficientnet_b5": Backbone(28_339_920, 31_048_464, 2048, 323_764_100, BATCH, TAN, least=64),
+    "monai_efficientnet_b6": Backbone(40_734_696, 44_391_528, 2304, 414_888_604, BATCH, TAN, least=64),
+    "monai_efficientnet_b7": Backbone(63_785_808, 68_758_992, 2560, 557_116_100, BATCH, TAN, least=64),
+    "monai_resnet18": Backbone(11_171_136, 33_160_896, 512, 86_341_120, BATCH, HE, least=32),
+    "monai_resnet34": Backbone(21_279_296, 63_470_528, 512, 126_511_616, BATCH, HE, least=32),
+    "monai_resnet50": Backbone(23_505_600, 46_158_912, 2048, 341_409_280, BATCH, HE, least=32),
+    "monai_resnet101": Backbone(42_497_728, 85_205_056, 2048, 505_392_640, BATCH, HE, least=32),
+    "monai_seresnet50": Backbone(26_032_752, 48_686_064, 2048, 103_498_944, BATCH, HU, least=64),
+    "monai_seresnet101": Backbone(47_271_600, 89_978_928, 2048, 158_451_136, BATCH, HU, least=64),
+    "monai_seresnet152": Backbone(64_766_576, 123_988_976, 2048, 226_198_720, BATCH, HU, least=64),
+    "monai_vit_small_16": Backbone(21_454_464, 23_907_456, 384, 58_199_456, LAYER, TOUVRON, multiple=16),
+    "monai_vit_base_16": Backbone(85_376_256, 90_282_240, 768, 116_359_712, LAYER, DOSOVITSKIY, multiple=16),
+    "monai_vit_large_16": Backbone(302_701_568, 309_242_880, 1024, 309_462_048, LAYER, DOSOVITSKIY, multiple=16),
+    "monai_vit_huge_14": Backbone(630_137_600, 638_314_240, 1280, 673_056_768, LAYER, DOSOVITSKIY, multiple=14),
+    "monai_swinunetr_encoder": Backbone(6_306_810, 8_062_002, 768, 182_069_104, LAYER, HATAMIZADEH, multiple=32),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from hsadml_dist.comm import Comm
 from hsadml_dist.data.loader import Batch
 from hsadml_dist.engine.compiled import Compiled, uncompiled
 from hsadml_dist.engine.forward import Buffers, buffers_kept, embedded
+from hsadml_dist.engine.holding import HoldingEngine
 from hsadml_dist.engine.protocol import WEIGHT_DTYPES, LossOf, Outcome, Precision
 from hsadml_dist.engine.replicas import Replicas
 from hsadml_dist.optim import clip_gradients, set_learning_rate
@@ -34,7 +35,7 @@ class DdpOptions:
     ema_decay: float | None = None
 
 
-class DdpEngine:
+class DdpEngine(HoldingEngine):
     """One replica a rank, gradients averaged by all-reduce; a job of one rank needs no wrapper."""
 
     def __init__(
@@ -61,20 +62,15 @@ class DdpEngine:
         Raises:
             ConfigError: To be compiled, on a machine that cannot.
         """
-        self._model, self._optimizer = model, optimizer
+        super().__init__(model, Replicas(model, optimizer, options.ema_decay))
+        self._optimizer = optimizer
         self._precision, self._clip_norm = precision, clip_norm
         self._compiled = options.compiled
-        self._held = Replicas(model, optimizer, options.ema_decay)
         self._replica = _replica(model, comm, options)
         self._norm = torch.zeros(())
         self._buffers = Buffers(model)
         if comm.group is not None:
             self._settle_buckets(example, 2 if options.static_graph else 1)
-
-    @property
-    def model(self) -> nn.Module:
-        """See :class:`~hsadml_dist.engine.protocol.Engine`."""
-        return self._model
 
     def backward(self, parts: Sequence[Batch], loss_of: LossOf) -> Outcome:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
@@ -96,22 +92,10 @@ class DdpEngine:
         self._optimizer.zero_grad(set_to_none=True)
         self._buffers.put_back()
 
-    def nonfinite_gradient(self) -> str | None:
-        """See :class:`~hsadml_dist.engine.protocol.Engine`."""
-        return self._held.nonfinite_gradient()
-
-    def nonfinite_weight(self) -> str | None:
-        """See :class:`~hsadml_dist.engine.protocol.Engine`."""
-        return self._held.nonfinite_weight()
-
     def embed(self, image: torch.Tensor) -> torch.Tensor:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
         with buffers_kept(self._model):
             return embedded(self._model, image, self._precision)
-
-    def evaluated(self) -> nn.Module:
-        """See :class:`~hsadml_dist.engine.protocol.Engine`."""
-        return self._held.evaluated()
 
     def gradients(self, part: Batch, loss_of: LossOf) -> Iterator[tuple[str, torch.Tensor]]:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
@@ -119,14 +103,6 @@ class DdpEngine:
             self._backward(part, loss_of, last=True)
         yield from self._held.gradients()
         self._optimizer.zero_grad(set_to_none=True)
-
-    def state(self) -> dict[str, dict[str, torch.Tensor]]:
-        """See :class:`~hsadml_dist.engine.protocol.Engine`."""
-        return self._held.state()
-
-    def load(self, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        """See :class:`~hsadml_dist.engine.protocol.Engine`."""
-        self._held.load(groups)
 
     def _backward(self, part: Batch, loss_of: LossOf, *, last: bool) -> torch.Tensor:
         with self._reducing(last):

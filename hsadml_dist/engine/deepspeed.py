@@ -21,16 +21,17 @@ from torch import nn
 from hsadml_dist.comm import Comm, ensure_group
 from hsadml_dist.data.loader import Batch
 from hsadml_dist.engine.forward import Buffers, buffers_kept, embedded
+from hsadml_dist.engine.holding import HoldingEngine
 from hsadml_dist.engine.protocol import LossOf, Outcome, Precision
 from hsadml_dist.engine.replicas import Replicas
-from hsadml_dist.engine.shares import WEIGHTS, Shares
+from hsadml_dist.engine.shares import Shares, Zero
 from hsadml_dist.errors import ConfigError, EngineError, Fault
 from hsadml_dist.optim import set_learning_rate
 
 Settings = Mapping[str, Any]
 
 
-class DeepSpeedEngine:
+class DeepSpeedEngine(HoldingEngine):
     """The network inside a DeepSpeed engine; the head stays outside."""
 
     def __init__(
@@ -57,22 +58,12 @@ class DeepSpeedEngine:
         Raises:
             ConfigError: DeepSpeed is not installed.
         """
-        self._model, self._optimizer = model, optimizer
-        self._bare = bare
-        self._stage = int(settings["zero_optimization"]["stage"])
-        library = _library_for(comm.device)
+        library, stage = _library_for(comm.device), int(settings["zero_optimization"]["stage"])
         self._engine = _wrapped(library, Inside(model, precision), optimizer, comm, settings)
-        self._held: Replicas | Shares = (
-            Shares(model, optimizer, comm, library, self._engine.optimizer, self._stage, ema_decay)
-            if self._stage
-            else Replicas(model, optimizer, ema_decay)
-        )
-        self._buffers = Buffers(model)
-
-    @property
-    def model(self) -> nn.Module:
-        """See :class:`~hsadml_dist.engine.protocol.Engine`."""
-        return self._model
+        zero = Zero(library=library, optimizer=self._engine.optimizer, stage=stage)
+        self._shares = Shares(model, optimizer, comm, zero, bare, ema_decay) if stage else None
+        super().__init__(model, self._shares or Replicas(model, optimizer, ema_decay))
+        self._optimizer, self._buffers = optimizer, Buffers(model)
 
     def backward(self, parts: Sequence[Batch], loss_of: LossOf) -> Outcome:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
@@ -94,21 +85,13 @@ class DeepSpeedEngine:
 
     def discard(self) -> None:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
-        if isinstance(self._held, Shares):
-            # DeepSpeed drops what is not finite, and with it all that it has laid aside for the step.
-            self._held.spoil()
-            self._engine.step()
-        else:
+        if self._shares is None:
             self._engine.zero_grad()
+        else:
+            # DeepSpeed drops what is not finite, and with it all that it has laid aside for the step.
+            self._shares.spoil()
+            self._engine.step()
         self._buffers.put_back()
-
-    def nonfinite_gradient(self) -> str | None:
-        """See :class:`~hsadml_dist.engine.protocol.Engine`."""
-        return self._held.nonfinite_gradient()
-
-    def nonfinite_weight(self) -> str | None:
-        """See :class:`~hsadml_dist.engine.protocol.Engine`."""
-        return self._held.nonfinite_weight()
 
     def embed(self, image: torch.Tensor) -> torch.Tensor:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
@@ -121,24 +104,6 @@ class DeepSpeedEngine:
         self._backward(part, loss_of, last=True)
         yield from self._held.gradients()
         self.discard()
-
-    def state(self) -> dict[str, dict[str, torch.Tensor]]:
-        """See :class:`~hsadml_dist.engine.protocol.Engine`."""
-        return self._held.state()
-
-    def load(self, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        """See :class:`~hsadml_dist.engine.protocol.Engine`."""
-        self._held.load(groups)
-
-    def evaluated(self) -> nn.Module:
-        """See :class:`~hsadml_dist.engine.protocol.Engine`."""
-        if isinstance(self._held, Replicas):
-            return self._held.evaluated()
-        if self._stage < WEIGHTS and not self._held.averages:
-            return self._model
-        whole = self._bare()
-        whole.load_state_dict(self._held.judged())
-        return whole
 
     def _backward(self, part: Batch, loss_of: LossOf, *, last: bool) -> torch.Tensor:
         self._engine.set_gradient_accumulation_boundary(last)

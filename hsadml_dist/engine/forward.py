@@ -21,7 +21,8 @@ class Buffers:
     """A model's buffers, and what they were when they were last noted."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._now = list(model.buffers())
+        # Their data alone: what autograd keeps of a pass counts as unchanged when they are put back.
+        self._now = [buffer.data for buffer in model.buffers()]
         self._noted = [buffer.clone() for buffer in self._now]
 
     def note(self) -> None:
@@ -41,7 +42,6 @@ class Buffers:
 @contextlib.contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
     """Put the model's buffers back to what they were before: nothing is learnt from what is done meanwhile."""
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    buffers = Buffers(model)
     yield
-    for name, buffer in model.named_buffers():
-        buffer.data.copy_(buffers[name])
+    buffers.put_back()

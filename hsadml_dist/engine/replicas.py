@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 from hsadml_dist.engine.ema import ModelAverage
+from hsadml_dist.engine.holding import Groups
 from hsadml_dist.optim import gradient_norm, load_moments, moments, nonfinite_gradient
-
-Groups = dict[str, dict[str, torch.Tensor]]
 
 
 class Replicas:

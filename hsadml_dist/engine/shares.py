@@ -6,7 +6,8 @@ nothing of stages or ranks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,11 +15,26 @@ from torch import nn
 
 from hsadml_dist.comm import Comm
 from hsadml_dist.engine.ema import COUNT, GROUP, Average
+from hsadml_dist.engine.holding import Groups
 from hsadml_dist.engine.pieces import Piece, joined, squared_norm
 
-Groups = dict[str, dict[str, torch.Tensor]]
 WEIGHTS = 3
 """The stage from which on the weights are shared out too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Zero:
+    """DeepSpeed's side.
+
+    Attributes:
+        library: The package ``deepspeed``.
+        optimizer: What it has put around PyTorch's.
+        stage: 1 to 3.
+    """
+
+    library: Any
+    optimizer: Any
+    stage: int
 
 
 class Shares:
@@ -29,9 +45,8 @@ class Shares:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         comm: Comm,
-        library: Any,
-        zero: Any,
-        stage: int,
+        zero: Zero,
+        bare: Callable[[], nn.Module],
         ema_decay: float | None,
     ) -> None:
         """Find the pieces.
@@ -40,16 +55,16 @@ class Shares:
             model: The network, its parameters as DeepSpeed has left them.
             optimizer: PyTorch's, which steps the flat tensors.
             comm: The ranks.
-            library: The package ``deepspeed``.
-            zero: DeepSpeed's optimiser around it.
-            stage: 1 to 3.
+            zero: DeepSpeed's side.
+            bare: Builds the same network anew, on the same device; its weights do not matter.
             ema_decay: Share that the weights' running average keeps at each step; None: no average.
         """
         self._model, self._optimizer, self._comm = model, optimizer, comm
-        self._library, self._zero, self._stage = library, zero, stage
+        self._library, self._zero, self._stage = zero.library, zero.optimizer, zero.stage
+        self._bare = bare
         names = {parameter: name for name, parameter in model.named_parameters()}
-        find = _pieces_of_partitions if stage < WEIGHTS else _pieces_of_shards
-        self._pieces = find(zero, names, comm.topology.rank)
+        find = _pieces_of_partitions if zero.stage < WEIGHTS else _pieces_of_shards
+        self._pieces = find(zero.optimizer, names, comm.topology.rank)
         self._shapes = {name: _shape(p) for name, p in model.named_parameters() if p.requires_grad}
         self._flats = list({id(piece.flat): piece.flat for piece in self._pieces}.values())
         self._average = None if ema_decay is None else Average(self._flats, ema_decay)
@@ -90,7 +105,7 @@ class Shares:
     def state(self) -> Groups:
         """Return groups of whole tensors on rank 0, groups of none on the others; to be called by all ranks."""
         first = self._comm.topology.is_first
-        groups = {"model": self.weights(keep=first), "model_moments": self._moments(keep=first)}
+        groups = {"model": self._weights(keep=first), "model_moments": self._moments(keep=first)}
         if self._average is None:
             return groups
         return groups | {GROUP: self._averages(keep=first), COUNT: {"updates": torch.tensor(self._average.updates)}}
@@ -105,7 +120,15 @@ class Shares:
         if self._average is not None:
             self._load_averages(self._average, groups)
 
-    def weights(self, *, keep: bool) -> dict[str, torch.Tensor]:
+    def evaluated(self) -> nn.Module:
+        """Return the network with the weights to be judged, whole on each rank; to be called by all ranks."""
+        if self._stage < WEIGHTS and self._average is None:
+            return self._model
+        whole = self._bare()
+        whole.load_state_dict(self._weights(keep=True) | self._averages(keep=True))
+        return whole
+
+    def _weights(self, *, keep: bool) -> dict[str, torch.Tensor]:
         """Return the network's tensors as its ``state_dict`` names them; to be called by all ranks.
 
         Args:
@@ -117,16 +140,6 @@ class Shares:
         frozen = {n: self._gathered(p) for n, p in self._model.named_parameters() if n not in self._shapes}
         held = dict(self._model.named_buffers()) | frozen | trained
         return {name: held[name] for name in self._model.state_dict()} if keep else {}
-
-    def judged(self) -> dict[str, torch.Tensor]:
-        """Return the tensors to be judged: those of the average, where there is one; to be called by all ranks."""
-        weights = self.weights(keep=True)
-        return weights if self._average is None else weights | self._averages(keep=True)
-
-    @property
-    def averages(self) -> bool:
-        """Whether what is judged is not what is trained."""
-        return self._average is not None
 
     def _joined(self, flats: Mapping[str, torch.Tensor], *, keep: bool) -> dict[str, torch.Tensor]:
         """Put whole tensors together; ``flats`` has for each piece, by name, the flat tensor that its values are in."""
@@ -188,16 +201,20 @@ class Shares:
     def _averages(self, *, keep: bool) -> dict[str, torch.Tensor]:
         if self._average is None or self._average.values is None:
             return {}
-        flat_of = {id(flat): value for flat, value in zip(self._flats, self._average.values, strict=True)}
-        return self._joined({piece.name: flat_of[id(piece.flat)] for piece in self._pieces}, keep=keep)
+        return self._joined(self._by_piece(self._average.values), keep=keep)
 
     def _load_averages(self, average: Average, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         updates = int(groups[COUNT]["updates"])
         values = [torch.zeros_like(flat) for flat in self._flats]
-        flat_of = {id(flat): value for flat, value in zip(self._flats, values, strict=True)}
+        flat_of = self._by_piece(values)
         for piece in self._pieces if updates else ():
-            piece.of(flat_of[id(piece.flat)]).copy_(piece.cut(groups[GROUP][piece.name]))
+            piece.of(flat_of[piece.name]).copy_(piece.cut(groups[GROUP][piece.name]))
         average.load(values if updates else None, updates)
+
+    def _by_piece(self, alike: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return for each piece, by name, which of the tensors, laid out as the flat ones, has its values."""
+        flat_of = {id(flat): value for flat, value in zip(self._flats, alike, strict=True)}
+        return {piece.name: flat_of[id(piece.flat)] for piece in self._pieces}
 
 
 def _pieces_of_partitions(zero: Any, names: Mapping[nn.Parameter, str], rank: int) -> list[Piece]:
