@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from bare_loop import rank_environ
 from torch import nn
 
 from hsadml_dist.comm import place
@@ -120,7 +121,10 @@ def start(folder: Path, world: int, steps: int, *more: str) -> list[subprocess.P
     token = uuid.uuid4().hex
     command = [sys.executable, __file__, "--rank-in", str(folder), "--steps", str(steps), *more]
     silent = subprocess.DEVNULL if more else None  # a hang is told aloud
-    return [subprocess.Popen(command, env=_rank_environ(rank, world, token), stderr=silent) for rank in range(world)]
+    return [
+        subprocess.Popen(command, env=os.environ | rank_environ(rank, world, token), stderr=silent)
+        for rank in range(world)
+    ]
 
 
 def be_rank(folder: Path, steps: int, *, hang: bool) -> None:
@@ -163,11 +167,6 @@ def measure(run: RunFolder, entry: Entry, watch: Watch, steps: int, stopped: Pat
             os.kill(os.getpid(), signal.SIGSTOP)
         time.sleep(0.01)  # the threads beside it get their turns as in a real step
     return seconds
-
-
-def _rank_environ(rank: int, world: int, token: str) -> dict[str, str]:
-    place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world}
-    return os.environ | {name: str(value) for name, value in place.items()} | {"HSADML_LAUNCH": token}
 
 
 if __name__ == "__main__":

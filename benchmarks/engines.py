@@ -20,11 +20,11 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch.nn import functional
-from torch.nn.parallel import DistributedDataParallel
+from bare_loop import bare_step, rank_environ
 
 from hsadml_dist.comm import Comm, place
 from hsadml_dist.config import Recipe
@@ -77,7 +77,8 @@ def measured(options: argparse.Namespace, engine: str) -> dict[str, object]:
         token, given = uuid.uuid4().hex, vars(options) | {"engines": engine, "rank_in": folder, "json": None}
         words = [f"--{key.replace('_', '-')}={value}" for key, value in given.items() if value is not None]
         command = [sys.executable, __file__, *words]
-        ranks = [subprocess.Popen(command, env=_environ(rank, options.ranks, token)) for rank in range(options.ranks)]
+        environs = [os.environ | rank_environ(rank, options.ranks, token) for rank in range(options.ranks)]
+        ranks = [subprocess.Popen(command, env=environ) for environ in environs]
         codes = [rank.wait(timeout=1800) for rank in ranks]
         if any(codes):
             raise SystemExit(f"{engine}: ranks ended with exit codes {codes}")
@@ -141,23 +142,10 @@ def _ours(recipe: Recipe, comm: Comm) -> Callable[[int], object]:
 
 
 def _plain(recipe: Recipe, comm: Comm) -> Callable[[int], object]:
-    net = build_network(recipe).to(comm.device)
-    replica = net if comm.group is None else DistributedDataParallel(net)
-    centres = torch.nn.Parameter(torch.randn(CLASSES, recipe.model.embedding_dim, device=comm.device))
-    parameters, batch = [*net.parameters(), centres], _batch(recipe, comm)
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.optim.lr)
-    image, label = batch.image.to(comm.device), batch.label.to(comm.device)
-
-    def step(number: int) -> None:
-        optimizer.zero_grad()
-        cosine = functional.linear(functional.normalize(replica(image)), functional.normalize(centres))
-        functional.cross_entropy(30 * cosine, label).backward()
-        if comm.group is not None:
-            comm.sum(centres.grad).div_(comm.topology.world_size)
-        torch.nn.utils.clip_grad_norm_(parameters, recipe.engine.clip_norm)
-        optimizer.step()
-
-    return step
+    batch, net = _batch(recipe, comm), build_network(recipe).to(comm.device)
+    here = replace(batch, image=batch.image.to(comm.device), label=batch.label.to(comm.device))
+    step = bare_step(net, comm, recipe, here, CLASSES)
+    return lambda number: step()
 
 
 def _batch(recipe: Recipe, comm: Comm) -> Batch:
@@ -178,11 +166,6 @@ def _memory(field: str) -> float:
     """Return a line of this process's status in MiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))
-
-
-def _environ(rank: int, world: int, token: str) -> dict[str, str]:
-    place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world}
-    return os.environ | {name: str(value) for name, value in place.items()} | {"HSADML_LAUNCH": token}
 
 
 if __name__ == "__main__":

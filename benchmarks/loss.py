@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bare_loop import rank_environ
 from loss_ways import LOSSES_OF, SEED, WAYS, Answer
 
 LOSSES = ("sphereface", "cosface")
@@ -189,7 +190,7 @@ def _ask_ranks(role: str, world: int, options: argparse.Namespace) -> Answer:
     with tempfile.TemporaryDirectory() as folder:
         order = _order(role, "sphereface", "cpu", options, folder=folder)
         token = uuid.uuid4().hex
-        ranks = [Process(order, _rank_environ(rank, world, token)) for rank in range(world)]
+        ranks = [Process(order, rank_environ(rank, world, token)) for rank in range(world)]
         answer = ranks[0].answer()
         for rank in ranks:
             rank.end()
@@ -251,11 +252,6 @@ def _say_medians(title: str, cases: list[Case]) -> None:
             line += f"; {time_share:.2f} and {case['extra_mib'] / rival['extra_mib']:.2f} of {MAIN_RIVAL}'s"
         sys.stdout.write(f"{line}; gradient off by {case['gradient_errors']['measured, fp32']:.0e}\n")
     sys.stdout.flush()
-
-
-def _rank_environ(rank: int, world: int, token: str) -> dict[str, str]:
-    place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world}
-    return {name: str(value) for name, value in place.items()} | {"HSADML_LAUNCH": token}
 
 
 if __name__ == "__main__":

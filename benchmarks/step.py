@@ -18,12 +18,12 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from torch.nn import functional
-from torch.nn.parallel import DistributedDataParallel
+from bare_loop import bare_step, rank_environ
 
 from hsadml_dist.checkpoint.background import Saver
 from hsadml_dist.comm import Comm, place
@@ -47,7 +47,6 @@ from hsadml_dist.stop.watchdog import Watch
 from hsadml_dist.train import Training
 
 CLASSES = 3
-SCALE = 30.0
 SEED = 0
 
 
@@ -87,7 +86,8 @@ def side_by_side(world: int, pairs: int, batch: int) -> list[dict[str, object]]:
     with tempfile.TemporaryDirectory() as folder:
         token = uuid.uuid4().hex
         command = [sys.executable, __file__, "--rank-in", folder, "--pairs", str(pairs), "--batch", str(batch)]
-        ranks = [subprocess.Popen(command, env=_rank_environ(rank, world, token)) for rank in range(world)]
+        environs = [os.environ | rank_environ(rank, world, token) for rank in range(world)]
+        ranks = [subprocess.Popen(command, env=environ) for environ in environs]
         codes = [rank.wait(timeout=1800) for rank in ranks]
         if any(codes):
             raise SystemExit(f"ranks ended with exit codes {codes}")
@@ -164,23 +164,9 @@ def _ours(recipe: Recipe, folder: Path, entry: object, data: Batch) -> Callable[
 
 def _bare(recipe: Recipe, comm: Comm, data: Batch) -> Callable[[], object]:
     net = build_network(recipe).to(memory_format=torch.channels_last)
-    replica = net if comm.group is None else DistributedDataParallel(net)
     torch.manual_seed(SEED)
-    centres = torch.nn.Parameter(torch.randn(CLASSES, recipe.model.embedding_dim))
-    parameters = [*net.parameters(), centres]
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.optim.lr)
-    image = data.image.to(memory_format=torch.channels_last)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        cosine = functional.linear(functional.normalize(replica(image)), functional.normalize(centres))
-        functional.cross_entropy(SCALE * cosine, data.label).backward()
-        if comm.group is not None:
-            comm.sum(centres.grad).div_(comm.topology.world_size)
-        torch.nn.utils.clip_grad_norm_(parameters, recipe.engine.clip_norm)
-        optimizer.step()
-
-    return step
+    batch = replace(data, image=data.image.to(memory_format=torch.channels_last))
+    return bare_step(net, comm, recipe, batch, CLASSES)
 
 
 def _batch(size: int) -> Batch:
@@ -188,11 +174,6 @@ def _batch(size: int) -> Batch:
     image = torch.randn(size, 1, 112, 112, generator=generator)
     label = torch.arange(size) % CLASSES
     return Batch(image=image, label=label, keys=tuple(f"{i:016x}" for i in range(size)))
-
-
-def _rank_environ(rank: int, world: int, token: str) -> dict[str, str]:
-    place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world}
-    return os.environ | {name: str(value) for name, value in place.items()} | {"HSADML_LAUNCH": token}
 
 
 if __name__ == "__main__":
