@@ -28,7 +28,7 @@ def bare_step(net: nn.Module, comm: Comm, recipe: Recipe, batch: Batch, classes:
         cosine = functional.linear(functional.normalize(replica(batch.image)), functional.normalize(centres))
         functional.cross_entropy(SCALE * cosine, batch.label).backward()
         if comm.group is not None:
-            comm.sum(centres.grad).div_(comm.topology.world_size)
+            comm.all_reduce_sum(centres.grad).div_(comm.topology.world_size)
         torch.nn.utils.clip_grad_norm_(parameters, recipe.engine.clip_norm)
         optimizer.step()
 

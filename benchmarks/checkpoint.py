@@ -29,9 +29,9 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
-from hsadml_dist.checkpoint.background import Saver
-from hsadml_dist.checkpoint.layout import CheckpointName, Progress, committed
-from hsadml_dist.checkpoint.load import choose_checkpoint, read_checkpoint
+from hsadml_dist.checkpoint.background import CheckpointSaver
+from hsadml_dist.checkpoint.layout import CheckpointName, TrainingProgress, list_checkpoints
+from hsadml_dist.checkpoint.load import choose_checkpoint, load_checkpoint
 from hsadml_dist.checkpoint.state import TensorGroup, TrainingState
 from hsadml_dist.comm import TorchComm
 from hsadml_dist.config.checkpoint import CheckpointConfig
@@ -125,7 +125,7 @@ def _be_rank(folder: str, world: int, rank: int, parameters: int, rounds: int) -
                 seconds["until it is on the disk"].setdefault(way, []).append(whole)
                 if load is not None:
                     seconds["verify and load"].setdefault(way.removesuffix("-background"), []).append(load)
-    if place.is_first:
+    if place.is_rank_zero:
         (Path(folder) / "seconds.json").write_text(json.dumps(seconds))
     comm.close()
 
@@ -135,14 +135,14 @@ class Ways:
 
     def __init__(self, folder: Path, comm: TorchComm, parameters: int) -> None:
         self._comm, self._folder = comm, folder
-        self._rows = comm.topology.part(max(comm.topology.world_size, int(CENTRES_SHARE * parameters) // COLUMNS))
+        self._rows = comm.topology.rank_range(max(comm.topology.world_size, int(CENTRES_SHARE * parameters) // COLUMNS))
         self._groups = _groups(parameters, self._rows)
         self._run = RunFolder(folder / "run")
         attempt = self._run.attempt(1)
-        if comm.topology.is_first:
+        if comm.topology.is_rank_zero:
             attempt.path.mkdir(parents=True)
-        comm.gather(None)
-        self._saver = Saver(self._run, attempt, comm, CheckpointConfig(keep=1), lambda name: None)
+        comm.all_gather_object(None)
+        self._saver = CheckpointSaver(self._run, attempt, comm, CheckpointConfig(keep=1), lambda name: None)
         self._gloo = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=SECONDS))
         self._taken = 0
 
@@ -154,23 +154,23 @@ class Ways:
                 tensor.add_(1)  # what a step does
         if way in (PICKLE, DCP):
             shutil.rmtree(self._folder / way, ignore_errors=True)
-        self._comm.gather(None)
+        self._comm.all_gather_object(None)
         began = time.perf_counter()
         wait = {BACKGROUND: self._ours, FOREGROUND: self._ours_at_once, PICKLE: self._pickle, DCP: self._dcp}[way]()
         stall = time.perf_counter() - began
         wait()
         whole = time.perf_counter() - began
-        return max(self._comm.gather(stall)), max(self._comm.gather(whole))
+        return max(self._comm.all_gather_object(stall)), max(self._comm.all_gather_object(whole))
 
     def load(self, way: str) -> float:
         """Load what was saved last; return the seconds of the slowest rank."""
-        self._comm.gather(None)
+        self._comm.all_gather_object(None)
         began = time.perf_counter()
         {BACKGROUND: self._load_ours, PICKLE: self._load_pickle, DCP: self._load_dcp}[way]()
-        return max(self._comm.gather(time.perf_counter() - began))
+        return max(self._comm.all_gather_object(time.perf_counter() - began))
 
     def _state(self) -> TrainingState:
-        progress = Progress(
+        progress = TrainingProgress(
             step=self._taken,
             consumed=self._taken,
             seed=0,
@@ -181,8 +181,8 @@ class Ways:
         return TrainingState(groups=self._groups, progress=progress, rows=self._rows)
 
     def _ours(self) -> Callable[[], None]:
-        self._saver.begin(self._state())
-        return self._saver.finish
+        self._saver.save_async(self._state())
+        return self._saver.wait
 
     def _ours_at_once(self) -> Callable[[], None]:
         self._saver.save(self._state())
@@ -197,7 +197,7 @@ class Ways:
             torch.save(self._groups if rank == 0 else {"centres": self._groups["centres"]}, file)
             file.flush()
             os.fsync(file.fileno())
-        self._comm.gather(None)
+        self._comm.all_gather_object(None)
         return lambda: None
 
     def _dcp(self) -> Callable[[], None]:
@@ -216,8 +216,8 @@ class Ways:
 
     def _load_ours(self) -> None:
         choice = choose_checkpoint(self._run, self._comm)
-        assert choice.name == committed(self._run)[-1] == CheckpointName(self._taken, 1)
-        for group, tensors in read_checkpoint(self._run, choice.name, self._rows).groups.items():
+        assert choice.name == list_checkpoints(self._run)[-1] == CheckpointName(self._taken, 1)
+        for group, tensors in load_checkpoint(self._run, choice.name, self._rows).groups.items():
             for name, tensor in tensors.items():
                 self._groups[group][name].copy_(tensor)
 

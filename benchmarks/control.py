@@ -25,19 +25,19 @@ import torch.distributed as dist
 from bare_loop import rank_environ
 from torch import nn
 
-from hsadml_dist.comm import place
+from hsadml_dist.comm import topology_from_environ
 from hsadml_dist.config.run import RunConfig
-from hsadml_dist.run.entry import Entry, enter
+from hsadml_dist.run.entry import RankContext, join_run
 from hsadml_dist.run.folder import RunFolder
-from hsadml_dist.run.heartbeat import Heartbeat
-from hsadml_dist.run.log import open_log
-from hsadml_dist.run.rows import read_rows
+from hsadml_dist.run.heartbeat import AttemptHeartbeat
+from hsadml_dist.run.log import configure_rank_logging
+from hsadml_dist.run.rows import read_jsonl
 from hsadml_dist.stop.agreement import StopAgreement
-from hsadml_dist.stop.deadman import standing_by
-from hsadml_dist.stop.pace import Pace
-from hsadml_dist.stop.requests import Requests
-from hsadml_dist.stop.signals import Notice
-from hsadml_dist.stop.watchdog import Watch
+from hsadml_dist.stop.deadman import open_external_watchdog
+from hsadml_dist.stop.pace import StragglerMonitor
+from hsadml_dist.stop.requests import RequestFiles
+from hsadml_dist.stop.signals import StopSignal
+from hsadml_dist.stop.watchdog import HealthMonitor
 
 STEP_SECONDS = 0.2
 """The shortest step that control's share is judged by."""
@@ -110,7 +110,7 @@ def one_report() -> float:
             for rank in ranks:
                 rank.kill()
                 rank.wait()
-        [event] = [row for row in read_rows(RunFolder(Path(folder)).attempt(1).events) if row["event"] == "hang"]
+        [event] = [row for row in read_jsonl(RunFolder(Path(folder)).attempt(1).events) if row["event"] == "hang"]
         if code != 70 or event["ranks"] != [1]:
             raise SystemExit(f"rank 0 ended with {code}, and named {event['ranks']}")
         return ended - float((Path(folder) / "stopped").read_text())
@@ -129,40 +129,42 @@ def start(folder: Path, world: int, steps: int, *more: str) -> list[subprocess.P
 
 def be_rank(folder: Path, steps: int, *, hang: bool) -> None:
     """As one rank: do steps that do nothing but control."""
-    run, topology = RunFolder(folder), place()
+    run, topology = RunFolder(folder), topology_from_environ()
     torch.set_num_threads(1)
-    with standing_by(True) as deadman:
-        entry = enter(run, topology, {}, 60, lambda: False)
-        open_log(entry.attempt, topology.rank)
-        watch = Watch(entry, RunConfig(step_timeout_seconds=LIMIT_SECONDS), deadman)
-        beats = [Heartbeat(entry.attempt.heartbeat)] if topology.is_first else []
-        seconds = measure(run, entry, watch, steps, folder / "stopped" if hang else None)
+    with open_external_watchdog(True) as external_watchdog:
+        context = join_run(run, topology, {}, 60, lambda: False)
+        configure_rank_logging(context.attempt, topology.rank)
+        watch = HealthMonitor(context, RunConfig(step_timeout_seconds=LIMIT_SECONDS), external_watchdog)
+        beats = [AttemptHeartbeat(context.attempt.heartbeat)] if topology.is_rank_zero else []
+        seconds = measure(run, context, watch, steps, folder / "stopped" if hang else None)
         (folder / f"seconds-{topology.rank}.json").write_text(json.dumps(seconds))
         for beat in beats:
             beat.close()
         watch.close()
-        entry.comm.close()
+        context.comm.close()
 
 
-def measure(run: RunFolder, entry: Entry, watch: Watch, steps: int, stopped: Path | None) -> list[float]:
+def measure(
+    run: RunFolder, context: RankContext, watch: HealthMonitor, steps: int, stopped: Path | None
+) -> list[float]:
     """Return this rank's seconds of control in each step; with ``stopped``, rank 1 writes the time there and stops."""
-    comm = entry.comm
-    requests = Requests(run, entry.attempt) if comm.topology.is_first else None
-    agreement = StopAgreement(comm, Notice(), requests)
-    pace = Pace(nn.Linear(1, 1), comm)
+    comm = context.comm
+    requests = RequestFiles(run, context.attempt) if comm.topology.is_rank_zero else None
+    agreement = StopAgreement(comm, StopSignal(), requests)
+    pace = StragglerMonitor(nn.Linear(1, 1), comm)
     seconds: list[float] = []
     for step in range(1, WARM_UP + steps + 1):
         if comm.group is not None:
             dist.barrier()
         began = time.perf_counter()
-        watch.at(step, "data")
-        watch.at(step, "vote")
-        agreement.decide(step, has_batch=True, seconds=pace.own_seconds())
-        watch.at(step, "step")
-        pace.compare(agreement.seconds)
+        watch.enter_stage(step, "data")
+        watch.enter_stage(step, "vote")
+        agreement.decide(step, has_batch=True, seconds=pace.compute_seconds())
+        watch.enter_stage(step, "step")
+        pace.find_stragglers(agreement.seconds)
         if step > WARM_UP:
             seconds.append(time.perf_counter() - began)
-        if stopped is not None and step > 2 * WARM_UP and not comm.topology.is_first:
+        if stopped is not None and step > 2 * WARM_UP and not comm.topology.is_rank_zero:
             stopped.write_text(repr(time.time()))
             os.kill(os.getpid(), signal.SIGSTOP)
         time.sleep(0.01)  # the threads beside it get their turns as in a real step

@@ -25,8 +25,9 @@ from pathlib import Path
 
 import torch
 from bare_loop import bare_step, rank_environ
+from hsadml_dist.model_factory import build_network
 
-from hsadml_dist.comm import Comm, place
+from hsadml_dist.comm import Comm, topology_from_environ
 from hsadml_dist.config import Recipe
 from hsadml_dist.config.data import DataConfig
 from hsadml_dist.config.engine import EngineConfig
@@ -34,8 +35,8 @@ from hsadml_dist.config.model import ModelConfig
 from hsadml_dist.config.optim import OptimConfig
 from hsadml_dist.config.train import TrainConfig
 from hsadml_dist.data.loader import Batch
-from hsadml_dist.engine.learner import build_learner, build_network
-from hsadml_dist.run.entry import enter
+from hsadml_dist.engine.learner import build_learner
+from hsadml_dist.run.entry import join_run
 from hsadml_dist.run.folder import RunFolder
 
 PLAIN = "bare-pytorch"
@@ -107,14 +108,14 @@ def table(options: argparse.Namespace, cases: list[dict[str, object]]) -> str:
 
 def be_rank(options: argparse.Namespace) -> None:
     """As one rank: train under one engine."""
-    engine, topology = options.engines, place()
+    engine, topology = options.engines, topology_from_environ()
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // topology.world_size))
     importlib.import_module("monai.networks.nets")
     if "zero" in engine:
         os.environ["DS_ACCELERATOR"] = "cuda" if torch.cuda.is_available() else "cpu"
         importlib.import_module("deepspeed")
     imports = _memory("VmRSS")
-    comm = enter(RunFolder(options.rank_in), topology, {}, 60, lambda: False).comm
+    comm = join_run(RunFolder(options.rank_in), topology, {}, 60, lambda: False).comm
     recipe = _recipe(options, ENGINES.get(engine, EngineConfig()))
     step = _plain(recipe, comm) if engine == PLAIN else _ours(recipe, comm)
     seconds = [_timed(step, number) for number in range(1, WARM_UP + options.steps + 1)][WARM_UP:]

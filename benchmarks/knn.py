@@ -25,7 +25,7 @@ import threadpoolctl
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from hsadml_dist.evaluation.knn import nearest, on_grid, search
+from hsadml_dist.evaluation.knn import nearest, round_to_grid, search
 
 SEED = 0
 BLOCK = 8192
@@ -101,8 +101,8 @@ def slow_neighbours(queries_QD: torch.Tensor, references_RD: torch.Tensor, k: in
 
 def _search_only(queries: torch.Tensor, references: torch.Tensor, k: int, shape: str) -> Case:
     """References are prepared beforehand: on our grid, in FAISS's index, in scikit-learn's estimator."""
-    grid, no_bias = on_grid(references), torch.zeros(len(references), dtype=torch.float64)
-    on_ours = on_grid(queries)
+    grid, no_bias = round_to_grid(references), torch.zeros(len(references), dtype=torch.float64)
+    on_ours = round_to_grid(queries)
     index = faiss.IndexFlatIP(references.shape[1])
     index.add(references.numpy())
     brute = NearestNeighbors(metric="cosine", algorithm="brute").fit(references.numpy())

@@ -8,9 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from hsadml_dist.shards.build import BuildOptions, build
-from hsadml_dist.shards.identity import load_key
-from hsadml_dist.shards.record import Listing, Pixels, Record, Source
+from hsadml_dist.shards.build import BuildOptions, build_shards
+from hsadml_dist.shards.identity import load_or_create_key
+from hsadml_dist.shards.record import ImageSource, SourceListing, SourcePixels, SourceRecord
 from hsadml_dist.shards.sources.phantom.source import PhantomSource
 
 NOISE_SIDE = 181
@@ -25,19 +25,19 @@ class Noise:
 
     count: int
 
-    def listing(self) -> Listing:
+    def list_records(self) -> SourceListing:
         """List them."""
         names = [(number, ("a", "b")[number % 2]) for number in range(self.count)]
         records = [
-            Record(identity=f"{number}", where=f"image {number}", class_name=name, person=f"{number}")
+            SourceRecord(record_id=f"{number}", where=f"image {number}", class_name=name, person=f"{number}")
             for number, name in names
         ]
-        return Listing(records=tuple(records))
+        return SourceListing(records=tuple(records))
 
-    def read(self, record: Record) -> Pixels:
+    def read(self, record: SourceRecord) -> SourcePixels:
         """Draw one."""
-        generator = np.random.default_rng(int(record.identity))
-        return Pixels(image=generator.integers(0, 2**16, (NOISE_SIDE, NOISE_SIDE), dtype=np.uint16))
+        generator = np.random.default_rng(int(record.record_id))
+        return SourcePixels(image=generator.integers(0, 2**16, (NOISE_SIDE, NOISE_SIDE), dtype=np.uint16))
 
     def fingerprint(self) -> str:
         """Return all that they depend on."""
@@ -52,11 +52,11 @@ class Slices:
 
     source: PhantomSource
 
-    def listing(self) -> Listing:
+    def list_records(self) -> SourceListing:
         """List them."""
-        return self.source.listing()
+        return self.source.list_records()
 
-    def read(self, record: Record) -> Pixels:
+    def read(self, record: SourceRecord) -> SourcePixels:
         """Draw one."""
         return replace(self.source.read(record), mask=None)
 
@@ -75,7 +75,9 @@ def build_slices(folder: Path, patients: int, size: int) -> Path:
     return _built(Slices(source=PhantomSource(patients=patients, seed=0, size=size)), folder, size)
 
 
-def _built(source: Source, folder: Path, size: int) -> Path:
+def _built(source: ImageSource, folder: Path, size: int) -> Path:
     options = BuildOptions(folds=3, samples_per_shard=64, size=size)
-    build(source, folder / source.name, options, load_key(folder / "id.key"), 1, lambda done, total: None)
+    build_shards(
+        source, folder / source.name, options, load_or_create_key(folder / "id.key"), 1, lambda done, total: None
+    )
     return folder / source.name

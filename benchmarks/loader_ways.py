@@ -20,11 +20,11 @@ from PIL import Image
 
 from hsadml_dist.data.fused import FusedAugmentation
 from hsadml_dist.data.index import load_index
-from hsadml_dist.data.loader import Loader, training_loader
+from hsadml_dist.data.loader import Loader, build_loader
 from hsadml_dist.data.order import ExactOrder, epoch_order
-from hsadml_dist.data.prepared import PreparedImages, open_store
+from hsadml_dist.data.prepared import PreparedImages, open_prepared_cache
 from hsadml_dist.data.reader import ShardReader, decode_image
-from hsadml_dist.data.transforms import Augmentation, Preparation, built_transforms
+from hsadml_dist.data.transforms import Augmentation, Preprocessing, build_transforms
 from hsadml_dist.topology import Topology
 
 SEED = 0
@@ -65,7 +65,7 @@ def indexed(setting: Setting, checked: bool) -> Round:
 
     def take() -> int:
         if checked:
-            return sum(len(reader.stored(position)) for position in order)
+            return sum(len(reader.png_bytes(position)) for position in order)
         return sum(len(reader.raw(index.samples[position])) for position in order)
 
     return take
@@ -98,7 +98,7 @@ def own_loader(setting: Setting, rows: int, augmentation: str = "monai", cached:
     """Return the loader of a training over as many rows, those of the shards over and over again."""
     index = load_index(setting.shards)
     index = replace(index, samples=tuple(itertools.islice(itertools.cycle(index.samples), rows)))
-    return training_loader(
+    return build_loader(
         setting.shards,
         index,
         range(rows),
@@ -138,7 +138,7 @@ def composed(track_meta: bool, lazy: bool) -> Callable[[np.ndarray], torch.Tenso
 
     Lazy are the random ones alone: MONAI's lazy resampling knows no resizing by area.
     """
-    prepare, augment = Preparation(IMAGE_SIZE).transforms, built_transforms(None)
+    prepare, augment = Preprocessing(IMAGE_SIZE).transforms, build_transforms(None)
     steps = Compose([*prepare, Compose(augment, lazy=True)] if lazy else [*prepare, *augment])
     set_track_meta(track_meta)
     return lambda image: steps(torch.from_numpy(image.astype(np.float32) / 65535)[None])
@@ -181,12 +181,12 @@ WAYS = {"reading": READING, "path": PATH, "resume": RESUME}
 def distances(setting: Setting) -> dict[str, float]:
     """Return how far each way's pixels are from ours, at most, as a share of an image's range."""
     index = load_index(setting.shards)
-    reader, prepare = ShardReader(setting.shards, index), Preparation(IMAGE_SIZE)
+    reader, prepare = ShardReader(setting.shards, index), Preprocessing(IMAGE_SIZE)
     stored = [reader.image(position) for position in range(min(8, len(index)))]
     prepared = [prepare(image) for image in stored]
     expected = Augmentation(None).batch(prepared, range(len(stored)))
     fused = FusedAugmentation(None).batch(prepared, range(len(stored)))
-    store = open_store(setting.cache, index, prepare)
+    store = open_prepared_cache(setting.cache, index, prepare)
     kept = [[PreparedImages(reader, prepare, store).image(place) for place in range(len(stored))] for _ in range(2)]
     found = {
         "ours-fused": fused,
@@ -201,7 +201,7 @@ def distances(setting: Setting) -> dict[str, float]:
 
 
 def _seeded(stored: Sequence[np.ndarray], track_meta: bool, lazy: bool) -> list[torch.Tensor]:
-    prepare, augment = Compose(Preparation(IMAGE_SIZE).transforms), Compose(built_transforms(None), lazy=lazy)
+    prepare, augment = Compose(Preprocessing(IMAGE_SIZE).transforms), Compose(build_transforms(None), lazy=lazy)
     set_track_meta(track_meta)
     images = []
     for seed, image in enumerate(stored):
@@ -218,7 +218,7 @@ def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
 def stages(setting: Setting) -> Iterator[tuple[str, Callable[[Any], Any]]]:
     """Yield the stages of the path: a name, and what turns one sample's state into the next."""
     index = load_index(setting.shards)
-    reader, prepare = ShardReader(setting.shards, index), Preparation(IMAGE_SIZE)
+    reader, prepare = ShardReader(setting.shards, index), Preprocessing(IMAGE_SIZE)
     augment, seeds = Augmentation(None), itertools.count()
     yield "read", lambda place: reader.raw(index.samples[place])
     yield "SHA-256", lambda data: (hashlib.sha256(data).hexdigest(), data)[1]
@@ -230,7 +230,7 @@ def stages(setting: Setting) -> Iterator[tuple[str, Callable[[Any], Any]]]:
 def batch_stages(setting: Setting) -> dict[str, Callable[[list[torch.Tensor]], Any]]:
     """Return what can be done with a batch of prepared images, and reading as many of them from the cache."""
     index = load_index(setting.shards)
-    store = open_store(setting.cache, index, Preparation(IMAGE_SIZE))
+    store = open_prepared_cache(setting.cache, index, Preprocessing(IMAGE_SIZE))
     fused, sources = FusedAugmentation(None), [row.sha256 for row in index.samples]
 
     def read(images: list[torch.Tensor]) -> None:

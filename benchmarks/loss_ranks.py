@@ -12,21 +12,21 @@ from typing import Any
 import torch
 from loss_ways import SEED, Answer, our_margin, problem_of, say
 
-from hsadml_dist.comm import Comm, place
+from hsadml_dist.comm import Comm, topology_from_environ
 from hsadml_dist.engine.head import Head
 from hsadml_dist.losses.centres import Centres, Layout
 from hsadml_dist.losses.distributed import MEBIBYTE, DistributedLoss
-from hsadml_dist.run.entry import enter
+from hsadml_dist.run.entry import join_run
 from hsadml_dist.run.folder import RunFolder
 
 
 def messages(order: Answer) -> None:
     """As one rank: say what it sends in a step, with centres on all ranks, shared out, and reduced as DDP would."""
-    comm = enter(RunFolder(Path(order["folder"])), place(), {}, 120, lambda: False).comm
+    comm = join_run(RunFolder(Path(order["folder"])), topology_from_environ(), {}, 120, lambda: False).comm
     layouts: Sequence[Layout] = ("replicated", "sharded")
     answer = {f"ours-{layout}": _sent(order, comm, layout) for layout in layouts}
     answer["ddp-all-reduce"] = _sent_by_plain_reduction(order, comm)
-    if comm.topology.is_first:
+    if comm.topology.is_rank_zero:
         say(answer)
     comm.close()
     os._exit(0)
@@ -34,8 +34,8 @@ def messages(order: Answer) -> None:
 
 def centre_memory(order: Answer) -> None:
     """As one rank: do a step with AdamW and say what this rank holds of the centres, in bytes."""
-    comm = enter(RunFolder(Path(order["folder"])), place(), {}, 120, lambda: False).comm
-    rows = comm.topology.part(order["classes"])
+    comm = join_run(RunFolder(Path(order["folder"])), topology_from_environ(), {}, 120, lambda: False).comm
+    rows = comm.topology.rank_range(order["classes"])
     loss = DistributedLoss(
         Centres(order["classes"], order["dim"], SEED, rows), our_margin(order["loss"]), comm, "sharded"
     )
@@ -47,8 +47,8 @@ def centre_memory(order: Answer) -> None:
     head.apply(1e-3, head.norm())
     weight = loss.centres.weight
     held = {"weights": weight, "gradient": weight.grad} | optimizer.state[weight]
-    sizes = comm.gather({name: tensor.nbytes for name, tensor in held.items()})
-    if comm.topology.is_first:
+    sizes = comm.all_gather_object({name: tensor.nbytes for name, tensor in held.items()})
+    if comm.topology.is_rank_zero:
         say({"held_bytes": max(sizes, key=lambda size: sum(size.values()))})
     comm.close()
     os._exit(0)
@@ -66,47 +66,47 @@ class CountingComm:
         self.sent, self.messages = 0.0, 0
         self._comm = comm
 
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+    def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """See :class:`Comm`."""
         self._reduces(tensor.numel() * tensor.element_size())
-        return self._comm.sum(tensor)
+        return self._comm.all_reduce_sum(tensor)
 
-    def max(self, tensor: torch.Tensor) -> torch.Tensor:
+    def all_reduce_max_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
         """See :class:`Comm`."""
         self._reduces(tensor.numel() * tensor.element_size())
-        return self._comm.max(tensor)
+        return self._comm.all_reduce_max_tensor(tensor)
 
-    def sizes(self, count: int) -> list[int]:
+    def all_gather_sizes(self, count: int) -> list[int]:
         """See :class:`Comm`."""
         self._reduces(8 * self.topology.world_size)
-        return self._comm.sizes(count)
+        return self._comm.all_gather_sizes(count)
 
-    def gather_rows(self, rows_ND: torch.Tensor, sizes: Sequence[int] | None = None) -> torch.Tensor:
+    def all_gather_rows(self, rows_ND: torch.Tensor, sizes: Sequence[int] | None = None) -> torch.Tensor:
         """See :class:`Comm`."""
-        sizes = self.sizes(len(rows_ND)) if sizes is None else sizes
+        sizes = self.all_gather_sizes(len(rows_ND)) if sizes is None else sizes
         self._passes_rows(rows_ND, sizes)
-        return self._comm.gather_rows(rows_ND, sizes)
+        return self._comm.all_gather_rows(rows_ND, sizes)
 
-    def scatter_rows(self, rows_ND: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    def reduce_scatter_rows(self, rows_ND: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
         """See :class:`Comm`."""
         self._passes_rows(rows_ND, sizes)
-        return self._comm.scatter_rows(rows_ND, sizes)
+        return self._comm.reduce_scatter_rows(rows_ND, sizes)
 
-    def apart(self) -> Comm:
+    def new_train_group(self) -> Comm:
         """See :class:`Comm`."""
         raise NotImplementedError("a second count would be missed")
 
-    def vote(self, values: Sequence[float]) -> list[float]:
+    def all_reduce_max(self, values: Sequence[float]) -> list[float]:
         """See :class:`Comm`."""
-        return self._comm.vote(values)
+        return self._comm.all_reduce_max(values)
 
-    def share(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         """See :class:`Comm`."""
-        return self._comm.share(value)
+        return self._comm.broadcast_object(value)
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         """See :class:`Comm`."""
-        return self._comm.gather(value)
+        return self._comm.all_gather_object(value)
 
     def close(self) -> None:
         """See :class:`Comm`."""
@@ -127,7 +127,7 @@ class CountingComm:
 
 def _sent(order: Answer, comm: Comm, layout: Layout) -> Answer:
     counting = CountingComm(comm)
-    rows = comm.topology.part(order["classes"]) if layout == "sharded" else None
+    rows = comm.topology.rank_range(order["classes"]) if layout == "sharded" else None
     centres = Centres(order["classes"], order["dim"], SEED, rows)
     loss = DistributedLoss(centres, our_margin(order["loss"]), counting, layout).to(comm.device)
     head = Head(loss, torch.optim.SGD(loss.parameters()), counting, clip_norm=None)
@@ -148,7 +148,7 @@ def _sent_by_plain_reduction(order: Answer, comm: Comm) -> Answer:
     counting = CountingComm(comm)
     grad_CD = torch.zeros(order["classes"], order["dim"], device=comm.device)
     began = time.process_time()
-    counting.sum(grad_CD)
+    counting.all_reduce_sum(grad_CD)
     return {
         "seconds": time.process_time() - began,
         "sent_bytes": round(counting.sent),
@@ -160,6 +160,6 @@ def _sent_by_plain_reduction(order: Answer, comm: Comm) -> Answer:
 def _own_samples(order: Answer, comm: Comm) -> tuple[torch.Tensor, torch.Tensor]:
     """Return this rank's share of the batch."""
     emb_ND, label_N = problem_of(order, device=str(comm.device)).samples()
-    mine = comm.topology.part(order["batch"])
+    mine = comm.topology.rank_range(order["batch"])
     part = slice(mine.start, mine.stop)
     return emb_ND.detach()[part].requires_grad_(), label_N[part]

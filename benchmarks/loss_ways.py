@@ -16,7 +16,7 @@ from torch.nn import Parameter, functional
 
 from hsadml_dist.comm import SoloComm
 from hsadml_dist.losses.centres import Centres, initial_rows
-from hsadml_dist.losses.distributed import Computing, DistributedLoss
+from hsadml_dist.losses.distributed import DistributedLoss, LossCompute
 from hsadml_dist.losses.margins import Annealing, MarginSettings, build_margin
 
 Answer = dict[str, Any]
@@ -98,7 +98,7 @@ def ours(problem: Problem, backward: Literal["store", "stream"]) -> Way:
     emb_ND, label_N = problem.samples()
     centres = Centres(problem.classes, problem.dim, SEED)
     comm = SoloComm(torch.device(problem.device))
-    loss = DistributedLoss(centres, our_margin(problem.loss), comm, computing=Computing(backward=backward))
+    loss = DistributedLoss(centres, our_margin(problem.loss), comm, computing=LossCompute(backward=backward))
     loss.to(problem.device, problem.dtype)
     weight = loss.centres.weight
     return Way(emb_ND=emb_ND, weight=weight, loss=lambda: loss(emb_ND, label_N, step=1, count=problem.batch))

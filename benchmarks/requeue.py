@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from hsadml_dist.launch.prepare import prepare_run
-from hsadml_dist.launch.submission import JobOptions, Submission, planned_request
+from hsadml_dist.launch.submission import JobOptions, Submission, plan_job
 from hsadml_dist.slurm.box.cluster import Cluster, up
-from hsadml_dist.slurm.sbatch import SAME_FOR_ALL, JobRequest, render
+from hsadml_dist.slurm.sbatch import COMMON_PART_MARKER, JobRequest, render
 
 NODES, TASKS = 2, 2
 SECONDS = 300.0
@@ -130,14 +130,14 @@ def asked(run: Path, python: Path, requeue: str) -> JobRequest:
         overrides=("train.global_batch=24",),
         options=JobOptions(requeue=requeue),
     )
-    return dataclasses.replace(planned_request(submission), python=str(python))
+    return dataclasses.replace(plan_job(submission), python=str(python))
 
 
 def queued(cluster: Cluster, request: JobRequest) -> str:
     """Queue our script with the times of its first and last line noted; return the job's id."""
     run = request.run_dir
     noted = f"date +%s.%N >>{run}/begins\ntrap 'date +%s.%N >>{run}/ends' EXIT\n"
-    request.script.write_text(render(request).replace(SAME_FOR_ALL, noted + SAME_FOR_ALL))
+    request.script.write_text(render(request).replace(COMMON_PART_MARKER, noted + COMMON_PART_MARKER))
     return cluster.run(["sbatch", "--parsable", str(request.script)]).stdout.strip()
 
 

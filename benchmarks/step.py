@@ -24,9 +24,10 @@ from types import SimpleNamespace
 
 import torch
 from bare_loop import bare_step, rank_environ
+from hsadml_dist.model_factory import build_network
 
-from hsadml_dist.checkpoint.background import Saver
-from hsadml_dist.comm import Comm, place
+from hsadml_dist.checkpoint.background import CheckpointSaver
+from hsadml_dist.comm import Comm, topology_from_environ
 from hsadml_dist.config import Recipe
 from hsadml_dist.config.data import DataConfig
 from hsadml_dist.config.loss import LossConfig
@@ -34,17 +35,17 @@ from hsadml_dist.config.optim import OptimConfig
 from hsadml_dist.config.train import TrainConfig
 from hsadml_dist.data.loader import Batch
 from hsadml_dist.data.order import ExactOrder
-from hsadml_dist.engine.learner import build_learner, build_network
+from hsadml_dist.engine.learner import build_learner
 from hsadml_dist.resume import Resume
-from hsadml_dist.run.entry import enter
+from hsadml_dist.run.entry import join_run
 from hsadml_dist.run.folder import RunFolder
-from hsadml_dist.run.records import open_records
+from hsadml_dist.run.records import open_recorder
 from hsadml_dist.stop.agreement import StopAgreement
-from hsadml_dist.stop.pace import Pace
-from hsadml_dist.stop.requests import Requests
-from hsadml_dist.stop.signals import Notice
-from hsadml_dist.stop.watchdog import Watch
-from hsadml_dist.train import Training
+from hsadml_dist.stop.pace import StragglerMonitor
+from hsadml_dist.stop.requests import RequestFiles
+from hsadml_dist.stop.signals import StopSignal
+from hsadml_dist.stop.watchdog import HealthMonitor
+from hsadml_dist.train import Trainer
 
 CLASSES = 3
 SEED = 0
@@ -115,11 +116,11 @@ def measure(folder: Path, pairs: int, batch: int) -> None:
         train=TrainConfig(steps=10**6, global_batch=batch, seed=SEED),
         optim=OptimConfig(schedule="constant"),
     )
-    topology = place()
+    topology = topology_from_environ()
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // topology.world_size))
-    entry = enter(RunFolder(folder), topology, {}, 60, lambda: False)
+    context = join_run(RunFolder(folder), topology, {}, 60, lambda: False)
     data = _batch(batch // topology.world_size)
-    steps = {"ours": _ours(recipe, folder, entry, data), "bare": _bare(recipe, entry.comm, data)}
+    steps = {"ours": _ours(recipe, folder, context, data), "bare": _bare(recipe, context.comm, data)}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     order = random.Random(SEED)
     for pair in range(-5, pairs):
@@ -128,38 +129,38 @@ def measure(folder: Path, pairs: int, batch: int) -> None:
             steps[name]()
             if pair >= 0:
                 seconds[name].append(time.perf_counter() - began)
-    if topology.is_first:
+    if topology.is_rank_zero:
         (folder / "seconds.json").write_text(json.dumps(seconds))
-    entry.comm.close()
+    context.comm.close()
 
 
-def _ours(recipe: Recipe, folder: Path, entry: object, data: Batch) -> Callable[[], object]:
-    notice = Notice()
-    requests = Requests(RunFolder(folder), entry.attempt) if entry.comm.topology.is_first else None
-    feed = SimpleNamespace(
+def _ours(recipe: Recipe, folder: Path, context: object, data: Batch) -> Callable[[], object]:
+    notice = StopSignal()
+    requests = RequestFiles(RunFolder(folder), context.attempt) if context.comm.topology.is_rank_zero else None
+    train_data = SimpleNamespace(
         loader=MemoryLoader(data),
         order=ExactOrder(count=1000, global_batch=recipe.train.global_batch, seed=SEED),
         total_steps=recipe.train.steps,
     )
-    records = open_records(entry, tensorboard=True)
+    records = open_recorder(context, tensorboard=True)
     records.begin(0, recipe.train.steps)
-    learner = build_learner(recipe, build_network(recipe), CLASSES, entry.comm, recipe.train.steps)
-    training = Training(
+    learner = build_learner(recipe, build_network(recipe), CLASSES, context.comm, recipe.train.steps)
+    training = Trainer(
         recipe=recipe,
         run=RunFolder(folder),
-        feed=feed,
-        entry=entry,
+        train_data=train_data,
+        context=context,
         notice=notice,
-        agreement=StopAgreement(entry.comm, notice, requests),
-        watch=Watch(entry, recipe.run, None),
-        pace=Pace(learner.engine.model, entry.comm),
+        agreement=StopAgreement(context.comm, notice, requests),
+        watch=HealthMonitor(context, recipe.run, None),
+        pace=StragglerMonitor(learner.engine.model, context.comm),
         learner=learner,
         resume=Resume(recipe=recipe, run=RunFolder(folder), data_digest="", learner=learner, records=records),
-        saver=Saver(RunFolder(folder), entry.attempt, entry.comm, recipe.checkpoint, lambda name: None),
+        saver=CheckpointSaver(RunFolder(folder), context.attempt, context.comm, recipe.checkpoint, lambda name: None),
         records=records,
     )
     numbers = iter(range(1, 10**6))
-    return lambda: training.take_step(next(numbers))
+    return lambda: training.train_step(next(numbers))
 
 
 def _bare(recipe: Recipe, comm: Comm, data: Batch) -> Callable[[], object]:

@@ -24,7 +24,7 @@ LOSSES = ("softmax", "sphereface")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class PlannedRun:
     """One training: its shards, its loss, the fold that it holds out, and where it goes."""
 
     shards: Path
@@ -54,17 +54,17 @@ def main() -> int:
     return call("evaluate", *(str(one.run) for one in plans), "--combine", str(arguments.out / "combined"))
 
 
-def plan(folders: list[Path], out: Path) -> Iterator[Plan]:
+def plan(folders: list[Path], out: Path) -> Iterator[PlannedRun]:
     """Yield all trainings, the losses of one fold after one another."""
     for place, shards in enumerate(folders):
         index = load_index(shards)
         for fold in index.fold_numbers if place == 0 else index.fold_numbers[:1]:
             for loss in LOSSES:
                 run = out / index.split_unit / loss / f"fold-{fold}"
-                yield Plan(shards=shards, loss=loss, fold=fold, run=run)
+                yield PlannedRun(shards=shards, loss=loss, fold=fold, run=run)
 
 
-def train(one: Plan, recipe: str, ranks: int) -> int:
+def train(one: PlannedRun, recipe: str, ranks: int) -> int:
     """Train, or go on where a former start was stopped."""
     settings = [f"data.shards={one.shards}", f"data.fold={one.fold}", f"loss.name={one.loss}"]
     return call("train", recipe, *settings, "--nproc", str(ranks), "--run", str(one.run))

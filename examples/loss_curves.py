@@ -22,7 +22,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from hsadml_dist.losses.margins import LOSSES, Annealing, Margin, MarginSettings, build_margin
-from hsadml_dist.report.drawing import COLOURS, FAINT, GRID, INK, plain
+from hsadml_dist.report.drawing import COLOURS, FAINT, GRID, INK, style_axes
 
 DEGREES = torch.arange(1.5, 180, 1.5, dtype=torch.float64)
 """Angles where curves are drawn: without the ends, where some slopes have a pole."""
@@ -173,7 +173,7 @@ def _draw(axes: Axes, lines: list[Line], heights: list[torch.Tensor], marks: tup
 
 
 def _frame(axes: Axes, ends: tuple[float, float]) -> None:
-    plain(axes)
+    style_axes(axes)
     axes.set_ylim(*ends)
     axes.grid(color=GRID, linewidth=0.8)
     axes.set_xlim(0, 180)

@@ -7,9 +7,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from hsadml_dist.errors import nearest
+from hsadml_dist.errors import did_you_mean
 
-TIMM = "timm/"
+TIMM_PREFIX = "timm/"
 """Prefix of the names that the timm library resolves."""
 
 REFERENCE_SIZE = 224
@@ -27,7 +27,7 @@ HATAMIZADEH = "Hatamizadeh et al., BrainLes 2021"
 
 
 @dataclass(frozen=True)  # not by keyword: the table below has a line a backbone
-class Backbone:
+class BackboneFacts:
     """Facts of a backbone.
 
     Attributes:
@@ -57,34 +57,34 @@ class Backbone:
         return self.activations * (1.0 if self.patches else (image_size / REFERENCE_SIZE) ** 2)
 
 
-FACTS: dict[str, Backbone] = {
-    "resnet_gn_small": Backbone(963_360, 2_814_368, 208, 15_103_424, GROUP, HE),
-    "resnet_gn_tiny": Backbone(19_568, 58_032, 32, 6_422_584, GROUP, HE),
-    "vit_small_patches": Backbone(2_832_576, 6_982_848, 192, 4_779_008, LAYER, DOSOVITSKIY, least=8, patches=8),
-    "monai_densenet121": Backbone(6_947_584, 11_242_624, 1024, 130_089_728, BATCH, HUANG, least=64),
-    "monai_densenet169": Backbone(12_478_208, 18_542_720, 1664, 157_333_248, BATCH, HUANG, least=64),
-    "monai_densenet201": Backbone(18_086_656, 25_330_816, 1920, 203_276_032, BATCH, HUANG, least=64),
-    "monai_densenet264": Backbone(30_642_432, 40_245_888, 2688, 278_615_808, BATCH, HUANG, least=64),
-    "monai_efficientnet_b0": Backbone(4_006_972, 4_688_380, 1280, 91_273_864, BATCH, TAN, least=64),
-    "monai_efficientnet_b1": Backbone(6_512_608, 7_446_496, 1280, 127_535_556, BATCH, TAN, least=64),
-    "monai_efficientnet_b2": Backbone(7_700_418, 8_714_946, 1408, 134_096_148, BATCH, TAN, least=64),
-    "monai_efficientnet_b3": Backbone(10_695_512, 12_058_472, 1536, 177_373_584, BATCH, TAN, least=64),
-    "monai_efficientnet_b4": Backbone(17_547_752, 19_612_760, 1792, 235_047_976, BATCH, TAN, least=64),
-    "monai_efficientnet_b5": Backbone(28_339_920, 31_048_464, 2048, 323_764_100, BATCH, TAN, least=64),
-    "monai_efficientnet_b6": Backbone(40_734_696, 44_391_528, 2304, 414_888_604, BATCH, TAN, least=64),
-    "monai_efficientnet_b7": Backbone(63_785_808, 68_758_992, 2560, 557_116_100, BATCH, TAN, least=64),
-    "monai_resnet18": Backbone(11_171_136, 33_160_896, 512, 86_341_120, BATCH, HE, least=32),
-    "monai_resnet34": Backbone(21_279_296, 63_470_528, 512, 126_511_616, BATCH, HE, least=32),
-    "monai_resnet50": Backbone(23_505_600, 46_158_912, 2048, 341_409_280, BATCH, HE, least=32),
-    "monai_resnet101": Backbone(42_497_728, 85_205_056, 2048, 505_392_640, BATCH, HE, least=32),
-    "monai_seresnet50": Backbone(26_032_752, 48_686_064, 2048, 103_498_944, BATCH, HU, least=64),
-    "monai_seresnet101": Backbone(47_271_600, 89_978_928, 2048, 158_451_136, BATCH, HU, least=64),
-    "monai_seresnet152": Backbone(64_766_576, 123_988_976, 2048, 226_198_720, BATCH, HU, least=64),
-    "monai_vit_small_16": Backbone(21_454_464, 23_907_456, 384, 58_199_456, LAYER, TOUVRON, multiple=16),
-    "monai_vit_base_16": Backbone(85_376_256, 90_282_240, 768, 116_359_712, LAYER, DOSOVITSKIY, multiple=16),
-    "monai_vit_large_16": Backbone(302_701_568, 309_242_880, 1024, 309_462_048, LAYER, DOSOVITSKIY, multiple=16),
-    "monai_vit_huge_14": Backbone(630_137_600, 638_314_240, 1280, 673_056_768, LAYER, DOSOVITSKIY, multiple=14),
-    "monai_swinunetr_encoder": Backbone(6_306_810, 8_062_002, 768, 182_069_104, LAYER, HATAMIZADEH, multiple=32),
+BACKBONE_FACTS: dict[str, BackboneFacts] = {
+    "resnet_gn_small": BackboneFacts(963_360, 2_814_368, 208, 15_103_424, GROUP, HE),
+    "resnet_gn_tiny": BackboneFacts(19_568, 58_032, 32, 6_422_584, GROUP, HE),
+    "vit_small_patches": BackboneFacts(2_832_576, 6_982_848, 192, 4_779_008, LAYER, DOSOVITSKIY, least=8, patches=8),
+    "monai_densenet121": BackboneFacts(6_947_584, 11_242_624, 1024, 130_089_728, BATCH, HUANG, least=64),
+    "monai_densenet169": BackboneFacts(12_478_208, 18_542_720, 1664, 157_333_248, BATCH, HUANG, least=64),
+    "monai_densenet201": BackboneFacts(18_086_656, 25_330_816, 1920, 203_276_032, BATCH, HUANG, least=64),
+    "monai_densenet264": BackboneFacts(30_642_432, 40_245_888, 2688, 278_615_808, BATCH, HUANG, least=64),
+    "monai_efficientnet_b0": BackboneFacts(4_006_972, 4_688_380, 1280, 91_273_864, BATCH, TAN, least=64),
+    "monai_efficientnet_b1": BackboneFacts(6_512_608, 7_446_496, 1280, 127_535_556, BATCH, TAN, least=64),
+    "monai_efficientnet_b2": BackboneFacts(7_700_418, 8_714_946, 1408, 134_096_148, BATCH, TAN, least=64),
+    "monai_efficientnet_b3": BackboneFacts(10_695_512, 12_058_472, 1536, 177_373_584, BATCH, TAN, least=64),
+    "monai_efficientnet_b4": BackboneFacts(17_547_752, 19_612_760, 1792, 235_047_976, BATCH, TAN, least=64),
+    "monai_efficientnet_b5": BackboneFacts(28_339_920, 31_048_464, 2048, 323_764_100, BATCH, TAN, least=64),
+    "monai_efficientnet_b6": BackboneFacts(40_734_696, 44_391_528, 2304, 414_888_604, BATCH, TAN, least=64),
+    "monai_efficientnet_b7": BackboneFacts(63_785_808, 68_758_992, 2560, 557_116_100, BATCH, TAN, least=64),
+    "monai_resnet18": BackboneFacts(11_171_136, 33_160_896, 512, 86_341_120, BATCH, HE, least=32),
+    "monai_resnet34": BackboneFacts(21_279_296, 63_470_528, 512, 126_511_616, BATCH, HE, least=32),
+    "monai_resnet50": BackboneFacts(23_505_600, 46_158_912, 2048, 341_409_280, BATCH, HE, least=32),
+    "monai_resnet101": BackboneFacts(42_497_728, 85_205_056, 2048, 505_392_640, BATCH, HE, least=32),
+    "monai_seresnet50": BackboneFacts(26_032_752, 48_686_064, 2048, 103_498_944, BATCH, HU, least=64),
+    "monai_seresnet101": BackboneFacts(47_271_600, 89_978_928, 2048, 158_451_136, BATCH, HU, least=64),
+    "monai_seresnet152": BackboneFacts(64_766_576, 123_988_976, 2048, 226_198_720, BATCH, HU, least=64),
+    "monai_vit_small_16": BackboneFacts(21_454_464, 23_907_456, 384, 58_199_456, LAYER, TOUVRON, multiple=16),
+    "monai_vit_base_16": BackboneFacts(85_376_256, 90_282_240, 768, 116_359_712, LAYER, DOSOVITSKIY, multiple=16),
+    "monai_vit_large_16": BackboneFacts(302_701_568, 309_242_880, 1024, 309_462_048, LAYER, DOSOVITSKIY, multiple=16),
+    "monai_vit_huge_14": BackboneFacts(630_137_600, 638_314_240, 1280, 673_056_768, LAYER, DOSOVITSKIY, multiple=14),
+    "monai_swinunetr_encoder": BackboneFacts(6_306_810, 8_062_002, 768, 182_069_104, LAYER, HATAMIZADEH, multiple=32),
 }
 
 
@@ -105,7 +105,7 @@ class RankMemory:
         return self.weights + self.gradients + self.moments
 
 
-def memory_by_engine(weights: int, ranks: int) -> dict[str, RankMemory]:
+def rank_memory_by_engine(weights: int, ranks: int) -> dict[str, RankMemory]:
     """Return what a rank holds of a net of so many weights, by engine: each stage of ZeRO cuts up one thing more.
 
     The optimiser of ZeRO steps weights of its own, so a rank holds its part of them once more.
@@ -126,27 +126,30 @@ def model_problems(name: str, image_size: int) -> Iterator[tuple[str, str]]:
         name: The backbone. What timm calls its own is known only where timm is installed, and passes here.
         image_size: Pixels a side.
     """
-    if name.startswith(TIMM):
-        if name == TIMM:
-            yield "model.name", f"{name!r} lacks the model's name, such as {TIMM}resnet18"
+    if name.startswith(TIMM_PREFIX):
+        if name == TIMM_PREFIX:
+            yield "model.name", f"{name!r} lacks the model's name, such as {TIMM_PREFIX}resnet18"
         return
-    if name not in FACTS:
+    if name not in BACKBONE_FACTS:
         yield (
             "model.name",
-            f"{name!r} is unknown{nearest(name, FACTS)}; allowed: {TIMM}NAME, and what hsadml models lists",
+            f"{name!r} is unknown{did_you_mean(name, BACKBONE_FACTS)}; allowed: {TIMM_PREFIX}NAME, and what hsadml models lists",
         )
         return
-    facts = FACTS[name]
+    facts = BACKBONE_FACTS[name]
     if image_size < max(facts.least, facts.multiple) or image_size % facts.multiple:
-        yield "data.image_size", f"{image_size} does not fit {name}: must be {rule(facts)}{_near(facts, image_size)}"
+        yield (
+            "data.image_size",
+            f"{image_size} does not fit {name}: must be {size_rule(facts)}{_near(facts, image_size)}",
+        )
 
 
-def rule(facts: Backbone) -> str:
+def size_rule(facts: BackboneFacts) -> str:
     """Return in words how many pixels a side an image may have."""
     return f"a multiple of {facts.multiple}" if facts.multiple > 1 else f"at least {facts.least}"
 
 
-def _near(facts: Backbone, image_size: int) -> str:
+def _near(facts: BackboneFacts, image_size: int) -> str:
     if facts.multiple == 1:
         return ""
     below = image_size // facts.multiple * facts.multiple

@@ -31,19 +31,19 @@ class Comm(Protocol):
     group: dist.ProcessGroup | None
     """The training group, for engines that reduce by themselves; None for a job of one rank."""
 
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+    def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Add ``tensor`` (any shape, the training device) over all ranks, in place; returns it."""
         ...
 
-    def max(self, tensor: torch.Tensor) -> torch.Tensor:
+    def all_reduce_max_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
         """Take the largest of ``tensor`` (any shape, the training device) over all ranks, in place; returns it."""
         ...
 
-    def sizes(self, count: int) -> list[int]:
+    def all_gather_sizes(self, count: int) -> list[int]:
         """Return the numbers that the ranks gave, in rank order; over the training group."""
         ...
 
-    def gather_rows(self, rows_ND: torch.Tensor, sizes: Sequence[int] | None = None) -> torch.Tensor:
+    def all_gather_rows(self, rows_ND: torch.Tensor, sizes: Sequence[int] | None = None) -> torch.Tensor:
         """Return the rows of all ranks in rank order, ``(sum of N, ...)``; N may differ by rank and may be 0.
 
         Args:
@@ -52,27 +52,27 @@ class Comm(Protocol):
         """
         ...
 
-    def scatter_rows(self, rows_ND: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    def reduce_scatter_rows(self, rows_ND: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
         """Add ``rows_ND`` (sum of ``sizes``, ...) over all ranks; return this rank's part, ``sizes[rank]`` rows."""
         ...
 
-    def apart(self) -> Comm:
+    def new_train_group(self) -> Comm:
         """Return the same ranks with a training group of their own, whose messages mix with no other's."""
         ...
 
-    def aside(self) -> Comm:
+    def new_control_group(self) -> Comm:
         """Return the same ranks with a control group of their own, for a thread beside the one that trains."""
         ...
 
-    def vote(self, values: Sequence[float]) -> list[float]:
+    def all_reduce_max(self, values: Sequence[float]) -> list[float]:
         """Return the largest of each number (fp64) that any rank gave; over the control group, in one message."""
         ...
 
-    def share(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         """Return rank 0's value (any picklable object) on every rank; over the control group."""
         ...
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         """Return the values of all ranks in rank order (any picklable object); over the control group."""
         ...
 
@@ -89,49 +89,49 @@ class SoloComm:
         self.device = device or torch.device("cpu")
         self.group: dist.ProcessGroup | None = None
 
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+    def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """See :class:`Comm`."""
         return tensor
 
-    def max(self, tensor: torch.Tensor) -> torch.Tensor:
+    def all_reduce_max_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
         """See :class:`Comm`."""
         return tensor
 
-    def sizes(self, count: int) -> list[int]:
+    def all_gather_sizes(self, count: int) -> list[int]:
         """See :class:`Comm`."""
         return [count]
 
-    def gather_rows(self, rows_ND: torch.Tensor, sizes: Sequence[int] | None = None) -> torch.Tensor:
+    def all_gather_rows(self, rows_ND: torch.Tensor, sizes: Sequence[int] | None = None) -> torch.Tensor:
         """See :class:`Comm`."""
         return rows_ND
 
-    def scatter_rows(self, rows_ND: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    def reduce_scatter_rows(self, rows_ND: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
         """See :class:`Comm`."""
         return rows_ND
 
-    def apart(self) -> Comm:
+    def new_train_group(self) -> Comm:
         """See :class:`Comm`."""
         return self
 
-    def aside(self) -> Comm:
+    def new_control_group(self) -> Comm:
         """See :class:`Comm`."""
         return self
 
-    def vote(self, values: Sequence[float]) -> list[float]:
+    def all_reduce_max(self, values: Sequence[float]) -> list[float]:
         """See :class:`Comm`."""
         return list(values)
 
-    def share(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         """See :class:`Comm`."""
         return value
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         """See :class:`Comm`."""
         return [value]
 
     def close(self) -> None:
         """See :class:`Comm`."""
-        if dist.is_initialized():  # by :func:`ensure_group`
+        if dist.is_initialized():  # by :func:`ensure_process_group`
             dist.destroy_process_group()
 
 
@@ -152,63 +152,63 @@ class TorchComm:
         self.group: dist.ProcessGroup | None = dist.group.WORLD
         self._control = dist.new_group(backend="gloo", timeout=timeout)
 
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+    def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """See :class:`Comm`."""
         dist.all_reduce(tensor, group=self.group)
         return tensor
 
-    def max(self, tensor: torch.Tensor) -> torch.Tensor:
+    def all_reduce_max_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
         """See :class:`Comm`."""
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.group)
         return tensor
 
-    def sizes(self, count: int) -> list[int]:
+    def all_gather_sizes(self, count: int) -> list[int]:
         """See :class:`Comm`."""
         counts = torch.zeros(self.topology.world_size, dtype=torch.int64, device=self.device)
         counts[self.topology.rank] = count
-        return self.sum(counts).tolist()
+        return self.all_reduce_sum(counts).tolist()
 
-    def gather_rows(self, rows_ND: torch.Tensor, sizes: Sequence[int] | None = None) -> torch.Tensor:
+    def all_gather_rows(self, rows_ND: torch.Tensor, sizes: Sequence[int] | None = None) -> torch.Tensor:
         """See :class:`Comm`."""
-        sizes = self.sizes(len(rows_ND)) if sizes is None else sizes
+        sizes = self.all_gather_sizes(len(rows_ND)) if sizes is None else sizes
         # Only equal shapes can be gathered: every rank pads to the largest and the padding is cut off afterwards.
         padded = _padded(rows_ND, max(sizes))
         parts = [torch.empty_like(padded) for _ in sizes]
         dist.all_gather(parts, padded, group=self.group)
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
-    def scatter_rows(self, rows_ND: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    def reduce_scatter_rows(self, rows_ND: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
         """See :class:`Comm`."""
         parts = [_padded(part, max(sizes)) for part in rows_ND.split(list(sizes))]
         mine = torch.empty_like(parts[0])
         dist.reduce_scatter(mine, parts, group=self.group)
         return mine[: sizes[self.topology.rank]]
 
-    def apart(self) -> Comm:
+    def new_train_group(self) -> Comm:
         """See :class:`Comm`."""
         twin = copy.copy(self)
         twin.group = dist.new_group(timeout=self._timeout)
         return twin
 
-    def aside(self) -> Comm:
+    def new_control_group(self) -> Comm:
         """See :class:`Comm`."""
         twin = copy.copy(self)
         twin._control = dist.new_group(backend="gloo", timeout=self._timeout)
         return twin
 
-    def vote(self, values: Sequence[float]) -> list[float]:
+    def all_reduce_max(self, values: Sequence[float]) -> list[float]:
         """See :class:`Comm`."""
         ballot = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(ballot, op=dist.ReduceOp.MAX, group=self._control)
         return ballot.tolist()
 
-    def share(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         """See :class:`Comm`."""
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self._control)
         return box[0]
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         """See :class:`Comm`."""
         boxes: list[Any] = [None] * self.topology.world_size
         dist.all_gather_object(boxes, value, group=self._control)
@@ -220,7 +220,7 @@ class TorchComm:
         dist.destroy_process_group()
 
 
-def ensure_group(device: torch.device) -> None:
+def ensure_process_group(device: torch.device) -> None:
     """Give a job of one rank a training group, for a library that cannot do without one; others have theirs already."""
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
@@ -235,14 +235,14 @@ def _padded(rows_ND: torch.Tensor, count: int) -> torch.Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Address:
+class StoreAddress:
     """Where rank 0 waits for its peers."""
 
     host: str
     port: int
 
 
-def place(environ: Mapping[str, str] = os.environ) -> Topology:
+def topology_from_environ(environ: Mapping[str, str] = os.environ) -> Topology:
     """Return this process's place, from the local launcher's variables or from Slurm's, else that of a lone process.
 
     Raises:
@@ -267,7 +267,7 @@ def launch_token(environ: Mapping[str, str] = os.environ) -> str:
     return f"{socket.gethostname()}-{os.getpid()}"
 
 
-def device_for(topology: Topology) -> torch.device:
+def local_device(topology: Topology) -> torch.device:
     """Return the GPU of this local rank where there is one, else the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
@@ -276,7 +276,7 @@ def device_for(topology: Topology) -> torch.device:
     return device
 
 
-def threads_for(topology: Topology, environ: Mapping[str, str] = os.environ) -> int:
+def cpu_threads_for_rank(topology: Topology, environ: Mapping[str, str] = os.environ) -> int:
     """Return how many CPU threads this rank may use: what Slurm gave its task, else an even share of the processors."""
     given = environ.get("SLURM_CPUS_PER_TASK", "") if "SLURM_STEP_ID" in environ else ""
     if given.isdecimal():
@@ -284,26 +284,32 @@ def threads_for(topology: Topology, environ: Mapping[str, str] = os.environ) -> 
     return max(1, len(os.sched_getaffinity(0)) // topology.local_world_size)
 
 
-def open_store(topology: Topology, timeout_seconds: int) -> tuple[dist.TCPStore, Address]:
+def create_store(topology: Topology, timeout_seconds: int) -> tuple[dist.TCPStore, StoreAddress]:
     """Start rank 0's store on a free port; the port is published afterwards, so it cannot be taken in between."""
-    host = LOOPBACK if topology.nodes == 1 else _reachable_name()
+    host = LOOPBACK if topology.num_nodes == 1 else _reachable_name()
     timeout = datetime.timedelta(seconds=timeout_seconds)
     store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
-    return store, Address(host=host, port=store.port)
+    return store, StoreAddress(host=host, port=store.port)
 
 
-def join_store(address: Address, timeout_seconds: int) -> dist.TCPStore:
+def connect_store(address: StoreAddress, timeout_seconds: int) -> dist.TCPStore:
     """Connect to the store that rank 0 has published."""
     timeout = datetime.timedelta(seconds=timeout_seconds)
     return dist.TCPStore(address.host, address.port, is_master=False, wait_for_workers=False, timeout=timeout)
 
 
-def _checked(place: Topology) -> Topology:
-    if 0 <= place.local_rank < place.local_world_size <= place.world_size and 0 <= place.rank < place.world_size:
-        return place
+def _checked(topology_from_environ: Topology) -> Topology:
+    if (
+        0
+        <= topology_from_environ.local_rank
+        < topology_from_environ.local_world_size
+        <= topology_from_environ.world_size
+        and 0 <= topology_from_environ.rank < topology_from_environ.world_size
+    ):
+        return topology_from_environ
     raise UsageError(
-        f"the launcher's variables contradict one another: rank {place.rank} of {place.world_size}, "
-        f"local rank {place.local_rank} of {place.local_world_size}"
+        f"the launcher's variables contradict one another: rank {topology_from_environ.rank} of {topology_from_environ.world_size}, "
+        f"local rank {topology_from_environ.local_rank} of {topology_from_environ.local_world_size}"
     )
 
 
@@ -315,8 +321,8 @@ def _place_of_launcher(environ: Mapping[str, str]) -> Topology:
         world_size=world,
         local_rank=int(environ["LOCAL_RANK"]),
         local_world_size=local_world,
-        node=rank // max(1, local_world),
-        nodes=-(-world // max(1, local_world)),
+        node_rank=rank // max(1, local_world),
+        num_nodes=-(-world // max(1, local_world)),
     )
 
 
@@ -330,8 +336,8 @@ def _place_in_step(environ: Mapping[str, str]) -> Topology:
         local_rank=int(environ["SLURM_LOCALID"]),
         # The largest share stands for this node's: it only sets the number of threads.
         local_world_size=max(shares),
-        node=int(environ.get("SLURM_NODEID", "0")),
-        nodes=nodes,
+        node_rank=int(environ.get("SLURM_NODEID", "0")),
+        num_nodes=nodes,
     )
 
 

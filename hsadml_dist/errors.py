@@ -13,7 +13,7 @@
     ├── EngineError                  70   the engine's gradients are not those of the loss: nothing may be trained
     ├── PeerLostError                70   another rank of this start died or hangs; a restart goes on
     ├── WorkerLostError              70   a loader worker died; a restart goes on
-    └── RunHeldError                 75   another live process writes this run
+    └── RunLockedError                 75   another live process writes this run
 
 Anything else that escapes is a defect of this package: exit code 70 and a traceback.
 """
@@ -26,25 +26,25 @@ import errno
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
+NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 """What the system says where a disk or a quota is full."""
 
 
 class ExitCode(enum.IntEnum):
     """What a process of this package says when it ends."""
 
-    DONE = 0
-    USER = 1
-    USAGE = 2
-    INTERNAL = 70
-    HELD = 75
+    SUCCESS = 0
+    USER_ERROR = 1
+    USAGE_ERROR = 2
+    INTERNAL_ERROR = 70
+    RUN_LOCKED = 75
     STOPPED = 85
 
 
 class HsadmlError(Exception):
     """Base of all errors that a user can repair; its text is one clear line."""
 
-    exit_code: ExitCode = ExitCode.USER
+    exit_code: ExitCode = ExitCode.USER_ERROR
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,39 +100,39 @@ class RunError(HsadmlError):
 class EngineError(HsadmlError):
     """The engine's gradients are not those of the loss; training on would mislead."""
 
-    exit_code = ExitCode.INTERNAL
+    exit_code = ExitCode.INTERNAL_ERROR
 
 
 class PeerLostError(HsadmlError):
     """Another rank of this start died or hangs, so the ranks can do nothing more together; a restart goes on."""
 
-    exit_code = ExitCode.INTERNAL
+    exit_code = ExitCode.INTERNAL_ERROR
 
 
 class WorkerLostError(HsadmlError):
     """A process that prepares batches was killed, or died of a defect in a library; a restart goes on."""
 
-    exit_code = ExitCode.INTERNAL
+    exit_code = ExitCode.INTERNAL_ERROR
 
 
 class UsageError(HsadmlError):
     """The command line itself is wrong."""
 
-    exit_code = ExitCode.USAGE
+    exit_code = ExitCode.USAGE_ERROR
 
 
-class RunHeldError(HsadmlError):
+class RunLockedError(HsadmlError):
     """Another live process writes this run."""
 
-    exit_code = ExitCode.HELD
+    exit_code = ExitCode.RUN_LOCKED
 
 
-def reason_of(fault: OSError) -> str:
+def os_error_reason(fault: OSError) -> str:
     """Return why the system refused, in words; a full disk and a full quota are both ``no space left``."""
-    return "no space left" if fault.errno in FULL else fault.strerror or str(fault)
+    return "no space left" if fault.errno in NO_SPACE_ERRNOS else fault.strerror or str(fault)
 
 
-def nearest(word: str, allowed: Iterable[str]) -> str:
+def did_you_mean(word: str, allowed: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the closest allowed spelling, or an empty string."""
     close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""

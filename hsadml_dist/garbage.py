@@ -9,12 +9,12 @@ from __future__ import annotations
 import gc
 
 
-def leave_for_later() -> None:
-    """Collect nothing until :func:`collect_again`."""
+def pause_gc() -> None:
+    """Collect nothing until :func:`resume_gc`."""
     gc.disable()
 
 
-def collect_again() -> None:
+def resume_gc() -> None:
     """Collect garbage from now on; what is there already counts as needed for good, and is not looked at again."""
     if not gc.isenabled():
         gc.freeze()

@@ -7,12 +7,12 @@ import hashlib
 import numpy as np
 
 
-def key_of(text: str) -> int:
+def hash_key(text: str) -> int:
     """Return a key below 2**64 for what is drawn in the name of ``text``."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def hashed(numbers: np.ndarray, key: int) -> np.ndarray:
+def splitmix64(numbers: np.ndarray, key: int) -> np.ndarray:
     """Return hashes (N,), uint64, of numbers (N,), uint64.
 
     Source: the finaliser of SplitMix64 (Steele et al., OOPSLA 2014).

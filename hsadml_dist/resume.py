@@ -6,14 +6,16 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from hsadml_dist.checkpoint.layout import Progress
-from hsadml_dist.checkpoint.load import Choice, read_checkpoint, read_weights
+from hsadml_dist.checkpoint.layout import TrainingProgress
+from hsadml_dist.checkpoint.load import CheckpointChoice, load_checkpoint, load_safetensors
 from hsadml_dist.config import Recipe
-from hsadml_dist.engine.learner import Learner, build_network
+from hsadml_dist.engine.learner import Learner
 from hsadml_dist.errors import CheckpointError, ConfigError, Fault
-from hsadml_dist.models import EmbeddingNet, adopt_weights
+from hsadml_dist.model_factory import build_network
+from hsadml_dist.models.network import EmbeddingNet
+from hsadml_dist.models.weights import load_pretrained
 from hsadml_dist.run.folder import RunFolder
-from hsadml_dist.run.records import Records
+from hsadml_dist.run.records import Recorder
 
 log = logging.getLogger(__name__)
 
@@ -34,28 +36,28 @@ class Resume:
     run: RunFolder
     data_digest: str
     learner: Learner
-    records: Records
+    records: Recorder
 
-    def go_on_from(self, choice: Choice) -> int:
+    def go_on_from(self, choice: CheckpointChoice) -> int:
         """Put the chosen state into place; return the number of steps done.
 
         Raises:
             ConfigError: The shards hold other samples than those of the run.
             CheckpointError: The checkpoint was written under other settings.
         """
-        for name, reason in choice.passed_over:
+        for name, reason in choice.rejected:
             log.warning("checkpoint %s passed over: %s", name, reason)
             self.records.event("fell_back", name.step, checkpoint=str(name), reason=reason)
         if choice.name is None:
             return 0
-        state = read_checkpoint(self.run, choice.name, self.learner.head.rows)
+        state = load_checkpoint(self.run, choice.name, self.learner.head.rows)
         self._check_same_data(state.progress)
         self.learner.load(state.groups)
-        self.learner.guard.in_a_row = state.progress.skipped
+        self.learner.guard.consecutive_skips = state.progress.skipped
         self.records.event("resumed", state.progress.step, checkpoint=str(choice.name))
         return state.progress.step
 
-    def _check_same_data(self, saved: Progress) -> None:
+    def _check_same_data(self, saved: TrainingProgress) -> None:
         if saved.data_digest != self.data_digest:
             problem = f"{self.recipe.data.shards!r} holds other samples than this run was started with"
             raise ConfigError([Fault(where="recipe", key="data.shards", problem=problem)])
@@ -77,6 +79,6 @@ def initial_network(recipe: Recipe, *, fresh: bool) -> EmbeddingNet:
     network, source = build_network(recipe), recipe.model.init_from
     if source is None or not fresh:
         return network
-    adopted = adopt_weights(network, read_weights(Path(source)), source)
+    adopted = load_pretrained(network, load_safetensors(Path(source)), source)
     network.changes += (f"weights of {source}: {adopted}",)
     return network

@@ -14,28 +14,28 @@ class Topology:
         world_size: Number of ranks in the job.
         local_rank: This process's number on its node, from 0.
         local_world_size: Number of ranks on this node.
-        node: This node's number, from 0.
-        nodes: Number of nodes.
+        node_rank: This node's number, from 0.
+        num_nodes: Number of nodes.
     """
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
     local_world_size: int = 1
-    node: int = 0
-    nodes: int = 1
+    node_rank: int = 0
+    num_nodes: int = 1
 
     @property
-    def is_first(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Whether this is rank 0, the one that writes the run's files."""
         return self.rank == 0
 
-    def part(self, count: int) -> range:
+    def rank_range(self, count: int) -> range:
         """Return this rank's contiguous part of ``range(count)``; parts differ in size by at most one."""
-        return part_of(count, self.rank, self.world_size)
+        return split_range(count, self.rank, self.world_size)
 
 
-def part_of(count: int, index: int, parts: int) -> range:
+def split_range(count: int, index: int, parts: int) -> range:
     """Return the ``index``-th of ``parts`` contiguous parts of ``range(count)``; sizes differ by at most one."""
     return range(count * index // parts, count * (index + 1) // parts)
 

@@ -12,42 +12,39 @@ from pathlib import Path
 
 import torch
 
-from hsadml_dist.checkpoint.background import Saver
-from hsadml_dist.checkpoint.layout import CheckpointName, Progress, committed
-from hsadml_dist.checkpoint.load import Choice, choose_checkpoint
+from hsadml_dist.checkpoint.background import CheckpointSaver
+from hsadml_dist.checkpoint.layout import CheckpointName, TrainingProgress, list_checkpoints
+from hsadml_dist.checkpoint.load import CheckpointChoice, choose_checkpoint
 from hsadml_dist.checkpoint.state import TrainingState
-from hsadml_dist.comm import place, threads_for
+from hsadml_dist.comm import cpu_threads_for_rank, topology_from_environ
 from hsadml_dist.config import Recipe
-from hsadml_dist.data.feed import Feed, open_feed
+from hsadml_dist.data.feed import TrainData, build_train_data
 from hsadml_dist.data.loader import Batch
-from hsadml_dist.engine.guard import Finding
+from hsadml_dist.engine.guard import NonFiniteStep
 from hsadml_dist.engine.learner import Learner, StepReport, build_learner
 from hsadml_dist.errors import ConfigError, ExitCode, Fault, HsadmlError, NumericalError, RunError
-from hsadml_dist.evaluation.verdict import judge_run
-from hsadml_dist.garbage import collect_again
-from hsadml_dist.models import EmbeddingNet, rank_dependent_layers
+from hsadml_dist.evaluation.verdict import evaluate_training
+from hsadml_dist.garbage import resume_gc
+from hsadml_dist.models.network import EmbeddingNet, rank_dependent_layers
 from hsadml_dist.resume import Resume, initial_network
-from hsadml_dist.run.code import keep_code
-from hsadml_dist.run.entry import Entry, enter
+from hsadml_dist.run.code import save_code_snapshot
+from hsadml_dist.run.entry import RankContext, join_run
 from hsadml_dist.run.folder import RunFolder, replace_text
-from hsadml_dist.run.log import open_log
-from hsadml_dist.run.no_progress import why_no_further
-from hsadml_dist.run.records import Records, StepRow, open_records
+from hsadml_dist.run.log import configure_rank_logging
+from hsadml_dist.run.no_progress import crash_loop_reason
+from hsadml_dist.run.records import MetricsRow, Recorder, open_recorder
 from hsadml_dist.stop.agreement import StopAgreement
-from hsadml_dist.stop.deadman import Deadman, standing_by
-from hsadml_dist.stop.pace import Pace
-from hsadml_dist.stop.peers import peers_expected
-from hsadml_dist.stop.requests import Decision, Requests
-from hsadml_dist.stop.signals import Notice, job_end_time
-from hsadml_dist.stop.watchdog import Watch
-
-STOP_AFTER = "HSADML_STOP_AFTER"
-"""Environment variable: behave after this step as if told to stop; for trying out a resume."""
+from hsadml_dist.stop.deadman import ExternalWatchdog, open_external_watchdog
+from hsadml_dist.stop.pace import StragglerMonitor
+from hsadml_dist.stop.peers import raise_on_lost_peer
+from hsadml_dist.stop.requests import RequestFiles, StepDecision
+from hsadml_dist.stop.signals import STOP_AFTER, StopSignal, job_end_time
+from hsadml_dist.stop.watchdog import HealthMonitor
 
 log = logging.getLogger(__name__)
 
 
-def train(recipe: Recipe, path: Path, notice: Notice) -> ExitCode:
+def train(recipe: Recipe, path: Path, notice: StopSignal) -> ExitCode:
     """Train as one rank until the last step or a notice; go on from the run folder's newest good checkpoint.
 
     Args:
@@ -61,41 +58,48 @@ def train(recipe: Recipe, path: Path, notice: Notice) -> ExitCode:
     Raises:
         HsadmlError: What a user can repair; see :mod:`hsadml_dist.errors`.
     """
-    run, topology = RunFolder(path), place()
-    notice.expect_end(job_end_time(), recipe.run.stop_lead_seconds)
+    run, topology = RunFolder(path), topology_from_environ()
+    notice.set_deadline(job_end_time(), recipe.run.stop_lead_seconds)
     # Both fork processes, so no thread, group or device may exist before them.
-    with standing_by(recipe.run.step_timeout_seconds is not None) as deadman:
-        feed = open_feed(recipe, topology)
+    with open_external_watchdog(recipe.run.step_timeout_seconds is not None) as external_watchdog:
+        train_data = build_train_data(recipe, topology)
         try:
-            threads = recipe.engine.threads or threads_for(topology)
+            threads = recipe.engine.threads or cpu_threads_for_rank(topology)
             torch.set_num_threads(threads)
-            facts = {"world_size": topology.world_size, "threads": threads, "total_steps": feed.total_steps}
-            with peers_expected(run, None, lambda: "while the ranks met"):
-                entry = enter(run, topology, facts, recipe.run.timeout_seconds, lambda: notice.received)
-            open_log(entry.attempt, topology.rank)
-            code = _attempt(recipe, run, feed, entry, notice, deadman)
-            with peers_expected(run, entry.attempt, lambda: "at the end"):
-                entry.comm.close()
+            facts = {"world_size": topology.world_size, "threads": threads, "total_steps": train_data.total_steps}
+            with raise_on_lost_peer(run, None, lambda: "while the ranks met"):
+                context = join_run(run, topology, facts, recipe.run.timeout_seconds, lambda: notice.is_set)
+            configure_rank_logging(context.attempt, topology.rank)
+            code = _attempt(recipe, run, train_data, context, notice, external_watchdog)
+            with raise_on_lost_peer(run, context.attempt, lambda: "at the end"):
+                context.comm.close()
             return code
         finally:
-            feed.loader.close()
+            train_data.loader.close()
 
 
 def _attempt(
-    recipe: Recipe, run: RunFolder, feed: Feed, entry: Entry, notice: Notice, deadman: Deadman | None
+    recipe: Recipe,
+    run: RunFolder,
+    train_data: TrainData,
+    context: RankContext,
+    notice: StopSignal,
+    external_watchdog: ExternalWatchdog | None,
 ) -> ExitCode:
     """Do this attempt's share of the training; whatever ends it is recorded."""
-    watch = Watch(entry, recipe.run, deadman)
-    records = open_records(entry, recipe.run.tensorboard)
-    records.event("started", 0, world_size=entry.comm.topology.world_size, threads_at_fork=feed.loader.threads_at_fork)
+    watch = HealthMonitor(context, recipe.run, external_watchdog)
+    records = open_recorder(context, recipe.run.tensorboard)
+    records.event(
+        "started", 0, world_size=context.comm.topology.world_size, threads_at_fork=train_data.loader.threads_at_fork
+    )
     try:
-        with peers_expected(run, entry.attempt, lambda: watch.place, watch.let_report):
-            _refuse_if_stuck(run, entry)
-            _compare_code(recipe, run, entry, records)
-            choice = choose_checkpoint(run, entry.comm)
+        with raise_on_lost_peer(run, context.attempt, lambda: watch.position, watch.wait_for_report):
+            _refuse_if_stuck(run, context)
+            _compare_code(recipe, run, context, records)
+            choice = choose_checkpoint(run, context.comm)
             network = initial_network(recipe, fresh=choice.name is None)
             _tell_of(network, records)
-            return _build(recipe, run, feed, entry, notice, records, watch, network).go_on_from(choice)
+            return _build(recipe, run, train_data, context, notice, records, watch, network).go_on_from(choice)
     except HsadmlError as fault:
         with contextlib.suppress(RunError):  # a full disk must not hide why the run ends
             records.event("failed", 0, reason=str(fault), exit_code=int(fault.exit_code))
@@ -108,50 +112,50 @@ def _attempt(
 def _build(
     recipe: Recipe,
     run: RunFolder,
-    feed: Feed,
-    entry: Entry,
-    notice: Notice,
-    records: Records,
-    watch: Watch,
+    train_data: TrainData,
+    context: RankContext,
+    notice: StopSignal,
+    records: Recorder,
+    watch: HealthMonitor,
     network: EmbeddingNet,
-) -> Training:
+) -> Trainer:
     """Put an attempt's parts together."""
-    learner = build_learner(recipe, network, len(feed.index.classes), entry.comm, feed.total_steps)
-    requests = Requests(run, entry.attempt) if entry.comm.topology.is_first else None
-    agreement = StopAgreement(entry.comm, notice, requests)
+    learner = build_learner(recipe, network, len(train_data.index.classes), context.comm, train_data.total_steps)
+    requests = RequestFiles(run, context.attempt) if context.comm.topology.is_rank_zero else None
+    agreement = StopAgreement(context.comm, notice, requests)
 
-    def committed(name: CheckpointName) -> None:
+    def record_checkpoint(name: CheckpointName) -> None:
         records.event("checkpoint", name.step, checkpoint=str(name))
-        agreement.fulfilled(name.step)
+        agreement.mark_saved(name.step)
 
-    return Training(
+    return Trainer(
         recipe=recipe,
         run=run,
-        feed=feed,
-        entry=entry,
+        train_data=train_data,
+        context=context,
         notice=notice,
         agreement=agreement,
         watch=watch,
-        pace=Pace(learner.engine.model, entry.comm),
+        pace=StragglerMonitor(learner.engine.model, context.comm),
         learner=learner,
-        resume=Resume(recipe=recipe, run=run, data_digest=feed.index.digest, learner=learner, records=records),
-        saver=Saver(run, entry.attempt, entry.comm, recipe.checkpoint, committed),
+        resume=Resume(recipe=recipe, run=run, data_digest=train_data.index.digest, learner=learner, records=records),
+        saver=CheckpointSaver(run, context.attempt, context.comm, recipe.checkpoint, record_checkpoint),
         records=records,
     )
 
 
-def _refuse_if_stuck(run: RunFolder, entry: Entry) -> None:
+def _refuse_if_stuck(run: RunFolder, context: RankContext) -> None:
     """Rank 0 looks at the attempts before this one; all ranks hear what it says."""
-    saved_by = {name.attempt for name in committed(run)}
-    first = entry.comm.topology.is_first
-    reason = entry.comm.share(why_no_further(run, entry.attempt, saved_by) if first else None)
+    saved_by = {name.attempt for name in list_checkpoints(run)}
+    first = context.comm.topology.is_rank_zero
+    reason = context.comm.broadcast_object(crash_loop_reason(run, context.attempt, saved_by) if first else None)
     if reason is not None:
         raise RunError(reason)
 
 
-def _compare_code(recipe: Recipe, run: RunFolder, entry: Entry, records: Records) -> None:
+def _compare_code(recipe: Recipe, run: RunFolder, context: RankContext, records: Recorder) -> None:
     """Keep the first start's code in the run folder; say of a later start how its code differs."""
-    change = entry.comm.share(keep_code(run) if entry.comm.topology.is_first else None)
+    change = context.comm.broadcast_object(save_code_snapshot(run) if context.comm.topology.is_rank_zero else None)
     if change is None:
         return
     if recipe.run.code_change == "refuse":
@@ -160,7 +164,7 @@ def _compare_code(recipe: Recipe, run: RunFolder, entry: Entry, records: Records
     records.event("code_changed", 0, before=change.before, now=change.now, files=change.files)
 
 
-def _tell_of(network: EmbeddingNet, records: Records) -> None:
+def _tell_of(network: EmbeddingNet, records: Recorder) -> None:
     """Say what was done to the published net, and what of it voids the promise across numbers of ranks."""
     for line in network.changes:
         log.info("%s", line)
@@ -173,25 +177,25 @@ def _tell_of(network: EmbeddingNet, records: Records) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class Trainer:
     """One attempt's parts, and the named steps that they go through."""
 
     recipe: Recipe
     run: RunFolder
-    feed: Feed
-    entry: Entry
-    notice: Notice
+    train_data: TrainData
+    context: RankContext
+    notice: StopSignal
     agreement: StopAgreement
-    watch: Watch
-    pace: Pace
+    watch: HealthMonitor
+    pace: StragglerMonitor
     learner: Learner
     resume: Resume
-    saver: Saver
-    records: Records
+    saver: CheckpointSaver
+    records: Recorder
 
-    def go_on_from(self, choice: Choice) -> ExitCode:
+    def go_on_from(self, choice: CheckpointChoice) -> ExitCode:
         """Load, train to the last step or a notice, save, judge."""
-        collect_again()
+        resume_gc()
         done = self.resume.go_on_from(choice)
         self._remember_parent(choice.name)
         try:
@@ -200,72 +204,72 @@ class Training:
             self._save_last(done, fault.step - 1)  # good weights: another policy may go on from them
             raise
         self._save_last(done, reached)
-        if reached < self.feed.total_steps:
+        if reached < self.train_data.total_steps:
             self._record_stop(reached)
             return ExitCode.STOPPED
-        self.watch.at(reached, "evaluate")
+        self.watch.enter_stage(reached, "evaluate")
         if self.recipe.evaluation.at_end:
-            judge_run(self.run.path, self.recipe, self.feed.index, self.learner, self.entry.comm)
+            evaluate_training(self.run.path, self.recipe, self.train_data.index, self.learner, self.context.comm)
         self.records.event("finished", reached)
-        return ExitCode.DONE
+        return ExitCode.SUCCESS
 
     def _remember_parent(self, name: CheckpointName | None) -> None:
         """Fix what this attempt builds on; a later commit by an earlier attempt is in nobody's line."""
-        if self.entry.comm.topology.is_first:
+        if self.context.comm.topology.is_rank_zero:
             text = json.dumps({"checkpoint": None if name is None else str(name)})
-            replace_text(self.entry.attempt.parent, text + "\n")
+            replace_text(self.context.attempt.parent, text + "\n")
 
     def _do_steps(self, first: int) -> int:
         """Do steps from ``first`` on; return the last one done."""
-        total = self.feed.total_steps
+        total = self.train_data.total_steps
         stop_after = int(os.environ.get(STOP_AFTER, "0"))
         self.records.begin(first - 1, total)
-        self.feed.loader.start(first, total)
+        self.train_data.loader.start(first, total)
         for step in range(first, total + 1):
-            decision = self.take_step(step)
-            if decision is Decision.STOP:
+            decision = self.train_step(step)
+            if decision is StepDecision.STOP:
                 return step - 1
             if step == stop_after:
-                self.notice.deliver("requested")
-            if step < total and (decision is Decision.SAVE or step % self.recipe.checkpoint.every == 0):
-                self.watch.at(step, "save")
-                self.saver.begin(self._state(step))
+                self.notice.trigger("requested")
+            if step < total and (decision is StepDecision.SAVE or step % self.recipe.checkpoint.every == 0):
+                self.watch.enter_stage(step, "save")
+                self.saver.save_async(self._state(step))
         return total
 
     def _save_last(self, done: int, reached: int) -> None:
-        self.watch.at(reached, "save")
-        self.saver.finish()
-        if reached > max(done, self.saver.newest):
+        self.watch.enter_stage(reached, "save")
+        self.saver.wait()
+        if reached > max(done, self.saver.last_step):
             self.saver.save(self._state(reached))
 
-    def take_step(self, step: int) -> Decision:
+    def train_step(self, step: int) -> StepDecision:
         """Fetch a batch, decide with the other ranks whether to go on, and if so do the step and record it."""
-        self.watch.at(step, "data")
+        self.watch.enter_stage(step, "data")
         began = time.perf_counter()
-        batch = self.feed.loader.next(lambda: self.notice.received)
+        batch = self.train_data.loader.next(lambda: self.notice.is_set)
         waited = time.perf_counter() - began
         # A save that failed stops all ranks alike: each of them then learns of it where it waits for the save.
         ready = batch is not None and not self.saver.failed
-        self.watch.at(step, "vote")
-        decision = self.agreement.decide(step, has_batch=ready, seconds=waited + self.pace.own_seconds())
-        if decision is Decision.STOP or batch is None:
-            return Decision.STOP
-        self.watch.at(step, "step")
+        self.watch.enter_stage(step, "vote")
+        decision = self.agreement.decide(step, has_batch=ready, seconds=waited + self.pace.compute_seconds())
+        if decision is StepDecision.STOP or batch is None:
+            return StepDecision.STOP
+        self.watch.enter_stage(step, "step")
         self._name_stragglers(step - 1)
         report = self.learner.step(step, batch)
         self._record(step, batch, report, time.perf_counter() - began, waited)
         return decision
 
     def _name_stragglers(self, step: int) -> None:
-        for slow in self.pace.compare(self.agreement.seconds):
+        for slow in self.pace.find_stragglers(self.agreement.seconds):
             log.warning("%s", slow)
             self.records.event("straggler", step, **asdict(slow))
 
     def _record(self, step: int, batch: Batch, report: StepReport, seconds: float, waited: float) -> None:
-        epoch = self.feed.order.epoch_of(step)
-        row = StepRow(
+        epoch = self.train_data.order.epoch_of(step)
+        row = MetricsRow(
             step=step,
-            attempt=self.entry.attempt.number,
+            attempt=self.context.attempt.number,
             epoch=epoch,
             loss=report.loss,
             lr=report.lr,
@@ -278,10 +282,10 @@ class Training:
         if report.skipped is not None:
             self._record_skip(step, report.skipped)
         if self.recipe.run.ledger:
-            keys = [key for part in self.entry.comm.gather(batch.keys) for key in part]
+            keys = [key for part in self.context.comm.all_gather_object(batch.keys) for key in part]
             self.records.samples(step, epoch, keys)
 
-    def _record_skip(self, step: int, finding: Finding) -> None:
+    def _record_skip(self, step: int, finding: NonFiniteStep) -> None:
         log.warning("skipped: %s", finding)
         suspects = [{"key": key, "what": what} for key, what in finding.suspects]
         self.records.event("skipped", step, reason=str(finding), suspects=suspects, keys=finding.keys)
@@ -289,20 +293,20 @@ class Training:
     def _state(self, step: int) -> TrainingState:
         return TrainingState(groups=self.learner.state(), progress=self._progress(step), rows=self.learner.head.rows)
 
-    def _progress(self, step: int) -> Progress:
-        return Progress(
+    def _progress(self, step: int) -> TrainingProgress:
+        return TrainingProgress(
             step=step,
             consumed=step * self.recipe.train.global_batch,
             seed=self.recipe.train.seed,
             fingerprint=self.recipe.fingerprint(),
-            data_digest=self.feed.index.digest,
-            world_size=self.entry.comm.topology.world_size,
-            skipped=self.learner.guard.in_a_row,
+            data_digest=self.train_data.index.digest,
+            world_size=self.context.comm.topology.world_size,
+            skipped=self.learner.guard.consecutive_skips,
         )
 
     def _record_stop(self, step: int) -> None:
-        noticed = self.entry.comm.gather(self.agreement.told)
+        noticed = self.context.comm.all_gather_object(self.agreement.stop_reason)
         reasons = [f"rank {rank}: {name}" for rank, name in enumerate(noticed) if name]
         self.records.event("signal", step, noticed=reasons)
         self.records.event("stopped", step)
-        self.agreement.fulfilled(step)
+        self.agreement.mark_saved(step)

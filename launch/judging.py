@@ -8,23 +8,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hsadml_dist.checkpoint.layout import committed, lineage, parents
+from hsadml_dist.checkpoint.layout import lineage, list_checkpoints, read_parents
 from hsadml_dist.config.io import load_recipe
-from hsadml_dist.data.remote import read_index
+from hsadml_dist.data.remote import open_shard_index
 from hsadml_dist.errors import DataError
 from hsadml_dist.evaluation import predictions
 from hsadml_dist.evaluation.combine import COMBINED_NAME, agree, combine
-from hsadml_dist.evaluation.pooled import Judged
+from hsadml_dist.evaluation.pooled import EvaluatedRun
 from hsadml_dist.evaluation.predictions import Predictions
 from hsadml_dist.evaluation.result import SCHEMA_VERSION
 from hsadml_dist.evaluation.verdict import evaluate_run
-from hsadml_dist.report.combined import write_combined
+from hsadml_dist.report.combined import write_comparison_page
 from hsadml_dist.run.folder import RunFolder, replace_text
 
-Verdict = tuple[Mapping[str, Any], Predictions]
+StoredResult = tuple[Mapping[str, Any], Predictions]
 
 
-def combined(runs: Sequence[Judged], paths: Sequence[Path], folder: Path) -> dict[str, Any]:
+def combined(runs: Sequence[EvaluatedRun], paths: Sequence[Path], folder: Path) -> dict[str, Any]:
     """Compare runs, write ``combined.json`` and ``combined.html`` into a folder; returns the first as a dictionary.
 
     Args:
@@ -39,11 +39,11 @@ def combined(runs: Sequence[Judged], paths: Sequence[Path], folder: Path) -> dic
     found = combine(runs, resamples=resamples)
     folder.mkdir(parents=True, exist_ok=True)
     replace_text(folder / COMBINED_NAME, found.to_json())
-    write_combined(folder, found.to_dict())
+    write_comparison_page(folder, found.to_dict())
     return found.to_dict()
 
 
-def judged(run: Path, name: str) -> Judged:
+def load_or_evaluate(run: Path, name: str) -> EvaluatedRun:
     """Return a run with its verdict.
 
     The verdict in the run folder serves if it is whole and names the newest checkpoint; otherwise the run is judged.
@@ -57,18 +57,18 @@ def judged(run: Path, name: str) -> Judged:
         DataError: Shards that cannot be read, or that are not those it was trained on.
     """
     recipe = load_recipe(RunFolder(run).config).recipe
-    verdict = stored(run)
+    verdict = load_stored_result(run)
     if verdict is None or not _is_of_newest(run, verdict):
         result = evaluate_run(run)
-        verdict = stored(run)
+        verdict = load_stored_result(run)
         if verdict is None or verdict[0] != result:
             where = f"{run}: {recipe.data.shards} no longer holds the samples that it was trained on"
             raise DataError(f"{where}: its verdict would be on other data than its own")
     folds = _folds(recipe.data.shards, verdict[0]["data_digest"])
-    return Judged(name=name, result=verdict[0], predictions=verdict[1], folds=folds, settings=recipe.identity())
+    return EvaluatedRun(name=name, result=verdict[0], predictions=verdict[1], folds=folds, settings=recipe.identity())
 
 
-def stored(run: Path) -> Verdict | None:
+def load_stored_result(run: Path) -> StoredResult | None:
     """Return the verdict that lies in a run folder; None where it is missing, damaged or of another version."""
     folder = RunFolder(run)
     try:
@@ -87,15 +87,15 @@ def short_names(runs: Sequence[Path]) -> list[str]:
     return [os.path.relpath(path, top) for path in whole]
 
 
-def _is_of_newest(run: Path, verdict: Verdict) -> bool:
-    line = lineage(committed(RunFolder(run)), parents(RunFolder(run)))
+def _is_of_newest(run: Path, verdict: StoredResult) -> bool:
+    line = lineage(list_checkpoints(RunFolder(run)), read_parents(RunFolder(run)))
     return bool(line) and verdict[0]["checkpoint"]["name"] == str(line[0])
 
 
 def _folds(shards: str, digest: str) -> tuple[int, ...]:
     """Return all folds of a run's shards; none where they were moved or built anew: its verdict stands without them."""
     try:
-        index = read_index(shards, fresh=False)
+        index = open_shard_index(shards, fresh=False)
     except DataError:
         return ()
     return index.fold_numbers if index.digest == digest else ()

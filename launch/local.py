@@ -19,7 +19,7 @@ from types import FrameType
 import hsadml_dist
 from hsadml_dist.errors import ExitCode
 
-RANK = (sys.executable, "-P", "-m", "hsadml_dist.launch.rank")
+RANK_COMMAND = (sys.executable, "-P", "-m", "hsadml_dist.launch.rank")
 POLL_SECONDS = 0.05
 FAILED_GRACE = 5.0
 """Seconds that ranks get after a peer has failed: one that waits for it in a collective cannot stop by itself."""
@@ -32,13 +32,13 @@ FORWARDED = {
     signal.SIGTERM: signal.SIGTERM,
     signal.SIGUSR2: signal.SIGUSR2,
 }
-GOOD = (ExitCode.DONE, ExitCode.STOPPED)
-USER_ERRORS = (ExitCode.USER, ExitCode.USAGE, ExitCode.HELD)
+GOOD = (ExitCode.SUCCESS, ExitCode.STOPPED)
+USER_ERRORS = (ExitCode.USER_ERROR, ExitCode.USAGE_ERROR, ExitCode.RUN_LOCKED)
 PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class End:
+class RankExit:
     """How a rank ended.
 
     Attributes:
@@ -61,7 +61,7 @@ class End:
         return f"rank {self.rank} ended with exit code {self.code}"
 
 
-def first_failure(ends: Sequence[End]) -> End | None:
+def first_failure(ends: Sequence[RankExit]) -> RankExit | None:
     """Return the end that explains the run's failure, or None.
 
     A rank's death makes its peers fail milliseconds later; of the ranks that ended in the same moment a killed one
@@ -69,21 +69,23 @@ def first_failure(ends: Sequence[End]) -> End | None:
     """
     failures = [end for end in ends if not end.killed and end.code not in GOOD]
 
-    def order(end: End) -> tuple[int, int, int]:
+    def order(end: RankExit) -> tuple[int, int, int]:
         return (end.moment, 0 if end.code < 0 else 1 if end.code in USER_ERRORS else 2, end.rank)
 
     return min(failures, key=order, default=None)
 
 
-def exit_code(ends: Sequence[End]) -> int:
+def exit_code(ends: Sequence[RankExit]) -> int:
     """Return the launcher's exit code: 0 if all ranks are done, 85 if some were stopped, else the first failure's."""
     failure = first_failure(ends)
     if failure is not None:
-        return ExitCode.INTERNAL if failure.code < 0 else failure.code
-    return ExitCode.DONE if all(end.code == ExitCode.DONE for end in ends) else ExitCode.STOPPED
+        return ExitCode.INTERNAL_ERROR if failure.code < 0 else failure.code
+    return ExitCode.SUCCESS if all(end.code == ExitCode.SUCCESS for end in ends) else ExitCode.STOPPED
 
 
-def run_ranks(run: Path, nproc: int, *, environ: Mapping[str, str] = os.environ, command: Sequence[str] = RANK) -> int:
+def run_ranks(
+    run: Path, nproc: int, *, environ: Mapping[str, str] = os.environ, command: Sequence[str] = RANK_COMMAND
+) -> int:
     """Start ``nproc`` ranks of a run, wait for all of them and return the exit code of the whole.
 
     TERM and USR2 go on to every rank; so do INT and HUP, as TERM; a second INT kills. Ranks have sessions of their
@@ -97,7 +99,7 @@ def run_ranks(run: Path, nproc: int, *, environ: Mapping[str, str] = os.environ,
     """
     signals: list[int] = []
     with _listening(signals):
-        ranks = Ranks(_start(run, nproc, environ, command))
+        ranks = RankGroup(_start(run, nproc, environ, command))
         try:
             while ranks.alive:
                 ranks.obey(signals)
@@ -111,12 +113,12 @@ def run_ranks(run: Path, nproc: int, *, environ: Mapping[str, str] = os.environ,
     return exit_code(ranks.ends)
 
 
-class Ranks:
+class RankGroup:
     """Processes that run together: when one ends badly or stops, the others are made to end too."""
 
     def __init__(self, processes: Sequence[subprocess.Popen[bytes]]) -> None:
         self.alive = dict(enumerate(processes))
-        self.ends: list[End] = []
+        self.ends: list[RankExit] = []
         self._told: set[int] = set()
         self._interrupts = 0
         self._moment = 0
@@ -139,7 +141,7 @@ class Ranks:
             code = process.poll()
             if code is not None:
                 self._note(rank, code)
-        bad = [end for end in self.ends if end.code != ExitCode.DONE]
+        bad = [end for end in self.ends if end.code != ExitCode.SUCCESS]
         if bad and self.alive and self._deadline is None:
             grace = STOPPED_GRACE if all(end.code in GOOD for end in bad) else FAILED_GRACE
             self._deadline = time.monotonic() + grace
@@ -159,7 +161,7 @@ class Ranks:
         # A rank that has not yet come to its first line dies of the notice itself: it stopped as told.
         if -code in self._told:
             code = ExitCode.STOPPED
-        self.ends.append(End(rank=rank, code=code, moment=self._moment, killed=killed and code < 0))
+        self.ends.append(RankExit(rank=rank, code=code, moment=self._moment, killed=killed and code < 0))
 
     def _tell(self, number: int) -> None:
         self._told.add(number)
@@ -222,6 +224,6 @@ def _bound_to_this_process() -> Callable[[], None]:
     def bind() -> None:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
-            os._exit(ExitCode.INTERNAL)
+            os._exit(ExitCode.INTERNAL_ERROR)
 
     return bind

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hsadml_dist.errors import DataError, UsageError
-from hsadml_dist.shards.sources.pictures import EXTENSIONS, decode_picture
+from hsadml_dist.shards.sources.pictures import IMAGE_EXTENSIONS, decode_image_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +33,7 @@ COLOUR = 24
 
 
 @dataclass(frozen=True, kw_only=True)
-class Listed:
+class InputFiles:
     """What there is to answer.
 
     Attributes:
@@ -46,14 +46,14 @@ class Listed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class InputImage:
     """An image as the shards would hold it, (size, size), uint16, and what to say of how it came there."""
 
     pixels: np.ndarray
     notes: tuple[str, ...] = ()
 
 
-def list_files(paths: Iterable[Path]) -> Listed:
+def list_input_files(paths: Iterable[Path]) -> InputFiles:
     """Return the files that ``paths`` stand for; a folder stands for all images in it and below it.
 
     Raises:
@@ -67,34 +67,34 @@ def list_files(paths: Iterable[Path]) -> Listed:
             chosen = [file for file in found if _is_image(file)]
             left_out += [file for file in found if not _is_image(file)]
             if not chosen:
-                raise UsageError(f"PATH {path}: the folder holds no image ({', '.join(EXTENSIONS)})")
+                raise UsageError(f"PATH {path}: the folder holds no image ({', '.join(IMAGE_EXTENSIONS)})")
             files += chosen
         elif path.exists():
             files.append(path)
         else:
             raise UsageError(f"PATH {path}: does not exist")
-    return Listed(files=tuple(files), left_out=tuple(left_out))
+    return InputFiles(files=tuple(files), left_out=tuple(left_out))
 
 
-def read_picture(path: Path, size: int) -> Picture:
+def read_input_image(path: Path, size: int) -> InputImage:
     """Decode and scale a JPEG, PNG or TIFF exactly as a build of shards does.
 
     Raises:
         DataError: It cannot be used; the text says why and does not name the file.
     """
     from hsadml_dist.shards.pixels import to_uint16
-    from hsadml_dist.shards.record import DamagedError
+    from hsadml_dist.shards.record import DamagedSampleError
 
     fault = _fault(path)
     if fault:
         raise DataError(fault)
     try:
-        pixels = to_uint16(decode_picture(path, path.name, "image"), size)
-    except DamagedError as error:
+        pixels = to_uint16(decode_image_file(path, path.name, "image"), size)
+    except DamagedSampleError as error:
         raise DataError(error.skip.reason) from error
     except ValueError as error:
         raise DataError(str(error)) from error
-    return Picture(pixels=pixels, notes=_notes(path))
+    return InputImage(pixels=pixels, notes=_notes(path))
 
 
 def _below(folder: Path) -> Iterator[Path]:
@@ -104,7 +104,7 @@ def _below(folder: Path) -> Iterator[Path]:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in EXTENSIONS or _medical(path.name) != "" or _mark(_head(path)) != ""
+    return path.suffix.lower() in IMAGE_EXTENSIONS or _medical(path.name) != "" or _mark(_head(path)) != ""
 
 
 def _fault(path: Path) -> str:

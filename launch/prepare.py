@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from hsadml_dist.backbones import model_problems
-from hsadml_dist.config.deepspeed import settings_of
+from hsadml_dist.config.deepspeed import build_deepspeed_options
 from hsadml_dist.config.io import COMMAND_LINE, LoadedRecipe, dump_recipe, load_recipe
 from hsadml_dist.config.recipe import Recipe
 from hsadml_dist.data.index import ShardIndex
 from hsadml_dist.data.labels import label_problem
-from hsadml_dist.data.remote import is_address, read_index
-from hsadml_dist.data.staging import stage_problem
-from hsadml_dist.errors import ConfigError, DataError, Fault, RunError, UsageError, nearest, reason_of
+from hsadml_dist.data.remote import is_url, open_shard_index
+from hsadml_dist.data.staging import stage_path_problem
+from hsadml_dist.errors import ConfigError, DataError, Fault, RunError, UsageError, did_you_mean, os_error_reason
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.topology import allowed_world_sizes
 
-RECIPES = Path(__file__).parent / "recipes"
+RECIPES = Path(__file__).parents[1] / "launch" / "recipes"
 RUNS = Path("runs")
 SMOKE = ("train.steps=2", "checkpoint.every=1", "evaluation.at_end=true", "evaluation.resamples=100")
 LENGTHS = ("train.steps=", "train.epochs=")
@@ -47,11 +47,11 @@ def find_recipe(name_or_path: str) -> Path:
     if "/" in name_or_path or path.suffix:
         problem = f"{name_or_path!r}: no such file"
     else:
-        problem = f"no recipe {name_or_path!r}; shipped: {', '.join(shipped)}" + nearest(name_or_path, shipped)
+        problem = f"no recipe {name_or_path!r}; shipped: {', '.join(shipped)}" + did_you_mean(name_or_path, shipped)
     raise ConfigError([Fault(where=COMMAND_LINE, key="recipe", problem=problem)])
 
 
-def load_planned(recipe: str, overrides: Sequence[str], smoke: bool, world_size: int) -> LoadedRecipe:
+def resolve_recipe(recipe: str, overrides: Sequence[str], smoke: bool, world_size: int) -> LoadedRecipe:
     """Return the settings that a run of ``world_size`` ranks would have; reads the recipe alone.
 
     Args:
@@ -75,17 +75,17 @@ def load_planned(recipe: str, overrides: Sequence[str], smoke: bool, world_size:
     return loaded
 
 
-def planned_run(recipe: str, overrides: Sequence[str], run: Path | None, smoke: bool, world_size: int) -> Path:
+def resolve_run_folder(recipe: str, overrides: Sequence[str], run: Path | None, smoke: bool, world_size: int) -> Path:
     """Return the run folder that :func:`prepare_run` would use; writes nothing and looks at no shards.
 
     Raises:
-        ConfigError: As :func:`load_planned`.
+        ConfigError: As :func:`resolve_recipe`.
     """
     if run is None:
-        plain = load_planned(recipe, overrides, False, world_size).recipe
+        plain = resolve_recipe(recipe, overrides, False, world_size).recipe
         run = RUNS / f"{find_recipe(recipe).stem}-{plain.fingerprint()}"
     else:
-        load_planned(recipe, overrides, smoke, world_size)
+        resolve_recipe(recipe, overrides, smoke, world_size)
     return run.with_name(f"{run.name}-smoke") if smoke else run
 
 
@@ -99,7 +99,7 @@ def prepare_run(recipe: str, overrides: Sequence[str], run: Path | None, smoke: 
         recipe: Path or shipped name.
         overrides: ``key=value`` texts.
         run: The run folder, new or existing.
-        smoke: See :func:`load_planned`.
+        smoke: See :func:`resolve_recipe`.
         world_size: Number of ranks.
 
     Raises:
@@ -108,10 +108,10 @@ def prepare_run(recipe: str, overrides: Sequence[str], run: Path | None, smoke: 
         UsageError: ``run`` exists and is no run folder.
         RunError: The run folder cannot be written.
     """
-    loaded = load_planned(recipe, overrides, smoke, world_size)
-    folder = RunFolder(planned_run(recipe, overrides, run, smoke, world_size))
+    loaded = resolve_recipe(recipe, overrides, smoke, world_size)
+    folder = RunFolder(resolve_run_folder(recipe, overrides, run, smoke, world_size))
     _refuse_foreign(folder)
-    index = read_index(loaded.recipe.data.shards, fresh=True)
+    index = open_shard_index(loaded.recipe.data.shards, fresh=True)
     faults = [*_misfits(loaded, index), *_unfit_engine(loaded.recipe, world_size)]
     if not smoke and folder.config.is_file():
         faults += _changes(loaded, folder, index)
@@ -123,11 +123,11 @@ def prepare_run(recipe: str, overrides: Sequence[str], run: Path | None, smoke: 
         folder.path.mkdir(parents=True, exist_ok=True)
         dump_recipe(_with_absolute_paths(loaded.recipe), folder.config)
     except OSError as fault:
-        raise RunError(f"run folder {folder.path}: cannot be written: {reason_of(fault)}") from fault
+        raise RunError(f"run folder {folder.path}: cannot be written: {os_error_reason(fault)}") from fault
     return folder.path
 
 
-def existing_run(run: Path) -> Path:
+def require_run_folder(run: Path) -> Path:
     """Return ``run`` if it is a run folder.
 
     Raises:
@@ -155,7 +155,7 @@ def _misfits(loaded: LoadedRecipe, index: ShardIndex) -> Iterator[Fault]:
             allowed = ", ".join(map(str, index.fold_numbers))
             problem = f"{fold} is no fold of {data.shards}; its folds: {allowed}"
             yield Fault(where=loaded.provenance[key], key=key, problem=problem)
-    unusable = None if data.stage is None else stage_problem(data.stage)
+    unusable = None if data.stage is None else stage_path_problem(data.stage)
     if unusable is not None:
         yield Fault(where=loaded.provenance["data.stage"], key="data.stage", problem=unusable)
     for key, text in model_problems(loaded.recipe.model.name, data.image_size):
@@ -174,7 +174,7 @@ def _unfit_engine(recipe: Recipe, world_size: int) -> Iterator[Fault]:
         problem = "'deepspeed' needs the package deepspeed: pip install 'hsadml-dist[deepspeed]'"
         yield Fault(where="recipe", key="engine.name", problem=problem)
     try:
-        settings_of(recipe, world_size)
+        build_deepspeed_options(recipe, world_size)
     except ConfigError as refused:
         yield from refused.faults
 
@@ -212,7 +212,7 @@ def _length(recipe: Recipe, key: str) -> int | None:
 
 def _holds_other_samples(shards: str, index: ShardIndex) -> bool:
     try:
-        return read_index(shards, fresh=False).digest != index.digest
+        return open_shard_index(shards, fresh=False).digest != index.digest
     except DataError:
         # The run's first shards may have been moved or deleted; the checkpoint's own record is the judge then.
         return False
@@ -221,7 +221,7 @@ def _holds_other_samples(shards: str, index: ShardIndex) -> bool:
 def _with_absolute_paths(recipe: Recipe) -> Recipe:
     """A run folder is also read from other directories than the one it was started in."""
     data, engine = recipe.data, recipe.engine
-    if not is_address(data.shards):
+    if not is_url(data.shards):
         data = dataclasses.replace(data, shards=str(Path(data.shards).absolute()))
     if engine.deepspeed_config is not None:
         engine = dataclasses.replace(engine, deepspeed_config=str(Path(engine.deepspeed_config).absolute()))

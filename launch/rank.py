@@ -12,29 +12,31 @@ from pathlib import Path
 
 from hsadml_dist.config.io import load_recipe
 from hsadml_dist.errors import ExitCode, UsageError
-from hsadml_dist.garbage import collect_again, leave_for_later
-from hsadml_dist.launch.ending import guarded
+from hsadml_dist.garbage import pause_gc, resume_gc
+from hsadml_dist.launch.ending import run_with_exit_code
 from hsadml_dist.run.folder import RunFolder
-from hsadml_dist.stop.signals import Notice
+from hsadml_dist.stop.signals import StopSignal
 
 
 def main(arguments: Sequence[str]) -> int:
     """Train the run named by the only argument; returns the exit code. Errors become text on stderr."""
     # First of all: torch's import takes seconds, and a notice that comes meanwhile must not kill the rank.
-    notice = Notice()
+    notice = StopSignal()
     notice.install()
     # numpy's OpenBLAS starts its threads when it is imported, and none may exist when loader workers are forked.
     # torch's threads start with the first large operation and take their number from the trainer.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID"))
-    leave_for_later()
+    pause_gc()
     try:
-        return guarded(lambda: _train(arguments, notice), "hsadml" if rank is None else f"hsadml: rank {rank}")
+        return run_with_exit_code(
+            lambda: _train(arguments, notice), "hsadml" if rank is None else f"hsadml: rank {rank}"
+        )
     finally:
-        collect_again()
+        resume_gc()
 
 
-def leave(code: int) -> None:
+def hard_exit(code: int) -> None:
     """End the process with ``code``, without the interpreter's own exit: gloo's threads sometimes abort in it."""
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
@@ -43,16 +45,16 @@ def leave(code: int) -> None:
     os._exit(code)
 
 
-def run_and_leave(run: str) -> None:
+def run_rank_and_exit(run: str) -> None:
     """Train a run as one rank and end the process, unless the run is done; for starters that call a function."""
     code = main([run])
-    if code != ExitCode.DONE:
-        leave(code)
+    if code != ExitCode.SUCCESS:
+        hard_exit(code)
     # The starter may write down that it is done; then the process must still not end in the interpreter's own way.
-    atexit.register(leave, code)
+    atexit.register(hard_exit, code)
 
 
-def _train(arguments: Sequence[str], notice: Notice) -> int:
+def _train(arguments: Sequence[str], notice: StopSignal) -> int:
     if len(arguments) != 1:
         raise UsageError("usage: python -m hsadml_dist.launch.rank RUN")
     run = Path(arguments[0])
@@ -63,4 +65,4 @@ def _train(arguments: Sequence[str], notice: Notice) -> int:
 
 
 if __name__ == "__main__":
-    leave(main(sys.argv[1:]))
+    hard_exit(main(sys.argv[1:]))

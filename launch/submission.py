@@ -8,16 +8,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-from hsadml_dist.data.remote import is_address
+from hsadml_dist.data.remote import is_url
 from hsadml_dist.errors import ConfigError, Fault, UsageError
-from hsadml_dist.launch.prepare import RUNS, find_recipe, load_planned, planned_run, prepare_run
-from hsadml_dist.launch.rank import run_and_leave
+from hsadml_dist.launch.prepare import RUNS, find_recipe, prepare_run, resolve_recipe, resolve_run_folder
+from hsadml_dist.launch.rank import run_rank_and_exit
 from hsadml_dist.slurm.by_submitit import submit_by_submitit
-from hsadml_dist.slurm.environment import interpreter, prologue, wrapped
-from hsadml_dist.slurm.jobs import Backend, Requeue
-from hsadml_dist.slurm.profiles import Profile, load_profile, problems_of
+from hsadml_dist.slurm.environment import rank_interpreter, render_prologue, wrap_ranks
+from hsadml_dist.slurm.jobs import Backend, RequeueMode
+from hsadml_dist.slurm.profiles import Profile, load_profile, profile_problems
 from hsadml_dist.slurm.sbatch import JobRequest
-from hsadml_dist.slurm.submit import check, submit
+from hsadml_dist.slurm.submit import check_request, submit
 
 LEAD_SECONDS = 30
 
@@ -47,7 +47,7 @@ class JobOptions:
     mem: str | None = None
     time: str | None = None
     cpus_per_task: int | None = None
-    requeue: Requeue | None = None
+    requeue: RequeueMode | None = None
     signal_lead: int | None = None
 
 
@@ -88,7 +88,7 @@ class Submission:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Element:
+class ArrayElement:
     """One training of a submission.
 
     Attributes:
@@ -100,21 +100,21 @@ class Element:
     overrides: tuple[str, ...]
 
 
-def send(asked: Submission) -> str:
+def submit_training(asked: Submission) -> str:
     """Check everything, write the run folders and queue the job; returns its id.
 
     Raises:
         HsadmlError: What a user can repair, before anything is queued; see :mod:`hsadml_dist.errors`.
     """
-    request = planned_request(asked)
-    check(request)
+    request = plan_job(asked)
+    check_request(request)
     for element in elements(asked):
         prepare_run(asked.recipe, element.overrides, element.run, asked.smoke, asked.world_size)
     request.run_dir.mkdir(parents=True, exist_ok=True)
-    return submit(request) if asked.backend == "sbatch" else submit_by_submitit(request, run_and_leave)
+    return submit(request) if asked.backend == "sbatch" else submit_by_submitit(request, run_rank_and_exit)
 
 
-def planned_request(asked: Submission) -> JobRequest:
+def plan_job(asked: Submission) -> JobRequest:
     """Return what would be asked of Slurm; writes nothing and looks at no shards.
 
     Raises:
@@ -123,19 +123,19 @@ def planned_request(asked: Submission) -> JobRequest:
     """
     _refuse_nonsense(asked)
     runs = [
-        planned_run(asked.recipe, element.overrides, element.run, asked.smoke, asked.world_size).resolve()
+        resolve_run_folder(asked.recipe, element.overrides, element.run, asked.smoke, asked.world_size).resolve()
         for element in elements(asked)
     ]
     home = runs[0] if _is_single(asked) else _home(asked).resolve()
     profile = _with_options(Profile() if asked.profile is None else load_profile(asked.profile), asked.options)
-    around = wrapped(profile, [str(Path.cwd()), str(home), *_shards(asked)])
+    around = wrap_ranks(profile, [str(Path.cwd()), str(home), *_shards(asked)])
     return JobRequest(
         run_dir=home,
         elements=() if _is_single(asked) else tuple(runs),
         nodes=asked.nodes,
         tasks_per_node=asked.tasks_per_node,
         cpus_per_task=profile.cpus_per_task or 1,
-        python=interpreter(profile, sys.executable),
+        python=rank_interpreter(profile, sys.executable),
         working_dir=Path.cwd(),
         job_name=home.name,
         partition=profile.partition,
@@ -148,21 +148,21 @@ def planned_request(asked: Submission) -> JobRequest:
         requeue=profile.requeue or "self",
         signal_lead_seconds=profile.signal_lead or LEAD_SECONDS,
         options=profile.options,
-        prologue=tuple(prologue(profile)),
+        prologue=tuple(render_prologue(profile)),
         srun_options=around.srun_options,
         launcher=around.launcher,
     )
 
 
-def elements(asked: Submission) -> Iterator[Element]:
+def elements(asked: Submission) -> Iterator[ArrayElement]:
     """Yield the trainings of a submission: one for each fold and seed."""
     if _is_single(asked):
-        yield Element(run=asked.run, overrides=(*asked.overrides, *_pair(asked.folds, asked.seeds)))
+        yield ArrayElement(run=asked.run, overrides=(*asked.overrides, *_pair(asked.folds, asked.seeds)))
         return
     home = _home(asked)
     for fold, seed in itertools.product(asked.folds or (None,), asked.seeds or (None,)):
         parts = [f"fold-{fold}"] * (fold is not None) + [f"seed-{seed}"] * (seed is not None)
-        yield Element(
+        yield ArrayElement(
             run=home / "-".join(parts),
             overrides=(*asked.overrides, *_pair(() if fold is None else (fold,), () if seed is None else (seed,))),
         )
@@ -176,7 +176,7 @@ def _with_options(profile: Profile, options: JobOptions) -> Profile:
     """
     given = {field.name: getattr(options, field.name) for field in fields(options)}
     merged = replace(profile, **{name: value for name, value in given.items() if value is not None})
-    faults = [Fault(where="job", key=key, problem=problem) for key, problem in problems_of(merged)]
+    faults = [Fault(where="job", key=key, problem=problem) for key, problem in profile_problems(merged)]
     if faults:
         raise ConfigError(faults)
     return merged
@@ -184,8 +184,8 @@ def _with_options(profile: Profile, options: JobOptions) -> Profile:
 
 def _shards(asked: Submission) -> Iterator[str]:
     """Yield the folder of shards, for a container to see; those behind an address need none."""
-    shards = load_planned(asked.recipe, asked.overrides, asked.smoke, asked.world_size).recipe.data.shards
-    if not is_address(shards):
+    shards = resolve_recipe(asked.recipe, asked.overrides, asked.smoke, asked.world_size).recipe.data.shards
+    if not is_url(shards):
         yield str(Path(shards).absolute())
 
 
@@ -202,7 +202,7 @@ def _home(asked: Submission) -> Path:
     """Return the folder of an array's run folders."""
     if asked.run is not None:
         return asked.run
-    plain = load_planned(asked.recipe, asked.overrides, False, asked.world_size).recipe
+    plain = resolve_recipe(asked.recipe, asked.overrides, False, asked.world_size).recipe
     return RUNS / f"{find_recipe(asked.recipe).stem}-{plain.fingerprint()}-array"
 
 

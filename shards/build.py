@@ -10,18 +10,18 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from hsadml_dist.data.index import ShardFile, ShardIndex, Skip, samples_table, table_digest, write_index
+from hsadml_dist.data.index import ShardFile, ShardIndex, SkippedSample, samples_table, table_digest, write_index
 from hsadml_dist.data.sample import SCHEMA_VERSION, SampleMeta
 from hsadml_dist.errors import DataError, UsageError
 from hsadml_dist.shards.card import CARD_JSON, CARD_PAGE, write_card
-from hsadml_dist.shards.encode import Entry
+from hsadml_dist.shards.encode import EncodeTask
 from hsadml_dist.shards.identity import IdKey
-from hsadml_dist.shards.leak import Leak
+from hsadml_dist.shards.leak import LeakageReport
 from hsadml_dist.shards.plan import plan_shards, shard_name
-from hsadml_dist.shards.record import Record, Source
+from hsadml_dist.shards.record import ImageSource, SourceRecord
 from hsadml_dist.shards.split import assign_folds, check_split, choose_unit
 from hsadml_dist.shards.splits import SPLITS_NAME, splits_text
-from hsadml_dist.shards.staging import Staging, open_staging, refuse_filled
+from hsadml_dist.shards.staging import BuildFolder, open_build_folder, require_empty_folder
 from hsadml_dist.shards.writer import ShardResult, ShardTask, describe_file, write_shards
 
 LEAST_SIZE = 8
@@ -54,18 +54,18 @@ class BuildReport:
     Attributes:
         index: The index as written.
         reused: Samples taken over from a killed build.
-        mixed: For each person with slices of two classes, where two such slices stand.
-        leak: What raw pixels reach without learning, by split unit.
+        mixed_class_patients: For each person with slices of two classes, where two such slices stand.
+        leakage: What raw pixels reach without learning, by split unit.
     """
 
     index: ShardIndex
     reused: int
-    mixed: tuple[str, ...]
-    leak: Leak
+    mixed_class_patients: tuple[str, ...]
+    leakage: LeakageReport
 
 
-def build(
-    source: Source,
+def build_shards(
+    source: ImageSource,
     out: Path,
     options: BuildOptions,
     key: IdKey,
@@ -83,8 +83,8 @@ def build(
     """
     _check(options, workers)
     out = out.absolute()
-    refuse_filled(out)
-    listing = source.listing()
+    require_empty_folder(out)
+    listing = source.list_records()
     records = listing.records
     if not records:
         raise DataError(f"INPUT: nothing to build: {_first_reasons(listing.skipped)}")
@@ -93,7 +93,7 @@ def build(
     plan = plan_shards(records, folds, options.samples_per_shard, options.seed)
     classes = class_order(record.class_name for record in records)
     metas = _metas(records, folds, classes, options.size, key)
-    with open_staging(out, _fingerprint(source, options, key)) as staging:
+    with open_build_folder(out, _fingerprint(source, options, key)) as staging:
         tasks = _tasks(source, records, metas, plan, staging.folder)
         results, reused = _write(tasks, workers, staging, progress)
         index = _index(source, results, classes, unit, options, listing.skipped)
@@ -101,7 +101,7 @@ def build(
         index, leak = _describe(staging.folder, index, workers)
         write_index(staging.folder, index)
         staging.publish()
-    return BuildReport(index=index, reused=reused, mixed=_mixed(records), leak=leak)
+    return BuildReport(index=index, reused=reused, mixed_class_patients=_mixed(records), leakage=leak)
 
 
 def class_order(names: Iterable[str]) -> tuple[str, ...]:
@@ -122,12 +122,12 @@ def _check(options: BuildOptions, workers: int) -> None:
 
 
 def _metas(
-    records: Sequence[Record], folds: Sequence[int], classes: Sequence[str], size: int, key: IdKey
+    records: Sequence[SourceRecord], folds: Sequence[int], classes: Sequence[str], size: int, key: IdKey
 ) -> list[SampleMeta]:
     labels = {name: label for label, name in enumerate(classes)}
     return [
         SampleMeta(
-            key=key.sample(record.identity, record.person, record.exam),
+            key=key.sample(record.record_id, record.person, record.exam),
             class_name=record.class_name,
             label=labels[record.class_name],
             person=None if record.person is None else key.person(record.person),
@@ -144,27 +144,31 @@ def _metas(
     ]
 
 
-def _fingerprint(source: Source, options: BuildOptions, key: IdKey) -> str:
+def _fingerprint(source: ImageSource, options: BuildOptions, key: IdKey) -> str:
     """Return what two builds share only if they write the same bytes; sealed, since it derives from identifiers."""
     versions = {name: version(name) for name in ("pillow", "webdataset", "numpy")}
     return key.seal(json.dumps([SCHEMA_VERSION, asdict(options), versions, source.fingerprint()], sort_keys=True))
 
 
 def _tasks(
-    source: Source, records: Sequence[Record], metas: Sequence[SampleMeta], plan: Sequence[Sequence[int]], folder: Path
+    source: ImageSource,
+    records: Sequence[SourceRecord],
+    metas: Sequence[SampleMeta],
+    plan: Sequence[Sequence[int]],
+    folder: Path,
 ) -> list[ShardTask]:
     return [
         ShardTask(
             number=number,
             path=folder / shard_name(number),
-            entries=tuple(Entry(source=source, record=records[place], meta=metas[place]) for place in places),
+            entries=tuple(EncodeTask(source=source, record=records[place], meta=metas[place]) for place in places),
         )
         for number, places in enumerate(plan)
     ]
 
 
 def _write(
-    tasks: Sequence[ShardTask], workers: int, staging: Staging, progress: Callable[[int, int], None]
+    tasks: Sequence[ShardTask], workers: int, staging: BuildFolder, progress: Callable[[int, int], None]
 ) -> tuple[list[ShardResult], int]:
     """Write the tars that no earlier build finished; return all in order, and the samples taken over."""
     total = sum(len(task.entries) for task in tasks)
@@ -188,12 +192,12 @@ def _write(
 
 
 def _index(
-    source: Source,
+    source: ImageSource,
     results: Sequence[ShardResult],
     classes: tuple[str, ...],
     unit: str,
     options: BuildOptions,
-    skipped: Sequence[Skip],
+    skipped: Sequence[SkippedSample],
 ) -> ShardIndex:
     """Return the index of all tars that hold a sample."""
     filled = [result for result in results if result.rows]
@@ -222,14 +226,14 @@ def _refuse_gaps(index: ShardIndex, folds: set[int]) -> None:
         raise DataError(f"fold {missing[0]}: none of its samples can be used: {first}; try fewer --folds")
 
 
-def _first_reasons(skipped: Sequence[Skip]) -> str:
+def _first_reasons(skipped: Sequence[SkippedSample]) -> str:
     if not skipped:
         return "the source lists no sample"
     more = f", and {len(skipped) - 1} more" if len(skipped) > 1 else ""
     return f"{skipped[0].where}: {skipped[0].reason}{more}"
 
 
-def _describe(folder: Path, index: ShardIndex, workers: int) -> tuple[ShardIndex, Leak]:
+def _describe(folder: Path, index: ShardIndex, workers: int) -> tuple[ShardIndex, LeakageReport]:
     """Write card and splits beside the tars and remove empty tars; return the index with the files' hashes."""
     kept = {shard.name for shard in index.shards}
     for path in folder.glob("*.tar"):
@@ -248,7 +252,7 @@ def _synced(path: Path) -> ShardFile:
     return describe_file(path)
 
 
-def _mixed(records: Sequence[Record]) -> tuple[str, ...]:
+def _mixed(records: Sequence[SourceRecord]) -> tuple[str, ...]:
     first: defaultdict[str, dict[str, str]] = defaultdict(dict)
     for record in records:
         if record.person is not None:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from hsadml_dist.data.index import ShardIndex
 from hsadml_dist.errors import DataError
 from hsadml_dist.report.page import Table, render_page
-from hsadml_dist.shards.summary import AuthorFolds, GroupCount, Summary, summarise
+from hsadml_dist.shards.summary import AuthorFolds, DatasetSummary, GroupCount, summarise
 
 if TYPE_CHECKING:  # numpy is not for a login node, which asks here for the card's figures alone
     from hsadml_dist.shards.gallery import Strip
-    from hsadml_dist.shards.leak import Leak
+    from hsadml_dist.shards.leak import LeakageReport
 
 CARD_JSON = "card.json"
 CARD_PAGE = "card.html"
@@ -23,40 +23,40 @@ MOST_SKIPS = 50
 """Skipped rows that the page names; the JSON has all."""
 
 UNKNOWN = "unknown"
-CONTROL = "raw_pixel_knn"
+RAW_PIXEL_KNN_KEY = "raw_pixel_knn"
 
 
-def write_card(folder: Path, index: ShardIndex, threads: int) -> Leak:
+def write_card(folder: Path, index: ShardIndex, threads: int) -> LeakageReport:
     """Write ``card.json`` and ``card.html`` for the tars of ``index``, which lie in ``folder``; returns the control."""
     from hsadml_dist.shards.gallery import strips, thumbnails
-    from hsadml_dist.shards.leak import drawn, measure
+    from hsadml_dist.shards.leak import measure_leakage, select_slices
 
     summary = summarise(index)
-    rows = [index.samples[place] for place in drawn(index)]
-    leak = measure(rows, thumbnails(folder, index, rows, threads), index)
+    rows = [index.samples[place] for place in select_slices(index)]
+    leak = measure_leakage(rows, thumbnails(folder, index, rows, threads), index)
     (folder / CARD_JSON).write_text(card_text(summary, leak), encoding="utf-8")
     (folder / CARD_PAGE).write_text(card_page(summary, leak, tuple(strips(folder, index))), encoding="utf-8")
     return leak
 
 
-def card_text(summary: Summary, leak: Leak) -> str:
+def card_text(summary: DatasetSummary, leak: LeakageReport) -> str:
     """Return the text of ``card.json``: the summary, and the raw-pixel control by split unit."""
-    return json.dumps({**asdict(summary), CONTROL: asdict(leak)}, indent=2) + "\n"
+    return json.dumps({**asdict(summary), RAW_PIXEL_KNN_KEY: asdict(leak)}, indent=2) + "\n"
 
 
-def load_control(folder: Path) -> dict[str, Any]:
+def load_raw_pixel_knn(folder: Path) -> dict[str, Any]:
     """Return what ``card.json`` says of raw pixels: ``accuracy`` by split unit, ``slices``, ``side``.
 
     Raises:
         DataError: The card is missing or damaged.
     """
     try:
-        return json.loads((folder / CARD_JSON).read_bytes())[CONTROL]
+        return json.loads((folder / CARD_JSON).read_bytes())[RAW_PIXEL_KNN_KEY]
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{folder}: {CARD_JSON} is missing or damaged: run hsadml shards verify") from error
 
 
-def card_page(summary: Summary, leak: Leak, pictures: Sequence[Strip]) -> str:
+def card_page(summary: DatasetSummary, leak: LeakageReport, pictures: Sequence[Strip]) -> str:
     """Return the text of ``card.html``."""
     values = {
         "headline": _headline(summary),
@@ -75,7 +75,7 @@ def card_page(summary: Summary, leak: Leak, pictures: Sequence[Strip]) -> str:
     return render_page("hsadml_dist.shards", "card.html", values)
 
 
-def remarks(summary: Summary) -> Iterator[str]:
+def remarks(summary: DatasetSummary) -> Iterator[str]:
     """Yield what to know before the shards are used."""
     if summary.unit != "person":
         known = "are not known" if summary.total.persons is None else "were not kept apart"
@@ -115,7 +115,7 @@ def counted(number: int, word: str) -> str:
     return f"{number} {word}{'s' * (number != 1)}"
 
 
-def _headline(summary: Summary) -> str:
+def _headline(summary: DatasetSummary) -> str:
     persons = (
         "of persons unknown" if summary.total.persons is None else f"of {counted(summary.total.persons, 'person')}"
     )
@@ -125,7 +125,7 @@ def _headline(summary: Summary) -> str:
     )
 
 
-def _facts(summary: Summary) -> Iterator[tuple[str, str]]:
+def _facts(summary: DatasetSummary) -> Iterator[tuple[str, str]]:
     yield "slices", str(summary.total.samples)
     yield "persons", _known(summary.total.persons)
     yield "exams", _known(summary.total.exams)
@@ -140,7 +140,7 @@ def _known(count: int | None) -> str:
     return UNKNOWN if count is None else str(count)
 
 
-def _classes_table(summary: Summary) -> Table:
+def _classes_table(summary: DatasetSummary) -> Table:
     rows = [
         (
             name,
@@ -156,7 +156,7 @@ def _classes_table(summary: Summary) -> Table:
     )
 
 
-def _folds_table(summary: Summary) -> Table:
+def _folds_table(summary: DatasetSummary) -> Table:
     def row(name: str, count: GroupCount) -> tuple[str, ...]:
         classes = (str(count.by_class[one]) for one in summary.classes)
         return (name, str(count.samples), _known(count.persons), _known(count.exams), *classes)
@@ -171,7 +171,7 @@ def _author_table(folds: AuthorFolds) -> Table:
     return Table(caption=author_remark(folds), head=("publisher's fold", "slices"), rows=rows)
 
 
-def _leak_table(summary: Summary, leak: Leak) -> Table:
+def _leak_table(summary: DatasetSummary, leak: LeakageReport) -> Table:
     names = {unit: f"{unit} (these folds)" if unit == summary.unit else unit for unit in leak.accuracy}
     rows = [(names[unit], f"{accuracy:.3f}") for unit, accuracy in leak.accuracy.items()]
     caption = (
@@ -180,13 +180,13 @@ def _leak_table(summary: Summary, leak: Leak) -> Table:
     return Table(caption=caption, head=("folds split by", "accuracy"), rows=rows)
 
 
-def _skips_table(summary: Summary) -> Table:
+def _skips_table(summary: DatasetSummary) -> Table:
     rows = [(skip.where, skip.reason) for skip in summary.skipped[:MOST_SKIPS]]
     caption = f"{len(rows)} of {counted(len(summary.skipped), 'sample')} left out; all are in {CARD_JSON}"
     return Table(caption=caption, head=("where", "why"), rows=rows)
 
 
-def _provenance(summary: Summary) -> Table:
+def _provenance(summary: DatasetSummary) -> Table:
     rows = [
         ("source", summary.source),
         ("seed", str(summary.seed)),

@@ -39,9 +39,9 @@ class IdKey:
         """Return the hash of an exam of a person: "1" of one person is not "1" of the next."""
         return self._hash("exam", person, exam)[:PERSON_DIGITS]
 
-    def sample(self, identity: str, person: str | None, exam: str | None) -> str:
+    def sample(self, record_id: str, person: str | None, exam: str | None) -> str:
         """Return a sample's key from the identity of its row in the source and its identifiers."""
-        return self._hash("sample", identity, person, exam)[:SAMPLE_DIGITS]
+        return self._hash("sample", record_id, person, exam)[:SAMPLE_DIGITS]
 
     def seal(self, text: str) -> str:
         """Return the hash of any other text."""
@@ -57,7 +57,7 @@ def default_key_path() -> Path:
     return (Path(base) if base and Path(base).is_absolute() else Path.home() / ".config") / "hsadml" / "id.key"
 
 
-def load_key(path: Path) -> IdKey:
+def load_or_create_key(path: Path) -> IdKey:
     """Read the key file, making it on first use: 32 random bytes, mode 0600.
 
     Raises:

@@ -25,7 +25,7 @@ BLOCK = 512
 
 
 @dataclass(frozen=True, kw_only=True)
-class Leak:
+class LeakageReport:
     """The accuracy of raw pixels without learning.
 
     Attributes:
@@ -46,7 +46,7 @@ def thumbnail(image_HW: np.ndarray) -> np.ndarray:
     return np.rint((small.ravel() - low) * (255 / (high - low or 1))).astype(np.uint8)
 
 
-def drawn(index: ShardIndex) -> list[int]:
+def select_slices(index: ShardIndex) -> list[int]:
     """Return the positions, ascending, of the slices that take part: whole units, at most about :data:`MOST_SLICES`."""
     names = [_unit(row, index.split_unit) for row in index.samples]
     chosen: list[int] = []
@@ -59,7 +59,7 @@ def drawn(index: ShardIndex) -> list[int]:
     return sorted(chosen)
 
 
-def measure(rows: Sequence[SampleRow], pixels_NP: np.ndarray, index: ShardIndex) -> Leak:
+def measure_leakage(rows: Sequence[SampleRow], pixels_NP: np.ndarray, index: ShardIndex) -> LeakageReport:
     """Judge the index's own folds, and folds drawn in the same way by every other unit that the samples name.
 
     Args:
@@ -76,7 +76,7 @@ def measure(rows: Sequence[SampleRow], pixels_NP: np.ndarray, index: ShardIndex)
             own = fold_N[queries, None] == fold_N[None, :]
             nearest = np.where(own, np.inf, distance_QR).argmin(axis=1)
             right[unit] += int((labels[nearest] == labels[queries]).sum())
-    return Leak(accuracy={unit: count / len(rows) for unit, count in right.items()}, slices=len(rows))
+    return LeakageReport(accuracy={unit: count / len(rows) for unit, count in right.items()}, slices=len(rows))
 
 
 def _foldings(rows: Sequence[SampleRow], index: ShardIndex) -> Mapping[str, np.ndarray]:

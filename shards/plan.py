@@ -11,12 +11,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
 
-from hsadml_dist.shards.record import Record
+from hsadml_dist.shards.record import SourceRecord
 from hsadml_dist.shards.split import seeded_hash
 
 
 def plan_shards(
-    records: Sequence[Record], folds: Sequence[int], samples_per_shard: int, seed: int
+    records: Sequence[SourceRecord], folds: Sequence[int], samples_per_shard: int, seed: int
 ) -> tuple[tuple[int, ...], ...]:
     """Return for each tar the places in ``records`` of its samples, in order; folds ascending."""
     members: defaultdict[int, list[int]] = defaultdict(list)
@@ -24,7 +24,7 @@ def plan_shards(
         members[fold].append(place)
     plan: list[tuple[int, ...]] = []
     for fold in sorted(members):
-        mixed = sorted(members[fold], key=lambda place: seeded_hash(seed, "order", records[place].identity))
+        mixed = sorted(members[fold], key=lambda place: seeded_hash(seed, "order", records[place].record_id))
         plan.extend(_even(mixed, samples_per_shard))
     return tuple(plan)
 

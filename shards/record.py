@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from hsadml_dist.data.index import Skip
+from hsadml_dist.data.index import SkippedSample
 from hsadml_dist.errors import DataError
 
 if TYPE_CHECKING:
@@ -19,11 +19,11 @@ PLANES = ("axial", "coronal", "sagittal")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Record:
+class SourceRecord:
     """One sample of a source before its pixels are read; identifiers stand in clear here and nowhere later.
 
     Attributes:
-        identity: What names the record within its source and stays the same between builds; never a path.
+        record_id: What names the record within its source and stays the same between builds; never a path.
         where: How an error names the record to a user, for instance ``row 17``.
         class_name: The class in words.
         person: The source's person identifier, or None.
@@ -35,7 +35,7 @@ class Record:
         handle: What the source needs to find the pixels again; of no meaning to anyone else.
     """
 
-    identity: str
+    record_id: str
     where: str
     class_name: str
     person: str | None = None
@@ -48,7 +48,7 @@ class Record:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pixels:
+class SourcePixels:
     """One record's pixels.
 
     Attributes:
@@ -61,14 +61,14 @@ class Pixels:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Listing:
+class SourceListing:
     """What a source holds: the samples to build, and those already known to be unusable."""
 
-    records: tuple[Record, ...]
-    skipped: tuple[Skip, ...] = ()
+    records: tuple[SourceRecord, ...]
+    skipped: tuple[SkippedSample, ...] = ()
 
 
-class DamagedError(DataError):
+class DamagedSampleError(DataError):
     """One sample cannot be used: the build skips it, names it by ``where`` and counts it.
 
     Attributes:
@@ -77,13 +77,13 @@ class DamagedError(DataError):
 
     def __init__(self, where: str, reason: str) -> None:
         super().__init__(f"{where}: {reason}")
-        self.skip = Skip(where=where, reason=reason)
+        self.skip = SkippedSample(where=where, reason=reason)
 
-    def __reduce__(self) -> tuple[type[DamagedError], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type[DamagedSampleError], tuple[str, str]]:
         return type(self), (self.skip.where, self.skip.reason)
 
 
-class Source(Protocol):
+class ImageSource(Protocol):
     """A source: picklable, since worker processes read from their own copy."""
 
     @property
@@ -91,7 +91,7 @@ class Source(Protocol):
         """What the command line calls it."""
         ...
 
-    def listing(self) -> Listing:
+    def list_records(self) -> SourceListing:
         """List all records without reading pixels.
 
         Raises:
@@ -99,7 +99,7 @@ class Source(Protocol):
         """
         ...
 
-    def read(self, record: Record) -> Pixels:
+    def read(self, record: SourceRecord) -> SourcePixels:
         """Read one record's pixels.
 
         Raises:

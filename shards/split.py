@@ -13,8 +13,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from hsadml_dist.data.index import SPLIT_UNITS
-from hsadml_dist.errors import DataError, UsageError, nearest
-from hsadml_dist.shards.record import Record
+from hsadml_dist.errors import DataError, UsageError, did_you_mean
+from hsadml_dist.shards.record import SourceRecord
 
 LEAST_FOLDS = 2
 
@@ -27,12 +27,12 @@ def check_split(split_by: str | None, folds: int) -> None:
     """
     if split_by is not None and split_by not in SPLIT_UNITS:
         allowed = ", ".join(SPLIT_UNITS)
-        raise UsageError(f"--split-by {split_by!r}: allowed: {allowed}{nearest(split_by, SPLIT_UNITS)}")
+        raise UsageError(f"--split-by {split_by!r}: allowed: {allowed}{did_you_mean(split_by, SPLIT_UNITS)}")
     if folds < LEAST_FOLDS:
         raise UsageError(f"--folds {folds}: at least {LEAST_FOLDS}")
 
 
-def choose_unit(records: Sequence[Record], wanted: str | None) -> str:
+def choose_unit(records: Sequence[SourceRecord], wanted: str | None) -> str:
     """Return the unit to split by: the wanted one, else the largest that the source names at all.
 
     A source that names some of its samples' persons is split by person, and then refused for those that lack one.
@@ -41,14 +41,14 @@ def choose_unit(records: Sequence[Record], wanted: str | None) -> str:
     return wanted or next(named, "slice")
 
 
-def units(records: Sequence[Record], split_by: str) -> tuple[str, ...]:
+def units(records: Sequence[SourceRecord], split_by: str) -> tuple[str, ...]:
     """Return, for each record, the unit that must stay in one fold.
 
     Raises:
         DataError: A record lacks the identifier that the split needs.
     """
     if split_by == "slice":
-        return tuple(json.dumps([record.identity]) for record in records)
+        return tuple(json.dumps([record.record_id]) for record in records)
     for record in records:
         if getattr(record, split_by) is None:
             others = ", ".join(unit for unit in SPLIT_UNITS if unit != split_by)
@@ -62,7 +62,7 @@ def units(records: Sequence[Record], split_by: str) -> tuple[str, ...]:
     return tuple(json.dumps([record.person, record.exam]) for record in records)
 
 
-def assign_folds(records: Sequence[Record], split_by: str, folds: int, seed: int) -> tuple[int, ...]:
+def assign_folds(records: Sequence[SourceRecord], split_by: str, folds: int, seed: int) -> tuple[int, ...]:
     """Return each record's fold: the source's own where it prescribes them, else 0 ... folds - 1.
 
     Raises:
@@ -117,8 +117,8 @@ def seeded_hash(seed: int, *parts: str | int) -> str:
     return hashlib.sha256(json.dumps([seed, *parts]).encode()).hexdigest()
 
 
-def _prescribed(records: Sequence[Record], names: Sequence[str], split_by: str) -> tuple[int, ...]:
-    first: dict[str, Record] = {}
+def _prescribed(records: Sequence[SourceRecord], names: Sequence[str], split_by: str) -> tuple[int, ...]:
+    first: dict[str, SourceRecord] = {}
     chosen: list[int] = []
     for record, name in zip(records, names, strict=True):
         if record.fold is None:

@@ -13,18 +13,18 @@ from hsadml_dist.data.index import ShardIndex
 SPLITS_NAME = "splits.json"
 
 
-class Split(TypedDict):
+class NnUNetSplit(TypedDict):
     """One fold's entry: the keys of samples to train on, and of those held out."""
 
     train: list[str]
     val: list[str]
 
 
-def splits(index: ShardIndex) -> list[Split]:
+def splits(index: ShardIndex) -> list[NnUNetSplit]:
     """Return one entry a fold, ascending, keys in order of the alphabet."""
     keys = {fold: sorted(index.samples[at].key for at in index.in_folds([fold])) for fold in index.fold_numbers}
     return [
-        Split(train=sorted(key for other, held in keys.items() if other != fold for key in held), val=keys[fold])
+        NnUNetSplit(train=sorted(key for other, held in keys.items() if other != fold for key in held), val=keys[fold])
         for fold in keys
     ]
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hsadml_dist.data.index import ShardFile, Skip, parse_row, samples_table
+from hsadml_dist.data.index import ShardFile, SkippedSample, parse_row, samples_table
 from hsadml_dist.errors import DataError
 from hsadml_dist.shards.writer import ShardResult
 
@@ -24,7 +24,7 @@ FINGERPRINT = ".fingerprint"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Staging:
+class BuildFolder:
     """The folder in which a build writes until :meth:`publish`."""
 
     folder: Path
@@ -36,7 +36,7 @@ class Staging:
             first, *lines = self._note(number).read_bytes().splitlines()
             values = json.loads(first)
             file = ShardFile(**values["file"])
-            skipped = tuple(Skip(**skip) for skip in values["skipped"])
+            skipped = tuple(SkippedSample(**skip) for skip in values["skipped"])
             rows = tuple(parse_row(line) for line in lines)
             whole = (self.folder / file.name).stat().st_size == file.bytes
         except (FileNotFoundError, KeyError, TypeError, ValueError):
@@ -68,7 +68,7 @@ class Staging:
         return self.folder / f".done-{number:05d}"
 
 
-def refuse_filled(out: Path) -> None:
+def require_empty_folder(out: Path) -> None:
     """Raise DataError unless ``out`` is absent or an empty folder."""
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise DataError(f"--out {out}: not a folder; name a new or an empty one")
@@ -77,13 +77,13 @@ def refuse_filled(out: Path) -> None:
 
 
 @contextmanager
-def open_staging(out: Path, fingerprint: str) -> Iterator[Staging]:
+def open_build_folder(out: Path, fingerprint: str) -> Iterator[BuildFolder]:
     """Hold the build folder of ``out`` for this process, with what an equal, killed build left in it.
 
     Raises:
         DataError: ``out`` is filled, another process builds it, or the disk refuses.
     """
-    refuse_filled(out)
+    require_empty_folder(out)
     folder = out.with_name(f".{out.name}.building")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ def open_staging(out: Path, fingerprint: str) -> Iterator[Staging]:
     try:
         _lock(lock, out)
         _prepare(folder, fingerprint)
-        yield Staging(folder=folder, out=out)
+        yield BuildFolder(folder=folder, out=out)
     except OSError as error:
         raise DataError(
             f"--out {out}: cannot be written: {error.strerror or error}; what is done is kept, build again to go on"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from hsadml_dist.data.index import SampleRow, ShardIndex, Skip
+from hsadml_dist.data.index import SampleRow, ShardIndex, SkippedSample
 from hsadml_dist.data.sample import MASK
 
 Name = TypeVar("Name", int, str)
@@ -46,7 +46,7 @@ class AuthorFolds:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Summary:
+class DatasetSummary:
     """A folder of shards in numbers.
 
     Attributes:
@@ -87,16 +87,16 @@ class Summary:
     persons_in_two_classes: int
     repeated_images: int
     repeats_across_folds: int
-    skipped: tuple[Skip, ...]
+    skipped: tuple[SkippedSample, ...]
 
 
-def summarise(index: ShardIndex) -> Summary:
+def summarise(index: ShardIndex) -> DatasetSummary:
     """Count an index's samples by class, person, fold and plane, and look for leaks."""
     rows = index.samples
     by_label = _grouped(rows, lambda row: row.label)
     by_fold = _grouped(rows, lambda row: row.fold)
     copies = _grouped(rows, lambda row: row.sha256).values()
-    return Summary(
+    return DatasetSummary(
         schema=index.schema,
         digest=index.digest,
         source=index.source,

@@ -21,7 +21,7 @@ GREYSCALE = 0
 DEPTHS = {IMAGE: 16, MASK: 8}
 
 
-def verify(folder: Path, on_shard: Callable[[int, int], None] = lambda done, total: None) -> tuple[str, ...]:
+def verify_shards(folder: Path, on_shard: Callable[[int, int], None] = lambda done, total: None) -> tuple[str, ...]:
     """Return every fault of a folder of shards, one line each; none where all is well.
 
     Args:

@@ -20,10 +20,10 @@ from itertools import islice
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 
-from hsadml_dist.data.index import SampleRow, ShardFile, Skip
+from hsadml_dist.data.index import SampleRow, ShardFile, SkippedSample
 from hsadml_dist.data.sample import IMAGE, SampleMeta, split_member_name
 from hsadml_dist.errors import DataError
-from hsadml_dist.shards.encode import Encoded, Entry, encode
+from hsadml_dist.shards.encode import EncodedSample, EncodeTask, encode_sample
 
 OWNER = "hsadml"
 MODE = 0o444
@@ -40,7 +40,7 @@ class ShardTask:
 
     number: int
     path: Path
-    entries: tuple[Entry, ...]
+    entries: tuple[EncodeTask, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class ShardResult:
     number: int
     file: ShardFile
     rows: tuple[SampleRow, ...]
-    skipped: tuple[Skip, ...]
+    skipped: tuple[SkippedSample, ...]
 
 
 def write_shards(
@@ -102,13 +102,13 @@ def member_spans(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
 
 
 @contextmanager
-def _encoder(workers: int) -> Iterator[Callable[[Iterable[Entry]], Iterator[Encoded | Skip]]]:
+def _encoder(workers: int) -> Iterator[Callable[[Iterable[EncodeTask]], Iterator[EncodedSample | SkippedSample]]]:
     """Provide what turns entries into encoded samples, in order.
 
     Workers are started afresh (spawn): no thread or lock of this process is inherited.
     """
     if workers == 1:
-        yield lambda entries: map(encode, entries)
+        yield lambda entries: map(encode_sample, entries)
         return
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_leave_with_parent)
     try:
@@ -131,25 +131,29 @@ def _leave_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _in_order(pool: ProcessPoolExecutor, entries: Iterable[Entry], ahead: int) -> Iterator[Encoded | Skip]:
-    waiting: deque[Future[Encoded | Skip]] = deque()
+def _in_order(
+    pool: ProcessPoolExecutor, entries: Iterable[EncodeTask], ahead: int
+) -> Iterator[EncodedSample | SkippedSample]:
+    waiting: deque[Future[EncodedSample | SkippedSample]] = deque()
     for entry in entries:
-        waiting.append(pool.submit(encode, entry))
+        waiting.append(pool.submit(encode_sample, entry))
         if len(waiting) > ahead:
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
 
 
-def _write_shard(task: ShardTask, encoded: Iterable[Encoded | Skip], on_sample: Callable[[], None]) -> ShardResult:
+def _write_shard(
+    task: ShardTask, encoded: Iterable[EncodedSample | SkippedSample], on_sample: Callable[[], None]
+) -> ShardResult:
     from webdataset.writer import TarWriter
 
     metas: list[tuple[SampleMeta, str]] = []
-    skipped: list[Skip] = []
+    skipped: list[SkippedSample] = []
     with open(task.path, "wb") as file:
         with TarWriter(file, user=OWNER, group=OWNER, mode=MODE, mtime=MTIME, encoder=False, compress=False) as tar:
             for one in encoded:
-                if isinstance(one, Skip):
+                if isinstance(one, SkippedSample):
                     skipped.append(one)
                 else:
                     tar.write({"__key__": one.meta.key, **one.members})

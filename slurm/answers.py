@@ -6,10 +6,10 @@ import datetime
 import re
 from dataclasses import dataclass
 
-FORMAT = "%i|%A|%T|%S|%N|%r"
-ACCOUNT_FIELDS = ("JobID", "JobIDRaw", "State", "Start", "NodeList", "ExitCode")
-WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT"}
-ENDED = {
+SQUEUE_FORMAT = "%i|%A|%T|%S|%N|%r"
+SACCT_FIELDS = ("JobID", "JobIDRaw", "State", "Start", "NodeList", "ExitCode")
+PENDING_STATES = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT"}
+END_STATES = {
     "BOOT_FAIL",
     "CANCELLED",
     "COMPLETED",
@@ -26,7 +26,7 @@ FORGOTTEN = "FORGOTTEN"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class SlurmJob:
     """What Slurm says of a job.
 
     Attributes:
@@ -48,51 +48,51 @@ class Job:
     exit_code: str | None = None
 
     @property
-    def waits(self) -> bool:
+    def is_pending(self) -> bool:
         """Whether it waits for its start."""
-        return self.state in WAITING
+        return self.state in PENDING_STATES
 
     @property
-    def ended(self) -> bool:
+    def has_ended(self) -> bool:
         """Whether it has ended."""
-        return self.state in ENDED or self.state == FORGOTTEN
+        return self.state in END_STATES or self.state == FORGOTTEN
 
 
-def parse_line(line: str) -> Job | None:
+def parse_squeue_line(line: str) -> SlurmJob | None:
     """Return the job of a line in :data:`FORMAT`; None for a line of another kind, which a site's plug-in may print."""
     parts = line.strip().split("|", 5)
     if len(parts) != 6 or not parts[1].isdecimal():
         return None
     job, raw, state, start, nodes, reason = parts
-    return Job(job=job, raw=raw, state=state, reason=_word(reason), start=seconds_of_day(start), nodes=nodes)
+    return SlurmJob(job=job, raw=raw, state=state, reason=_word(reason), start=parse_timestamp(start), nodes=nodes)
 
 
-def parse_account(line: str) -> Job | None:
-    """Return the job of a line of sacct's :data:`ACCOUNT_FIELDS`; None for a line of another kind."""
+def parse_sacct_line(line: str) -> SlurmJob | None:
+    """Return the job of a line of sacct's :data:`SACCT_FIELDS`; None for a line of another kind."""
     parts = line.strip().split("|")
-    if len(parts) != len(ACCOUNT_FIELDS) or not parts[1].isdecimal():
+    if len(parts) != len(SACCT_FIELDS) or not parts[1].isdecimal():
         return None
     job, raw, state, start, nodes, code = parts
     # "CANCELLED by 1000"
     word = state.partition(" ")[0]
-    return Job(job=job, raw=raw, state=word, start=seconds_of_day(start), nodes=_word(nodes), exit_code=code)
+    return SlurmJob(job=job, raw=raw, state=word, start=parse_timestamp(start), nodes=_word(nodes), exit_code=code)
 
 
-def parse_shown(job: str, text: str) -> Job:
+def parse_shown_job(job: str, text: str) -> SlurmJob:
     """Return what ``scontrol show job`` says of ``job``."""
     shown = dict(re.findall(r"(?<!\S)(\w+)=(\S*)", text.splitlines()[0]))
-    return Job(
+    return SlurmJob(
         job=job,
         raw=shown.get("JobId", ""),
         state=shown.get("JobState", FORGOTTEN),
         reason=_word(shown.get("Reason", "")),
-        start=seconds_of_day(shown.get("StartTime", "")),
+        start=parse_timestamp(shown.get("StartTime", "")),
         nodes=_word(shown.get("NodeList", "")),
         exit_code=shown.get("ExitCode"),
     )
 
 
-def seconds_of_day(text: str) -> float | None:
+def parse_timestamp(text: str) -> float | None:
     """Return a local time as Slurm writes it in seconds since 1970 UTC; None for ``N/A`` and the like."""
     try:
         return datetime.datetime.fromisoformat(text).timestamp()

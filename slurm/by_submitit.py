@@ -13,9 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 from hsadml_dist.errors import ClusterError, ConfigError, Fault
-from hsadml_dist.slurm.jobs import SUBMITIT
-from hsadml_dist.slurm.sbatch import JobRequest, around_ranks
-from hsadml_dist.slurm.submit import note_queued, runs_of
+from hsadml_dist.slurm.jobs import SUBMITIT_FOLDER
+from hsadml_dist.slurm.sbatch import JobRequest, render_setup_and_teardown
+from hsadml_dist.slurm.submit import record_submission, run_folders_of
 
 Work = Callable[[str], None]
 """What a rank does with a run folder; a function at the top of a module, since submitit pickles it by name."""
@@ -30,13 +30,13 @@ def submit_by_submitit(request: JobRequest, work: Work) -> str:
     """
     _refuse_what_it_cannot(request)
     executor = _executor(request)
-    runs = [str(run.path) for run in runs_of(request)]
+    runs = [str(run.path) for run in run_folders_of(request)]
     try:
         jobs = executor.map_array(work, runs) if request.elements else [executor.submit(work, runs[0])]
     except (RuntimeError, OSError) as fault:
         raise ClusterError(f"submitit failed: {' '.join(str(fault).split())}") from fault
     job = str(jobs[0].job_id).partition("_")[0]
-    note_queued(request, job, "submitit")
+    record_submission(request, job, "submitit")
     return job
 
 
@@ -53,12 +53,12 @@ def _refuse_what_it_cannot(request: JobRequest) -> None:
 def _executor(request: JobRequest) -> Any:
     import submitit
 
-    before, after = around_ranks(request)
+    before, after = render_setup_and_teardown(request)
     # bash outlives a trapped signal and goes on after srun; a signal that is ignored would be ignored by srun, too.
     setup = [before, "trap : TERM USR2"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        executor = submitit.SlurmExecutor(folder=str(request.run_dir / SUBMITIT), python=request.python)
+        executor = submitit.SlurmExecutor(folder=str(request.run_dir / SUBMITIT_FOLDER), python=request.python)
         executor.update_parameters(
             job_name=request.job_name,
             nodes=request.nodes,

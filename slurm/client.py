@@ -24,7 +24,7 @@ _UNKNOWN_JOB = re.compile(r"invalid job id|job \S+ not found", re.IGNORECASE)
 _ALREADY_REQUEUED = re.compile(r"job is pending execution|already requeued", re.IGNORECASE)
 
 
-def ask(argv: Sequence[str], env: Mapping[str, str] | None = None) -> str:
+def run_command(argv: Sequence[str], env: Mapping[str, str] | None = None) -> str:
     """Run one of Slurm's commands and return what it prints.
 
     Raises:
@@ -36,7 +36,7 @@ def ask(argv: Sequence[str], env: Mapping[str, str] | None = None) -> str:
     return done.stdout
 
 
-def require(env: Mapping[str, str] | None = None) -> None:
+def require_slurm(env: Mapping[str, str] | None = None) -> None:
     """Check that jobs can be submitted at all; does not ask the controller.
 
     Raises:
@@ -55,7 +55,7 @@ def sbatch(script: Path, env: Mapping[str, str] | None = None) -> str:
     Raises:
         ClusterError: Slurm is absent, does not answer, or refused the job.
     """
-    return parse_job_id(ask(["sbatch", "--parsable", str(script)], env))
+    return parse_job_id(run_command(["sbatch", "--parsable", str(script)], env))
 
 
 def sbatch_test(script: str, env: Mapping[str, str] | None = None) -> str:

@@ -19,7 +19,7 @@ PYTHON_INSIDE = "python3"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wrapped:
+class RankWrapper:
     """What a profile puts around the ranks' command, as words of bash.
 
     Attributes:
@@ -31,7 +31,7 @@ class Wrapped:
     launcher: tuple[str, ...] = ()
 
 
-def prologue(profile: Profile) -> list[str]:
+def render_prologue(profile: Profile) -> list[str]:
     """Return the lines of bash that prepare the nodes; what fails ends the script with one line and exit code 1."""
     return [
         *_umask_lines(profile.umask),
@@ -42,7 +42,7 @@ def prologue(profile: Profile) -> list[str]:
     ]
 
 
-def wrapped(profile: Profile, folders: Sequence[str] = ()) -> Wrapped:
+def wrap_ranks(profile: Profile, folders: Sequence[str] = ()) -> RankWrapper:
     """Return what stands around the ranks' command.
 
     Args:
@@ -53,14 +53,14 @@ def wrapped(profile: Profile, folders: Sequence[str] = ()) -> Wrapped:
         ConfigError: A folder's path cannot be written as a mount.
     """
     if profile.container is None:
-        return Wrapped()
+        return RankWrapper()
     mounts = tuple(_mounts(profile, profile.container, folders))
     if profile.container.kind == "pyxis":
-        return Wrapped(srun_options=tuple(_pyxis(profile.container, mounts)))
-    return Wrapped(launcher=tuple(_apptainer(profile.container, mounts, profile.gres)))
+        return RankWrapper(srun_options=tuple(_pyxis(profile.container, mounts)))
+    return RankWrapper(launcher=tuple(_apptainer(profile.container, mounts, profile.gres)))
 
 
-def interpreter(profile: Profile, own: str) -> str:
+def rank_interpreter(profile: Profile, own: str) -> str:
     """Return the interpreter of the ranks; ``own``, this process's, counts where neither profile nor image decides."""
     return profile.python or (own if profile.container is None else PYTHON_INSIDE)
 

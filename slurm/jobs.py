@@ -12,20 +12,20 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from hsadml_dist.run.folder import RunFolder
-from hsadml_dist.run.rows import RowWriter, read_rows
+from hsadml_dist.run.rows import JsonlWriter, read_jsonl
 
-Requeue = Literal["chain", "self", "none"]
-REQUEUE_MODES: tuple[str, ...] = get_args(Requeue)
+RequeueMode = Literal["chain", "self", "none"]
+REQUEUE_MODES: tuple[str, ...] = get_args(RequeueMode)
 Backend = Literal["sbatch", "submitit"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
-JOBS = "jobs.jsonl"
+JOBS_FILE = "jobs.jsonl"
 """Name in the run folder."""
-SUBMITIT = "submitit"
+SUBMITIT_FOLDER = "submitit"
 """Name of submitit's own folder, in the run folder or beside an array's."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Submitted:
+class JobRecord:
     """A job that was queued for a run.
 
     Attributes:
@@ -37,31 +37,31 @@ class Submitted:
     """
 
     job: str
-    requeue: Requeue
+    requeue: RequeueMode
     after: str | None = None
     backend: Backend = "sbatch"
     time: float
 
 
-def record(run: RunFolder, job: str, requeue: Requeue, backend: Backend = "sbatch") -> None:
+def record_job(run: RunFolder, job: str, requeue: RequeueMode, backend: Backend = "sbatch") -> None:
     """Note that ``job`` was queued now.
 
     Raises:
         RunError: The row could not be written.
     """
-    writer = RowWriter(run.path / JOBS)
+    writer = JsonlWriter(run.path / JOBS_FILE)
     try:
-        writer.write(asdict(Submitted(job=job, requeue=requeue, backend=backend, time=time.time())))
+        writer.write(asdict(JobRecord(job=job, requeue=requeue, backend=backend, time=time.time())))
     finally:
         writer.close()
 
 
-def jobs_of(run: RunFolder) -> list[Submitted]:
+def read_job_records(run: RunFolder) -> list[JobRecord]:
     """Return the jobs of a run in the order in which they were queued; those of ``hsadml train`` have none."""
-    return [Submitted(**row) for row in read_rows(run.path / JOBS)]
+    return [JobRecord(**row) for row in read_jsonl(run.path / JOBS_FILE)]
 
 
-def outputs_of(run: RunFolder, job: str) -> list[Path]:
+def job_output_paths(run: RunFolder, job: str) -> list[Path]:
     """Return where a job's output may lie: in the run folder, or beside it where the job is an array's element."""
-    names = (f"slurm-{job}.out", f"{SUBMITIT}/{job}_0_log.out")
+    names = (f"slurm-{job}.out", f"{SUBMITIT_FOLDER}/{job}_0_log.out")
     return [folder / name for folder in (run.path, run.path.parent) for name in names]

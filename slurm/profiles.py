@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Literal
 
 from hsadml_dist.config.settings import load_settings
-from hsadml_dist.errors import ConfigError, Fault, UsageError, nearest, reason_of
+from hsadml_dist.errors import ConfigError, Fault, UsageError, did_you_mean, os_error_reason
 from hsadml_dist.run.folder import replace_text
-from hsadml_dist.slurm.jobs import Requeue
-from hsadml_dist.slurm.sbatch import LONGEST_LEAD, seconds_of
+from hsadml_dist.slurm.jobs import RequeueMode
+from hsadml_dist.slurm.sbatch import MAX_SIGNAL_LEAD, parse_time_limit
 
-SHIPPED = Path(__file__).with_name("profiles")
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
+SHIPPED_PROFILES = Path(__file__).with_name("profiles")
+PROFILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
 VARIABLE = re.compile(r"\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)\})")
 TIME_FORMS = "MINUTES, M:S, H:M:S, D-H, D-H:M, D-H:M:S, UNLIMITED"
 
@@ -78,7 +78,7 @@ class Profile:
     time: str | None = None
     mem: str | None = None
     cpus_per_task: int | None = None
-    requeue: Requeue | None = None
+    requeue: RequeueMode | None = None
     signal_lead: int | None = None
     sbatch_on_nodes: bool | None = None
     modules: tuple[str, ...] = ()
@@ -100,7 +100,7 @@ def profile_folder() -> Path:
 def known_profiles() -> dict[str, Path]:
     """Return the profiles by name, one's own before the shipped ones, of which they hide those of the same name."""
     own = {path.stem: path for path in sorted(profile_folder().glob("*.yaml"))}
-    return own | {path.stem: path for path in sorted(SHIPPED.glob("*.yaml")) if path.stem not in own}
+    return own | {path.stem: path for path in sorted(SHIPPED_PROFILES.glob("*.yaml")) if path.stem not in own}
 
 
 def find_profile(name_or_path: str) -> Path:
@@ -119,7 +119,7 @@ def find_profile(name_or_path: str) -> Path:
         problem = f"{name_or_path!r}: no such file"
     else:
         names = ", ".join(known)
-        problem = f"no profile {name_or_path!r}; there are: {names}{nearest(name_or_path, known)}"
+        problem = f"no profile {name_or_path!r}; there are: {names}{did_you_mean(name_or_path, known)}"
         problem += "; `hsadml profile init` writes one for this cluster"
     raise ConfigError([Fault(where="command line", key="profile", problem=problem)])
 
@@ -130,7 +130,7 @@ def load_profile(name_or_path: str) -> Profile:
     Raises:
         ConfigError: There is no such profile, or it is wrong; every fault is named with its line.
     """
-    return load_settings(find_profile(name_or_path), Profile, "profile", problems_of)
+    return load_settings(find_profile(name_or_path), Profile, "profile", profile_problems)
 
 
 def write_profile(name: str, text: str, force: bool = False) -> Path:
@@ -144,7 +144,7 @@ def write_profile(name: str, text: str, force: bool = False) -> Path:
     Raises:
         UsageError: The name is none, the profile exists and ``force`` is not set, or it cannot be written.
     """
-    if not NAME.match(name):
+    if not PROFILE_NAME.match(name):
         raise UsageError(f"profile {name!r}: a name has letters, digits, _, - and dots, and starts with no sign")
     path = profile_folder() / f"{name}.yaml"
     if path.exists() and not force:
@@ -153,11 +153,11 @@ def write_profile(name: str, text: str, force: bool = False) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, text)
     except OSError as fault:
-        raise UsageError(f"profile {name}: {path} cannot be written: {reason_of(fault)}") from fault
+        raise UsageError(f"profile {name}: {path} cannot be written: {os_error_reason(fault)}") from fault
     return path
 
 
-def problems_of(profile: Profile) -> Problems:
+def profile_problems(profile: Profile) -> Problems:
     """Yield (key, problem) for everything that is wrong with a profile beyond the types of its values."""
     yield from _word_problems(profile)
     yield from _time_problems(profile)
@@ -183,7 +183,7 @@ def _time_problems(profile: Profile) -> Problems:
     if profile.time is None:
         return
     try:
-        seconds = seconds_of(profile.time)
+        seconds = parse_time_limit(profile.time)
     except ValueError:
         yield "time", f"is {profile.time!r}; allowed forms: {TIME_FORMS}"
         return
@@ -195,8 +195,8 @@ def _time_problems(profile: Profile) -> Problems:
 def _number_problems(profile: Profile) -> Problems:
     if profile.cpus_per_task is not None and profile.cpus_per_task < 1:
         yield "cpus_per_task", f"is {profile.cpus_per_task}; must be at least 1"
-    if profile.signal_lead is not None and not 1 <= profile.signal_lead <= LONGEST_LEAD:
-        yield "signal_lead", f"is {profile.signal_lead}; allowed: 1 to {LONGEST_LEAD} seconds"
+    if profile.signal_lead is not None and not 1 <= profile.signal_lead <= MAX_SIGNAL_LEAD:
+        yield "signal_lead", f"is {profile.signal_lead}; allowed: 1 to {MAX_SIGNAL_LEAD} seconds"
     if profile.umask is not None and not re.fullmatch(r"[0-7]{3,4}", profile.umask, flags=re.ASCII):
         yield "umask", f'is {profile.umask!r}; must be three or four octal digits in quotes, such as "0027"'
 

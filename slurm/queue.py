@@ -21,19 +21,27 @@ from typing import Any
 
 from hsadml_dist.errors import ClusterError
 from hsadml_dist.slurm import client
-from hsadml_dist.slurm.answers import ACCOUNT_FIELDS, FORGOTTEN, FORMAT, Job, parse_account, parse_line, parse_shown
+from hsadml_dist.slurm.answers import (
+    FORGOTTEN,
+    SACCT_FIELDS,
+    SQUEUE_FORMAT,
+    SlurmJob,
+    parse_sacct_line,
+    parse_shown_job,
+    parse_squeue_line,
+)
 
-EVERY_SECONDS = 30.0
-KEPT_SECONDS = 86400.0
+REFRESH_SECONDS = 30.0
+KEEP_SECONDS = 86400.0
 """How long it is remembered how a job ended; one that has ended does not change."""
 WAIT_SECONDS = 10.0
 """How long to wait for another process that asks at this moment."""
-MOST_LOOKUPS = 20
+MAX_SCONTROL_QUERIES = 20
 """So many jobs are asked for one by one at a time, where no accounts are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Queue:
+class QueueSnapshot:
     """What is known of jobs.
 
     Attributes:
@@ -47,16 +55,18 @@ class Queue:
     asked: float
     answered: float | None = None
     problem: str | None = None
-    jobs: Mapping[str, Job] = field(default_factory=dict)
-    others: Mapping[str, Job] = field(default_factory=dict)
+    jobs: Mapping[str, SlurmJob] = field(default_factory=dict)
+    others: Mapping[str, SlurmJob] = field(default_factory=dict)
 
-    def find(self, job: str) -> Job | None:
+    def find(self, job: str) -> SlurmJob | None:
         """Return what is known of a job, by its id or by its raw number; None: nothing."""
         known = self.jobs.get(job) or self.others.get(job)
         return known or next((one for one in self.jobs.values() if one.raw == job), None)
 
 
-def look(before: Queue | None = None, *, fresh: bool = False, env: Mapping[str, str] | None = None) -> Queue:
+def query_queue(
+    before: QueueSnapshot | None = None, *, fresh: bool = False, env: Mapping[str, str] | None = None
+) -> QueueSnapshot:
     """Return what squeue says of this user's jobs, or said at most 30 seconds ago.
 
     Args:
@@ -76,13 +86,15 @@ def look(before: Queue | None = None, *, fresh: bool = False, env: Mapping[str, 
         if kept is not None and _is_new(kept) and (not fresh or kept.asked >= began):
             return kept
         if not is_mine:
-            return replace(kept or Queue(asked=began), problem="another process waits for squeue's answer")
+            return replace(kept or QueueSnapshot(asked=began), problem="another process waits for squeue's answer")
         asked = _ask(kept, env)
         _write(path, asked, known)
     return asked
 
 
-def with_others(queue: Queue, jobs: Iterable[str], env: Mapping[str, str] | None = None) -> Queue:
+def with_unlisted_jobs(
+    queue: QueueSnapshot, jobs: Iterable[str], env: Mapping[str, str] | None = None
+) -> QueueSnapshot:
     """Return the same, and what Slurm knows of further jobs, each of which is asked for once.
 
     Args:
@@ -95,72 +107,72 @@ def with_others(queue: Queue, jobs: Iterable[str], env: Mapping[str, str] | None
         return queue
     found = _from_accounts(wanted, env)
     if found is None:
-        found = _one_by_one(wanted[:MOST_LOOKUPS], env)
+        found = _one_by_one(wanted[:MAX_SCONTROL_QUERIES], env)
     asked = replace(queue, others={**queue.others, **found})
     known = os.environ if env is None else env
     _write(_cache_file(known), asked, known)
     return asked
 
 
-def ask_now(jobs: Iterable[str], env: Mapping[str, str] | None = None) -> dict[str, Job]:
+def query_jobs(jobs: Iterable[str], env: Mapping[str, str] | None = None) -> dict[str, SlurmJob]:
     """Ask squeue for some jobs, past the cache; returns those that it knows, by id.
 
     Raises:
         ClusterError: Slurm is absent or does not answer.
     """
-    lines = client.squeue([f"--jobs={','.join(jobs)}"], FORMAT, env)
-    return {job.job: job for job in map(parse_line, lines) if job is not None}
+    lines = client.squeue([f"--jobs={','.join(jobs)}"], SQUEUE_FORMAT, env)
+    return {job.job: job for job in map(parse_squeue_line, lines) if job is not None}
 
 
-def note_cancelled(jobs: Iterable[str], env: Mapping[str, str] | None = None) -> None:
+def record_cancelled(jobs: Iterable[str], env: Mapping[str, str] | None = None) -> None:
     """Remember that jobs were cancelled, and let the next look ask anew.
 
     Of an array's element that is cancelled before its start Slurm itself remembers nothing.
     """
     known = os.environ if env is None else env
     path = _cache_file(known)
-    kept = _read(path, known) or Queue(asked=0.0)
-    others = {name: Job(job=name, state="CANCELLED") for name in jobs}
+    kept = _read(path, known) or QueueSnapshot(asked=0.0)
+    others = {name: SlurmJob(job=name, state="CANCELLED") for name in jobs}
     _write(path, replace(kept, asked=0.0, others={**kept.others, **others}), known)
 
 
-def _ask(before: Queue | None, env: Mapping[str, str] | None) -> Queue:
+def _ask(before: QueueSnapshot | None, env: Mapping[str, str] | None) -> QueueSnapshot:
     asked = time.time()
-    kept = before or Queue(asked=asked)
+    kept = before or QueueSnapshot(asked=asked)
     try:
-        lines = client.squeue([f"--user={os.getuid()}"], FORMAT, env)
+        lines = client.squeue([f"--user={os.getuid()}"], SQUEUE_FORMAT, env)
     except ClusterError as fault:
         return replace(kept, asked=asked, problem=str(fault))
-    jobs = {job.job: job for job in map(parse_line, lines) if job is not None}
-    others = {name: job for name, job in kept.others.items() if job.ended and name not in jobs}
-    return Queue(asked=asked, answered=asked, jobs=jobs, others=others)
+    jobs = {job.job: job for job in map(parse_squeue_line, lines) if job is not None}
+    others = {name: job for name, job in kept.others.items() if job.has_ended and name not in jobs}
+    return QueueSnapshot(asked=asked, answered=asked, jobs=jobs, others=others)
 
 
-def _from_accounts(jobs: list[str], env: Mapping[str, str] | None) -> dict[str, Job] | None:
+def _from_accounts(jobs: list[str], env: Mapping[str, str] | None) -> dict[str, SlurmJob] | None:
     """Return what sacct says of the jobs; None where no accounts are kept."""
     try:
-        lines = client.sacct(jobs, ACCOUNT_FIELDS, env)
+        lines = client.sacct(jobs, SACCT_FIELDS, env)
     except ClusterError:
         return None
-    rows = [job for job in map(parse_account, lines) if job is not None]
+    rows = [job for job in map(parse_sacct_line, lines) if job is not None]
     by_id = {job.raw: job for job in rows} | {job.job: job for job in rows}
-    return {name: by_id.get(name, Job(job=name, state=FORGOTTEN)) for name in jobs}
+    return {name: by_id.get(name, SlurmJob(job=name, state=FORGOTTEN)) for name in jobs}
 
 
-def _one_by_one(jobs: list[str], env: Mapping[str, str] | None) -> dict[str, Job]:
+def _one_by_one(jobs: list[str], env: Mapping[str, str] | None) -> dict[str, SlurmJob]:
     found = {}
     for job in jobs:
         try:
             text = client.show_job(job, env)
         except ClusterError:
             break
-        found[job] = parse_shown(job, text) if text else Job(job=job, state=FORGOTTEN)
+        found[job] = parse_shown_job(job, text) if text else SlurmJob(job=job, state=FORGOTTEN)
     return found
 
 
-def _is_new(queue: Queue) -> bool:
+def _is_new(queue: QueueSnapshot) -> bool:
     # An answer from the future: the clock was set back.
-    return 0.0 <= time.time() - queue.asked < EVERY_SECONDS
+    return 0.0 <= time.time() - queue.asked < REFRESH_SECONDS
 
 
 def _cluster(known: Mapping[str, str]) -> str:
@@ -185,20 +197,22 @@ def _version(known: Mapping[str, str]) -> int | None:
         return None
 
 
-def _read(path: Path, known: Mapping[str, str]) -> Queue | None:
+def _read(path: Path, known: Mapping[str, str]) -> QueueSnapshot | None:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if stored["uid"] != os.getuid() or stored["conf"] != _version(known):
             return None
-        jobs, others = ({row["job"]: Job(**row) for row in stored["queue"].pop(name)} for name in ("jobs", "others"))
-        return Queue(**stored["queue"], jobs=jobs, others=others)
+        jobs, others = (
+            {row["job"]: SlurmJob(**row) for row in stored["queue"].pop(name)} for name in ("jobs", "others")
+        )
+        return QueueSnapshot(**stored["queue"], jobs=jobs, others=others)
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
-def _write(path: Path, queue: Queue, known: Mapping[str, str]) -> None:
+def _write(path: Path, queue: QueueSnapshot, known: Mapping[str, str]) -> None:
     """Keep what is known; where that is impossible each process asks for itself."""
-    oldest = time.time() - KEPT_SECONDS
+    oldest = time.time() - KEEP_SECONDS
     rows: dict[str, Any] = {name: getattr(queue, name) for name in ("asked", "answered", "problem")}
     rows["jobs"] = [asdict(job) for job in queue.jobs.values()]
     rows["others"] = [asdict(job) for job in queue.others.values() if job.start is None or job.start > oldest]

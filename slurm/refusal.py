@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from hsadml_dist.errors import ClusterError, nearest
+from hsadml_dist.errors import ClusterError, did_you_mean
 from hsadml_dist.slurm.sbatch import JobRequest
-from hsadml_dist.slurm.site import Site
+from hsadml_dist.slurm.site import SlurmSite
 
 
-def explained(request: JobRequest, site: Site | None, refusal: ClusterError) -> ClusterError:
+def explain_refusal(request: JobRequest, site: SlurmSite | None, refusal: ClusterError) -> ClusterError:
     """Return Slurm's refusal as one line that begins with what of the request cannot be, where that shows.
 
     Args:
@@ -21,11 +21,11 @@ def explained(request: JobRequest, site: Site | None, refusal: ClusterError) -> 
     return refusal if reason is None else ClusterError(f"{reason} ({refusal})")
 
 
-def _reasons(request: JobRequest, site: Site, said: str) -> Iterator[str]:
+def _reasons(request: JobRequest, site: SlurmSite, said: str) -> Iterator[str]:
     name, names = request.partition, list(site.partitions)
     if name is not None and names and name not in names:
         known = ", ".join(names)
-        yield f"--partition {name}: this cluster has no such partition{nearest(name, names)}; its partitions: {known}"
+        yield f"--partition {name}: this cluster has no such partition{did_you_mean(name, names)}; its partitions: {known}"
     place = site.partition(name)
     if place is not None and request.nodes > place.nodes:
         yield f"--nodes {request.nodes}: partition {place.name} has {place.nodes}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hsadml_dist.run.state import RunState
-from hsadml_dist.slurm.answers import Job
+from hsadml_dist.slurm.answers import SlurmJob
 
 Phase = Literal[
     "empty", "queued", "starting", "running", "stopped", "finished", "failed", "cancelled", "lost", "silent"
@@ -15,7 +15,7 @@ Phase = Literal[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class StatusRow:
     """How a run stands.
 
     Attributes:
@@ -35,7 +35,7 @@ class Row:
     text: str
     over: bool
     state: RunState
-    job: Job | None = None
+    job: SlurmJob | None = None
     reason: str | None = None
     advice: str | None = None
 

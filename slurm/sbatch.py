@@ -23,16 +23,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hsadml_dist.errors import ConfigError, Fault
-from hsadml_dist.slurm.jobs import REQUEUE_MODES, Requeue
+from hsadml_dist.slurm.jobs import REQUEUE_MODES, RequeueMode
 
-BY_HAND = Path(__file__).with_name("train.sbatch")
+SCRIPT_TEMPLATE = Path(__file__).with_name("train.sbatch")
 SCRIPT_NAME = "job.sbatch"
-SAME_FOR_ALL = "# From here on the script is the same for every job.\n"
+COMMON_PART_MARKER = "# From here on the script is the same for every job.\n"
 """The line of ``train.sbatch`` from which on every job's script is the same."""
-RANKS, END = "# ---- One task per rank.", "# ---- How did it end?"
+RANKS_MARKER, END_MARKER = "# ---- One task per rank.", "# ---- How did it end?"
 """Where the part begins that starts the ranks, and the one after it."""
 # Slurm keeps the lead of --signal in 16 bits.
-LONGEST_LEAD = 65535
+MAX_SIGNAL_LEAD = 65535
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class JobRequest:
     gres: str | None = None
     time_limit: str | None = None
     mem: str | None = None
-    requeue: Requeue = "self"
+    requeue: RequeueMode = "self"
     signal_lead_seconds: int = 30
     extra_env: Mapping[str, str] = field(default_factory=dict)
     elements: tuple[Path, ...] = ()
@@ -108,16 +108,16 @@ def render(request: JobRequest) -> str:
     """
     validate(request)
     directives = [f"#SBATCH {option}" for option in _options(request)]
-    return "\n".join(["#!/bin/bash", *directives, "", *_settings(request), "", logic()])
+    return "\n".join(["#!/bin/bash", *directives, "", *_settings(request), "", common_part()])
 
 
-def logic() -> str:
+def common_part() -> str:
     """Return the part of the script that is the same for every job."""
-    _, line, tail = BY_HAND.read_text(encoding="utf-8").partition(SAME_FOR_ALL)
+    _, line, tail = SCRIPT_TEMPLATE.read_text(encoding="utf-8").partition(COMMON_PART_MARKER)
     return line + tail
 
 
-def around_ranks(request: JobRequest) -> tuple[str, str]:
+def render_setup_and_teardown(request: JobRequest) -> tuple[str, str]:
     """Return what the script does before the ranks and after them, for a backend that starts them in a way of its own.
 
     The second part expects their exit code as ``$code``.
@@ -126,8 +126,8 @@ def around_ranks(request: JobRequest) -> tuple[str, str]:
         ConfigError: As :func:`render`.
     """
     validate(request)
-    before, _, ranks = logic().partition(RANKS)
-    _, line, after = ranks.partition(END)
+    before, _, ranks = common_part().partition(RANKS_MARKER)
+    _, line, after = ranks.partition(END_MARKER)
     return "\n".join([*_settings(request), "", before]), line + after
 
 
@@ -142,7 +142,7 @@ def validate(request: JobRequest) -> None:
         raise ConfigError(Fault(where="job", key=key, problem=problem) for key, problem in faults)
 
 
-def seconds_of(time_limit: str) -> int | None:
+def parse_time_limit(time_limit: str) -> int | None:
     """Return a time limit in seconds: minutes, M:S, H:M:S, D-H, D-H:M or D-H:M:S; None for UNLIMITED.
 
     Raises:
@@ -210,8 +210,8 @@ def _number_faults(request: JobRequest) -> Iterator[tuple[str, str]]:
     for key in ("nodes", "tasks_per_node", "cpus_per_task"):
         if getattr(request, key) < 1:
             yield key, f"is {getattr(request, key)}; must be at least 1"
-    if not 1 <= request.signal_lead_seconds <= LONGEST_LEAD:
-        yield "signal_lead_seconds", f"is {request.signal_lead_seconds}; allowed: 1 to {LONGEST_LEAD}"
+    if not 1 <= request.signal_lead_seconds <= MAX_SIGNAL_LEAD:
+        yield "signal_lead_seconds", f"is {request.signal_lead_seconds}; allowed: 1 to {MAX_SIGNAL_LEAD}"
     if request.requeue not in REQUEUE_MODES:
         yield "requeue", f"is {request.requeue!r}; allowed: {', '.join(REQUEUE_MODES)}"
     if request.time_limit is not None:
@@ -220,7 +220,7 @@ def _number_faults(request: JobRequest) -> Iterator[tuple[str, str]]:
 
 def _time_faults(time_limit: str, lead: int) -> Iterator[tuple[str, str]]:
     try:
-        seconds = seconds_of(time_limit)
+        seconds = parse_time_limit(time_limit)
     except ValueError:
         forms = "MINUTES, M:S, H:M:S, D-H, D-H:M, D-H:M:S, UNLIMITED"
         yield "time_limit", f"is {time_limit!r}; allowed forms: {forms}"

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from hsadml_dist.errors import ClusterError, ExitCode
 from hsadml_dist.slurm import client
-from hsadml_dist.slurm.sbatch import seconds_of
+from hsadml_dist.slurm.sbatch import parse_time_limit
 
 DEFAULT_CREDENTIAL_SECONDS = 120
 """What Slurm takes where AuthInfo does not say cred_expire."""
@@ -48,7 +48,7 @@ class Partition:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Site:
+class SlurmSite:
     """A computing centre's settings.
 
     Attributes:
@@ -86,31 +86,31 @@ class Site:
         return next((one for one in self.partitions.values() if one.is_default), None)
 
 
-def read_site(env: Mapping[str, str] | None = None) -> Site | None:
+def try_query_site(env: Mapping[str, str] | None = None) -> SlurmSite | None:
     """Ask the controller, in two short queries; None where Slurm is absent or does not answer."""
     try:
-        return ask_site(env)
+        return query_site(env)
     except ClusterError:
         return None
 
 
-def ask_site(env: Mapping[str, str] | None = None) -> Site:
+def query_site(env: Mapping[str, str] | None = None) -> SlurmSite:
     """Ask the controller, in two short queries.
 
     Raises:
         ClusterError: Slurm is absent or does not answer.
     """
-    config = client.ask(["scontrol", "show", "config"], env)
-    return parse_site(config, client.ask(["scontrol", "--oneliner", "show", "partition"], env))
+    config = client.run_command(["scontrol", "show", "config"], env)
+    return parse_site(config, client.run_command(["scontrol", "--oneliner", "show", "partition"], env))
 
 
-def parse_site(config: str, partitions: str = "") -> Site:
+def parse_site(config: str, partitions: str = "") -> SlurmSite:
     """Read the answers of ``scontrol show config`` and ``scontrol --oneliner show partition``."""
     of = dict(re.findall(r"^(\w+)\s*= ?(.*?)\s*$", config, flags=re.MULTILINE))
     expire = re.search(r"\bcred_expire=(\d+)", of.get("AuthInfo", ""))
     preempts = not of.get("PreemptType", "").endswith("none")
     found = [_partition(line, preempts) for line in partitions.splitlines() if line.startswith("PartitionName=")]
-    return Site(
+    return SlurmSite(
         cluster=of.get("ClusterName", ""),
         version=of.get("SLURM_VERSION", ""),
         requeue_exit=_codes(of.get("RequeueExit", "")),
@@ -126,15 +126,15 @@ def parse_site(config: str, partitions: str = "") -> Site:
     )
 
 
-def requeue_problem(site: Site, mode: str, partition: str | None = None) -> str | None:
+def requeue_problem(site: SlurmSite, mode: str, partition: str | None = None) -> str | None:
     """Return in one line why a run cannot come back, or stay away, as ``mode`` promises at this site; None if it can.
 
     Args:
-        site: See :func:`read_site`.
+        site: See :func:`try_query_site`.
         mode: ``chain``, ``self`` or ``none``.
         partition: The partition that is asked for; None: the site's default.
     """
-    option = _option_with(site, ExitCode.DONE)
+    option = _option_with(site, ExitCode.SUCCESS)
     if option is not None:
         return (
             f"--requeue {mode}: this site puts back jobs that exit with 0 ({option}), so a run that is done would "
@@ -145,9 +145,9 @@ def requeue_problem(site: Site, mode: str, partition: str | None = None) -> str 
     return _self_problem(site, partition) if mode == "self" else None
 
 
-def requeue_remark(site: Site, mode: str) -> str | None:
+def requeue_warning(site: SlurmSite, mode: str) -> str | None:
     """Return in one line what is different at this site about ``mode``, though it works; None if nothing is."""
-    codes = {ExitCode.USER, ExitCode.USAGE, ExitCode.INTERNAL, ExitCode.HELD}
+    codes = {ExitCode.USER_ERROR, ExitCode.USAGE_ERROR, ExitCode.INTERNAL_ERROR, ExitCode.RUN_LOCKED}
     if site.requeue_exit & codes:
         return (
             f"--requeue {mode}: this site puts back jobs that exit with {_listed(site.requeue_exit & codes)} "
@@ -164,7 +164,7 @@ def submit_limit(user: str, env: Mapping[str, str] | None = None) -> int | None:
         ClusterError: There is no accounting database, or it does not answer.
     """
     words = ["sacctmgr", "--noheader", "--parsable2", "show", "assoc", f"user={user}", "format=MaxSubmit,GrpSubmit"]
-    return parse_submit_limit(client.ask(words, env))
+    return parse_submit_limit(client.run_command(words, env))
 
 
 def parse_submit_limit(answer: str) -> int | None:
@@ -172,7 +172,7 @@ def parse_submit_limit(answer: str) -> int | None:
     return min(map(int, re.findall(r"\d+", answer)), default=None)
 
 
-def _none_problem(site: Site) -> str | None:
+def _none_problem(site: SlurmSite) -> str | None:
     option = _option_with(site, ExitCode.STOPPED)
     if option is None:
         return None
@@ -182,7 +182,7 @@ def _none_problem(site: Site) -> str | None:
     )
 
 
-def _option_with(site: Site, code: int) -> str | None:
+def _option_with(site: SlurmSite, code: int) -> str | None:
     """Return the option by which jobs that exit with ``code`` are put back, as slurm.conf has it, or None."""
     for option, codes in (("RequeueExit", site.requeue_exit), ("RequeueExitHold", site.requeue_exit_hold)):
         if code in codes:
@@ -190,7 +190,7 @@ def _option_with(site: Site, code: int) -> str | None:
     return None
 
 
-def _self_problem(site: Site, partition: str | None) -> str | None:
+def _self_problem(site: SlurmSite, partition: str | None) -> str | None:
     known = site.partition(partition)
     if known is None or known.grace_seconds > 0 or known.preempt_mode != "CANCEL":
         return None
@@ -231,7 +231,7 @@ def _seconds(text: str | None, otherwise: int) -> int:
 
 def _limit(text: str) -> int | None:
     try:
-        return seconds_of(text)
+        return parse_time_limit(text)
     except ValueError:
         return None
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from hsadml_dist.errors import ExitCode
 from hsadml_dist.run.folder import RunFolder
-from hsadml_dist.run.state import RunState, age, read_state
-from hsadml_dist.run.tail import last_bytes
-from hsadml_dist.slurm.answers import FORGOTTEN, Job
-from hsadml_dist.slurm.jobs import Submitted, jobs_of, outputs_of
-from hsadml_dist.slurm.queue import Queue, with_others
-from hsadml_dist.slurm.row import Row
+from hsadml_dist.run.state import RunState, format_age, read_run_state
+from hsadml_dist.run.tail import tail_bytes
+from hsadml_dist.slurm.answers import FORGOTTEN, SlurmJob
+from hsadml_dist.slurm.jobs import JobRecord, job_output_paths, read_job_records
+from hsadml_dist.slurm.queue import QueueSnapshot, with_unlisted_jobs
+from hsadml_dist.slurm.row import StatusRow
 
 OUTPUT_BYTES = 4096
 STOP_FILE = "STOP file"
@@ -35,7 +35,7 @@ NEVER = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Jobs:
+class RunJobs:
     """A run's jobs, as far as they are known.
 
     Attributes:
@@ -44,42 +44,42 @@ class Jobs:
         answered: When squeue answered; None: Slurm could not be asked at all.
     """
 
-    submitted: Sequence[Submitted]
-    known: Mapping[str, Job]
+    submitted: Sequence[JobRecord]
+    known: Mapping[str, SlurmJob]
     answered: float | None
 
     @property
-    def current(self) -> Job | None:
+    def current(self) -> SlurmJob | None:
         """The newest one that runs or is just ending."""
-        live = (job for job in self._newest_first() if not job.ended and not job.waits)
+        live = (job for job in self._newest_first() if not job.has_ended and not job.is_pending)
         return next(live, None)
 
     @property
-    def next(self) -> Job | None:
+    def next(self) -> SlurmJob | None:
         """The oldest one that waits."""
-        return next((job for job in reversed(list(self._newest_first())) if job.waits), None)
+        return next((job for job in reversed(list(self._newest_first())) if job.is_pending), None)
 
-    def queued(self, job: Job) -> Submitted:
+    def queued(self, job: SlurmJob) -> JobRecord:
         """Return the record of a job."""
         return next(one for one in self.submitted if one.job == job.job)
 
-    def own(self, state: RunState) -> Job | None:
+    def own(self, state: RunState) -> SlurmJob | None:
         """Return the newest attempt's job; where that is not known, the newest one."""
         newest = self._newest()
         return next((job for job in newest if state.job in (job.job, job.raw)), next(iter(newest), None))
 
-    def cancelled(self) -> Job | None:
+    def cancelled(self) -> SlurmJob | None:
         """Return a cancelled one of the last two: whoever cancels a chain may meet its waiting link or the other."""
         return next((job for job in self._newest()[:2] if job.state == "CANCELLED"), None)
 
-    def _newest(self) -> list[Job]:
-        return [self.known.get(one.job, Job(job=one.job, state=FORGOTTEN)) for one in reversed(self.submitted)]
+    def _newest(self) -> list[SlurmJob]:
+        return [self.known.get(one.job, SlurmJob(job=one.job, state=FORGOTTEN)) for one in reversed(self.submitted)]
 
-    def _newest_first(self) -> Iterator[Job]:
+    def _newest_first(self) -> Iterator[SlurmJob]:
         return (self.known[one.job] for one in reversed(self.submitted) if one.job in self.known)
 
 
-def read_status(runs: Iterable[RunFolder], queue: Queue | None, now: float) -> list[Row]:
+def read_status(runs: Iterable[RunFolder], queue: QueueSnapshot | None, now: float) -> list[StatusRow]:
     """Return how each run stands at ``now``.
 
     Args:
@@ -87,34 +87,36 @@ def read_status(runs: Iterable[RunFolder], queue: Queue | None, now: float) -> l
         queue: What squeue says; None: no run has a job.
         now: In seconds since 1970 UTC.
     """
-    states = [(run, read_state(run, now), jobs_of(run)) for run in runs]
+    states = [(run, read_run_state(run, now), read_job_records(run)) for run in runs]
     if queue is not None:
-        queue = with_others(queue, _unexplained(states, queue))
-    return [join(run, state, _known(submitted, queue), now) for run, state, submitted in states]
+        queue = with_unlisted_jobs(queue, _unexplained(states, queue))
+    return [build_status_row(run, state, _known(submitted, queue), now) for run, state, submitted in states]
 
 
-def _unexplained(states: Iterable[tuple[RunFolder, RunState, Sequence[Submitted]]], queue: Queue) -> Iterator[str]:
+def _unexplained(
+    states: Iterable[tuple[RunFolder, RunState, Sequence[JobRecord]]], queue: QueueSnapshot
+) -> Iterator[str]:
     """Yield the jobs of which squeue says nothing though how they ended matters: the last two of unsettled runs."""
     for _, state, submitted in states:
         if state.phase in ("empty", "stopped", "silent") and queue.answered is not None:
             yield from (one.job for one in submitted[-2:] if one.time < queue.answered)
 
 
-def _known(submitted: Sequence[Submitted], queue: Queue | None) -> Jobs:
+def _known(submitted: Sequence[JobRecord], queue: QueueSnapshot | None) -> RunJobs:
     known = {}
     for one in submitted if queue is not None else ():
         job = queue.find(one.job) if queue is not None else None
         if job is not None:
             known[one.job] = replace(job, job=one.job)
         elif queue is not None and queue.answered is not None and one.time >= queue.answered:
-            known[one.job] = Job(job=one.job, state="PENDING")
-    return Jobs(submitted=submitted, known=known, answered=None if queue is None else queue.answered)
+            known[one.job] = SlurmJob(job=one.job, state="PENDING")
+    return RunJobs(submitted=submitted, known=known, answered=None if queue is None else queue.answered)
 
 
-def join(run: RunFolder, state: RunState, jobs: Jobs, now: float) -> Row:
+def build_status_row(run: RunFolder, state: RunState, jobs: RunJobs, now: float) -> StatusRow:
     """Return how a run stands, from what its folder says and what is known of its jobs."""
     reason = _without_name(state.reason, run.path)
-    row = Row(run=run.path, phase=state.phase, text=state.phase, over=False, state=state, reason=reason)
+    row = StatusRow(run=run.path, phase=state.phase, text=state.phase, over=False, state=state, reason=reason)
     if state.phase == "finished":
         return replace(row, over=True, job=jobs.own(state))
     if _is_for_good(state) and not _is_submitted_anew(jobs, state):
@@ -125,7 +127,7 @@ def join(run: RunFolder, state: RunState, jobs: Jobs, now: float) -> Row:
     return _without_an_attempt(row, jobs, now)
 
 
-def _without_an_attempt(row: Row, jobs: Jobs, now: float) -> Row:
+def _without_an_attempt(row: StatusRow, jobs: RunJobs, now: float) -> StatusRow:
     """No attempt is known to train at this moment."""
     if jobs.current is not None and _is_newer(jobs.current, row.state):
         return replace(row, phase="starting", text="starting", job=jobs.current, reason=None)
@@ -144,24 +146,24 @@ def _without_name(reason: str | None, run: Path) -> str | None:
 def _is_for_good(state: RunState) -> bool:
     """Whether the run does not go on by itself, whatever its jobs are."""
     if state.phase == "failed":
-        return state.exit_code != ExitCode.INTERNAL  # a lost node costs the other ranks their peers
+        return state.exit_code != ExitCode.INTERNAL_ERROR  # a lost node costs the other ranks their peers
     return state.phase == "stopped" and STOP_FILE in (state.reason or "")
 
 
-def _is_submitted_anew(jobs: Jobs, state: RunState) -> bool:
+def _is_submitted_anew(jobs: RunJobs, state: RunState) -> bool:
     """Whether a job waits or runs that somebody has submitted after the newest attempt ended."""
     live = (jobs.queued(job) for job in (jobs.current, jobs.next) if job is not None)
     return any(one.after is None and one.time >= (state.last_sign or 0.0) for one in live)
 
 
-def _is_newer(job: Job, state: RunState) -> bool:
+def _is_newer(job: SlurmJob, state: RunState) -> bool:
     """Whether a job that runs was started after the newest attempt gave its last sign."""
     if job.state == "COMPLETING":
         return False
     return state.last_sign is None or (job.start is not None and job.start >= state.last_sign)
 
 
-def _going_on(row: Row, jobs: Jobs, job: Job, now: float) -> Row:
+def _going_on(row: StatusRow, jobs: RunJobs, job: SlurmJob, now: float) -> StatusRow:
     """A job waits."""
     state = row.state
     if state.job in (job.job, job.raw) and (jobs.answered or 0.0) < (state.last_sign or 0.0):
@@ -181,18 +183,18 @@ def _going_on(row: Row, jobs: Jobs, job: Job, now: float) -> Row:
     return replace(row, phase="stopped", text=f"stopped, goes on as job {job.job}{because}")
 
 
-def _at_its_end(row: Row, jobs: Jobs, job: Job, now: float) -> Row:
+def _at_its_end(row: StatusRow, jobs: RunJobs, job: SlurmJob, now: float) -> StatusRow:
     """A job runs, but the attempt is over or gives no sign of life."""
     state = row.state
     row = replace(row, job=job)
     if state.phase == "silent":
-        return replace(row, text=f"running, but silent for {age(now, state.last_sign)}")
+        return replace(row, text=f"running, but silent for {format_age(now, state.last_sign)}")
     if state.phase == "stopped" and jobs.queued(job).requeue == "self":
         return replace(row, text=f"stopped, goes on as job {job.job}")
     return replace(row, text=f"{state.phase}, job {job.job} is just ending")
 
 
-def _left(row: Row, jobs: Jobs, now: float) -> Row:
+def _left(row: StatusRow, jobs: RunJobs, now: float) -> StatusRow:
     """No job waits or runs."""
     state, job = row.state, jobs.own(row.state)
     row = replace(row, job=job, advice=_to_go_on(row, jobs))
@@ -210,7 +212,7 @@ def _left(row: Row, jobs: Jobs, now: float) -> Row:
     return _without_a_word(row, job, _refusal(row.run, jobs))
 
 
-def _without_a_word(row: Row, job: Job, refusal: str | None) -> Row:
+def _without_a_word(row: StatusRow, job: SlurmJob, refusal: str | None) -> StatusRow:
     """The last job has ended, and the run folder does not say why."""
     row = replace(row, over=True)
     if row.state.phase == "empty" and job.state == FORGOTTEN:
@@ -222,38 +224,38 @@ def _without_a_word(row: Row, job: Job, refusal: str | None) -> Row:
     return replace(row, phase="lost", text="lost: its job is gone", reason="; ".join(told) or row.reason)
 
 
-def _without_jobs(row: Row, now: float) -> Row:
+def _without_jobs(row: StatusRow, now: float) -> StatusRow:
     """It was never handed to Slurm."""
     state = row.state
     if state.phase == "empty":
         return replace(row, text="not started")
     if state.phase == "stopped":
         return replace(row, over=True)
-    text = "its process is gone" if state.reason else f"no sign of life for {age(now, state.last_sign)}"
+    text = "its process is gone" if state.reason else f"no sign of life for {format_age(now, state.last_sign)}"
     return replace(row, phase="lost", text=f"lost: {text}", over=True)
 
 
-def _unasked(row: Row, job: Job, now: float) -> Row:
+def _unasked(row: StatusRow, job: SlurmJob, now: float) -> StatusRow:
     """Slurm cannot be asked; what the folder says must do."""
     if row.state.phase == "empty":
         return replace(row, phase="queued", text=f"submitted as job {job.job}", advice=None)
     silent = row.state.phase == "silent"
-    return replace(row, text=f"silent for {age(now, row.state.last_sign)}" if silent else row.text)
+    return replace(row, text=f"silent for {format_age(now, row.state.last_sign)}" if silent else row.text)
 
 
-def _how(job: Job) -> str:
+def _how(job: SlurmJob) -> str:
     code = job.exit_code
     more = job.reason or (f"exit code {code}" if code not in (None, "0:0") else "")
     return f"ended as {job.state}" + (f" ({more})" if more and more != job.state else "")
 
 
-def _refusal(run: Path, jobs: Jobs) -> str | None:
+def _refusal(run: Path, jobs: RunJobs) -> str | None:
     """Return why the newest job did nothing, in its own words; None: it says nothing of the kind."""
     last = _last_line(run, jobs.submitted[-1].job)
     return f"job {jobs.submitted[-1].job}: {last[0]}" if last is not None and REFUSED in last[0] else None
 
 
-def _last_words(run: Path, job: Job, ended: str) -> str:
+def _last_words(run: Path, job: SlurmJob, ended: str) -> str:
     """Return how a job ended and the last line of what it printed."""
     last = _last_line(run, job.job)
     return ended if last is None else f"{ended}; its last line: {last[0]} (in {last[1]})"
@@ -261,15 +263,15 @@ def _last_words(run: Path, job: Job, ended: str) -> str:
 
 def _last_line(run: Path, job: str) -> tuple[str, Path] | None:
     """Return the last line that a job printed, and where; an array's output lies beside its run folders."""
-    for output in outputs_of(RunFolder(run), job):
-        lines = last_bytes(output, OUTPUT_BYTES).decode(errors="replace").split("\n")
+    for output in job_output_paths(RunFolder(run), job):
+        lines = tail_bytes(output, OUTPUT_BYTES).decode(errors="replace").split("\n")
         words = [line.strip() for line in lines if line.strip()]
         if words:
             return words[-1], output
     return None
 
 
-def _to_go_on(row: Row, jobs: Jobs) -> str:
+def _to_go_on(row: StatusRow, jobs: RunJobs) -> str:
     run = shlex.quote(str(row.run))
     recipe = shlex.quote(str(RunFolder(row.run).config))
     if jobs.submitted:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from hsadml_dist.errors import ClusterError, RunHeldError
+from hsadml_dist.errors import ClusterError, RunLockedError
 from hsadml_dist.run.folder import RunFolder, replace_text
 from hsadml_dist.slurm import client
-from hsadml_dist.slurm.jobs import Backend, jobs_of, record
-from hsadml_dist.slurm.refusal import explained
+from hsadml_dist.slurm.jobs import Backend, read_job_records, record_job
+from hsadml_dist.slurm.refusal import explain_refusal
 from hsadml_dist.slurm.sbatch import JobRequest, render
-from hsadml_dist.slurm.site import read_site, requeue_problem
+from hsadml_dist.slurm.site import requeue_problem, try_query_site
 
 
-def check(request: JobRequest) -> str:
+def check_request(request: JobRequest) -> str:
     """Ask Slurm whether it would take a job; nothing is written or queued.
 
     Returns:
@@ -22,20 +22,20 @@ def check(request: JobRequest) -> str:
     Raises:
         ConfigError: The request is wrong.
         ClusterError: Slurm is absent, does not answer, or would refuse the job.
-        RunHeldError: A job of the run is queued or running.
+        RunLockedError: A job of the run is queued or running.
     """
     text = render(request)
-    client.require()
-    site = read_site()
+    client.require_slurm()
+    site = try_query_site()
     problem = None if site is None else requeue_problem(site, request.requeue, request.partition)
     if problem is not None:
         raise ClusterError(problem)
-    for run in runs_of(request):
+    for run in run_folders_of(request):
         _refuse_second(run)
     try:
         return client.sbatch_test(text)
     except ClusterError as refusal:
-        raise explained(request, site, refusal) from refusal
+        raise explain_refusal(request, site, refusal) from refusal
 
 
 def submit(request: JobRequest) -> str:
@@ -54,24 +54,24 @@ def submit(request: JobRequest) -> str:
         )
     replace_text(request.script, text)
     job = client.sbatch(request.script)
-    note_queued(request, job)
+    record_submission(request, job)
     return job
 
 
-def note_queued(request: JobRequest, job: str, backend: Backend = "sbatch") -> None:
+def record_submission(request: JobRequest, job: str, backend: Backend = "sbatch") -> None:
     """Write down, in each run's folder, by which name Slurm knows its job."""
-    for index, run in enumerate(runs_of(request)):
-        record(run, f"{job}_{index}" if request.elements else job, request.requeue, backend)
+    for index, run in enumerate(run_folders_of(request)):
+        record_job(run, f"{job}_{index}" if request.elements else job, request.requeue, backend)
 
 
-def runs_of(request: JobRequest) -> Iterator[RunFolder]:
+def run_folders_of(request: JobRequest) -> Iterator[RunFolder]:
     """Yield the run folders that a request trains."""
     yield from map(RunFolder, request.elements or (request.run_dir,))
 
 
 def _refuse_second(run: RunFolder) -> None:
-    for row in reversed(jobs_of(run)):
+    for row in reversed(read_job_records(run)):
         if client.job_is_known(row.job):
-            raise RunHeldError(
+            raise RunLockedError(
                 f"{run.path}: job {row.job} of this run is queued or running; hsadml cancel {run.path}, or let it end"
             )

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 
 from hsadml_dist.errors import ClusterError
 from hsadml_dist.slurm import client
-from hsadml_dist.slurm.site import Partition, Site, parse_site
+from hsadml_dist.slurm.site import Partition, SlurmSite, parse_site
 
 GPU = re.compile(r"(?:^|,)gpu(?::([^:,()]+))?:(\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nodes:
+class NodeType:
     """A kind of nodes of a partition: those with the same CPUs and GPUs.
 
     Attributes:
@@ -50,7 +50,7 @@ class Accounts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Survey:
+class SiteSurvey:
     """All that was asked.
 
     Attributes:
@@ -63,8 +63,8 @@ class Survey:
         no_accounts: Why not, in words.
     """
 
-    site: Site
-    nodes: Mapping[str, tuple[Nodes, ...]] = field(default_factory=dict)
+    site: SlurmSite
+    nodes: Mapping[str, tuple[NodeType, ...]] = field(default_factory=dict)
     default_times: Mapping[str, str] = field(default_factory=dict)
     alloc_nodes: Mapping[str, str] = field(default_factory=dict)
     submit_plugins: str = ""
@@ -77,21 +77,21 @@ class Survey:
         return tuple(one for one in self.site.partitions.values() if one.name in self.nodes and one.is_up)
 
 
-def ask_cluster(env: Mapping[str, str] | None = None) -> Survey:
+def survey_site(env: Mapping[str, str] | None = None) -> SiteSurvey:
     """Ask scontrol, sinfo and sacctmgr.
 
     Raises:
         ClusterError: Slurm is absent, or its controller does not answer. Accounting may be missing.
     """
-    config = client.ask(["scontrol", "show", "config"], env)
-    partitions = client.ask(["scontrol", "--oneliner", "show", "partition"], env)
+    config = client.run_command(["scontrol", "show", "config"], env)
+    partitions = client.run_command(["scontrol", "--oneliner", "show", "partition"], env)
     # sinfo leaves out what is hidden from the user, and a + marks the least of nodes that differ: --exact splits them.
-    sinfo = client.ask(["sinfo", "--noheader", "--exact", "--format=%R|%D|%c|%G"], env)
+    sinfo = client.run_command(["sinfo", "--noheader", "--exact", "--format=%R|%D|%c|%G"], env)
     site = parse_site(config, partitions)
     accounts, reason = _accounts(site, env)
-    return Survey(
+    return SiteSurvey(
         site=site,
-        nodes=parse_nodes(sinfo),
+        nodes=parse_node_types(sinfo),
         default_times=dict(_fields(partitions, "DefaultTime", {"", "NONE"})),
         alloc_nodes=dict(_fields(partitions, "AllocNodes", {"", "ALL"})),
         submit_plugins=parse_submit_plugins(config),
@@ -100,15 +100,15 @@ def ask_cluster(env: Mapping[str, str] | None = None) -> Survey:
     )
 
 
-def parse_nodes(answer: str) -> dict[str, tuple[Nodes, ...]]:
+def parse_node_types(answer: str) -> dict[str, tuple[NodeType, ...]]:
     """Read sinfo's lines ``PARTITION|NODES|CPUS|GRES``: the kinds of nodes of each partition."""
-    found: dict[str, tuple[Nodes, ...]] = {}
+    found: dict[str, tuple[NodeType, ...]] = {}
     for line in answer.splitlines():
         words = line.split("|")
         if len(words) != 4 or not words[1].isdecimal():
             continue
         gpus = GPU.findall(words[3])
-        kind = Nodes(
+        kind = NodeType(
             count=int(words[1]),
             cpus=int(words[2].rstrip("+") or 0),
             gpus=sum(int(number) for _, number in gpus),
@@ -144,7 +144,7 @@ def parse_accounts(associations: str, default: str) -> Accounts:
     )
 
 
-def _accounts(site: Site, env: Mapping[str, str] | None) -> tuple[Accounts | None, str]:
+def _accounts(site: SlurmSite, env: Mapping[str, str] | None) -> tuple[Accounts | None, str]:
     """Return what the accounting says, or why it says nothing."""
     if not site.has_accounting:
         return None, "this cluster keeps no accounting database"
@@ -153,8 +153,8 @@ def _accounts(site: Site, env: Mapping[str, str] | None) -> tuple[Accounts | Non
     of_cluster = [f"cluster={site.cluster}"] if site.cluster else []
     try:
         form = "format=Account,QOS,MaxSubmit,GrpSubmit"
-        associations = client.ask([*ask, "assoc", f"user={user}", *of_cluster, form], env)
-        default = client.ask([*ask, "user", user, "format=DefaultAccount"], env)
+        associations = client.run_command([*ask, "assoc", f"user={user}", *of_cluster, form], env)
+        default = client.run_command([*ask, "user", user, "format=DefaultAccount"], env)
     except ClusterError:
         return None, f"the accounting database does not answer (`sacctmgr show user {user}` says why)"
     return parse_accounts(associations, default), ""
@@ -172,6 +172,6 @@ def _distinct(words: Iterator[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(word for word in words if word))
 
 
-def kinds_with_gpus(nodes: Sequence[Nodes]) -> tuple[Nodes, ...]:
+def gpu_node_types(nodes: Sequence[NodeType]) -> tuple[NodeType, ...]:
     """Return the kinds of nodes that have GPUs."""
     return tuple(kind for kind in nodes if kind.gpus)

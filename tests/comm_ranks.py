@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from rank_start import with_comm
+from rank_script import with_comm
 
 from hsadml_dist.comm import Comm
 
@@ -18,32 +18,36 @@ def body(comm: Comm, case: str) -> dict[str, Any]:
     rank, world = comm.topology.rank, comm.topology.world_size
     counts = [(3 * other + 2) % 4 for other in range(world)]
     largest = torch.tensor([float(rank), -float(rank), 7.0])
-    apart = comm.apart()
+    apart = comm.new_train_group()
     summed = torch.full((2, 3), 10.0**rank, dtype=torch.float64)
-    returned = comm.sum(summed)
+    returned = comm.all_reduce_sum(summed)
     return {
         "rank": rank,
         "sum": summed,
         "in place": returned is summed,
-        "rows": comm.gather_rows(_rows(rank, (2 * rank) % 5)),
-        "labels": comm.gather_rows(torch.arange(rank, dtype=torch.int64)),
-        "only last": comm.gather_rows(_rows(rank, 3 if rank == comm.topology.world_size - 1 else 0)),
-        "none": comm.gather_rows(_rows(rank, 0)),
+        "rows": comm.all_gather_rows(_rows(rank, (2 * rank) % 5)),
+        "labels": comm.all_gather_rows(torch.arange(rank, dtype=torch.int64)),
+        "only last": comm.all_gather_rows(_rows(rank, 3 if rank == comm.topology.world_size - 1 else 0)),
+        "none": comm.all_gather_rows(_rows(rank, 0)),
         "max": largest,
-        "max in place": comm.max(largest) is largest,
-        "sizes": comm.sizes(counts[rank]),
-        "known sizes": comm.gather_rows(_rows(rank, counts[rank]), counts),
-        "scattered": comm.scatter_rows(_alike(rank, sum(counts)), counts),
-        "scattered none": comm.scatter_rows(_alike(rank, 0), [0] * world),
-        "apart": [apart.sum(torch.tensor(10.0**rank)), comm.sum(torch.tensor(10.0**rank))],
+        "max in place": comm.all_reduce_max_tensor(largest) is largest,
+        "sizes": comm.all_gather_sizes(counts[rank]),
+        "known sizes": comm.all_gather_rows(_rows(rank, counts[rank]), counts),
+        "scattered": comm.reduce_scatter_rows(_alike(rank, sum(counts)), counts),
+        "scattered none": comm.reduce_scatter_rows(_alike(rank, 0), [0] * world),
+        "apart": [apart.all_reduce_sum(torch.tensor(10.0**rank)), comm.all_reduce_sum(torch.tensor(10.0**rank))],
         "groups differ": apart.group is not comm.group,
         "apart is the same place": (apart.topology, apart.device) == (comm.topology, comm.device),
         "crossed": _crossed(comm, apart),
-        "crossed control": _crossed_control(comm, comm.aside()),
-        "vote": [comm.vote([rank, -rank]), comm.vote([2.0**40 + 0.5 if rank == 0 else 0.0]), comm.vote([])],
-        "share": comm.share({"from": rank, "text": "ü"}),
-        "share none": comm.share(None if rank == 0 else "other"),
-        "gather": comm.gather(("value", rank)),
+        "crossed control": _crossed_control(comm, comm.new_control_group()),
+        "vote": [
+            comm.all_reduce_max([rank, -rank]),
+            comm.all_reduce_max([2.0**40 + 0.5 if rank == 0 else 0.0]),
+            comm.all_reduce_max([]),
+        ],
+        "share": comm.broadcast_object({"from": rank, "text": "ü"}),
+        "share none": comm.broadcast_object(None if rank == 0 else "other"),
+        "gather": comm.all_gather_object(("value", rank)),
     }
 
 
@@ -60,7 +64,9 @@ def _crossed(comm: Comm, apart: Comm) -> list[float]:
     found = [0.0, 0.0]
 
     def send(number: int) -> None:
-        found[number] = float((comm, apart)[number].sum(torch.tensor(float(comm.topology.rank + 10 * number))))
+        found[number] = float(
+            (comm, apart)[number].all_reduce_sum(torch.tensor(float(comm.topology.rank + 10 * number)))
+        )
 
     _both_at_once(comm, send)
     return found
@@ -71,7 +77,7 @@ def _crossed_control(comm: Comm, aside: Comm) -> list[list[int]]:
     found: list[list[int]] = [[], []]
 
     def send(number: int) -> None:
-        found[number] = (comm, aside)[number].gather(comm.topology.rank + 10 * number)
+        found[number] = (comm, aside)[number].all_gather_object(comm.topology.rank + 10 * number)
 
     _both_at_once(comm, send)
     return found

@@ -24,7 +24,7 @@ SECONDS = 90
 Ranks = Callable[..., list[Any]]
 
 
-class Nursery:
+class RankForkServer:
     """The process that ranks are forked from; started with the first job."""
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class Nursery:
     def _start(self) -> subprocess.Popen[str]:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
-            [sys.executable, str(HERE / "rank_nursery.py")],
+            [sys.executable, str(HERE / "rank_fork_server.py")],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -63,16 +63,16 @@ class Nursery:
 
 
 @pytest.fixture(scope="session")
-def nursery() -> Iterator[Nursery]:
+def fork_server() -> Iterator[RankForkServer]:
     """Where ranks come from."""
-    nursery = Nursery()
-    yield nursery
-    nursery.close()
+    fork_server = RankForkServer()
+    yield fork_server
+    fork_server.close()
 
 
 @pytest.fixture(scope="session")
-def ranks(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Ranks:
-    """Run a rank script in W processes; returns each rank's answer. See ``rank_start.py`` for what scripts do."""
+def ranks(fork_server: RankForkServer, tmp_path_factory: pytest.TempPathFactory) -> Ranks:
+    """Run a rank script in W processes; returns each rank's answer. See ``rank_script.py`` for what scripts do."""
     import torch
 
     def run(
@@ -86,7 +86,7 @@ def ranks(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Ranks:
     ) -> list[Any]:
         folder = folder or tmp_path_factory.mktemp("ranks")
         job = {"script": str(HERE / script), "folder": str(folder), "world": world, "case": case, "preload": preload}
-        codes = nursery.run(job)
+        codes = fork_server.run(job)
         complaints = "\n".join(path.read_text() for path in sorted(folder.glob("stderr-*")))
         assert codes == [expect] * world, complaints
         answers = [folder / f"answer-{rank}.pt" for rank in range(world)]
@@ -98,14 +98,14 @@ def ranks(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Ranks:
 @pytest.fixture(scope="session")
 def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of 9 generated patients at 64 pixels in 3 folds, several samples a shard; not to be written to."""
-    from hsadml_dist.shards.build import BuildOptions, build
-    from hsadml_dist.shards.identity import load_key
+    from hsadml_dist.shards.build import BuildOptions, build_shards
+    from hsadml_dist.shards.identity import load_or_create_key
     from hsadml_dist.shards.sources.phantom.source import PhantomSource
 
     folder = tmp_path_factory.mktemp("tiny")
     options = BuildOptions(folds=3, samples_per_shard=8, size=64)
     source = PhantomSource(patients=9, seed=0, size=64)
-    build(source, folder / "shards", options, load_key(folder / "id.key"), 1, lambda done, total: None)
+    build_shards(source, folder / "shards", options, load_or_create_key(folder / "id.key"), 1, lambda done, total: None)
     return folder / "shards"
 
 

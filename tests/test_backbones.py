@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from hsadml_dist.backbones import FACTS, REFERENCE_SIZE, memory_by_engine, model_problems, rule
+from hsadml_dist.backbones import BACKBONE_FACTS, REFERENCE_SIZE, model_problems, rank_memory_by_engine, size_rule
 from hsadml_dist.errors import ConfigError
-from hsadml_dist.models import build_model
-from hsadml_dist.models.memory import activations, hollow, trained_weights
+from hsadml_dist.models.memory import activation_bytes, count_trainable, meta_backbone
+from hsadml_dist.models.network import build_model
 
 ONE_OF_EACH_KIND = (
     "resnet_gn_tiny",
@@ -17,36 +17,39 @@ ONE_OF_EACH_KIND = (
     "monai_vit_huge_14",
     "monai_swinunetr_encoder",
 )
-EACH = [name if name in ONE_OF_EACH_KIND else pytest.param(name, marks=pytest.mark.soak) for name in FACTS]
+EACH = [name if name in ONE_OF_EACH_KIND else pytest.param(name, marks=pytest.mark.soak) for name in BACKBONE_FACTS]
 
 
 @pytest.mark.parametrize("name", EACH)
 def test_the_tables_weights_and_widths_are_those_of_the_net(name):
-    net, features = hollow(name, image_size=REFERENCE_SIZE)
-    volumes, _ = hollow(name, image_size=REFERENCE_SIZE, spatial_dims=3)
-    found = (trained_weights(net), trained_weights(volumes), features)
-    assert found == (FACTS[name].weights, FACTS[name].weights_3d, FACTS[name].features)
+    net, features = meta_backbone(name, image_size=REFERENCE_SIZE)
+    volumes, _ = meta_backbone(name, image_size=REFERENCE_SIZE, spatial_dims=3)
+    found = (count_trainable(net), count_trainable(volumes), features)
+    assert found == (BACKBONE_FACTS[name].weights, BACKBONE_FACTS[name].weights_3d, BACKBONE_FACTS[name].features)
 
 
 @pytest.mark.parametrize("name", EACH)
 def test_the_tables_norm_is_that_of_the_net(name):
-    kinds = {type(layer).__name__ for layer in hollow(name, image_size=REFERENCE_SIZE)[0].modules()}
-    assert {kind.removesuffix("2d") for kind in kinds if "Norm" in kind} == {FACTS[name].norm}
+    kinds = {type(layer).__name__ for layer in meta_backbone(name, image_size=REFERENCE_SIZE)[0].modules()}
+    assert {kind.removesuffix("2d") for kind in kinds if "Norm" in kind} == {BACKBONE_FACTS[name].norm}
 
 
 @pytest.mark.parametrize("name", EACH)
 def test_the_tables_activations_are_what_autograd_keeps(name):
-    assert activations(hollow(name, image_size=REFERENCE_SIZE)[0], REFERENCE_SIZE) == FACTS[name].activations
+    assert (
+        activation_bytes(meta_backbone(name, image_size=REFERENCE_SIZE)[0], REFERENCE_SIZE)
+        == BACKBONE_FACTS[name].activations
+    )
 
 
 @pytest.mark.parametrize("name", ["vit_small_patches", "monai_resnet18", "monai_vit_small_16"])
 def test_activations_grow_with_the_area(name):
-    counted = activations(hollow(name, image_size=448)[0], 448)
-    assert FACTS[name].activations_at(448) == pytest.approx(counted, rel=0.05)
+    counted = activation_bytes(meta_backbone(name, image_size=448)[0], 448)
+    assert BACKBONE_FACTS[name].activations_at(448) == pytest.approx(counted, rel=0.05)
 
 
 def test_activations_are_counted_as_on_tensors_with_numbers():
-    net, _ = hollow("monai_vit_small_16", image_size=64)
+    net, _ = meta_backbone("monai_vit_small_16", image_size=64)
     real = build_model("monai_vit_small_16", embedding_dim=2, image_size=64).backbone
     own = {tensor.data_ptr() for tensor in real.parameters()}
     kept = {}
@@ -60,17 +63,17 @@ def test_activations_are_counted_as_on_tensors_with_numbers():
     own.add(image.data_ptr())
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         real(image)
-    assert activations(net, 64) == sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    assert activation_bytes(net, 64) == sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
 @pytest.mark.parametrize("name", [name for name in EACH if name not in ("resnet_gn_tiny", "vit_small_patches")])
 def test_smaller_images_than_the_rule_says_are_refused_and_would_fail(name):
-    facts = FACTS[name]
+    facts = BACKBONE_FACTS[name]
     least = max(facts.least, facts.multiple)
     assert list(model_problems(name, least)) == []
     ((key, text),) = model_problems(name, least - 1)
     assert key == "data.image_size"
-    assert text.startswith(f"{least - 1} does not fit {name}: must be {rule(facts)}")
+    assert text.startswith(f"{least - 1} does not fit {name}: must be {size_rule(facts)}")
     assert "\n" not in text
     with pytest.raises(ConfigError, match=r"data\.image_size: \d+ does not fit"):
         build_model(name, embedding_dim=2, image_size=least - 1)
@@ -78,8 +81,8 @@ def test_smaller_images_than_the_rule_says_are_refused_and_would_fail(name):
 
 @pytest.mark.parametrize("name", ["monai_densenet121", "monai_efficientnet_b0", "monai_seresnet50", "monai_resnet18"])
 def test_a_batch_norm_would_have_one_value_a_channel_at_half_the_least_size(name):
-    size = FACTS[name].least // 2
-    net, _ = hollow(name, image_size=2 * size)
+    size = BACKBONE_FACTS[name].least // 2
+    net, _ = meta_backbone(name, image_size=2 * size)
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         net(torch.empty(1, 1, size, size, device="meta"))
 
@@ -106,7 +109,7 @@ def test_an_unknown_name_has_its_nearest_and_timms_pass():
 
 
 def test_each_stage_of_zero_cuts_up_one_thing_more():
-    held = memory_by_engine(1000, 4)
+    held = rank_memory_by_engine(1000, 4)
     parts = {name: (memory.weights, memory.gradients, memory.moments) for name, memory in held.items()}
     assert parts == {
         "ddp": (4000, 4000, 8000),
@@ -115,5 +118,5 @@ def test_each_stage_of_zero_cuts_up_one_thing_more():
         "zero-3": (2000, 1000, 2000),
     }
     assert held["ddp"].total == 16000
-    alone = memory_by_engine(1000, 1)
+    alone = rank_memory_by_engine(1000, 1)
     assert {alone[name].total - alone["ddp"].total for name in ("zero-1", "zero-2", "zero-3")} == {4000}

@@ -4,7 +4,7 @@ import socket
 import pytest
 import torch
 
-from hsadml_dist.comm import SoloComm, launch_token, place, threads_for
+from hsadml_dist.comm import SoloComm, cpu_threads_for_rank, launch_token, topology_from_environ
 from hsadml_dist.errors import UsageError
 from hsadml_dist.topology import Topology
 
@@ -12,7 +12,7 @@ from hsadml_dist.topology import Topology
 @pytest.fixture(scope="module", params=[1, 2, 3, 4])
 def told(request, ranks):
     """What each rank of a job of W ranks was told; W = 1 is the job without groups."""
-    return ranks("comm_ranks.py", request.param)
+    return ranks("distributed/comm_ranks.py", request.param)
 
 
 def rows(rank, count):
@@ -115,24 +115,26 @@ SLURM = {
 
 
 def test_place_from_the_launcher():
-    expected = Topology(rank=5, world_size=8, local_rank=1, local_world_size=4, node=1, nodes=2)
-    assert place(LAUNCHER) == expected
-    assert place({**SLURM, **LAUNCHER}) == expected, "a launcher inside a Slurm job gives the places"
+    expected = Topology(rank=5, world_size=8, local_rank=1, local_world_size=4, node_rank=1, num_nodes=2)
+    assert topology_from_environ(LAUNCHER) == expected
+    assert topology_from_environ({**SLURM, **LAUNCHER}) == expected, "a launcher inside a Slurm job gives the places"
 
 
 def test_place_in_a_slurm_step():
-    assert place(SLURM) == Topology(rank=3, world_size=4, local_rank=1, local_world_size=2, node=1, nodes=2)
+    assert topology_from_environ(SLURM) == Topology(
+        rank=3, world_size=4, local_rank=1, local_world_size=2, node_rank=1, num_nodes=2
+    )
 
 
 @pytest.mark.parametrize(("text", "largest"), [("4", 4), ("2(x2)", 2), ("3,1", 3), ("1,3", 3), ("1(x2),2", 2)])
 def test_the_largest_share_of_uneven_nodes_counts(text, largest):
-    assert place({**SLURM, "SLURM_STEP_TASKS_PER_NODE": text}).local_world_size == largest
+    assert topology_from_environ({**SLURM, "SLURM_STEP_TASKS_PER_NODE": text}).local_world_size == largest
 
 
 def test_place_without_a_launcher():
-    assert place({}) == Topology()
+    assert topology_from_environ({}) == Topology()
     in_batch_script = {name: value for name, value in SLURM.items() if name != "SLURM_STEP_ID"}
-    assert place(in_batch_script) == Topology(), "a batch script is no task of a step"
+    assert topology_from_environ(in_batch_script) == Topology(), "a batch script is no task of a step"
 
 
 @pytest.mark.parametrize("name", LAUNCHER)
@@ -140,23 +142,23 @@ def test_place_without_a_launcher():
 def test_launcher_variables_that_are_missing_or_no_numbers(name, value):
     environ = {**LAUNCHER, name: value} if value is not None else {k: v for k, v in LAUNCHER.items() if k != name}
     if name == "RANK" and value is None:
-        assert place(environ) == Topology()
+        assert topology_from_environ(environ) == Topology()
         return
     with pytest.raises(UsageError, match="launcher's variables") as caught:
-        place(environ)
+        topology_from_environ(environ)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"])
 def test_slurm_variables_that_are_no_numbers(name):
     with pytest.raises(UsageError, match="launcher's variables"):
-        place({**SLURM, name: "2(x"[::-1]})
+        topology_from_environ({**SLURM, name: "2(x"[::-1]})
 
 
 @pytest.mark.parametrize("missing", ["SLURM_NTASKS", "SLURM_LOCALID"])
 def test_slurm_variables_that_are_missing(missing):
     with pytest.raises(UsageError, match=missing):
-        place({name: value for name, value in SLURM.items() if name != missing})
+        topology_from_environ({name: value for name, value in SLURM.items() if name != missing})
 
 
 @pytest.mark.parametrize(
@@ -165,7 +167,7 @@ def test_slurm_variables_that_are_missing(missing):
 )
 def test_places_that_cannot_be_are_refused(change):
     with pytest.raises(UsageError, match="contradict"):
-        place({**LAUNCHER, **change})
+        topology_from_environ({**LAUNCHER, **change})
 
 
 def test_launch_token_is_one_for_all_ranks_of_a_start_and_for_no_other_start():
@@ -184,8 +186,8 @@ def test_launch_token_of_a_lone_process():
 
 def test_a_slurm_task_uses_the_processors_it_was_given_and_others_share_the_machine():
     topology = Topology(world_size=2, local_world_size=2)
-    assert threads_for(topology, {"SLURM_STEP_ID": "0", "SLURM_CPUS_PER_TASK": "6"}) == 6
+    assert cpu_threads_for_rank(topology, {"SLURM_STEP_ID": "0", "SLURM_CPUS_PER_TASK": "6"}) == 6
     share = max(1, len(os.sched_getaffinity(0)) // 2)
-    assert threads_for(topology, {}) == share
+    assert cpu_threads_for_rank(topology, {}) == share
     # Inside an allocation but not under srun the variable speaks of tasks that are yet to come.
-    assert threads_for(topology, {"SLURM_CPUS_PER_TASK": "6"}) == share
+    assert cpu_threads_for_rank(topology, {"SLURM_CPUS_PER_TASK": "6"}) == share

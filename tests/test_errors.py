@@ -3,7 +3,7 @@ import re
 import pytest
 
 from hsadml_dist import errors
-from hsadml_dist.errors import ConfigError, ExitCode, Fault, HsadmlError, nearest
+from hsadml_dist.errors import ConfigError, ExitCode, Fault, HsadmlError, did_you_mean
 
 
 def subclasses(kind):
@@ -35,11 +35,11 @@ def test_a_config_error_carries_all_faults_a_line_each():
     error = ConfigError(iter(faults))
     assert str(error) == "a.yaml:3: x.y: is 1\ncommand line: z: is 2"
     assert error.faults == tuple(faults)
-    assert error.exit_code is ExitCode.USER
+    assert error.exit_code is ExitCode.USER_ERROR
 
 
 @pytest.mark.parametrize(
     ("word", "text"), [("cosfase", " (did you mean 'cosface'?)"), ("softmax", " (did you mean 'softmax'?)"), ("q", "")]
 )
 def test_nearest_spelling(word, text):
-    assert nearest(word, ["softmax", "cosface", "sphereface"]) == text
+    assert did_you_mean(word, ["softmax", "cosface", "sphereface"]) == text

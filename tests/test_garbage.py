@@ -3,7 +3,7 @@ import subprocess
 import sys
 import weakref
 
-from hsadml_dist.garbage import collect_again
+from hsadml_dist.garbage import resume_gc
 
 
 class Cycle:
@@ -14,14 +14,14 @@ class Cycle:
 def test_garbage_of_the_start_is_left_and_later_garbage_collected():
     code = (
         "import gc, weakref\n"
-        "from hsadml_dist.garbage import collect_again, leave_for_later\n"
+        "from hsadml_dist.garbage import resume_gc, pause_gc\n"
         "class Cycle:\n"
         "    def __init__(self): self.me = self\n"
-        "leave_for_later()\n"
+        "pause_gc()\n"
         "early = weakref.ref(Cycle())\n"
         "many = [[] for _ in range(100_000)]\n"
         "assert early() is not None\n"
-        "collect_again()\n"
+        "resume_gc()\n"
         "assert gc.get_freeze_count() > 0\n"
         "late = weakref.ref(Cycle())\n"
         "gc.collect()\n"
@@ -33,7 +33,7 @@ def test_garbage_of_the_start_is_left_and_later_garbage_collected():
 
 def test_a_process_that_collects_all_along_is_left_alone():
     before = gc.get_freeze_count()
-    collect_again()
+    resume_gc()
     assert gc.isenabled() and gc.get_freeze_count() == before
     late = weakref.ref(Cycle())
     gc.collect()

@@ -2,7 +2,7 @@ import hashlib
 
 import numpy as np
 
-from hsadml_dist.hashing import hashed, key_of
+from hsadml_dist.hashing import hash_key, splitmix64
 
 WORD = 2**64
 
@@ -17,12 +17,12 @@ def slow(number, key):
 
 def test_hashes_are_those_of_the_slow_way():
     numbers = [0, 1, 2, 10**9, 2**63 - 1, 2**63, WORD - 1]
-    for key in (0, 1, 2**63, WORD - 1, key_of("order 0 1")):
-        found = hashed(np.array(numbers, dtype=np.uint64), key)
+    for key in (0, 1, 2**63, WORD - 1, hash_key("order 0 1")):
+        found = splitmix64(np.array(numbers, dtype=np.uint64), key)
         assert found.dtype == np.uint64
         assert found.tolist() == [slow(number, key) for number in numbers]
 
 
 def test_a_key_is_that_of_its_text():
-    assert key_of("order 0 1") == int.from_bytes(hashlib.blake2b(b"order 0 1", digest_size=8).digest(), "little")
-    assert key_of("order 0 1") != key_of("order 0 2")
+    assert hash_key("order 0 1") == int.from_bytes(hashlib.blake2b(b"order 0 1", digest_size=8).digest(), "little")
+    assert hash_key("order 0 1") != hash_key("order 0 2")

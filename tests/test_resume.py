@@ -5,31 +5,31 @@ import safetensors.torch
 import torch
 
 from hsadml_dist.checkpoint.digest import run_digest
-from hsadml_dist.checkpoint.layout import committed
+from hsadml_dist.checkpoint.layout import list_checkpoints
 from hsadml_dist.errors import CheckpointError, ConfigError, ExitCode
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.merged import merged_events
-from hsadml_dist.stop.signals import Notice
+from hsadml_dist.stop.signals import StopSignal
 from hsadml_dist.train import train
 
 pytestmark = pytest.mark.usefixtures("as_before")
 
 
 def test_a_checkpoint_of_other_settings_is_not_gone_on_from(recipe, tmp_path):
-    train(recipe, tmp_path / "run", Notice())
+    train(recipe, tmp_path / "run", StopSignal())
     other = replace(recipe, train=replace(recipe.train, seed=9))
     with pytest.raises(CheckpointError, match="written under other settings"):
-        train(other, tmp_path / "run", Notice())
+        train(other, tmp_path / "run", StopSignal())
     assert merged_events(tmp_path / "run")[-1]["event"] == "failed"
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_its_steps_done_again(recipe, tmp_path):
     run = tmp_path / "run"
-    train(recipe, run, Notice())
+    train(recipe, run, StopSignal())
     expected = run_digest(run)
-    newest = RunFolder(run).checkpoints / str(committed(RunFolder(run))[-1])
+    newest = RunFolder(run).checkpoints / str(list_checkpoints(RunFolder(run))[-1])
     (newest / "COMMIT").unlink()
-    assert train(recipe, run, Notice()) is ExitCode.DONE
+    assert train(recipe, run, StopSignal()) is ExitCode.SUCCESS
     [fall] = [row for row in merged_events(run) if row["event"] == "fell_back"]
     assert (fall["step"], fall["checkpoint"]) == (5, newest.name)
     assert fall["reason"] == "rank 0: COMMIT: No such file or directory"
@@ -40,5 +40,5 @@ def test_weights_to_start_from_must_fit(recipe, tmp_path):
     safetensors.torch.save_file({"neck.weight": torch.zeros(2, 2)}, tmp_path / "w.safetensors")
     other = replace(recipe, model=replace(recipe.model, init_from=str(tmp_path / "w.safetensors")))
     with pytest.raises(ConfigError, match=r"model\.init_from: .* does not fit the network") as caught:
-        train(other, tmp_path / "run", Notice())
+        train(other, tmp_path / "run", StopSignal())
     assert "\n" not in str(caught.value)

@@ -8,20 +8,20 @@ from dataclasses import replace
 import pytest
 
 from hsadml_dist.checkpoint.digest import run_digest
-from hsadml_dist.checkpoint.layout import committed
+from hsadml_dist.checkpoint.layout import list_checkpoints
 from hsadml_dist.engine.learner import Learner
 from hsadml_dist.errors import CheckpointError, ConfigError, ExitCode, NumericalError, RunError
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.merged import merged_events, merged_metrics
-from hsadml_dist.stop.signals import Notice
-from hsadml_dist.train import STOP_AFTER, train
+from hsadml_dist.stop.signals import STOP_AFTER, StopSignal
+from hsadml_dist.train import train
 from tests.checkpoint.test_save import small_disk
 
 pytestmark = pytest.mark.usefixtures("as_before")
 
 
 def steps(run):
-    return [name.step for name in committed(RunFolder(run))]
+    return [name.step for name in list_checkpoints(RunFolder(run))]
 
 
 def events(run):
@@ -29,7 +29,7 @@ def events(run):
 
 
 def test_from_the_first_step_to_the_last(recipe, tmp_path):
-    assert train(recipe, tmp_path / "run", Notice()) is ExitCode.DONE
+    assert train(recipe, tmp_path / "run", StopSignal()) is ExitCode.SUCCESS
     assert steps(tmp_path / "run") == [4, 5]
     assert events(tmp_path / "run") == ["started", "checkpoint", "checkpoint", "checkpoint", "finished"]
     assert [row["step"] for row in merged_metrics(tmp_path / "run")] == [1, 2, 3, 4, 5]
@@ -39,12 +39,12 @@ def test_from_the_first_step_to_the_last(recipe, tmp_path):
 def test_a_stop_at_any_step_is_saved_once_and_leaves_no_trace_in_the_end(recipe, tmp_path, monkeypatch, stop):
     """2 and 4: a periodic checkpoint has just been written."""
     monkeypatch.setenv(STOP_AFTER, str(stop))
-    assert train(recipe, tmp_path / "run", Notice()) is ExitCode.STOPPED
+    assert train(recipe, tmp_path / "run", StopSignal()) is ExitCode.STOPPED
     assert steps(tmp_path / "run")[-1] == stop
     assert events(tmp_path / "run")[-3:] == ["checkpoint", "signal", "stopped"]
     monkeypatch.delenv(STOP_AFTER)
-    assert train(recipe, tmp_path / "run", Notice()) is ExitCode.DONE
-    assert train(recipe, tmp_path / "calm", Notice()) is ExitCode.DONE
+    assert train(recipe, tmp_path / "run", StopSignal()) is ExitCode.SUCCESS
+    assert train(recipe, tmp_path / "calm", StopSignal()) is ExitCode.SUCCESS
     assert run_digest(tmp_path / "run") == run_digest(tmp_path / "calm")
     assert [row["loss"] for row in merged_metrics(tmp_path / "run")] == [
         row["loss"] for row in merged_metrics(tmp_path / "calm")
@@ -52,8 +52,8 @@ def test_a_stop_at_any_step_is_saved_once_and_leaves_no_trace_in_the_end(recipe,
 
 
 def test_told_to_stop_before_the_first_step(recipe, tmp_path):
-    notice = Notice()
-    notice.deliver(signal.Signals.SIGTERM.name)
+    notice = StopSignal()
+    notice.trigger(signal.Signals.SIGTERM.name)
     assert train(recipe, tmp_path / "run", notice) is ExitCode.STOPPED
     assert steps(tmp_path / "run") == []
     assert merged_events(tmp_path / "run")[-2]["noticed"] == ["rank 0: SIGTERM"]
@@ -61,7 +61,7 @@ def test_told_to_stop_before_the_first_step(recipe, tmp_path):
 
 def test_a_finished_run_is_not_trained_further(recipe, tmp_path):
     for _ in range(2):
-        assert train(recipe, tmp_path / "run", Notice()) is ExitCode.DONE
+        assert train(recipe, tmp_path / "run", StopSignal()) is ExitCode.SUCCESS
     assert len(merged_metrics(tmp_path / "run")) == 5
     assert events(tmp_path / "run")[-3:] == ["started", "resumed", "finished"]
 
@@ -89,10 +89,10 @@ def test_a_run_cut_among_skipped_steps_goes_on_as_if_it_had_not_been(recipe, tmp
     """The first step too: its checkpoint has no moments yet."""
     spoil(1, 2, 4)
     monkeypatch.setenv(STOP_AFTER, str(stop))
-    assert train(skipping(recipe), tmp_path / "run", Notice()) is ExitCode.STOPPED
+    assert train(skipping(recipe), tmp_path / "run", StopSignal()) is ExitCode.STOPPED
     monkeypatch.delenv(STOP_AFTER)
     for run in ("run", "calm"):
-        assert train(skipping(recipe), tmp_path / run, Notice()) is ExitCode.DONE
+        assert train(skipping(recipe), tmp_path / run, StopSignal()) is ExitCode.SUCCESS
         rows = [row for row in merged_events(tmp_path / run) if row["event"] == "skipped"]
         assert [row["step"] for row in rows] == [1, 2, 4]
         assert all(len(row["keys"]) == len(row["suspects"]) == 6 for row in rows)
@@ -105,12 +105,12 @@ def test_the_limit_counts_skipped_steps_before_a_cut(recipe, tmp_path, monkeypat
     spoil(2, 3, 4, 5)
     limited = skipping(recipe, skip_limit=2)
     monkeypatch.setenv(STOP_AFTER, "3")
-    assert train(limited, tmp_path / "run", Notice()) is ExitCode.STOPPED
+    assert train(limited, tmp_path / "run", StopSignal()) is ExitCode.STOPPED
     monkeypatch.delenv(STOP_AFTER)
     said = []
     for run in ("run", "calm"):
         with pytest.raises(NumericalError, match="2 steps before it had to be skipped too") as caught:
-            train(limited, tmp_path / run, Notice())
+            train(limited, tmp_path / run, StopSignal())
         said.append(str(caught.value))
     assert said[0] == said[1]
     assert said[0].startswith("step 4: ")
@@ -120,31 +120,31 @@ def test_the_limit_counts_skipped_steps_before_a_cut(recipe, tmp_path, monkeypat
 def test_a_run_that_stopped_at_what_is_not_finite_loses_no_step(recipe, tmp_path, spoil):
     spoil(4)
     with pytest.raises(NumericalError, match="step 4: "):
-        train(recipe, tmp_path / "run", Notice())
+        train(recipe, tmp_path / "run", StopSignal())
     assert steps(tmp_path / "run")[-1] == 3
     assert events(tmp_path / "run")[-2:] == ["checkpoint", "failed"]
     for run in ("run", "calm"):
-        assert train(skipping(recipe), tmp_path / run, Notice()) is ExitCode.DONE
+        assert train(skipping(recipe), tmp_path / run, StopSignal()) is ExitCode.SUCCESS
     assert run_digest(tmp_path / "run") == run_digest(tmp_path / "calm")
 
 
 def test_a_disk_that_fills_up_ends_the_run_with_one_line_and_room_lets_it_go_on(recipe, tmp_path):
-    assert train(recipe, tmp_path / "calm", Notice()) is ExitCode.DONE
-    newest = RunFolder(tmp_path / "calm").checkpoints / str(committed(RunFolder(tmp_path / "calm"))[-1])
+    assert train(recipe, tmp_path / "calm", StopSignal()) is ExitCode.SUCCESS
+    newest = RunFolder(tmp_path / "calm").checkpoints / str(list_checkpoints(RunFolder(tmp_path / "calm"))[-1])
     size = sum(path.stat().st_size for path in newest.iterdir()) >> 10
     run = RunFolder(tmp_path / "run")
     with small_disk(run.checkpoints, kibibytes=size * 3 // 2 + 1100):
         with pytest.raises(
             CheckpointError, match=r"a checkpoint needs \d MiB and \d MiB are free; make room"
         ) as caught:
-            train(recipe, run.path, Notice())
+            train(recipe, run.path, StopSignal())
         assert "\n" not in str(caught.value)
         assert steps(run.path) == [2]
         failed = merged_events(run.path)[-1]
         assert (failed["event"], failed["exit_code"], failed["reason"]) == ("failed", 1, str(caught.value))
         shutil.copytree(run.checkpoints, tmp_path / "aside")
     shutil.copytree(tmp_path / "aside", run.checkpoints, dirs_exist_ok=True)
-    assert train(recipe, run.path, Notice()) is ExitCode.DONE
+    assert train(recipe, run.path, StopSignal()) is ExitCode.SUCCESS
     assert run_digest(run.path) == run_digest(tmp_path / "calm")
 
 
@@ -154,15 +154,15 @@ def test_a_run_that_gets_no_further_ends_and_a_start_by_hand_counts_anew(recipe,
         run.attempt(number).path.mkdir(parents=True)
         os.utime(run.attempt(number).path, (1, 1))
     with pytest.raises(RunError, match="attempts 1, 2 and 3 ended without a new checkpoint"):
-        train(recipe, run.path, Notice())
+        train(recipe, run.path, StopSignal())
     assert [(row["event"], row["attempt"]) for row in merged_events(run.path)] == [("started", 4), ("failed", 4)]
-    assert train(recipe, run.path, Notice()) is ExitCode.DONE
+    assert train(recipe, run.path, StopSignal()) is ExitCode.SUCCESS
 
 
 def test_other_code_is_named_or_refused(recipe, tmp_path):
     run = RunFolder(tmp_path / "run")
-    notice = Notice()
-    notice.deliver("requested")
+    notice = StopSignal()
+    notice.trigger("requested")
     train(recipe, run.path, notice)
     assert "code_changed" not in events(run.path)
     record = json.loads((run.code / "code.json").read_text())
@@ -170,7 +170,7 @@ def test_other_code_is_named_or_refused(recipe, tmp_path):
     (run.code / "code.json").write_text(json.dumps(changed))
     refusing = replace(recipe, run=replace(recipe.run, code_change="refuse"))
     with pytest.raises(ConfigError, match=r"run\.code_change: is 'refuse', and the code is not .*: 1 file: optim\.py"):
-        train(refusing, run.path, Notice())
-    assert train(recipe, run.path, Notice()) is ExitCode.DONE
+        train(refusing, run.path, StopSignal())
+    assert train(recipe, run.path, StopSignal()) is ExitCode.SUCCESS
     [row] = [row for row in merged_events(run.path) if row["event"] == "code_changed"]
     assert (row["before"], row["now"], row["files"]) == ("0" * 12, record["digest"], ["optim.py"])

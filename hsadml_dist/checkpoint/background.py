@@ -17,10 +17,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from hsadml_dist.checkpoint.files import memory_of
+from hsadml_dist.checkpoint.files import raw_array
 from hsadml_dist.checkpoint.layout import CheckpointName
-from hsadml_dist.checkpoint.retention import prune
-from hsadml_dist.checkpoint.save import Entries, agree, own_files, write_checkpoint
+from hsadml_dist.checkpoint.retention import prune_checkpoints
+from hsadml_dist.checkpoint.save import FileEntries, rank_files, run_on_all_ranks, save_checkpoint
 from hsadml_dist.checkpoint.state import TensorGroup, TrainingState
 from hsadml_dist.comm import Comm
 from hsadml_dist.config.checkpoint import CheckpointConfig
@@ -39,7 +39,7 @@ class HostCopy:
 
     def take(self, state: TrainingState, *, first: bool) -> TrainingState:
         """Return a copy of what this rank writes of ``state``; it holds until the next call."""
-        own = {file.partition(".")[0]: tensors for file, tensors in own_files(state, first=first)}
+        own = {file.partition(".")[0]: tensors for file, tensors in rank_files(state, first=first)}
         self._groups = {name: self._fitting(name, tensors) for name, tensors in own.items()}
         for name, tensors in own.items():
             for key, tensor in tensors.items():
@@ -53,7 +53,7 @@ class HostCopy:
         return {key: _buffer_for(tensor, held.get(key)) for key, tensor in tensors.items()}
 
 
-class Saver:
+class CheckpointSaver:
     """Writes one attempt's checkpoints, in the background or in the foreground; one for each rank.
 
     Attributes:
@@ -79,11 +79,11 @@ class Saver:
                 by the saving thread.
         """
         self._run, self._attempt, self._config, self._committed = run, attempt, config, committed
-        self._comm = comm.aside()
+        self._comm = comm.new_control_group()
         self._copy = HostCopy()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._under_way: Future[None] | None = None
-        self.newest = 0
+        self.last_step = 0
 
     @property
     def failed(self) -> bool:
@@ -91,7 +91,7 @@ class Saver:
         save = self._under_way
         return save is not None and save.done() and save.exception() is not None
 
-    def begin(self, state: TrainingState) -> None:
+    def save_async(self, state: TrainingState) -> None:
         """Save ``state`` in the background, if the settings allow it; to be called by all ranks.
 
         Returns as soon as the state is copied; the training may then change it.
@@ -102,22 +102,22 @@ class Saver:
         if not self._config.background:
             self.save(state)
             return
-        self.finish()
-        self.newest = state.progress.step
-        copied = self._copy.take(state, first=self._comm.topology.is_first)
+        self.wait()
+        self.last_step = state.progress.step
+        copied = self._copy.take(state, first=self._comm.topology.is_rank_zero)
         self._under_way = self._thread.submit(self._write, copied)
 
     def save(self, state: TrainingState) -> None:
         """Save ``state`` and return when it is done; to be called by all ranks.
 
         Raises:
-            HsadmlError: What failed on one rank, on all of them; see :func:`write_checkpoint`.
+            HsadmlError: What failed on one rank, on all of them; see :func:`save_checkpoint`.
         """
-        self.finish()
-        self.newest = state.progress.step
+        self.wait()
+        self.last_step = state.progress.step
         self._write(state)
 
-    def finish(self) -> None:
+    def wait(self) -> None:
         """Wait for the save under way, if there is one; to be called by all ranks.
 
         Raises:
@@ -128,13 +128,13 @@ class Saver:
             save.result()
 
     def _write(self, state: TrainingState) -> None:
-        name = write_checkpoint(self._run, self._attempt, state, self._comm)
-        agree(self._comm, self._run.checkpoints / str(name), lambda: self._settle(name))
+        name = save_checkpoint(self._run, self._attempt, state, self._comm)
+        run_on_all_ranks(self._comm, self._run.checkpoints / str(name), lambda: self._settle(name))
 
-    def _settle(self, name: CheckpointName) -> Entries:
-        if self._comm.topology.is_first:
+    def _settle(self, name: CheckpointName) -> FileEntries:
+        if self._comm.topology.is_rank_zero:
             self._committed(name)
-            prune(self._run, self._attempt, self._config.keep, self._config.keep_every)
+            prune_checkpoints(self._run, self._attempt, self._config.keep, self._config.keep_every)
         return {}
 
 
@@ -150,7 +150,7 @@ def _copy(tensor: torch.Tensor, target: torch.Tensor) -> None:
         target.copy_(tensor, non_blocking=True)
     else:
         # By this thread alone: on a busy machine torch's threads wait for one another ten times as long as this takes.
-        np.copyto(memory_of(target), memory_of(tensor))
+        np.copyto(raw_array(target), raw_array(tensor))
 
 
 def _tensors(groups: Mapping[str, TensorGroup]) -> Iterator[torch.Tensor]:

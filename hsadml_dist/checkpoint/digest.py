@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from hsadml_dist.checkpoint.layout import committed, lineage, parents, read_progress
-from hsadml_dist.checkpoint.rows import file_name, group_names, open_group, tensor_names
-from hsadml_dist.checkpoint.verify import fault_in
+from hsadml_dist.checkpoint.layout import lineage, list_checkpoints, read_parents, read_progress
+from hsadml_dist.checkpoint.rows import group_file_name, list_groups, open_group, tensor_names
+from hsadml_dist.checkpoint.verify import find_damage
 from hsadml_dist.errors import CheckpointError, UsageError
 from hsadml_dist.run.folder import RunFolder
 
@@ -23,7 +23,7 @@ def run_digest(run: Path, step: int | None = None) -> str:
     """
     while True:
         path = _chosen(RunFolder(run), step)
-        fault = fault_in(path)
+        fault = find_damage(path)
         try:
             if fault is None:
                 return state_digest(path)
@@ -35,7 +35,7 @@ def run_digest(run: Path, step: int | None = None) -> str:
 
 
 def _chosen(folder: RunFolder, step: int | None) -> Path:
-    line = lineage(committed(folder), parents(folder))
+    line = lineage(list_checkpoints(folder), read_parents(folder))
     names = [name for name in line if step is None or name.step == step]
     if not names and line:
         raise UsageError(
@@ -51,13 +51,13 @@ def state_digest(folder: Path) -> str:
     total = hashlib.sha256()
     progress = read_progress(folder)
     total.update(f"step {progress.step} consumed {progress.consumed} seed {progress.seed}\n".encode())
-    for group in group_names(folder):
+    for group in list_groups(folder):
         files = list(open_group(folder, group, "np"))
         for name in tensor_names(files):
             parts = [file.tensors.get_tensor(name) for file in files]
             parts = parts if parts[0].ndim else parts[:1]
             shape = (sum(map(len, parts)), *parts[0].shape[1:]) if parts[0].ndim else ()
-            total.update(f"{file_name(group)} {name} {parts[0].dtype} {shape}\n".encode())
+            total.update(f"{group_file_name(group)} {name} {parts[0].dtype} {shape}\n".encode())
             for part in parts:  # rows one after the other: the bytes of the whole tensor
                 total.update(part.tobytes())
     return total.hexdigest()

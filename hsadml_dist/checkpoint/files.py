@@ -40,26 +40,26 @@ DTYPES = {
 _PLAIN = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """By size, a type that numpy knows: bytes are all that is wanted."""
 
-Entry = dict[str, int | str]
+FileEntry = dict[str, int | str]
 """Size and SHA-256 of a file."""
 
 
-def write_bytes(path: Path, data: bytes) -> Entry:
+def write_bytes(path: Path, data: bytes) -> FileEntry:
     """Write a file and force it to disk."""
     return _write(path, [memoryview(data)])
 
 
-def write_tensors(path: Path, tensors: TensorGroup) -> Entry:
+def write_tensors(path: Path, tensors: TensorGroup) -> FileEntry:
     """Write tensors, on any device and in any memory layout, as a safetensors file and force it to disk."""
     return _write(path, _pieces(tensors))
 
 
-def memory_of(tensor: torch.Tensor) -> np.ndarray:
+def raw_array(tensor: torch.Tensor) -> np.ndarray:
     """Return a CPU tensor's own memory as an array of integers of the same size and layout."""
     return tensor.view(_PLAIN[tensor.element_size()]).numpy()
 
 
-def sync_folder(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
     """Force a folder's list of names to disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -68,7 +68,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _write(path: Path, pieces: Iterable[memoryview]) -> Entry:
+def _write(path: Path, pieces: Iterable[memoryview]) -> FileEntry:
     digest, size = hashlib.sha256(), 0
     with path.open("wb") as file:
         for piece in pieces:
@@ -104,5 +104,5 @@ def _header(tensors: TensorGroup) -> bytes:
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
     """Return a tensor's bytes in the order of its indices; a copy only where its memory has another order."""
     # numpy's copy, not torch's: torch would start a pool of threads of its own for the thread that saves.
-    rows = np.ascontiguousarray(memory_of(tensor.detach().cpu()))
+    rows = np.ascontiguousarray(raw_array(tensor.detach().cpu()))
     return rows.reshape(-1).data.cast("B") if rows.size else memoryview(b"")

@@ -48,7 +48,7 @@ class CheckpointName:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class TrainingProgress:
     """Where a training stands, and what its state belongs to.
 
     Attributes:
@@ -74,7 +74,7 @@ class Progress:
         return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
 
 
-def committed(run: RunFolder) -> list[CheckpointName]:
+def list_checkpoints(run: RunFolder) -> list[CheckpointName]:
     """Return the names of all committed checkpoints, ascending; whether they verify is another question.
 
     A folder has its name from the moment it is whole: one without a ``COMMIT`` has lost it, and is named here, so that
@@ -86,12 +86,12 @@ def committed(run: RunFolder) -> list[CheckpointName]:
     return sorted(name for name in names if name is not None)
 
 
-def temporary_of(run: RunFolder, name: CheckpointName) -> Path:
+def temporary_checkpoint_folder(run: RunFolder, name: CheckpointName) -> Path:
     """Return the folder that a checkpoint is in while it is being written or removed."""
     return run.checkpoints / f".{name}.tmp"
 
 
-def parents(run: RunFolder) -> dict[int, CheckpointName | None]:
+def read_parents(run: RunFolder) -> dict[int, CheckpointName | None]:
     """Return, for each attempt that has chosen one, the checkpoint it went on from; None for a start from nothing.
 
     Raises:
@@ -130,7 +130,7 @@ def lineage(names: Sequence[CheckpointName], chosen: Mapping[int, CheckpointName
     return line
 
 
-def read_progress(folder: Path) -> Progress:
+def read_progress(folder: Path) -> TrainingProgress:
     """Return the progress of a verified checkpoint."""
     record: dict[str, Any] = json.loads((folder / PROGRESS).read_text())
-    return Progress(**record)
+    return TrainingProgress(**record)

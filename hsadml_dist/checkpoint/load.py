@@ -9,10 +9,10 @@ import safetensors
 import safetensors.torch
 import torch
 
-from hsadml_dist.checkpoint.layout import CheckpointName, committed, lineage, parents, read_progress
-from hsadml_dist.checkpoint.rows import ROW_GROUPS, group_names, read_rows
+from hsadml_dist.checkpoint.layout import CheckpointName, lineage, list_checkpoints, read_parents, read_progress
+from hsadml_dist.checkpoint.rows import SHARDED_GROUPS, list_groups, read_group
 from hsadml_dist.checkpoint.state import TensorGroup, TrainingState
-from hsadml_dist.checkpoint.verify import fault_in
+from hsadml_dist.checkpoint.verify import find_damage
 from hsadml_dist.comm import Comm
 from hsadml_dist.errors import CheckpointError
 from hsadml_dist.run.folder import RunFolder
@@ -36,38 +36,38 @@ class InferenceState:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class CheckpointChoice:
     """The checkpoint that all ranks agreed on, and why newer ones were passed over.
 
     Attributes:
         name: The checkpoint; None: there is none, begin from nothing.
-        passed_over: (checkpoint, reason) of each newer one that does not verify.
+        rejected: (checkpoint, reason) of each newer one that does not verify.
     """
 
     name: CheckpointName | None
-    passed_over: list[tuple[CheckpointName, str]]
+    rejected: list[tuple[CheckpointName, str]]
 
 
-def choose_checkpoint(run: RunFolder, comm: Comm) -> Choice:
+def choose_checkpoint(run: RunFolder, comm: Comm) -> CheckpointChoice:
     """Return the newest checkpoint that verifies on every rank; to be called by all ranks.
 
     Raises:
         CheckpointError: There are checkpoints, but none of them verifies: starting over would lose the run silently.
     """
-    passed_over: list[tuple[CheckpointName, str]] = []
-    for name in comm.share(lineage(committed(run), parents(run))):
-        faults = comm.gather(fault_in(run.checkpoints / str(name)))
+    rejected: list[tuple[CheckpointName, str]] = []
+    for name in comm.broadcast_object(lineage(list_checkpoints(run), read_parents(run))):
+        faults = comm.all_gather_object(find_damage(run.checkpoints / str(name)))
         reason = next((f"rank {rank}: {fault}" for rank, fault in enumerate(faults) if fault), None)
         if reason is None:
-            return Choice(name=name, passed_over=passed_over)
-        passed_over.append((name, reason))
-    if passed_over:
-        name, reason = passed_over[0]
+            return CheckpointChoice(name=name, rejected=rejected)
+        rejected.append((name, reason))
+    if rejected:
+        name, reason = rejected[0]
         raise CheckpointError(f"{run.checkpoints}: no checkpoint verifies; the newest, {name}: {reason}")
-    return Choice(name=None, passed_over=passed_over)
+    return CheckpointChoice(name=None, rejected=rejected)
 
 
-def read_checkpoint(run: RunFolder, name: CheckpointName, rows: range | None = None) -> TrainingState:
+def load_checkpoint(run: RunFolder, name: CheckpointName, rows: range | None = None) -> TrainingState:
     """Return the state of a checkpoint that has been verified, on the CPU.
 
     Args:
@@ -76,11 +76,13 @@ def read_checkpoint(run: RunFolder, name: CheckpointName, rows: range | None = N
         rows: Class ids of the centres to read; None: all. Who wrote which of them does not matter.
     """
     folder = run.checkpoints / str(name)
-    groups = {group: read_rows(folder, group, rows if group in ROW_GROUPS else None) for group in group_names(folder)}
+    groups = {
+        group: read_group(folder, group, rows if group in SHARDED_GROUPS else None) for group in list_groups(folder)
+    }
     return TrainingState(groups=groups, progress=read_progress(folder), rows=rows)
 
 
-def read_weights(path: Path) -> TensorGroup:
+def load_safetensors(path: Path) -> TensorGroup:
     """Return foreign weights by name from a safetensors file, which cannot run code when it is read.
 
     Raises:
@@ -101,11 +103,11 @@ def load_inference_state(run: RunFolder) -> InferenceState:
         CheckpointError: None does, or there is none.
     """
     tried: set[CheckpointName] = set()
-    while names := [name for name in lineage(committed(run), parents(run)) if name not in tried]:
+    while names := [name for name in lineage(list_checkpoints(run), read_parents(run)) if name not in tried]:
         tried.add(names[0])
         folder = run.checkpoints / str(names[0])
         try:
-            if fault_in(folder) is None:
+            if find_damage(folder) is None:
                 return _inference_state(folder, names[0])
         except OSError:
             if folder.exists():
@@ -115,6 +117,6 @@ def load_inference_state(run: RunFolder) -> InferenceState:
 
 
 def _inference_state(folder: Path, name: CheckpointName) -> InferenceState:
-    model, averages, centres = (read_rows(folder, group) for group in ("model", "model_ema", "centres"))
+    model, averages, centres = (read_group(folder, group) for group in ("model", "model_ema", "centres"))
     digest = read_progress(folder).data_digest
     return InferenceState(name=name, model=model | averages, centres=centres["weight"], data_digest=digest)

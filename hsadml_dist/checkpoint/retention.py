@@ -6,7 +6,13 @@ import os
 import shutil
 from pathlib import Path
 
-from hsadml_dist.checkpoint.layout import CheckpointName, committed, lineage, parents, temporary_of
+from hsadml_dist.checkpoint.layout import (
+    CheckpointName,
+    lineage,
+    list_checkpoints,
+    read_parents,
+    temporary_checkpoint_folder,
+)
 from hsadml_dist.errors import CheckpointError
 from hsadml_dist.run.attempts import is_superseded
 from hsadml_dist.run.folder import AttemptFolder, RunFolder
@@ -16,14 +22,14 @@ SPACE_FACTOR = 1.1
 """Free space that must be there, as a multiple of the state's size."""
 
 
-def prune(run: RunFolder, attempt: AttemptFolder, keep: int, keep_every: int | None) -> None:
+def prune_checkpoints(run: RunFolder, attempt: AttemptFolder, keep: int, keep_every: int | None) -> None:
     """Remove what is no longer needed: all but the newest ``keep`` and multiples of ``keep_every``.
 
     What is in nobody's line goes too. Never touches a file of a later attempt, nor any once there is one: it may be
     reading what this one would remove.
     """
-    names = committed(run)
-    line = lineage(names, parents(run))
+    names = list_checkpoints(run)
+    line = lineage(names, read_parents(run))
     kept = {*line[:keep], *(name for name in line if keep_every is not None and name.step % keep_every == 0)}
     for name in names:
         if name in kept or name.attempt > attempt.number:
@@ -34,7 +40,7 @@ def prune(run: RunFolder, attempt: AttemptFolder, keep: int, keep_every: int | N
         _remove(run, name)
 
 
-def clear_half_written(run: RunFolder, attempt: AttemptFolder) -> None:
+def remove_incomplete(run: RunFolder, attempt: AttemptFolder) -> None:
     """Remove what earlier attempts have begun and not committed."""
     for entry in run.checkpoints.glob(".*.tmp"):
         name = CheckpointName.parse(entry.name[1:].removesuffix(".tmp"))
@@ -42,7 +48,7 @@ def clear_half_written(run: RunFolder, attempt: AttemptFolder) -> None:
             shutil.rmtree(entry, ignore_errors=True)
 
 
-def check_space(folder: Path, size: int) -> None:
+def require_free_space(folder: Path, size: int) -> None:
     """Refuse to begin a checkpoint of ``size`` bytes where the disk has no room for it.
 
     Raises:
@@ -59,6 +65,6 @@ def check_space(folder: Path, size: int) -> None:
 
 def _remove(run: RunFolder, name: CheckpointName) -> None:
     # Renamed first: a folder that is half removed must not look like a checkpoint.
-    doomed = temporary_of(run, name)
+    doomed = temporary_checkpoint_folder(run, name)
     os.replace(run.checkpoints / str(name), doomed)
     shutil.rmtree(doomed, ignore_errors=True)

@@ -18,18 +18,18 @@ import torch
 
 from hsadml_dist.checkpoint.layout import MANIFEST, TENSORS_SUFFIX
 
-ROW_GROUPS = ("centres", "centres_moments")
+SHARDED_GROUPS = ("centres", "centres_moments")
 """The groups whose tensors may be shared out."""
 
 _PART = re.compile(rf"(\w+)\.rows-(\d+)-(\d+){re.escape(TENSORS_SUFFIX)}")
 
 
-def file_name(group: str, rows: range | None = None) -> str:
+def group_file_name(group: str, rows: range | None = None) -> str:
     """Return the file of a group, or of some rows of it."""
     return group + ("" if rows is None else f".rows-{rows.start:010d}-{rows.stop:010d}") + TENSORS_SUFFIX
 
 
-def group_names(folder: Path) -> list[str]:
+def list_groups(folder: Path) -> list[str]:
     """Return the groups of a verified checkpoint, ascending."""
     return sorted({name.partition(".")[0] for name in _tensor_files(folder)})
 
@@ -56,7 +56,7 @@ class GroupFile:
         return tensor[start:stop] if start < stop else None
 
 
-def read_rows(folder: Path, group: str, rows: range | None = None) -> dict[str, torch.Tensor]:
+def read_group(folder: Path, group: str, rows: range | None = None) -> dict[str, torch.Tensor]:
     """Return the tensors of a group by name, on the CPU: the given rows of them, or all."""
     files = list(open_group(folder, group, "pt"))
     return {name: _joined(files, name, rows) for name in tensor_names(files)}
@@ -65,8 +65,8 @@ def read_rows(folder: Path, group: str, rows: range | None = None) -> dict[str, 
 def open_group(folder: Path, group: str, framework: str) -> Iterator[GroupFile]:
     """Yield the files of a verified checkpoint's group in the order of their rows."""
     files = _tensor_files(folder)
-    if file_name(group) in files:
-        yield GroupFile(0, safetensors.safe_open(folder / file_name(group), framework=framework))
+    if group_file_name(group) in files:
+        yield GroupFile(0, safetensors.safe_open(folder / group_file_name(group), framework=framework))
         return
     matches = [match for match in map(_PART.fullmatch, files) if match and match[1] == group]
     for match in sorted(matches, key=lambda m: int(m[2])):

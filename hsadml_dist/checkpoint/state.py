@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hsadml_dist.checkpoint.layout import Progress
+from hsadml_dist.checkpoint.layout import TrainingProgress
 
 TensorGroup = dict[str, torch.Tensor]
 
@@ -24,5 +24,5 @@ class TrainingState:
     """
 
     groups: dict[str, TensorGroup]
-    progress: Progress
+    progress: TrainingProgress
     rows: range | None = None

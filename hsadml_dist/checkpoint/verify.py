@@ -15,7 +15,7 @@ MANIFEST_BYTES = 64 * 2**20
 """Far more than a manifest takes: a file that has become huge is not read into memory."""
 
 
-def fault_in(folder: Path) -> str | None:
+def find_damage(folder: Path) -> str | None:
     """Return what is wrong with a checkpoint, as words, or None if every file is as its manifest says.
 
     Files that the manifest does not name are no fault, and no reader opens them.

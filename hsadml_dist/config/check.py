@@ -8,19 +8,19 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from hsadml_dist.config.fields import required
+from hsadml_dist.config.fields import required_settings
 from hsadml_dist.config.recipe import Recipe
-from hsadml_dist.errors import Fault, nearest
+from hsadml_dist.errors import Fault, did_you_mean
 
 TRANSFORM = re.compile(r"monai\.transforms\.[A-Z]\w*\Z")
 
 
-def allowed_words(kind: Any, value: Any) -> str:
+def describe_allowed(kind: Any, value: Any) -> str:
     """Return what the type ``kind`` allows, as words, with the closest spelling of ``value`` among named choices."""
     options = typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
     words = ["null" if option is type(None) else _words(option) for option in options]
     choices = [str(choice) for option in options if typing.get_origin(option) is Literal for choice in option.__args__]
-    return " or ".join(words) + (nearest(value, choices) if isinstance(value, str) else "")
+    return " or ".join(words) + (did_you_mean(value, choices) if isinstance(value, str) else "")
 
 
 def _words(kind: Any) -> str:
@@ -61,15 +61,17 @@ def _code_in(value: Any) -> Iterator[str]:
         yield f"{value!r} is an expression; expressions are refused"
 
 
-def missing(given: Iterable[str], name: str, faults: Sequence[Fault]) -> Iterator[Fault]:
+def missing_settings(given: Iterable[str], name: str, faults: Sequence[Fault]) -> Iterator[Fault]:
     """Yield a fault for each required setting that is not given, unless what holds it is faulty as a whole."""
     wrong = {fault.key for fault in faults}
-    for key in sorted(required() - set(given) - wrong):
+    for key in sorted(required_settings() - set(given) - wrong):
         if not wrong & {"recipe", "base", key.partition(".")[0]}:
             yield Fault(where=name, key=key, problem="must be given")
 
 
-def disagreements(recipe: Recipe, places: Mapping[str, str], name: str, faults: Sequence[Fault]) -> Iterator[Fault]:
+def conflicting_settings(
+    recipe: Recipe, places: Mapping[str, str], name: str, faults: Sequence[Fault]
+) -> Iterator[Fault]:
     """Yield a fault for each pair of settings that do not fit each other.
 
     Args:
@@ -81,7 +83,7 @@ def disagreements(recipe: Recipe, places: Mapping[str, str], name: str, faults: 
     wrong = {fault.key for fault in faults}
     if wrong & {"recipe", "base"}:
         return
-    for key, problem in recipe.disagreements():
+    for key, problem in recipe.conflicts():
         section = key.partition(".")[0]
         if not any(bad.partition(".")[0] == section or bad in problem for bad in wrong):
             yield Fault(where=places.get(key, name), key=key, problem=problem)

@@ -19,7 +19,7 @@ class CheckpointConfig:
         keep_every: Checkpoints at multiples of this step are kept for good; none: only the newest.
     """
 
-    every: int = setting(200, key_class="movable", least=1)
-    background: bool = setting(True, key_class="movable")
-    keep: int = setting(2, key_class="movable", least=1)
-    keep_every: int | None = setting(None, key_class="movable", least=1)
+    every: int = setting(200, on_resume="movable", ge=1)
+    background: bool = setting(True, on_resume="movable")
+    keep: int = setting(2, on_resume="movable", ge=1)
+    keep_every: int | None = setting(None, on_resume="movable", ge=1)

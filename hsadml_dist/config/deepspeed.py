@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hsadml_dist.config.recipe import Recipe
-from hsadml_dist.errors import ConfigError, Fault, nearest, reason_of
+from hsadml_dist.errors import ConfigError, Fault, did_you_mean, os_error_reason
 
 ZERO = "zero_optimization"
 AUTO = "auto"
@@ -68,7 +68,7 @@ REFUSED: Mapping[str, str] = {
 """What has its place elsewhere."""
 
 
-def settings_of(recipe: Recipe, world_size: int) -> dict[str, Any]:
+def build_deepspeed_options(recipe: Recipe, world_size: int) -> dict[str, Any]:
     """Return all settings for DeepSpeed: the file's and the recipe's.
 
     Raises:
@@ -131,7 +131,7 @@ def _given(path: str | None) -> dict[str, Any]:
     try:
         tree = json.loads(Path(path).read_text(), object_pairs_hook=_once_each)
     except OSError as fault:
-        raise _unreadable(path, f"cannot be read: {reason_of(fault)}") from fault
+        raise _unreadable(path, f"cannot be read: {os_error_reason(fault)}") from fault
     except ValueError as fault:
         raise _unreadable(path, f"is no JSON that can be read: {fault}") from fault
     if not isinstance(tree, dict):
@@ -186,7 +186,7 @@ def _problem(key: str, value: Any, decided: Mapping[str, Any]) -> str | None:
         return _clash(key, value, decided[key])
     if key not in FREE:
         allowed = sorted([*FREE, *decided])
-        return f"is unknown here{nearest(key, allowed)}; allowed: {', '.join(_beside(key, allowed))}"
+        return f"is unknown here{did_you_mean(key, allowed)}; allowed: {', '.join(_beside(key, allowed))}"
     kind = FREE[key]
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         return f"{value!r} must be {_KINDS[kind]}"

@@ -29,19 +29,19 @@ class EngineConfig:
         threads: CPU threads of a rank; none: the processors at hand shared among the ranks of a node.
     """
 
-    name: Literal["ddp", "deepspeed"] = setting("ddp", key_class="movable")
-    zero_stage: int = setting(2, key_class="movable", least=0, most=3)
-    offload_optimizer: bool = setting(False, key_class="movable")
-    deepspeed_config: str | None = setting(None, key_class="movable")
+    name: Literal["ddp", "deepspeed"] = setting("ddp", on_resume="movable")
+    zero_stage: int = setting(2, on_resume="movable", ge=0, le=3)
+    offload_optimizer: bool = setting(False, on_resume="movable")
+    deepspeed_config: str | None = setting(None, on_resume="movable")
     precision: Literal["fp32", "bf16", "fp64"] = setting("fp32")
-    accumulate: int = setting(1, key_class="movable", least=1)
-    clip_norm: float | None = setting(5.0, above=0)
-    static_graph: bool = setting(False, key_class="movable")
-    compile: bool = setting(False, key_class="movable")
-    activation_checkpointing: bool = setting(False, key_class="movable")
-    threads: int | None = setting(None, key_class="movable", least=1)
+    accumulate: int = setting(1, on_resume="movable", ge=1)
+    clip_norm: float | None = setting(5.0, gt=0)
+    static_graph: bool = setting(False, on_resume="movable")
+    compile: bool = setting(False, on_resume="movable")
+    activation_checkpointing: bool = setting(False, on_resume="movable")
+    threads: int | None = setting(None, on_resume="movable", ge=1)
 
-    def disagreements(self) -> Iterator[tuple[str, str]]:
+    def conflicts(self) -> Iterator[tuple[str, str]]:
         """Yield (dotted key, problem) for settings that are right alone but not together."""
         if self.name != "deepspeed":
             for key, given in (

@@ -19,8 +19,8 @@ class EvaluationConfig:
         resamples: Bootstrap samples of persons behind each interval.
     """
 
-    at_end: bool = setting(True, key_class="movable")
-    batch: int = setting(64, key_class="movable", least=1)
-    block: int = setting(8192, key_class="movable", least=1)
-    classifiers: bool = setting(True, key_class="movable")
-    resamples: int = setting(2000, key_class="movable", least=100)
+    at_end: bool = setting(True, on_resume="movable")
+    batch: int = setting(64, on_resume="movable", ge=1)
+    block: int = setting(8192, on_resume="movable", ge=1)
+    classifiers: bool = setting(True, on_resume="movable")
+    resamples: int = setting(2000, on_resume="movable", ge=100)

@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from hsadml_dist.config import nodes
-from hsadml_dist.config.check import disagreements, missing, transform_problems
-from hsadml_dist.config.fields import build, fields, near_key, sections
-from hsadml_dist.config.keys import leaves, rule_of
-from hsadml_dist.config.nodes import COMMAND_LINE, Entry
+from hsadml_dist.config.check import conflicting_settings, missing_settings, transform_problems
+from hsadml_dist.config.fields import build_recipe, recipe_fields, recipe_sections, suggest_key
+from hsadml_dist.config.keys import iter_settings, rule_for
+from hsadml_dist.config.nodes import COMMAND_LINE, YamlValue
 from hsadml_dist.config.recipe import Recipe
-from hsadml_dist.errors import ConfigError, Fault, nearest
+from hsadml_dist.errors import ConfigError, Fault, did_you_mean
 
-DEFAULT = "default"
+DEFAULT_SOURCE = "default"
 # A later layer (a recipe over its base, the command line over a recipe) that sets one of these lengths means it
 # instead of the other, not beside it.
 REPLACES = {"train.steps": "train.epochs", "train.epochs": "train.steps"}
 
-Find = Callable[[str], Path]
+FindRecipe = Callable[[str], Path]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +40,10 @@ class LoadedRecipe:
     provenance: Mapping[str, str]
 
 
-_Layer = dict[str, Entry]
+_Layer = dict[str, YamlValue]
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = (), find: Find | None = None) -> LoadedRecipe:
+def load_recipe(path: Path, overrides: Sequence[str] = (), find: FindRecipe | None = None) -> LoadedRecipe:
     """Read a recipe, the recipes it is based on and the overrides of a command line.
 
     Args:
@@ -58,12 +58,14 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), find: Find | None = N
     faults: list[Fault] = []
     entries = _merged([*_file_layers(path, find, faults, ()), _override_layer(overrides, faults)])
     values = {key: value for key, entry in entries.items() for value in _checked(key, entry, faults)}
-    recipe = build(values)
+    recipe = build_recipe(values)
     places = {key: entry.where for key, entry in entries.items()}
-    faults += [*missing(entries, path.name, faults), *disagreements(recipe, places, path.name, faults)]
+    faults += [*missing_settings(entries, path.name, faults), *conflicting_settings(recipe, places, path.name, faults)]
     if faults:
         raise ConfigError(faults)
-    return LoadedRecipe(recipe=recipe, provenance={key: places.get(key, DEFAULT) for key, _, _ in leaves(recipe)})
+    return LoadedRecipe(
+        recipe=recipe, provenance={key: places.get(key, DEFAULT_SOURCE) for key, _, _ in iter_settings(recipe)}
+    )
 
 
 def dump_recipe(recipe: Recipe, path: Path) -> None:
@@ -89,12 +91,12 @@ def print_config(loaded: LoadedRecipe) -> str:
 def _lines(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """Yield (line of YAML, dotted key; empty for a section's title)."""
     section = ""
-    for key, value, _ in leaves(recipe):
+    for key, value, _ in iter_settings(recipe):
         title, _, name = key.partition(".")
         if title != section:
             section = title
             yield f"{title}:", ""
-        yield f"  {name}: {nodes.flow(value)}", key
+        yield f"  {name}: {nodes.to_inline_yaml(value)}", key
 
 
 def _merged(layers: Sequence[_Layer]) -> _Layer:
@@ -108,28 +110,28 @@ def _merged(layers: Sequence[_Layer]) -> _Layer:
     return entries
 
 
-def _file_layers(path: Path, find: Find | None, faults: list[Fault], chain: tuple[Path, ...]) -> list[_Layer]:
+def _file_layers(path: Path, find: FindRecipe | None, faults: list[Fault], chain: tuple[Path, ...]) -> list[_Layer]:
     """Return the settings of the bases of ``path``, the furthest first, and last its own."""
     chain = (*chain, path.resolve())
     below: list[_Layer] = []
     layer: _Layer = {}
     root = nodes.compose_file(path, "recipe", "sections, such as 'train:'", faults)
-    for name, node, where in nodes.pairs(root, path.name, "", faults):
+    for name, node, where in nodes.mapping_items(root, path.name, "", faults):
         if name == "base":
             base = _base(node, where, path, find, faults)
             if base is not None and base.resolve() in chain:
                 faults.append(Fault(where=where, key="base", problem=f"{node.value!r} is based on this file in turn"))
             elif base is not None:
                 below = _file_layers(base, find, faults, chain)
-        elif name in sections():
+        elif name in recipe_sections():
             layer |= _section_entries(name, node, path.name, where, faults)
         else:
-            problem = "unknown section" + nearest(name, [*sections(), "base"])
+            problem = "unknown section" + did_you_mean(name, [*recipe_sections(), "base"])
             faults.append(Fault(where=where, key=name, problem=problem))
     return [*below, layer]
 
 
-def _base(node: nodes.Node, where: str, path: Path, find: Find | None, faults: list[Fault]) -> Path | None:
+def _base(node: nodes.Node, where: str, path: Path, find: FindRecipe | None, faults: list[Fault]) -> Path | None:
     if not isinstance(node, nodes.ScalarNode) or not node.value:
         faults.append(Fault(where=where, key="base", problem="must be the path of another recipe"))
         return None
@@ -153,12 +155,12 @@ def _section_entries(section: str, node: nodes.Node, name: str, where: str, faul
         faults.append(Fault(where=where, key=section, problem="must be a mapping of settings"))
         return {}
     layer: _Layer = {}
-    for setting, value_node, place in nodes.pairs(node, name, f"{section}.", faults):
+    for setting, value_node, place in nodes.mapping_items(node, name, f"{section}.", faults):
         key = f"{section}.{setting}"
-        if key in fields():
+        if key in recipe_fields():
             layer |= _entry(key, value_node, place, faults)
         else:
-            faults.append(Fault(where=place, key=key, problem="unknown setting" + near_key(key)))
+            faults.append(Fault(where=place, key=key, problem="unknown setting" + suggest_key(key)))
     return layer
 
 
@@ -168,26 +170,26 @@ def _override_layer(overrides: Sequence[str], faults: list[Fault]) -> _Layer:
         key, equals, text = override.partition("=")
         if not equals:
             faults.append(Fault(where=COMMAND_LINE, key=override, problem="is not of the form key=value"))
-        elif key not in fields():
-            faults.append(Fault(where=COMMAND_LINE, key=key, problem="unknown setting" + near_key(key)))
+        elif key not in recipe_fields():
+            faults.append(Fault(where=COMMAND_LINE, key=key, problem="unknown setting" + suggest_key(key)))
         else:
-            node = nodes.compose(text or "null", COMMAND_LINE, key, faults)
+            node = nodes.compose_text(text or "null", COMMAND_LINE, key, faults)
             layer |= _entry(key, node, COMMAND_LINE, faults) if node is not None else {}
     return layer
 
 
 def _entry(key: str, node: nodes.Node, where: str, faults: list[Fault]) -> _Layer:
-    found = nodes.entry(key, node, where, faults)
+    found = nodes.read_value(key, node, where, faults)
     return {} if found is None else {key: found}
 
 
-def _checked(key: str, entry: Entry, faults: list[Fault]) -> Iterator[Any]:
+def _checked(key: str, entry: YamlValue, faults: list[Fault]) -> Iterator[Any]:
     """Yield the value of a setting if its type and its rule allow it, else record the fault."""
-    field, kind = fields()[key]
-    value, problem = nodes.typed(kind, entry)
+    field, kind = recipe_fields()[key]
+    value, problem = nodes.validate_type(kind, entry)
     if key == "data.transforms":
         problem = next(transform_problems(value), problem)
-    broken = rule_of(field).broken_by(value)
+    broken = rule_for(field).broken_by(value)
     if problem is None and broken is not None:
         problem = f"{entry.text} {broken}"
     if problem is not None:

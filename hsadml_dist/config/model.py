@@ -23,8 +23,8 @@ class ModelConfig:
     """
 
     name: str = setting("resnet_gn_small")
-    embedding_dim: int = setting(128, least=2)
-    dropout: float = setting(0.0, least=0, most=0.95)
+    embedding_dim: int = setting(128, ge=2)
+    dropout: float = setting(0.0, ge=0, le=0.95)
     init_from: str | None = setting(None)
-    batch_norm: Literal["keep", "group", "sync"] = setting("keep", later=True)
-    freeze: tuple[str, ...] = setting((), later=True)
+    batch_norm: Literal["keep", "group", "sync"] = setting("keep", added_later=True)
+    freeze: tuple[str, ...] = setting((), added_later=True)

@@ -16,10 +16,8 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from hsadml_dist.config.check import allowed_words
+from hsadml_dist.config.check import describe_allowed
 from hsadml_dist.errors import Fault
-
-__all__ = ["Entry", "MappingNode", "Node", "ScalarNode", "compose", "compose_file", "entry", "flow", "pairs", "typed"]
 
 COMMAND_LINE = "command line"
 SCALARS = {
@@ -32,7 +30,7 @@ OCTAL = re.compile(r"[-+]?0[0-9]+\Z")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class YamlValue:
     """A value as written.
 
     Attributes:
@@ -91,14 +89,14 @@ def compose_file(path: Path, word: str, shape: str, faults: list[Fault]) -> Mapp
         problem = f"cannot be read: {getattr(fault, 'strerror', None) or 'it is no UTF-8 text'}"
         faults.append(Fault(where=str(path), key=word, problem=problem))
         return None
-    root = compose(text, path.name, word, faults)
+    root = compose_text(text, path.name, word, faults)
     if root is None or isinstance(root, MappingNode):
         return root
     faults.append(Fault(where=path.name, key=word, problem=f"must be a mapping of {shape}"))
     return None
 
 
-def compose(text: str, name: str, key: str, faults: list[Fault]) -> Node | None:
+def compose_text(text: str, name: str, key: str, faults: list[Fault]) -> Node | None:
     """Return the node of ``text``; what is no YAML is a fault of ``key``."""
     try:
         return yaml.compose(text, Loader=_Loader)
@@ -111,7 +109,9 @@ def compose(text: str, name: str, key: str, faults: list[Fault]) -> Node | None:
     return None
 
 
-def pairs(mapping: MappingNode | None, name: str, prefix: str, faults: list[Fault]) -> Iterator[tuple[str, Node, str]]:
+def mapping_items(
+    mapping: MappingNode | None, name: str, prefix: str, faults: list[Fault]
+) -> Iterator[tuple[str, Node, str]]:
     """Yield (key, value's node, place) of a mapping; keys given twice are faults."""
     lines: dict[str, int] = {}
     for key_node, node in mapping.value if mapping is not None else ():
@@ -124,7 +124,7 @@ def pairs(mapping: MappingNode | None, name: str, prefix: str, faults: list[Faul
         yield key, node, where
 
 
-def entry(key: str, node: Node, where: str, faults: list[Fault]) -> Entry | None:
+def read_value(key: str, node: Node, where: str, faults: list[Fault]) -> YamlValue | None:
     """Return the value of a node; None, and a fault of ``key``, where it cannot be read in one way."""
     try:
         value = _plain(node)
@@ -132,19 +132,19 @@ def entry(key: str, node: Node, where: str, faults: list[Fault]) -> Entry | None
         faults.append(Fault(where=where, key=key, problem=str(fault)))
         return None
     as_written = isinstance(node, ScalarNode) and not isinstance(value, str)
-    return Entry(value=value, text=(node.value or "null") if as_written else repr(value), where=where)
+    return YamlValue(value=value, text=(node.value or "null") if as_written else repr(value), where=where)
 
 
-def typed(kind: Any, found: Entry) -> tuple[Any, str | None]:
+def validate_type(kind: Any, found: YamlValue) -> tuple[Any, str | None]:
     """Return the value of ``found`` as the type ``kind``, and what is wrong with it, in words."""
     value = tuple(found.value) if isinstance(found.value, list) else found.value
     try:
         return TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value), None
     except ValidationError:
-        return value, f"{found.text} is not {allowed_words(kind, found.value)}"
+        return value, f"{found.text} is not {describe_allowed(kind, found.value)}"
 
 
-def flow(value: Any) -> str:
+def to_inline_yaml(value: Any) -> str:
     """Return a value as YAML in one line; :func:`entry` reads it back unchanged."""
     plain = list(value) if isinstance(value, tuple) else value
     text = yaml.dump(

@@ -13,7 +13,7 @@ from hsadml_dist.config.checkpoint import CheckpointConfig
 from hsadml_dist.config.data import DataConfig
 from hsadml_dist.config.engine import EngineConfig
 from hsadml_dist.config.evaluation import EvaluationConfig
-from hsadml_dist.config.keys import leaves
+from hsadml_dist.config.keys import iter_settings
 from hsadml_dist.config.loss import LossConfig
 from hsadml_dist.config.model import ModelConfig
 from hsadml_dist.config.optim import OptimConfig
@@ -35,7 +35,7 @@ class Recipe:
     run: RunConfig = field(default_factory=RunConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
-    def disagreements(self) -> Iterator[tuple[str, str]]:
+    def conflicts(self) -> Iterator[tuple[str, str]]:
         """Yield (dotted key, problem) for settings that are right alone but not together."""
         if (self.train.steps is None) == (self.train.epochs is None):
             given = "neither" if self.train.steps is None else "both"
@@ -47,11 +47,11 @@ class Recipe:
                 "engine.accumulate",
                 f"{self.engine.accumulate} does not divide train.global_batch {self.train.global_batch}",
             )
-        yield from self.engine.disagreements()
+        yield from self.engine.conflicts()
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that make the run what it is, by dotted key; none of them may change on resume."""
-        kept = {key: value for key, value, rule in leaves(self) if rule.key_class == "identity"}
+        kept = {key: value for key, value, rule in iter_settings(self) if rule.on_resume == "identity"}
         # A cosine reaches its end at the last step: another length would be another curve from the first step on.
         if self.optim.schedule == "cosine":
             kept |= {"train.steps": self.train.steps, "train.epochs": self.train.epochs}
@@ -62,7 +62,7 @@ class Recipe:
 
         Settings that came later and are at their defaults have no part in it, so that a run outlives an update.
         """
-        unused = {key for key, value, rule in leaves(self) if rule.later and value == rule.default}
+        unused = {key for key, value, rule in iter_settings(self) if rule.added_later and value == rule.default}
         named = {key: value for key, value in self.identity().items() if key not in unused}
         text = json.dumps(named, sort_keys=True, default=list)
         return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -23,9 +23,9 @@ class RunConfig:
             differ, ``refuse`` does not start.
     """
 
-    ledger: bool = setting(False, key_class="movable")
-    tensorboard: bool = setting(True, key_class="movable")
-    timeout_seconds: int = setting(600, key_class="movable", least=1)
-    step_timeout_seconds: int | None = setting(300, key_class="movable", least=3)
-    stop_lead_seconds: int = setting(60, key_class="movable", least=0)
-    code_change: Literal["name", "refuse"] = setting("name", key_class="movable")
+    ledger: bool = setting(False, on_resume="movable")
+    tensorboard: bool = setting(True, on_resume="movable")
+    timeout_seconds: int = setting(600, on_resume="movable", ge=1)
+    step_timeout_seconds: int | None = setting(300, on_resume="movable", ge=3)
+    stop_lead_seconds: int = setting(60, on_resume="movable", ge=0)
+    code_change: Literal["name", "refuse"] = setting("name", on_resume="movable")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hsadml_dist.config import nodes
-from hsadml_dist.errors import ConfigError, Fault, nearest
+from hsadml_dist.errors import ConfigError, Fault, did_you_mean
 
 Settings = TypeVar("Settings")
 
@@ -45,7 +45,7 @@ def _read(
     """Return the values of a mapping that are right as to their types; record where each key stands."""
     kinds = typing.get_type_hints(kind)
     values: dict[str, Any] = {}
-    for setting, node, where in nodes.pairs(mapping, name, prefix, faults):
+    for setting, node, where in nodes.mapping_items(mapping, name, prefix, faults):
         key = f"{prefix}{setting}"
         places[key] = where
         if setting not in kinds:
@@ -87,10 +87,10 @@ def _value(kind: Any, key: str, node: nodes.Node, where: str, faults: list[Fault
         wrong = f'{node.value} is a number, and text is wanted; write it in quotes: "{node.value}"'
         faults.append(Fault(where=where, key=key, problem=wrong))
         return
-    entry = nodes.entry(key, node, where, faults)
+    entry = nodes.read_value(key, node, where, faults)
     if entry is None:
         return
-    value, problem = nodes.typed(kind, entry)
+    value, problem = nodes.validate_type(kind, entry)
     if problem is None:
         yield value
     else:
@@ -112,7 +112,7 @@ def _near(setting: str, kinds: Mapping[str, Any]) -> str:
     same = [key for key, name in inside.items() if name == setting]
     if same:
         return f" (did you mean {same[0]!r}?)"
-    return nearest(setting, kinds) or f"; allowed: {', '.join(kinds)}"
+    return did_you_mean(setting, kinds) or f"; allowed: {', '.join(kinds)}"
 
 
 def _fields_of(kind: Any) -> Sequence[dataclasses.Field[Any]]:

@@ -23,9 +23,9 @@ class TrainConfig:
         skip_limit: Steps in a row that may be skipped; one more ends the run.
     """
 
-    steps: int | None = setting(None, key_class="extendable", least=1)
-    epochs: int | None = setting(None, key_class="extendable", least=1)
-    global_batch: int = setting(32, least=1)
-    seed: int = setting(0, least=0)
-    on_nonfinite: Literal["stop", "skip"] = setting("stop", key_class="movable")
-    skip_limit: int = setting(10, key_class="movable", least=1)
+    steps: int | None = setting(None, on_resume="extendable", ge=1)
+    epochs: int | None = setting(None, on_resume="extendable", ge=1)
+    global_batch: int = setting(32, ge=1)
+    seed: int = setting(0, ge=0)
+    on_nonfinite: Literal["stop", "skip"] = setting("stop", on_resume="movable")
+    skip_limit: int = setting(10, on_resume="movable", ge=1)

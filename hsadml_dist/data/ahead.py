@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from hsadml_dist.data.child import settle
+from hsadml_dist.data.child import setup_helper_process
 from hsadml_dist.data.index import ShardFile, ShardIndex
 from hsadml_dist.data.order import Order
-from hsadml_dist.data.staging import Stage
+from hsadml_dist.data.staging import ShardCache
 from hsadml_dist.errors import DataError
 from hsadml_dist.topology import Topology
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Need:
+class ShardSchedule:
     """Which shards a training reads, and when.
 
     Attributes:
@@ -41,11 +41,11 @@ class Need:
     order: Order
     topology: Topology
 
-    def of_step(self, step: int) -> list[ShardFile]:
+    def step_shards(self, step: int) -> list[ShardFile]:
         """Return the shards, each once, of this rank's part of a step."""
-        return self._files(step, self.topology.part(self.order.global_batch))
+        return self._files(step, self.topology.rank_range(self.order.global_batch))
 
-    def of_node(self, first: int, last: int) -> Iterator[ShardFile]:
+    def node_shards(self, first: int, last: int) -> Iterator[ShardFile]:
         """Yield the shards of steps ``first`` to ``last`` that the node's ranks read, each once, first needed first."""
         seen: set[str] = set()
         every = len({self.index.samples[position].shard for position in self.positions})
@@ -57,7 +57,7 @@ class Need:
             if len(seen) == every:
                 return
 
-    def of_training(self, steps: int) -> list[ShardFile]:
+    def training_shards(self, steps: int) -> list[ShardFile]:
         """Return the shards of a training of ``steps`` steps, on all nodes together."""
         if self.order.global_batch * steps >= self.order.count:
             shards = sorted({self._shard(place) for place in range(self.order.count)})
@@ -74,14 +74,14 @@ class Need:
         return range(batch * low // mine.world_size, batch * high // mine.world_size)
 
     def _files(self, step: int, part: range) -> list[ShardFile]:
-        tickets = self.order.tickets(step)[part.start : part.stop]
+        tickets = self.order.sample_refs(step)[part.start : part.stop]
         return [self.index.shards[shard] for shard in dict.fromkeys(self._shard(place) for _, place in tickets)]
 
     def _shard(self, place: int) -> int:
         return self.index.samples[self.positions[place]].shard
 
 
-class Stager:
+class ShardPrefetcher:
     """Brings shards to the node before they are needed.
 
     On the node's first rank a process is forked at once, to wait for :meth:`start`; so none may be made after a
@@ -91,7 +91,7 @@ class Stager:
         pid: The process, or None.
     """
 
-    def __init__(self, stage: Stage, need: Need) -> None:
+    def __init__(self, stage: ShardCache, need: ShardSchedule) -> None:
         self._stage, self._need = stage, need
         self.pid: int | None = None
         self._orders = -1
@@ -105,7 +105,7 @@ class Stager:
                 os.write(self._orders, f"{first} {last}\n".encode())
             self._hang_up()
 
-    def await_step(self, step: int, interrupted: Callable[[], bool]) -> bool:
+    def wait_for_step(self, step: int, interrupted: Callable[[], bool]) -> bool:
         """Return True once this rank's shards of ``step`` are there, False if ``interrupted`` became true before.
 
         For a rank that reads by itself, since neither a copy nor a download can be asked to stop.
@@ -113,7 +113,7 @@ class Stager:
         Raises:
             DataError: A shard cannot be brought.
         """
-        missing = [file for file in self._need.of_step(step) if not self._stage.has(file)]
+        missing = [file for file in self._need.step_shards(step) if not self._stage.has(file)]
         return not missing or _wait(functools.partial(self._fetch, missing), interrupted)
 
     def close(self) -> None:
@@ -146,10 +146,10 @@ class Stager:
             self._orders = -1
 
 
-def _serve(listening: int, parent: int, stage: Stage, need: Need) -> NoReturn:
+def _serve(listening: int, parent: int, stage: ShardCache, need: ShardSchedule) -> NoReturn:
     """Do the process's whole work; it never returns into what its parent was doing."""
     try:
-        settle()
+        setup_helper_process()
         if os.getppid() == parent:
             _copy_as_told(listening, stage, need)
     except DataError as fault:
@@ -161,12 +161,12 @@ def _serve(listening: int, parent: int, stage: Stage, need: Need) -> NoReturn:
         os._exit(0)
 
 
-def _copy_as_told(listening: int, stage: Stage, need: Need) -> None:
+def _copy_as_told(listening: int, stage: ShardCache, need: ShardSchedule) -> None:
     with open(listening, encoding="ascii") as orders:
         words = orders.readline().split()
     if words:
         first, last = map(int, words)
-        for file in need.of_node(first, last):
+        for file in need.node_shards(first, last):
             stage.fetch(file)
 
 

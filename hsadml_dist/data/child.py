@@ -5,14 +5,14 @@ from __future__ import annotations
 import ctypes
 import signal
 
-from hsadml_dist.garbage import collect_again
+from hsadml_dist.garbage import resume_gc
 
 PR_SET_PDEATHSIG = 1
 
 
-def settle() -> None:
+def setup_helper_process() -> None:
     """Make this fresh child deaf to the notices that end a run, mortal with its parent, and collect its own garbage."""
-    collect_again()
+    resume_gc()
     for notice in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
         signal.signal(notice, signal.SIG_IGN)
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -10,19 +10,19 @@ from pathlib import Path
 import numpy as np
 
 from hsadml_dist.config import Recipe
-from hsadml_dist.data.ahead import Need
+from hsadml_dist.data.ahead import ShardSchedule
 from hsadml_dist.data.index import ShardIndex
-from hsadml_dist.data.labels import labelled
-from hsadml_dist.data.loader import Loader, training_loader
+from hsadml_dist.data.labels import apply_label_setting
+from hsadml_dist.data.loader import Loader, build_loader
 from hsadml_dist.data.order import ExactOrder, Order, WindowOrder
-from hsadml_dist.data.remote import read_index
-from hsadml_dist.data.staging import Stage, training_place
+from hsadml_dist.data.remote import open_shard_index
+from hsadml_dist.data.staging import ShardCache, train_shard_location
 from hsadml_dist.errors import ConfigError, DataError, Fault
 from hsadml_dist.topology import Topology, allowed_world_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Feed:
+class TrainData:
     """What a training reads.
 
     Attributes:
@@ -38,13 +38,13 @@ class Feed:
     total_steps: int
 
 
-def held_out(recipe: Recipe) -> tuple[int, ...]:
+def held_out_folds(recipe: Recipe) -> tuple[int, ...]:
     """Return the folds that training never reads."""
     folds = (recipe.data.fold, recipe.data.val_fold)
     return tuple(fold for fold in folds if fold is not None)
 
 
-def open_feed(recipe: Recipe, topology: Topology) -> Feed:
+def build_train_data(recipe: Recipe, topology: Topology) -> TrainData:
     """Open the training input and fork the loader's workers.
 
     To be called before any thread, process group or device context exists.
@@ -53,17 +53,19 @@ def open_feed(recipe: Recipe, topology: Topology) -> Feed:
         DataError: The shards are missing, hold no such fold, do not have the labels to learn, or find no room.
         ConfigError: The batch cannot be cut evenly, or a transform does not exist.
     """
-    check_batch(recipe, topology.world_size)
-    place = training_place(recipe.data.shards, recipe.data.stage)
-    index = labelled(read_index(recipe.data.shards, fresh=False), recipe.data)
-    positions = index.outside_folds(held_out(recipe))
+    check_global_batch(recipe, topology.world_size)
+    place = train_shard_location(recipe.data.shards, recipe.data.stage)
+    index = apply_label_setting(open_shard_index(recipe.data.shards, fresh=False), recipe.data)
+    positions = index.outside_folds(held_out_folds(recipe))
     if not positions:
-        raise DataError(f"{place}: no training samples are left outside folds {held_out(recipe)}")
-    order = order_of(recipe, index, positions)
+        raise DataError(f"{place}: no training samples are left outside folds {held_out_folds(recipe)}")
+    order = build_order(recipe, index, positions)
     steps = recipe.train.steps if recipe.train.steps is not None else order.steps_for(recipe.train.epochs or 0)
-    if isinstance(place, Stage):
-        place.check_room(Need(index=index, positions=positions, order=order, topology=topology).of_training(steps))
-    loader = training_loader(
+    if isinstance(place, ShardCache):
+        place.require_free_space(
+            ShardSchedule(index=index, positions=positions, order=order, topology=topology).training_shards(steps)
+        )
+    loader = build_loader(
         place,
         index,
         positions,
@@ -76,10 +78,10 @@ def open_feed(recipe: Recipe, topology: Topology) -> Feed:
         cache=None if recipe.data.cache is None else Path(os.path.expandvars(recipe.data.cache)),
         augmentation=recipe.data.augmentation,
     )
-    return Feed(index=index, order=order, loader=loader, total_steps=steps)
+    return TrainData(index=index, order=order, loader=loader, total_steps=steps)
 
 
-def order_of(recipe: Recipe, index: ShardIndex, positions: Sequence[int]) -> Order:
+def build_order(recipe: Recipe, index: ShardIndex, positions: Sequence[int]) -> Order:
     """Return the order in which the recipe takes the training samples, which stand at ``positions`` of the index."""
     batch, seed = recipe.train.global_batch, recipe.train.seed
     if recipe.data.order == "exact":
@@ -88,7 +90,7 @@ def order_of(recipe: Recipe, index: ShardIndex, positions: Sequence[int]) -> Ord
     return WindowOrder(shard_N=shard_N, window=recipe.data.window, global_batch=batch, seed=seed)
 
 
-def check_batch(recipe: Recipe, world_size: int) -> None:
+def check_global_batch(recipe: Recipe, world_size: int) -> None:
     """Refuse a number of ranks that does not divide the global batch.
 
     Raises:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn.functional import grid_sample
 
-from hsadml_dist.data.transforms import Augmentation, Seeding, built_transforms, shear_matrix
+from hsadml_dist.data.transforms import Augmentation, TransformSeeder, build_transforms, shear_matrix
 from hsadml_dist.errors import ConfigError, Fault
 
 KINDS = ("RandFlip", "RandAffine", "RandScaleIntensity", "RandShiftIntensity")
@@ -27,7 +27,7 @@ TOLERANCE = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
-class Draw:
+class AugmentationDraw:
     """What was drawn for one image.
 
     Attributes:
@@ -48,12 +48,12 @@ class FusedAugmentation:
     """Does what :class:`Augmentation` does with the same recipe and seeds, in one resampling a batch."""
 
     def __init__(self, specs: Sequence[dict[str, Any]] | None) -> None:
-        transforms = built_transforms(specs)
+        transforms = build_transforms(specs)
         _refuse_others(transforms)
         by_kind = {type(transform).__name__: transform for transform in transforms}
         self._flip, self._affine, self._scale, self._shift = (by_kind.get(kind) for kind in KINDS)
         self._padding = "border" if self._affine is None else str(self._affine.padding_mode)
-        self._seed = Seeding(transforms)
+        self._seed = TransformSeeder(transforms)
         self._refuse_another_monai(Augmentation(specs))
 
     def __call__(self, image: torch.Tensor, seed: int) -> torch.Tensor:
@@ -69,10 +69,10 @@ class FusedAugmentation:
         factor, offset = torch.tensor([(draw.factor, draw.offset) for draw in draws]).T[..., None, None, None]
         return result.mul_(factor).add_(offset)
 
-    def _draw(self, seed: int) -> Draw:
+    def _draw(self, seed: int) -> AugmentationDraw:
         """Let MONAI's transforms draw as they do when they are applied."""
         self._seed(seed)
-        return Draw(
+        return AugmentationDraw(
             flips=_drawn_flips(self._flip),
             affine=_drawn_affine(self._affine),
             factor=1 + _drawn_number(self._scale, "factor"),
@@ -87,7 +87,7 @@ class FusedAugmentation:
             raise _refused(f"fused is off by {worst:.1g} of the image's range with this version of MONAI; use monai")
 
 
-def sampling_grid(draws: Sequence[Draw], height: int, width: int) -> torch.Tensor:
+def sampling_grid(draws: Sequence[AugmentationDraw], height: int, width: int) -> torch.Tensor:
     """Return where each pixel is taken from: (B, H, W, 2), fp32, as (x, y) in the units of ``grid_sample``."""
     affine_B23 = np.stack([draw.affine for draw in draws])
     signs = 1 - 2 * np.array([draw.flips for draw in draws], dtype=np.float64)

@@ -44,7 +44,7 @@ class ShardFile:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Skip:
+class SkippedSample:
     """A sample of the source that is in no shard: where it stood (a row, never a path) and why it was left out."""
 
     where: str
@@ -113,7 +113,7 @@ class ShardIndex:
     digest: str
     shards: tuple[ShardFile, ...]
     files: tuple[ShardFile, ...] = ()
-    skipped: tuple[Skip, ...] = ()
+    skipped: tuple[SkippedSample, ...] = ()
     samples: tuple[SampleRow, ...]
 
     def __len__(self) -> int:
@@ -253,7 +253,7 @@ def _read_header(folder: Path, named: str) -> dict[str, Any]:
 def _index(header: dict[str, Any], table: bytes) -> ShardIndex:
     values = {name: value for name, value in header.items() if name != "count"}
     values["classes"] = tuple(header["classes"])
-    for name, kind in (("shards", ShardFile), ("files", ShardFile), ("skipped", Skip)):
+    for name, kind in (("shards", ShardFile), ("files", ShardFile), ("skipped", SkippedSample)):
         values[name] = tuple(kind(**item) for item in header[name])
     index = ShardIndex(**values, samples=tuple(parse_row(line) for line in table.splitlines()))
     if len(index.samples) != header["count"]:

@@ -17,7 +17,7 @@ PERSON = "person"
 """The value of ``data.label`` that makes each person a class."""
 
 
-def labelled(index: ShardIndex, data: DataConfig) -> ShardIndex:
+def apply_label_setting(index: ShardIndex, data: DataConfig) -> ShardIndex:
     """Return the index with the labels that the network learns.
 
     For persons, ``classes`` are their keyed hashes, sorted, and each row's ``label`` is the place of its person among

@@ -24,15 +24,15 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from hsadml_dist.data.ahead import Need, Stager
-from hsadml_dist.data.child import settle
+from hsadml_dist.data.ahead import ShardPrefetcher, ShardSchedule
+from hsadml_dist.data.child import setup_helper_process
 from hsadml_dist.data.fused import FusedAugmentation
 from hsadml_dist.data.index import ShardIndex
-from hsadml_dist.data.order import Order, Ticket, sample_seed
-from hsadml_dist.data.prepared import PreparedImages, open_store
+from hsadml_dist.data.order import Order, SampleRef, sample_seed
+from hsadml_dist.data.prepared import PreparedImages, open_prepared_cache
 from hsadml_dist.data.reader import ShardReader
-from hsadml_dist.data.staging import Place, Stage
-from hsadml_dist.data.transforms import Augmentation, Preparation
+from hsadml_dist.data.staging import ShardCache, ShardLocation
+from hsadml_dist.data.transforms import Augmentation, Preprocessing
 from hsadml_dist.errors import DataError, WorkerLostError
 from hsadml_dist.topology import Topology
 
@@ -61,14 +61,14 @@ class Batch:
     label: torch.Tensor
     keys: tuple[str, ...]
 
-    def parts(self, count: int) -> list[Batch]:
+    def microbatches(self, count: int) -> list[Batch]:
         """Return the batch cut into ``count`` consecutive parts, for accumulation; sizes differ by at most one."""
         size = len(self.keys)
         cuts = [(size * i // count, size * (i + 1) // count) for i in range(count)]
         return [Batch(image=self.image[a:b], label=self.label[a:b], keys=self.keys[a:b]) for a, b in cuts]
 
 
-class Images(Protocol):
+class ImageSource(Protocol):
     """Where prepared images come from.
 
     Attributes:
@@ -81,7 +81,7 @@ class Images(Protocol):
         """Return the prepared image (1, H, W), fp32, at ``position``."""
 
 
-class Augment(Protocol):
+class BatchAugmentation(Protocol):
     """The random part of the input."""
 
     def batch(self, images: Sequence[torch.Tensor], seeds: Sequence[int]) -> torch.Tensor:
@@ -91,13 +91,13 @@ class Augment(Protocol):
 class TrainingSamples(Dataset[Batch | DataError]):
     """Augmented training samples, a batch of tickets at a time; or the fault of the first that cannot be read."""
 
-    def __init__(self, images: Images, positions: Sequence[int], augment: Augment, seed: int) -> None:
+    def __init__(self, images: ImageSource, positions: Sequence[int], augment: BatchAugmentation, seed: int) -> None:
         self._images, self._positions, self._augment, self._seed = images, positions, augment, seed
 
-    def __getitem__(self, ticket: Ticket) -> Batch | DataError:
+    def __getitem__(self, ticket: SampleRef) -> Batch | DataError:
         return self.__getitems__([ticket])
 
-    def __getitems__(self, tickets: Sequence[Ticket]) -> Batch | DataError:
+    def __getitems__(self, tickets: Sequence[SampleRef]) -> Batch | DataError:
         """Return the batch; PyTorch's loader asks for a whole one by this name."""
         # Returned, since what a worker raises, PyTorch raises anew with the worker's traceback as its text.
         try:
@@ -105,7 +105,7 @@ class TrainingSamples(Dataset[Batch | DataError]):
         except DataError as fault:
             return fault
 
-    def _batch(self, tickets: Sequence[Ticket]) -> Batch:
+    def _batch(self, tickets: Sequence[SampleRef]) -> Batch:
         positions = [self._positions[place] for _, place in tickets]
         rows = [self._images.index.samples[position] for position in positions]
         seeds = [sample_seed(self._seed, epoch, row.key) for (epoch, _), row in zip(tickets, rows, strict=True)]
@@ -116,21 +116,21 @@ class TrainingSamples(Dataset[Batch | DataError]):
         )
 
 
-class StepSampler(Sampler[list[Ticket]]):
+class StepSampler(Sampler[list[SampleRef]]):
     """Yields this rank's tickets of each step; without steps until :meth:`span` is called."""
 
     def __init__(self, order: Order, topology: Topology) -> None:
         self._order, self._topology = order, topology
         self._steps = range(0)
 
-    def span(self, first: int, last: int) -> None:
+    def set_steps(self, first: int, last: int) -> None:
         """Set the steps to come, both ends included."""
         self._steps = range(first, last + 1)
 
-    def __iter__(self) -> Iterator[list[Ticket]]:
-        mine = self._topology.part(self._order.global_batch)
+    def __iter__(self) -> Iterator[list[SampleRef]]:
+        mine = self._topology.rank_range(self._order.global_batch)
         for step in self._steps:
-            yield self._order.tickets(step)[mine.start : mine.stop]
+            yield self._order.sample_refs(step)[mine.start : mine.stop]
 
 
 class Loader:
@@ -146,7 +146,7 @@ class Loader:
         sampler: StepSampler,
         workers: int,
         prefetch: int,
-        stager: Stager | None = None,
+        stager: ShardPrefetcher | None = None,
     ) -> None:
         self._sampler, self._stager, self._step = sampler, stager, 0
         self._scratch = _scratch_folder() if workers else None
@@ -178,7 +178,7 @@ class Loader:
         if self._stager is not None:
             self._stager.start(first, last)
         self._step = first
-        self._sampler.span(first, last)
+        self._sampler.set_steps(first, last)
         self._batches = iter(self._loader)
         if self._workers:
             threading.Thread(target=self._pull, name="batches", daemon=True).start()
@@ -210,10 +210,10 @@ class Loader:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _prepare(self, interrupted: Callable[[], bool]) -> Batch | DataError | None:
-        if self._stager is not None and not self._stager.await_step(self._step, interrupted):
+        if self._stager is not None and not self._stager.wait_for_step(self._step, interrupted):
             return None
         self._step += 1
-        with one_thread():
+        with single_threaded():
             return next(self._batches)
 
     def _await(self, interrupted: Callable[[], bool]) -> Batch | BaseException | None:
@@ -237,8 +237,8 @@ class Loader:
             self._ready.put(fault)
 
 
-def training_loader(
-    place: Place,
+def build_loader(
+    place: ShardLocation,
     index: ShardIndex,
     positions: Sequence[int],
     order: Order,
@@ -257,18 +257,18 @@ def training_loader(
         ConfigError: A transform that MONAI does not have, or with arguments that it refuses, or that cannot be fused;
             or a cache that cannot be written.
     """
-    prepare = Preparation(image_size)
-    store = None if cache is None else open_store(cache, index, prepare)
+    prepare = Preprocessing(image_size)
+    store = None if cache is None else open_prepared_cache(cache, index, prepare)
     images = PreparedImages(ShardReader(place, index), prepare, store)
     augment = FusedAugmentation(transforms) if augmentation == "fused" else Augmentation(transforms)
     samples = TrainingSamples(images, positions, augment, order.seed)
-    need = Need(index=index, positions=positions, order=order, topology=topology)
-    stager = Stager(place, need) if isinstance(place, Stage) else None
+    need = ShardSchedule(index=index, positions=positions, order=order, topology=topology)
+    stager = ShardPrefetcher(place, need) if isinstance(place, ShardCache) else None
     return Loader(samples, StepSampler(order, topology), workers, prefetch, stager)
 
 
 @contextlib.contextmanager
-def one_thread() -> Iterator[None]:
+def single_threaded() -> Iterator[None]:
     """Prepare images with one thread, as workers do: sums over large images round differently with more."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -308,4 +308,4 @@ def _scratch_folder() -> str:
 def _settle(scratch: str | None, worker: int) -> None:
     """Make a fresh worker deaf to notices and mortal with its parent, with a place of its own for temporary files."""
     tempfile.tempdir = scratch
-    settle()
+    setup_helper_process()

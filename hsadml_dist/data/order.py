@@ -13,9 +13,9 @@ from typing import Protocol
 
 import numpy as np
 
-from hsadml_dist.hashing import hashed, key_of
+from hsadml_dist.hashing import hash_key, splitmix64
 
-Ticket = tuple[int, int]
+SampleRef = tuple[int, int]
 """(epoch from 0, place among the training samples)."""
 
 
@@ -25,7 +25,7 @@ def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
 
     Places are sorted by a keyed 64-bit hash, so the order is the same under every version of NumPy.
     """
-    hashes = hashed(np.arange(count, dtype=np.uint64), key_of(f"order {seed} {epoch}"))
+    hashes = splitmix64(np.arange(count, dtype=np.uint64), hash_key(f"order {seed} {epoch}"))
     order = np.argsort(hashes, kind="stable").astype(np.int64)
     order.flags.writeable = False
     return order
@@ -45,9 +45,9 @@ def window_order(shard_N: np.ndarray, window: int, seed: int, epoch: int) -> np.
     """
     shards, place_N = np.unique(shard_N, return_inverse=True)
     turn_S = np.empty(len(shards), dtype=np.int64)
-    hashes_S = hashed(shards.astype(np.uint64), key_of(f"window shards {seed} {epoch}"))
+    hashes_S = splitmix64(shards.astype(np.uint64), hash_key(f"window shards {seed} {epoch}"))
     turn_S[np.argsort(hashes_S, kind="stable")] = np.arange(len(shards))
-    hashes_N = hashed(np.arange(len(shard_N), dtype=np.uint64), key_of(f"window samples {seed} {epoch}"))
+    hashes_N = splitmix64(np.arange(len(shard_N), dtype=np.uint64), hash_key(f"window samples {seed} {epoch}"))
     return np.lexsort((hashes_N, turn_S[place_N] // window)).astype(np.int64)
 
 
@@ -69,7 +69,7 @@ class Order(Protocol):
         """The run's seed."""
         ...
 
-    def tickets(self, step: int) -> list[Ticket]:
+    def sample_refs(self, step: int) -> list[SampleRef]:
         """Return the B tickets of ``step`` (from 1), in global order."""
         ...
 
@@ -88,7 +88,7 @@ class _Line:
     count: int
     global_batch: int
 
-    def tickets(self, step: int) -> list[Ticket]:
+    def sample_refs(self, step: int) -> list[SampleRef]:
         """Return the B tickets of ``step`` (from 1), in global order."""
         first = (step - 1) * self.global_batch
         return [self._ticket(place) for place in range(first, first + self.global_batch)]
@@ -101,7 +101,7 @@ class _Line:
         """Return the number of steps that cover ``epochs`` passes."""
         return -(-epochs * self.count // self.global_batch)
 
-    def _ticket(self, place: int) -> Ticket:
+    def _ticket(self, place: int) -> SampleRef:
         epoch, rest = divmod(place, self.count)
         return epoch, int(self._permutation(epoch)[rest])
 
@@ -167,4 +167,4 @@ def sample_seed(seed: int, epoch: int, key: str) -> int:
 
 def step_seed(seed: int, step: int, rank: int) -> int:
     """Return the seed of what a rank draws within a step (dropout), below 2**63."""
-    return key_of(f"step {seed} {step} {rank}") >> 1
+    return hash_key(f"step {seed} {step} {rank}") >> 1

@@ -21,7 +21,7 @@ import torch
 
 from hsadml_dist.data.index import ShardIndex
 from hsadml_dist.data.reader import ShardReader
-from hsadml_dist.data.transforms import Preparation
+from hsadml_dist.data.transforms import Preprocessing
 from hsadml_dist.errors import ConfigError, Fault
 
 HASH_BYTES = 32
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 class PreparedImages:
     """Prepared images by position of the index, from the file if it has them."""
 
-    def __init__(self, reader: ShardReader, prepare: Preparation, store: PreparedStore | None) -> None:
+    def __init__(self, reader: ShardReader, prepare: Preprocessing, store: PreparedCache | None) -> None:
         self.index = reader.index
         self._reader, self._prepare, self._store = reader, prepare, store
 
@@ -53,7 +53,7 @@ class PreparedImages:
         return image
 
 
-class PreparedStore:
+class PreparedCache:
     """The file: one record for each position of an index. Forked processes may share it."""
 
     def __init__(self, path: Path, count: int, image_size: int) -> None:
@@ -105,7 +105,7 @@ class PreparedStore:
         self.close()
 
 
-def open_store(folder: Path, index: ShardIndex, prepare: Preparation) -> PreparedStore | None:
+def open_prepared_cache(folder: Path, index: ShardIndex, prepare: Preprocessing) -> PreparedCache | None:
     """Open the file of prepared images for these shards in ``folder``, or warn and return None if it would not fit.
 
     Raises:
@@ -115,7 +115,7 @@ def open_store(folder: Path, index: ShardIndex, prepare: Preparation) -> Prepare
     path = folder / f"prepared-{prepare.image_size}px-{name}.bin"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        store = PreparedStore(path, len(index), prepare.image_size)
+        store = PreparedCache(path, len(index), prepare.image_size)
         status, disk = os.stat(path), os.statvfs(folder)
     except OSError as fault:
         problem = f"{folder} cannot hold prepared images: {fault.strerror}; name a folder that can be written, or null"

@@ -12,7 +12,7 @@ from webdataset.autodecode import Decoder
 
 from hsadml_dist.data.index import SampleRow, ShardFile, ShardIndex
 from hsadml_dist.data.sample import IMAGE
-from hsadml_dist.data.staging import Place, Stage
+from hsadml_dist.data.staging import ShardCache, ShardLocation
 from hsadml_dist.errors import DataError
 
 
@@ -29,7 +29,7 @@ def decode_image(extension: str, data: bytes) -> np.ndarray | None:
 class ShardReader:
     """Random access to the images of shards; files are opened once in each process that reads."""
 
-    def __init__(self, place: Place, index: ShardIndex) -> None:
+    def __init__(self, place: ShardLocation, index: ShardIndex) -> None:
         self.index = index
         self._place = place
         self._files: dict[int, int] = {}
@@ -41,9 +41,9 @@ class ShardReader:
         Raises:
             DataError: The shard is missing or cannot be read, or the bytes are not those that were written.
         """
-        return self._decoder({"__key__": self.index.samples[position].key, IMAGE: self.stored(position)})[IMAGE]
+        return self._decoder({"__key__": self.index.samples[position].key, IMAGE: self.png_bytes(position)})[IMAGE]
 
-    def stored(self, position: int) -> bytes:
+    def png_bytes(self, position: int) -> bytes:
         """Return the same image as it is stored, a PNG.
 
         Raises:
@@ -51,9 +51,9 @@ class ShardReader:
         """
         row = self.index.samples[position]
         data = self.raw(row)
-        if not _is_whole(data, row) and isinstance(self._place, Stage):
+        if not _is_whole(data, row) and isinstance(self._place, ShardCache):
             # The copy on this node has decayed, or was cut short: what it was made from may still be good.
-            self._place.renew(self.index.shards[row.shard])
+            self._place.repair(self.index.shards[row.shard])
             os.close(self._files.pop(row.shard))
             data = self.raw(row)
         if not _is_whole(data, row):
@@ -80,7 +80,7 @@ class ShardReader:
         return self._files[shard]
 
     def _opened(self, file: ShardFile) -> int:
-        if isinstance(self._place, Stage):
+        if isinstance(self._place, ShardCache):
             return self._place.open(file)
         try:
             return os.open(self._place / file.name, os.O_RDONLY | os.O_CLOEXEC)

@@ -23,7 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from hsadml_dist.data.index import INDEX_NAME, SAMPLES_NAME, ShardIndex, load_index
-from hsadml_dist.errors import FULL, DataError
+from hsadml_dist.errors import NO_SPACE_ERRNOS, DataError
 
 SCHEMES = {
     "http": ("aiohttp", "train"),
@@ -31,7 +31,7 @@ SCHEMES = {
     "s3": ("s3fs", "s3"),
 }
 """Scheme of an address to the package that fsspec needs for it, and the extra of this package that brings it."""
-CONNECT_SECONDS, SILENCE_SECONDS = 30, 60
+CONNECT_SECONDS, HEARTBEAT_TIMEOUT_SECONDS = 30, 60
 """How long a server may take to answer a call, and how long a transfer may stand still."""
 PASSING = (408, 425, 429)
 """Answers below 500 that ask to come back later."""
@@ -50,7 +50,7 @@ class _PassingError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patience:
+class RetryPolicy:
     """How often a transfer is tried, and how long the pauses are: each twice the one before.
 
     Attributes:
@@ -64,17 +64,17 @@ class Patience:
     longest_seconds: float = 30.0
 
 
-PATIENCE = Patience()
-INDEX_PATIENCE = Patience(attempts=4)
+DOWNLOAD_RETRIES = RetryPolicy()
+INDEX_RETRIES = RetryPolicy(attempts=4)
 """Less, since somebody waits for the command to begin."""
 
 
-def is_address(shards: str) -> bool:
+def is_url(shards: str) -> bool:
     """Return whether ``data.shards`` names a server and not a folder."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", shards) is not None
 
 
-def checked(address: str) -> str:
+def checked_url(address: str) -> str:
     """Return an address of a kind that can be read.
 
     Raises:
@@ -83,37 +83,37 @@ def checked(address: str) -> str:
     scheme = urlsplit(address).scheme.lower()
     if scheme not in SCHEMES:
         allowed = ", ".join(f"{name}://" for name in SCHEMES)
-        raise DataError(f"{shown(address)}: shards are not read from {scheme}://; allowed: a folder, {allowed}")
+        raise DataError(f"{redact_url(address)}: shards are not read from {scheme}://; allowed: a folder, {allowed}")
     return address
 
 
-def joined(address: str, name: str) -> str:
+def join_url(address: str, name: str) -> str:
     """Return the address of a file in the folder at ``address``; what follows a ``?`` stays behind the path."""
     parts = urlsplit(address)
     return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
 
 
-def shown(address: str) -> str:
+def redact_url(address: str) -> str:
     """Return an address for messages: without passwords and without what follows a ``?``, which may be a key."""
     parts = urlsplit(address)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
 
 
-def cache_folder() -> Path:
+def user_cache_dir() -> Path:
     """Return the user's cache for this package: ``$XDG_CACHE_HOME/hsadml``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hsadml"
 
 
-def read_index(shards: str, *, fresh: bool) -> ShardIndex:
-    """Return the index of the shards in a folder or at an address; see :func:`load_index_at` for ``fresh``.
+def open_shard_index(shards: str, *, fresh: bool) -> ShardIndex:
+    """Return the index of the shards in a folder or at an address; see :func:`load_remote_index` for ``fresh``.
 
     Raises:
         DataError: There is none, or it is damaged.
     """
-    return load_index_at(shards, fresh=fresh) if is_address(shards) else load_index(Path(shards))
+    return load_remote_index(shards, fresh=fresh) if is_url(shards) else load_index(Path(shards))
 
 
-def load_index_at(address: str, *, fresh: bool) -> ShardIndex:
+def load_remote_index(address: str, *, fresh: bool) -> ShardIndex:
     """Return the index of the shards at ``address``, through the cache.
 
     Args:
@@ -123,7 +123,7 @@ def load_index_at(address: str, *, fresh: bool) -> ShardIndex:
     Raises:
         DataError: No server, no index there, or a damaged one; the package that the address needs is missing.
     """
-    folder = cache_folder() / "index" / hashlib.sha256(shown(checked(address)).encode()).hexdigest()[:32]
+    folder = user_cache_dir() / "index" / hashlib.sha256(redact_url(checked_url(address)).encode()).hexdigest()[:32]
     if not fresh:
         with contextlib.suppress(DataError):
             return load_index(folder)
@@ -138,7 +138,7 @@ def load_index_at(address: str, *, fresh: bool) -> ShardIndex:
     return load_index(folder)
 
 
-def download(address: str, target: Path, patience: Patience = PATIENCE) -> None:
+def download(address: str, target: Path, patience: RetryPolicy = DOWNLOAD_RETRIES) -> None:
     """Copy the file at ``address`` to ``target``; what passes is tried again, with a line in the log each time.
 
     Raises:
@@ -157,12 +157,14 @@ def download(address: str, target: Path, patience: Patience = PATIENCE) -> None:
     try:
         retrying(_transfer, address, target)
     except _PassingError as fault:
-        raise UnreachableError(f"{shown(address)}: given up after {patience.attempts} attempts: {fault}") from fault
+        raise UnreachableError(
+            f"{redact_url(address)}: given up after {patience.attempts} attempts: {fault}"
+        ) from fault
 
 
 def _tell(address: str, state: Any) -> None:
     fault, pause = state.outcome.exception(), state.next_action.sleep
-    log.warning("%s: attempt %d: %s; again in %.1f s", shown(address), state.attempt_number, fault, pause)
+    log.warning("%s: attempt %d: %s; again in %.1f s", redact_url(address), state.attempt_number, fault, pause)
 
 
 def _transfer(address: str, target: Path) -> None:
@@ -170,9 +172,9 @@ def _transfer(address: str, target: Path) -> None:
     try:
         system.get_file(address, str(target))
     except FileNotFoundError as fault:
-        raise DataError(f"{shown(address)}: there is no such file on the server") from fault
+        raise DataError(f"{redact_url(address)}: there is no such file on the server") from fault
     except PermissionError as fault:
-        raise DataError(f"{shown(address)}: the server refuses to give it: {_line(fault)}") from fault
+        raise DataError(f"{redact_url(address)}: the server refuses to give it: {_line(fault)}") from fault
     except Exception as fault:  # each kind of server has a library with errors of its own
         raise _named(address, fault) from fault
 
@@ -181,10 +183,12 @@ def _named(address: str, fault: Exception) -> Exception:
     """Return what a failed transfer means: a fault that stays, or one that may pass."""
     status = getattr(fault, "status", None)
     if isinstance(status, int) and 400 <= status < 500 and status not in PASSING:
-        return DataError(f"{shown(address)}: the server refuses to give it: it answered {status}")
+        return DataError(f"{redact_url(address)}: the server refuses to give it: it answered {status}")
     if type(fault).__name__ == "NoCredentialsError":  # botocore's, which is not imported here
-        return DataError(f"{shown(address)}: no credentials were found; for a public bucket set FSSPEC_S3_ANON=true")
-    if isinstance(fault, OSError) and fault.errno in FULL:
+        return DataError(
+            f"{redact_url(address)}: no credentials were found; for a public bucket set FSSPEC_S3_ANON=true"
+        )
+    if isinstance(fault, OSError) and fault.errno in NO_SPACE_ERRNOS:
         return fault
     return _PassingError(f"the server answered {status}" if isinstance(status, int) else _line(fault))
 
@@ -194,13 +198,13 @@ def _line(fault: Exception) -> str:
 
 
 def _file_system(address: str) -> Any:
-    scheme = urlsplit(checked(address)).scheme.lower()
+    scheme = urlsplit(checked_url(address)).scheme.lower()
     package = _imported(SCHEMES[scheme][0], address)
     fsspec = _imported("fsspec", address)
     if scheme == "s3":
         return fsspec.filesystem(scheme)
     # aiohttp's own limit is five minutes for a whole file, however large.
-    limits = package.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
+    limits = package.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=HEARTBEAT_TIMEOUT_SECONDS)
     return fsspec.filesystem(scheme, client_kwargs={"trust_env": True, "timeout": limits})
 
 
@@ -211,7 +215,7 @@ def _imported(package: str, address: str) -> Any:
     except ImportError as fault:
         extra = SCHEMES[scheme][1]
         need = f"{scheme}:// needs the package {package}, which is not installed"
-        raise DataError(f"{shown(address)}: {need}: pip install 'hsadml-dist[{extra}]'") from fault
+        raise DataError(f"{redact_url(address)}: {need}: pip install 'hsadml-dist[{extra}]'") from fault
 
 
 def _fetch_apart(address: str, folder: Path) -> None:
@@ -223,7 +227,7 @@ def _fetch_apart(address: str, folder: Path) -> None:
     if done.returncode == UNREACHABLE:
         raise UnreachableError(done.stdout.strip())
     if done.returncode:
-        raise DataError(done.stdout.strip() or f"{shown(address)}: its index could not be fetched")
+        raise DataError(done.stdout.strip() or f"{redact_url(address)}: its index could not be fetched")
 
 
 def fetch_index(address: str, folder: Path) -> None:
@@ -235,9 +239,9 @@ def fetch_index(address: str, folder: Path) -> None:
     with _new_folder(folder) as new:
         for last in (False, True):
             for name in (INDEX_NAME, SAMPLES_NAME):
-                download(joined(address, name), new / name, INDEX_PATIENCE)
+                download(join_url(address, name), new / name, INDEX_RETRIES)
             try:
-                load_index(new, shown(address))
+                load_index(new, redact_url(address))
                 break
             except DataError as fault:  # caught between two versions, perhaps
                 if last:

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hsadml_dist.data.index import ShardFile
-from hsadml_dist.data.remote import cache_folder, checked, download, is_address, joined, shown
-from hsadml_dist.errors import FULL, ConfigError, DataError, Fault
+from hsadml_dist.data.remote import checked_url, download, is_url, join_url, redact_url, user_cache_dir
+from hsadml_dist.errors import NO_SPACE_ERRNOS, ConfigError, DataError, Fault
 
 PIECE = 1 << 22
 """Bytes that are read at a time."""
@@ -30,7 +30,7 @@ ATTEMPTS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class ShardCache:
     """Shards of one source, read through copies in a folder of this node.
 
     Attributes:
@@ -42,7 +42,7 @@ class Stage:
     folder: Path
 
     def __str__(self) -> str:
-        return shown(self.source) if is_address(self.source) else self.source
+        return redact_url(self.source) if is_url(self.source) else self.source
 
     def open(self, file: ShardFile) -> int:
         """Return a descriptor of a shard's copy, which is made first where there is none.
@@ -76,7 +76,7 @@ class Stage:
             if not self.has(file):
                 self._make(file)
 
-    def renew(self, file: ShardFile) -> None:
+    def repair(self, file: ShardFile) -> None:
         """Make a shard's copy anew if its bytes are no longer those that were written.
 
         Raises:
@@ -86,7 +86,7 @@ class Stage:
             if not self.has(file) or _hash_of(self._copy(file)) != file.sha256:
                 self._make(file)
 
-    def check_room(self, files: Iterable[ShardFile]) -> None:
+    def require_free_space(self, files: Iterable[ShardFile]) -> None:
         """Refuse a folder that cannot take the copies of ``files`` that are not there yet.
 
         Raises:
@@ -167,46 +167,46 @@ class Stage:
         """Write a shard's bytes to ``new``; return their SHA-256."""
         free = shutil.disk_usage(self.folder).free
         try:
-            if not is_address(self.source):
+            if not is_url(self.source):
                 return _copied(Path(self.source) / file.name, new)
-            download(joined(self.source, file.name), new)
+            download(join_url(self.source, file.name), new)
             return _hash_of(new)
         except OSError as fault:
-            if fault.errno in FULL:
+            if fault.errno in NO_SPACE_ERRNOS:
                 raise self._no_room(file.name, file.bytes, free) from fault
             raise DataError(f"data.stage: {self.folder}: cannot be written: {fault.strerror}") from fault
 
 
-Place = Path | Stage
+ShardLocation = Path | ShardCache
 """Where shards are read: in their own folder, or through copies."""
 
 
-def training_place(shards: str, stage: str | None) -> Place:
+def train_shard_location(shards: str, stage: str | None) -> ShardLocation:
     """Return where a training reads the shards named by ``data.shards`` and ``data.stage``.
 
     Raises:
         ConfigError: ``stage`` is not a folder's absolute path, or a variable in it is not set.
         DataError: An address of a kind that cannot be read.
     """
-    if not is_address(shards) and stage is None:
+    if not is_url(shards) and stage is None:
         return Path(shards)
-    source = checked(shards) if is_address(shards) else shards
-    return Stage(source=source, folder=cache_folder() / "shards" if stage is None else stage_folder(stage))
+    source = checked_url(shards) if is_url(shards) else shards
+    return ShardCache(source=source, folder=user_cache_dir() / "shards" if stage is None else expand_stage_path(stage))
 
 
-def judging_place(shards: str, stage: str | None) -> Place:
+def eval_shard_location(shards: str, stage: str | None) -> ShardLocation:
     """Return where shards are read that are passed over once: those in a folder without a copy."""
-    return training_place(shards, stage if is_address(shards) else None)
+    return train_shard_location(shards, stage if is_url(shards) else None)
 
 
-def stage_problem(stage: str) -> str | None:
+def stage_path_problem(stage: str) -> str | None:
     """Say in one line why ``data.stage`` can be no folder on any node; None if it can."""
     if stage.startswith(("/", "~", "$")):
         return None
     return f"{stage!r}: is relative; name a folder on the node's own disk that begins with /, ~ or a variable"
 
 
-def stage_folder(stage: str) -> Path:
+def expand_stage_path(stage: str) -> Path:
     """Return the folder that ``data.stage`` means on this node.
 
     Raises:
@@ -214,14 +214,14 @@ def stage_folder(stage: str) -> Path:
     """
     unset = [name for pair in re.findall(r"\$(?:(\w+)|\{(\w+)\})", stage) if not os.environ.get(name := "".join(pair))]
     if unset:
-        raise _refused(stage, f"the environment variable {unset[0]} is not set on {socket.gethostname()}")
+        raise _stage_error(stage, f"the environment variable {unset[0]} is not set on {socket.gethostname()}")
     folder = Path(os.path.expandvars(stage)).expanduser()
     if not folder.is_absolute():
-        raise _refused(stage, f"{folder} is not absolute; name a folder on the node's own disk from / on")
+        raise _stage_error(stage, f"{folder} is not absolute; name a folder on the node's own disk from / on")
     return folder
 
 
-def _refused(stage: str, problem: str) -> ConfigError:
+def _stage_error(stage: str, problem: str) -> ConfigError:
     return ConfigError([Fault(where="recipe", key="data.stage", problem=f"{stage!r}: {problem}")])
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hsadml_dist.errors import ConfigError, Fault, nearest
+from hsadml_dist.errors import ConfigError, Fault, did_you_mean
 
 PREFIX = "monai.transforms."
 IMAGE = "image"
@@ -56,7 +56,7 @@ def load_monai() -> ModuleType:
     return monai.transforms
 
 
-class Preparation:
+class Preprocessing:
     """The deterministic part: resize by area, then zero mean and unit variance.
 
     Attributes:
@@ -92,8 +92,8 @@ class Augmentation:
     """The random part; what it does to an image depends on the image and the given seed only."""
 
     def __init__(self, specs: Sequence[dict[str, Any]] | None) -> None:
-        steps = [_on_image(transform) for transform in built_transforms(specs)]
-        self._steps, self._seed = load_monai().Compose(steps), Seeding(steps)
+        steps = [_on_image(transform) for transform in build_transforms(specs)]
+        self._steps, self._seed = load_monai().Compose(steps), TransformSeeder(steps)
 
     def __call__(self, image: torch.Tensor, seed: int) -> torch.Tensor:
         """Augment an image (1, H, W), fp32, with the given seed, below 2**32."""
@@ -105,7 +105,7 @@ class Augmentation:
         return torch.stack([self(image, seed) for image, seed in zip(images, seeds, strict=True)])
 
 
-class Seeding:
+class TransformSeeder:
     """Seeds transforms as MONAI's ``Compose.set_random_state`` does, in a tenth of the time.
 
     MONAI builds a new generator for each transform of each image, and a new one first asks the operating system for
@@ -155,7 +155,7 @@ def _seed_nothing(seed: int) -> None:
     """Stand in for a transform that draws nothing."""
 
 
-def built_transforms(specs: Sequence[dict[str, Any]] | None) -> list[Any]:
+def build_transforms(specs: Sequence[dict[str, Any]] | None) -> list[Any]:
     """Return the MONAI transforms of a recipe's ``data.transforms``; None: the package's own.
 
     Raises:
@@ -182,7 +182,7 @@ def _built(spec: dict[str, Any]) -> Any:
     name = str(arguments.pop("_target_")).removeprefix(PREFIX)
     kind = getattr(monai.transforms, name, None)
     if not isinstance(kind, type):
-        raise _refused(f"{PREFIX}{name} does not exist{nearest(name, dir(monai.transforms))}")
+        raise _refused(f"{PREFIX}{name} does not exist{did_you_mean(name, dir(monai.transforms))}")
     try:
         return kind(**arguments)
     except (TypeError, ValueError) as fault:

@@ -9,11 +9,11 @@ from torch import nn
 
 from hsadml_dist.comm import Comm
 from hsadml_dist.config import Recipe
-from hsadml_dist.config.deepspeed import settings_of
+from hsadml_dist.config.deepspeed import build_deepspeed_options
 from hsadml_dist.engine.ddp import DdpEngine, DdpOptions
 from hsadml_dist.engine.deepspeed import DeepSpeedEngine
 from hsadml_dist.engine.protocol import Engine
-from hsadml_dist.models import layer_depths
+from hsadml_dist.models.depth import layer_depths
 from hsadml_dist.optim import build_optimizer, layer_scales
 
 
@@ -39,7 +39,7 @@ def build_engine(
     scales = layer_scales(model, layer_depths(model), recipe.optim.layer_decay)
     optimizer = build_optimizer(model.parameters(), recipe.optim, decay=True, lr_scales=scales)
     if settings.name == "deepspeed":
-        own = settings_of(recipe, comm.topology.world_size)
+        own = build_deepspeed_options(recipe, comm.topology.world_size)
         return DeepSpeedEngine(model, optimizer, comm, settings.precision, own, bare, recipe.optim.ema_decay)
     options = DdpOptions(
         static_graph=settings.static_graph, compiled=settings.compile, ema_decay=recipe.optim.ema_decay

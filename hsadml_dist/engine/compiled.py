@@ -12,7 +12,7 @@ from torch import nn
 from hsadml_dist.errors import ConfigError, Fault
 
 
-class Compiled(nn.Module):
+class CompiledNetwork(nn.Module):
     """Calls a network through its compiled forward pass.
 
     The network itself stays as it is: the names of its weights, its hooks, which run around the compiled part, and the
@@ -46,7 +46,7 @@ class Compiled(nn.Module):
             del network.forward
 
 
-def uncompiled() -> contextlib.AbstractContextManager[Any]:
+def disable_compilation() -> contextlib.AbstractContextManager[Any]:
     """Within this, compiled networks run as if they were not: for passes that are not worth a compilation."""
     return torch.compiler.set_stance("force_eager")
 

@@ -12,11 +12,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hsadml_dist.comm import Comm
 from hsadml_dist.data.loader import Batch
-from hsadml_dist.engine.compiled import Compiled, uncompiled
-from hsadml_dist.engine.forward import Buffers, buffers_kept, embedded
-from hsadml_dist.engine.holding import HoldingEngine
-from hsadml_dist.engine.protocol import WEIGHT_DTYPES, LossOf, Outcome, Precision
-from hsadml_dist.engine.replicas import Replicas
+from hsadml_dist.engine.compiled import CompiledNetwork, disable_compilation
+from hsadml_dist.engine.forward import BufferSnapshot, forward_embeddings, preserve_buffers
+from hsadml_dist.engine.holding import BaseEngine
+from hsadml_dist.engine.protocol import BackwardResult, LossFn
+from hsadml_dist.engine.replicas import ReplicatedState
+from hsadml_dist.models.network import Precision
 from hsadml_dist.optim import clip_gradients, set_learning_rate
 
 
@@ -35,7 +36,7 @@ class DdpOptions:
     ema_decay: float | None = None
 
 
-class DdpEngine(HoldingEngine):
+class DdpEngine(BaseEngine):
     """One replica a rank, gradients averaged by all-reduce; a job of one rank needs no wrapper."""
 
     def __init__(
@@ -62,23 +63,23 @@ class DdpEngine(HoldingEngine):
         Raises:
             ConfigError: To be compiled, on a machine that cannot.
         """
-        super().__init__(model, Replicas(model, optimizer, options.ema_decay))
+        super().__init__(model, ReplicatedState(model, optimizer, options.ema_decay))
         self._optimizer = optimizer
         self._precision, self._clip_norm = precision, clip_norm
         self._compiled = options.compiled
         self._replica = _replica(model, comm, options)
         self._norm = torch.zeros(())
-        self._buffers = Buffers(model)
+        self._buffers = BufferSnapshot(model)
         if comm.group is not None:
             self._settle_buckets(example, 2 if options.static_graph else 1)
 
-    def backward(self, parts: Sequence[Batch], loss_of: LossOf) -> Outcome:
+    def backward(self, parts: Sequence[Batch], loss_fn: LossFn) -> BackwardResult:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
         self._optimizer.zero_grad(set_to_none=True)
         self._buffers.note()
-        losses = [self._backward(part, loss_of, last=part is parts[-1]) for part in parts]
+        losses = [self._backward(part, loss_fn, last=part is parts[-1]) for part in parts]
         self._norm = self._held.norm()
-        return Outcome(loss=torch.stack(losses).sum(), grad_norm=self._norm)
+        return BackwardResult(loss=torch.stack(losses).sum(), grad_norm=self._norm)
 
     def apply(self, lr: float) -> None:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
@@ -94,25 +95,25 @@ class DdpEngine(HoldingEngine):
 
     def embed(self, image: torch.Tensor) -> torch.Tensor:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
-        with buffers_kept(self._model):
-            return embedded(self._model, image, self._precision)
+        with preserve_buffers(self._model):
+            return forward_embeddings(self._model, image, self._precision)
 
-    def gradients(self, part: Batch, loss_of: LossOf) -> Iterator[tuple[str, torch.Tensor]]:
+    def gradients(self, part: Batch, loss_fn: LossFn) -> Iterator[tuple[str, torch.Tensor]]:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
-        with buffers_kept(self._model), self._as_written():
-            self._backward(part, loss_of, last=True)
+        with preserve_buffers(self._model), self._as_written():
+            self._backward(part, loss_fn, last=True)
         yield from self._held.gradients()
         self._optimizer.zero_grad(set_to_none=True)
 
-    def _backward(self, part: Batch, loss_of: LossOf, *, last: bool) -> torch.Tensor:
+    def _backward(self, part: Batch, loss_fn: LossFn, *, last: bool) -> torch.Tensor:
         with self._reducing(last):
-            loss = loss_of(embedded(self._replica, part.image, self._precision), part.label)
+            loss = loss_fn(forward_embeddings(self._replica, part.image, self._precision), part.label)
             loss.backward()
         return loss.detach()
 
     def _as_written(self) -> contextlib.AbstractContextManager[None]:
         """For passes that are not worth a compilation."""
-        return uncompiled() if self._compiled else contextlib.nullcontext()
+        return disable_compilation() if self._compiled else contextlib.nullcontext()
 
     def _reducing(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """Gradients travel once a step, with its last part."""
@@ -128,14 +129,14 @@ class DdpEngine(HoldingEngine):
         its first step differently from a run that was never stopped. A static graph also has to see a whole pass
         before one whose gradients do not travel, or it fails.
         """
-        with buffers_kept(self._model), self._as_written():
+        with preserve_buffers(self._model), self._as_written():
             for _ in range(passes):
-                embedded(self._replica, example, self._precision).float().sum().backward()
+                forward_embeddings(self._replica, example, self._precision).float().sum().backward()
         self._optimizer.zero_grad(set_to_none=True)
 
 
 def _replica(model: nn.Module, comm: Comm, options: DdpOptions) -> nn.Module:
-    network = Compiled(model, comm.device) if options.compiled else model
+    network = CompiledNetwork(model, comm.device) if options.compiled else model
     if comm.group is None:
         return network
     return DistributedDataParallel(
@@ -144,12 +145,3 @@ def _replica(model: nn.Module, comm: Comm, options: DdpOptions) -> nn.Module:
         gradient_as_bucket_view=True,  # else each gradient is held twice
         static_graph=options.static_graph,
     )
-
-
-def placed(model: nn.Module, device: torch.device, precision: Precision) -> nn.Module:
-    """Return the model on its device, in its dtype and with channels last, which convolutions run faster on."""
-    model = model.to(device, WEIGHT_DTYPES[precision])
-    two_dimensional = not any(isinstance(layer, nn.Conv3d) for layer in model.modules())
-    if two_dimensional:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
-    return model

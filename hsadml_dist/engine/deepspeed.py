@@ -18,20 +18,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from hsadml_dist.comm import Comm, ensure_group
+from hsadml_dist.comm import Comm, ensure_process_group
 from hsadml_dist.data.loader import Batch
-from hsadml_dist.engine.forward import Buffers, buffers_kept, embedded
-from hsadml_dist.engine.holding import HoldingEngine
-from hsadml_dist.engine.protocol import LossOf, Outcome, Precision
-from hsadml_dist.engine.replicas import Replicas
-from hsadml_dist.engine.shares import Shares, Zero
+from hsadml_dist.engine.forward import BufferSnapshot, forward_embeddings, preserve_buffers
+from hsadml_dist.engine.holding import BaseEngine
+from hsadml_dist.engine.protocol import BackwardResult, LossFn
+from hsadml_dist.engine.replicas import ReplicatedState
+from hsadml_dist.engine.shares import DeepSpeedHandles, ZeroState
 from hsadml_dist.errors import ConfigError, EngineError, Fault
+from hsadml_dist.models.network import Precision
 from hsadml_dist.optim import set_learning_rate
 
 Settings = Mapping[str, Any]
 
 
-class DeepSpeedEngine(HoldingEngine):
+class DeepSpeedEngine(BaseEngine):
     """The network inside a DeepSpeed engine; the head stays outside."""
 
     def __init__(
@@ -59,17 +60,17 @@ class DeepSpeedEngine(HoldingEngine):
             ConfigError: DeepSpeed is not installed.
         """
         library, stage = _library_for(comm.device), int(settings["zero_optimization"]["stage"])
-        self._engine = _wrapped(library, Inside(model, precision), optimizer, comm, settings)
-        zero = Zero(library=library, optimizer=self._engine.optimizer, stage=stage)
-        self._shares = Shares(model, optimizer, comm, zero, bare, ema_decay) if stage else None
-        super().__init__(model, self._shares or Replicas(model, optimizer, ema_decay))
-        self._optimizer, self._buffers = optimizer, Buffers(model)
+        self._engine = _wrapped(library, AutocastNetwork(model, precision), optimizer, comm, settings)
+        zero = DeepSpeedHandles(library=library, optimizer=self._engine.optimizer, stage=stage)
+        self._shares = ZeroState(model, optimizer, comm, zero, bare, ema_decay) if stage else None
+        super().__init__(model, self._shares or ReplicatedState(model, optimizer, ema_decay))
+        self._optimizer, self._buffers = optimizer, BufferSnapshot(model)
 
-    def backward(self, parts: Sequence[Batch], loss_of: LossOf) -> Outcome:
+    def backward(self, parts: Sequence[Batch], loss_fn: LossFn) -> BackwardResult:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
         self._buffers.note()
-        losses = [self._backward(part, loss_of, last=part is parts[-1]) for part in parts]
-        return Outcome(loss=torch.stack(losses).sum(), grad_norm=self._held.norm())
+        losses = [self._backward(part, loss_fn, last=part is parts[-1]) for part in parts]
+        return BackwardResult(loss=torch.stack(losses).sum(), grad_norm=self._held.norm())
 
     def apply(self, lr: float) -> None:
         """See :class:`~hsadml_dist.engine.protocol.Engine`.
@@ -95,24 +96,24 @@ class DeepSpeedEngine(HoldingEngine):
 
     def embed(self, image: torch.Tensor) -> torch.Tensor:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
-        with buffers_kept(self._model):
+        with preserve_buffers(self._model):
             return self._engine(image)
 
-    def gradients(self, part: Batch, loss_of: LossOf) -> Iterator[tuple[str, torch.Tensor]]:
+    def gradients(self, part: Batch, loss_fn: LossFn) -> Iterator[tuple[str, torch.Tensor]]:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
         self._buffers.note()
-        self._backward(part, loss_of, last=True)
+        self._backward(part, loss_fn, last=True)
         yield from self._held.gradients()
         self.discard()
 
-    def _backward(self, part: Batch, loss_of: LossOf, *, last: bool) -> torch.Tensor:
+    def _backward(self, part: Batch, loss_fn: LossFn, *, last: bool) -> torch.Tensor:
         self._engine.set_gradient_accumulation_boundary(last)
-        loss = loss_of(self._engine(part.image), part.label)
+        loss = loss_fn(self._engine(part.image), part.label)
         self._engine.backward(loss, scale_wrt_gas=False)
         return loss.detach()
 
 
-class Inside(nn.Module):
+class AutocastNetwork(nn.Module):
     """What DeepSpeed calls: the network in the run's precision. On GPUs it would switch off an autocast around it."""
 
     def __init__(self, network: nn.Module, precision: Precision) -> None:
@@ -121,7 +122,7 @@ class Inside(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Return embeddings (B, D)."""
-        return embedded(self.network, image, self._precision)
+        return forward_embeddings(self.network, image, self._precision)
 
 
 def _library_for(device: torch.device) -> Any:
@@ -147,7 +148,7 @@ def _library_for(device: torch.device) -> Any:
 
 
 def _wrapped(library: Any, model: nn.Module, optimizer: torch.optim.Optimizer, comm: Comm, settings: Settings) -> Any:
-    ensure_group(comm.device)
+    ensure_process_group(comm.device)
     os.environ.setdefault("LOCAL_RANK", str(comm.device.index or 0))
     engine, *_ = library.initialize(model=model, optimizer=optimizer, config=dict(settings), dist_init_required=False)
     return engine

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import nn
 
-GROUP = "model_ema"
+EMA_GROUP = "model_ema"
 """The state's group with the averages, whole tensors by parameter name."""
 
-COUNT = "model_ema_count"
+EMA_COUNT_GROUP = "model_ema_count"
 """The state's group with the number of updates, under the name ``updates``."""
 
 
-class Average:
+class ExponentialMovingAverage:
     """An exponential moving average of tensors, in fp32 at least.
 
     After update t (from 0) the average is ``a = d * a + (1 - d) * w`` with ``d = min(decay, (1 + t) / (10 + t))``; the
@@ -70,28 +70,28 @@ class Average:
         ]
 
 
-class ModelAverage:
+class ModelEma:
     """The average of a network's trained weights by name; what is frozen and buffers are the network's own."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         """Prepare; parameters that are frozen now count as frozen for good."""
         self._model = model
         self._trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-        self._average = Average(list(self._trained.values()), decay)
+        self._average = ExponentialMovingAverage(list(self._trained.values()), decay)
 
     def update(self) -> None:
-        """See :meth:`Average.update`."""
+        """See :meth:`ExponentialMovingAverage.update`."""
         self._average.update()
 
     def state(self) -> dict[str, dict[str, torch.Tensor]]:
         """Return the groups :data:`GROUP`, empty before the first update, and :data:`COUNT`."""
         averages = dict(zip(self._trained, self._average.values or (), strict=False))
-        return {GROUP: averages, COUNT: {"updates": torch.tensor(self._average.updates)}}
+        return {EMA_GROUP: averages, EMA_COUNT_GROUP: {"updates": torch.tensor(self._average.updates)}}
 
     def load(self, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         """Put back what :meth:`state` gave."""
-        updates = int(groups[COUNT]["updates"])
-        values = [groups[GROUP][name] for name in self._trained] if updates else None
+        updates = int(groups[EMA_COUNT_GROUP]["updates"])
+        values = [groups[EMA_GROUP][name] for name in self._trained] if updates else None
         self._average.load(values, updates)
 
     def judged(self) -> nn.Module:

@@ -8,16 +8,16 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from hsadml_dist.engine.protocol import Precision
+from hsadml_dist.models.network import Precision
 
 
-def embedded(network: nn.Module, image: torch.Tensor, precision: Precision) -> torch.Tensor:
+def forward_embeddings(network: nn.Module, image: torch.Tensor, precision: Precision) -> torch.Tensor:
     """Return the embeddings (B, D) of images (B, C, H, W[, D]); bf16 means autocast."""
     with torch.autocast(image.device.type, torch.bfloat16, enabled=precision == "bf16"):
         return network(image)
 
 
-class Buffers:
+class BufferSnapshot:
     """A model's buffers, and what they were when they were last noted."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -40,8 +40,8 @@ class Buffers:
 
 
 @contextlib.contextmanager
-def buffers_kept(model: nn.Module) -> Iterator[None]:
+def preserve_buffers(model: nn.Module) -> Iterator[None]:
     """Put the model's buffers back to what they were before: nothing is learnt from what is done meanwhile."""
-    buffers = Buffers(model)
+    buffers = BufferSnapshot(model)
     yield
     buffers.put_back()

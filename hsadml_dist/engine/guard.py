@@ -18,7 +18,7 @@ from torch import nn
 from hsadml_dist.comm import Comm
 from hsadml_dist.data.loader import Batch
 from hsadml_dist.engine.head import Head
-from hsadml_dist.engine.protocol import Engine, LossOf
+from hsadml_dist.engine.protocol import Engine, LossFn
 from hsadml_dist.errors import DataError, NumericalError
 
 SHOWN = 8
@@ -29,7 +29,7 @@ Suspect = tuple[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class NonFiniteStep:
     """What was not finite in a step; alike on all ranks.
 
     Attributes:
@@ -68,13 +68,13 @@ class Guard:
 
     def __init__(self, policy: Literal["stop", "skip"], limit: int) -> None:
         self._policy, self._limit = policy, limit
-        self.in_a_row = 0
+        self.consecutive_skips = 0
 
     def passed(self) -> None:
         """Note that a step was done."""
-        self.in_a_row = 0
+        self.consecutive_skips = 0
 
-    def skipped(self, finding: Finding) -> None:
+    def skipped(self, finding: NonFiniteStep) -> None:
         """Note that a step was not done.
 
         Raises:
@@ -83,11 +83,11 @@ class Guard:
         if self._policy == "stop":
             stops = "the step changed nothing, and train.on_nonfinite is 'stop' ('skip' would go on without it)"
             raise NumericalError(f"{finding}; {stops}", finding.step)
-        if self.in_a_row >= self._limit:
-            before = f"{self.in_a_row} steps before it" if self.in_a_row > 1 else "step before it"
+        if self.consecutive_skips >= self._limit:
+            before = f"{self.consecutive_skips} steps before it" if self.consecutive_skips > 1 else "step before it"
             stops = f"the {before} had to be skipped too, and train.skip_limit is {self._limit}"
             raise NumericalError(f"{finding}; {stops}", finding.step)
-        self.in_a_row += 1
+        self.consecutive_skips += 1
 
 
 def check_labels(batch: Batch, classes: int) -> None:
@@ -106,9 +106,9 @@ def check_labels(batch: Batch, classes: int) -> None:
     raise DataError(f"sample {batch.keys[place]}: label {label} is not one of the {classes} classes 0 to {classes - 1}")
 
 
-def undo_and_explain(
-    step: int, loss: float, engine: Engine, head: Head, parts: Sequence[Batch], loss_of: LossOf, comm: Comm
-) -> Finding:
+def rollback_and_diagnose(
+    step: int, loss: float, engine: Engine, head: Head, parts: Sequence[Batch], loss_fn: LossFn, comm: Comm
+) -> NonFiniteStep:
     """Undo a step between its gradients and its end, and say what in it was not finite; to be called by all ranks.
 
     Args:
@@ -117,18 +117,18 @@ def undo_and_explain(
         engine: Its gradients are dropped, its buffers put back.
         head: Its gradients are dropped.
         parts: This rank's batch.
-        loss_of: The step's loss.
+        loss_fn: The step's loss.
         comm: The ranks.
     """
     gradient = engine.nonfinite_gradient() or _of_the_head(head.nonfinite_gradient())
     engine.discard()
     head.discard()
     weight = engine.nonfinite_weight() or _of_the_head(_nonfinite(head.loss))
-    suspects = [suspect for part in parts for suspect in _suspects(engine, part, loss_of)]
+    suspects = [suspect for part in parts for suspect in _suspects(engine, part, loss_fn)]
     keys = [key for part in parts for key in part.keys]
-    told = comm.gather((gradient, weight, suspects, keys))
+    told = comm.all_gather_object((gradient, weight, suspects, keys))
     gradients, weights, suspect_lists, key_lists = zip(*told, strict=True)
-    return Finding(
+    return NonFiniteStep(
         step=step,
         what=_what(loss, _first(gradients)),
         weight=_first(weights),
@@ -146,14 +146,14 @@ def _what(loss: float, gradient: str | None) -> str:
 
 
 @torch.no_grad()
-def _suspects(engine: Engine, part: Batch, loss_of: LossOf) -> list[Suspect]:
+def _suspects(engine: Engine, part: Batch, loss_fn: LossFn) -> list[Suspect]:
     """Return the samples that are not finite by themselves; all ranks take as many, since losses may exchange them."""
     found = []
     with _evaluating(engine.model):
         for place, key in enumerate(part.keys):
             image, label = part.image[place : place + 1], part.label[place : place + 1]
             emb_BD = engine.embed(image)
-            seen = {"image": image, "embedding": emb_BD, "loss": loss_of(emb_BD, label)}
+            seen = {"image": image, "embedding": emb_BD, "loss": loss_fn(emb_BD, label)}
             wrong = [what for what, tensor in seen.items() if not tensor.isfinite().all()]
             if wrong:
                 found.append((key, wrong[0]))

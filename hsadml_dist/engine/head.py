@@ -11,10 +11,10 @@ import torch
 
 from hsadml_dist.comm import Comm
 from hsadml_dist.losses.distributed import DistributedLoss
-from hsadml_dist.losses.energy import energy
+from hsadml_dist.losses.energy import hyperspherical_energy
 from hsadml_dist.optim import clip_gradients, load_moments, moments, nonfinite_gradient, set_learning_rate
 
-CENTRES = "centres.weight"
+CENTRES_PARAMETER = "centres.weight"
 """The parameter that the ranks may share out; all others are alike on all of them."""
 
 
@@ -58,11 +58,13 @@ class Head:
         """
         loss = loss + self._add_energy().to(loss)
         sharded = self.loss.layout == "sharded"
-        shared = [p for name, p in self.loss.named_parameters() if not (sharded and name == CENTRES)]
+        shared = [p for name, p in self.loss.named_parameters() if not (sharded and name == CENTRES_PARAMETER)]
         grads = [parameter.grad for parameter in shared if parameter.grad is not None]
         # One message, not two: each is a point where all ranks wait for the slowest.
         flat = torch.cat([*(grad.flatten() for grad in grads), loss.reshape(1)])
-        parts = self._comm.sum(flat).div_(self._comm.topology.world_size).split([*(g.numel() for g in grads), 1])
+        parts = (
+            self._comm.all_reduce_sum(flat).div_(self._comm.topology.world_size).split([*(g.numel() for g in grads), 1])
+        )
         for grad, mean in zip(grads, parts, strict=False):
             grad.copy_(mean.view_as(grad))
         return parts[-1]
@@ -70,8 +72,8 @@ class Head:
     def norm(self) -> torch.Tensor:
         """Return the norm of the whole head's averaged gradient, a scalar, the same on all ranks, which all ask."""
         squares = {name: p.grad.square().sum() for name, p in self.loss.named_parameters() if p.grad is not None}
-        if self.loss.layout == "sharded" and CENTRES in squares:
-            squares[CENTRES] = self._comm.sum(squares[CENTRES])
+        if self.loss.layout == "sharded" and CENTRES_PARAMETER in squares:
+            squares[CENTRES_PARAMETER] = self._comm.all_reduce_sum(squares[CENTRES_PARAMETER])
         return torch.stack(list(squares.values())).sum().sqrt() if squares else torch.zeros(())
 
     def apply(self, lr: float, norm: torch.Tensor) -> None:
@@ -115,17 +117,17 @@ class Head:
         self.loss.load_state_dict(tensors)
         load_moments(self._optimizer, self.loss, momenta)
 
-    def whole_centres(self) -> torch.Tensor:
+    def gather_centres(self) -> torch.Tensor:
         """Return the centres of all classes (C, D), detached; to be called by all ranks."""
         weight_CD = self.loss.centres.weight.detach()
-        return self._comm.gather_rows(weight_CD) if self.loss.layout == "sharded" else weight_CD
+        return self._comm.all_gather_rows(weight_CD) if self.loss.layout == "sharded" else weight_CD
 
     def _add_energy(self) -> torch.Tensor:
         """Add the regulariser's gradient to the centres'; return its weighted value."""
         weight = self.loss.centres.weight
         if not self._energy_weight:
             return weight.new_zeros(())
-        value = self._energy_weight * energy(self.loss.centres, self.loss.layout, self._comm)
+        value = self._energy_weight * hyperspherical_energy(self.loss.centres, self.loss.layout, self._comm)
         value.backward()
         return value.detach()
 

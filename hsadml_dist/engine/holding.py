@@ -11,7 +11,7 @@ from torch import nn
 Groups = dict[str, dict[str, torch.Tensor]]
 
 
-class Held(Protocol):
+class ModelState(Protocol):
     """A network's tensors as one rank holds them, between two steps and between gradients and step.
 
     All ranks ask, since what is shared out has to be put together.
@@ -45,15 +45,15 @@ class Held(Protocol):
         """Put back what :meth:`state` gave, of any engine and number of ranks; all ranks have all of it."""
         ...
 
-    def evaluated(self) -> nn.Module:
+    def evaluation_model(self) -> nn.Module:
         """Return the bare network, whole, with the weights to be judged."""
         ...
 
 
-class HoldingEngine:
+class BaseEngine:
     """The part of an engine that does no step; see :class:`~hsadml_dist.engine.protocol.Engine`."""
 
-    def __init__(self, model: nn.Module, held: Held) -> None:
+    def __init__(self, model: nn.Module, held: ModelState) -> None:
         self._model, self._held = model, held
 
     @property
@@ -69,9 +69,9 @@ class HoldingEngine:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
         return self._held.nonfinite_weight()
 
-    def evaluated(self) -> nn.Module:
+    def evaluation_model(self) -> nn.Module:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""
-        return self._held.evaluated()
+        return self._held.evaluation_model()
 
     def state(self) -> Groups:
         """See :class:`~hsadml_dist.engine.protocol.Engine`."""

@@ -10,19 +10,19 @@ import torch
 
 from hsadml_dist.comm import Comm
 from hsadml_dist.config import Recipe
-from hsadml_dist.config.loss import LossConfig
 from hsadml_dist.data.loader import Batch
 from hsadml_dist.data.order import step_seed
 from hsadml_dist.engine.build import build_engine
-from hsadml_dist.engine.ddp import placed
-from hsadml_dist.engine.guard import Finding, Guard, check_labels, undo_and_explain
+from hsadml_dist.engine.guard import Guard, NonFiniteStep, check_labels, rollback_and_diagnose
 from hsadml_dist.engine.head import Head
-from hsadml_dist.engine.protocol import WEIGHT_DTYPES, Engine
-from hsadml_dist.engine.selfcheck import by_the_sum_rule, check_gradients
-from hsadml_dist.losses.centres import Centres, chosen_layout
-from hsadml_dist.losses.distributed import Computing, DistributedLoss
-from hsadml_dist.losses.margins import Adaptive, Annealing, MarginLoss, MarginSettings, build_margin
-from hsadml_dist.models import EmbeddingNet, build_model, recompute_activations, refuse_sync
+from hsadml_dist.engine.protocol import Engine
+from hsadml_dist.engine.selfcheck import check_gradients, reference_gradients
+from hsadml_dist.losses.centres import Centres, resolve_layout
+from hsadml_dist.losses.distributed import DistributedLoss, LossCompute
+from hsadml_dist.model_factory import build_margin_loss, build_network
+from hsadml_dist.models.network import WEIGHT_DTYPES, EmbeddingNet, prepare_model
+from hsadml_dist.models.norms import check_sync_batch_norm
+from hsadml_dist.models.recompute import checkpoint_activations
 from hsadml_dist.optim import build_optimizer, learning_rate
 
 
@@ -40,7 +40,7 @@ class StepReport:
     loss: float
     lr: float
     grad_norm: float
-    skipped: Finding | None = None
+    skipped: NonFiniteStep | None = None
 
 
 class Learner:
@@ -65,14 +65,14 @@ class Learner:
             NumericalError: Loss or gradient is not finite, and the recipe does not let the step be skipped.
         """
         check_labels(batch, self.head.classes)
-        parts = self._on_device(batch).parts(self._recipe.engine.accumulate)
+        parts = self._on_device(batch).microbatches(self._recipe.engine.accumulate)
         torch.manual_seed(step_seed(self._recipe.train.seed, step, self._comm.topology.rank))
 
-        def loss_of(emb: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        def loss_fn(emb: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
             return self.head.loss(emb, label, step=step, count=self._recipe.train.global_batch)
 
         self.head.clear()
-        outcome = self.engine.backward(parts, loss_of)
+        outcome = self.engine.backward(parts, loss_fn)
         mean, head_norm = self.head.average(outcome.loss), self.head.norm()
         lr = learning_rate(self._recipe.optim, step, self._total)
         report = StepReport(loss=float(mean), lr=lr, grad_norm=float(outcome.grad_norm))
@@ -82,7 +82,7 @@ class Learner:
             self.head.apply(lr * self._recipe.optim.head_lr_factor, head_norm)
             self.guard.passed()
             return report
-        finding = undo_and_explain(step, report.loss, self.engine, self.head, parts, loss_of, self._comm)
+        finding = rollback_and_diagnose(step, report.loss, self.engine, self.head, parts, loss_fn, self._comm)
         self.guard.skipped(finding)
         return replace(report, skipped=finding)
 
@@ -101,19 +101,6 @@ class Learner:
         return replace(batch, image=image, label=batch.label.to(self._comm.device, non_blocking=True))
 
 
-def build_network(recipe: Recipe) -> EmbeddingNet:
-    """Return the recipe's network with its initial weights, on the CPU."""
-    return build_model(
-        recipe.model.name,
-        embedding_dim=recipe.model.embedding_dim,
-        dropout=recipe.model.dropout,
-        image_size=recipe.data.image_size,
-        seed=recipe.train.seed,
-        batch_norm=recipe.model.batch_norm,
-        frozen=recipe.model.freeze,
-    )
-
-
 def build_learner(recipe: Recipe, network: EmbeddingNet, classes: int, comm: Comm, total_steps: int) -> Learner:
     """Return the learner of a fresh training.
 
@@ -122,44 +109,21 @@ def build_learner(recipe: Recipe, network: EmbeddingNet, classes: int, comm: Com
         EngineError: The engine's gradients are not those of the global mean.
     """
     settings = recipe.engine
-    refuse_sync(network, comm.device, comm.topology.world_size)
+    check_sync_batch_norm(network, comm.device, comm.topology.world_size)
     if settings.activation_checkpointing:
-        recompute_activations(network)
-    model = placed(network, comm.device, settings.precision)
+        checkpoint_activations(network)
+    model = prepare_model(network, comm.device, settings.precision)
     size = recipe.data.image_size
     example = torch.zeros(1, 1, size, size, device=comm.device, dtype=WEIGHT_DTYPES[settings.precision])
-    margin_loss, dim = _margin_loss(recipe.loss), recipe.model.embedding_dim
-    apart = comm.apart()  # the loss's messages cross those of the engine's gradients
-    rule = by_the_sum_rule(model, settings.precision, margin_loss, dim, example, apart)
-    engine = build_engine(recipe, model, comm, example, lambda: placed(build_network(recipe), comm.device, "fp32"))
+    margin_loss, dim = build_margin_loss(recipe.loss), recipe.model.embedding_dim
+    apart = comm.new_train_group()  # the loss's messages cross those of the engine's gradients
+    rule = reference_gradients(model, settings.precision, margin_loss, dim, example, apart)
+    engine = build_engine(
+        recipe, model, comm, example, lambda: prepare_model(build_network(recipe), comm.device, "fp32")
+    )
     head = _build_head(recipe, classes, apart)
     check_gradients(engine, rule, head.loss.layout, apart)
     return Learner(recipe, engine, head, comm, total_steps)
-
-
-def loss_scale(loss: LossConfig) -> float | None:
-    """Return the factor on all cosines, None where it is each embedding's norm.
-
-    Raises:
-        ConfigError: The loss cannot have this margin.
-    """
-    return _margin_loss(loss).at(0).scale
-
-
-def _margin_loss(loss: LossConfig) -> MarginLoss:
-    annealing = Annealing(
-        base=loss.lambda_base, gamma=loss.lambda_gamma, power=loss.lambda_power, minimum=loss.lambda_min
-    )
-    chosen = MarginSettings(
-        margin=loss.margin,
-        scale=loss.scale,
-        grad_mode=loss.grad_mode,
-        annealing=annealing,
-        adaptive=Adaptive(concentration=loss.norm_concentration, momentum=loss.norm_momentum),
-        positive_weight=loss.positive_weight,
-        sharpness=loss.sharpness,
-    )
-    return build_margin(loss.name, chosen)
 
 
 def _build_head(recipe: Recipe, classes: int, comm: Comm) -> Head:
@@ -170,16 +134,16 @@ def _build_head(recipe: Recipe, classes: int, comm: Comm) -> Head:
 
 def _build_loss(recipe: Recipe, classes: int, comm: Comm) -> DistributedLoss:
     settings, place = recipe.loss, comm.topology
-    layout = chosen_layout(
+    layout = resolve_layout(
         settings.layout, classes=classes, global_batch=recipe.train.global_batch, world_size=place.world_size
     )
-    rows = place.part(classes) if layout == "sharded" else None
+    rows = place.rank_range(classes) if layout == "sharded" else None
     centres = Centres(classes, recipe.model.embedding_dim, recipe.train.seed, rows)
-    computing = Computing(
+    computing = LossCompute(
         backward=settings.backward,
         memory_mib=settings.memory_mib,
         sample_rate=settings.sample_rate,
         seed=recipe.train.seed,
     )
-    loss = DistributedLoss(centres, _margin_loss(settings), comm, layout, computing)
+    loss = DistributedLoss(centres, build_margin_loss(settings), comm, layout, computing)
     return loss.placed(WEIGHT_DTYPES[recipe.engine.precision])

@@ -20,7 +20,7 @@ from hsadml_dist.comm import Comm
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Piece:
+class FlatFragment:
     """This rank's part of one parameter.
 
     Attributes:
@@ -48,9 +48,9 @@ class Piece:
         return whole.flatten().narrow(0, self.start, self.count)
 
 
-def joined(
+def gather_full_tensors(
     shapes: Mapping[str, torch.Size],
-    parts: Mapping[str, tuple[Piece, torch.Tensor]],
+    parts: Mapping[str, tuple[FlatFragment, torch.Tensor]],
     comm: Comm,
     *,
     keep: bool = True,
@@ -73,7 +73,7 @@ def joined(
         if name in parts:
             piece, values = parts[name]
             bits.narrow(0, piece.start, piece.count).copy_(values.detach().contiguous().view(torch.int32))
-        comm.sum(bits)
+        comm.all_reduce_sum(bits)
         if keep:
             whole[name] = bits.cpu().view(torch.float32).view(shape)
     return whole
@@ -82,4 +82,4 @@ def joined(
 def squared_norm(values: Iterable[torch.Tensor], comm: Comm) -> torch.Tensor:
     """Return the sum of squares over all ranks' pieces, a scalar; to be called by all ranks."""
     squares = [value.float().square().sum().to(comm.device) for value in values]
-    return comm.sum(torch.stack(squares).sum() if squares else torch.zeros((), device=comm.device))
+    return comm.all_reduce_sum(torch.stack(squares).sum() if squares else torch.zeros((), device=comm.device))

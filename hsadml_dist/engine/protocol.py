@@ -4,26 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from hsadml_dist.data.loader import Batch
 
-Precision = Literal["fp32", "bf16", "fp64"]
-LossOf = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+LossFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Maps embeddings (B, D) and labels (B,) to this rank's share of the loss, a scalar."""
-
-WEIGHT_DTYPES: Mapping[Precision, torch.dtype] = {
-    "fp32": torch.float32,
-    "bf16": torch.float32,
-    "fp64": torch.float64,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class BackwardResult:
     """What a step's gradients came to.
 
     Attributes:
@@ -47,7 +40,7 @@ class Engine(Protocol):
         """The network that is trained: for its hooks and its mode; its weights may be elsewhere."""
         ...
 
-    def backward(self, parts: Sequence[Batch], loss_of: LossOf) -> Outcome:
+    def backward(self, parts: Sequence[Batch], loss_fn: LossFn) -> BackwardResult:
         """Compute a step's averaged gradients over the parts of a rank's batch; their losses add up.
 
         Weights and moments stay as they are; buffers may move.
@@ -77,14 +70,14 @@ class Engine(Protocol):
         """Return the network's embeddings (B, D); buffers stay as they are. Asked by all ranks."""
         ...
 
-    def evaluated(self) -> nn.Module:
+    def evaluation_model(self) -> nn.Module:
         """Return the bare network, whole, with the weights to be judged; valid until the next step.
 
         The averaged weights, where there is an average. Asked by all ranks.
         """
         ...
 
-    def gradients(self, part: Batch, loss_of: LossOf) -> Iterator[tuple[str, torch.Tensor]]:
+    def gradients(self, part: Batch, loss_fn: LossFn) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield the averaged gradients of a step, whole, with their parameters' names; the step is never done.
 
         One at a time, valid until the next. To be gone through to the end, by all ranks; buffers stay as they are.

@@ -7,17 +7,17 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import nn
 
-from hsadml_dist.engine.ema import ModelAverage
+from hsadml_dist.engine.ema import ModelEma
 from hsadml_dist.engine.holding import Groups
 from hsadml_dist.optim import gradient_norm, load_moments, moments, nonfinite_gradient
 
 
-class Replicas:
+class ReplicatedState:
     """A network's tensors as one rank holds them, by name, between two steps and between gradients and step."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, ema_decay: float | None) -> None:
         self._model, self._optimizer = model, optimizer
-        self._average = None if ema_decay is None else ModelAverage(model, ema_decay)
+        self._average = None if ema_decay is None else ModelEma(model, ema_decay)
 
     def norm(self) -> torch.Tensor:
         """Return the norm of the averaged gradient, a scalar."""
@@ -53,6 +53,6 @@ class Replicas:
         if self._average is not None:
             self._average.load(groups)
 
-    def evaluated(self) -> nn.Module:
+    def evaluation_model(self) -> nn.Module:
         """Return the bare network with the weights to be judged."""
         return self._model if self._average is None else self._average.judged()

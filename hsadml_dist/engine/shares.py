@@ -14,16 +14,16 @@ import torch
 from torch import nn
 
 from hsadml_dist.comm import Comm
-from hsadml_dist.engine.ema import COUNT, GROUP, Average
+from hsadml_dist.engine.ema import EMA_COUNT_GROUP, EMA_GROUP, ExponentialMovingAverage
 from hsadml_dist.engine.holding import Groups
-from hsadml_dist.engine.pieces import Piece, joined, squared_norm
+from hsadml_dist.engine.pieces import FlatFragment, gather_full_tensors, squared_norm
 
-WEIGHTS = 3
+PARTITIONED_WEIGHTS_STAGE = 3
 """The stage from which on the weights are shared out too."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Zero:
+class DeepSpeedHandles:
     """DeepSpeed's side.
 
     Attributes:
@@ -37,7 +37,7 @@ class Zero:
     stage: int
 
 
-class Shares:
+class ZeroState:
     """This rank's pieces under ZeRO stages 1 to 3, and whole tensors put together of all ranks' pieces."""
 
     def __init__(
@@ -45,7 +45,7 @@ class Shares:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         comm: Comm,
-        zero: Zero,
+        zero: DeepSpeedHandles,
         bare: Callable[[], nn.Module],
         ema_decay: float | None,
     ) -> None:
@@ -63,11 +63,11 @@ class Shares:
         self._library, self._zero, self._stage = zero.library, zero.optimizer, zero.stage
         self._bare = bare
         names = {parameter: name for name, parameter in model.named_parameters()}
-        find = _pieces_of_partitions if zero.stage < WEIGHTS else _pieces_of_shards
+        find = _pieces_of_partitions if zero.stage < PARTITIONED_WEIGHTS_STAGE else _pieces_of_shards
         self._pieces = find(zero.optimizer, names, comm.topology.rank)
         self._shapes = {name: _shape(p) for name, p in model.named_parameters() if p.requires_grad}
         self._flats = list({id(piece.flat): piece.flat for piece in self._pieces}.values())
-        self._average = None if ema_decay is None else Average(self._flats, ema_decay)
+        self._average = None if ema_decay is None else ExponentialMovingAverage(self._flats, ema_decay)
 
     def norm(self) -> torch.Tensor:
         """Return the norm of the averaged gradient, a scalar; to be called by all ranks."""
@@ -77,7 +77,7 @@ class Shares:
         """Yield the averaged gradients, whole, with their parameters' names; to be called by all ranks."""
         parts = {piece.name: (piece, self._gradient(piece)) for piece in self._pieces}
         for name, shape in self._shapes.items():
-            yield from joined({name: shape}, parts, self._comm).items()
+            yield from gather_full_tensors({name: shape}, parts, self._comm).items()
 
     def nonfinite_gradient(self) -> str | None:
         """Return the first parameter whose gradient is not finite in this rank's piece, or None."""
@@ -104,11 +104,14 @@ class Shares:
 
     def state(self) -> Groups:
         """Return groups of whole tensors on rank 0, groups of none on the others; to be called by all ranks."""
-        first = self._comm.topology.is_first
+        first = self._comm.topology.is_rank_zero
         groups = {"model": self._weights(keep=first), "model_moments": self._moments(keep=first)}
         if self._average is None:
             return groups
-        return groups | {GROUP: self._averages(keep=first), COUNT: {"updates": torch.tensor(self._average.updates)}}
+        return groups | {
+            EMA_GROUP: self._averages(keep=first),
+            EMA_COUNT_GROUP: {"updates": torch.tensor(self._average.updates)},
+        }
 
     @torch.no_grad()
     def load(self, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
@@ -120,9 +123,9 @@ class Shares:
         if self._average is not None:
             self._load_averages(self._average, groups)
 
-    def evaluated(self) -> nn.Module:
+    def evaluation_model(self) -> nn.Module:
         """Return the network with the weights to be judged, whole on each rank; to be called by all ranks."""
-        if self._stage < WEIGHTS and self._average is None:
+        if self._stage < PARTITIONED_WEIGHTS_STAGE and self._average is None:
             return self._model
         whole = self._bare()
         whole.load_state_dict(self._weights(keep=True) | self._averages(keep=True))
@@ -134,7 +137,7 @@ class Shares:
         Args:
             keep: Whether this rank wants them; else an empty mapping is returned.
         """
-        if self._stage < WEIGHTS:
+        if self._stage < PARTITIONED_WEIGHTS_STAGE:
             return dict(self._model.state_dict()) if keep else {}
         trained = self._joined({piece.name: piece.flat for piece in self._pieces}, keep=keep)
         frozen = {n: self._gathered(p) for n, p in self._model.named_parameters() if n not in self._shapes}
@@ -144,24 +147,24 @@ class Shares:
     def _joined(self, flats: Mapping[str, torch.Tensor], *, keep: bool) -> dict[str, torch.Tensor]:
         """Put whole tensors together; ``flats`` has for each piece, by name, the flat tensor that its values are in."""
         parts = {piece.name: (piece, piece.of(flats[piece.name])) for piece in self._pieces}
-        return joined(self._shapes, parts, self._comm, keep=keep)
+        return gather_full_tensors(self._shapes, parts, self._comm, keep=keep)
 
-    def _gradient(self, piece: Piece) -> torch.Tensor:
+    def _gradient(self, piece: FlatFragment) -> torch.Tensor:
         """Return the averaged gradient (count,) of this rank's piece, a view."""
         parameter: Any = self._model.get_parameter(piece.name)
-        if self._stage < WEIGHTS:
+        if self._stage < PARTITIONED_WEIGHTS_STAGE:
             return parameter._hp_mapping.get_lp_grad_fragment(parameter._index_in_param_group).flatten()
         return self._library.utils.safe_get_local_grad(parameter).narrow(0, 0, piece.count)
 
     def _offloads(self) -> bool:
-        return bool(self._zero.cpu_offload if self._stage < WEIGHTS else self._zero.offload_optimizer)
+        return bool(self._zero.cpu_offload if self._stage < PARTITIONED_WEIGHTS_STAGE else self._zero.offload_optimizer)
 
     def _gathered(self, parameter: nn.Parameter) -> torch.Tensor:
         with self._library.zero.GatheredParameters([parameter]):
             return parameter.detach().clone()
 
     def _load_weights(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        if self._stage < WEIGHTS:
+        if self._stage < PARTITIONED_WEIGHTS_STAGE:
             self._model.load_state_dict(dict(tensors))
             return
         for name, parameter in self._model.named_parameters():
@@ -203,12 +206,14 @@ class Shares:
             return {}
         return self._joined(self._by_piece(self._average.values), keep=keep)
 
-    def _load_averages(self, average: Average, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        updates = int(groups[COUNT]["updates"])
+    def _load_averages(
+        self, average: ExponentialMovingAverage, groups: Mapping[str, Mapping[str, torch.Tensor]]
+    ) -> None:
+        updates = int(groups[EMA_COUNT_GROUP]["updates"])
         values = [torch.zeros_like(flat) for flat in self._flats]
         flat_of = self._by_piece(values)
         for piece in self._pieces if updates else ():
-            piece.of(flat_of[piece.name]).copy_(piece.cut(groups[GROUP][piece.name]))
+            piece.of(flat_of[piece.name]).copy_(piece.cut(groups[EMA_GROUP][piece.name]))
         average.load(values if updates else None, updates)
 
     def _by_piece(self, alike: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -217,7 +222,7 @@ class Shares:
         return {piece.name: flat_of[id(piece.flat)] for piece in self._pieces}
 
 
-def _pieces_of_partitions(zero: Any, names: Mapping[nn.Parameter, str], rank: int) -> list[Piece]:
+def _pieces_of_partitions(zero: Any, names: Mapping[nn.Parameter, str], rank: int) -> list[FlatFragment]:
     """Return this rank's pieces under stages 1 and 2: one flat partition for each group of parameters."""
     found = []
     for flat, group in zip(zero.single_partition_of_fp32_groups, zero.bit16_groups, strict=True):
@@ -227,11 +232,11 @@ def _pieces_of_partitions(zero: Any, names: Mapping[nn.Parameter, str], rank: in
                 continue
             start, count = here.lp_fragment_address.start, here.lp_fragment_address.numel
             name, shape, offset = names[parameter], parameter.shape, here.hp_fragment_address.start
-            found.append(Piece(name=name, shape=shape, start=start, count=count, flat=flat, offset=offset))
+            found.append(FlatFragment(name=name, shape=shape, start=start, count=count, flat=flat, offset=offset))
     return found
 
 
-def _pieces_of_shards(zero: Any, names: Mapping[nn.Parameter, str], rank: int) -> list[Piece]:
+def _pieces_of_shards(zero: Any, names: Mapping[nn.Parameter, str], rank: int) -> list[FlatFragment]:
     """Return this rank's pieces under stage 3: an equal part of every parameter, the last ones shorter or empty."""
     found = []
     for parameter in (parameter for group in zero.fp16_groups for parameter in group):
@@ -241,7 +246,7 @@ def _pieces_of_shards(zero: Any, names: Mapping[nn.Parameter, str], rank: int) -
         if count > 0:
             flat = zero.fp32_partitioned_groups_flat[place]
             name, shape = names[parameter], _shape(parameter)
-            found.append(Piece(name=name, shape=shape, start=start, count=count, flat=flat, offset=offset))
+            found.append(FlatFragment(name=name, shape=shape, start=start, count=count, flat=flat, offset=offset))
     return found
 
 

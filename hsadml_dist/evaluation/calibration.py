@@ -13,14 +13,14 @@ import numpy as np
 from hsadml_dist.errors import DataError
 from hsadml_dist.evaluation.scores import Floats, Ints
 
-LEAST = float(np.finfo(np.float64).eps)
+MIN_PROBABILITY = float(np.finfo(np.float64).eps)
 """What a probability of the true class is raised to before its logarithm, so that one slice cannot cost infinity."""
 
 _SLACK = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bin:
+class CalibrationBin:
     """Slices of about the same confidence, which is the probability of the class said.
 
     Attributes:
@@ -54,7 +54,7 @@ class Calibration:
     brier_score: float
     negative_log_likelihood: float
     bins: int
-    reliability: tuple[Bin, ...]
+    reliability: tuple[CalibrationBin, ...]
 
 
 def calibration(probability_NC: Floats, label_N: Ints, bins: int = 15) -> Calibration:
@@ -74,11 +74,11 @@ def calibration(probability_NC: Floats, label_N: Ints, bins: int = 15) -> Calibr
     """
     _check(probability_NC, label_N, bins)
     confidence_N = probability_NC.max(axis=1)
-    right_N = probability_NC.argmax(axis=1) == label_N
+    correct_N = probability_NC.argmax(axis=1) == label_N
     # Edges are divided out, not multiplied up: 29 / 35 * 35 is a hair above 29 and would end in the bin above.
     of_N = np.searchsorted(np.arange(1, bins) / bins, confidence_N, side="left")
     table = tuple(
-        _bin(at, bins, confidence_N[of_N == at], int(right_N[of_N == at].sum())) for at in np.unique(of_N).tolist()
+        _bin(at, bins, confidence_N[of_N == at], int(correct_N[of_N == at].sum())) for at in np.unique(of_N).tolist()
     )
     gap = math.fsum(one.count * abs(one.accuracy - one.confidence) for one in table)
     return Calibration(
@@ -105,11 +105,11 @@ def _check(probability_NC: Floats, label_N: Ints, bins: int) -> None:
         raise DataError(f"{(~good_N).sum()} of {len(good_N)} rows are no probabilities: at least 0, with sum 1")
 
 
-def _bin(at: int, bins: int, confidence_K: Floats, right: int) -> Bin:
+def _bin(at: int, bins: int, confidence_K: Floats, right: int) -> CalibrationBin:
     count = len(confidence_K)
     # fsum: the mean then does not depend on the order of the slices.
     mean = math.fsum(confidence_K.tolist()) / count
-    return Bin(low=at / bins, high=(at + 1) / bins, count=count, confidence=mean, accuracy=right / count)
+    return CalibrationBin(low=at / bins, high=(at + 1) / bins, count=count, confidence=mean, accuracy=right / count)
 
 
 def _brier(probability_NC: Floats, label_N: Ints) -> float:
@@ -120,4 +120,4 @@ def _brier(probability_NC: Floats, label_N: Ints) -> float:
 
 def _surprise(probability_NC: Floats, label_N: Ints) -> float:
     true_N = probability_NC[np.arange(len(label_N)), label_N]
-    return math.fsum(-math.log(max(value, LEAST)) for value in true_N.tolist()) / len(label_N)
+    return math.fsum(-math.log(max(value, MIN_PROBABILITY)) for value in true_N.tolist()) / len(label_N)

@@ -19,7 +19,7 @@ import torch
 
 from hsadml_dist.errors import DataError
 from hsadml_dist.evaluation.draw import stratified
-from hsadml_dist.evaluation.knn import GRID, on_grid
+from hsadml_dist.evaluation.knn import GRID, round_to_grid
 from hsadml_dist.evaluation.scores import Floats, Ints
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def classify(
 
 def _unit(rows_ND: npt.NDArray[np.floating]) -> Floats:
     """Return rows of unit length, rounded as the neighbours' are."""
-    return on_grid(torch.tensor(rows_ND)).numpy() / GRID
+    return round_to_grid(torch.tensor(rows_ND)).numpy() / GRID
 
 
 def _models(seed: int) -> Mapping[str, ClassifierMixin]:

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from hsadml_dist.errors import DataError
-from hsadml_dist.evaluation.paired import Outcomes, Paired, compare
-from hsadml_dist.evaluation.pooled import Judged, Pool, Slices, gathered, pool, shared
+from hsadml_dist.evaluation.paired import Outcomes, PairedComparison, compare
+from hsadml_dist.evaluation.pooled import EvaluatedRun, Pool, PooledSlices, gather_slices, pool, shared
 from hsadml_dist.evaluation.predictions import HEAD, KNN, RAW_PIXELS, Predictions
-from hsadml_dist.evaluation.result import INTERVAL_SEED
+from hsadml_dist.evaluation.result import BOOTSTRAP_SEED
 from hsadml_dist.evaluation.scores import LEVEL
 
 SCHEMA_VERSION = 1
@@ -30,14 +30,14 @@ UNITS = ("person", "exam", "slice")
 """Split units from the strictest to the leakiest."""
 MAY_DIFFER = ("data.shards", "data.fold", "loss.name", "train.seed")
 """Settings that runs are compared over."""
-MOST_NAMES = 80
+MAX_NAMES_LENGTH = 80
 """Letters of class names in a message."""
 
 Group = tuple[str, str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Side:
+class ComparedMethod:
     """One side of a comparison: a method of a pool."""
 
     split_unit: str
@@ -55,20 +55,20 @@ class Comparison:
             shards; ``splits``: one loss on slices that are split in two ways, the leakier first.
         first: The side whose lead is measured.
         second: The other.
-        test: See :class:`~hsadml_dist.evaluation.paired.Paired`.
+        test: See :class:`~hsadml_dist.evaluation.paired.PairedComparison`.
         adjusted_p: The permutation p after Holm's correction for all comparisons of losses by the same method on the
             same shards (Holm, Scandinavian Journal of Statistics 6, 1979, 65-70); None for other kinds.
     """
 
     kind: str
-    first: Side
-    second: Side
-    test: Paired
+    first: ComparedMethod
+    second: ComparedMethod
+    test: PairedComparison
     adjusted_p: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class SourceRun:
     """A run that went in."""
 
     name: str
@@ -86,7 +86,7 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Combined:
+class CombinedResult:
     """What several runs say together; ``combined.json``.
 
     Attributes:
@@ -112,7 +112,7 @@ class Combined:
     comparisons: tuple[Comparison, ...]
     differing: Mapping[str, Mapping[str, tuple[str, ...]]]
     left_out: tuple[str, ...]
-    sources: tuple[Source, ...]
+    sources: tuple[SourceRun, ...]
     schema_version: int = SCHEMA_VERSION
 
     def to_dict(self) -> dict[str, Any]:
@@ -124,7 +124,7 @@ class Combined:
         return json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n"
 
 
-def combine(runs: Sequence[Judged], *, resamples: int) -> Combined:
+def combine(runs: Sequence[EvaluatedRun], *, resamples: int) -> CombinedResult:
     """Return what the runs say together.
 
     Args:
@@ -136,14 +136,14 @@ def combine(runs: Sequence[Judged], *, resamples: int) -> Combined:
             in two folds or with two labels, or a verdict that is not of its predictions.
     """
     check(runs)
-    groups: dict[Group, list[Judged]] = {}
+    groups: dict[Group, list[EvaluatedRun]] = {}
     for run in sorted(runs, key=_order):
         groups.setdefault(run.group, []).append(run)
-    slices = {group: gathered(members) for group, members in groups.items()}
+    slices = {group: gather_slices(members) for group, members in groups.items()}
     pools = tuple(
         pool(members, slices[group], _expected(group[1], runs), resamples) for group, members in groups.items()
     )
-    return Combined(
+    return CombinedResult(
         label=runs[0].result.get("label", "class"),
         classes=runs[0].predictions.classes,
         model=runs[0].result["model"],
@@ -157,7 +157,7 @@ def combine(runs: Sequence[Judged], *, resamples: int) -> Combined:
     )
 
 
-def check(runs: Sequence[Judged]) -> None:
+def check(runs: Sequence[EvaluatedRun]) -> None:
     """See :func:`combine`."""
     for run in runs:
         if not agree(run.result, run.predictions):
@@ -168,7 +168,7 @@ def check(runs: Sequence[Judged]) -> None:
     _check_labels(runs)
 
 
-def differing(runs: Sequence[Judged]) -> dict[str, dict[str, tuple[str, ...]]]:
+def differing(runs: Sequence[EvaluatedRun]) -> dict[str, dict[str, tuple[str, ...]]]:
     """Return the settings that differ where they should not: key to value to the runs that have it."""
     known = [run for run in runs if run.settings]
     found: dict[str, dict[str, tuple[str, ...]]] = {}
@@ -191,19 +191,19 @@ def agree(result: Mapping[str, Any], said: Predictions) -> bool:
 def _listed(names: Sequence[str]) -> str:
     """Return the names, cut short to what a line holds; their number and checksum tell apart what is cut."""
     text = ", ".join(names)
-    if len(text) <= MOST_NAMES:
+    if len(text) <= MAX_NAMES_LENGTH:
         return text
-    return f"{text[:MOST_NAMES]}... ({len(names)}, CRC {zlib.crc32(text.encode()):08x})"
+    return f"{text[:MAX_NAMES_LENGTH]}... ({len(names)}, CRC {zlib.crc32(text.encode()):08x})"
 
 
-def _check_same(first: Judged, run: Judged, what: str, wanted: str, found: str) -> None:
+def _check_same(first: EvaluatedRun, run: EvaluatedRun, what: str, wanted: str, found: str) -> None:
     if wanted != found:
         raise DataError(f"{run.name}: {what} {found}, {first.name} has {wanted}: combine runs that share their {what}")
 
 
-def _check_once(runs: Iterable[Judged]) -> None:
-    folds: dict[tuple[Group, int, int], Judged] = {}
-    held: dict[tuple[Group, int, str], Judged] = {}
+def _check_once(runs: Iterable[EvaluatedRun]) -> None:
+    folds: dict[tuple[Group, int, int], EvaluatedRun] = {}
+    held: dict[tuple[Group, int, str], EvaluatedRun] = {}
     for run in runs:
         seed, fold = run.result["seed"], run.result["fold"]
         other = folds.setdefault((run.group, seed, fold), run)
@@ -216,8 +216,8 @@ def _check_once(runs: Iterable[Judged]) -> None:
                 raise DataError(f"{other.name} and {run.name} have judged the same slice {key}: folds must not overlap")
 
 
-def _check_labels(runs: Iterable[Judged]) -> None:
-    labels: dict[str, tuple[int, Judged]] = {}
+def _check_labels(runs: Iterable[EvaluatedRun]) -> None:
+    labels: dict[str, tuple[int, EvaluatedRun]] = {}
     for run in runs:
         for key, label in zip(run.predictions.keys, run.predictions.label_N.tolist(), strict=True):
             known, other = labels.setdefault(key, (label, run))
@@ -225,26 +225,26 @@ def _check_labels(runs: Iterable[Judged]) -> None:
                 raise DataError(f"{other.name} and {run.name}: slice {key} has two classes: not the same data")
 
 
-def _order(run: Judged) -> tuple[object, ...]:
+def _order(run: EvaluatedRun) -> tuple[object, ...]:
     """Sort pools: strict splits first, the baseline last among the losses; within a pool by seed and fold."""
     unit, digest, loss = run.group
     return UNITS.index(unit), digest, loss == BASELINE, loss, run.result["seed"], run.result["fold"]
 
 
-def _expected(digest: str, runs: Iterable[Judged]) -> list[int]:
+def _expected(digest: str, runs: Iterable[EvaluatedRun]) -> list[int]:
     mine = [run for run in runs if run.result["data_digest"] == digest]
     return sorted({fold for run in mine for fold in (*run.folds, run.result["fold"])})
 
 
-def _left_out(groups: Iterable[Sequence[Judged]]) -> tuple[str, ...]:
+def _left_out(groups: Iterable[Sequence[EvaluatedRun]]) -> tuple[str, ...]:
     missing: dict[str, None] = {}
     for members in groups:
         every = shared(members)
-        missing |= {method: None for run in members for method in run.predictions.said if method not in every}
+        missing |= {method: None for run in members for method in run.predictions.predicted if method not in every}
     return tuple(missing)
 
 
-def _comparisons(slices: Mapping[Group, Slices], resamples: int) -> Iterator[Comparison]:
+def _comparisons(slices: Mapping[Group, PooledSlices], resamples: int) -> Iterator[Comparison]:
     for first, second in itertools.combinations(slices, 2):
         if first[:2] == second[:2]:
             for method in (KNN, HEAD):
@@ -258,7 +258,7 @@ def _comparisons(slices: Mapping[Group, Slices], resamples: int) -> Iterator[Com
 
 
 def _compared(
-    kind: str, among: tuple[Mapping[Group, Slices], int], first: tuple[Group, str], second: tuple[Group, str]
+    kind: str, among: tuple[Mapping[Group, PooledSlices], int], first: tuple[Group, str], second: tuple[Group, str]
 ) -> Iterator[Comparison]:
     """Yield the comparison of two sides, (group, method) each, on the slices that both have judged; none, nothing."""
     slices, resamples = among
@@ -269,16 +269,16 @@ def _compared(
         return
     mine, other = (list(column) for column in zip(*rows, strict=True))
     sides = _at(one.outcomes[first[1]], mine), _at(two.outcomes[second[1]], other)
-    test = compare(*sides, one.clusters(mine), resamples=resamples, seed=INTERVAL_SEED)
+    test = compare(*sides, one.clusters(mine), resamples=resamples, seed=BOOTSTRAP_SEED)
     yield Comparison(kind=kind, first=_side(*first), second=_side(*second), test=test)
 
 
 def _at(outcomes: Outcomes, rows: Sequence[int]) -> Outcomes:
-    return Outcomes(right_N=outcomes.right_N[rows], tries_N=outcomes.tries_N[rows])
+    return Outcomes(correct_N=outcomes.correct_N[rows], trials_N=outcomes.trials_N[rows])
 
 
-def _side(group: Group, method: str) -> Side:
-    return Side(split_unit=group[0], data_digest=group[1], loss=group[2], method=method)
+def _side(group: Group, method: str) -> ComparedMethod:
+    return ComparedMethod(split_unit=group[0], data_digest=group[1], loss=group[2], method=method)
 
 
 def _adjusted(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
@@ -302,8 +302,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _source(run: Judged) -> Source:
+def _source(run: EvaluatedRun) -> SourceRun:
     result = run.result
     same = ("split_unit", "data_digest", "loss", "seed", "fold", "model", "chosen_by", "slices", "knn_accuracy")
     checkpoint = {"checkpoint": result["checkpoint"]["name"], "step": result["checkpoint"]["step"]}
-    return Source(name=run.name, **{key: result[key] for key in same}, **checkpoint)
+    return SourceRun(name=run.name, **{key: result[key] for key in same}, **checkpoint)

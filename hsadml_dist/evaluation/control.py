@@ -14,7 +14,7 @@ from torch.nn import functional
 from hsadml_dist.comm import Comm
 from hsadml_dist.evaluation.knn import search
 
-SIDE = 64
+THUMBNAIL_SIDE = 64
 """Side of a thumbnail in pixels."""
 
 
@@ -23,7 +23,7 @@ def thumbnails(image_B1HW: torch.Tensor) -> torch.Tensor:
 
     The levels make the control independent of how the loader scales intensities. An image of one value becomes 0.
     """
-    small = functional.adaptive_avg_pool2d(image_B1HW.to(torch.float32), SIDE)[:, 0].flatten(1)
+    small = functional.adaptive_avg_pool2d(image_B1HW.to(torch.float32), THUMBNAIL_SIDE)[:, 0].flatten(1)
     low, high = small.amin(dim=1, keepdim=True), small.amax(dim=1, keepdim=True)
     span = torch.where(high > low, high - low, torch.ones_like(high))
     return torch.round((small - low) / span * 255).to(torch.uint8)
@@ -41,4 +41,4 @@ def nearest_pixels_distributed(
     queries_QP: torch.Tensor, references_RP: torch.Tensor, comm: Comm, *, block: int
 ) -> torch.Tensor:
     """As :func:`nearest_pixels`, for rows spread over ranks; every rank returns the answers to all queries."""
-    return comm.gather_rows(nearest_pixels(queries_QP, comm.gather_rows(references_RP), block=block))
+    return comm.all_gather_rows(nearest_pixels(queries_QP, comm.all_gather_rows(references_RP), block=block))

@@ -16,14 +16,14 @@ from torch import nn
 
 from hsadml_dist.data.index import ShardIndex
 from hsadml_dist.data.reader import ShardReader
-from hsadml_dist.data.staging import Place
-from hsadml_dist.data.transforms import Preparation
-from hsadml_dist.evaluation.control import SIDE, thumbnails
+from hsadml_dist.data.staging import ShardLocation
+from hsadml_dist.data.transforms import Preprocessing
+from hsadml_dist.evaluation.control import THUMBNAIL_SIDE, thumbnails
 from hsadml_dist.topology import Topology
 
 
 @dataclass(frozen=True, kw_only=True)
-class Slices:
+class SliceBatch:
     """A batch to be judged.
 
     Attributes:
@@ -36,7 +36,7 @@ class Slices:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Embedded:
+class Embeddings:
     """What one rank holds of a set of slices.
 
     Attributes:
@@ -54,34 +54,34 @@ def rank_positions(positions: Sequence[int], batch: int, topology: Topology) -> 
     The batches are then the same for any number of ranks, and so is each embedding, to the last bit: convolutions and
     matrix products round differently for another batch size.
     """
-    part = topology.part(-(-len(positions) // batch))
+    part = topology.rank_range(-(-len(positions) // batch))
     return positions[part.start * batch : part.stop * batch]
 
 
-def slices(
-    shards: Place, index: ShardIndex, positions: Sequence[int], *, image_size: int, batch: int
-) -> Iterator[Slices]:
+def slice_batches(
+    shards: ShardLocation, index: ShardIndex, positions: Sequence[int], *, image_size: int, batch: int
+) -> Iterator[SliceBatch]:
     """Yield the slices at ``positions`` of the index, without augmentation, in that order, ``batch`` at a time.
 
     Raises:
         DataError: A shard is missing or damaged.
     """
     reader = ShardReader(shards, index)
-    yield from batches_of((reader.image(position) for position in positions), image_size=image_size, batch=batch)
+    yield from image_batches((reader.image(position) for position in positions), image_size=image_size, batch=batch)
 
 
-def batches_of(images: Iterable[npt.NDArray[np.uint16]], *, image_size: int, batch: int) -> Iterator[Slices]:
+def image_batches(images: Iterable[npt.NDArray[np.uint16]], *, image_size: int, batch: int) -> Iterator[SliceBatch]:
     """Yield images as shards hold them, (H, W), as batches to be judged, in their order, ``batch`` at a time."""
-    prepare, rest = Preparation(image_size), iter(images)
+    prepare, rest = Preprocessing(image_size), iter(images)
     while pixels := list(islice(rest, batch)):
         small = [thumbnails(torch.from_numpy(image.astype(np.float32))[None, None]) for image in pixels]
-        yield Slices(
+        yield SliceBatch(
             image_B1HW=torch.stack([prepare(image) for image in pixels]).float(), thumbnail_BP=torch.cat(small)
         )
 
 
 @torch.no_grad()
-def embed(model: nn.Module, batches: Iterable[Slices], *, embedding_dim: int, device: torch.device) -> Embedded:
+def embed(model: nn.Module, batches: Iterable[SliceBatch], *, embedding_dim: int, device: torch.device) -> Embeddings:
     """Return embeddings and thumbnails of all batches, in their order.
 
     Args:
@@ -92,7 +92,7 @@ def embed(model: nn.Module, batches: Iterable[Slices], *, embedding_dim: int, de
     """
     dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
     embeddings = [torch.empty((0, embedding_dim), dtype=dtype, device=device)]
-    small = [torch.empty((0, SIDE * SIDE), dtype=torch.uint8, device=device)]
+    small = [torch.empty((0, THUMBNAIL_SIDE * THUMBNAIL_SIDE), dtype=torch.uint8, device=device)]
     was_training = model.training
     model.eval()
     try:
@@ -101,4 +101,4 @@ def embed(model: nn.Module, batches: Iterable[Slices], *, embedding_dim: int, de
             small.append(batch.thumbnail_BP.to(device))
     finally:
         model.train(was_training)
-    return Embedded(emb_ND=torch.cat(embeddings), thumbnail_NP=torch.cat(small))
+    return Embeddings(emb_ND=torch.cat(embeddings), thumbnail_NP=torch.cat(small))

@@ -25,11 +25,11 @@ from torch import nn
 from hsadml_dist.config import Recipe
 from hsadml_dist.data.index import ShardIndex
 from hsadml_dist.data.reader import ShardReader
-from hsadml_dist.data.staging import Place
-from hsadml_dist.data.transforms import Preparation
-from hsadml_dist.engine.learner import loss_scale
+from hsadml_dist.data.staging import ShardLocation
+from hsadml_dist.data.transforms import Preprocessing
 from hsadml_dist.errors import DataError, UsageError
-from hsadml_dist.evaluation.inference import Inference, own_shards
+from hsadml_dist.evaluation.inference import Inference, open_training_shards
+from hsadml_dist.model_factory import loss_scale
 from hsadml_dist.run.folder import replace_text
 
 Format = Literal["torch", "onnx"]
@@ -48,7 +48,7 @@ PREPROCESSING = (
     "mean of the image subtracted; divided by its (population) standard deviation",
 )
 
-Run = Callable[[torch.Tensor], Sequence[torch.Tensor]]
+Runner = Callable[[torch.Tensor], Sequence[torch.Tensor]]
 """Maps images (B, 1, S, S), fp32, to the outputs, each (B, ...)."""
 
 
@@ -70,7 +70,7 @@ class ExportedNet(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export:
+class ExportedModel:
     """A file that was checked.
 
     Attributes:
@@ -88,7 +88,7 @@ class Export:
     real_slices: int
 
 
-def require(chosen: Format) -> None:
+def check_export_packages(chosen: Format) -> None:
     """Refuse a format whose packages are not installed.
 
     Raises:
@@ -102,7 +102,7 @@ def require(chosen: Format) -> None:
         )
 
 
-def export_run(inference: Inference, out: Path, chosen: Format, shards: str | Path | None) -> Export:
+def export_run(inference: Inference, out: Path, chosen: Format, shards: str | Path | None) -> ExportedModel:
     """Write a run's network to ``out`` and its description beside it, if its outputs are the network's.
 
     Args:
@@ -116,7 +116,7 @@ def export_run(inference: Inference, out: Path, chosen: Format, shards: str | Pa
             be read or are not the run's.
     """
     size = inference.recipe.data.image_size
-    folder, index = own_shards(inference, shards)
+    folder, index = open_training_shards(inference, shards)
     real = _real_images(folder, index, size)
     random = torch.randn(5, 1, size, size, generator=torch.Generator().manual_seed(RANDOM_SEED))
     temporary = out.with_name(f".{os.getpid()}.{out.name}")
@@ -127,7 +127,7 @@ def export_run(inference: Inference, out: Path, chosen: Format, shards: str | Pa
         difference = max(_difference(inference, run, images) for images in (random[:1], random, real))
         if not difference <= TOLERANCE:
             raise DataError(f"{out}: differs from the network by {difference:.1e}, allowed: {TOLERANCE:.0e}; not kept")
-        exported = Export(
+        exported = ExportedModel(
             path=out, format=chosen, difference=difference, random_images=len(random), real_slices=len(real)
         )
         text = description(inference, exported, index, hashlib.sha256(temporary.read_bytes()).hexdigest())
@@ -145,7 +145,7 @@ def sidecar(out: Path) -> Path:
     return out.with_name(out.name + ".json")
 
 
-def description(inference: Inference, exported: Export, index: ShardIndex, sha256: str) -> str:
+def description(inference: Inference, exported: ExportedModel, index: ShardIndex, sha256: str) -> str:
     """Return the text of the sidecar: what goes in, what comes out, and whose weights they are."""
     recipe, checkpoint = inference.recipe, inference.weights.checkpoint
     size, classes = recipe.data.image_size, len(index.classes)
@@ -223,12 +223,12 @@ def _program(net: ExportedNet, size: int) -> torch.export.ExportedProgram:
     return torch.export.export(net, (torch.zeros(2, 1, size, size),), dynamic_shapes={"image": {0: batch}})
 
 
-def _torch_runner(path: Path) -> Run:
+def _torch_runner(path: Path) -> Runner:
     with path.open("rb") as file:
         return torch.export.load(file).module()
 
 
-def _onnx_runner(path: Path) -> Run:
+def _onnx_runner(path: Path) -> Runner:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
@@ -240,7 +240,7 @@ def _onnx_runner(path: Path) -> Run:
 
 
 @torch.no_grad()
-def _difference(inference: Inference, run: Run, images: torch.Tensor) -> float:
+def _difference(inference: Inference, run: Runner, images: torch.Tensor) -> float:
     """Return the largest difference between the file's outputs and the network's; infinity for NaN."""
     model, centre_CD = inference.weights.model.eval(), inference.weights.centre_CD
     dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
@@ -253,7 +253,7 @@ def _difference(inference: Inference, run: Run, images: torch.Tensor) -> float:
     return float(torch.cat([gap.abs().flatten() for gap in gaps]).nan_to_num(nan=float("inf")).max())
 
 
-def _real_images(folder: Place, index: ShardIndex, size: int) -> torch.Tensor:
-    reader, prepare = ShardReader(folder, index), Preparation(size)
+def _real_images(folder: ShardLocation, index: ShardIndex, size: int) -> torch.Tensor:
+    reader, prepare = ShardReader(folder, index), Preprocessing(size)
     places = np.linspace(0, len(index) - 1, min(len(index), REAL_SLICES)).round().astype(int).tolist()
     return torch.stack([prepare(reader.image(place)) for place in places]).float()

@@ -13,22 +13,22 @@ import numpy as np
 import numpy.typing as npt
 
 from hsadml_dist.errors import DataError
-from hsadml_dist.evaluation.centre_spread import Energy, Spread, spread
+from hsadml_dist.evaluation.centre_spread import CentreEnergy, CentreSpread, spread
 from hsadml_dist.evaluation.draw import stratified
 from hsadml_dist.evaluation.scores import Floats, Ints
 from hsadml_dist.evaluation.whole_angles import DEGREE, between, blocks, gridded
 
-MOST_PAIRED = 2000
+MAX_PAIRED_SLICES = 2000
 """Slices whose angles to each other are measured: two million pairs."""
 
-MOST_CLASSES = 256
+MAX_LISTED_CENTRES = 256
 """Classes up to which the centres' angles are listed."""
 
 BIN_DEGREES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Angles:
+class MeanAngles:
     """Mean angles in degrees; None where there is nothing to measure.
 
     Attributes:
@@ -47,7 +47,7 @@ class Angles:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Histogram:
+class AngleHistogram:
     """Numbers of slices by angle, in bins of ``bin_degrees`` from 0 to 180; the last one holds 180 itself.
 
     Attributes:
@@ -69,19 +69,19 @@ class Geometry:
         overall: Of all slices.
         per_class: Of each class, in the order of the labels.
         paired: Slices whose angles to each other were measured; below all of them, a draw by class.
-        centre_angles: Degrees between class centres (C x C); None above :data:`MOST_CLASSES` classes.
+        centre_angles: Degrees between class centres (C x C); None above :data:`MAX_LISTED_CENTRES` classes.
         spread: Those angles in a few figures; None as :func:`~hsadml_dist.evaluation.centre_spread.spread` says.
         energy: How evenly the centres are spread; None likewise.
-        histogram: See :class:`Histogram`.
+        histogram: See :class:`AngleHistogram`.
     """
 
-    overall: Angles
-    per_class: tuple[Angles, ...]
+    overall: MeanAngles
+    per_class: tuple[MeanAngles, ...]
     paired: int
     centre_angles: tuple[tuple[float, ...], ...] | None
-    spread: Spread | None
-    energy: Energy | None
-    histogram: Histogram
+    spread: CentreSpread | None
+    energy: CentreEnergy | None
+    histogram: AngleHistogram
 
 
 def geometry(
@@ -89,7 +89,7 @@ def geometry(
 ) -> Geometry:
     """Return how classes lie on the sphere.
 
-    Angles to centres are of all slices. Angles between slices are of all pairs up to :data:`MOST_PAIRED` slices;
+    Angles to centres are of all slices. Angles between slices are of all pairs up to :data:`MAX_PAIRED_SLICES` slices;
     above, of all pairs of that many slices, drawn so that every class keeps its share and at least one.
 
     Args:
@@ -106,7 +106,7 @@ def geometry(
         raise DataError(f"labels from {label_N.min()} to {label_N.max()}: must lie in 0 to {classes - 1}, the centres")
     unit_ND, unit_CD = gridded(emb_ND), gridded(centre_CD)
     own_N, other_N = _to_centres(unit_ND, label_N, unit_CD)
-    drawn_K = stratified(label_N, most=MOST_PAIRED, seed=seed)
+    drawn_K = stratified(label_N, most=MAX_PAIRED_SLICES, seed=seed)
     found, energy = spread(unit_CD)
     overall, per_class = _angles(own_N, other_N, label_N, _Pairs.measured(unit_ND[drawn_K], label_N[drawn_K], classes))
     return Geometry(
@@ -116,7 +116,7 @@ def geometry(
         centre_angles=_centre_angles(unit_CD),
         spread=found,
         energy=energy,
-        histogram=Histogram(bin_degrees=BIN_DEGREES, own_centre=_binned(own_N), other_centre=_binned(other_N)),
+        histogram=AngleHistogram(bin_degrees=BIN_DEGREES, own_centre=_binned(own_N), other_centre=_binned(other_N)),
     )
 
 
@@ -163,7 +163,7 @@ def _to_centres(unit_ND: Floats, label_N: Ints, unit_CD: Floats) -> tuple[Ints, 
     return own_N, other_N
 
 
-def _angles(own_N: Ints, other_N: Ints, label_N: Ints, pairs: _Pairs) -> tuple[Angles, tuple[Angles, ...]]:
+def _angles(own_N: Ints, other_N: Ints, label_N: Ints, pairs: _Pairs) -> tuple[MeanAngles, tuple[MeanAngles, ...]]:
     """Return the means over all slices and over each class's."""
     classes = len(pairs.within_C)
     count_C = np.bincount(label_N, minlength=classes)
@@ -177,16 +177,16 @@ def _angles(own_N: Ints, other_N: Ints, label_N: Ints, pairs: _Pairs) -> tuple[A
     return _means(table_C9.sum(axis=0).tolist()), tuple(_means(row) for row in table_C9.tolist())
 
 
-def _means(row: list[int]) -> Angles:
+def _means(row: list[int]) -> MeanAngles:
     slices, *sums = row
     own, other, within, between = (
         total / count / DEGREE if count else None for total, count in zip(sums[::2], sums[1::2], strict=True)
     )
-    return Angles(slices=slices, own_centre=own, other_centre=other, within=within, between=between)
+    return MeanAngles(slices=slices, own_centre=own, other_centre=other, within=within, between=between)
 
 
 def _centre_angles(unit_CD: Floats) -> tuple[tuple[float, ...], ...] | None:
-    if len(unit_CD) > MOST_CLASSES:
+    if len(unit_CD) > MAX_LISTED_CENTRES:
         return None
     return tuple(tuple(row) for row in (between(unit_CD, unit_CD) / DEGREE).tolist())
 

@@ -14,17 +14,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hsadml_dist.comm import device_for
+from hsadml_dist.comm import local_device
 from hsadml_dist.config import Recipe
 from hsadml_dist.config.io import load_recipe
-from hsadml_dist.data.feed import held_out
+from hsadml_dist.data.feed import held_out_folds
 from hsadml_dist.data.index import ShardIndex
-from hsadml_dist.data.labels import PERSON, labelled
+from hsadml_dist.data.labels import PERSON, apply_label_setting
 from hsadml_dist.data.reader import ShardReader
-from hsadml_dist.data.remote import read_index
-from hsadml_dist.data.staging import Place, judging_place
+from hsadml_dist.data.remote import open_shard_index
+from hsadml_dist.data.staging import ShardLocation, eval_shard_location
 from hsadml_dist.errors import DataError
-from hsadml_dist.evaluation.embed import Embedded, batches_of, embed
+from hsadml_dist.evaluation.embed import Embeddings, embed, image_batches
 from hsadml_dist.evaluation.scores import Ints
 from hsadml_dist.evaluation.weights import Weights, load_weights
 from hsadml_dist.run.folder import RunFolder
@@ -55,19 +55,19 @@ class Inference:
     device: torch.device
 
     @property
-    def held_out(self) -> tuple[int, ...]:
+    def held_out_folds(self) -> tuple[int, ...]:
         """The folds that training never read."""
-        return held_out(self.recipe)
+        return held_out_folds(self.recipe)
 
-    def embedded(self, images: Iterable[Image]) -> Embedded:
+    def embedded(self, images: Iterable[Image]) -> Embeddings:
         """Return embeddings (N, D) and thumbnails (N, P) of images as shards hold them, (H, W), uint16."""
         size, batch = self.recipe.data.image_size, self.recipe.evaluation.batch
-        batches = batches_of(images, image_size=size, batch=batch)
+        batches = image_batches(images, image_size=size, batch=batch)
         return embed(self.weights.model, batches, embedding_dim=self.recipe.model.embedding_dim, device=self.device)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SliceTable:
+class EmbeddingTable:
     """Embedded slices of shards; a row in each column.
 
     Attributes:
@@ -107,7 +107,7 @@ class SliceTable:
         }
 
     @classmethod
-    def from_columns(cls, columns: Mapping[str, np.ndarray]) -> SliceTable:
+    def from_columns(cls, columns: Mapping[str, np.ndarray]) -> EmbeddingTable:
         """Read what :meth:`columns` gave.
 
         Raises:
@@ -132,12 +132,12 @@ def open_inference(run: Path) -> Inference:
         CheckpointError: No checkpoint verifies, or there is none.
     """
     folder = RunFolder(run)
-    recipe, device = load_recipe(folder.config).recipe, device_for(Topology())
+    recipe, device = load_recipe(folder.config).recipe, local_device(Topology())
     weights, trained_on = load_weights(folder, recipe, device)
     return Inference(run=folder, recipe=recipe, weights=weights, trained_on=trained_on, device=device)
 
 
-def open_shards(inference: Inference, shards: str | Path | None) -> tuple[Place, ShardIndex]:
+def open_shards(inference: Inference, shards: str | Path | None) -> tuple[ShardLocation, ShardIndex]:
     """Return the place and the index of the run's shards, or of those given, with the labels that the run has learnt.
 
     Raises:
@@ -146,17 +146,17 @@ def open_shards(inference: Inference, shards: str | Path | None) -> tuple[Place,
     """
     data = inference.recipe.data
     where = str(shards or data.shards)
-    folder, index = judging_place(where, data.stage), read_index(where, fresh=True)
+    folder, index = eval_shard_location(where, data.stage), open_shard_index(where, fresh=True)
     learnt = len(inference.weights.centre_CD)
     if data.label == PERSON and index.digest != inference.trained_on:
         raise DataError(f"{folder}: other shards than the run's own; it has learnt the persons of those and no others")
-    index = labelled(index, data)
+    index = apply_label_setting(index, data)
     if len(index.classes) != learnt:
         raise DataError(f"{folder}: {len(index.classes)} classes, the run has learnt {learnt}: other classes than its")
     return folder, index
 
 
-def own_shards(inference: Inference, shards: str | Path | None) -> tuple[Place, ShardIndex]:
+def open_training_shards(inference: Inference, shards: str | Path | None) -> tuple[ShardLocation, ShardIndex]:
     """As :func:`open_shards`, but none other than the shards that the run was trained on, wherever they lie now.
 
     Raises:
@@ -171,9 +171,9 @@ def own_shards(inference: Inference, shards: str | Path | None) -> tuple[Place, 
     return folder, index
 
 
-def embedded_slices(
-    inference: Inference, shards: Place, index: ShardIndex, positions: Sequence[int], progress: Progress
-) -> tuple[SliceTable, torch.Tensor]:
+def embed_slices(
+    inference: Inference, shards: ShardLocation, index: ShardIndex, positions: Sequence[int], progress: Progress
+) -> tuple[EmbeddingTable, torch.Tensor]:
     """Return the embedded slices at ``positions`` of the index, and their thumbnails (N, P), uint8, on the CPU.
 
     Raises:
@@ -181,7 +181,7 @@ def embedded_slices(
     """
     reader, rows = ShardReader(shards, index), [index.samples[position] for position in positions]
     found = inference.embedded(_counted((reader.image(position) for position in positions), len(positions), progress))
-    table = SliceTable(
+    table = EmbeddingTable(
         keys=tuple(row.key for row in rows),
         persons=tuple(row.person or "" for row in rows),
         label_N=np.array([row.label for row in rows], dtype=np.int64),

@@ -3,7 +3,7 @@
 Shapes: Q queries, R references, D components, k neighbours, B references of one block.
 
 A floating-point matrix product depends in its last bits on the shapes it is cut into, and neighbours that are equally
-near then change places. Here no sum is ever rounded: each component is a whole number (:func:`on_grid`), so that all
+near then change places. Here no sum is ever rounded: each component is a whole number (:func:`round_to_grid`), so that all
 partial sums of a product are whole numbers below 2**53, which fp64 holds exactly in any order of summation, on any
 device. Equal scores are therefore equal, and the lowest reference position goes first.
 """
@@ -14,7 +14,7 @@ import torch
 
 from hsadml_dist.comm import Comm
 from hsadml_dist.errors import DataError
-from hsadml_dist.evaluation.knn_candidates import COMPONENTS_AT_MOST, Candidates, References, crowd, find_candidates
+from hsadml_dist.evaluation.knn_candidates import MAX_COMPONENTS, Candidates, GalleryRows, crowd, find_candidates
 
 GRID = 2.0**26
 """Steps per unit: by Cauchy-Schwarz the partial sums of a product of two unit rows stay below 2**52 (1 + 2**-20)."""
@@ -24,7 +24,7 @@ _QUERIES_AT_A_TIME = 1024
 _COMPONENTS_AT_A_TIME = 2**18
 
 
-def on_grid(rows_ND: torch.Tensor) -> torch.Tensor:
+def round_to_grid(rows_ND: torch.Tensor) -> torch.Tensor:
     """Return rows scaled to unit length and rounded to whole multiples of 1/GRID, as whole fp64 numbers (N, D).
 
     A row of zeros stays one. The rounding (1.5e-8 at most per component) is that of fp32.
@@ -49,7 +49,7 @@ def search(
     """
     _check_count(k, len(references_RD))
     reach = float(torch.linalg.vector_norm(references_RD, dim=1).amax())
-    references = References(
+    references = GalleryRows(
         rows=references_RD.__getitem__,
         shape=_shape(references_RD),
         reach=reach,
@@ -79,14 +79,14 @@ def nearest(
     """
     _check_count(k, len(references_RD))
     _check_finite(references_RD)
-    references = References(
+    references = GalleryRows(
         rows=lambda where: _grid(references_RD[where]),
         shape=_shape(references_RD),
         reach=GRID * (1 + 2.0**-17),
         peak=GRID,
         bias_R=None,
     )
-    scores, positions = _search(on_grid(queries_QD), references, k, block)
+    scores, positions = _search(round_to_grid(queries_QD), references, k, block)
     return (scores / GRID**2).to(queries_QD.dtype), positions
 
 
@@ -98,12 +98,12 @@ def nearest_distributed(
     All ranks take part; every rank returns the answers to the queries of all ranks, in rank order. Positions count
     the references of all ranks in rank order, so that the answer does not depend on how the rows are spread.
     """
-    references = comm.gather_rows(references_RD)
+    references = comm.all_gather_rows(references_RD)
     cosines, positions = nearest(queries_QD, references, k=k, block=block)
-    return comm.gather_rows(cosines), comm.gather_rows(positions)
+    return comm.all_gather_rows(cosines), comm.all_gather_rows(positions)
 
 
-def vote(label_Qk: torch.Tensor) -> torch.Tensor:
+def majority_label(label_Qk: torch.Tensor) -> torch.Tensor:
     """Return the majority label (Q,) of each query's neighbours, nearest first; a tie goes to the nearest among it."""
     counts_Qk = (label_Qk[:, :, None] == label_Qk[:, None, :]).sum(dim=2)
     # The first of the largest counts belongs to the nearest neighbour whose class is among the most frequent ones.
@@ -111,16 +111,16 @@ def vote(label_Qk: torch.Tensor) -> torch.Tensor:
     return label_Qk.gather(1, first).squeeze(1)
 
 
-def _search(queries_QD: torch.Tensor, references: References, k: int, block: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _search(queries_QD: torch.Tensor, references: GalleryRows, k: int, block: int) -> tuple[torch.Tensor, torch.Tensor]:
     # Of few references, most would be candidates.
-    is_worth_it = references.shape[0] >= 4 * crowd(k) and 1 <= references.shape[1] <= COMPONENTS_AT_MOST
+    is_worth_it = references.shape[0] >= 4 * crowd(k) and 1 <= references.shape[1] <= MAX_COMPONENTS
     search_part = search_candidates if is_worth_it and len(queries_QD) else search_all
     parts = [search_part(part, references, k, block) for part in queries_QD.split(_QUERIES_AT_A_TIME)]
     return torch.cat([scores for scores, _ in parts]), torch.cat([positions for _, positions in parts])
 
 
 def search_all(
-    queries_QD: torch.Tensor, references: References, k: int, block: int
+    queries_QD: torch.Tensor, references: GalleryRows, k: int, block: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As :func:`search`, with every reference compared in fp64: for few references, or many that are alike."""
     best = queries_QD.new_empty((len(queries_QD), 0))
@@ -139,7 +139,7 @@ def search_all(
 
 
 def search_candidates(
-    queries_QD: torch.Tensor, references: References, k: int, block: int
+    queries_QD: torch.Tensor, references: GalleryRows, k: int, block: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As :func:`search`, with only those references compared in fp64 that fp32 cannot rule out."""
     found = find_candidates(queries_QD, references, k=k, block=block)
@@ -150,7 +150,7 @@ def search_candidates(
     return scores, positions
 
 
-def _exact_scores(found: Candidates, queries_QD: torch.Tensor, references: References) -> torch.Tensor:
+def _exact_scores(found: Candidates, queries_QD: torch.Tensor, references: GalleryRows) -> torch.Tensor:
     count = max(1, _COMPONENTS_AT_A_TIME // queries_QD.shape[1])
     pairs = zip(found.query_H.split(count), found.position_H.split(count), strict=True)
     score_H = torch.cat([(references.rows(position) * queries_QD[query]).sum(dim=1) for query, position in pairs])

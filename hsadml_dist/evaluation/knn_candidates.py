@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-COMPONENTS_AT_MOST = 2**18
+MAX_COMPONENTS = 2**18
 """Up to here gamma is below 2**-13, and rounding to whole numbers lengthens no unit row on the grid by 2**-17."""
 
 _SEGMENT = 256
@@ -37,7 +37,7 @@ _SCORES_AT_A_TIME = 2**21
 
 
 @dataclass(frozen=True, kw_only=True)
-class References:
+class GalleryRows:
     """Rows that queries are compared with, made when they are needed.
 
     Attributes:
@@ -75,12 +75,12 @@ def crowd(k: int) -> int:
     return 8 * k + 256
 
 
-def find_candidates(queries_QD: torch.Tensor, references: References, *, k: int, block: int) -> Candidates:
+def find_candidates(queries_QD: torch.Tensor, references: GalleryRows, *, k: int, block: int) -> Candidates:
     """Return pairs that hold, for each query that is not crowded, all that the k best scores can be among.
 
     Args:
         queries_QD: Whole numbers, fp64.
-        references: At least k, with 1 to COMPONENTS_AT_MOST components.
+        references: At least k, with 1 to MAX_COMPONENTS components.
         k: Neighbours per query.
         block: References compared at a time, at most.
     """
@@ -88,7 +88,7 @@ def find_candidates(queries_QD: torch.Tensor, references: References, *, k: int,
         return _find(queries_QD, references, k, block)
 
 
-def _find(queries_QD: torch.Tensor, references: References, k: int, block: int) -> Candidates:
+def _find(queries_QD: torch.Tensor, references: GalleryRows, k: int, block: int) -> Candidates:
     columns = max(64, 4 * k)
     level = _Level(_margin(queries_QD, references), k, columns)
     found = _Hits(torch.zeros(len(queries_QD), dtype=torch.int64, device=queries_QD.device), crowd(k))
@@ -169,7 +169,7 @@ class _Hits:
         return Candidates(query_H=key_H // references, position_H=key_H % references, crowded_Q=self.crowded_Q)
 
 
-def _margin(queries_QD: torch.Tensor, references: References) -> torch.Tensor:
+def _margin(queries_QD: torch.Tensor, references: GalleryRows) -> torch.Tensor:
     """Return 2 E of each query (Q, 1), fp64, and some more for the rounding of a level to fp32."""
     segment = min(references.shape[1], _SEGMENT)
     is_exact = float(queries_QD.abs().amax()) * references.peak * segment <= 2**24

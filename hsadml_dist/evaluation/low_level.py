@@ -28,7 +28,7 @@ Bytes = npt.NDArray[np.uint8]
 
 BINS = 16
 PERCENTILES = (5, 25, 50, 75, 95)
-NAMES = (
+FEATURE_NAMES = (
     *(f"histogram_{bin_}" for bin_ in range(BINS)),
     "mean",
     "deviation",
@@ -45,10 +45,10 @@ NAMES = (
 """The features, in the order of their columns."""
 
 LEVELS = 256
-ROUGH = 32
+ROUGH_GRADIENT = 32
 """Gradient, in grey levels a pixel, above which a pixel counts as rough."""
 
-FAR = 64.0
+MAX_DEVIATIONS = 64.0
 """Deviations at which a standardised feature is cut off, either way."""
 
 STEPS = 2.0**16
@@ -86,7 +86,7 @@ def features(thumbnail_NP: Bytes) -> Floats:
         _features(thumbnail_NP[start : start + _PICTURES_AT_A_TIME].reshape(-1, side, side).astype(np.int64))
         for start in range(0, len(thumbnail_NP), _PICTURES_AT_A_TIME)
     ]
-    return np.concatenate([np.empty((0, len(NAMES))), *parts])
+    return np.concatenate([np.empty((0, len(FEATURE_NAMES))), *parts])
 
 
 def nearest_low_level(test_MF: Floats, reference_RF: Floats) -> Ints:
@@ -115,7 +115,8 @@ def _standardised(reference_RF: Floats, test_MF: Floats) -> tuple[Floats, Floats
     mean_F = reference_RF.mean(axis=0)
     deviation_F = np.where(np.ptp(reference_RF, axis=0) > 0, reference_RF.std(axis=0), np.inf)
     references, tests = (
-        np.rint(np.clip((rows - mean_F) / deviation_F, -FAR, FAR) * STEPS) for rows in (reference_RF, test_MF)
+        np.rint(np.clip((rows - mean_F) / deviation_F, -MAX_DEVIATIONS, MAX_DEVIATIONS) * STEPS)
+        for rows in (reference_RF, test_MF)
     )
     return references, tests
 
@@ -180,7 +181,7 @@ def _gradient(picture_NSS: Ints) -> list[Floats]:
     # In whole 256ths of a level: a root rounds alike everywhere, a sum of roots does not.
     magnitude = np.rint(np.sqrt(square) * LEVELS).astype(np.int64)
     mean, deviation = _mean_and_deviation(magnitude.sum(axis=1), (magnitude**2).sum(axis=1), square.shape[1])
-    return [mean / LEVELS, deviation / LEVELS, (square > ROUGH**2).sum(axis=1) / square.shape[1]]
+    return [mean / LEVELS, deviation / LEVELS, (square > ROUGH_GRADIENT**2).sum(axis=1) / square.shape[1]]
 
 
 def _texture(picture_NSS: Ints) -> list[Floats]:

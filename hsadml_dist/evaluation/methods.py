@@ -15,32 +15,32 @@ from torch.nn import functional
 from hsadml_dist.comm import Comm
 from hsadml_dist.evaluation.classifiers import classify
 from hsadml_dist.evaluation.control import nearest_pixels_distributed
-from hsadml_dist.evaluation.embed import Embedded
-from hsadml_dist.evaluation.knn import nearest, nearest_distributed, vote
+from hsadml_dist.evaluation.embed import Embeddings
+from hsadml_dist.evaluation.knn import majority_label, nearest, nearest_distributed
 from hsadml_dist.evaluation.low_level import features, nearest_low_level
 from hsadml_dist.evaluation.predictions import HEAD, KNN, LOW_LEVEL, RAW_PIXELS, VOTES
 from hsadml_dist.evaluation.scores import Ints
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answers:
+class MethodPredictions:
     """What the methods say; the same on all ranks.
 
     Attributes:
-        said: Method to its predicted classes (N,), int64.
+        predicted: Method to its predicted classes (N,), int64.
         neighbour_NK: Positions of the nearest references, nearest first, int64.
         cosine_NK: Their cosines, fp64.
         emb_ND: The test slices' embeddings, not normalised.
     """
 
-    said: Mapping[str, Ints]
+    predicted: Mapping[str, Ints]
     neighbour_NK: Ints
     cosine_NK: np.ndarray
     emb_ND: torch.Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asking:
+class MethodSettings:
     """How the methods are asked.
 
     Attributes:
@@ -54,9 +54,9 @@ class Asking:
     seed: int
 
 
-def ask_all(
-    test: Embedded, references: Embedded, label_R: Ints, centre_CD: torch.Tensor, comm: Comm, asking: Asking
-) -> Answers:
+def predict_all(
+    test: Embeddings, references: Embeddings, label_R: Ints, centre_CD: torch.Tensor, comm: Comm, asking: MethodSettings
+) -> MethodPredictions:
     """Return every method's answers for the test slices of all ranks; all ranks take part.
 
     Args:
@@ -75,10 +75,14 @@ def ask_all(
     centre = nearest(emb_ND, centre_CD.detach().to(emb_ND.dtype), k=1, block=asking.block)[1][:, 0]
     label_NK = torch.as_tensor(label_R, device=neighbour.device)[neighbour]
     said = {KNN: _numbers(label_NK[:, 0])}
-    said |= {f"{KNN}_{k}": _numbers(vote(label_NK[:, :k])) for k in VOTES if k <= most}
+    said |= {f"{KNN}_{k}": _numbers(majority_label(label_NK[:, :k])) for k in VOTES if k <= most}
     said |= {HEAD: _numbers(centre), RAW_PIXELS: label_R[_numbers(alike)]}
-    said |= comm.share(_by_one_rank(**whole, label_R=label_R, asking=asking) if comm.topology.is_first else {})
-    return Answers(said=said, neighbour_NK=_numbers(neighbour), cosine_NK=cosine.cpu().double().numpy(), emb_ND=emb_ND)
+    said |= comm.broadcast_object(
+        _by_one_rank(**whole, label_R=label_R, asking=asking) if comm.topology.is_rank_zero else {}
+    )
+    return MethodPredictions(
+        predicted=said, neighbour_NK=_numbers(neighbour), cosine_NK=cosine.cpu().double().numpy(), emb_ND=emb_ND
+    )
 
 
 def class_probabilities(emb_ND: torch.Tensor, centre_CD: torch.Tensor, scale: float | None) -> torch.Tensor:
@@ -94,12 +98,12 @@ def class_probabilities(emb_ND: torch.Tensor, centre_CD: torch.Tensor, scale: fl
     return torch.softmax((emb.norm(dim=1, keepdim=True) if scale is None else scale) * cos_NC, dim=1)
 
 
-def _whole(part: Embedded, comm: Comm) -> Embedded:
+def _whole(part: Embeddings, comm: Comm) -> Embeddings:
     """Return the slices of all ranks."""
-    return Embedded(emb_ND=comm.gather_rows(part.emb_ND), thumbnail_NP=comm.gather_rows(part.thumbnail_NP))
+    return Embeddings(emb_ND=comm.all_gather_rows(part.emb_ND), thumbnail_NP=comm.all_gather_rows(part.thumbnail_NP))
 
 
-def _by_one_rank(*, test: Embedded, references: Embedded, label_R: Ints, asking: Asking) -> dict[str, Ints]:
+def _by_one_rank(*, test: Embeddings, references: Embeddings, label_R: Ints, asking: MethodSettings) -> dict[str, Ints]:
     """Return the answers that are not worth spreading over ranks."""
     test_NF, reference_RF = (features(part.thumbnail_NP.cpu().numpy()) for part in (test, references))
     said = {LOW_LEVEL: label_R[nearest_low_level(test_NF, reference_RF)]}

@@ -17,15 +17,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hsadml_dist.evaluation.control import SIDE
+from hsadml_dist.evaluation.control import THUMBNAIL_SIDE
 from hsadml_dist.evaluation.scores import Floats, Ints
 
 CELLS = 8
 """A look is the mean brightness in CELLS x CELLS cells."""
 QUANTILE = 0.995
-LEAST_SPREAD = 0.05
+MIN_STD = 0.05
 """Cells that are black in all training cases would otherwise count any grey in them as endlessly far."""
-MOST_QUERIES = 4096
+MAX_QUERIES = 4096
 """References, evenly spaced, that a threshold is taken from."""
 _QUERIES_AT_A_TIME = 512
 
@@ -35,7 +35,7 @@ Distances = Callable[[Ints], Floats]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Looks:
+class ThumbnailStats:
     """The looks of the training cases.
 
     Attributes:
@@ -56,16 +56,16 @@ class Looks:
 
 def brightness(thumbnail_NP: Bytes) -> Floats:
     """Return the mean brightness (N, G) of each cell, from 0 (the image's darkest pixel) to 1 (its brightest)."""
-    step = SIDE // CELLS
+    step = THUMBNAIL_SIDE // CELLS
     cells = thumbnail_NP.reshape(-1, CELLS, step, CELLS, step).mean(axis=(2, 4))
     return cells.reshape(len(thumbnail_NP), CELLS * CELLS) / 255
 
 
-def looks(thumbnail_NP: Bytes) -> Looks:
+def looks(thumbnail_NP: Bytes) -> ThumbnailStats:
     """Return the looks of training cases from their thumbnails (N, P)."""
     plain = brightness(thumbnail_NP)
-    mean, spread = plain.mean(axis=0), np.maximum(plain.std(axis=0), LEAST_SPREAD)
-    return Looks(look_NG=(plain - mean) / spread, mean_G=mean, spread_G=spread)
+    mean, spread = plain.mean(axis=0), np.maximum(plain.std(axis=0), MIN_STD)
+    return ThumbnailStats(look_NG=(plain - mean) / spread, mean_G=mean, spread_G=spread)
 
 
 def embedding_threshold(emb_ND: npt.NDArray[np.float32], persons: Sequence[str]) -> float:
@@ -74,7 +74,7 @@ def embedding_threshold(emb_ND: npt.NDArray[np.float32], persons: Sequence[str])
     return _threshold(persons, lambda chosen: (1 - unit[torch.from_numpy(chosen)] @ unit.T).numpy())
 
 
-def look_threshold(known: Looks, persons: Sequence[str]) -> float:
+def look_threshold(known: ThumbnailStats, persons: Sequence[str]) -> float:
     """Return the distance beyond which a look is far from all known ones."""
     return _threshold(persons, lambda chosen: _look_distances(known.look_NG[chosen], known.look_NG))
 
@@ -94,7 +94,7 @@ def _threshold(persons: Sequence[str], distances: Distances) -> float:
     group = groups(persons)
     if len(group) < 2:
         return float("inf")
-    every = np.linspace(0, len(group) - 1, min(len(group), MOST_QUERIES)).round().astype(np.int64)
+    every = np.linspace(0, len(group) - 1, min(len(group), MAX_QUERIES)).round().astype(np.int64)
     least = [
         np.where(group[chosen][:, None] == group, np.inf, distances(chosen)).min(axis=1)
         for chosen in np.array_split(every, -(-len(every) // _QUERIES_AT_A_TIME))

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hsadml_dist.evaluation.scores import LEVEL, Clusters, Interval, Ints, person_interval, share
+from hsadml_dist.evaluation.scores import LEVEL, Clusters, Interval, Ints, bootstrap_interval, share
 
 DRAWS = 10_000
 """Permutations that are drawn where they cannot all be counted."""
-MOST_STEPS = 1 << 28
+MAX_EXACT_STEPS = 1 << 28
 """Additions up to which all permutations are counted: half a second."""
 
 
@@ -26,12 +26,12 @@ class Outcomes:
     """How often a method was right on each slice.
 
     Attributes:
-        right_N: Trainings (seeds) that had the slice right, int64.
-        tries_N: Trainings that judged it, int64, at least 1.
+        correct_N: Trainings (seeds) that had the slice right, int64.
+        trials_N: Trainings that judged it, int64, at least 1.
     """
 
-    right_N: Ints
-    tries_N: Ints
+    correct_N: Ints
+    trials_N: Ints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class Permutation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Paired:
+class PairedComparison:
     """How two methods differ on the same slices.
 
     Attributes:
@@ -99,7 +99,7 @@ class Paired:
     unclustered_misleading: ChiSquare
 
 
-def compare(first: Outcomes, second: Outcomes, of: Clusters, *, resamples: int, seed: int) -> Paired:
+def compare(first: Outcomes, second: Outcomes, of: Clusters, *, resamples: int, seed: int) -> PairedComparison:
     """Return how the first method differs from the second on slices (N,) that both have judged, N at least 1.
 
     Args:
@@ -114,15 +114,15 @@ def compare(first: Outcomes, second: Outcomes, of: Clusters, *, resamples: int, 
     np.add.at(scaled_G, of.of_N, scaled_N)
     difference_N = scaled_N / scale
     tally_N2 = np.stack([difference_N, np.ones_like(difference_N)], axis=1)
-    one, two = (float(np.mean(side.right_N / side.tries_N)) for side in (first, second))
-    return Paired(
+    one, two = (float(np.mean(side.correct_N / side.trials_N)) for side in (first, second))
+    return PairedComparison(
         slices=len(scaled_N),
         units=of.count,
         unit=of.unit,
         accuracy_first=one,
         accuracy_second=two,
         difference=float(scaled_N.sum() / scale / len(scaled_N)),
-        interval=person_interval(tally_N2, of, share, resamples=resamples, seed=seed),
+        interval=bootstrap_interval(tally_N2, of, share, resamples=resamples, seed=seed),
         level=LEVEL,
         resamples=resamples,
         slices_for=int((scaled_N > 0).sum()),
@@ -174,7 +174,7 @@ def permutation(difference_G: Ints, *, seed: int, draws: int = DRAWS) -> Permuta
     size_G = np.abs(difference_G[difference_G != 0])
     size_G = size_G // max(1, int(np.gcd.reduce(size_G, initial=0)))
     reach = abs(int((np.sign(difference_G[difference_G != 0]) * size_G).sum()))
-    if len(size_G) * int(size_G.sum()) <= MOST_STEPS:
+    if len(size_G) * int(size_G.sum()) <= MAX_EXACT_STEPS:
         return Permutation(p=_counted(size_G, reach), exact=True, draws=None)
     return Permutation(p=_drawn(size_G, reach, seed, draws), exact=False, draws=draws)
 
@@ -206,9 +206,9 @@ def _drawn(size_G: Ints, reach: int, seed: int, draws: int) -> float:
 
 def _scaled_difference(first: Outcomes, second: Outcomes) -> tuple[Ints, int]:
     """Return the differences of the shares right as whole numbers (N,), and the number that stands for 1."""
-    tries = np.unique(np.concatenate([first.tries_N, second.tries_N]))
+    tries = np.unique(np.concatenate([first.trials_N, second.trials_N]))
     scale = math.lcm(*tries.tolist())
-    return (first.right_N * (scale // first.tries_N) - second.right_N * (scale // second.tries_N)), scale
+    return (first.correct_N * (scale // first.trials_N) - second.correct_N * (scale // second.trials_N)), scale
 
 
 def _ratio(difference: Ints) -> float:

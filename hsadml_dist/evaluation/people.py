@@ -16,7 +16,7 @@ UNDECIDED = -1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cases:
+class PatientCases:
     """What is said of each case. Who has slices of two true classes is a case for each of them.
 
     Attributes:
@@ -31,7 +31,7 @@ class Cases:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PersonVote:
+class PatientVote:
     """How often a method is right of a person when each of its slices has one vote.
 
     Attributes:
@@ -48,7 +48,7 @@ class PersonVote:
     ties: int
 
 
-def cases(said_N: Ints, label_N: Ints, persons: Sequence[str | None]) -> Cases | None:
+def cases(said_N: Ints, label_N: Ints, persons: Sequence[str | None]) -> PatientCases | None:
     """Return the majority of each person's slices, or None where there is no slice or one names no person."""
     names = [person for person in persons if person is not None]
     if not names or len(names) < len(persons):
@@ -56,7 +56,7 @@ def cases(said_N: Ints, label_N: Ints, persons: Sequence[str | None]) -> Cases |
     unique, person_N = np.unique(np.array(names), return_inverse=True)
     classes = int(max(said_N.max(), label_N.max())) + 1
     case_K, of_N = np.unique(person_N.astype(np.int64) * classes + label_N, return_inverse=True)
-    return Cases(
+    return PatientCases(
         persons=tuple(unique[case_K // classes].tolist()),
         label_K=case_K % classes,
         said_K=_majorities(of_N, said_N, len(case_K), classes),
@@ -76,7 +76,7 @@ def _majorities(of_N: Ints, said_N: Ints, number: int, classes: int) -> Ints:
     return said_K
 
 
-def person_vote(said_N: Ints, label_N: Ints, persons: Sequence[str | None]) -> PersonVote | None:
+def person_vote(said_N: Ints, label_N: Ints, persons: Sequence[str | None]) -> PatientVote | None:
     """Return how often the majority of a person's slices is right.
 
     Args:
@@ -90,7 +90,7 @@ def person_vote(said_N: Ints, label_N: Ints, persons: Sequence[str | None]) -> P
     found = cases(said_N, label_N, persons)
     if found is None:
         return None
-    return PersonVote(
+    return PatientVote(
         accuracy=float(np.mean(found.said_K == found.label_K)),
         persons=len(set(found.persons)),
         cases=len(found.persons),

@@ -13,22 +13,22 @@ import numpy as np
 
 from hsadml_dist.evaluation.paired import Outcomes
 from hsadml_dist.evaluation.predictions import KNN, Predictions
-from hsadml_dist.evaluation.result import INTERVAL_SEED, MOST_CONFUSED
+from hsadml_dist.evaluation.result import BOOTSTRAP_SEED, MAX_CONFUSION_CLASSES
 from hsadml_dist.evaluation.scores import (
     Clusters,
     Floats,
     Interval,
     Ints,
     balanced_accuracy,
+    bootstrap_interval,
     clusters,
     mean_share,
-    person_interval,
     share,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class EvaluatedRun:
     """A run with its verdict.
 
     Attributes:
@@ -52,7 +52,7 @@ class Judged:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Slices:
+class PooledSlices:
     """All slices of a pool, in the order in which its runs name them.
 
     Attributes:
@@ -75,7 +75,7 @@ class Slices:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Merit:
+class PooledMetrics:
     """A method's figures over all folds of a pool; intervals by person, None for a single person.
 
     Attributes:
@@ -92,7 +92,7 @@ class Merit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class SubsetAccuracy:
     """The nearest neighbour's accuracy in one fold or by one seed.
 
     Attributes:
@@ -143,13 +143,13 @@ class Pool:
     unit: str
     units: int
     shared_persons: int | None
-    methods: Mapping[str, Merit]
-    by_fold: tuple[Part, ...]
-    by_seed: tuple[Part, ...]
+    methods: Mapping[str, PooledMetrics]
+    by_fold: tuple[SubsetAccuracy, ...]
+    by_seed: tuple[SubsetAccuracy, ...]
     runs: tuple[str, ...]
 
 
-def gathered(runs: Sequence[Judged]) -> Slices:
+def gather_slices(runs: Sequence[EvaluatedRun]) -> PooledSlices:
     """Return the slices of runs, each once, with how often each method was right on it."""
     place: dict[str, int] = {}
     for run in runs:
@@ -163,17 +163,21 @@ def gathered(runs: Sequence[Judged]) -> Slices:
         label_N[mine] = run.predictions.label_N
         for row, person, exam in zip(mine.tolist(), run.predictions.persons, run.predictions.exams, strict=True):
             persons[row], exams[row] = person, exam
-    tries_N = np.bincount(np.concatenate(rows), minlength=len(place)).astype(np.int64)
-    outcomes = {method: Outcomes(right_N=_right(runs, rows, method), tries_N=tries_N) for method in shared(runs)}
-    return Slices(keys=tuple(place), persons=tuple(persons), exams=tuple(exams), label_N=label_N, outcomes=outcomes)
+    trials_N = np.bincount(np.concatenate(rows), minlength=len(place)).astype(np.int64)
+    outcomes = {method: Outcomes(correct_N=_right(runs, rows, method), trials_N=trials_N) for method in shared(runs)}
+    return PooledSlices(
+        keys=tuple(place), persons=tuple(persons), exams=tuple(exams), label_N=label_N, outcomes=outcomes
+    )
 
 
-def shared(runs: Sequence[Judged]) -> list[str]:
+def shared(runs: Sequence[EvaluatedRun]) -> list[str]:
     """Return the methods that all runs have, in the order of the first."""
-    return [method for method in runs[0].predictions.said if all(method in run.predictions.said for run in runs)]
+    return [
+        method for method in runs[0].predictions.predicted if all(method in run.predictions.predicted for run in runs)
+    ]
 
 
-def pool(runs: Sequence[Judged], slices: Slices, expected_folds: Sequence[int], resamples: int) -> Pool:
+def pool(runs: Sequence[EvaluatedRun], slices: PooledSlices, expected_folds: Sequence[int], resamples: int) -> Pool:
     """Return what the runs of one group say together.
 
     Args:
@@ -207,23 +211,23 @@ def pool(runs: Sequence[Judged], slices: Slices, expected_folds: Sequence[int], 
     )
 
 
-def _right(runs: Sequence[Judged], rows: Sequence[Ints], method: str) -> Ints:
+def _right(runs: Sequence[EvaluatedRun], rows: Sequence[Ints], method: str) -> Ints:
     hits = np.concatenate([mine[run.predictions.correct(method)] for run, mine in zip(runs, rows, strict=True)])
     return np.bincount(hits, minlength=1 + max(int(mine.max()) for mine in rows)).astype(np.int64)
 
 
-def _merit(slices: Slices, method: str, of: Clusters, resamples: int) -> Merit:
+def _merit(slices: PooledSlices, method: str, of: Clusters, resamples: int) -> PooledMetrics:
     outcomes = slices.outcomes[method]
-    value_N = outcomes.right_N / outcomes.tries_N
+    value_N = outcomes.correct_N / outcomes.trials_N
     plain = np.stack([value_N, np.ones_like(value_N)], axis=1)
     classes = int(slices.label_N.max()) + 1
-    spans = {"resamples": resamples, "seed": INTERVAL_SEED}
+    spans = {"resamples": resamples, "seed": BOOTSTRAP_SEED}
     balanced = None
-    if classes <= MOST_CONFUSED:
-        balanced = person_interval(_class_tally(value_N, slices.label_N, classes), of, mean_share, **spans)
-    return Merit(
+    if classes <= MAX_CONFUSION_CLASSES:
+        balanced = bootstrap_interval(_class_tally(value_N, slices.label_N, classes), of, mean_share, **spans)
+    return PooledMetrics(
         accuracy=float(value_N.mean()),
-        interval=person_interval(plain, of, share, **spans),
+        interval=bootstrap_interval(plain, of, share, **spans),
         balanced_accuracy=balanced_accuracy(value_N, slices.label_N),
         balanced_interval=balanced,
     )
@@ -235,14 +239,14 @@ def _class_tally(value_N: Floats, label_N: Ints, classes: int) -> Floats:
     return np.concatenate([member_NC * value_N[:, None], member_NC], axis=1)
 
 
-def _part(number: int, runs: Sequence[Judged]) -> Part:
-    slices = gathered(runs)
+def _part(number: int, runs: Sequence[EvaluatedRun]) -> SubsetAccuracy:
+    slices = gather_slices(runs)
     outcomes = slices.outcomes[KNN]
-    return Part(
+    return SubsetAccuracy(
         number=number,
         slices=len(slices.keys),
         persons=_persons(slices.persons),
-        accuracy=float(np.mean(outcomes.right_N / outcomes.tries_N)),
+        accuracy=float(np.mean(outcomes.correct_N / outcomes.trials_N)),
     )
 
 

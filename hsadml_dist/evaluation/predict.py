@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
-from hsadml_dist.engine.learner import loss_scale
 from hsadml_dist.evaluation.inference import Image, Inference
 from hsadml_dist.evaluation.knn import nearest
 from hsadml_dist.evaluation.methods import class_probabilities
-from hsadml_dist.evaluation.references import References
+from hsadml_dist.evaluation.references import Gallery
+from hsadml_dist.model_factory import loss_scale
 
 NEIGHBOURS = 3
 FAR = "far from all training cases"
@@ -32,7 +32,7 @@ class Neighbour:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class ImagePrediction:
     """What is said of one image.
 
     Attributes:
@@ -66,7 +66,7 @@ class Answer:
         return tuple(found)
 
 
-def answers(inference: Inference, references: References, images: Sequence[Image]) -> list[Answer]:
+def predict_images(inference: Inference, references: Gallery, images: Sequence[Image]) -> list[ImagePrediction]:
     """Return what the run says of each image.
 
     Args:
@@ -86,7 +86,7 @@ def answers(inference: Inference, references: References, images: Sequence[Image
     probability_NC = class_probabilities(found.emb_ND, inference.weights.centre_CD, scale).cpu()
     look_N = references.looks.distance(found.thumbnail_NP.cpu().numpy())
     return [
-        Answer(
+        ImagePrediction(
             class_name=classes[int(probability_C.argmax())],
             probabilities=tuple(probability_C.tolist()),
             neighbours=tuple(_neighbour(references, *pair) for pair in zip(places, cosines, strict=True)),
@@ -99,12 +99,12 @@ def answers(inference: Inference, references: References, images: Sequence[Image
     ]
 
 
-def _neighbour(references: References, place: int, cosine: float) -> Neighbour:
+def _neighbour(references: Gallery, place: int, cosine: float) -> Neighbour:
     table = references.table
     return Neighbour(key=table.keys[place], class_name=table.classes[int(table.label_N[place])], cosine=cosine)
 
 
-def _far_by(references: References, distance: float, look: float) -> tuple[str, ...]:
+def _far_by(references: Gallery, distance: float, look: float) -> tuple[str, ...]:
     pairs = (
         ("embedding", distance, references.embedding_threshold),
         ("look", look, references.look_threshold),

@@ -20,9 +20,9 @@ PREDICTIONS_NAME = "predictions.json"
 NEIGHBOURS = 5
 """Neighbours that are kept by name."""
 
-MOST_LISTED = 32
+MAX_LISTED_CLASSES = 32
 """Classes up to which the file holds every probability; of more, those of each slice's most probable classes."""
-MOST_PROBABLE = 5
+TOP_PROBABILITIES = 5
 
 KNN = "knn"
 HEAD = "head"
@@ -44,9 +44,9 @@ class Predictions:
         persons: Keyed hashes of persons, None where a slice names none.
         exams: Keyed hashes of exams, None where a slice names none.
         label_N: True classes, int64.
-        said: Method to its predicted classes (N,), int64.
+        predicted: Method to its predicted classes (N,), int64.
         probability_NC: Softmax over the scaled cosines to the class centres, fp64. Read from a file on more than
-            :data:`MOST_LISTED` classes, it is 0 but for each slice's :data:`MOST_PROBABLE` most probable ones.
+            :data:`MAX_LISTED_CLASSES` classes, it is 0 but for each slice's :data:`TOP_PROBABILITIES` most probable ones.
         neighbour_keys: Keys of the nearest references by cosine, nearest first.
         cosine_NK: Their cosines, fp64.
     """
@@ -56,7 +56,7 @@ class Predictions:
     persons: tuple[str | None, ...]
     exams: tuple[str | None, ...]
     label_N: Ints
-    said: Mapping[str, Ints]
+    predicted: Mapping[str, Ints]
     probability_NC: Floats
     neighbour_keys: tuple[tuple[str, ...], ...]
     cosine_NK: Floats
@@ -70,12 +70,12 @@ class Predictions:
         Raises:
             KeyError: No such method.
         """
-        return self.said[method] == self.label_N
+        return self.predicted[method] == self.label_N
 
     def to_json(self) -> str:
         """Return the text of ``predictions.json``; floats keep all their digits.
 
-        Above :data:`MOST_LISTED` classes a row of ``probabilities`` holds the highest ones, the highest first, and the
+        Above :data:`MAX_LISTED_CLASSES` classes a row of ``probabilities`` holds the highest ones, the highest first, and the
         column ``probable`` their classes.
         """
         columns = {
@@ -85,7 +85,7 @@ class Predictions:
             "persons": self.persons,
             "exams": self.exams,
             "labels": self.label_N.tolist(),
-            "said": {method: labels.tolist() for method, labels in self.said.items()},
+            "said": {method: labels.tolist() for method, labels in self.predicted.items()},
             **self._probabilities(),
             "neighbours": self.neighbour_keys,
             "cosines": self.cosine_NK.tolist(),
@@ -93,9 +93,9 @@ class Predictions:
         return json.dumps(columns, allow_nan=False) + "\n"
 
     def _probabilities(self) -> dict[str, list]:
-        if len(self.classes) <= MOST_LISTED:
+        if len(self.classes) <= MAX_LISTED_CLASSES:
             return {"probabilities": self.probability_NC.tolist()}
-        probable_NK = np.argsort(-self.probability_NC, axis=1, kind="stable")[:, :MOST_PROBABLE]
+        probable_NK = np.argsort(-self.probability_NC, axis=1, kind="stable")[:, :TOP_PROBABILITIES]
         highest_NK = np.take_along_axis(self.probability_NC, probable_NK, axis=1)
         return {"probabilities": highest_NK.tolist(), "probable": probable_NK.tolist()}
 
@@ -128,7 +128,7 @@ def parse(text: str | bytes) -> Predictions:
         found = _parsed(values)
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise DataError(f"{PREDICTIONS_NAME} is damaged or cut short ({type(error).__name__})") from error
-    columns = (found.persons, found.exams, found.label_N, *found.said.values(), found.probability_NC)
+    columns = (found.persons, found.exams, found.label_N, *found.predicted.values(), found.probability_NC)
     if any(len(column) != len(found) for column in (*columns, found.neighbour_keys, found.cosine_NK)):
         raise DataError(f"{PREDICTIONS_NAME} is damaged: its columns differ in length")
     return found
@@ -142,7 +142,7 @@ def _parsed(values: Mapping[str, list]) -> Predictions:
         persons=tuple(values["persons"]),
         exams=tuple(values["exams"]),
         label_N=np.array(values["labels"], dtype=np.int64),
-        said={method: np.array(labels, dtype=np.int64) for method, labels in said.items()},
+        predicted={method: np.array(labels, dtype=np.int64) for method, labels in said.items()},
         probability_NC=_whole_rows(values),
         neighbour_keys=tuple(tuple(keys) for keys in values["neighbours"]),
         cosine_NK=np.array(values["cosines"], dtype=np.float64),

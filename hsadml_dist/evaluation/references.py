@@ -17,11 +17,11 @@ from hsadml_dist.checkpoint.layout import COMMIT
 from hsadml_dist.errors import DataError
 from hsadml_dist.evaluation import nearness
 from hsadml_dist.evaluation.inference import (
+    EmbeddingTable,
     Inference,
     Progress,
-    SliceTable,
-    embedded_slices,
-    own_shards,
+    embed_slices,
+    open_training_shards,
     save_columns,
 )
 
@@ -32,7 +32,7 @@ Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class References:
+class Gallery:
     """What images are compared with.
 
     Attributes:
@@ -43,14 +43,14 @@ class References:
         size: Side in pixels to which the shards' images were scaled.
     """
 
-    table: SliceTable
-    looks: nearness.Looks
+    table: EmbeddingTable
+    looks: nearness.ThumbnailStats
     embedding_threshold: float
     look_threshold: float
     size: int
 
 
-def references_of(inference: Inference, shards: str | Path | None, tell: Tell, progress: Progress) -> References:
+def load_gallery(inference: Inference, shards: str | Path | None, tell: Tell, progress: Progress) -> Gallery:
     """Return a run's training cases: those kept in its folder if they are of these weights, else made and kept.
 
     Args:
@@ -63,7 +63,7 @@ def references_of(inference: Inference, shards: str | Path | None, tell: Tell, p
         DataError: The shards cannot be read, or are not those that the run was trained on.
     """
     if shards is not None:
-        own_shards(inference, shards)
+        open_training_shards(inference, shards)
     path, identity = inference.run.path / REFERENCE_NAME, _identity(inference)
     kept = _read(path, identity)
     if kept is not None:
@@ -76,15 +76,15 @@ def references_of(inference: Inference, shards: str | Path | None, tell: Tell, p
     return made
 
 
-def _made(inference: Inference, shards: str | Path | None, tell: Tell, progress: Progress) -> References:
-    folder, index = own_shards(inference, shards)
+def _made(inference: Inference, shards: str | Path | None, tell: Tell, progress: Progress) -> Gallery:
+    folder, index = open_training_shards(inference, shards)
     positions = index.outside_folds(inference.held_out)
     if not positions:
         raise DataError(f"{folder}: all folds are held out: there are no training cases to compare with")
     tell(f"embedding {len(positions)} training cases; kept in {inference.run.path / REFERENCE_NAME}")
-    table, thumbnail_NP = embedded_slices(inference, folder, index, positions, progress)
+    table, thumbnail_NP = embed_slices(inference, folder, index, positions, progress)
     looks = nearness.looks(thumbnail_NP.numpy())
-    return References(
+    return Gallery(
         table=table,
         looks=looks,
         embedding_threshold=nearness.embedding_threshold(table.emb_ND, table.persons),
@@ -101,7 +101,7 @@ def _identity(inference: Inference) -> dict[str, np.ndarray]:
     return {key: np.array(text) for key, text in texts.items()}
 
 
-def _columns(made: References) -> dict[str, np.ndarray]:
+def _columns(made: Gallery) -> dict[str, np.ndarray]:
     return made.table.columns() | {
         "look": made.looks.look_NG,
         "look_mean": made.looks.mean_G,
@@ -112,17 +112,17 @@ def _columns(made: References) -> dict[str, np.ndarray]:
     }
 
 
-def _read(path: Path, identity: Mapping[str, np.ndarray]) -> References | None:
+def _read(path: Path, identity: Mapping[str, np.ndarray]) -> Gallery | None:
     """Return what is kept; None if there is nothing, if it is of other weights or samples, or damaged."""
     try:
         with np.load(path, allow_pickle=False) as columns:
             if any(str(columns[key]) != str(text) for key, text in identity.items()):
                 return None
-            looks = nearness.Looks(
+            looks = nearness.ThumbnailStats(
                 look_NG=columns["look"], mean_G=columns["look_mean"], spread_G=columns["look_spread"]
             )
-            return References(
-                table=SliceTable.from_columns(columns),
+            return Gallery(
+                table=EmbeddingTable.from_columns(columns),
                 looks=looks,
                 embedding_threshold=float(columns["embedding_threshold"]),
                 look_threshold=float(columns["look_threshold"]),

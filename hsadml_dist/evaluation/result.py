@@ -13,19 +13,19 @@ from typing import Any
 
 from hsadml_dist.evaluation import scores
 from hsadml_dist.evaluation.calibration import Calibration, calibration
-from hsadml_dist.evaluation.confusions import Confusions, confusions
+from hsadml_dist.evaluation.confusions import ConfusionSummary, confusions
 from hsadml_dist.evaluation.geometry import Geometry
-from hsadml_dist.evaluation.people import PersonVote, person_vote
+from hsadml_dist.evaluation.people import PatientVote, person_vote
 from hsadml_dist.evaluation.predictions import HEAD, KNN, LOW_LEVEL, RAW_PIXELS, Predictions
 from hsadml_dist.evaluation.scores import Clusters, Interval
 
 SCHEMA_VERSION = 2
 RESULT_NAME = "result.json"
-INTERVAL_SEED = 0
+BOOTSTRAP_SEED = 0
 """Fixed, so that two runs with the same predictions have the same intervals whatever their training seeds."""
 
 
-MOST_CONFUSED = 256
+MAX_CONFUSION_CLASSES = 256
 """Classes up to which a result holds what grows with their square: 256 are half a megabyte of ``result.json``."""
 
 
@@ -48,7 +48,7 @@ class CheckpointRef:
 class Intervals:
     """Intervals of the figures by whole persons; None where there are fewer than two.
 
-    The balanced accuracy has one up to :data:`MOST_CONFUSED` classes.
+    The balanced accuracy has one up to :data:`MAX_CONFUSION_CLASSES` classes.
 
     Attributes:
         knn_accuracy: See :class:`Result`.
@@ -74,7 +74,7 @@ class Intervals:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figures:
+class MethodMetrics:
     """How well one method does.
 
     Attributes:
@@ -89,7 +89,7 @@ class Figures:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class ResultContext:
     """What a result says about where it comes from, beside the figures.
 
     Attributes:
@@ -126,7 +126,7 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result(Setting):
+class Result(ResultContext):
     """How well a run's embeddings separate the classes of slices that it has not seen.
 
     Attributes:
@@ -145,7 +145,7 @@ class Result(Setting):
         geometry: How the classes lie on the sphere.
         intervals: See :class:`Intervals`.
         confusion: Counts of the nearest neighbour's classes: a row a true class, a column a predicted one. None
-            above :data:`MOST_CONFUSED` classes.
+            above :data:`MAX_CONFUSION_CLASSES` classes.
         confusions: The same in a few figures: how many classes come out well, and the pairs mixed up most.
         schema_version: Version of these fields.
     """
@@ -159,13 +159,13 @@ class Result(Setting):
     head_accuracy: float
     raw_pixel_knn: float
     low_level_knn: float
-    methods: Mapping[str, Figures]
-    person_vote: PersonVote | None
+    methods: Mapping[str, MethodMetrics]
+    person_vote: PatientVote | None
     calibration: Calibration
     geometry: Geometry
     intervals: Intervals
     confusion: tuple[tuple[int, ...], ...] | None
-    confusions: Confusions
+    confusions: ConfusionSummary
     schema_version: int = SCHEMA_VERSION
 
     def to_dict(self) -> dict[str, Any]:
@@ -178,7 +178,7 @@ class Result(Setting):
 
 
 @dataclass(frozen=True, kw_only=True)
-class People:
+class PatientIds:
     """Whose slices they are: one entry a slice, None where the data name nobody."""
 
     persons: Sequence[str | None]
@@ -192,15 +192,15 @@ class People:
 
 
 def judge(
-    setting: Setting, predictions: Predictions, geometry: Geometry, *, references: People, resamples: int
+    setting: ResultContext, predictions: Predictions, geometry: Geometry, *, references: PatientIds, resamples: int
 ) -> Result:
     """Return the verdict: figures, confusion and intervals, from what each method says of each test slice."""
-    test = People(persons=predictions.persons, exams=predictions.exams)
+    test = PatientIds(persons=predictions.persons, exams=predictions.exams)
     persons, known = test.distinct_persons(), references.distinct_persons()
     of = scores.clusters(test.persons, test.exams)
-    methods = {name: _figures(predictions, name, of, resamples) for name in predictions.said}
+    methods = {name: _figures(predictions, name, of, resamples) for name in predictions.predicted}
     return Result(
-        **{field.name: getattr(setting, field.name) for field in dataclasses.fields(Setting)},
+        **{field.name: getattr(setting, field.name) for field in dataclasses.fields(ResultContext)},
         persons=None if persons is None else len(persons),
         slices=len(predictions),
         reference_slices=len(references.persons),
@@ -211,33 +211,37 @@ def judge(
         raw_pixel_knn=methods[RAW_PIXELS].accuracy,
         low_level_knn=methods[LOW_LEVEL].accuracy,
         methods=methods,
-        person_vote=person_vote(predictions.said[KNN], predictions.label_N, predictions.persons),
+        person_vote=person_vote(predictions.predicted[KNN], predictions.label_N, predictions.persons),
         calibration=calibration(predictions.probability_NC, predictions.label_N),
         geometry=geometry,
         intervals=_intervals(predictions, methods, of, resamples),
         confusion=_confusion(predictions),
-        confusions=confusions(predictions.label_N, predictions.said[KNN]),
+        confusions=confusions(predictions.label_N, predictions.predicted[KNN]),
     )
 
 
 def _confusion(predictions: Predictions) -> tuple[tuple[int, ...], ...] | None:
     classes = len(predictions.classes)
-    if classes > MOST_CONFUSED:
+    if classes > MAX_CONFUSION_CLASSES:
         return None
-    return tuple(tuple(row) for row in scores.confusion(predictions.label_N, predictions.said[KNN], classes).tolist())
-
-
-def _figures(predictions: Predictions, method: str, of: Clusters, resamples: int) -> Figures:
-    correct = predictions.correct(method)
-    tally = scores.accuracy_tally(correct)
-    return Figures(
-        accuracy=scores.accuracy(correct),
-        balanced_accuracy=scores.balanced_accuracy(correct, predictions.label_N),
-        interval=scores.person_interval(tally, of, scores.share, resamples=resamples, seed=INTERVAL_SEED),
+    return tuple(
+        tuple(row) for row in scores.confusion(predictions.label_N, predictions.predicted[KNN], classes).tolist()
     )
 
 
-def _intervals(predictions: Predictions, methods: Mapping[str, Figures], of: Clusters, resamples: int) -> Intervals:
+def _figures(predictions: Predictions, method: str, of: Clusters, resamples: int) -> MethodMetrics:
+    correct = predictions.correct(method)
+    tally = scores.accuracy_tally(correct)
+    return MethodMetrics(
+        accuracy=scores.accuracy(correct),
+        balanced_accuracy=scores.balanced_accuracy(correct, predictions.label_N),
+        interval=scores.bootstrap_interval(tally, of, scores.share, resamples=resamples, seed=BOOTSTRAP_SEED),
+    )
+
+
+def _intervals(
+    predictions: Predictions, methods: Mapping[str, MethodMetrics], of: Clusters, resamples: int
+) -> Intervals:
     return Intervals(
         knn_accuracy=methods[KNN].interval,
         balanced_accuracy=_balanced_interval(predictions, of, resamples),
@@ -253,7 +257,7 @@ def _intervals(predictions: Predictions, methods: Mapping[str, Figures], of: Clu
 
 def _balanced_interval(predictions: Predictions, of: Clusters, resamples: int) -> Interval | None:
     classes = len(predictions.classes)
-    if classes > MOST_CONFUSED:
+    if classes > MAX_CONFUSION_CLASSES:
         return None
     tally = scores.class_tally(predictions.correct(KNN), predictions.label_N, classes)
-    return scores.person_interval(tally, of, scores.mean_share, resamples=resamples, seed=INTERVAL_SEED)
+    return scores.bootstrap_interval(tally, of, scores.mean_share, resamples=resamples, seed=BOOTSTRAP_SEED)

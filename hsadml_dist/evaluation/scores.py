@@ -88,7 +88,7 @@ def mean_share(total_SK: Floats) -> Floats:
     return share_SC.sum(axis=1) / (all_SC > 0).sum(axis=1)
 
 
-def person_interval(
+def bootstrap_interval(
     tally_NK: Floats, of: Clusters, statistic: Statistic, *, resamples: int, seed: int, level: float = LEVEL
 ) -> Interval | None:
     """Return the percentile bootstrap interval of a statistic when whole persons are drawn again.

@@ -11,13 +11,15 @@ from hsadml_dist.data.index import ShardIndex
 from hsadml_dist.evaluation.predictions import KNN, Predictions
 
 if TYPE_CHECKING:
-    from hsadml_dist.report.cases import Case, Shot
+    from hsadml_dist.report.cases import ExampleImage, NeighbourExample
 
-MOST_RIGHT = 3
-MOST_WRONG = 5
+MAX_CORRECT = 3
+MAX_INCORRECT = 5
 
 
-def choose(predictions: Predictions, *, most_right: int = MOST_RIGHT, most_wrong: int = MOST_WRONG) -> tuple[int, ...]:
+def choose_examples(
+    predictions: Predictions, *, most_right: int = MAX_CORRECT, most_wrong: int = MAX_INCORRECT
+) -> tuple[int, ...]:
     """Return the places of some slices that the nearest neighbour has right, then of some that it has wrong.
 
     Right ones: of each class the slice in the middle by cosine to its nearest reference: neither the best nor the
@@ -43,7 +45,7 @@ def _middle(predictions: Predictions, label: int, right: np.ndarray) -> int | No
     return places[len(places) // 2] if places else None
 
 
-def cases(predictions: Predictions, index: ShardIndex, image_at: Callable[[int], np.ndarray]) -> list[Case]:
+def cases(predictions: Predictions, index: ShardIndex, image_at: Callable[[int], np.ndarray]) -> list[NeighbourExample]:
     """Return the chosen slices with pictures and words.
 
     Args:
@@ -51,25 +53,25 @@ def cases(predictions: Predictions, index: ShardIndex, image_at: Callable[[int],
         index: Where they and their neighbours are.
         image_at: Reads the image (height, width) at a position of the index.
     """
-    from hsadml_dist.report.cases import Case, Shot
+    from hsadml_dist.report.cases import ExampleImage, NeighbourExample
 
     position = {row.key: place for place, row in enumerate(index.samples)}
 
-    def shot(key: str, said: str, label: int | None) -> Shot:
+    def shot(key: str, said: str, label: int | None) -> ExampleImage:
         place = position[key]
         own = index.samples[place].label
         alike = None if label is None else own == label
-        return Shot(image_HW=image_at(place), caption=index.classes[own] + said, is_alike=alike)
+        return ExampleImage(image_HW=image_at(place), caption=index.classes[own] + said, same_class=alike)
 
-    def case(place: int) -> Case:
-        label, said = int(predictions.label_N[place]), int(predictions.said[KNN][place])
+    def case(place: int) -> NeighbourExample:
+        label, said = int(predictions.label_N[place]), int(predictions.predicted[KNN][place])
         near = zip(predictions.neighbour_keys[place], predictions.cosine_NK[place], strict=True)
         name, taken = index.classes[label], index.classes[said]
-        return Case(
+        return NeighbourExample(
             title=f"{name}, found right" if said == label else f"{name}, taken for {taken}",
             query=shot(predictions.keys[place], "", None),
             neighbours=[shot(key, f", cosine {cosine:.3f}", label) for key, cosine in near],
-            is_right=said == label,
+            is_correct=said == label,
         )
 
-    return [case(place) for place in choose(predictions)]
+    return [case(place) for place in choose_examples(predictions)]

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from hsadml_dist.data.index import ShardIndex
-from hsadml_dist.data.staging import Place
+from hsadml_dist.data.staging import ShardLocation
 from hsadml_dist.errors import DataError
-from hsadml_dist.evaluation.result import People
+from hsadml_dist.evaluation.result import PatientIds
 from hsadml_dist.evaluation.scores import Ints
 
 
 @dataclass(frozen=True, kw_only=True)
-class Split:
+class EvaluationSplit:
     """Which slices are judged and which serve as references.
 
     Attributes:
@@ -27,7 +27,7 @@ class Split:
         left_out: Slices of the fold that are not judged, since training knows nothing of their class.
     """
 
-    shards: Place
+    shards: ShardLocation
     index: ShardIndex
     fold: int
     test: tuple[int, ...]
@@ -38,13 +38,15 @@ class Split:
         """Return the classes, int64, of the slices at ``positions``."""
         return np.array([self.index.samples[position].label for position in positions], dtype=np.int64)
 
-    def people(self, positions: Sequence[int]) -> People:
+    def people(self, positions: Sequence[int]) -> PatientIds:
         """Return whose slices those at ``positions`` are."""
         rows = [self.index.samples[position] for position in positions]
-        return People(persons=[row.person for row in rows], exams=[row.exam for row in rows])
+        return PatientIds(persons=[row.person for row in rows], exams=[row.exam for row in rows])
 
 
-def split_of(shards: Place, index: ShardIndex, fold: int, held: Sequence[int], *, closed: bool = False) -> Split:
+def make_split(
+    shards: ShardLocation, index: ShardIndex, fold: int, held: Sequence[int], *, closed: bool = False
+) -> EvaluationSplit:
     """Return the slices of ``fold`` as the test and those of the folds that are not ``held`` as references.
 
     Args:
@@ -67,6 +69,6 @@ def split_of(shards: Place, index: ShardIndex, fold: int, held: Sequence[int], *
     test = tuple(position for position in every if not closed or index.samples[position].label in known)
     if not test:
         raise DataError(f"{shards}: fold {fold} holds no slice of a class that the training folds know")
-    return Split(
+    return EvaluationSplit(
         shards=shards, index=index, fold=fold, test=test, references=references, left_out=len(every) - len(test)
     )

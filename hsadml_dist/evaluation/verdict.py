@@ -13,31 +13,32 @@ from typing import Any
 import numpy as np
 import torch
 
-from hsadml_dist.checkpoint.layout import committed, lineage, parents
+from hsadml_dist.checkpoint.layout import lineage, list_checkpoints, read_parents
 from hsadml_dist.comm import Comm, SoloComm
 from hsadml_dist.config import Recipe
-from hsadml_dist.data.feed import held_out
+from hsadml_dist.data.feed import held_out_folds
 from hsadml_dist.data.index import ShardIndex
 from hsadml_dist.data.labels import PERSON
 from hsadml_dist.data.reader import ShardReader
-from hsadml_dist.data.staging import judging_place
-from hsadml_dist.engine.learner import Learner, loss_scale
+from hsadml_dist.data.staging import eval_shard_location
+from hsadml_dist.engine.learner import Learner
 from hsadml_dist.errors import CheckpointError, ConfigError, Fault
-from hsadml_dist.evaluation.embed import Embedded, embed, rank_positions, slices
+from hsadml_dist.evaluation.embed import Embeddings, embed, rank_positions, slice_batches
 from hsadml_dist.evaluation.geometry import geometry
 from hsadml_dist.evaluation.inference import open_inference, open_shards
-from hsadml_dist.evaluation.methods import Answers, Asking, ask_all, class_probabilities
+from hsadml_dist.evaluation.methods import MethodPredictions, MethodSettings, class_probabilities, predict_all
 from hsadml_dist.evaluation.predictions import NEIGHBOURS, Predictions
-from hsadml_dist.evaluation.result import CheckpointRef, Result, Setting, judge
+from hsadml_dist.evaluation.result import CheckpointRef, Result, ResultContext, judge
 from hsadml_dist.evaluation.showcase import cases
-from hsadml_dist.evaluation.split import Split, split_of
-from hsadml_dist.evaluation.weights import Weights, chosen_by, reference
+from hsadml_dist.evaluation.split import EvaluationSplit, make_split
+from hsadml_dist.evaluation.weights import Weights, checkpoint_ref, chosen_by
+from hsadml_dist.model_factory import loss_scale
 from hsadml_dist.run.folder import RunFolder, replace_text
 from hsadml_dist.run.merged import merged_metrics
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Evaluation:
     """A judged run.
 
     Attributes:
@@ -51,7 +52,7 @@ class Verdict:
     emb_ND: np.ndarray
 
 
-def judge_run(run: Path, recipe: Recipe, index: ShardIndex, learner: Learner, comm: Comm) -> Result:
+def evaluate_training(run: Path, recipe: Recipe, index: ShardIndex, learner: Learner, comm: Comm) -> Result:
     """Judge a training by its present weights and write ``result.json`` and ``report.html``; all ranks take part.
 
     Args:
@@ -66,15 +67,15 @@ def judge_run(run: Path, recipe: Recipe, index: ShardIndex, learner: Learner, co
         DataError: Shards that cannot be read, folds that leave nothing to compare with, or a diverged model.
     """
     weights = Weights(
-        model=learner.engine.evaluated(),
-        centre_CD=learner.head.whole_centres(),
+        model=learner.engine.evaluation_model(),
+        centre_CD=learner.head.gather_centres(),
         checkpoint=_newest(RunFolder(run), comm),
         chosen_by=chosen_by(recipe),
     )
-    place = judging_place(recipe.data.shards, recipe.data.stage)
-    split = split_of(place, index, recipe.data.fold, held_out(recipe), closed=recipe.data.label == PERSON)
+    place = eval_shard_location(recipe.data.shards, recipe.data.stage)
+    split = make_split(place, index, recipe.data.fold, held_out_folds(recipe), closed=recipe.data.label == PERSON)
     verdict = _judged(recipe, weights, split, comm)
-    if comm.topology.is_first:
+    if comm.topology.is_rank_zero:
         _write(run, verdict, split, weights.centre_CD)
     return verdict.result
 
@@ -102,7 +103,9 @@ def evaluate_run(run: Path, shards: str | Path | None = None, fold: int | None =
     own = index.digest == opened.trained_on
     if own:
         _check_unseen(recipe, fold)
-    split = split_of(folder, index, fold, held_out(recipe) if own else [fold], closed=recipe.data.label == PERSON)
+    split = make_split(
+        folder, index, fold, held_out_folds(recipe) if own else [fold], closed=recipe.data.label == PERSON
+    )
     verdict = _judged(recipe, weights, split, SoloComm(opened.device))
     if own and fold == recipe.data.fold:
         _write(run, verdict, split, weights.centre_CD)
@@ -111,24 +114,26 @@ def evaluate_run(run: Path, shards: str | Path | None = None, fold: int | None =
 
 def _newest(run: RunFolder, comm: Comm) -> CheckpointRef:
     """Return the newest checkpoint in the run's line, as rank 0 sees it."""
-    line = comm.share(lineage(committed(run), parents(run)))
+    line = comm.broadcast_object(lineage(list_checkpoints(run), read_parents(run)))
     if not line:
         raise CheckpointError(f"{run.path}: there is no checkpoint; a verdict names the weights that it is about")
-    return reference(line[0])
+    return checkpoint_ref(line[0])
 
 
 def _check_unseen(recipe: Recipe, fold: int) -> None:
-    if fold not in held_out(recipe):
-        allowed = ", ".join(map(str, held_out(recipe)))
+    if fold not in held_out_folds(recipe):
+        allowed = ", ".join(map(str, held_out_folds(recipe)))
         problem = f"{fold} was read in training by this run, a verdict on it means nothing; allowed: {allowed}"
         raise ConfigError([Fault(where="command line", key="fold", problem=problem)])
 
 
-def _judged(recipe: Recipe, weights: Weights, split: Split, comm: Comm) -> Verdict:
+def _judged(recipe: Recipe, weights: Weights, split: EvaluationSplit, comm: Comm) -> Evaluation:
     """Return the verdict, the same on all ranks."""
     test, references = (_embedded(recipe, weights, split, part, comm) for part in (split.test, split.references))
-    asking = Asking(block=recipe.evaluation.block, classifiers=recipe.evaluation.classifiers, seed=recipe.train.seed)
-    answers = ask_all(test, references, split.labels(split.references), weights.centre_CD, comm, asking)
+    asking = MethodSettings(
+        block=recipe.evaluation.block, classifiers=recipe.evaluation.classifiers, seed=recipe.train.seed
+    )
+    answers = predict_all(test, references, split.labels(split.references), weights.centre_CD, comm, asking)
     predictions = _predictions(recipe, weights, split, answers)
     emb_ND, centre_CD = (rows.detach().cpu().double().numpy() for rows in (answers.emb_ND, weights.centre_CD))
     result = judge(
@@ -138,10 +143,10 @@ def _judged(recipe: Recipe, weights: Weights, split: Split, comm: Comm) -> Verdi
         references=split.people(split.references),
         resamples=recipe.evaluation.resamples,
     )
-    return Verdict(result=result, predictions=predictions, emb_ND=emb_ND)
+    return Evaluation(result=result, predictions=predictions, emb_ND=emb_ND)
 
 
-def _predictions(recipe: Recipe, weights: Weights, split: Split, answers: Answers) -> Predictions:
+def _predictions(recipe: Recipe, weights: Weights, split: EvaluationSplit, answers: MethodPredictions) -> Predictions:
     people, samples = split.people(split.test), split.index.samples
     scale = loss_scale(recipe.loss)
     return Predictions(
@@ -150,7 +155,7 @@ def _predictions(recipe: Recipe, weights: Weights, split: Split, answers: Answer
         persons=tuple(people.persons),
         exams=tuple(people.exams),
         label_N=split.labels(split.test),
-        said=answers.said,
+        predicted=answers.predicted,
         probability_NC=class_probabilities(answers.emb_ND, weights.centre_CD, scale).cpu().numpy(),
         neighbour_keys=tuple(
             tuple(samples[split.references[place]].key for place in places[:NEIGHBOURS])
@@ -160,15 +165,17 @@ def _predictions(recipe: Recipe, weights: Weights, split: Split, answers: Answer
     )
 
 
-def _embedded(recipe: Recipe, weights: Weights, split: Split, positions: Sequence[int], comm: Comm) -> Embedded:
+def _embedded(
+    recipe: Recipe, weights: Weights, split: EvaluationSplit, positions: Sequence[int], comm: Comm
+) -> Embeddings:
     batch = recipe.evaluation.batch
     mine = rank_positions(positions, batch, comm.topology)
-    batches = slices(split.shards, split.index, mine, image_size=recipe.data.image_size, batch=batch)
+    batches = slice_batches(split.shards, split.index, mine, image_size=recipe.data.image_size, batch=batch)
     return embed(weights.model, batches, embedding_dim=recipe.model.embedding_dim, device=comm.device)
 
 
-def _setting(recipe: Recipe, weights: Weights, split: Split, comm: Comm) -> Setting:
-    return Setting(
+def _setting(recipe: Recipe, weights: Weights, split: EvaluationSplit, comm: Comm) -> ResultContext:
+    return ResultContext(
         split_unit=split.index.split_unit,
         label=recipe.data.label,
         classes=split.index.classes,
@@ -192,15 +199,15 @@ def _setting(recipe: Recipe, weights: Weights, split: Split, comm: Comm) -> Sett
     )
 
 
-def _write(run: Path, verdict: Verdict, split: Split, centre_CD: torch.Tensor) -> None:
+def _write(run: Path, verdict: Evaluation, split: EvaluationSplit, centre_CD: torch.Tensor) -> None:
     # Imported by the one rank that draws: matplotlib takes a second and 60 MB.
-    from hsadml_dist.report.html import write_report
-    from hsadml_dist.report.sphere import view
+    from hsadml_dist.report.html import write_run_report
+    from hsadml_dist.report.sphere import project_on_sphere
 
     folder = RunFolder(run)
     replace_text(folder.predictions, verdict.predictions.to_json())
     replace_text(folder.result, verdict.result.to_json())
     reader = ShardReader(split.shards, split.index)
     shown = cases(verdict.predictions, split.index, reader.image)
-    sphere = view(verdict.emb_ND, verdict.predictions.label_N, centre_CD.detach().cpu().double().numpy())
-    write_report(run, verdict.result.to_dict(), merged_metrics(run), sphere, shown)
+    sphere = project_on_sphere(verdict.emb_ND, verdict.predictions.label_N, centre_CD.detach().cpu().double().numpy())
+    write_run_report(run, verdict.result.to_dict(), merged_metrics(run), sphere, shown)

@@ -13,9 +13,9 @@ from torch import nn
 from hsadml_dist.checkpoint.layout import CheckpointName
 from hsadml_dist.checkpoint.load import load_inference_state
 from hsadml_dist.config import Recipe
-from hsadml_dist.engine.ddp import placed
-from hsadml_dist.engine.learner import build_network
 from hsadml_dist.evaluation.result import CheckpointRef
+from hsadml_dist.model_factory import build_network
+from hsadml_dist.models.network import prepare_model
 from hsadml_dist.run.folder import RunFolder
 
 LAST_STEP = "last step"
@@ -44,7 +44,7 @@ def chosen_by(recipe: Recipe) -> str:
     return LAST_STEP if recipe.optim.ema_decay is None else AVERAGE
 
 
-def reference(name: CheckpointName) -> CheckpointRef:
+def checkpoint_ref(name: CheckpointName) -> CheckpointRef:
     """Return a checkpoint as results name it."""
     return CheckpointRef(name=str(name), step=name.step, attempt=name.attempt)
 
@@ -58,11 +58,11 @@ def load_weights(run: RunFolder, recipe: Recipe, device: torch.device) -> tuple[
     state = load_inference_state(run)
     network = build_network(recipe)
     network.load_state_dict(state.model)
-    model = placed(network, device, recipe.engine.precision)
+    model = prepare_model(network, device, recipe.engine.precision)
     weights = Weights(
         model=model,
         centre_CD=state.centres.to(device),
-        checkpoint=reference(state.name),
+        checkpoint=checkpoint_ref(state.name),
         chosen_by=chosen_by(recipe),
     )
     return weights, state.data_digest

@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hsadml_dist.evaluation.knn import on_grid
+from hsadml_dist.evaluation.knn import round_to_grid
 from hsadml_dist.evaluation.scores import Floats, Ints
 
 DEGREE = 10**6
 """Millionths in a degree: the embeddings' own precision."""
 
-NUMBERS_AT_A_TIME = 1 << 21
+BLOCK_ELEMENTS = 1 << 21
 
 
 def gridded(rows_MD: npt.NDArray[np.floating]) -> Floats:
@@ -27,7 +27,7 @@ def gridded(rows_MD: npt.NDArray[np.floating]) -> Floats:
     Raises:
         DataError: A component that is not finite.
     """
-    return on_grid(torch.tensor(rows_MD)).numpy()
+    return round_to_grid(torch.tensor(rows_MD)).numpy()
 
 
 def between(gridded_MD: Floats, gridded_RD: Floats) -> Ints:
@@ -47,5 +47,5 @@ def between(gridded_MD: Floats, gridded_RD: Floats) -> Ints:
 
 def blocks(rows: int, width: int) -> list[tuple[int, int]]:
     """Return the ends of runs of rows that are few enough for the memory at ``width`` numbers a row."""
-    step = max(1, NUMBERS_AT_A_TIME // max(width, 1))
+    step = max(1, BLOCK_ELEMENTS // max(width, 1))
     return [(start, min(start + step, rows)) for start in range(0, rows, step)]

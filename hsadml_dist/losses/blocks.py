@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import torch
 
-SHORTEST = 1e-12
+MIN_ROW_NORM = 1e-12
 """Rows shorter than this have no direction: their cosines are 0, and so are their gradients."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Block:
+class CentreBlock:
     """Some rows of the centres.
 
     Attributes:
@@ -37,7 +37,7 @@ class Block:
         return sample, column_N[sample]
 
 
-def blocks_of(weight_CD: torch.Tensor, first: int, size: int, rows: RowChoice | None) -> Iterator[Block]:
+def iter_blocks(weight_CD: torch.Tensor, first: int, size: int, rows: SampledRows | None) -> Iterator[CentreBlock]:
     """Yield all rows of a weight, or the chosen ones, ``size`` at a time.
 
     Args:
@@ -51,15 +51,15 @@ def blocks_of(weight_CD: torch.Tensor, first: int, size: int, rows: RowChoice | 
         if rows is None:
             place: slice | torch.Tensor = slice(start, min(start + size, count))
             class_K = torch.arange(start, min(start + size, count), device=weight_CD.device) + first
-            yield Block(place=place, class_K=class_K, weight_KD=weight_CD[place])
+            yield CentreBlock(place=place, class_K=class_K, weight_KD=weight_CD[place])
         else:
             place = rows.position_R[start : start + size]
             drawn_K = rows.drawn_R[start : start + size]
-            yield Block(place=place, class_K=place + first, weight_KD=weight_CD[place], drawn_K=drawn_K)
+            yield CentreBlock(place=place, class_K=place + first, weight_KD=weight_CD[place], drawn_K=drawn_K)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowChoice:
+class SampledRows:
     """The rows that take part in a step where classes are sampled.
 
     Attributes:
@@ -71,7 +71,7 @@ class RowChoice:
     drawn_R: torch.Tensor
 
 
-class Scratch:
+class ScratchMatrix:
     """Memory for matrices (N, K), asked for once: pages fresh from the system for each block cost more than its sums.
 
     Args:
@@ -88,14 +88,14 @@ class Scratch:
         return self._flat[self._rows * start : self._rows * (start + columns)].view(self._rows, columns)
 
 
-def unit_rows(rows_ND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def normalize_rows(rows_ND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (unit rows (N, D), reciprocals of their lengths (N,)); zeros for rows without a direction."""
     norm_N = torch.linalg.vector_norm(rows_ND, dim=1)
-    inverse_N = torch.where(norm_N > SHORTEST, 1 / norm_N, 0.0)
+    inverse_N = torch.where(norm_N > MIN_ROW_NORM, 1 / norm_N, 0.0)
     return rows_ND * inverse_N[:, None], inverse_N
 
 
-def through_unit_(grad_ND: torch.Tensor, unit_ND: torch.Tensor, inverse_N: torch.Tensor) -> torch.Tensor:
+def normalize_backward_(grad_ND: torch.Tensor, unit_ND: torch.Tensor, inverse_N: torch.Tensor) -> torch.Tensor:
     """Turn derivatives by unit rows into those by the rows themselves, in place; returns them."""
     along_N = torch.linalg.vecdot(grad_ND, unit_ND)
     return grad_ND.addcmul_(unit_ND, along_N[:, None], value=-1).mul_(inverse_N[:, None])

@@ -30,7 +30,7 @@ class Centres(nn.Module):
         self.weight = nn.Parameter(initial_rows(self.rows, dim, seed))
 
 
-def chosen_layout(
+def resolve_layout(
     layout: Literal["auto", "replicated", "sharded"], *, classes: int, global_batch: int, world_size: int
 ) -> Layout:
     """Return the layout that ``auto`` stands for: the one whose messages are smaller.

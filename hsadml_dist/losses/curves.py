@@ -1,7 +1,7 @@
 """Curves over the cosine: what a margin does to the target's logit and to the others', each with its derivative.
 
 Every curve is written out with its slope, so that no arccosine is ever differentiated. Where a slope has a pole (the
-angle at 0 or pi), the sine is kept from falling below :func:`least_sine`, which leaves every gradient finite and
+angle at 0 or pi), the sine is kept from falling below :func:`min_sine`, which leaves every gradient finite and
 changes nothing elsewhere.
 """
 
@@ -78,7 +78,7 @@ def added_angle(m: float) -> Curve:
         sine = sine_of(cos)
         # cos(theta + m) without the angle: an arccosine near 1 has half of the digits.
         value = cos * cos_m - sine * sin_m
-        slope = cos_m + sin_m * cos / sine.clamp(min=least_sine(cos.dtype))
+        slope = cos_m + sin_m * cos / sine.clamp(min=min_sine(cos.dtype))
         inside = cos > end
         return torch.where(inside, value, cos - end - 1), torch.where(inside, slope, 1.0)
 
@@ -116,7 +116,7 @@ def norm_adaptive(m: float) -> TargetCurve:
         theta_N, turn_N = torch.atan2(sine_N, cos_N), -m * quality_N
         inside_N = (theta_N + turn_N >= 0) & (theta_N + turn_N <= math.pi)
         value_N = torch.cos((theta_N + turn_N).clamp(0, math.pi))
-        slope_N = turn_N.cos() + turn_N.sin() * cos_N / sine_N.clamp(min=least_sine(cos_N.dtype))
+        slope_N = turn_N.cos() + turn_N.sin() * cos_N / sine_N.clamp(min=min_sine(cos_N.dtype))
         return value_N - m - m * quality_N, slope_N * inside_N
 
     return psi
@@ -150,7 +150,7 @@ def sine_of(cos: torch.Tensor) -> torch.Tensor:
     return ((1 - cos) * (1 + cos)).clamp(min=0).sqrt()
 
 
-def least_sine(dtype: torch.dtype) -> float:
+def min_sine(dtype: torch.dtype) -> float:
     """Return the sine below which a cosine of this dtype no longer tells the angle: the root of its rounding unit."""
     return math.sqrt(torch.finfo(dtype).eps)
 
@@ -173,7 +173,7 @@ def _angle_wave(m: float) -> Curve:
     def wave(cos: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         sine = sine_of(cos)
         theta = torch.atan2(sine, cos).mul_(m)
-        return theta.cos(), theta.sin_().mul_(m).div_(sine.clamp_(min=least_sine(cos.dtype)))
+        return theta.cos(), theta.sin_().mul_(m).div_(sine.clamp_(min=min_sine(cos.dtype)))
 
     return wave
 

@@ -19,19 +19,19 @@ import torch
 from torch import nn
 
 from hsadml_dist.comm import Comm
-from hsadml_dist.losses.blocks import RowChoice
+from hsadml_dist.losses.blocks import SampledRows
 from hsadml_dist.losses.centres import Centres, Layout, at_least_fp32
-from hsadml_dist.losses.exchange import Exchange, GatheredSamples, NoExchange
-from hsadml_dist.losses.global_loss import Plan, global_loss
+from hsadml_dist.losses.exchange import Exchange, GatherExchange, LocalExchange
+from hsadml_dist.losses.global_loss import StepPlan, global_loss
 from hsadml_dist.losses.margins import MarginLoss
-from hsadml_dist.losses.norms import NormStatistics
-from hsadml_dist.losses.sampling import choose_rows
+from hsadml_dist.losses.norms import EmbeddingNormStatistics
+from hsadml_dist.losses.sampling import sample_rows
 
 MEBIBYTE = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Computing:
+class LossCompute:
     """How the loss is computed; nothing here but the sampling changes what is computed.
 
     Attributes:
@@ -65,15 +65,15 @@ class DistributedLoss(nn.Module):
         loss: MarginLoss,
         comm: Comm,
         layout: Layout = "replicated",
-        computing: Computing | None = None,
+        computing: LossCompute | None = None,
     ) -> None:
         super().__init__()
         self.centres = centres
         self.layout = layout
-        self._loss, self._comm, self._computing = loss, comm, computing or Computing()
+        self._loss, self._comm, self._computing = loss, comm, computing or LossCompute()
         start = loss.reducer.initial_bias(centres.classes)
         self.bias = None if start is None else nn.Parameter(torch.tensor(start))
-        self.norms = None if loss.adaptive is None else NormStatistics(loss.adaptive)
+        self.norms = None if loss.adaptive is None else EmbeddingNormStatistics(loss.adaptive)
 
     def forward(self, emb_BD: torch.Tensor, label_B: torch.Tensor, *, step: int, count: int) -> torch.Tensor:
         """Return this rank's share of the mean loss; with sharded centres all ranks must call it together.
@@ -109,10 +109,10 @@ class DistributedLoss(nn.Module):
         if self.norms is not None:
             self.norms.forget()
 
-    def _plan(self, local: int, step: int, count: int) -> Plan:
+    def _plan(self, local: int, step: int, count: int) -> StepPlan:
         world, sharded = self._comm.topology.world_size, self.layout == "sharded"
-        exchange: Exchange = GatheredSamples(self._comm) if sharded else NoExchange()
-        return Plan(
+        exchange: Exchange = GatherExchange(self._comm) if sharded else LocalExchange()
+        return StepPlan(
             margin=self._loss.at(step),
             reducer=self._loss.reducer,
             quality=self._qualities,
@@ -128,11 +128,11 @@ class DistributedLoss(nn.Module):
     def _qualities(self, norm_N: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(norm_N) if self.norms is None else self.norms.qualities(norm_N)
 
-    def _chosen(self, label_N: torch.Tensor, step: int) -> RowChoice | None:
+    def _chosen(self, label_N: torch.Tensor, step: int) -> SampledRows | None:
         chosen = self._computing
         if chosen.sample_rate >= 1:
             return None
-        return choose_rows(self.centres.rows, label_N, rate=chosen.sample_rate, seed=chosen.seed, step=step)
+        return sample_rows(self.centres.rows, label_N, rate=chosen.sample_rate, seed=chosen.seed, step=step)
 
     def _stores(self, compared: int) -> bool:
         if self._computing.backward != "auto":

@@ -15,15 +15,15 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from hsadml_dist.comm import Comm
-from hsadml_dist.losses.blocks import through_unit_, unit_rows
+from hsadml_dist.losses.blocks import normalize_backward_, normalize_rows
 from hsadml_dist.losses.centres import Centres, Layout
-from hsadml_dist.losses.curves import least_sine, sine_of
+from hsadml_dist.losses.curves import min_sine, sine_of
 
-BLOCK = 1024
+ENERGY_BLOCK = 1024
 """Rows compared with rows at a time."""
 
 
-def energy(centres: Centres, layout: Layout, comm: Comm) -> torch.Tensor:
+def hyperspherical_energy(centres: Centres, layout: Layout, comm: Comm) -> torch.Tensor:
     """Return the mean of ``angle ** -2`` over all pairs of classes, a scalar; 0 for fewer than two classes.
 
     Differentiable in the rows held here: each rank's gradient is the whole one of its rows. With sharded centres all
@@ -48,19 +48,19 @@ class _Pairs:
     def blocks(self, weight_CD: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield (class ids (J,), unit rows (J, D)) of all classes, some of each rank's at a time."""
         ids = torch.arange(self.centres.rows.start, self.centres.rows.stop, device=weight_CD.device)
-        sizes = [len(ids)] if self.comm is None else self.comm.sizes(len(ids))
-        for start in range(0, max(sizes), BLOCK):
-            part = slice(start, start + BLOCK)
-            unit_JD = unit_rows(weight_CD[part])[0]
+        sizes = [len(ids)] if self.comm is None else self.comm.all_gather_sizes(len(ids))
+        for start in range(0, max(sizes), ENERGY_BLOCK):
+            part = slice(start, start + ENERGY_BLOCK)
+            unit_JD = normalize_rows(weight_CD[part])[0]
             if self.comm is None:
                 yield ids[part], unit_JD
             else:
                 here = [len(range(size)[part]) for size in sizes]
-                yield self.comm.gather_rows(ids[part], here), self.comm.gather_rows(unit_JD, here)
+                yield self.comm.all_gather_rows(ids[part], here), self.comm.all_gather_rows(unit_JD, here)
 
     def total(self, value: torch.Tensor) -> torch.Tensor:
         """Add over the ranks."""
-        return value if self.comm is None else self.comm.sum(value)
+        return value if self.comm is None else self.comm.all_reduce_sum(value)
 
 
 class _Energy(torch.autograd.Function):
@@ -68,18 +68,18 @@ class _Energy(torch.autograd.Function):
     def forward(ctx: Any, weight_CD: torch.Tensor, pairs: _Pairs) -> torch.Tensor:
         """Return the mean; its gradient is computed in passing, from the same angles."""
         classes = pairs.centres.classes
-        unit_CD, inverse_C = unit_rows(weight_CD)
+        unit_CD, inverse_C = normalize_rows(weight_CD)
         grad_CD, total = torch.zeros_like(weight_CD), weight_CD.new_zeros(())
         if classes > 1:
             for ids_J, unit_JD in pairs.blocks(weight_CD):
-                for start in range(0, len(unit_CD), BLOCK):
-                    part = slice(start, start + BLOCK)
+                for start in range(0, len(unit_CD), ENERGY_BLOCK):
+                    part = slice(start, start + ENERGY_BLOCK)
                     first = pairs.centres.rows.start + start
                     value, slope_KJ = _block_energy(unit_CD[part], unit_JD, first, ids_J)
                     total += value
                     grad_CD[part].addmm_(slope_KJ, unit_JD)
         norm = 1 / max(1, classes * (classes - 1))
-        ctx.save_for_backward(through_unit_(grad_CD, unit_CD, inverse_C).mul_(2 * norm))
+        ctx.save_for_backward(normalize_backward_(grad_CD, unit_CD, inverse_C).mul_(2 * norm))
         return pairs.total(total) * norm
 
     @staticmethod
@@ -97,6 +97,6 @@ def _block_energy(
     cos_KJ = (unit_KD @ unit_JD.T).clamp_(-1, 1)
     ids_K = torch.arange(first, first + len(unit_KD), device=ids_J.device)
     other_KJ = ids_K[:, None] != ids_J
-    sine_KJ = sine_of(cos_KJ).clamp_(min=least_sine(cos_KJ.dtype))
+    sine_KJ = sine_of(cos_KJ).clamp_(min=min_sine(cos_KJ.dtype))
     angle_KJ = torch.atan2(sine_KJ, cos_KJ)
     return (angle_KJ**-2 * other_KJ).sum(), 2 * angle_KJ**-3 / sine_KJ * other_KJ

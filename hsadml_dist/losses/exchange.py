@@ -36,7 +36,7 @@ class Exchange(Protocol):
         ...
 
 
-class NoExchange:
+class LocalExchange:
     """Every rank has all centres and compares its own samples with them: B = N, and nothing travels."""
 
     def gather(self, emb_BD: torch.Tensor, label_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,7 +60,7 @@ class NoExchange:
         return rows_ND
 
 
-class GatheredSamples:
+class GatherExchange:
     """Every rank has some centres and compares the samples of all ranks with them; made anew for each loss."""
 
     def __init__(self, comm: Comm) -> None:
@@ -69,16 +69,16 @@ class GatheredSamples:
 
     def gather(self, emb_BD: torch.Tensor, label_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See :class:`Exchange`."""
-        self._sizes = self._comm.sizes(len(label_B))
-        return self._comm.gather_rows(emb_BD, self._sizes), self._comm.gather_rows(label_B, self._sizes)
+        self._sizes = self._comm.all_gather_sizes(len(label_B))
+        return self._comm.all_gather_rows(emb_BD, self._sizes), self._comm.all_gather_rows(label_B, self._sizes)
 
     def total(self, tensor: torch.Tensor) -> torch.Tensor:
         """See :class:`Exchange`."""
-        return self._comm.sum(tensor)
+        return self._comm.all_reduce_sum(tensor)
 
     def largest(self, tensor: torch.Tensor) -> torch.Tensor:
         """See :class:`Exchange`."""
-        return self._comm.max(tensor)
+        return self._comm.all_reduce_max_tensor(tensor)
 
     def own(self, rows_N: torch.Tensor) -> torch.Tensor:
         """See :class:`Exchange`."""
@@ -86,4 +86,4 @@ class GatheredSamples:
 
     def own_total(self, rows_ND: torch.Tensor) -> torch.Tensor:
         """See :class:`Exchange`."""
-        return self._comm.scatter_rows(rows_ND, self._sizes)
+        return self._comm.reduce_scatter_rows(rows_ND, self._sizes)

@@ -15,15 +15,22 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from hsadml_dist.losses.blocks import Block, RowChoice, Scratch, blocks_of, through_unit_, unit_rows
+from hsadml_dist.losses.blocks import (
+    CentreBlock,
+    SampledRows,
+    ScratchMatrix,
+    iter_blocks,
+    normalize_backward_,
+    normalize_rows,
+)
 from hsadml_dist.losses.curves import identity
 from hsadml_dist.losses.exchange import Exchange
 from hsadml_dist.losses.margins import Margin
-from hsadml_dist.losses.reducers import Reduced, Reducer
+from hsadml_dist.losses.reducers import ReducedLoss, Reducer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class StepPlan:
     """How one loss is computed.
 
     Attributes:
@@ -44,7 +51,7 @@ class Plan:
     quality: Callable[[torch.Tensor], torch.Tensor]
     exchange: Exchange
     first: int
-    choose: Callable[[torch.Tensor], RowChoice | None]
+    choose: Callable[[torch.Tensor], SampledRows | None]
     share: float
     centre_share: float
     store: bool
@@ -52,7 +59,7 @@ class Plan:
 
 
 def global_loss(
-    emb_BD: torch.Tensor, weight_CD: torch.Tensor, bias: torch.Tensor | None, label_B: torch.Tensor, plan: Plan
+    emb_BD: torch.Tensor, weight_CD: torch.Tensor, bias: torch.Tensor | None, label_B: torch.Tensor, plan: StepPlan
 ) -> torch.Tensor:
     """Return ``plan.share`` times the sum of the local samples' losses, a scalar in the embeddings' dtype.
 
@@ -81,14 +88,14 @@ class _GlobalLoss(torch.autograd.Function):
         weight_CD: torch.Tensor,
         bias: torch.Tensor | None,
         label_B: torch.Tensor,
-        plan: Plan,
+        plan: StepPlan,
     ) -> torch.Tensor:
         """Return the scalar."""
         emb_ND, label_N = plan.exchange.gather(emb_BD, label_B)
         samples, quality_N = _samples(emb_ND, label_N, plan)
         rows = plan.choose(label_N)
         forward = _Forward(plan, samples, bias, taken=len(weight_CD) if rows is None else len(rows.position_R))
-        for block in blocks_of(weight_CD, plan.first, plan.block, rows):
+        for block in iter_blocks(weight_CD, plan.first, plan.block, rows):
             forward.take(block)
         reduced, target_value_N, target_slope_N = forward.finish(quality_N)
         ctx.save_for_backward(weight_CD)
@@ -113,8 +120,8 @@ class _GlobalLoss(torch.autograd.Function):
             return (*ctx.kept.gradients(weight_CD, grads[0]), None, None)
 
 
-def _samples(emb_ND: torch.Tensor, label_N: torch.Tensor, plan: Plan) -> tuple[_Samples, torch.Tensor]:
-    unit_ND, inverse_N = unit_rows(emb_ND)
+def _samples(emb_ND: torch.Tensor, label_N: torch.Tensor, plan: StepPlan) -> tuple[_Samples, torch.Tensor]:
+    unit_ND, inverse_N = normalize_rows(emb_ND)
     norm_N = torch.linalg.vector_norm(emb_ND, dim=1)
     scale_N = norm_N if plan.margin.scale is None else torch.full_like(norm_N, plan.margin.scale)
     return _Samples(unit_ND=unit_ND, inverse_N=inverse_N, label_N=label_N, scale_N=scale_N), plan.quality(norm_N)
@@ -135,18 +142,20 @@ def _logits(
 class _Forward:
     """Goes through the blocks and keeps their sums."""
 
-    def __init__(self, plan: Plan, samples: _Samples, bias: torch.Tensor | None, taken: int) -> None:
+    def __init__(self, plan: StepPlan, samples: _Samples, bias: torch.Tensor | None, taken: int) -> None:
         self.kept: list[torch.Tensor] = []
         block = min(plan.block, taken)
-        self._cosines, self._logits = (Scratch(samples.unit_ND, n) for n in (taken if plan.store else block, block))
+        self._cosines, self._logits = (
+            ScratchMatrix(samples.unit_ND, n) for n in (taken if plan.store else block, block)
+        )
         self._plan, self._samples, self._bias = plan, samples, bias
         self._target_cos_N = torch.zeros_like(samples.scale_N)
         nothing = samples.scale_N.new_full((len(samples.scale_N), 1), -torch.inf)
         self._sums: Sequence[torch.Tensor] = plan.reducer.partial(nothing)
 
-    def take(self, block: Block) -> None:
+    def take(self, block: CentreBlock) -> None:
         """Add a block's classes."""
-        unit_KD, _ = unit_rows(block.weight_KD)
+        unit_KD, _ = normalize_rows(block.weight_KD)
         # Those that are kept stand behind one another; only the last block is smaller than the others.
         out_NK = self._cosines.matrix(len(unit_KD), start=len(self.kept) * self._plan.block)
         cos_NK = _cosines(self._samples, unit_KD, out_NK)
@@ -161,7 +170,7 @@ class _Forward:
         if self._plan.store:
             self.kept.append(cos_NK)
 
-    def finish(self, quality_N: torch.Tensor) -> tuple[Reduced, torch.Tensor, torch.Tensor]:
+    def finish(self, quality_N: torch.Tensor) -> tuple[ReducedLoss, torch.Tensor, torch.Tensor]:
         """Return the losses of all samples over all ranks' classes, and psi's values and slopes (N,)."""
         exchange, reducer = self._plan.exchange, self._plan.reducer
         cos_N = exchange.total(self._target_cos_N)
@@ -175,11 +184,11 @@ class _Forward:
 class _Backward:
     """What the backward pass needs of the forward one."""
 
-    plan: Plan
+    plan: StepPlan
     samples: _Samples
     bias: torch.Tensor | None
-    rows: RowChoice | None
-    reduced: Reduced
+    rows: SampledRows | None
+    reduced: ReducedLoss
     target_value_N: torch.Tensor
     target_slope_N: torch.Tensor
     cosines: list[torch.Tensor]
@@ -192,25 +201,25 @@ class _Backward:
         grad_CD = torch.zeros_like(weight_CD) if self.rows is not None else torch.empty_like(weight_CD)
         cos_grad_ND = torch.zeros_like(samples.unit_ND)
         scale_grad_N, bias_grad = torch.zeros_like(samples.scale_N), torch.zeros_like(outer)
-        cosines, logits = (Scratch(samples.unit_ND, min(plan.block, len(weight_CD))) for _ in range(2))
+        cosines, logits = (ScratchMatrix(samples.unit_ND, min(plan.block, len(weight_CD))) for _ in range(2))
         for block, kept_NK in zip(self._blocks(weight_CD), self._kept(), strict=False):
-            unit_KD, inverse_K = unit_rows(block.weight_KD)
+            unit_KD, inverse_K = normalize_rows(block.weight_KD)
             cos_NK = _cosines(samples, unit_KD, cosines.matrix(len(unit_KD))) if kept_NK is None else kept_NK
             slope_NK = self._slopes(block, cos_NK, logits.matrix(len(unit_KD)), scale_grad_N, bias_grad)
             cos_grad_ND.addmm_(slope_NK, unit_KD)
             grad_KD = grad_CD[block.place]
             torch.mm(slope_NK.T, samples.unit_ND, out=grad_KD)
-            through_unit_(grad_KD, unit_KD, inverse_K).mul_(outer * plan.centre_share)
+            normalize_backward_(grad_KD, unit_KD, inverse_K).mul_(outer * plan.centre_share)
             if block.drawn_K is not None:  # positions gave a copy, a slice its place
                 grad_CD[block.place] = grad_KD
-        emb_grad_ND = through_unit_(cos_grad_ND, samples.unit_ND, samples.inverse_N)
+        emb_grad_ND = normalize_backward_(cos_grad_ND, samples.unit_ND, samples.inverse_N)
         if plan.margin.scale is None:
             emb_grad_ND.addcmul_(samples.unit_ND, scale_grad_N[:, None])
         own_BD = plan.exchange.own_total(emb_grad_ND).mul_(outer * plan.share)
         return own_BD, grad_CD, None if self.bias is None else bias_grad * outer * plan.share
 
-    def _blocks(self, weight_CD: torch.Tensor) -> Iterator[Block]:
-        return blocks_of(weight_CD, self.plan.first, self.plan.block, self.rows)
+    def _blocks(self, weight_CD: torch.Tensor) -> Iterator[CentreBlock]:
+        return iter_blocks(weight_CD, self.plan.first, self.plan.block, self.rows)
 
     def _kept(self) -> Iterator[torch.Tensor | None]:
         """Yield the cosines of each block and let go of them; None for those not kept, or used by an earlier pass."""
@@ -221,7 +230,7 @@ class _Backward:
 
     def _slopes(
         self,
-        block: Block,
+        block: CentreBlock,
         cos_NK: torch.Tensor,
         out_NK: torch.Tensor,
         scale_grad_N: torch.Tensor,

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from hsadml_dist.errors import ConfigError, Fault, nearest
+from hsadml_dist.errors import ConfigError, Fault, did_you_mean
 from hsadml_dist.losses import curves
 from hsadml_dist.losses.curves import Curve, TargetCurve
-from hsadml_dist.losses.reducers import Binary, Reducer, Softmax
+from hsadml_dist.losses.reducers import BinaryReducer, Reducer, SoftmaxReducer
 
 GradMode = Literal["exact", "characteristic"]
 
@@ -53,7 +53,7 @@ class Annealing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adaptive:
+class AdaptiveNorm:
     """How AdaFace reads a sample's quality off its embedding's norm.
 
     Attributes:
@@ -76,8 +76,8 @@ class MarginLoss:
     """
 
     at: Callable[[int], Margin]
-    reducer: Reducer = field(default_factory=Softmax)
-    adaptive: Adaptive | None = None
+    reducer: Reducer = field(default_factory=SoftmaxReducer)
+    adaptive: AdaptiveNorm | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ class MarginSettings:
     scale: float | None = None
     grad_mode: GradMode = "exact"
     annealing: Annealing = field(default_factory=Annealing)
-    adaptive: Adaptive = field(default_factory=Adaptive)
+    adaptive: AdaptiveNorm = field(default_factory=AdaptiveNorm)
     positive_weight: float = 0.7
     sharpness: float = 3.0
 
@@ -148,7 +148,7 @@ def sphereface2(chosen: MarginSettings) -> MarginLoss:
     psi, eta = (curves.sharpened(chosen.sharpness, shift) for shift in (-margin, margin))
     # At the start all angles are near a right one: the bias balances both kinds of decision there.
     right_angle = 2 * 0.5**chosen.sharpness - 1
-    reducer = Binary(
+    reducer = BinaryReducer(
         positive_weight=chosen.positive_weight,
         scale=scale,
         start=(scale * (right_angle - margin), scale * (right_angle + margin)),
@@ -183,7 +183,7 @@ def build_margin(name: str, chosen: MarginSettings | None = None) -> MarginLoss:
     """
     chosen = chosen or MarginSettings()
     if name not in LOSSES:
-        problem = f"{name!r} is unknown{nearest(name, LOSSES)}; allowed: {', '.join(LOSSES)}"
+        problem = f"{name!r} is unknown{did_you_mean(name, LOSSES)}; allowed: {', '.join(LOSSES)}"
         raise ConfigError([Fault(where="recipe", key="loss.name", problem=problem)])
     try:
         loss = LOSSES[name](chosen)

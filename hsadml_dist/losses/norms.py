@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from hsadml_dist.comm import Comm
-from hsadml_dist.losses.margins import Adaptive
+from hsadml_dist.losses.margins import AdaptiveNorm
 
-SHORTEST, LONGEST = 0.001, 100.0
+MIN_NORM, MAX_NORM = 0.001, 100.0
 """Lengths are cut off at these, as in the authors' released code."""
 
 
-class NormStatistics(nn.Module):
+class EmbeddingNormStatistics(nn.Module):
     """Mean and deviation of the lengths, moved once a step by the whole step's batch.
 
     A step is judged by the statistics of the steps before it. The authors let the batch in hand count with its own
@@ -30,7 +30,7 @@ class NormStatistics(nn.Module):
     mean: torch.Tensor
     deviation: torch.Tensor
 
-    def __init__(self, settings: Adaptive) -> None:
+    def __init__(self, settings: AdaptiveNorm) -> None:
         super().__init__()
         self._settings = settings
         self.register_buffer("mean", torch.tensor(20.0, dtype=torch.float64))
@@ -39,7 +39,7 @@ class NormStatistics(nn.Module):
 
     def qualities(self, norm_N: torch.Tensor) -> torch.Tensor:
         """Return the samples' qualities (N,), in [-1, 1], for lengths (N,)."""
-        spread = (self.deviation / self._settings.concentration).clamp(min=SHORTEST)
+        spread = (self.deviation / self._settings.concentration).clamp(min=MIN_NORM)
         return ((_cut(norm_N).double() - self.mean) / spread).clamp(-1, 1).to(norm_N.dtype)
 
     def see(self, norm_B: torch.Tensor) -> None:
@@ -54,7 +54,7 @@ class NormStatistics(nn.Module):
 
     def move(self, comm: Comm) -> None:
         """End the step: move the statistics towards those of all that the ranks have seen in it."""
-        count, total, squares = comm.sum(self._seen.to(self.mean.device)).unbind()
+        count, total, squares = comm.all_reduce_sum(self._seen.to(self.mean.device)).unbind()
         self.forget()
         if count < 2:
             return
@@ -65,4 +65,4 @@ class NormStatistics(nn.Module):
 
 
 def _cut(norm_N: torch.Tensor) -> torch.Tensor:
-    return norm_N.clamp(SHORTEST, LONGEST)
+    return norm_N.clamp(MIN_NORM, MAX_NORM)

@@ -21,7 +21,7 @@ from hsadml_dist.losses.exchange import Exchange
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reduced:
+class ReducedLoss:
     """What the logits of all classes have come to.
 
     Attributes:
@@ -56,20 +56,20 @@ class Reducer(Protocol):
         """Return what the classes of all ranks add together."""
         ...
 
-    def reduced(self, total: Sequence[torch.Tensor], target_N: torch.Tensor) -> Reduced:
+    def reduced(self, total: Sequence[torch.Tensor], target_N: torch.Tensor) -> ReducedLoss:
         """Return losses and gradients for the targets' logits (N,)."""
         ...
 
     def others_grad_(self, logit_NK: torch.Tensor, shift_N: torch.Tensor) -> torch.Tensor:
         """Turn a block of other classes' logits into the losses' derivatives by them, in place; returns it.
 
-        What is returned is still to be multiplied by :attr:`Reduced.factor_N`.
+        What is returned is still to be multiplied by :attr:`ReducedLoss.factor_N`.
         """
         ...
 
 
 @dataclass(frozen=True)
-class Softmax:
+class SoftmaxReducer:
     """Cross-entropy of the softmax: ``log(1 + sum exp(other - target))``."""
 
     def initial_bias(self, classes: int) -> float | None:
@@ -91,7 +91,7 @@ class Softmax:
         top_N = exchange.largest(own[0].clone())
         return top_N, exchange.total(own[1] * (own[0] - top_N).exp_())
 
-    def reduced(self, total: Sequence[torch.Tensor], target_N: torch.Tensor) -> Reduced:
+    def reduced(self, total: Sequence[torch.Tensor], target_N: torch.Tensor) -> ReducedLoss:
         """See :class:`Reducer`."""
         # The largest logit and the logarithm of the sum are never added: together they would lose the latter's digits.
         top_N = torch.maximum(total[0], target_N)
@@ -99,7 +99,7 @@ class Softmax:
         others_N = total[1] * (total[0] - top_N).exp_()
         sum_N = others_N + own_N
         loss_N = torch.log1p(others_N + (own_N - 1)) + (top_N - target_N)
-        return Reduced(loss_N=loss_N, target_grad_N=-others_N / sum_N, shift_N=top_N, factor_N=1 / sum_N)
+        return ReducedLoss(loss_N=loss_N, target_grad_N=-others_N / sum_N, shift_N=top_N, factor_N=1 / sum_N)
 
     def others_grad_(self, logit_NK: torch.Tensor, shift_N: torch.Tensor) -> torch.Tensor:
         """Return the probabilities but for their sum."""
@@ -107,7 +107,7 @@ class Softmax:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Binary:
+class BinaryReducer:
     """SphereFace2's binary decisions, one a class. Source: Wen et al., ICLR 2022, equation 5.
 
     ``(w softplus(-target) + (1 - w) sum softplus(other)) / scale``, logits with a trained bias.
@@ -146,11 +146,11 @@ class Binary:
         """See :class:`Reducer`."""
         return (exchange.total(own[0].clone()),)
 
-    def reduced(self, total: Sequence[torch.Tensor], target_N: torch.Tensor) -> Reduced:
+    def reduced(self, total: Sequence[torch.Tensor], target_N: torch.Tensor) -> ReducedLoss:
         """See :class:`Reducer`."""
         positive, negative = self.positive_weight / self.scale, (1 - self.positive_weight) / self.scale
         loss_N = negative * total[0] - positive * logsigmoid(target_N)
-        return Reduced(
+        return ReducedLoss(
             loss_N=loss_N,
             target_grad_N=-positive * torch.sigmoid(-target_N),
             shift_N=target_N,

@@ -12,11 +12,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from hsadml_dist.hashing import hashed, key_of
-from hsadml_dist.losses.blocks import RowChoice
+from hsadml_dist.hashing import hash_key, splitmix64
+from hsadml_dist.losses.blocks import SampledRows
 
 
-def choose_rows(rows: range, label_N: torch.Tensor, *, rate: float, seed: int, step: int) -> RowChoice:
+def sample_rows(rows: range, label_N: torch.Tensor, *, rate: float, seed: int, step: int) -> SampledRows:
     """Return which of the rows, named by class id, take part: those drawn and those that are targets.
 
     Args:
@@ -26,11 +26,11 @@ def choose_rows(rows: range, label_N: torch.Tensor, *, rate: float, seed: int, s
         seed: The run's seed.
         step: The run's global step.
     """
-    hashes = hashed(np.arange(rows.start, rows.stop, dtype=np.uint64), key_of(f"classes {seed} {step}"))
+    hashes = splitmix64(np.arange(rows.start, rows.stop, dtype=np.uint64), hash_key(f"classes {seed} {step}"))
     # Of the upper 63 bits; not "below rate * 2^63": at a rate of 1, no number of 64 signed bits holds that.
     drawn_C = torch.from_numpy((hashes >> np.uint64(1)).astype(np.int64) <= int(rate * 2**63) - 1).to(label_N.device)
     taken_C = drawn_C.clone()
     here = (label_N >= rows.start) & (label_N < rows.stop)
     taken_C[label_N[here] - rows.start] = True
     position_R = taken_C.nonzero().squeeze(1)
-    return RowChoice(position_R=position_R, drawn_R=drawn_C[position_R])
+    return SampledRows(position_R=position_R, drawn_R=drawn_C[position_R])

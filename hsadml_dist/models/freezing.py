@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import nn
 
-from hsadml_dist.errors import ConfigError, Fault, nearest
+from hsadml_dist.errors import ConfigError, Fault, did_you_mean
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
@@ -46,7 +46,7 @@ def _problems(network: nn.Module, names: Sequence[str]) -> Iterator[str]:
     known = {n for n, _ in network.named_modules() if n} | {n for n, _ in network.named_parameters()}
     wrong = [name for name in names if name not in known]
     for name in wrong:
-        yield f"the network has no {name!r}{nearest(name, known) or _siblings(name, known)}"
+        yield f"the network has no {name!r}{did_you_mean(name, known) or _siblings(name, known)}"
     if not wrong and all(_within(name, names) for name, _ in network.named_parameters()):
         yield f"{', '.join(names)}: nothing would be left to train"
 

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hsadml_dist.backbones import Backbone
+from hsadml_dist.backbones import BackboneFacts
 from hsadml_dist.models.network import build_backbone
 
 
-def hollow(name: str, *, image_size: int, spatial_dims: int = 2) -> tuple[nn.Module, int]:
+def meta_backbone(name: str, *, image_size: int, spatial_dims: int = 2) -> tuple[nn.Module, int]:
     """Return a backbone for images of one channel on the meta device, where tensors have shapes only, and its width.
 
     Raises:
@@ -24,12 +24,12 @@ def hollow(name: str, *, image_size: int, spatial_dims: int = 2) -> tuple[nn.Mod
         return net.to("meta"), features
 
 
-def trained_weights(network: nn.Module) -> int:
+def count_trainable(network: nn.Module) -> int:
     """Return how many numbers are trained."""
     return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
 
 
-def activations(network: nn.Module, image_size: int, spatial_dims: int = 2) -> int:
+def activation_bytes(network: nn.Module, image_size: int, spatial_dims: int = 2) -> int:
     """Return the bytes that the backward pass needs for each image: all that autograd keeps, each storage once, fp32.
 
     Weights, buffers and the image are left out, and so is what exists only while a layer computes.
@@ -64,18 +64,18 @@ def _place(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def measured(name: str, image_size: int) -> Backbone:
+def measure_backbone(name: str, image_size: int) -> BackboneFacts:
     """Return the facts of a net that the table does not hold, at one image size; nothing of volumes.
 
     Raises:
         ConfigError: Unknown backbone, or an image that it cannot take.
     """
-    net, features = hollow(name, image_size=image_size)
-    return Backbone(
-        weights=trained_weights(net),
+    net, features = meta_backbone(name, image_size=image_size)
+    return BackboneFacts(
+        weights=count_trainable(net),
         weights_3d=0,
         features=features,
-        activations=activations(net, image_size),
+        activations=activation_bytes(net, image_size),
         norm=", ".join(sorted({type(layer).__name__ for layer in net.modules() if "Norm" in type(layer).__name__})),
         source="the timm library",
     )

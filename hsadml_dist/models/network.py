@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from hsadml_dist.backbones import TIMM, model_problems
+from hsadml_dist.backbones import TIMM_PREFIX, model_problems
 from hsadml_dist.errors import ConfigError, Fault
 from hsadml_dist.models.freezing import freeze, frozen_line
-from hsadml_dist.models.norms import BatchNorms, batch_norms, convert_batch_norms
+from hsadml_dist.models.norms import BatchNormMode, batch_norms, convert_batch_norms
 from hsadml_dist.models.registry import BACKBONES
 from hsadml_dist.models.timm_nets import build_timm
+
+Precision = Literal["fp32", "bf16", "fp64"]
+
+WEIGHT_DTYPES: Mapping[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.float32,
+    "fp64": torch.float64,
+}
 
 
 class EmbeddingNet(nn.Module):
@@ -65,7 +73,7 @@ def build_model(
     in_channels: int = 1,
     spatial_dims: int = 2,
     seed: int = 0,
-    batch_norm: BatchNorms = "keep",
+    batch_norm: BatchNormMode = "keep",
     frozen: Sequence[str] = (),
 ) -> EmbeddingNet:
     """Return the named network with weights drawn from ``seed``, fp32, on the CPU.
@@ -103,8 +111,8 @@ def build_backbone(name: str, in_channels: int, spatial_dims: int, image_size: i
     faults = [Fault(where="recipe", key=key, problem=text) for key, text in model_problems(name, image_size)]
     if faults:
         raise ConfigError(faults)
-    if name.startswith(TIMM):
-        return build_timm(name.removeprefix(TIMM), in_channels, spatial_dims, image_size)
+    if name.startswith(TIMM_PREFIX):
+        return build_timm(name.removeprefix(TIMM_PREFIX), in_channels, spatial_dims, image_size)
     return BACKBONES[name](in_channels, spatial_dims, image_size)
 
 
@@ -125,3 +133,12 @@ def _draws(layer: Any) -> bool:
     if type(layer).__name__ == "MBConvBlock":
         return bool(layer.id_skip and layer.stride == 1 and layer.drop_connect_rate)
     return type(layer).__name__ == "DropPath" and bool(layer.drop_prob)
+
+
+def prepare_model(model: nn.Module, device: torch.device, precision: Precision) -> nn.Module:
+    """Return the model on its device, in its dtype and with channels last, which convolutions run faster on."""
+    model = model.to(device, WEIGHT_DTYPES[precision])
+    two_dimensional = not any(isinstance(layer, nn.Conv3d) for layer in model.modules())
+    if two_dimensional:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+    return model

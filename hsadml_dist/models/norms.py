@@ -9,7 +9,7 @@ from torch import nn
 
 from hsadml_dist.errors import ConfigError, Fault
 
-BatchNorms = Literal["keep", "group", "sync"]
+BatchNormMode = Literal["keep", "group", "sync"]
 
 GROUP_CHANNELS = 16
 """Wu and He, ECCV 2018, Table 3: 16 channels a group are as good as any."""
@@ -35,7 +35,7 @@ class _ActingSyncBatchNorm(nn.SyncBatchNorm, _Acting):
         return self.act(self.drop(super().forward(input)))
 
 
-def convert_batch_norms(network: nn.Module, kind: BatchNorms) -> str | None:
+def convert_batch_norms(network: nn.Module, kind: BatchNormMode) -> str | None:
     """Replace all BatchNorm layers; names and affine weights stay.
 
     Args:
@@ -58,7 +58,7 @@ def convert_batch_norms(network: nn.Module, kind: BatchNorms) -> str | None:
     return f"{len(news)} BatchNorm {_plural('layer', len(news))} became {_described(kind, list(news.values()))}"
 
 
-def refuse_sync(network: nn.Module, device: torch.device, ranks: int) -> None:
+def check_sync_batch_norm(network: nn.Module, device: torch.device, ranks: int) -> None:
     """Refuse to train synchronised BatchNorm where PyTorch cannot: among several ranks without GPUs.
 
     Raises:
@@ -97,7 +97,7 @@ def _dressed(new: Any, old: Any) -> nn.Module:
     return new.train(old.training)
 
 
-def _described(kind: BatchNorms, layers: list[Any]) -> str:
+def _described(kind: BatchNormMode, layers: list[Any]) -> str:
     if kind == "sync":
         return "SyncBatchNorm: their statistics are those of the global batch"
     sizes = [layer.num_channels // layer.num_groups for layer in layers]

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from hsadml_dist.models.depth import block_names
 
 
-def recompute_activations(network: nn.Module) -> int:
+def checkpoint_activations(network: nn.Module) -> int:
     """Let each block keep its input only, and run again for the backward pass.
 
     Names of weights, places of modules and all numbers stay as they are: random draws repeat, running statistics move

@@ -8,13 +8,12 @@ from torch import nn
 
 from hsadml_dist.models.monai_nets import CONVOLUTIONAL
 from hsadml_dist.models.monai_tokens import TOKENS
-from hsadml_dist.models.residual import resnet_gn_small, resnet_gn_tiny
-from hsadml_dist.models.transformer import vit_small_patches
+from hsadml_dist.models.residual import resnet_gn_small, resnet_gn_tiny, vit_small_patches
 
-Builder = Callable[[int, int, int], tuple[nn.Module, int]]
+BackboneBuilder = Callable[[int, int, int], tuple[nn.Module, int]]
 """Maps (in_channels, spatial_dims, image_size) to (module of ``(B, C, H, W[, D]) -> (B, F)``, F)."""
 
-BACKBONES: dict[str, Builder] = {
+BACKBONES: dict[str, BackboneBuilder] = {
     "resnet_gn_small": resnet_gn_small,
     "resnet_gn_tiny": resnet_gn_tiny,
     "vit_small_patches": vit_small_patches,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hsadml_dist.errors import ConfigError, Fault, nearest
+from hsadml_dist.errors import ConfigError, Fault, did_you_mean
 
 INSTALL = 'pip install "hsadml-dist[timm]" (".[timm]" in a clone)'
 
@@ -30,7 +30,7 @@ def build_timm(name: str, in_channels: int, spatial_dims: int, image_size: int) 
         raise _fault("model.name", f"'timm/{name}' takes images, not volumes; MONAI's backbones take both")
     timm = _library(name)
     if not timm.is_model(name):
-        raise _fault("model.name", f"timm {timm.__version__} has no {name!r}{nearest(name, timm.list_models())}")
+        raise _fault("model.name", f"timm {timm.__version__} has no {name!r}{did_you_mean(name, timm.list_models())}")
     published = timm.models.get_pretrained_cfg(name)
     sized = {"img_size": image_size} if published is not None and published.fixed_input_size else {}
     try:

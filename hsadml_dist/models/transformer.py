@@ -1,37 +1,51 @@
-"""A small vision transformer for CPU recipes. Source: Dosovitskiy et al., ICLR 2021, without the class token."""
+"""Build the network and the loss that a recipe describes, for training, inference and export alike."""
 
 from __future__ import annotations
 
-import torch
-from torch import nn
-
-from hsadml_dist.models.residual import CONVOLUTIONS
-
-PATCHES_PER_SIDE = 8
+from hsadml_dist.config import Recipe
+from hsadml_dist.config.loss import LossConfig
+from hsadml_dist.losses.margins import AdaptiveNorm, Annealing, MarginLoss, MarginSettings, build_margin
+from hsadml_dist.models.network import EmbeddingNet, build_model
 
 
-def vit_small_patches(in_channels: int, spatial_dims: int, image_size: int) -> tuple[nn.Module, int]:
-    """Return a transformer of 6 layers and width 192 over 8 patches a side, 2.7 million weights (2D)."""
-    return VisionTransformer(in_channels, spatial_dims, image_size, width=192, layers=6, heads=3), 192
+def build_network(recipe: Recipe) -> EmbeddingNet:
+    """Return the recipe's network with its initial weights, on the CPU."""
+    return build_model(
+        recipe.model.name,
+        embedding_dim=recipe.model.embedding_dim,
+        dropout=recipe.model.dropout,
+        image_size=recipe.data.image_size,
+        seed=recipe.train.seed,
+        batch_norm=recipe.model.batch_norm,
+        frozen=recipe.model.freeze,
+    )
 
 
-class VisionTransformer(nn.Module):
-    """Patches, learnt positions, pre-norm encoder, mean over patches: ``(B, C, H, W[, D]) -> (B, width)``."""
+def build_margin_loss(loss: LossConfig) -> MarginLoss:
+    """Return the margin loss that a recipe describes.
 
-    def __init__(
-        self, in_channels: int, spatial_dims: int, image_size: int, *, width: int, layers: int, heads: int
-    ) -> None:
-        super().__init__()
-        patch = image_size // PATCHES_PER_SIDE
-        tokens = (image_size // patch) ** spatial_dims
-        self.patches = CONVOLUTIONS[spatial_dims](in_channels, width, patch, stride=patch)
-        self.positions = nn.Parameter(torch.randn(1, tokens, width) * 0.02)
-        layer = nn.TransformerEncoderLayer(
-            width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-        )
-        self.encoder = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False)
+    Raises:
+        ConfigError: The loss does not accept this margin.
+    """
+    annealing = Annealing(
+        base=loss.lambda_base, gamma=loss.lambda_gamma, power=loss.lambda_power, minimum=loss.lambda_min
+    )
+    chosen = MarginSettings(
+        margin=loss.margin,
+        scale=loss.scale,
+        grad_mode=loss.grad_mode,
+        annealing=annealing,
+        adaptive=AdaptiveNorm(concentration=loss.norm_concentration, momentum=loss.norm_momentum),
+        positive_weight=loss.positive_weight,
+        sharpness=loss.sharpness,
+    )
+    return build_margin(loss.name, chosen)
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Return features (B, width)."""
-        tokens = self.patches(image).flatten(2).transpose(1, 2)
-        return self.encoder(tokens + self.positions).mean(dim=1)
+
+def loss_scale(loss: LossConfig) -> float | None:
+    """Return the factor on all cosines, None where it is each embedding's norm.
+
+    Raises:
+        ConfigError: The loss cannot have this margin.
+    """
+    return build_margin_loss(loss).at(0).scale

@@ -25,7 +25,7 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adopted:
+class PretrainedReport:
     """What became of the tensors of a file.
 
     Attributes:
@@ -48,7 +48,7 @@ class Adopted:
         return "; ".join(parts)
 
 
-def adopt_weights(network: EmbeddingNet, tensors: Tensors, source: str = "the file") -> Adopted:
+def load_pretrained(network: EmbeddingNet, tensors: Tensors, source: str = "the file") -> PretrainedReport:
     """Put a file's tensors into a network.
 
     The file holds a whole network of this package (``backbone.`` and ``neck.``), or a backbone alone, with or without
@@ -73,7 +73,7 @@ def adopt_weights(network: EmbeddingNet, tensors: Tensors, source: str = "the fi
         for name, tensor in fitted.items():
             target[name].copy_(tensor)
     kept = tuple(name for name in network.state_dict() if name not in fitted and not name.endswith(STATISTICS))
-    return Adopted(taken=len(fitted), dropped=tuple(dropped), adapted=tuple(adapted), kept=kept)
+    return PretrainedReport(taken=len(fitted), dropped=tuple(dropped), adapted=tuple(adapted), kept=kept)
 
 
 def _with_prefix(tensors: Tensors) -> dict[str, torch.Tensor]:

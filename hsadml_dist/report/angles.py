@@ -8,9 +8,9 @@ from typing import Any
 
 from matplotlib.ticker import MultipleLocator
 
-from hsadml_dist.report.drawing import COLOURS, GRID, WIDTH, Picture, framed, svg
+from hsadml_dist.report.drawing import COLOURS, GRID, WIDTH, EmbeddedImage, new_figure, to_svg
 from hsadml_dist.report.page import Table
-from hsadml_dist.report.section import MOST_CLASSES, Section, degrees, left_out, shown, square_heads
+from hsadml_dist.report.section import MOST_CLASSES, ReportSection, degrees, left_out, shown, square_heads
 from hsadml_dist.report.wording import NONE, counted
 
 _LOOKS: tuple[dict[str, Any], ...] = (
@@ -19,7 +19,7 @@ _LOOKS: tuple[dict[str, Any], ...] = (
 )
 
 
-def angles_section(result: Mapping[str, Any], dim: int | None) -> Section:
+def angles_section(result: Mapping[str, Any], dim: int | None) -> ReportSection:
     """Return the section on ``result["geometry"]``; ``dim``: components of the embeddings, where known."""
     found, names = result["geometry"], result["classes"]
     labels = shown([one["slices"] for one in found["per_class"]])
@@ -36,7 +36,7 @@ def angles_section(result: Mapping[str, Any], dim: int | None) -> Section:
     if found["paired"] < result["slices"]:
         text += f" Angles between slices are of {counted(found['paired'], 'slice')}, drawn by class."
     text += left_out(len(names), len(labels))
-    return Section(title="Angles", text=text, picture=_drawn(found), tables=tables)
+    return ReportSection(title="Angles", text=text, picture=_draw_angle_histogram(found), tables=tables)
 
 
 def even_angle(classes: int) -> float:
@@ -102,10 +102,10 @@ def _energy_table(energy: Mapping[str, float] | None, classes: int, dim: int | N
     )
 
 
-def _drawn(found: Mapping[str, Any]) -> Picture:
+def _draw_angle_histogram(found: Mapping[str, Any]) -> EmbeddedImage:
     width = found["histogram"]["bin_degrees"]
     own, other = (_filled(found["histogram"][name]) for name in ("own_centre", "other_centre"))
-    figure, axes = framed(WIDTH, 3.0)
+    figure, axes = new_figure(WIDTH, 3.0)
     for (first, counts), look in zip((own, other), _LOOKS, strict=True):
         edges = [width * (first + place) for place in range(len(counts) + 1)]
         axes.stairs(counts, edges, linewidth=2, **look)
@@ -119,7 +119,7 @@ def _drawn(found: Mapping[str, Any]) -> Picture:
     figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=10)
     mean_own, mean_other = (degrees(found["overall"][key]) for key in ("own_centre", "other_centre"))
     words = f"mean {mean_own} to the own centre, {mean_other} to the nearest other"
-    return svg(figure, f"Two histograms of angles between slices and class centres: {words}.")
+    return to_svg(figure, f"Two histograms of angles between slices and class centres: {words}.")
 
 
 def _filled(counts: Sequence[int]) -> tuple[int, Sequence[int]]:

@@ -8,12 +8,12 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from hsadml_dist.report.drawing import COLOURS, FAINT, GRID, Picture, plain, svg
+from hsadml_dist.report.drawing import COLOURS, FAINT, GRID, EmbeddedImage, style_axes, to_svg
 from hsadml_dist.report.page import Table
-from hsadml_dist.report.section import Section
+from hsadml_dist.report.section import ReportSection
 
 
-def calibration_section(result: Mapping[str, Any]) -> Section:
+def calibration_section(result: Mapping[str, Any]) -> ReportSection:
     """Return the section on ``result["calibration"]``."""
     found = result["calibration"]
     bins = found["reliability"]
@@ -23,7 +23,9 @@ def calibration_section(result: Mapping[str, Any]) -> Section:
         " the network is too sure of itself. The centres give these probabilities, not the nearest neighbours."
     )
     tables = [_bins_table(bins, found["bins"]), _scores_table(found)]
-    return Section(title="Are the probabilities honest?", text=text, picture=_drawn(found), tables=tables)
+    return ReportSection(
+        title="Are the probabilities honest?", text=text, picture=_draw_reliability(found), tables=tables
+    )
 
 
 def _bins_table(bins: Sequence[Mapping[str, Any]], number: int) -> Table:
@@ -59,13 +61,13 @@ def _scores_table(found: Mapping[str, Any]) -> Table:
     return Table(caption="Summary; less is better", head=("score", "value", "what it is"), rows=rows)
 
 
-def _drawn(found: Mapping[str, Any]) -> Picture:
+def _draw_reliability(found: Mapping[str, Any]) -> EmbeddedImage:
     bins = found["reliability"]
     stated, right = ([one[name] for one in bins] for name in ("confidence", "accuracy"))
     figure = Figure(figsize=(4.6, 4.9), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
     for axes in (upper, lower):
-        plain(axes)
+        style_axes(axes)
         axes.grid(color=GRID, linewidth=0.8)
     upper.plot([0, 1], [0, 1], color=FAINT, linewidth=1.4, linestyle=(0, (4, 3)))
     upper.vlines(stated, stated, right, color=COLOURS[1], linewidth=1.6)
@@ -83,4 +85,4 @@ def _drawn(found: Mapping[str, Any]) -> Picture:
     figure.align_ylabels()
     words = "; ".join(f"stated {one['confidence']:.0%}, right {one['accuracy']:.0%}" for one in bins)
     error = found["expected_calibration_error"]
-    return svg(figure, f"Reliability diagram, expected calibration error {error:.3f}, by bin: {words}.")
+    return to_svg(figure, f"Reliability diagram, expected calibration error {error:.3f}, by bin: {words}.")

@@ -10,74 +10,74 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from hsadml_dist.report.drawing import Picture
+from hsadml_dist.report.drawing import EmbeddedImage
 from hsadml_dist.report.page import Table
 from hsadml_dist.report.wording import NONE
 
 SIDE = 128
 """Pixels of a picture's longer side."""
-MOST_CASES = 10
-MOST_NEIGHBOURS = 3
+MAX_EXAMPLES = 10
+MAX_NEIGHBOURS = 3
 """Together they keep a page under 2 MB even where no picture can be compressed."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shot:
+class ExampleImage:
     """One slice and what is said of it.
 
     Attributes:
         image_HW: Grey values of any number type; they are stretched between their 0.5th and 99.5th percentile.
         caption: For instance class and cosine.
-        is_alike: Whether it is of the query's class; None: not marked (the query itself).
+        same_class: Whether it is of the query's class; None: not marked (the query itself).
     """
 
     image_HW: np.ndarray
     caption: str
-    is_alike: bool | None = None
+    same_class: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class NeighbourExample:
     """A test slice and its nearest training slices.
 
     Attributes:
         title: What it is an example of.
         query: The test slice.
         neighbours: The nearest training slices, nearest first; those beyond the third are not shown.
-        is_right: Whether the nearest one is of the query's class.
+        is_correct: Whether the nearest one is of the query's class.
     """
 
     title: str
-    query: Shot
-    neighbours: Sequence[Shot]
-    is_right: bool
+    query: ExampleImage
+    neighbours: Sequence[ExampleImage]
+    is_correct: bool
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShownShot:
+class RenderedImage:
     """A shot as the page holds it; ``mark`` is ``same``, ``other`` or nothing."""
 
-    picture: Picture
+    picture: EmbeddedImage
     caption: str
     mark: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShownCase:
+class RenderedExample:
     """A case as the page holds it: its verdict in a word, the query first among its shots."""
 
     number: int
     title: str
     verdict: str
-    shots: Sequence[ShownShot]
+    shots: Sequence[RenderedImage]
 
 
-def shown_cases(cases: Sequence[Case]) -> list[ShownCase]:
-    """Return the first :data:`MOST_CASES` cases with their pictures."""
-    return [_shown_case(number, case) for number, case in enumerate(cases[:MOST_CASES], start=1)]
+def shown_cases(cases: Sequence[NeighbourExample]) -> list[RenderedExample]:
+    """Return the first :data:`MAX_EXAMPLES` cases with their pictures."""
+    return [_shown_case(number, case) for number, case in enumerate(cases[:MAX_EXAMPLES], start=1)]
 
 
-def cases_table(cases: Sequence[ShownCase]) -> Table:
+def cases_table(cases: Sequence[RenderedExample]) -> Table:
     """Return what is written under the pictures, a row a case."""
     columns = max((len(case.shots) for case in cases), default=1)
     rows = []
@@ -101,17 +101,19 @@ def thumbnail_uri(image_HW: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def _shown_case(number: int, case: Case) -> ShownCase:
+def _shown_case(number: int, case: NeighbourExample) -> RenderedExample:
     query = _shown_shot(case.query, f"Case {number}, query: {case.query.caption}")
     others = [
         _shown_shot(shot, f"Case {number}, training slice {place} by nearness: {shot.caption}")
-        for place, shot in enumerate(case.neighbours[:MOST_NEIGHBOURS], start=1)
+        for place, shot in enumerate(case.neighbours[:MAX_NEIGHBOURS], start=1)
     ]
-    verdict = "right" if case.is_right else "wrong"
-    return ShownCase(number=number, title=case.title, verdict=verdict, shots=[query, *others])
+    verdict = "right" if case.is_correct else "wrong"
+    return RenderedExample(number=number, title=case.title, verdict=verdict, shots=[query, *others])
 
 
-def _shown_shot(shot: Shot, alt: str) -> ShownShot:
-    mark = {True: "same", False: "other", None: ""}[shot.is_alike]
+def _shown_shot(shot: ExampleImage, alt: str) -> RenderedImage:
+    mark = {True: "same", False: "other", None: ""}[shot.same_class]
     words = f"{alt}; {mark} class" if mark else alt
-    return ShownShot(picture=Picture(uri=thumbnail_uri(shot.image_HW), alt=words), caption=shot.caption, mark=mark)
+    return RenderedImage(
+        picture=EmbeddedImage(uri=thumbnail_uri(shot.image_HW), alt=words), caption=shot.caption, mark=mark
+    )

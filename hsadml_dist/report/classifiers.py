@@ -9,17 +9,17 @@ from matplotlib.lines import Line2D
 
 from hsadml_dist.report.drawing import (
     COLOURS,
-    CONTROL_LOOKS,
+    CONTROL_STYLES,
     INK,
     WIDTH,
-    Picture,
-    framed,
-    rows_down,
-    shares_across,
-    svg,
+    EmbeddedImage,
+    named_y_axis,
+    new_figure,
+    percent_x_axis,
+    to_svg,
 )
 from hsadml_dist.report.page import Table
-from hsadml_dist.report.section import Section
+from hsadml_dist.report.section import ReportSection
 from hsadml_dist.report.wording import CONTROLS, level_text, share_text, span_text
 
 METHODS = {
@@ -38,12 +38,17 @@ METHODS = {
 """Every method that has a name of its own, in the order of the page; others come after them under their own key."""
 
 
-def classifiers_section(result: Mapping[str, Any]) -> Section:
+def classifiers_section(result: Mapping[str, Any]) -> ReportSection:
     """Return the section on ``result["methods"]``."""
-    methods = ordered(result["methods"])
+    methods = ordered_methods(result["methods"])
     level = level_text(result["intervals"])
     rows = [
-        [title(name), share_text(one["accuracy"]), span_text(one["interval"]), share_text(one["balanced_accuracy"])]
+        [
+            method_title(name),
+            share_text(one["accuracy"]),
+            span_text(one["interval"]),
+            share_text(one["balanced_accuracy"]),
+        ]
         for name, one in methods.items()
     ]
     table = Table(
@@ -56,10 +61,12 @@ def classifiers_section(result: Mapping[str, Any]) -> Section:
         " embeddings. If they agree, the embeddings carry the figure and not the classifier. The method of this report"
         " is k-NN with k = 1, fixed beforehand: the best of many, picked after the fact, is flattered by the picking."
     )
-    return Section(title="Other classifiers", text=text, picture=_drawn(methods, level), tables=[table])
+    return ReportSection(
+        title="Other classifiers", text=text, picture=_draw_classifiers(methods, level), tables=[table]
+    )
 
 
-def ordered(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+def ordered_methods(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """Return the methods in the page's order, the controls last."""
     last = [name for name in CONTROLS if name in methods]
     known = [name for name in METHODS if name in methods and name not in last]
@@ -67,15 +74,15 @@ def ordered(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, 
     return {name: methods[name] for name in (*known, *unknown, *last)}
 
 
-def title(method: str) -> str:
+def method_title(method: str) -> str:
     """Return a method's name for readers."""
     return METHODS.get(method, method.replace("_", " "))
 
 
-def _drawn(methods: Mapping[str, Mapping[str, Any]], level: str) -> Picture:
+def _draw_classifiers(methods: Mapping[str, Mapping[str, Any]], level: str) -> EmbeddedImage:
     learnt = [name for name in methods if name not in CONTROLS]
     controls = [name for name in CONTROLS if name in methods]
-    figure, axes = framed(WIDTH, 0.38 * max(len(learnt), 1) + 1.25)
+    figure, axes = new_figure(WIDTH, 0.38 * max(len(learnt), 1) + 1.25)
     for row, name in enumerate(learnt):
         one = methods[name]
         if one["interval"]:
@@ -89,13 +96,15 @@ def _drawn(methods: Mapping[str, Mapping[str, Any]], level: str) -> Picture:
     for name, (colour, _, line) in zip(controls, _looks(controls), strict=True):
         value = methods[name]["accuracy"]
         axes.axvline(value, color=colour, linewidth=1.6, linestyle=line, zorder=1)
-        keys.append(Line2D([], [], color=colour, linewidth=1.6, linestyle=line, label=f"{title(name)} {value:.1%}"))
-    rows_down(axes, [title(name) for name in learnt])
-    shares_across(axes)
+        keys.append(
+            Line2D([], [], color=colour, linewidth=1.6, linestyle=line, label=f"{method_title(name)} {value:.1%}")
+        )
+    named_y_axis(axes, [method_title(name) for name in learnt])
+    percent_x_axis(axes)
     figure.legend(handles=keys, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    words = "; ".join(f"{title(name)} {one['accuracy']:.1%}" for name, one in methods.items())
-    return svg(figure, f"Points on a scale from 0 to 100 %, the controls as lines through all of them: {words}.")
+    words = "; ".join(f"{method_title(name)} {one['accuracy']:.1%}" for name, one in methods.items())
+    return to_svg(figure, f"Points on a scale from 0 to 100 %, the controls as lines through all of them: {words}.")
 
 
 def _looks(controls: Sequence[str]) -> list[tuple[str, str, Any]]:
-    return [look for name, look in zip(CONTROLS, CONTROL_LOOKS, strict=True) if name in controls]
+    return [look for name, look in zip(CONTROLS, CONTROL_STYLES, strict=True) if name in controls]

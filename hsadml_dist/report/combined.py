@@ -14,7 +14,7 @@ from hsadml_dist.run.folder import replace_text
 PAGE_NAME = "combined.html"
 
 
-def write_combined(folder: Path, combined: Mapping[str, Any]) -> Path:
+def write_comparison_page(folder: Path, combined: Mapping[str, Any]) -> Path:
     """Write ``combined.html`` into a folder that exists; returns its path.
 
     Args:
@@ -22,12 +22,12 @@ def write_combined(folder: Path, combined: Mapping[str, Any]) -> Path:
         combined: ``combined.json`` as a dictionary.
     """
     path = folder / PAGE_NAME
-    replace_text(path, render(combined))
+    replace_text(path, render_comparison(combined))
     return path
 
 
-def render(combined: Mapping[str, Any]) -> str:
-    """Return the page's text; see :func:`write_combined`."""
+def render_comparison(combined: Mapping[str, Any]) -> str:
+    """Return the page's text; see :func:`write_comparison_page`."""
     values = {
         "title": "Losses and splits compared",
         "headline": headline(combined),

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hsadml_dist.report.combined_figures import Mark, Row, differences
+from hsadml_dist.report.combined_figures import ForestPoint, ForestRow, differences
 from hsadml_dist.report.combined_wording import loss_title, p_number, points, points_span, shards_title, side_title
 from hsadml_dist.report.page import Table
-from hsadml_dist.report.section import Section
+from hsadml_dist.report.section import ReportSection
 from hsadml_dist.report.wording import CONTROLS, NONE, share_text
 
 
-def differences_section(combined: Mapping[str, Any]) -> Section:
+def differences_section(combined: Mapping[str, Any]) -> ReportSection:
     """Return the section on losses against each other and against the control."""
     ones = [one for one in combined["comparisons"] if one["kind"] in ("losses", "control")]
     titled = [(_comparison_title(one), shards_title(combined, one["first"]), one) for one in ones]
@@ -28,12 +28,12 @@ def differences_section(combined: Mapping[str, Any]) -> Section:
         text += " Holm's p is corrected for the number of pairs of losses under one split and method."
     drawn = [(name, group, one) for name, group, one in titled if one["first"]["method"] == "knn"]
     picture = differences(_rows(drawn), what="Differences of accuracy with intervals; right of 0 the first is ahead")
-    return Section(
+    return ReportSection(
         title="Differences", text=text, picture=picture, tables=[_tests_table(titled), _reference_table(drawn)]
     )
 
 
-def splits_section(combined: Mapping[str, Any]) -> Section:
+def splits_section(combined: Mapping[str, Any]) -> ReportSection:
     """Return the section on one loss under two splits."""
     seen: set[tuple[str, ...]] = set()
     titled = []
@@ -77,7 +77,7 @@ def splits_section(combined: Mapping[str, Any]) -> Section:
     picture = differences(_rows(titled), what="What the leaky split adds to the accuracy, with intervals")
     caption = "Accuracy on the same slices under both splits"
     table = Table(caption=caption, head=head, rows=rows)
-    return Section(title="The same slices, split in two ways", text=text, picture=picture, tables=[table])
+    return ReportSection(title="The same slices, split in two ways", text=text, picture=picture, tables=[table])
 
 
 def _tests_table(titled: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Table:
@@ -122,14 +122,14 @@ def _reference_table(titled: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Ta
     return Table(caption=caption, head=head, rows=rows)
 
 
-def _rows(titled: Sequence[tuple[str, str, Mapping[str, Any]]]) -> list[Row]:
+def _rows(titled: Sequence[tuple[str, str, Mapping[str, Any]]]) -> list[ForestRow]:
     order = dict.fromkeys(group for _, group, _ in titled)
     return [
-        Row(
+        ForestRow(
             name=name,
             group=group if " against " in group else f"split by {group}",
             marks=[
-                Mark(
+                ForestPoint(
                     series="control" if _is_control(one["first"]) else "learnt",
                     value=one["test"]["difference"],
                     interval=one["test"]["interval"],

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from hsadml_dist.report.drawing import COLOURS, CONTROL_LOOKS, GRID, INK, WIDTH, Picture, plain, svg
+from hsadml_dist.report.drawing import COLOURS, CONTROL_STYLES, GRID, INK, WIDTH, EmbeddedImage, style_axes, to_svg
 
-CONTROL_LOOK = CONTROL_LOOKS[0][:2]
+CONTROL_STYLE = CONTROL_STYLES[0][:2]
 """The raw pixels' colour and marker on every page."""
 LOOKS = tuple(zip((COLOURS[0], *COLOURS[3:]), ("o", "^", "v", "P", "s"), strict=True))
 """Colours and markers of what is learnt: none that a control has."""
@@ -22,7 +22,7 @@ _STEP = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mark:
+class ForestPoint:
     """A value with its interval, shares of 1.
 
     Attributes:
@@ -39,15 +39,15 @@ class Mark:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ForestRow:
     """Marks that share a name at the left; the first row of a group has its title."""
 
     name: str
-    marks: Sequence[Mark]
+    marks: Sequence[ForestPoint]
     group: str = ""
 
 
-def forest(rows: Sequence[Row], *, what: str) -> Picture:
+def forest(rows: Sequence[ForestRow], *, what: str) -> EmbeddedImage:
     """Draw accuracies with their intervals.
 
     Args:
@@ -62,10 +62,10 @@ def forest(rows: Sequence[Row], *, what: str) -> Picture:
         f"{row.group} {row.name}: ".lstrip() + ", ".join(f"{mark.series} {mark.value:.1%}" for mark in row.marks)
         for row in rows
     )
-    return svg(figure, f"{what}: {words}.")
+    return to_svg(figure, f"{what}: {words}.")
 
 
-def differences(rows: Sequence[Row], *, what: str) -> Picture:
+def differences(rows: Sequence[ForestRow], *, what: str) -> EmbeddedImage:
     """Draw differences in percentage points with their intervals, and the line of no difference."""
     figure, axes = _frame(rows)
     axes.axvline(0, color=INK, linewidth=1, zorder=1)
@@ -74,16 +74,16 @@ def differences(rows: Sequence[Row], *, what: str) -> Picture:
     axes.set_xlabel("difference in percentage points")
     axes.margins(x=0.08)
     words = "; ".join(f"{row.name} {100 * mark.value:+.1f}" for row in rows for mark in row.marks)
-    return svg(figure, f"{what}, in percentage points: {words}.")
+    return to_svg(figure, f"{what}, in percentage points: {words}.")
 
 
-def _frame(rows: Sequence[Row]) -> tuple[Figure, Axes]:
+def _frame(rows: Sequence[ForestRow]) -> tuple[Figure, Axes]:
     """Return a figure with all rows drawn, its key and the groups' titles."""
     looks = _looks(rows)
     heights, places = _heights(rows)
     figure = Figure(figsize=(WIDTH, 0.36 * heights + (1.0 if len(looks) > 1 else 0.75)), layout="constrained")
     axes = figure.subplots()
-    plain(axes)
+    style_axes(axes)
     axes.grid(axis="x", color=GRID, linewidth=0.8)
     for row, place in zip(rows, places, strict=True):
         for order, mark in enumerate(row.marks):
@@ -101,7 +101,7 @@ def _frame(rows: Sequence[Row]) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _draw(axes: Axes, mark: Mark, place: float, look: tuple[str, str]) -> None:
+def _draw(axes: Axes, mark: ForestPoint, place: float, look: tuple[str, str]) -> None:
     colour, marker = look
     if mark.interval:
         width = 1.4 if mark.is_control else 2.2
@@ -110,16 +110,16 @@ def _draw(axes: Axes, mark: Mark, place: float, look: tuple[str, str]) -> None:
     axes.plot(mark.value, place, marker, color=colour, markersize=size, markeredgecolor="white", zorder=3)
 
 
-def _looks(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
+def _looks(rows: Sequence[ForestRow]) -> dict[str, tuple[str, str]]:
     """Return each series' colour and marker: shapes differ too, so that no figure needs its colours."""
     looks: dict[str, tuple[str, str]] = {}
     for mark in (mark for row in rows for mark in row.marks):
-        learnt = sum(look != CONTROL_LOOK for look in looks.values())
-        looks.setdefault(mark.series, CONTROL_LOOK if mark.is_control else LOOKS[learnt % len(LOOKS)])
+        learnt = sum(look != CONTROL_STYLE for look in looks.values())
+        looks.setdefault(mark.series, CONTROL_STYLE if mark.is_control else LOOKS[learnt % len(LOOKS)])
     return looks
 
 
-def _heights(rows: Sequence[Row]) -> tuple[float, list[float]]:
+def _heights(rows: Sequence[ForestRow]) -> tuple[float, list[float]]:
     """Return the height of all rows, and each row's middle, from the top."""
     top, places, before = 0.0, [], None
     for row in rows:
@@ -135,7 +135,7 @@ def _offset(order: int, count: int) -> float:
     return _STEP * (order - (count - 1) / 2)
 
 
-def _titles(axes: Axes, rows: Sequence[Row], places: Sequence[float]) -> None:
+def _titles(axes: Axes, rows: Sequence[ForestRow], places: Sequence[float]) -> None:
     """Write each group's title above its first row, at the left edge of the plot."""
     box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
     text: dict[str, Any] = {"fontsize": 10, "fontweight": "bold", "color": INK}

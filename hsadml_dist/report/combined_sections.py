@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hsadml_dist.report.classifiers import METHODS, ordered
-from hsadml_dist.report.classifiers import title as method_title
+from hsadml_dist.report.classifiers import METHODS, ordered_methods
+from hsadml_dist.report.classifiers import method_title as method_title
 from hsadml_dist.report.combined_differences import differences_section, splits_section
-from hsadml_dist.report.combined_figures import Mark, Row, forest
-from hsadml_dist.report.combined_wording import loss_title, shards_title, strictest
+from hsadml_dist.report.combined_figures import ForestPoint, ForestRow, forest
+from hsadml_dist.report.combined_wording import loss_title, shards_title, strictest_pools
 from hsadml_dist.report.page import Table
-from hsadml_dist.report.section import Section
+from hsadml_dist.report.section import ReportSection
 from hsadml_dist.report.wording import CONTROLS, NONE
 
 KNN = METHODS["knn"]
@@ -20,7 +20,7 @@ QUOTED = (("sphereface", 0.9869), ("softmax", 0.9847))
 """Accuracies by k-NN, k = 1, of Verma and Singh 2022, arXiv 2201.12269, on the CE-MRI images."""
 
 
-def sections(combined: Mapping[str, Any]) -> Iterator[Section]:
+def sections(combined: Mapping[str, Any]) -> Iterator[ReportSection]:
     """Yield the sections, the most asked for first."""
     yield _accuracies(combined)
     if any(one["kind"] in ("losses", "control") for one in combined["comparisons"]):
@@ -54,7 +54,7 @@ def provenance(combined: Mapping[str, Any]) -> list[Table]:
     ]
 
 
-def _accuracies(combined: Mapping[str, Any]) -> Section:
+def _accuracies(combined: Mapping[str, Any]) -> ReportSection:
     rows = [_accuracy_marks(combined, pool) for pool in combined["pools"]]
     table_rows = [_accuracy_row(combined, pool) for pool in combined["pools"]]
     level = f"{combined['level']:.0%}"
@@ -85,19 +85,19 @@ def _accuracies(combined: Mapping[str, Any]) -> Section:
         )
     picture = forest(rows, what="Accuracy of the nearest neighbour with its interval, the raw-pixel control below")
     table = Table(caption=caption, head=head, rows=table_rows)
-    return Section(title="Accuracy by loss and split", text=text, picture=picture, tables=[table])
+    return ReportSection(title="Accuracy by loss and split", text=text, picture=picture, tables=[table])
 
 
-def _accuracy_marks(combined: Mapping[str, Any], pool: Mapping[str, Any]) -> Row:
+def _accuracy_marks(combined: Mapping[str, Any], pool: Mapping[str, Any]) -> ForestRow:
     methods = pool["methods"]
     marks = [_mark(KNN, methods["knn"])]
     if "raw_pixels" in methods:
         marks.append(_mark(method_title("raw_pixels"), methods["raw_pixels"], is_control=True))
-    return Row(name=loss_title(pool["loss"]), group=f"split by {shards_title(combined, pool)}", marks=marks)
+    return ForestRow(name=loss_title(pool["loss"]), group=f"split by {shards_title(combined, pool)}", marks=marks)
 
 
-def _mark(series: str, merit: Mapping[str, Any], *, is_control: bool = False) -> Mark:
-    return Mark(series=series, value=merit["accuracy"], interval=merit["interval"], is_control=is_control)
+def _mark(series: str, merit: Mapping[str, Any], *, is_control: bool = False) -> ForestPoint:
+    return ForestPoint(series=series, value=merit["accuracy"], interval=merit["interval"], is_control=is_control)
 
 
 def _accuracy_row(combined: Mapping[str, Any], pool: Mapping[str, Any]) -> tuple[str, ...]:
@@ -122,19 +122,22 @@ def _short(merit: Mapping[str, Any]) -> str:
     return f"{100 * merit['accuracy']:.1f}{bounds}"
 
 
-def _methods(combined: Mapping[str, Any]) -> Section:
-    pools = strictest(combined)
-    methods = ordered({method: one for pool in pools for method, one in pool["methods"].items()})
+def _methods(combined: Mapping[str, Any]) -> ReportSection:
+    pools = strictest_pools(combined)
+    methods = ordered_methods({method: one for pool in pools for method, one in pool["methods"].items()})
     rows, table_rows = [], []
     for method in methods:
         having = [(pool, pool["methods"][method]) for pool in pools if method in pool["methods"]]
         marks = [
-            Mark(series=loss_title(pool["loss"]), value=m["accuracy"], interval=m["interval"]) for pool, m in having
+            ForestPoint(series=loss_title(pool["loss"]), value=m["accuracy"], interval=m["interval"])
+            for pool, m in having
         ]
         if method in CONTROLS:
             first = having[0][1]
-            marks = [Mark(series="control", value=first["accuracy"], interval=first["interval"], is_control=True)]
-        rows.append(Row(name=method_title(method), marks=marks))
+            marks = [
+                ForestPoint(series="control", value=first["accuracy"], interval=first["interval"], is_control=True)
+            ]
+        rows.append(ForestRow(name=method_title(method), marks=marks))
         cells = {pool["loss"]: _short(merit) for pool, merit in having}
         table_rows.append([method_title(method), *(cells.get(pool["loss"], NONE) for pool in pools)])
     unit = pools[0]["split_unit"]
@@ -145,7 +148,7 @@ def _methods(combined: Mapping[str, Any]) -> Section:
     head = ("method", *(loss_title(pool["loss"]) for pool in pools))
     caption = f"Accuracy and {combined['level']:.0%} interval in percent, split by {unit}"
     picture = forest(rows, what=f"Accuracy of each method and loss, split by {unit}")
-    return Section(
+    return ReportSection(
         title="Other classifiers",
         text=text,
         picture=picture,
@@ -153,14 +156,14 @@ def _methods(combined: Mapping[str, Any]) -> Section:
     )
 
 
-def _parts(combined: Mapping[str, Any]) -> Section:
+def _parts(combined: Mapping[str, Any]) -> ReportSection:
     """Return the section on folds, with the seeds where there are several."""
-    pools = strictest(combined)
+    pools = strictest_pools(combined)
     rows = [
-        Row(
+        ForestRow(
             name=f"fold {fold}",
             marks=[
-                Mark(series=loss_title(pool["loss"]), value=part["accuracy"], interval=None)
+                ForestPoint(series=loss_title(pool["loss"]), value=part["accuracy"], interval=None)
                 for pool in pools
                 for part in pool["by_fold"]
                 if part["number"] == fold
@@ -177,7 +180,7 @@ def _parts(combined: Mapping[str, Any]) -> Section:
         " the pooled figure is. Seeds, where there are several, show what the luck of a training amounts to."
     )
     picture = forest(rows, what=f"Accuracy of the nearest neighbour in each fold, split by {unit}")
-    return Section(title="Fold by fold", text=text, picture=picture, tables=tables)
+    return ReportSection(title="Fold by fold", text=text, picture=picture, tables=tables)
 
 
 def _parts_table(pools: Sequence[Mapping[str, Any]], what: str) -> Table:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from hsadml_dist.report.classifiers import title as method_title
+from hsadml_dist.report.classifiers import method_title as method_title
 from hsadml_dist.report.wording import NONE, counted, span_text
 
 LOSSES = {"softmax": "softmax", "sphereface": "SphereFace", "cosface": "CosFace"}
@@ -26,17 +26,17 @@ def loss_title(loss: str) -> str:
 
 def headline(combined: Mapping[str, Any]) -> list[str]:
     """Return what the page says first: the losses against each other, their figures, and what the split adds."""
-    pairs = leading(combined)
+    pairs = main_comparisons(combined)
     sentences = [_verdict(one) for one in pairs[:_MOST_SENTENCES]]
     if len(pairs) > _MOST_SENTENCES:
-        apart = sum(verdict(one["test"], _p(one)) in ("better", "worse") for one in pairs)
+        apart = sum(conclusion(one["test"], _p(one)) in ("better", "worse") for one in pairs)
         sentences.append(f"Of all {len(pairs)} pairs of losses, {apart} differ; see the table of differences.")
-    return [*sentences, _figures(strictest(combined)), *map(_leak, _worst_leak(combined))]
+    return [*sentences, _figures(strictest_pools(combined)), *map(_leak, _worst_leak(combined))]
 
 
-def leading(combined: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def main_comparisons(combined: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the comparisons of losses by nearest neighbour under the strictest split, the paper's own pair first."""
-    pools = strictest(combined)
+    pools = strictest_pools(combined)
     where = (pools[0]["split_unit"], pools[0]["data_digest"])
     found = [
         one
@@ -48,14 +48,14 @@ def leading(combined: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return sorted(found, key=lambda one: (one["second"]["loss"] != "softmax", one["first"]["loss"] != _PAPERS_LOSS))
 
 
-def strictest(combined: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def strictest_pools(combined: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the pools of the first, strictest split on the first shards."""
     first = combined["pools"][0]
     where = (first["split_unit"], first["data_digest"])
     return [pool for pool in combined["pools"] if (pool["split_unit"], pool["data_digest"]) == where]
 
 
-def verdict(test: Mapping[str, Any], p: float) -> str:
+def conclusion(test: Mapping[str, Any], p: float) -> str:
     """Return what a comparison shows: ``better``, ``worse``, ``no difference shown`` or ``unclear``."""
     span = test["interval"]
     apart = span is not None and (span[0] > 0 or span[1] < 0)
@@ -81,7 +81,7 @@ def remarks(combined: Mapping[str, Any]) -> Iterator[str]:
 
 def facts(combined: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
     """Return the header's short facts, (name, value)."""
-    pools = strictest(combined)
+    pools = strictest_pools(combined)
     persons = {pool["persons"] for pool in pools}
     known = NONE if None in persons else f"{max(persons):,}"
     units = dict.fromkeys(pool["split_unit"] for pool in combined["pools"])
@@ -140,7 +140,7 @@ def _p(one: Mapping[str, Any]) -> float:
 
 def _verdict(one: Mapping[str, Any]) -> str:
     test, first, second = one["test"], loss_title(one["first"]["loss"]), loss_title(one["second"]["loss"])
-    found = verdict(test, _p(one))
+    found = conclusion(test, _p(one))
     says = {
         "better": f"these {first} weights are better",
         "worse": f"these {first} weights are worse",
@@ -250,7 +250,7 @@ def _against_the_intervals(combined: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _against_the_seeds(combined: Mapping[str, Any]) -> Iterator[str]:
-    pools = strictest(combined)
+    pools = strictest_pools(combined)
     if len({tuple(pool["seeds"]) for pool in pools}) > 1:
         yield "The losses were not trained with the same seeds."
     if all(len(pool["seeds"]) == 1 for pool in pools):
@@ -261,7 +261,7 @@ def _against_the_seeds(combined: Mapping[str, Any]) -> Iterator[str]:
     spread = max(_spread(pool) for pool in pools)
     close = [
         f"{loss_title(one['first']['loss'])} and {loss_title(one['second']['loss'])}"
-        for one in leading(combined)
+        for one in main_comparisons(combined)
         if abs(one["test"]["difference"]) <= spread
     ]
     if spread and close:
@@ -279,7 +279,7 @@ def _against_the_control(combined: Mapping[str, Any]) -> Iterator[str]:
     behind = [
         f"{loss_title(one['first']['loss'])} split by {one['first']['split_unit']}"
         for one in combined["comparisons"]
-        if one["kind"] == "control" and verdict(one["test"], _p(one)) != "better"
+        if one["kind"] == "control" and conclusion(one["test"], _p(one)) != "better"
     ]
     if behind:
         yield f"Not shown to be better than raw pixels, which learn nothing: {', '.join(behind)}."

@@ -7,11 +7,11 @@ from typing import Any
 
 from hsadml_dist.report.outcomes import outcome_bar
 from hsadml_dist.report.page import Table
-from hsadml_dist.report.section import Section
+from hsadml_dist.report.section import ReportSection
 from hsadml_dist.report.wording import counted
 
 
-def confusions_section(result: Mapping[str, Any]) -> Section:
+def confusions_section(result: Mapping[str, Any]) -> ReportSection:
     """Return the section on ``result["confusions"]``."""
     found, number = result["confusions"], len(result["classes"])
     unseen = number - found["classes"]
@@ -21,7 +21,7 @@ def confusions_section(result: Mapping[str, Any]) -> Section:
     )
     if unseen:
         text += f" {unseen:,} of the classes have no test slice."
-    return Section(
+    return ReportSection(
         title="What is taken for what",
         text=text,
         picture=outcome_bar(_outcomes(found), "classes", "how many of their slices are right"),

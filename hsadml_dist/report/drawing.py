@@ -22,12 +22,12 @@ INK, FAINT, GRID = "#222222", "#b5b5b5", "#e6e6e6"
 WIDTH = 6.8
 """Inches of a figure as wide as the page's text."""
 
-CONTROL_LOOKS = ((COLOURS[1], "D", (0, (4, 3))), (COLOURS[2], "s", (0, (1, 2))))
+CONTROL_STYLES = ((COLOURS[1], "D", (0, (4, 3))), (COLOURS[2], "s", (0, (1, 2))))
 """Colour, marker and line of each control, in their order: raw pixels, low-level features."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class EmbeddedImage:
     """A picture inside the page.
 
     Attributes:
@@ -39,15 +39,15 @@ class Picture:
     alt: str
 
 
-def framed(width: float, height: float) -> tuple[Figure, Axes]:
+def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
     """Return a figure of a size in inches and its one pair of axes, in the page's style."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
-    plain(axes)
+    style_axes(axes)
     return figure, axes
 
 
-def plain(axes: Axes) -> None:
+def style_axes(axes: Axes) -> None:
     """Give axes the page's style."""
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(FAINT)
@@ -56,24 +56,24 @@ def plain(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def shares_across(axes: Axes) -> None:
+def percent_x_axis(axes: Axes) -> None:
     """Make the horizontal axis one of shares, from 0 to 100 %."""
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.grid(axis="x", color=GRID, linewidth=0.8)
 
 
-def rows_down(axes: Axes, names: list[str]) -> None:
+def named_y_axis(axes: Axes, names: list[str]) -> None:
     """Make the vertical axis one of named rows, the first on top."""
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
 
 
-def svg(figure: Figure, alt: str) -> Picture:
+def to_svg(figure: Figure, alt: str) -> EmbeddedImage:
     """Return a figure as a picture; the same figure gives the same bytes."""
     file = io.BytesIO()
     # The salt and the missing date make the same numbers give the same file.
     with mpl.rc_context({"svg.hashsalt": "hsadml", "svg.fonttype": "path"}):
         FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
-    return Picture(uri="data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode(), alt=alt)
+    return EmbeddedImage(uri="data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode(), alt=alt)

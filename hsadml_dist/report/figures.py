@@ -16,20 +16,20 @@ from matplotlib.ticker import MaxNLocator
 
 from hsadml_dist.report.drawing import (
     COLOURS,
-    CONTROL_LOOKS,
+    CONTROL_STYLES,
     FAINT,
     GRID,
     INK,
     MARKERS,
     WIDTH,
-    Picture,
-    framed,
-    plain,
-    rows_down,
-    shares_across,
-    svg,
+    EmbeddedImage,
+    named_y_axis,
+    new_figure,
+    percent_x_axis,
+    style_axes,
+    to_svg,
 )
-from hsadml_dist.report.sphere import SphereView
+from hsadml_dist.report.sphere import SphereProjection
 
 _MOST_POINTS = 1500
 _LEGEND_LETTERS = 76
@@ -37,7 +37,7 @@ _LEGEND_LETTERS = 76
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bar:
+class MeritPoint:
     """One figure of merit: its name, its value and its interval, all shares of 1."""
 
     name: str
@@ -46,10 +46,10 @@ class Bar:
     is_control: bool
 
 
-def figures_of_merit(bars: Sequence[Bar], level: str = "95%") -> Picture:
+def figures_of_merit(bars: Sequence[MeritPoint], level: str = "95%") -> EmbeddedImage:
     """Draw each value as a point with its interval; a control's value is a line through all of them."""
-    figure, axes = framed(WIDTH, 0.5 * len(bars) + 0.75)
-    looks = iter(CONTROL_LOOKS)
+    figure, axes = new_figure(WIDTH, 0.5 * len(bars) + 0.75)
+    looks = iter(CONTROL_STYLES)
     for row, bar in enumerate(bars):
         colour, marker, line = next(looks) if bar.is_control else (COLOURS[0], "o", "")
         if bar.interval:
@@ -57,19 +57,19 @@ def figures_of_merit(bars: Sequence[Bar], level: str = "95%") -> Picture:
         axes.plot(bar.value, row, marker, color=colour, markersize=8, markeredgecolor="white", zorder=3)
         if bar.is_control:
             axes.axvline(bar.value, color=colour, linewidth=1.2, linestyle=line, zorder=1)
-    rows_down(axes, [bar.name for bar in bars])
-    shares_across(axes)
+    named_y_axis(axes, [bar.name for bar in bars])
+    percent_x_axis(axes)
     words = "; ".join(f"{bar.name} {bar.value:.1%}" for bar in bars)
-    return svg(figure, f"Points with {level} intervals on a scale from 0 to 100 %: {words}.")
+    return to_svg(figure, f"Points with {level} intervals on a scale from 0 to 100 %: {words}.")
 
 
-def learning_curves(metrics: Sequence[Mapping[str, Any]]) -> Picture:
+def learning_curves(metrics: Sequence[Mapping[str, Any]]) -> EmbeddedImage:
     """Draw the loss of each step with its running mean, and the learning rate below."""
     step, loss, rate = (np.array([float(row[name]) for row in metrics]) for name in ("step", "loss", "lr"))
     figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     for axes in (upper, lower):
-        plain(axes)
+        style_axes(axes)
         axes.grid(axis="y", color=GRID, linewidth=0.8)
     some = np.unique(np.linspace(0, len(step) - 1, _MOST_POINTS).round().astype(int))
     window = max(10, len(step) // 20) if len(step) >= 30 else 1
@@ -88,15 +88,15 @@ def learning_curves(metrics: Sequence[Mapping[str, Any]]) -> Picture:
     lower.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.align_ylabels()
     alt = f"Two curves over {len(step)} steps: the loss goes from {loss[0]:.4g} to {loss[-1]:.4g}, the learning rate "
-    return svg(figure, alt + f"from {rate[0]:.3g} over at most {rate.max():.3g} to {rate[-1]:.3g}.")
+    return to_svg(figure, alt + f"from {rate[0]:.3g} over at most {rate.max():.3g} to {rate[-1]:.3g}.")
 
 
-def confusion_matrix(count_CC: Sequence[Sequence[int]], names: Sequence[str]) -> Picture:
+def confusion_matrix(count_CC: Sequence[Sequence[int]], names: Sequence[str]) -> EmbeddedImage:
     """Draw the share of each true class (row) that is taken for each class (column), with the counts written in."""
     counts = np.array(count_CC, dtype=np.float64)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = 1.5 + 0.8 * len(names)
-    figure, axes = framed(side + 1.0, side)
+    figure, axes = new_figure(side + 1.0, side)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(share.shape):
         text = f"{share[row, column]:.0%}\n{int(counts[row, column])}"
@@ -109,10 +109,10 @@ def confusion_matrix(count_CC: Sequence[Sequence[int]], names: Sequence[str]) ->
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     words = "; ".join(f"{name} {share[row, row]:.0%}" for row, name in enumerate(names))
-    return svg(figure, f"Confusion matrix; share of each true class that is recognised: {words}.")
+    return to_svg(figure, f"Confusion matrix; share of each true class that is recognised: {words}.")
 
 
-def sphere_map(sphere: SphereView, names: Sequence[str], shown: Sequence[int]) -> Picture:
+def sphere_map(sphere: SphereProjection, names: Sequence[str], shown: Sequence[int]) -> EmbeddedImage:
     """Draw the slices and the centres of the classes ``shown`` on a Mollweide map, all other slices as grey dots."""
     figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
     axes = figure.add_subplot(projection="mollweide")
@@ -137,7 +137,7 @@ def sphere_map(sphere: SphereView, names: Sequence[str], shown: Sequence[int]) -
     columns = max(1, min(4, len(shown), _LEGEND_LETTERS // (longest + 5)))
     figure.legend(handles=keys, loc="outside lower center", ncols=columns, frameon=False, fontsize=10)
     words = "; ".join(f"{names[label]} {sphere.own_angle_C[label]:.0f} degrees" for label in shown)
-    return svg(figure, f"Map of the sphere of embeddings; mean angle of each class to its own centre: {words}.")
+    return to_svg(figure, f"Map of the sphere of embeddings; mean angle of each class to its own centre: {words}.")
 
 
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:

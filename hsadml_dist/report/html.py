@@ -6,23 +6,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hsadml_dist.report.cases import Case
+from hsadml_dist.report.cases import NeighbourExample
 from hsadml_dist.report.claim import claim_tables
 from hsadml_dist.report.model_card import model_card
 from hsadml_dist.report.page import render_page
 from hsadml_dist.report.provenance import provenance_table, software
 from hsadml_dist.report.sections import sections
-from hsadml_dist.report.sphere import SphereView
+from hsadml_dist.report.sphere import SphereProjection
 from hsadml_dist.report.wording import facts, headline, remarks
 from hsadml_dist.run.folder import RunFolder, replace_text
 
 
-def write_report(
+def write_run_report(
     run: Path,
     result: Mapping[str, Any],
     metrics: Sequence[Mapping[str, Any]],
-    sphere: SphereView | None,
-    cases: Sequence[Case] = (),
+    sphere: SphereProjection | None,
+    cases: Sequence[NeighbourExample] = (),
 ) -> Path:
     """Write ``report.html`` and ``MODEL_CARD.md`` into the run folder; returns the page's path.
 
@@ -35,19 +35,19 @@ def write_report(
     """
     folder, name, versions = RunFolder(run), run.resolve().name, software()
     replace_text(folder.model_card, model_card(name, result, versions))
-    replace_text(folder.report, render(name, result, metrics, sphere, cases, versions))
+    replace_text(folder.report, render_run_report(name, result, metrics, sphere, cases, versions))
     return folder.report
 
 
-def render(
+def render_run_report(
     name: str,
     result: Mapping[str, Any],
     metrics: Sequence[Mapping[str, Any]],
-    sphere: SphereView | None,
-    cases: Sequence[Case] = (),
+    sphere: SphereProjection | None,
+    cases: Sequence[NeighbourExample] = (),
     versions: Mapping[str, str] | None = None,
 ) -> str:
-    """Return the page's text; ``versions``: the software's; see :func:`write_report` for the others."""
+    """Return the page's text; ``versions``: the software's; see :func:`write_run_report` for the others."""
     values = {
         "name": name,
         "headline": headline(result),

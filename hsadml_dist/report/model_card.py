@@ -9,15 +9,15 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hsadml_dist.report.classifiers import ordered, title
+from hsadml_dist.report.classifiers import method_title, ordered_methods
 from hsadml_dist.report.provenance import settings, software_text
 from hsadml_dist.report.sections import FIGURES
 from hsadml_dist.report.votes import vote_interval
 from hsadml_dist.report.wording import (
     CONTROLS,
     NONE,
+    classes_are_patients,
     counted,
-    is_of_persons,
     level_text,
     remarks,
     share_text,
@@ -49,28 +49,28 @@ def model_card(name: str, result: Mapping[str, Any], versions: Mapping[str, str]
         "Ethical considerations": _ethics(),
         "Caveats and recommendations": _caveats(result),
     }
-    lines = [f"# Model card: {plain(name)}", "", NOTICE]
+    lines = [f"# Model card: {escape_markdown(name)}", "", NOTICE]
     for heading, part in parts.items():
         lines += ["", f"## {heading}", "", *part]
     return "\n".join(lines) + "\n"
 
 
-def plain(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Return text with Markdown's and HTML's characters escaped, on one line."""
     return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
 
 
 def _details(result: Mapping[str, Any], versions: Mapping[str, str]) -> Iterator[str]:
     checkpoint = result["checkpoint"]
-    yield f"- Network: {plain(result['model'])}, embeddings compared by cosine; loss: {plain(result['loss'])}"
-    weights = f"{plain(checkpoint['name'])} (step {checkpoint['step']:,})"
-    yield f"- Weights: {weights}, chosen by: {plain(result['chosen_by'])}"
+    yield f"- Network: {escape_markdown(result['model'])}, embeddings compared by cosine; loss: {escape_markdown(result['loss'])}"
+    weights = f"{escape_markdown(checkpoint['name'])} (step {checkpoint['step']:,})"
+    yield f"- Weights: {weights}, chosen by: {escape_markdown(result['chosen_by'])}"
     yield f"- Training seed: {result['seed']}"
-    named = "; ".join(f"{plain(setting)} {plain(value)}" for setting, value in settings(result))
+    named = "; ".join(f"{escape_markdown(setting)} {escape_markdown(value)}" for setting, value in settings(result))
     if named:
         yield f"- Settings: {named}"
     if versions:
-        yield f"- Software of the verdict: {plain(software_text(versions))}"
+        yield f"- Software of the verdict: {escape_markdown(software_text(versions))}"
     yield f"- Developed by, date, version, licence, contact: {TO_FILL}"
 
 
@@ -82,7 +82,7 @@ def _use() -> Iterator[str]:
 
 def _factors(result: Mapping[str, Any]) -> Iterator[str]:
     classes = result["classes"]
-    if is_of_persons(result):
+    if classes_are_patients(result):
         yield f"- Classes: {counted(len(classes), 'person')}, each a class of its own, named by keyed hashes"
     else:
         yield f"- Classes ({len(classes):,}): {_named(classes)}"
@@ -91,7 +91,7 @@ def _factors(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _named(classes: Sequence[str]) -> str:
-    named = ", ".join(plain(one) for one in classes[:_MOST_CLASSES])
+    named = ", ".join(escape_markdown(one) for one in classes[:_MOST_CLASSES])
     more = f" and {len(classes) - _MOST_CLASSES:,} more" if len(classes) > _MOST_CLASSES else ""
     return named + more
 
@@ -110,7 +110,7 @@ def _metrics(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _evaluation_data(result: Mapping[str, Any]) -> Iterator[str]:
-    yield f"- Fold {result['fold']}, split by {plain(result['split_unit'])}: {_sample(result)}"
+    yield f"- Fold {result['fold']}, split by {escape_markdown(result['split_unit'])}: {_sample(result)}"
     shared = "not known" if result["shared_persons"] is None else f"{result['shared_persons']:,}"
     yield f"- Persons who also occur in the training folds: {shared}"
     yield f"- SHA-256 of the table of samples: `{result['data_digest']}`"
@@ -126,7 +126,7 @@ def _training_data(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _figures(result: Mapping[str, Any]) -> Iterator[str]:
-    yield f"Split by {plain(result['split_unit'])}; fold {result['fold']}; {_sample(result)}. Every row is of these."
+    yield f"Split by {escape_markdown(result['split_unit'])}; fold {result['fold']}; {_sample(result)}. Every row is of these."
     yield ""
     level = level_text(result["intervals"])
     yield from _table(("figure", "value", f"{level} interval", "split by", "persons"), list(_merit_rows(result)))
@@ -159,8 +159,13 @@ def _merit_rows(result: Mapping[str, Any]) -> Iterator[Sequence[str]]:
 
 
 def _method_rows(result: Mapping[str, Any]) -> Iterator[Sequence[str]]:
-    for name, one in ordered(result["methods"]).items():
-        yield title(name), share_text(one["accuracy"]), span_text(one["interval"]), share_text(one["balanced_accuracy"])
+    for name, one in ordered_methods(result["methods"]).items():
+        yield (
+            method_title(name),
+            share_text(one["accuracy"]),
+            span_text(one["interval"]),
+            share_text(one["balanced_accuracy"]),
+        )
 
 
 def _class_rows(result: Mapping[str, Any]) -> Iterator[Sequence[str]]:
@@ -173,7 +178,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
     yield f"| {' | '.join(head)} |"
     yield f"|{'---|' * len(head)}"
     for row in rows:
-        yield f"| {' | '.join(plain(cell) for cell in row)} |"
+        yield f"| {' | '.join(escape_markdown(cell) for cell in row)} |"
 
 
 def _ethics() -> Iterator[str]:
@@ -184,7 +189,7 @@ def _ethics() -> Iterator[str]:
 
 def _caveats(result: Mapping[str, Any]) -> Iterator[str]:
     for remark in remarks(result):
-        yield f"- {plain(remark)}"
+        yield f"- {escape_markdown(remark)}"
     yield "- One fold, one seed and one source of data; nothing here says how the model does elsewhere."
     yield f"- Compare with the controls ({', '.join(CONTROLS.values())}), never with figures of another split."
     yield f"- Tests on external data: {TO_FILL}"

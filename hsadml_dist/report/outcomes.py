@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hsadml_dist.report.drawing import COLOURS, INK, WIDTH, Picture, framed, svg
+from hsadml_dist.report.drawing import COLOURS, INK, WIDTH, EmbeddedImage, new_figure, to_svg
 
 # A hatch of dots would be 300 kB of curves; lines are drawn as such.
 _LOOKS = ((COLOURS[0], ""), ("#ffffff", "|||"), (COLOURS[1], "////"))
 
 
-def outcome_bar(counts: Mapping[str, int], unit: str, alt: str) -> Picture:
+def outcome_bar(counts: Mapping[str, int], unit: str, alt: str) -> EmbeddedImage:
     """Draw at most three numbers as parts of one bar, from good to bad.
 
     Args:
@@ -18,7 +18,7 @@ def outcome_bar(counts: Mapping[str, int], unit: str, alt: str) -> Picture:
         unit: What is counted, in the plural.
         alt: What the bar is of, in words; the parts are added.
     """
-    figure, axes = framed(WIDTH, 1.35)
+    figure, axes = new_figure(WIDTH, 1.35)
     start = 0
     for (name, count), (colour, hatch) in zip(counts.items(), _LOOKS, strict=False):
         label = f"{name} {count:,}"
@@ -31,4 +31,4 @@ def outcome_bar(counts: Mapping[str, int], unit: str, alt: str) -> Picture:
     axes.set_xlabel(unit)
     figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=10)
     words = ", ".join(f"{count} {name}" for name, count in counts.items())
-    return svg(figure, f"A bar of {start} {unit} by {alt}: {words}.")
+    return to_svg(figure, f"A bar of {start} {unit} by {alt}: {words}.")

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hsadml_dist.report.cases import ShownCase
-from hsadml_dist.report.drawing import Picture
+from hsadml_dist.report.cases import RenderedExample
+from hsadml_dist.report.drawing import EmbeddedImage
 from hsadml_dist.report.page import Table
 from hsadml_dist.report.wording import NONE
 
@@ -18,7 +18,7 @@ _MOST_NAMED_COLUMNS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Section:
+class ReportSection:
     """A figure, what it shows, and its numbers.
 
     Attributes:
@@ -32,8 +32,8 @@ class Section:
     title: str
     text: str
     tables: Sequence[Table]
-    picture: Picture | None = None
-    cases: Sequence[ShownCase] = ()
+    picture: EmbeddedImage | None = None
+    cases: Sequence[RenderedExample] = ()
 
 
 def shown(counts: Sequence[int]) -> list[int]:

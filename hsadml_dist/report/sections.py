@@ -9,13 +9,13 @@ from typing import Any
 from hsadml_dist.report import figures
 from hsadml_dist.report.angles import angles_section
 from hsadml_dist.report.calibration import calibration_section
-from hsadml_dist.report.cases import MOST_CASES, Case, cases_table, shown_cases
+from hsadml_dist.report.cases import MAX_EXAMPLES, NeighbourExample, cases_table, shown_cases
 from hsadml_dist.report.classifiers import classifiers_section
 from hsadml_dist.report.confusions import confusions_section
-from hsadml_dist.report.figures import Bar
+from hsadml_dist.report.figures import MeritPoint
 from hsadml_dist.report.page import Table
-from hsadml_dist.report.section import MOST_CLASSES, Section, degrees, left_out, shown, square_heads
-from hsadml_dist.report.sphere import SphereView
+from hsadml_dist.report.section import MOST_CLASSES, ReportSection, degrees, left_out, shown, square_heads
+from hsadml_dist.report.sphere import SphereProjection
 from hsadml_dist.report.votes import votes_section
 from hsadml_dist.report.wording import CONTROL_KEYS, NONE, controls, counted, level_text, span_text
 
@@ -38,9 +38,9 @@ _MEANING = {
 def sections(
     result: Mapping[str, Any],
     metrics: Sequence[Mapping[str, Any]],
-    sphere: SphereView | None,
-    cases: Sequence[Case] = (),
-) -> Iterator[Section]:
+    sphere: SphereProjection | None,
+    cases: Sequence[NeighbourExample] = (),
+) -> Iterator[ReportSection]:
     """Yield the sections of a verdict's page, the figures of merit first; see ``write_report``."""
     yield _figures_section(result)
     if result.get("methods"):
@@ -64,10 +64,10 @@ def sections(
         yield _curves_section(metrics)
 
 
-def _figures_section(result: Mapping[str, Any]) -> Section:
+def _figures_section(result: Mapping[str, Any]) -> ReportSection:
     spans = result["intervals"]
     bars = [
-        Bar(name=title, value=result[key], interval=spans.get(key), is_control=key in CONTROL_KEYS.values())
+        MeritPoint(name=title, value=result[key], interval=spans.get(key), is_control=key in CONTROL_KEYS.values())
         for key, title in FIGURES.items()
         if result.get(key) is not None
     ]
@@ -86,10 +86,10 @@ def _figures_section(result: Mapping[str, Any]) -> Section:
     head = ("figure", "value", f"{level_text(spans)} interval", "what it is")
     table = Table(caption="Figures of merit, the controls last", head=head, rows=rows)
     picture = figures.figures_of_merit(bars, level_text(spans))
-    return Section(title="Figures", text=text, picture=picture, tables=[table])
+    return ReportSection(title="Figures", text=text, picture=picture, tables=[table])
 
 
-def _confusion_section(result: Mapping[str, Any]) -> Section:
+def _confusion_section(result: Mapping[str, Any]) -> ReportSection:
     counts, names = result["confusion"], result["classes"]
     row_names, columns = square_heads(names)
     rows = [
@@ -100,10 +100,10 @@ def _confusion_section(result: Mapping[str, Any]) -> Section:
     table = Table(caption="Slices by true class (rows) and class of the nearest reference", head=head, rows=rows)
     text = "Each row holds the slices of one true class: their share and number by the class of the nearest reference."
     picture = figures.confusion_matrix(counts, names)
-    return Section(title="What is taken for what", text=text, picture=picture, tables=[table])
+    return ReportSection(title="What is taken for what", text=text, picture=picture, tables=[table])
 
 
-def _sphere_section(result: Mapping[str, Any], sphere: SphereView) -> Section:
+def _sphere_section(result: Mapping[str, Any], sphere: SphereProjection) -> ReportSection:
     labels, names = shown(sphere.count_C.tolist()), result["classes"]
     rows = [
         [
@@ -120,10 +120,10 @@ def _sphere_section(result: Mapping[str, Any], sphere: SphereView) -> Section:
     if len(labels) < len(names):
         text += " Slices of all others are grey dots."
     picture = figures.sphere_map(sphere, names, labels)
-    return Section(title="On the sphere", text=text, picture=picture, tables=[table])
+    return ReportSection(title="On the sphere", text=text, picture=picture, tables=[table])
 
 
-def _projection(sphere: SphereView) -> str:
+def _projection(sphere: SphereProjection) -> str:
     marks = "Large outlined marks: class centres. The angles in the table are those of the full space."
     if sphere.dim <= 3:
         return (
@@ -138,7 +138,7 @@ def _projection(sphere: SphereView) -> str:
     )
 
 
-def _cases_section(cases: Sequence[Case]) -> Section:
+def _cases_section(cases: Sequence[NeighbourExample]) -> ReportSection:
     pictured = shown_cases(cases)
     wrong = sum(case.verdict == "wrong" for case in pictured)
     text = (
@@ -148,11 +148,11 @@ def _cases_section(cases: Sequence[Case]) -> Section:
         " data."
     )
     if len(cases) > len(pictured):
-        text += f" Shown are the first {MOST_CASES} of {len(cases)}."
-    return Section(title="Nearest cases", text=text, tables=[cases_table(pictured)], cases=pictured)
+        text += f" Shown are the first {MAX_EXAMPLES} of {len(cases)}."
+    return ReportSection(title="Nearest cases", text=text, tables=[cases_table(pictured)], cases=pictured)
 
 
-def _curves_section(metrics: Sequence[Mapping[str, Any]]) -> Section:
+def _curves_section(metrics: Sequence[Mapping[str, Any]]) -> ReportSection:
     every, metrics = metrics, [row for row in metrics if math.isfinite(row["loss"])] or metrics
     some = sorted({round(i * (len(metrics) - 1) / 9) for i in range(10)})
     rows = [[f"{metrics[i]['step']:,}", f"{metrics[i]['loss']:.4f}", f"{metrics[i]['lr']:.3g}"] for i in some]
@@ -163,7 +163,7 @@ def _curves_section(metrics: Sequence[Mapping[str, Any]]) -> Section:
         skipped = counted(len(every) - len(metrics), "step")
         text += f" Left out: {skipped} that changed nothing, since the loss was not finite."
     table = Table(caption="Loss and learning rate at some steps", head=("step", "loss", "learning rate"), rows=rows)
-    return Section(title="Training", text=text, picture=figures.learning_curves(metrics), tables=[table])
+    return ReportSection(title="Training", text=text, picture=figures.learning_curves(metrics), tables=[table])
 
 
 def _recall(counts: Sequence[Sequence[int]], row: int) -> str:

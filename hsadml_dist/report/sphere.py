@@ -15,7 +15,7 @@ Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SphereView:
+class SphereProjection:
     """Points and centres on a map, and each class's angles in the full space.
 
     Attributes:
@@ -39,7 +39,7 @@ class SphereView:
     other_angle_C: Floats
 
 
-def view(emb_ND: Floats, label_N: Ints, centre_CD: Floats) -> SphereView:
+def project_on_sphere(emb_ND: Floats, label_N: Ints, centre_CD: Floats) -> SphereProjection:
     """Return the map of unit embeddings along their first three principal axes.
 
     The axes are those of the uncentred second moment of the unit embeddings, so that an angle to the origin keeps its
@@ -54,7 +54,7 @@ def view(emb_ND: Floats, label_N: Ints, centre_CD: Floats) -> SphereView:
         map_M2[:, 0] = np.remainder(map_M2[:, 0] - turn, 2 * np.pi) - np.pi
     own_N, other_N = _centre_angles(unit_ND, label_N, unit_CD)
     count_C = np.bincount(label_N, minlength=len(centre_CD))
-    return SphereView(
+    return SphereProjection(
         point_N2=point_N2,
         label_N=label_N,
         centre_C2=centre_C2,

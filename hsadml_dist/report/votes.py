@@ -9,12 +9,12 @@ from typing import Any
 
 from hsadml_dist.report.outcomes import outcome_bar
 from hsadml_dist.report.page import Table
-from hsadml_dist.report.section import Section
+from hsadml_dist.report.section import ReportSection
 from hsadml_dist.report.wording import counted, level_text, span_text
 
 
 @dataclass(frozen=True, kw_only=True)
-class Votes:
+class PatientVotes:
     """How the majority of a person's slices comes out: numbers of cases."""
 
     right: int
@@ -22,16 +22,16 @@ class Votes:
     wrong: int
 
     @classmethod
-    def of(cls, vote: Mapping[str, Any]) -> Votes:
+    def of(cls, vote: Mapping[str, Any]) -> PatientVotes:
         """Return the numbers behind ``result["person_vote"]``."""
         right = round(vote["accuracy"] * vote["cases"])
         return cls(right=right, undecided=vote["ties"], wrong=vote["cases"] - right - vote["ties"])
 
 
-def votes_section(result: Mapping[str, Any]) -> Section:
+def votes_section(result: Mapping[str, Any]) -> ReportSection:
     """Return the section on ``result["person_vote"]``."""
     vote, spans = result["person_vote"], result["intervals"]
-    votes, level = Votes.of(vote), level_text(spans)
+    votes, level = PatientVotes.of(vote), level_text(spans)
     text = (
         "Every slice of a person has one vote, the class of its nearest neighbour; the person is given the class with"
         " most votes, and is right if that is the true one. Equal votes count as wrong."
@@ -57,7 +57,7 @@ def votes_section(result: Mapping[str, Any]) -> Section:
             rows=[*outcome, ["wrong", str(votes.wrong)]],
         ),
     ]
-    return Section(
+    return ReportSection(
         title="Person by person",
         text=text,
         picture=outcome_bar(asdict(votes), "persons", "the majority of their slices"),

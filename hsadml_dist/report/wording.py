@@ -25,7 +25,7 @@ def headline(result: Mapping[str, Any]) -> str:
     bounds = f" ({level_text(spans)} interval by {spans['interval_unit']}: {span_text(span)})" if span else ""
     rows = counted(result["reference_slices"], "training slice")
     found = f"have their nearest neighbour, among {rows}, in the right class"
-    if is_of_persons(result):
+    if classes_are_patients(result):
         found = f"have as their nearest neighbour, among {rows}, one of the same person"
     others = "".join(f", {CONTROLS[name]} {value:.1%}" for name, value in controls(result) if name != "raw_pixels")
     return (
@@ -34,7 +34,7 @@ def headline(result: Mapping[str, Any]) -> str:
     )
 
 
-def is_of_persons(result: Mapping[str, Any]) -> bool:
+def classes_are_patients(result: Mapping[str, Any]) -> bool:
     """Say whether each class is a person."""
     return result.get("label") == "person"
 
@@ -46,7 +46,7 @@ def controls(result: Mapping[str, Any]) -> list[tuple[str, float]]:
 
 def remarks(result: Mapping[str, Any]) -> Iterator[str]:
     """Yield what a reader must know before believing the figures; none where nothing stands against them."""
-    yield from _against_the_closed_set(result) if is_of_persons(result) else _against_the_split(result)
+    yield from _against_the_closed_set(result) if classes_are_patients(result) else _against_the_split(result)
     yield from _against_the_intervals(result)
     yield from _against_the_accuracy(result)
     yield from _against_the_probabilities(result)
@@ -133,7 +133,7 @@ def facts(result: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
         ("test persons", persons),
         ("test slices", f"{result['slices']:,}"),
         ("reference slices", f"{result['reference_slices']:,}"),
-        ("classes", f"{len(result['classes']):,}{' persons' * is_of_persons(result)}"),
+        ("classes", f"{len(result['classes']):,}{' persons' * classes_are_patients(result)}"),
         ("weights", f"step {result['checkpoint']['step']:,}, {result['chosen_by']}"),
     )
 

@@ -15,22 +15,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hsadml_dist.errors import RunError, RunHeldError, reason_of
+from hsadml_dist.errors import RunError, RunLockedError, os_error_reason
 from hsadml_dist.run.folder import AttemptFolder, RunFolder, replace_text
-from hsadml_dist.run.processes import start_time
-from hsadml_dist.run.rows import read_rows
+from hsadml_dist.run.processes import process_start_time
+from hsadml_dist.run.rows import read_jsonl
 
-SILENCE_SECONDS = 60.0
+HEARTBEAT_TIMEOUT_SECONDS = 60.0
 """Heartbeats come every few seconds; after this much silence, by the file server's clock, a holder counts as dead."""
 
 ENDED_JOB = "HSADML_ENDED_JOB"
 """Environment variable: a Slurm job that has ended, as the batch script was told by squeue; it holds nothing more."""
 
-LAST_EVENTS = {"stopped", "finished", "failed"}
+TERMINAL_EVENTS = {"stopped", "finished", "failed"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Holder:
+class AttemptHolder:
     """Who started an attempt.
 
     Attributes:
@@ -52,25 +52,25 @@ class Holder:
     restart: int
 
 
-def this_process(token: str, environ: Mapping[str, str] = os.environ) -> Holder:
+def current_holder(token: str, environ: Mapping[str, str] = os.environ) -> AttemptHolder:
     """Return the holder that this process would be."""
-    return Holder(
+    return AttemptHolder(
         token=token,
         host=socket.gethostname(),
         boot=Path("/proc/sys/kernel/random/boot_id").read_text().strip() + "/" + os.readlink("/proc/self/ns/pid"),
         pid=os.getpid(),
-        born=start_time(os.getpid()) or 0,
+        born=process_start_time(os.getpid()) or 0,
         job=environ.get("SLURM_JOB_ID"),
         restart=int(environ.get("SLURM_RESTART_COUNT", "0")),
     )
 
 
-def take(
+def start_attempt(
     run: RunFolder,
-    me: Holder,
+    me: AttemptHolder,
     facts: Mapping[str, Any],
     *,
-    silence: float = SILENCE_SECONDS,
+    silence: float = HEARTBEAT_TIMEOUT_SECONDS,
     ended_job: str | None = None,
 ) -> AttemptFolder:
     """Take the next attempt's number, if no other live process holds the run.
@@ -83,7 +83,7 @@ def take(
         ended_job: A job that has ended, though a rank of it may live on, cut off from its cluster.
 
     Raises:
-        RunHeldError: Another live process writes this run, or took the number at the same moment.
+        RunLockedError: Another live process writes this run, or took the number at the same moment.
         RunError: The folder cannot be written.
     """
     try:
@@ -96,7 +96,7 @@ def take(
         attempt.heartbeat.touch()
     except OSError as fault:
         where = fault.filename or run.path
-        raise RunError(f"{where}: no attempt can be started here: {reason_of(fault)}") from fault
+        raise RunError(f"{where}: no attempt can be started here: {os_error_reason(fault)}") from fault
     return attempt
 
 
@@ -107,7 +107,7 @@ def _taken(run: RunFolder, number: int) -> AttemptFolder:
     try:
         attempt.path.mkdir()
     except FileExistsError as fault:
-        raise RunHeldError(f"{run.path}: another process took attempt {number} at the same moment") from fault
+        raise RunLockedError(f"{run.path}: another process took attempt {number} at the same moment") from fault
     return attempt
 
 
@@ -126,29 +126,31 @@ def find_rendezvous(run: RunFolder, token: str) -> dict[str, Any] | None:
     return None
 
 
-def _refuse_if_held(run: RunFolder, last: AttemptFolder, me: Holder, silence: float, ended_job: str | None) -> None:
-    if any(row["event"] in LAST_EVENTS for row in read_rows(last.events)):
+def _refuse_if_held(
+    run: RunFolder, last: AttemptFolder, me: AttemptHolder, silence: float, ended_job: str | None
+) -> None:
+    if any(row["event"] in TERMINAL_EVENTS for row in read_jsonl(last.events)):
         return
     if not last.record.exists():
         # Its owner died between taking the number and saying who it is, or is doing so right now.
         if _silent_for(last) > min(silence, 5.0):
             return
-        raise RunHeldError(f"{run.path}: attempt {last.number} is just starting")
+        raise RunLockedError(f"{run.path}: attempt {last.number} is just starting")
     record = json.loads(last.record.read_text())
-    holder = Holder(**{name: record[name] for name in Holder.__dataclass_fields__})
+    holder = AttemptHolder(**{name: record[name] for name in AttemptHolder.__dataclass_fields__})
     if _is_gone(holder, me) or (ended_job is not None and holder.job == ended_job) or _silent_for(last) > silence:
         return
-    raise RunHeldError(
+    raise RunLockedError(
         f"{run.path}: attempt {last.number} is still written by process {holder.pid} on {holder.host}"
         + (f" (job {holder.job})" if holder.job else "")
         + "; stop it first, or give another --run folder"
     )
 
 
-def _is_gone(holder: Holder, me: Holder) -> bool:
+def _is_gone(holder: AttemptHolder, me: AttemptHolder) -> bool:
     if holder.job is not None and holder.job == me.job and holder.restart < me.restart:
         return True
-    return holder.boot == me.boot and start_time(holder.pid) != holder.born
+    return holder.boot == me.boot and process_start_time(holder.pid) != holder.born
 
 
 def _silent_for(attempt: AttemptFolder) -> float:

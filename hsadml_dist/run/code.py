@@ -23,7 +23,7 @@ from hsadml_dist.errors import RunError
 from hsadml_dist.run.folder import RunFolder, replace_text
 
 PACKAGE = Path(hsadml_dist.__file__).parent
-LEFT_OUT = ("__pycache__",)
+EXCLUDED_NAMES = ("__pycache__",)
 NAMED_FILES = 5
 GIT_SECONDS = 10.0
 EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -31,7 +31,7 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Code:
+class CodeSnapshot:
     """A package's code.
 
     Attributes:
@@ -67,7 +67,7 @@ class CodeChange:
         return f"the code is not that of the run's first start (kept in code/{self.before}.zip): {count}: {named}"
 
 
-def keep_code(run: RunFolder, package: Path = PACKAGE) -> CodeChange | None:
+def save_code_snapshot(run: RunFolder, package: Path = PACKAGE) -> CodeChange | None:
     """Keep the code with a run's first start; with a later one return how it has changed since, None if not at all.
 
     To be called by the one process that holds the run.
@@ -83,7 +83,7 @@ def keep_code(run: RunFolder, package: Path = PACKAGE) -> CodeChange | None:
     digest = _digest(files)
     first = _read(run)
     if first is None:
-        code = Code(version=_version(), digest=digest, commit=_clean_commit(package), files=files)
+        code = CodeSnapshot(version=_version(), digest=digest, commit=_clean_commit(package), files=files)
         try:
             _write(run, code, package)
         except OSError as fault:
@@ -99,7 +99,7 @@ def _files(package: Path) -> Iterator[tuple[str, Path]]:
     """Yield (path in the package, path) of all files of the package, ascending."""
     found = []
     for folder, folders, names in os.walk(package, followlinks=True):  # launch, shards and slurm may be links
-        folders[:] = [name for name in folders if name not in LEFT_OUT]
+        folders[:] = [name for name in folders if name not in EXCLUDED_NAMES]
         found += [Path(folder) / name for name in names]
     yield from sorted((path.relative_to(package).as_posix(), path) for path in found)
 
@@ -109,15 +109,15 @@ def _digest(files: dict[str, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _read(run: RunFolder) -> Code | None:
+def _read(run: RunFolder) -> CodeSnapshot | None:
     """Return the code of the first start, or None if there is no record that can be read."""
     try:
-        return Code(**json.loads((run.code / "code.json").read_text()))
+        return CodeSnapshot(**json.loads((run.code / "code.json").read_text()))
     except (OSError, ValueError, TypeError):
         return None
 
 
-def _write(run: RunFolder, code: Code, package: Path) -> None:
+def _write(run: RunFolder, code: CodeSnapshot, package: Path) -> None:
     run.code.mkdir(parents=True, exist_ok=True)
     temporary = run.code / f".{code.digest}.zip"
     with temporary.open("wb") as file:

@@ -12,17 +12,17 @@ from typing import Any
 from torch.distributed import Store
 
 from hsadml_dist.comm import (
-    Address,
     Comm,
     SoloComm,
+    StoreAddress,
     TorchComm,
-    device_for,
-    join_store,
+    connect_store,
+    create_store,
     launch_token,
-    open_store,
+    local_device,
 )
-from hsadml_dist.errors import RunHeldError
-from hsadml_dist.run.attempts import ENDED_JOB, Holder, find_rendezvous, take, this_process
+from hsadml_dist.errors import RunLockedError
+from hsadml_dist.run.attempts import ENDED_JOB, AttemptHolder, current_holder, find_rendezvous, start_attempt
 from hsadml_dist.run.folder import AttemptFolder, RunFolder, replace_text
 from hsadml_dist.topology import Topology
 
@@ -32,21 +32,21 @@ GRACE_SECONDS = 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class RankContext:
     """This rank's place in a running attempt."""
 
     attempt: AttemptFolder
-    holder: Holder
+    holder: AttemptHolder
     comm: Comm
 
 
-def enter(
+def join_run(
     run: RunFolder,
     topology: Topology,
     facts: Mapping[str, Any],
     timeout_seconds: int,
     interrupted: Callable[[], bool],
-) -> Entry:
+) -> RankContext:
     """Take an attempt (rank 0) or find it (the others), and join the groups.
 
     Args:
@@ -57,35 +57,35 @@ def enter(
         interrupted: Whether this process was told to stop meanwhile.
 
     Raises:
-        RunHeldError: Another live process writes the run, or rank 0 did not appear in time.
+        RunLockedError: Another live process writes the run, or rank 0 did not appear in time.
     """
-    me = this_process(launch_token())
-    device = device_for(topology)
-    if not topology.is_first:
+    me = current_holder(launch_token())
+    device = local_device(topology)
+    if not topology.is_rank_zero:
         attempt, store = _join(run, me, timeout_seconds, interrupted)
     else:
-        attempt = take(run, me, facts, ended_job=os.environ.get(ENDED_JOB))
+        attempt = start_attempt(run, me, facts, ended_job=os.environ.get(ENDED_JOB))
         if topology.world_size == 1:
-            return Entry(attempt=attempt, holder=me, comm=SoloComm(device))
+            return RankContext(attempt=attempt, holder=me, comm=SoloComm(device))
         store = _publish(attempt, me, topology, timeout_seconds)
-    return Entry(attempt=attempt, holder=me, comm=TorchComm(topology, store, device, timeout_seconds))
+    return RankContext(attempt=attempt, holder=me, comm=TorchComm(topology, store, device, timeout_seconds))
 
 
-def _publish(attempt: AttemptFolder, me: Holder, topology: Topology, timeout_seconds: int) -> Store:
+def _publish(attempt: AttemptFolder, me: AttemptHolder, topology: Topology, timeout_seconds: int) -> Store:
     """Open the store and say where it is."""
-    store, address = open_store(topology, timeout_seconds)
+    store, address = create_store(topology, timeout_seconds)
     published = {"token": me.token, "attempt": attempt.number, "host": address.host, "port": address.port}
     replace_text(attempt.rendezvous, json.dumps(published) + "\n")
     return store
 
 
 def _join(
-    run: RunFolder, me: Holder, timeout_seconds: int, interrupted: Callable[[], bool]
+    run: RunFolder, me: AttemptHolder, timeout_seconds: int, interrupted: Callable[[], bool]
 ) -> tuple[AttemptFolder, Store]:
     """Wait for what rank 0 says and connect."""
     published = _wait_for_rank_0(run, me.token, timeout_seconds, interrupted)
-    address = Address(host=published["host"], port=published["port"])
-    return run.attempt(published["attempt"]), join_store(address, timeout_seconds)
+    address = StoreAddress(host=published["host"], port=published["port"])
+    return run.attempt(published["attempt"]), connect_store(address, timeout_seconds)
 
 
 def _wait_for_rank_0(
@@ -102,4 +102,4 @@ def _wait_for_rank_0(
             # not 85 either: rank 0 may have been refused, and a job must not be queued again for that.
             told, deadline = True, min(deadline, time.monotonic() + GRACE_SECONDS)
         time.sleep(LOOK_SECONDS)
-    raise RunHeldError(f"{run.path}: rank 0 of this start did not appear within {time.monotonic() - began:.0f} s")
+    raise RunLockedError(f"{run.path}: rank 0 of this start did not appear within {time.monotonic() - began:.0f} s")

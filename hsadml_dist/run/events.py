@@ -6,7 +6,7 @@ import time
 from typing import Any, Literal
 
 from hsadml_dist.run.folder import AttemptFolder
-from hsadml_dist.run.rows import RowWriter
+from hsadml_dist.run.rows import JsonlWriter
 
 EventName = Literal[
     "started",
@@ -33,11 +33,11 @@ def event_row(
     return {"event": event, "step": step, "time": time.time(), **common, **detail}
 
 
-class Events:
+class EventLog:
     """Writes an attempt's event rows."""
 
     def __init__(self, attempt: AttemptFolder, job: str | None, restart: int) -> None:
-        self._rows = RowWriter(attempt.events)
+        self._rows = JsonlWriter(attempt.events)
         self._attempt, self._job, self._restart = attempt, job, restart
 
     def write(self, event: EventName, step: int, **detail: Any) -> None:

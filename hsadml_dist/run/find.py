@@ -9,7 +9,7 @@ from pathlib import Path
 from hsadml_dist.errors import UsageError
 from hsadml_dist.run.folder import RunFolder
 
-DEPTH = 2
+SEARCH_DEPTH = 2
 """Levels under a folder in which its runs are looked for: ``runs/NAME/fold-0-seed-1``."""
 
 
@@ -21,20 +21,20 @@ def find_runs(named: Iterable[Path]) -> list[RunFolder]:
     """
     found: dict[Path, RunFolder] = {}
     for path in named:
-        runs = list(runs_under(path))
+        runs = list(discover_runs(path))
         if not runs:
             raise UsageError(f"run folder {path}: " + ("holds no run" if path.is_dir() else "does not exist"))
         found |= {run.path.absolute(): run for run in runs}
     return list(found.values())
 
 
-def runs_under(path: Path, depth: int = DEPTH) -> Iterator[RunFolder]:
+def discover_runs(path: Path, depth: int = SEARCH_DEPTH) -> Iterator[RunFolder]:
     """Yield ``path`` itself if it is a run folder, else those at most ``depth`` levels under it, by name."""
     if _is_run(path):
         yield RunFolder(path)
     elif depth:
         for name in _folders(path):
-            yield from runs_under(path / name, depth - 1)
+            yield from discover_runs(path / name, depth - 1)
 
 
 def _is_run(path: Path) -> bool:

@@ -59,13 +59,13 @@ class AttemptFolder:
         return self.path / "tensorboard"
 
     @property
-    def signs(self) -> Path:
+    def rank_heartbeats(self) -> Path:
         """Folder of the ranks' signs of life."""
         return self.path / "ranks"
 
-    def sign(self, rank: int) -> Path:
+    def rank_heartbeat(self, rank: int) -> Path:
         """Return a rank's sign of life: where it is, written anew about once a second."""
-        return self.signs / f"rank-{rank:04d}"
+        return self.rank_heartbeats / f"rank-{rank:04d}"
 
     def log(self, rank: int) -> Path:
         """Return a rank's log file."""

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hsadml_dist.run.folder import AttemptFolder
-from hsadml_dist.run.signs import Sign, Whereabouts, write_sign
+from hsadml_dist.run.signs import PositionRecorder, RankHeartbeat, write_rank_heartbeat
 
-BEAT_SECONDS = 5.0
-SIGN_SECONDS = 1.0
+HEARTBEAT_SECONDS = 5.0
+RANK_HEARTBEAT_SECONDS = 1.0
 
 
-class Beats:
+class PeriodicTask:
     """Does something small again and again, from a thread of its own, until closed."""
 
     def __init__(self, name: str, seconds: float, beat: Callable[[], None]) -> None:
@@ -35,23 +35,23 @@ class Beats:
                 self._beat()
 
 
-class Heartbeat(Beats):
+class AttemptHeartbeat(PeriodicTask):
     """Touches a file every few seconds, so that nobody takes the run for abandoned."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__("heartbeat", BEAT_SECONDS, path.touch)
+        super().__init__("heartbeat", HEARTBEAT_SECONDS, path.touch)
 
 
-class Signs(Beats):
+class RankHeartbeatWriter(PeriodicTask):
     """Writes down about once a second where this rank is; the first time at once."""
 
-    def __init__(self, attempt: AttemptFolder, rank: int, whereabouts: Whereabouts) -> None:
+    def __init__(self, attempt: AttemptFolder, rank: int, whereabouts: PositionRecorder) -> None:
         self._attempt, self._rank, self._whereabouts = attempt, rank, whereabouts
         with contextlib.suppress(OSError):
-            attempt.signs.mkdir(exist_ok=True)
+            attempt.rank_heartbeats.mkdir(exist_ok=True)
             self.write()
-        super().__init__("signs", SIGN_SECONDS, self.write)
+        super().__init__("signs", RANK_HEARTBEAT_SECONDS, self.write)
 
     def write(self) -> None:
         """Write the sign of this moment."""
-        write_sign(self._attempt, Sign.of(self._rank, self._whereabouts.mark))
+        write_rank_heartbeat(self._attempt, RankHeartbeat.of(self._rank, self._whereabouts.mark))

@@ -7,10 +7,10 @@ import logging
 
 from hsadml_dist.run.folder import AttemptFolder
 
-FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
-def open_log(attempt: AttemptFolder, rank: int) -> None:
+def configure_rank_logging(attempt: AttemptFolder, rank: int) -> None:
     """Send this process's log records, and its stacks if it crashes, to the rank's file in the attempt's folder.
 
     Rank 0 says warnings on its standard error too, for all.
@@ -18,7 +18,7 @@ def open_log(attempt: AttemptFolder, rank: int) -> None:
     path = attempt.log(rank)
     path.parent.mkdir(exist_ok=True)
     handler = logging.StreamHandler(path.open("a", encoding="utf-8"))
-    handler.setFormatter(logging.Formatter(FORMAT))
+    handler.setFormatter(logging.Formatter(LOG_FORMAT))
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(logging.INFO)

@@ -8,7 +8,7 @@ START_TIME = 19
 """Place of the start time among the fields after the name."""
 
 
-def stat_fields(pid: int) -> list[str] | None:
+def read_proc_stat(pid: int) -> list[str] | None:
     """Return the fields of ``/proc/PID/stat`` after the name, from the state on; None for a process that is gone."""
     # The name, the second field, may hold blanks and brackets: the rest starts after the last bracket.
     try:
@@ -17,9 +17,9 @@ def stat_fields(pid: int) -> list[str] | None:
         return None
 
 
-def start_time(pid: int) -> int | None:
+def process_start_time(pid: int) -> int | None:
     """Return when a process started, in clock ticks since boot; None for one that is gone or a zombie."""
-    fields = stat_fields(pid)
+    fields = read_proc_stat(pid)
     if fields is None or fields[0] in "ZX":
         return None
     return int(fields[START_TIME])

@@ -9,7 +9,7 @@ from typing import Protocol, TextIO
 LINE_SECONDS = 30.0
 
 
-class Progress(Protocol):
+class ProgressDisplay(Protocol):
     """Shows the state of a long work."""
 
     def update(self, step: int, loss: float, rate: float) -> None:
@@ -21,7 +21,7 @@ class Progress(Protocol):
         ...
 
 
-def progress_on(stream: TextIO, first: int, total: int) -> Progress:
+def open_progress_display(stream: TextIO, first: int, total: int) -> ProgressDisplay:
     """Return the display that suits the stream; ``first`` steps were done before."""
     return BarProgress(first, total) if stream.isatty() else LineProgress(stream, total)
 
@@ -34,7 +34,7 @@ class LineProgress:
         self._next = time.monotonic() + LINE_SECONDS
 
     def update(self, step: int, loss: float, rate: float) -> None:
-        """See :class:`Progress`."""
+        """See :class:`ProgressDisplay`."""
         now = time.monotonic()
         if now < self._next and step != self._total:
             return
@@ -43,7 +43,7 @@ class LineProgress:
         self._stream.flush()
 
     def close(self) -> None:
-        """See :class:`Progress`."""
+        """See :class:`ProgressDisplay`."""
 
 
 class BarProgress:
@@ -65,9 +65,9 @@ class BarProgress:
         self._bar.start()
 
     def update(self, step: int, loss: float, rate: float) -> None:
-        """See :class:`Progress`."""
+        """See :class:`ProgressDisplay`."""
         self._bar.update(self._task, completed=step, note=f"loss {loss:.4f}  {rate:.0f} samples/s")
 
     def close(self) -> None:
-        """See :class:`Progress`."""
+        """See :class:`ProgressDisplay`."""
         self._bar.stop()

@@ -8,16 +8,16 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from hsadml_dist.run.entry import Entry
-from hsadml_dist.run.events import EventName, Events
+from hsadml_dist.run.entry import RankContext
+from hsadml_dist.run.events import EventLog, EventName
 from hsadml_dist.run.folder import AttemptFolder
-from hsadml_dist.run.heartbeat import Heartbeat
-from hsadml_dist.run.progress import Progress, progress_on
-from hsadml_dist.run.rows import RowWriter
+from hsadml_dist.run.heartbeat import AttemptHeartbeat
+from hsadml_dist.run.progress import ProgressDisplay, open_progress_display
+from hsadml_dist.run.rows import JsonlWriter
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepRow:
+class MetricsRow:
     """A row of ``metrics.jsonl``.
 
     Attributes:
@@ -43,7 +43,7 @@ class StepRow:
     data_wait_seconds: float
 
 
-class Records(Protocol):
+class Recorder(Protocol):
     """What a training reports as it goes."""
 
     def event(self, event: EventName, step: int, **detail: Any) -> None:
@@ -54,7 +54,7 @@ class Records(Protocol):
         """Show that the steps after ``done`` of ``total`` begin."""
         ...
 
-    def step(self, row: StepRow) -> None:
+    def step(self, row: MetricsRow) -> None:
         """Record a step."""
         ...
 
@@ -67,48 +67,48 @@ class Records(Protocol):
         ...
 
 
-class SilentRecords:
+class NullRecorder:
     """Writes nothing: for all ranks but the first."""
 
     def event(self, event: EventName, step: int, **detail: Any) -> None:
-        """See :class:`Records`."""
+        """See :class:`Recorder`."""
 
     def begin(self, done: int, total: int) -> None:
-        """See :class:`Records`."""
+        """See :class:`Recorder`."""
 
-    def step(self, row: StepRow) -> None:
-        """See :class:`Records`."""
+    def step(self, row: MetricsRow) -> None:
+        """See :class:`Recorder`."""
 
     def samples(self, step: int, epoch: int, keys: Sequence[str]) -> None:
-        """See :class:`Records`."""
+        """See :class:`Recorder`."""
 
     def close(self) -> None:
-        """See :class:`Records`."""
+        """See :class:`Recorder`."""
 
 
-class FileRecords:
+class FileRecorder:
     """Writes an attempt's rows, its TensorBoard files, its heartbeat and the progress display."""
 
-    def __init__(self, attempt: AttemptFolder, events: Events, *, tensorboard: bool) -> None:
+    def __init__(self, attempt: AttemptFolder, events: EventLog, *, tensorboard: bool) -> None:
         self._attempt = attempt.number
         self._events = events
-        self._metrics = RowWriter(attempt.metrics)
+        self._metrics = JsonlWriter(attempt.metrics)
         self._ledger_path = attempt.ledger
-        self._ledger: RowWriter | None = None
-        self._heartbeat = Heartbeat(attempt.heartbeat)
-        self._progress: Progress | None = None
+        self._ledger: JsonlWriter | None = None
+        self._heartbeat = AttemptHeartbeat(attempt.heartbeat)
+        self._progress: ProgressDisplay | None = None
         self._board = _board(attempt) if tensorboard else None
 
     def event(self, event: EventName, step: int, **detail: Any) -> None:
-        """See :class:`Records`."""
+        """See :class:`Recorder`."""
         self._events.write(event, step, **detail)
 
     def begin(self, done: int, total: int) -> None:
-        """See :class:`Records`."""
-        self._progress = progress_on(sys.stderr, done, total)
+        """See :class:`Recorder`."""
+        self._progress = open_progress_display(sys.stderr, done, total)
 
-    def step(self, row: StepRow) -> None:
-        """See :class:`Records`."""
+    def step(self, row: MetricsRow) -> None:
+        """See :class:`Recorder`."""
         self._metrics.write(asdict(row))
         if self._progress is not None:
             self._progress.update(row.step, row.loss, row.samples / row.step_seconds)
@@ -117,13 +117,13 @@ class FileRecords:
                 self._board.add_scalar(f"train/{name}", getattr(row, name), row.step)
 
     def samples(self, step: int, epoch: int, keys: Sequence[str]) -> None:
-        """See :class:`Records`."""
+        """See :class:`Recorder`."""
         if self._ledger is None:
-            self._ledger = RowWriter(self._ledger_path)
+            self._ledger = JsonlWriter(self._ledger_path)
         self._ledger.write({"step": step, "attempt": self._attempt, "epoch": epoch, "keys": list(keys)})
 
     def close(self) -> None:
-        """See :class:`Records`."""
+        """See :class:`Recorder`."""
         if self._progress is not None:
             self._progress.close()
         self._heartbeat.close()
@@ -132,12 +132,12 @@ class FileRecords:
                 self._board.close()
 
 
-def open_records(entry: Entry, tensorboard: bool) -> Records:
+def open_recorder(context: RankContext, tensorboard: bool) -> Recorder:
     """Return what writes this attempt's records on rank 0, and what writes nothing on the others."""
-    if not entry.comm.topology.is_first:
-        return SilentRecords()
-    events = Events(entry.attempt, entry.holder.job, entry.holder.restart)
-    return FileRecords(entry.attempt, events, tensorboard=tensorboard)
+    if not context.comm.topology.is_rank_zero:
+        return NullRecorder()
+    events = EventLog(context.attempt, context.holder.job, context.holder.restart)
+    return FileRecorder(context.attempt, events, tensorboard=tensorboard)
 
 
 def _board(attempt: AttemptFolder) -> Any:

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hsadml_dist.errors import RunError, reason_of
+from hsadml_dist.errors import RunError, os_error_reason
 
 
-class RowWriter:
+class JsonlWriter:
     """Appends rows to one file of one attempt; that attempt's rank 0 is its only writer."""
 
     def __init__(self, path: Path) -> None:
@@ -29,7 +29,7 @@ class RowWriter:
         try:
             written = os.write(self._file, line)
         except OSError as fault:
-            raise RunError(f"{self._path}: a row cannot be written: {reason_of(fault)}") from fault
+            raise RunError(f"{self._path}: a row cannot be written: {os_error_reason(fault)}") from fault
         if written < len(line):
             raise RunError(f"{self._path}: a row cannot be written whole: no space left")
 
@@ -38,7 +38,7 @@ class RowWriter:
         os.close(self._file)
 
 
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a file; a last line that was cut by a crash is left out. No file: no rows."""
     if not path.exists():
         return

@@ -17,16 +17,16 @@ from typing import Literal, get_args
 
 from hsadml_dist.run.folder import AttemptFolder
 
-Stage = Literal["start", "data", "vote", "step", "save", "evaluate"]
-STAGES: tuple[str, ...] = get_args(Stage)
-OF_A_STEP = {"data", "vote", "step"}
+TrainingStage = Literal["start", "data", "vote", "step", "save", "evaluate"]
+STAGES: tuple[str, ...] = get_args(TrainingStage)
+STEP_STAGES = {"data", "vote", "step"}
 WAITING_MODULES = ("torch.distributed", "torch.nn.parallel.distributed")
 BACKWARD = "_engine_run_backward"
 """In here DistributedDataParallel waits for the gradients of the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mark:
+class RankPosition:
     """Where a rank's training is.
 
     Attributes:
@@ -37,31 +37,31 @@ class Mark:
     """
 
     step: int = 0
-    stage: Stage = "start"
+    stage: TrainingStage = "start"
     span: int = 0
     slow: bool = True
 
 
-class Whereabouts:
+class PositionRecorder:
     """Where this rank's training is: set by the training itself, read by threads beside it."""
 
     def __init__(self) -> None:
-        self.mark = Mark()
+        self.mark = RankPosition()
         self._first: int | None = None
 
-    def at(self, step: int, stage: Stage) -> None:
+    def enter_stage(self, step: int, stage: TrainingStage) -> None:
         """Note that ``stage`` of ``step`` begins."""
-        before, in_step = self.mark, stage in OF_A_STEP
+        before, in_step = self.mark, stage in STEP_STAGES
         if in_step and self._first is None:
             self._first = step
-        same = step == before.step and (stage == before.stage or (in_step and before.stage in OF_A_STEP))
+        same = step == before.step and (stage == before.stage or (in_step and before.stage in STEP_STAGES))
         span = before.span if same else before.span + 1
         # One assignment, so that a thread sees the old mark or the new one.
-        self.mark = Mark(step=step, stage=stage, span=span, slow=not in_step or step == self._first)
+        self.mark = RankPosition(step=step, stage=stage, span=span, slow=not in_step or step == self._first)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sign:
+class RankHeartbeat:
     """A rank's sign of life.
 
     Attributes:
@@ -75,16 +75,16 @@ class Sign:
 
     rank: int
     step: int
-    stage: Stage
+    stage: TrainingStage
     waits: bool
     doing: str
     time: float
 
     @staticmethod
-    def of(rank: int, mark: Mark) -> Sign:
+    def of(rank: int, mark: RankPosition) -> RankHeartbeat:
         """Return this process's sign at this moment."""
         frame = sys._current_frames().get(threading.main_thread().ident or 0)
-        return Sign(
+        return RankHeartbeat(
             rank=rank,
             step=mark.step,
             stage=mark.stage,
@@ -95,7 +95,7 @@ class Sign:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class PeerStatus:
     """What is known of a rank.
 
     Attributes:
@@ -105,19 +105,19 @@ class Seen:
     """
 
     rank: int
-    sign: Sign | None
+    sign: RankHeartbeat | None
     silent: float
 
 
-def write_sign(attempt: AttemptFolder, sign: Sign) -> None:
+def write_rank_heartbeat(attempt: AttemptFolder, sign: RankHeartbeat) -> None:
     """Replace the rank's sign; not forced to disk, since it is of no use after a crash of the machine."""
-    path = attempt.sign(sign.rank)
+    path = attempt.rank_heartbeat(sign.rank)
     temporary = path.with_name(f".{path.name}")
     temporary.write_text(json.dumps(asdict(sign)) + "\n", encoding="utf-8")
     os.replace(temporary, path)
 
 
-def read_signs(attempt: AttemptFolder, world_size: int, own: int) -> list[Seen]:
+def read_peer_statuses(attempt: AttemptFolder, world_size: int, own: int) -> list[PeerStatus]:
     """Return what is known of each rank, in rank order.
 
     Args:
@@ -126,24 +126,24 @@ def read_signs(attempt: AttemptFolder, world_size: int, own: int) -> list[Seen]:
         own: This process's rank, whose sign was written just now: it tells the file server's time.
     """
     # Listed first: a client of a network file system asks the server anew for the names in a folder that it opens.
-    names = set(os.listdir(attempt.signs)) if attempt.signs.is_dir() else set()
-    found: dict[int, tuple[Sign, float]] = {}
+    names = set(os.listdir(attempt.rank_heartbeats)) if attempt.rank_heartbeats.is_dir() else set()
+    found: dict[int, tuple[RankHeartbeat, float]] = {}
     for rank in range(world_size):
-        if attempt.sign(rank).name in names:
+        if attempt.rank_heartbeat(rank).name in names:
             with contextlib.suppress(OSError, ValueError, TypeError):
                 found[rank] = _read(attempt, rank)
     now = found[own][1] if own in found else max((time for _, time in found.values()), default=0.0)
     return [
-        Seen(rank=rank, sign=found[rank][0], silent=max(0.0, now - found[rank][1]))
+        PeerStatus(rank=rank, sign=found[rank][0], silent=max(0.0, now - found[rank][1]))
         if rank in found
-        else Seen(rank=rank, sign=None, silent=0.0)
+        else PeerStatus(rank=rank, sign=None, silent=0.0)
         for rank in range(world_size)
     ]
 
 
-def _read(attempt: AttemptFolder, rank: int) -> tuple[Sign, float]:
-    with attempt.sign(rank).open(encoding="utf-8") as file:
-        return Sign(**json.load(file)), os.fstat(file.fileno()).st_mtime
+def _read(attempt: AttemptFolder, rank: int) -> tuple[RankHeartbeat, float]:
+    with attempt.rank_heartbeat(rank).open(encoding="utf-8") as file:
+        return RankHeartbeat(**json.load(file)), os.fstat(file.fileno()).st_mtime
 
 
 def _waits(frame: FrameType | None) -> bool:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hsadml_dist.errors import ExitCode
-from hsadml_dist.run.attempts import SILENCE_SECONDS, this_process
+from hsadml_dist.run.attempts import HEARTBEAT_TIMEOUT_SECONDS, current_holder
 from hsadml_dist.run.folder import AttemptFolder, RunFolder
-from hsadml_dist.run.processes import start_time
-from hsadml_dist.run.tail import last_rows
+from hsadml_dist.run.processes import process_start_time
+from hsadml_dist.run.tail import tail_jsonl
 
-Phase = Literal["empty", "starting", "running", "stopped", "finished", "failed", "silent"]
+RunPhase = Literal["empty", "starting", "running", "stopped", "finished", "failed", "silent"]
 
 METRICS_BYTES = 8192
 """The last rows of ``metrics.jsonl``: some 30."""
@@ -53,7 +53,7 @@ class RunState:
         exit_code: That of a failure.
     """
 
-    phase: Phase
+    phase: RunPhase
     attempts: int = 0
     restart: int = 0
     job: str | None = None
@@ -71,13 +71,13 @@ class RunState:
 
 @dataclass(frozen=True, kw_only=True)
 class _End:
-    phase: Phase
+    phase: RunPhase
     time: float | None
     reason: str | None = None
     exit_code: int | None = None
 
 
-def read_state(run: RunFolder, now: float) -> RunState:
+def read_run_state(run: RunFolder, now: float) -> RunState:
     """Return where a run stands at ``now``, in seconds since 1970 UTC."""
     attempts = run.attempts()
     steps = _steps_of_config(run.config)
@@ -87,7 +87,7 @@ def read_state(run: RunFolder, now: float) -> RunState:
     record = _read_object(newest.record)
     # In this order: of a process that is gone by now, the events are complete.
     gone = _process_is_gone(record)
-    events = last_rows(newest.events, EVENTS_BYTES)
+    events = tail_jsonl(newest.events, EVENTS_BYTES)
     rows, ago = _newest_rows(attempts)
     stage, beat = _stage(newest), _beat(newest)
     end = _end(events) or _open_end(beat, now, gone, record, begun=(bool(rows) and ago == 0) or stage in _AFTER_START)
@@ -118,7 +118,7 @@ def _end(events: Sequence[Mapping[str, Any]]) -> _End | None:
     for name in ("hang", "failed"):
         if name in last:
             row = last[name]
-            code = int(row.get("exit_code", ExitCode.INTERNAL if name == "hang" else ExitCode.USER))
+            code = int(row.get("exit_code", ExitCode.INTERNAL_ERROR if name == "hang" else ExitCode.USER_ERROR))
             text = " ".join(str(row.get("reason")).split())
             return _End(phase="failed", time=row.get("time"), exit_code=code, reason=_hang(row, text))
     if "stopped" in last:
@@ -145,7 +145,7 @@ def _open_end(beat: float, now: float, gone: bool, record: Mapping[str, Any], *,
     if gone:
         where = f"process {record['pid']} on {record['host']} is gone without a word"
         return _End(phase="silent", time=beat, reason=f"{where}: it was killed")
-    if now - beat > SILENCE_SECONDS:
+    if now - beat > HEARTBEAT_TIMEOUT_SECONDS:
         return _End(phase="silent", time=beat)
     return _End(phase="running" if begun else "starting", time=beat)
 
@@ -154,13 +154,13 @@ def _process_is_gone(record: Mapping[str, Any]) -> bool:
     """Whether the attempt's rank 0 was a process of this very machine and lives no more."""
     if not {"boot", "pid", "born"} <= record.keys():
         return False
-    return bool(record["boot"] == this_process("").boot and start_time(record["pid"]) != record["born"])
+    return bool(record["boot"] == current_holder("").boot and process_start_time(record["pid"]) != record["born"])
 
 
 def _newest_rows(attempts: Sequence[AttemptFolder]) -> tuple[list[dict[str, Any]], int]:
     """Return the last metrics rows of the newest attempt that has any, and how many attempts ago that was."""
     for ago, attempt in enumerate(reversed(attempts)):
-        rows = last_rows(attempt.metrics, METRICS_BYTES)
+        rows = tail_jsonl(attempt.metrics, METRICS_BYTES)
         if rows:
             return rows[-RATE_ROWS:], ago
     return [], 0
@@ -183,7 +183,7 @@ def _rate(rows: Sequence[Mapping[str, Any]]) -> float | None:
 def _checkpoint_step(attempts: Sequence[AttemptFolder], newest_events: Sequence[Mapping[str, Any]]) -> int | None:
     """Return the step of the newest checkpoint in the line of the newest attempt."""
     for attempt in reversed(attempts):
-        events = newest_events if attempt is attempts[-1] else last_rows(attempt.events, EVENTS_BYTES)
+        events = newest_events if attempt is attempts[-1] else tail_jsonl(attempt.events, EVENTS_BYTES)
         steps = [int(row["step"]) for row in events if row.get("event") == "checkpoint"]
         if steps:
             return steps[-1]
@@ -199,7 +199,7 @@ def _step_of(checkpoint: str | None) -> int | None:
 
 
 def _stage(attempt: AttemptFolder) -> str | None:
-    stage = _read_object(attempt.sign(0)).get("stage")
+    stage = _read_object(attempt.rank_heartbeat(0)).get("stage")
     return None if stage is None else str(stage)
 
 
@@ -216,7 +216,7 @@ def _beat(attempt: AttemptFolder) -> float:
     return 0.0
 
 
-def age(now: float, then: float | None) -> str:
+def format_age(now: float, then: float | None) -> str:
     """Return how long ago ``then`` was, in one unit; ``-`` for None."""
     if then is None:
         return "-"

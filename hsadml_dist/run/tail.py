@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 
-def last_bytes(path: Path, most: int) -> bytes:
+def tail_bytes(path: Path, most: int) -> bytes:
     """Return at most the last ``most`` bytes of a file; nothing if there is none."""
     try:
         with path.open("rb", buffering=0) as file:
@@ -18,13 +18,13 @@ def last_bytes(path: Path, most: int) -> bytes:
         return b""
 
 
-def last_rows(path: Path, most: int) -> list[dict[str, Any]]:
+def tail_jsonl(path: Path, most: int) -> list[dict[str, Any]]:
     """Return the whole rows among the last ``most`` bytes of a file, in the file's order.
 
     A row that is still being written, or was cut by a crash, is left out.
     """
     # The first piece may be the end of a row, which is no object, and the last one is not yet a line.
-    return [row for line in last_bytes(path, most).split(b"\n")[:-1] for row in _parsed(line)]
+    return [row for line in tail_bytes(path, most).split(b"\n")[:-1] for row in _parsed(line)]
 
 
 def _parsed(line: bytes) -> list[dict[str, Any]]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from hsadml_dist.comm import Comm
-from hsadml_dist.errors import RunHeldError
-from hsadml_dist.stop.requests import Decision, Requests
-from hsadml_dist.stop.signals import Notice
+from hsadml_dist.errors import RunLockedError
+from hsadml_dist.stop.requests import RequestFiles, StepDecision
+from hsadml_dist.stop.signals import StopSignal
 
 
 class StopAgreement:
@@ -23,12 +23,12 @@ class StopAgreement:
         seconds: What the ranks gave at the last vote, in rank order.
     """
 
-    def __init__(self, comm: Comm, notice: Notice, requests: Requests | None = None) -> None:
+    def __init__(self, comm: Comm, notice: StopSignal, requests: RequestFiles | None = None) -> None:
         """Args: the ranks; this process's notices; the run folder's requests, on the one rank that reads them."""
         self._comm, self._notice, self._requests = comm, notice, requests
         self.seconds: tuple[float, ...] = (0.0,) * comm.topology.world_size
 
-    def decide(self, step: int, *, has_batch: bool, seconds: float = 0.0) -> Decision:
+    def decide(self, step: int, *, has_batch: bool, seconds: float = 0.0) -> StepDecision:
         """Return the decision of all ranks before ``step``; to be called by all of them.
 
         Args:
@@ -37,28 +37,28 @@ class StopAgreement:
             seconds: What this rank's last step took it, without waiting for others.
 
         Raises:
-            RunHeldError: On all ranks: a later attempt has started.
+            RunLockedError: On all ranks: a later attempt has started.
         """
         slots = [0.0] * self._comm.topology.world_size
         slots[self._comm.topology.rank] = seconds
-        code, *given = self._comm.vote([float(self._wish(step, has_batch)), *slots])
+        code, *given = self._comm.all_reduce_max([float(self._wish(step, has_batch)), *slots])
         self.seconds = tuple(given)
-        decision = Decision(int(code))
-        if decision is Decision.SUPERSEDED:
-            raise RunHeldError("a later attempt of this run has started; this one writes nothing more")
+        decision = StepDecision(int(code))
+        if decision is StepDecision.SUPERSEDED:
+            raise RunLockedError("a later attempt of this run has started; this one writes nothing more")
         return decision
 
-    def fulfilled(self, step: int) -> None:
+    def mark_saved(self, step: int) -> None:
         """Know that the state after ``step`` is saved: requests that ask for no more than that are done with."""
         if self._requests is not None:
             self._requests.fulfil(step)
 
     @property
-    def told(self) -> str | None:
+    def stop_reason(self) -> str | None:
         """What told this rank to stop, in words, or None."""
-        return self._notice.signal_name or (None if self._requests is None else self._requests.told)
+        return self._notice.reason or (None if self._requests is None else self._requests.stop_reason)
 
-    def _wish(self, step: int, has_batch: bool) -> Decision:
-        asked = Decision.GO if self._requests is None else self._requests.wish(step)
-        own = Decision.STOP if self._notice.received or not has_batch else Decision.GO
+    def _wish(self, step: int, has_batch: bool) -> StepDecision:
+        asked = StepDecision.CONTINUE if self._requests is None else self._requests.wish(step)
+        own = StepDecision.STOP if self._notice.is_set or not has_batch else StepDecision.CONTINUE
         return max(asked, own)

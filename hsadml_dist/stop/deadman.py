@@ -24,9 +24,9 @@ from pathlib import Path
 
 from hsadml_dist.run.events import event_row
 from hsadml_dist.run.folder import AttemptFolder
-from hsadml_dist.run.processes import stat_fields
-from hsadml_dist.run.rows import RowWriter
-from hsadml_dist.run.signs import STAGES, Mark
+from hsadml_dist.run.processes import read_proc_stat
+from hsadml_dist.run.rows import JsonlWriter
+from hsadml_dist.run.signs import STAGES, RankPosition
 
 TICK_SECONDS = 0.25
 GRACE_SECONDS = 1.25
@@ -39,7 +39,7 @@ STATE = struct.Struct("=qqqd")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class WatchedRank:
     """What the watcher must know to speak for the rank.
 
     Attributes:
@@ -57,7 +57,7 @@ class Facts:
     restart: int
 
 
-class Deadman:
+class ExternalWatchdog:
     """This process's watcher; to be started before there are threads."""
 
     def __init__(self) -> None:
@@ -70,12 +70,12 @@ class Deadman:
             _watch(parent, heard, self._state)
         os.close(heard)
 
-    def introduce(self, facts: Facts) -> None:
+    def introduce(self, facts: WatchedRank) -> None:
         """Tell whom it watches; before this it does nothing."""
         with contextlib.suppress(BrokenPipeError):  # somebody killed it: no reason to fail
             os.write(self._said, json.dumps(asdict(facts)).encode())
 
-    def note(self, mark: Mark, allowed: float) -> None:
+    def note(self, mark: RankPosition, allowed: float) -> None:
         """Say where the rank is, and how many seconds it may stay there (0: any)."""
         STATE.pack_into(self._state, 0, mark.span, mark.step, STAGES.index(mark.stage), allowed)
 
@@ -89,14 +89,14 @@ class Deadman:
 
 
 @contextlib.contextmanager
-def standing_by(wanted: bool) -> Iterator[Deadman | None]:
+def open_external_watchdog(wanted: bool) -> Iterator[ExternalWatchdog | None]:
     """Give a watcher for this process until the block ends, if one is wanted."""
-    deadman = Deadman() if wanted else None
+    external_watchdog = ExternalWatchdog() if wanted else None
     try:
-        yield deadman
+        yield external_watchdog
     finally:
-        if deadman is not None:
-            deadman.close()
+        if external_watchdog is not None:
+            external_watchdog.close()
 
 
 def _watch(parent: int, heard: int, state: mmap.mmap) -> None:
@@ -116,11 +116,11 @@ def _watch(parent: int, heard: int, state: mmap.mmap) -> None:
         os._exit(0)
 
 
-def _introduced(heard: int) -> Facts | None:
+def _introduced(heard: int) -> WatchedRank | None:
     """Wait for the rank to say who it is; None: it has gone."""
     select.select([heard], [], [])
     data = os.read(heard, select.PIPE_BUF)
-    return Facts(**json.loads(data)) if data else None
+    return WatchedRank(**json.loads(data)) if data else None
 
 
 def _overruns(parent: int, state: mmap.mmap) -> bool:
@@ -141,24 +141,24 @@ def _overruns(parent: int, state: mmap.mmap) -> bool:
 
 
 def _is_stopped(pid: int) -> bool:
-    fields = stat_fields(pid)
+    fields = read_proc_stat(pid)
     return fields is None or fields[0] in "tTZX"
 
 
-def _speak(facts: Facts, state: mmap.mmap) -> None:
+def _speak(facts: WatchedRank, state: mmap.mmap) -> None:
     """Say and record for the rank what it cannot."""
     _, step, stage, allowed = STATE.unpack_from(state, 0)
     attempt = AttemptFolder(Path(facts.attempt))
     reason = f"rank {facts.rank} lets no Python code run in stage {STAGES[stage]} of step {step}"
     with contextlib.suppress(OSError):
-        sys.stderr.write(f"hsadml: rank {facts.rank}: {headline(step, STAGES[stage], allowed)}: {reason}; ")
+        sys.stderr.write(f"hsadml: rank {facts.rank}: {hang_headline(step, STAGES[stage], allowed)}: {reason}; ")
         sys.stderr.write(f"stacks in {attempt.log(facts.rank)}\n")
         sys.stderr.flush()
     if facts.alone:
         detail = {"ranks": [facts.rank], "stage": STAGES[stage], "seconds": allowed, "told_by": facts.rank}
         row = event_row(attempt, facts.job, facts.restart, "hang", max(0, step - 1), **detail, reason=reason)
         with contextlib.suppress(OSError):
-            RowWriter(attempt.events).write(row)
+            JsonlWriter(attempt.events).write(row)
 
 
 def _end(parent: int) -> None:
@@ -169,6 +169,6 @@ def _end(parent: int) -> None:
         os.kill(parent, signal.SIGKILL)
 
 
-def headline(step: int, stage: str, seconds: float) -> str:
+def hang_headline(step: int, stage: str, seconds: float) -> str:
     """Return what every message on a hang begins with."""
     return f"hang: step {step} has not ended after {seconds:.0f} s (stage {stage}; run.step_timeout_seconds)"

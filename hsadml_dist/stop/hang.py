@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hsadml_dist.run.signs import STAGES, Seen, Sign
+from hsadml_dist.run.signs import STAGES, PeerStatus, RankHeartbeat
 
 SILENT_SECONDS = 2.5
 """Signs come each second; a rank silent for longer is stopped, or cannot run, or its machine is gone."""
 
 
-def hanging(ranks: Sequence[Seen]) -> list[Seen]:
+def find_hanging_ranks(ranks: Sequence[PeerStatus]) -> list[PeerStatus]:
     """Return the ranks that hold the others up.
 
     Silent ones; else those that do not wait for others while others do; else those furthest behind. Where all are at
@@ -25,12 +25,12 @@ def hanging(ranks: Sequence[Seen]) -> list[Seen]:
     return [one for one in candidates if one.sign is not None and _position(one.sign) == last]
 
 
-def reporter(ranks: Sequence[Seen]) -> int:
+def choose_reporter(ranks: Sequence[PeerStatus]) -> int:
     """Return the rank that records the hang for all: the first that still gives signs of life."""
     return min((one.rank for one in ranks if one.sign is not None and one.silent <= SILENT_SECONDS), default=0)
 
 
-def described(one: Seen) -> str:
+def describe_peer(one: PeerStatus) -> str:
     """Return what a rank does, in words."""
     if one.sign is None:
         return f"rank {one.rank} has given no sign of life"
@@ -41,5 +41,5 @@ def described(one: Seen) -> str:
     return f"rank {one.rank}{waits} {where} ({one.sign.doing})"
 
 
-def _position(sign: Sign) -> tuple[int, int]:
+def _position(sign: RankHeartbeat) -> tuple[int, int]:
     return sign.step, STAGES.index(sign.stage)

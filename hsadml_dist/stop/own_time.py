@@ -16,7 +16,7 @@ from torch import nn
 Instant = float | torch.cuda.Event
 
 
-class OwnTime:
+class ComputeTimer:
     """Adds up the forward and backward passes of a network, until asked for the sum."""
 
     def __init__(self, network: nn.Module, device: torch.device) -> None:

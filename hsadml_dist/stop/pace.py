@@ -7,21 +7,21 @@ from collections.abc import Sequence
 from torch import nn
 
 from hsadml_dist.comm import Comm
-from hsadml_dist.stop.own_time import OwnTime
-from hsadml_dist.stop.stragglers import Straggler, Stragglers
+from hsadml_dist.stop.own_time import ComputeTimer
+from hsadml_dist.stop.stragglers import Straggler, StragglerDetector
 
 
-class Pace:
+class StragglerMonitor:
     """This rank's own seconds a step, to be sent with its vote, and the comparison of those that came back."""
 
     def __init__(self, network: nn.Module, comm: Comm) -> None:
-        self._own = OwnTime(network, comm.device)
-        self._stragglers = Stragglers(comm.topology.world_size)
+        self._own = ComputeTimer(network, comm.device)
+        self._stragglers = StragglerDetector(comm.topology.world_size)
 
-    def own_seconds(self) -> float:
+    def compute_seconds(self) -> float:
         """Return the seconds of the network's passes since the last call of this."""
         return self._own.take()
 
-    def compare(self, seconds: Sequence[float]) -> list[Straggler]:
+    def find_stragglers(self, seconds: Sequence[float]) -> list[Straggler]:
         """Take in the ranks' own seconds, in rank order; return who is to be named."""
         return self._stragglers.add(seconds)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import torch.distributed as dist
 
-from hsadml_dist.errors import PeerLostError, RunHeldError
+from hsadml_dist.errors import PeerLostError, RunLockedError
 from hsadml_dist.run.attempts import is_superseded
 from hsadml_dist.run.folder import AttemptFolder, RunFolder
 
@@ -25,7 +25,7 @@ LOST = re.compile(
 GLOO = re.compile(r"gloo|by peer|remote", re.IGNORECASE)
 
 
-def lost_peer(fault: BaseException) -> str | None:
+def lost_peer_reason(fault: BaseException) -> str | None:
     """Return in words how a collective says that a peer is gone; None: the fault is another one."""
     if not isinstance(fault, RuntimeError):
         return None
@@ -36,11 +36,11 @@ def lost_peer(fault: BaseException) -> str | None:
 
 
 @contextlib.contextmanager
-def peers_expected(
+def raise_on_lost_peer(
     run: RunFolder,
     attempt: AttemptFolder | None,
     when: Callable[[], str],
-    let_report: Callable[[], None] = lambda: None,
+    wait_for_report: Callable[[], None] = lambda: None,
 ) -> Iterator[None]:
     """Raise an error of one line where the ranks cannot go on together.
 
@@ -48,22 +48,22 @@ def peers_expected(
         run: The run folder.
         attempt: This rank's attempt, if it has one already.
         when: Says where this rank is, in words.
-        let_report: Waits for the watchdog, whose report says more, if it is about to end this process.
+        wait_for_report: Waits for the watchdog, whose report says more, if it is about to end this process.
 
     Raises:
         PeerLostError: A peer is gone.
-        RunHeldError: The same, and a later attempt has started: this rank was left behind.
+        RunLockedError: The same, and a later attempt has started: this rank was left behind.
     """
     try:
         yield
     except RuntimeError as fault:
-        how = lost_peer(fault)
+        how = lost_peer_reason(fault)
         if how is None:
             raise
         log.info("a collective failed: %s", " ".join(str(fault).split()))
-        let_report()
+        wait_for_report()
         if attempt is not None and is_superseded(run, attempt):
             later = run.attempts()[-1].number
             text = f"{run.path}: attempt {later} has started; attempt {attempt.number} writes nothing more"
-            raise RunHeldError(text) from fault
+            raise RunLockedError(text) from fault
         raise PeerLostError(f"another rank is gone or hangs, noticed {when()}: {how}") from fault

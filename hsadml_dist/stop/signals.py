@@ -8,44 +8,47 @@ import time
 from collections.abc import Mapping
 from types import FrameType
 
-NOTICES = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+
+STOP_AFTER = "HSADML_STOP_AFTER"
+"""Environment variable: request a stop after this step, to try out a resume."""
 
 
-class Notice:
+class StopSignal:
     """Remembers that this process was told to stop; asking it costs nothing.
 
     Attributes:
-        signal_name: The first signal's name, ``time limit`` near the job's end, or None.
+        reason: The first signal's name, ``time limit`` near the job's end, or None.
     """
 
     def __init__(self) -> None:
-        self.signal_name: str | None = None
+        self.reason: str | None = None
         self._last_call: float | None = None
 
     def install(self) -> None:
         """Listen. To be called before process groups exist, and after any library that sets handlers of its own."""
-        for number in NOTICES:
+        for number in STOP_SIGNALS:
             signal.signal(number, self._note)
 
-    def expect_end(self, end_time: float | None, lead_seconds: float) -> None:
+    def set_deadline(self, end_time: float | None, lead_seconds: float) -> None:
         """Count as told to stop from ``lead_seconds`` before ``end_time`` (seconds since 1970 UTC, None: never) on."""
         self._last_call = None if end_time is None else end_time - lead_seconds
 
-    def deliver(self, name: str) -> None:
+    def trigger(self, name: str) -> None:
         """Be told to stop, for the reason ``name``."""
-        if self.signal_name is None:
-            self.signal_name = name
+        if self.reason is None:
+            self.reason = name
 
     @property
-    def received(self) -> bool:
+    def is_set(self) -> bool:
         """Whether the process should stop."""
-        if self.signal_name is None and self._last_call is not None and time.time() >= self._last_call:
-            self.deliver("time limit")
-        return self.signal_name is not None
+        if self.reason is None and self._last_call is not None and time.time() >= self._last_call:
+            self.trigger("time limit")
+        return self.reason is not None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         # Nothing but this: a collective, a lock or a write in a handler can deadlock with what it interrupted.
-        self.deliver(signal.Signals(number).name)
+        self.trigger(signal.Signals(number).name)
 
 
 def job_end_time(environ: Mapping[str, str] = os.environ) -> float | None:

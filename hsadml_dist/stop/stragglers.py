@@ -36,7 +36,7 @@ class Straggler:
         )
 
 
-class Stragglers:
+class StragglerDetector:
     """Compares the ranks' own times over the last steps; a rank is named at most once in a number of steps."""
 
     def __init__(
@@ -61,7 +61,7 @@ class Stragglers:
         self._times.append(tuple(seconds))
         if len(self._times) < (self._times.maxlen or 0) or len(seconds) == 1:
             return []
-        found = [slow for slow in slowest(self._times, self._factor) if self._is_due(slow.rank)]
+        found = [slow for slow in find_slow_ranks(self._times, self._factor) if self._is_due(slow.rank)]
         for slow in found:
             self._named[slow.rank] = self._count
         return found
@@ -70,7 +70,7 @@ class Stragglers:
         return self._count - self._named[rank] >= self._quiet
 
 
-def slowest(times: Sequence[Sequence[float]] | deque[tuple[float, ...]], factor: float) -> list[Straggler]:
+def find_slow_ranks(times: Sequence[Sequence[float]] | deque[tuple[float, ...]], factor: float) -> list[Straggler]:
     """Return the ranks whose median over the steps exceeds ``factor`` times the ranks' median.
 
     Args:

@@ -9,28 +9,28 @@ from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
 
-from hsadml_dist.errors import UsageError, nearest
-from hsadml_dist.launch.ending import guarded
+from hsadml_dist.errors import UsageError, did_you_mean
+from hsadml_dist.launch.ending import run_with_exit_code
 
 COMMANDS = (
-    ("shards", "shards:app", "Turn images into shards that training reads; check and list them."),
-    ("train", "train:train", "Train on this machine; goes on where the run folder stands."),
-    ("submit", "submit:submit", "Train as a Slurm job on any number of nodes."),
-    ("evaluate", "evaluate:evaluate", "Judge a run's embeddings on the fold that was held out."),
-    ("predict", "predict:app", "Tell what a run makes of image files: class, nearest training cases, warnings."),
-    ("embed", "embed:app", "Write the embeddings of all slices of a run's shards."),
-    ("export", "export:app", "Write a run's network as torch.export or ONNX, checked against it."),
-    ("status", "status:status", "Show how runs stand, over restarts and jobs."),
-    ("watch", "watch:watch", "Show how runs stand, again and again, until they are over."),
-    ("logs", "logs:logs", "Print or follow a rank's log over restarts."),
-    ("cancel", "cancel:cancel", "Cancel all jobs of runs."),
-    ("metrics", "metrics:metrics", "Show a run's steps or events over all its attempts."),
-    ("checkpoint", "checkpoint:app", "Look into a run's checkpoints."),
-    ("models", "models:models", "List the backbones, with the memory that training them takes."),
-    ("recipes", "recipes:app", "List, show and copy the recipes that come along."),
-    ("profile", "profile:app", "Write down once what your cluster asks of every job."),
-    ("doctor", "doctor:doctor", "Tell whether this machine and its cluster can carry a run."),
-    ("cluster", "cluster:app", "A private Slurm cluster on this machine, for trying out."),
+    ("shards", "cmd_shards:app", "Turn images into shards that training reads; check and list them."),
+    ("train", "cmd_train:train", "Train on this machine; goes on where the run folder stands."),
+    ("submit", "cmd_submit:submit", "Train as a Slurm job on any number of nodes."),
+    ("evaluate", "cmd_evaluate:evaluate", "Judge a run's embeddings on the fold that was held out."),
+    ("predict", "cmd_predict:app", "Tell what a run makes of image files: class, nearest training cases, warnings."),
+    ("embed", "cmd_export:embed_app", "Write the embeddings of all slices of a run's shards."),
+    ("export", "cmd_export:export_app", "Write a run's network as torch.export or ONNX, checked against it."),
+    ("status", "cmd_status:status", "Show how runs stand, over restarts and jobs."),
+    ("watch", "cmd_status:watch", "Show how runs stand, again and again, until they are over."),
+    ("logs", "cmd_logs:logs", "Print or follow a rank's log over restarts."),
+    ("cancel", "cmd_cancel:cancel", "Cancel all jobs of runs."),
+    ("metrics", "cmd_inspect:metrics", "Show a run's steps or events over all its attempts."),
+    ("checkpoint", "cmd_inspect:checkpoint_app", "Look into a run's checkpoints."),
+    ("models", "cmd_models:models", "List the backbones, with the memory that training them takes."),
+    ("recipes", "cmd_recipes:app", "List, show and copy the recipes that come along."),
+    ("profile", "cmd_profile:app", "Write down once what your cluster asks of every job."),
+    ("doctor", "cmd_doctor:doctor", "Tell whether this machine and its cluster can carry a run."),
+    ("cluster", "cmd_cluster:app", "A private Slurm cluster on this machine, for trying out."),
 )
 """Name, module and object under this package, the line in ``hsadml --help``: the help imports none of the modules."""
 
@@ -62,7 +62,7 @@ def build_app() -> App:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code. Errors become text on stderr, defects a traceback."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    return guarded(lambda: _run(words))
+    return run_with_exit_code(lambda: _run(words))
 
 
 def _run(words: Sequence[str]) -> int | None:
@@ -82,5 +82,5 @@ def usage_problem(fault: CycloptsError) -> str:
         # cyclopts' own text imports every command first.
         names = [name for name in fault.app if not name.startswith("-")]
         word = fault.unused_tokens[0]
-        return f"no command {word!r}; commands: {', '.join(names)}" + nearest(word, names)
+        return f"no command {word!r}; commands: {', '.join(names)}" + did_you_mean(word, names)
     return f"{' '.join(str(fault).split())} (see --help)"

@@ -12,10 +12,10 @@ from hsadml_dist.errors import ClusterError, ExitCode, UsageError
 from hsadml_dist.launch.cli.status import shown
 from hsadml_dist.run.find import find_runs
 from hsadml_dist.run.folder import RunFolder
-from hsadml_dist.run.state import read_state
+from hsadml_dist.run.state import read_run_state
 from hsadml_dist.slurm import client, queue
-from hsadml_dist.slurm.answers import Job
-from hsadml_dist.slurm.jobs import jobs_of
+from hsadml_dist.slurm.answers import SlurmJob
+from hsadml_dist.slurm.jobs import read_job_records
 
 LOOK_SECONDS = 0.5
 LONGEST_PAUSE = 5.0
@@ -38,15 +38,15 @@ def cancel(*runs: Path) -> int:
     """
     if not runs:
         raise UsageError("cancel: name at least one run folder")
-    work = Cancellation(find_runs(runs))
+    work = JobCanceller(find_runs(runs))
     try:
         work.go()
     finally:
-        queue.note_cancelled(work.cancelled)
-    return ExitCode.USER if work.refused else ExitCode.DONE
+        queue.record_cancelled(work.cancelled)
+    return ExitCode.USER_ERROR if work.refused else ExitCode.SUCCESS
 
 
-class Cancellation:
+class JobCanceller:
     """Cancels until a look finds nothing more."""
 
     def __init__(self, runs: Sequence[RunFolder]) -> None:
@@ -90,19 +90,19 @@ class Cancellation:
 
     def _ids(self) -> list[list[str]]:
         """Return each run's jobs, the newest first."""
-        return [[submitted.job for submitted in reversed(jobs_of(run))] for run in self._runs]
+        return [[submitted.job for submitted in reversed(read_job_records(run))] for run in self._runs]
 
     def _look(self, ids: Sequence[Sequence[str]]) -> list[str]:
         """Cancel what has not ended; return what is left."""
         asked = [job for jobs in ids for job in jobs]
-        known = queue.ask_now(asked) if asked else {}
-        live = {name: job for name, job in known.items() if not job.ended and name not in self.refused}
+        known = queue.query_jobs(asked) if asked else {}
+        live = {name: job for name, job in known.items() if not job.has_ended and name not in self.refused}
         for run, jobs in zip(self._runs, ids, strict=True):
             for job in _in_order(jobs, live):
                 self._cancel(run, job)
         return [name for name in live if name not in self.refused]
 
-    def _cancel(self, run: RunFolder, job: Job) -> None:
+    def _cancel(self, run: RunFolder, job: SlurmJob) -> None:
         before = self._told.get(job.job)
         if job.state == ENDING or (before is not None and time.monotonic() < before + AGAIN_SECONDS):
             return
@@ -113,17 +113,17 @@ class Cancellation:
             print(f"hsadml: {shown(run.path)}: job {job.job}: {fault}", file=sys.stderr)
         self._told[job.job] = time.monotonic()
         if job.job not in self.refused:
-            print(f"{shown(run.path)}: cancelled job {job.job} ({'waited' if job.waits else 'ran'})", flush=True)
+            print(f"{shown(run.path)}: cancelled job {job.job} ({'waited' if job.is_pending else 'ran'})", flush=True)
 
 
-def _in_order(jobs: Sequence[str], live: Mapping[str, Job]) -> list[Job]:
+def _in_order(jobs: Sequence[str], live: Mapping[str, SlurmJob]) -> list[SlurmJob]:
     """Return the live ones of ``jobs``, those that wait before those that run."""
-    return sorted((live[name] for name in jobs if name in live), key=lambda job: not job.waits)
+    return sorted((live[name] for name in jobs if name in live), key=lambda job: not job.is_pending)
 
 
 def _nothing_done(run: RunFolder, had_jobs: bool) -> str:
     """Return what to say of a run of which nothing was cancelled."""
-    state, name = read_state(run, time.time()), shown(run.path)
+    state, name = read_run_state(run, time.time()), shown(run.path)
     if state.job is None and state.phase in ("starting", "running"):
         return f"{name}: trains without Slurm: Ctrl-C where it was started ends it, or touch {shlex.quote(name)}/STOP"
     return f"{name}: no job is left" if had_jobs else f"{name}: has no job"

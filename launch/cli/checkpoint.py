@@ -6,12 +6,12 @@ from pathlib import Path
 
 from cyclopts import App
 
-from hsadml_dist.launch.prepare import existing_run
+from hsadml_dist.launch.prepare import require_run_folder
 
-app = App(name="checkpoint", help="Look into a run's checkpoints.")
+checkpoint_app = App(name="checkpoint", help="Look into a run's checkpoints.")
 
 
-@app.command
+@checkpoint_app.command
 def digest(run: Path, /, *, step: int | None = None) -> None:
     """Print the SHA-256 of a checkpoint's state: the same for the same state, whatever the attempts and ranks.
 
@@ -19,7 +19,7 @@ def digest(run: Path, /, *, step: int | None = None) -> None:
         run: The run folder.
         step: The checkpoint's step; by default the newest. One that is damaged is refused.
     """
-    folder = existing_run(run)
+    folder = require_run_folder(run)
     from hsadml_dist.checkpoint.digest import run_digest
 
     print(run_digest(folder, step))

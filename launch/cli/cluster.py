@@ -71,7 +71,7 @@ def status(folder: Path, /, *, json_: Annotated[bool, Parameter(name="--json")] 
     else:
         for name, alive in found.daemons.items():
             print(f"{name:12} {'runs' if alive else 'is gone':8} {found.nodes.get(name, '')}".rstrip())
-    return ExitCode.DONE if found.ready else ExitCode.USER
+    return ExitCode.SUCCESS if found.ready else ExitCode.USER_ERROR
 
 
 @app.command(name="exec")

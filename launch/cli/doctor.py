@@ -14,8 +14,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from hsadml_dist.errors import ExitCode, UsageError
-from hsadml_dist.launch.doctor.finding import Finding, Verdict
-from hsadml_dist.launch.doctor.here import look_here
+from hsadml_dist.launch.doctor.finding import CheckResult, CheckStatus
+from hsadml_dist.launch.doctor.here import check_this_machine
 from hsadml_dist.launch.doctor.table import as_table
 from hsadml_dist.launch.prepare import RUNS
 from hsadml_dist.slurm import client
@@ -52,30 +52,30 @@ def doctor(
         if value is not None and value < 1:
             raise UsageError(f"{option} {value}: at least 1")
     if nodes is None and profile is None:
-        findings = list(look_here(run, partition))
+        findings = list(check_this_machine(run, partition))
     else:
-        from hsadml_dist.launch.doctor.job import Asked, ask_nodes
+        from hsadml_dist.launch.doctor.job import ProbeRequest, check_nodes
         from hsadml_dist.slurm.profiles import Profile, load_profile
 
         given = Profile() if profile is None else load_profile(profile)
         partition = partition or given.partition
         if nodes is not None:
-            client.require()
-        findings = list(look_here(run, partition))
+            client.require_slurm()
+        findings = list(check_this_machine(run, partition))
         if nodes is not None:
-            asked = Asked(
+            asked = ProbeRequest(
                 nodes=nodes,
                 tasks_per_node=tasks_per_node,
                 cpus_per_task=cpus_per_task,
                 partition=partition,
                 profile=given,
             )
-            findings += ask_nodes(asked, run, timeout, _say)
+            findings += check_nodes(asked, run, timeout, _say)
     _show(findings, as_json)
-    return ExitCode.USER if any(one.verdict is Verdict.FAIL for one in findings) else ExitCode.DONE
+    return ExitCode.USER_ERROR if any(one.verdict is CheckStatus.FAIL for one in findings) else ExitCode.SUCCESS
 
 
-def _show(findings: Sequence[Finding], as_json: bool) -> None:
+def _show(findings: Sequence[CheckResult], as_json: bool) -> None:
     if as_json:
         print(json.dumps([dataclasses.asdict(one) for one in findings], indent=2))
         return

@@ -8,15 +8,15 @@ from cyclopts import App
 
 from hsadml_dist.errors import DataError, UsageError
 from hsadml_dist.launch.cli.progress import progress
-from hsadml_dist.launch.prepare import existing_run
+from hsadml_dist.launch.prepare import require_run_folder
 
-HELP = """Arrays, one row a slice: keys, persons (keyed hashes; empty where unknown), labels, folds, emb (fp32, not
+EMBED_HELP = """Arrays, one row a slice: keys, persons (keyed hashes; empty where unknown), labels, folds, emb (fp32, not
 normalised). Beside them: classes, checkpoint, data_digest."""
 
-app = App(name="embed", help_epilogue=HELP, usage="Usage: hsadml embed RUN --out FILE.npz [OPTIONS]")
+embed_app = App(name="embed", help_epilogue=EMBED_HELP, usage="Usage: hsadml embed RUN --out FILE.npz [OPTIONS]")
 
 
-@app.default
+@embed_app.default
 def embed(run: Path, /, *, out: Path, fold: int | None = None, shards: str | None = None) -> None:
     """Write the embeddings of all slices of a run's shards, training folds and held-out ones, to an .npz file.
 
@@ -30,14 +30,14 @@ def embed(run: Path, /, *, out: Path, fold: int | None = None, shards: str | Non
         raise UsageError(f"--out {out}: must end in .npz")
     if not out.absolute().parent.is_dir():
         raise UsageError(f"--out {out}: the folder {out.parent} does not exist")
-    folder = existing_run(run)
-    from hsadml_dist.evaluation.inference import embedded_slices, open_inference, open_shards, save_columns
+    folder = require_run_folder(run)
+    from hsadml_dist.evaluation.inference import embed_slices, open_inference, open_shards, save_columns
 
     inference = open_inference(folder)
     where, index = open_shards(inference, shards)
     positions = range(len(index)) if fold is None else index.in_folds([fold])
     with progress("slices") as show:
-        table, _ = embedded_slices(inference, where, index, positions, show)
+        table, _ = embed_slices(inference, where, index, positions, show)
     try:
         save_columns(out, table.columns())
     except OSError as error:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from hsadml_dist.errors import UsageError
-from hsadml_dist.launch.prepare import existing_run
+from hsadml_dist.launch.prepare import require_run_folder
 from hsadml_dist.run.folder import RunFolder
 
 FIGURES = (
@@ -47,7 +47,7 @@ def evaluate(
         return _compare([*runs, *combine[1:]], combine[0] if combine else COMBINED, as_json, (shards, fold))
     if not runs:
         raise UsageError("evaluate: name at least one run folder")
-    folders = [existing_run(run) for run in runs]
+    folders = [require_run_folder(run) for run in runs]
     from hsadml_dist.evaluation.verdict import evaluate_run
 
     results = []
@@ -71,15 +71,15 @@ def _compare(runs: Sequence[Path], folder: Path, as_json: bool, unfit: tuple[str
         raise UsageError(f"evaluate --combine {folder}: is {what}; name the folder to write to, then the runs")
     if not runs:
         raise UsageError("evaluate --combine: name at least one run folder")
-    folders = [existing_run(run) for run in runs]
+    folders = [require_run_folder(run) for run in runs]
     twice = [run for place, run in enumerate(folders) if run.resolve() in [one.resolve() for one in folders[:place]]]
     if twice:
         raise UsageError(f"evaluate --combine: {twice[0]} is named twice")
-    from hsadml_dist.launch.judging import combined, judged, short_names
+    from hsadml_dist.launch.judging import combined, load_or_evaluate, short_names
 
     verdicts = []
     for run, name in zip(folders, short_names(folders), strict=True):
-        verdicts.append(judged(run, name))
+        verdicts.append(load_or_evaluate(run, name))
         if not as_json:
             print(as_line(verdicts[-1].name, verdicts[-1].result), flush=True)
     found = combined(verdicts, folders, folder)
@@ -113,7 +113,7 @@ def as_table(combined: Mapping[str, Any], folder: Path) -> str:
 
 def as_text(run: Path, result: Mapping[str, Any]) -> str:
     """Return a verdict as a few lines."""
-    from hsadml_dist.report.wording import is_of_persons
+    from hsadml_dist.report.wording import classes_are_patients
 
     spans = result["intervals"]
     persons = "unknown persons" if result["persons"] is None else f"{result['persons']} persons"
@@ -122,7 +122,7 @@ def as_text(run: Path, result: Mapping[str, Any]) -> str:
         f"{result['slices']} slices, {persons}, {result['reference_slices']} references; "
         f"weights of step {result['checkpoint']['step']} ({result['chosen_by']})"
     ]
-    if is_of_persons(result):
+    if classes_are_patients(result):
         lines.append(f"  each of {len(result['classes'])} persons is a class; training knows them, not these slices")
     elif result["shared_persons"]:
         lines.append(f"  warning: {result['shared_persons']} persons are on both sides; the figures are flattered")

@@ -8,21 +8,21 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from hsadml_dist.errors import UsageError
-from hsadml_dist.launch.prepare import existing_run
+from hsadml_dist.launch.prepare import require_run_folder
 
 Format = Literal["torch", "onnx"]
 SUFFIXES: dict[Format, str] = {"torch": ".pt2", "onnx": ".onnx"}
 
-HELP = """The file maps prepared images (batch, 1, S, S), fp32, to embedding, unit embedding and the cosine with each
+EXPORT_HELP = """The file maps prepared images (batch, 1, S, S), fp32, to embedding, unit embedding and the cosine with each
 class centre. FILE.json beside it tells classes and preparation. The file is compared with the network, on random images
 and on slices of the run's shards; one that differs by more than 1e-5 is not kept.
 
 Research use only; not a medical device."""
 
-app = App(name="export", help_epilogue=HELP, usage="Usage: hsadml export RUN [OPTIONS]")
+export_app = App(name="export", help_epilogue=EXPORT_HELP, usage="Usage: hsadml export RUN [OPTIONS]")
 
 
-@app.default
+@export_app.default
 def export(
     run: Path,
     /,
@@ -39,12 +39,12 @@ def export(
         format_: torch (torch.export, .pt2) or onnx; by default as FILE ends, else torch. onnx needs the extra export.
         shards: The run's shards, where they are not where they were in training.
     """
-    folder = existing_run(run)
+    folder = require_run_folder(run)
     chosen, path = _target(folder, out, format_)
-    from hsadml_dist.evaluation.export import export_run, require, sidecar
+    from hsadml_dist.evaluation.export import check_export_packages, export_run, sidecar
     from hsadml_dist.evaluation.inference import open_inference
 
-    require(chosen)
+    check_export_packages(chosen)
     inference = open_inference(folder)
     done = export_run(inference, path, chosen, shards)
     print(

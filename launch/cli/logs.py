@@ -16,9 +16,9 @@ from hsadml_dist.errors import UsageError
 from hsadml_dist.launch.cli.status import ask
 from hsadml_dist.run.find import find_runs
 from hsadml_dist.run.folder import AttemptFolder, RunFolder
-from hsadml_dist.slurm.jobs import jobs_of, outputs_of
-from hsadml_dist.slurm.queue import Queue
-from hsadml_dist.slurm.row import Row
+from hsadml_dist.slurm.jobs import job_output_paths, read_job_records
+from hsadml_dist.slurm.queue import QueueSnapshot
+from hsadml_dist.slurm.row import StatusRow
 from hsadml_dist.slurm.status import read_status
 
 LOOK_SECONDS = 0.5
@@ -60,7 +60,7 @@ def logs(
         _print_once(folder, rank, attempt, output)
         return
     with contextlib.suppress(KeyboardInterrupt):
-        Follower(folder, rank, attempt, output).go()
+        LogFollower(folder, rank, attempt, output).go()
 
 
 def _the_run(run: Path) -> RunFolder:
@@ -82,13 +82,13 @@ def _print_once(folder: RunFolder, rank: int, number: int | None, output: bool) 
         paths = outputs(folder)
         if not paths:
             raise UsageError(f"run folder {folder.path}: " + (NO_OUTPUT if output else NO_LOG))
-        Printer().print_from(paths[-1], 0)
+        LogPrinter().print_from(paths[-1], 0)
         return
     attempt = attempts[-1] if number is None else folder.attempt(number)
     path = attempt.log(rank)
     if not path.is_file():
         raise UsageError(f"--rank {rank}: {_ranks_of(attempt)}")
-    if Printer().print_from(path, 0) == 0:
+    if LogPrinter().print_from(path, 0) == 0:
         hint = "; --output shows what the job printed" if outputs(folder) else ""
         print(f"hsadml: the log of rank {rank}, attempt {attempt.number}, is empty{hint}", file=sys.stderr)
 
@@ -102,11 +102,11 @@ def _ranks_of(attempt: AttemptFolder) -> str:
 
 def outputs(folder: RunFolder) -> list[Path]:
     """Return the files with what a run's jobs printed, the newest last; an array's lie beside the run folders."""
-    found = [path for row in jobs_of(folder) for path in outputs_of(folder, row.job) if path.is_file()]
+    found = [path for row in read_job_records(folder) for path in job_output_paths(folder, row.job) if path.is_file()]
     return found or sorted(folder.path.glob("slurm-*.out"), key=lambda path: path.stat().st_mtime)
 
 
-class Printer:
+class LogPrinter:
     """Writes files to standard output as they are, each from the start of a line on."""
 
     def __init__(self) -> None:
@@ -132,22 +132,22 @@ class Printer:
 
 
 @dataclass(frozen=True)
-class Part:
+class LogPart:
     """A file to be printed under a title."""
 
     title: str
     path: Path
 
 
-class Follower:
+class LogFollower:
     """Prints what is added to a run's logs, attempt after attempt, or to its jobs' output, job after job."""
 
     def __init__(self, folder: RunFolder, rank: int, first: int | None, output: bool) -> None:
         self._folder, self._rank, self._first, self._output = folder, rank, first, output
-        self._printer = Printer()
-        self._part: Part | None = None
+        self._printer = LogPrinter()
+        self._part: LogPart | None = None
         self._position = 0
-        self._queue: Queue | None = None
+        self._queue: QueueSnapshot | None = None
 
     def go(self) -> None:
         """Print until the run is over."""
@@ -159,7 +159,7 @@ class Follower:
                 return
             time.sleep(LOOK_SECONDS)
 
-    def _rows(self) -> Iterator[Row | None]:
+    def _rows(self) -> Iterator[StatusRow | None]:
         """Yield how the run stands; between two looks None."""
         due = 0.0
         while True:
@@ -183,14 +183,14 @@ class Follower:
         if self._part is not None:
             self._position = self._printer.print_from(self._part.path, self._position)
 
-    def _next(self) -> list[Part]:
+    def _next(self) -> list[LogPart]:
         """Return the parts after the present one; at first the newest, or those from the chosen attempt on."""
         attempts = self._folder.attempts()
         if self._output or not attempts:
-            parts = [Part(path.name, path) for path in outputs(self._folder)]
+            parts = [LogPart(path.name, path) for path in outputs(self._folder)]
         else:
             first = self._first or (attempts[-1].number if self._part is None else 1)
-            parts = [Part(f"attempt {one.number}", one.log(self._rank)) for one in attempts if one.number >= first]
+            parts = [LogPart(f"attempt {one.number}", one.log(self._rank)) for one in attempts if one.number >= first]
         if self._part in parts:
             return parts[parts.index(self._part) + 1 :]
         return parts[-1:] if self._output or not attempts else parts

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from hsadml_dist.launch.prepare import existing_run
+from hsadml_dist.launch.prepare import require_run_folder
 from hsadml_dist.run.merged import merged_events, merged_metrics
 
 STEP_COLUMNS = ("step", "attempt", "epoch", "loss", "lr", "grad_norm", "samples", "step_seconds", "data_wait_seconds")
@@ -25,7 +25,7 @@ def metrics(run: Path, /, *, events: bool = False, as_json: Annotated[bool, Para
         events: Show what happened (starts, checkpoints, stops, fall-backs) instead of the steps.
         as_json: Print a JSON list of all fields.
     """
-    folder = existing_run(run)
+    folder = require_run_folder(run)
     rows = merged_events(folder) if events else merged_metrics(folder)
     if as_json:
         print(json.dumps(rows, indent=1))

@@ -14,13 +14,13 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from hsadml_dist.backbones import (
-    FACTS,
+    BACKBONE_FACTS,
     REFERENCE_SIZE,
-    TIMM,
-    Backbone,
-    memory_by_engine,
+    TIMM_PREFIX,
+    BackboneFacts,
     model_problems,
-    rule,
+    rank_memory_by_engine,
+    size_rule,
 )
 from hsadml_dist.errors import ConfigError, Fault, UsageError
 
@@ -32,7 +32,7 @@ AsJson = Annotated[bool, Parameter(name="--json")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
+class BackboneRow:
     """A backbone under given circumstances.
 
     Attributes:
@@ -44,7 +44,7 @@ class Row:
     """
 
     name: str
-    facts: Backbone
+    facts: BackboneFacts
     image_size: int
     ranks: int
     activations: float | None
@@ -52,7 +52,7 @@ class Row:
     def as_json(self) -> dict[str, object]:
         """Return it for programs."""
         facts = {key: value for key, value in dataclasses.asdict(self.facts).items() if key != "activations"}
-        held = memory_by_engine(self.facts.weights, self.ranks)
+        held = rank_memory_by_engine(self.facts.weights, self.ranks)
         return {
             "name": self.name,
             **facts,
@@ -88,7 +88,7 @@ def models(
         row = _one(name, image_size, ranks)
         print(json.dumps(row.as_json() | {"batch": batch}) if json_ else "\n".join(_detail(row, batch)))
         return
-    rows = [_row(known, facts, image_size, ranks) for known, facts in FACTS.items()]
+    rows = [_row(known, facts, image_size, ranks) for known, facts in BACKBONE_FACTS.items()]
     if json_:
         print(json.dumps([row.as_json() for row in rows]))
         return
@@ -97,24 +97,24 @@ def models(
     print("\n" + "\n".join(textwrap.wrap(_legend(image_size, ranks), width)), file=sys.stderr)
 
 
-def _row(name: str, facts: Backbone, image_size: int, ranks: int) -> Row:
+def _row(name: str, facts: BackboneFacts, image_size: int, ranks: int) -> BackboneRow:
     fits = not any(model_problems(name, image_size))
     activations = facts.activations_at(image_size) if fits else None
-    return Row(name=name, facts=facts, image_size=image_size, ranks=ranks, activations=activations)
+    return BackboneRow(name=name, facts=facts, image_size=image_size, ranks=ranks, activations=activations)
 
 
-def _one(name: str, image_size: int, ranks: int) -> Row:
+def _one(name: str, image_size: int, ranks: int) -> BackboneRow:
     faults = [Fault(where="command line", key=key, problem=text) for key, text in model_problems(name, image_size)]
     if faults:
         raise ConfigError(faults)
-    if not name.startswith(TIMM):
-        return _row(name, FACTS[name], image_size, ranks)
+    if not name.startswith(TIMM_PREFIX):
+        return _row(name, BACKBONE_FACTS[name], image_size, ranks)
     # By its name, so that the list of what a login node runs holds no torch.
-    facts = importlib.import_module("hsadml_dist.models.memory").measured(name, image_size)
-    return Row(name=name, facts=facts, image_size=image_size, ranks=ranks, activations=facts.activations)
+    facts = importlib.import_module("hsadml_dist.models.memory").measure_backbone(name, image_size)
+    return BackboneRow(name=name, facts=facts, image_size=image_size, ranks=ranks, activations=facts.activations)
 
 
-def _table(rows: Sequence[Row], width: int) -> list[str]:
+def _table(rows: Sequence[BackboneRow], width: int) -> list[str]:
     for titles in (TITLES + WIDE_TITLES, TITLES):
         cells = [titles, *(_cells(row)[: len(titles)] for row in rows)]
         widths = [max(len(line[place]) for line in cells) for place in range(len(titles))]
@@ -124,11 +124,11 @@ def _table(rows: Sequence[Row], width: int) -> list[str]:
     return lines
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    held = memory_by_engine(row.facts.weights, row.ranks).values()
+def _cells(row: BackboneRow) -> tuple[str, ...]:
+    held = rank_memory_by_engine(row.facts.weights, row.ranks).values()
     image = "-" if row.activations is None else f"{row.activations / MIB:,.0f}"
     numbers = (_millions(row.facts.weights), str(row.facts.features), *(f"{m.total / GIB:.2f}" for m in held), image)
-    return (row.name, *numbers, row.facts.norm, rule(row.facts))
+    return (row.name, *numbers, row.facts.norm, size_rule(row.facts))
 
 
 def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
@@ -148,7 +148,7 @@ def _legend(image_size: int, ranks: int) -> str:
     return (
         f"ddp, zero-1 to zero-3: GiB that each of {ranks} ranks holds for weights, gradients and AdamW's moments, "
         f"fp32, without the libraries' buffers. image: MiB more for each image of {image_size} x {image_size} pixels "
-        f"that a rank computes at once: {_how(image_size)}. Any net of the timm library: model.name={TIMM}NAME."
+        f"that a rank computes at once: {_how(image_size)}. Any net of the timm library: model.name={TIMM_PREFIX}NAME."
     )
 
 
@@ -157,22 +157,22 @@ def _how(image_size: int) -> str:
     return counted if image_size == REFERENCE_SIZE else f"{counted} at {REFERENCE_SIZE} pixels a side, scaled by area"
 
 
-def _detail(row: Row, batch: int) -> list[str]:
+def _detail(row: BackboneRow, batch: int) -> list[str]:
     facts, images = row.facts, batch * (row.activations or 0.0)
     volumes = f"; for volumes {_millions(facts.weights_3d)}" if facts.weights_3d else ""
-    timm = row.name.startswith(TIMM)
+    timm = row.name.startswith(TIMM_PREFIX)
     lines = [
         f"{row.name}, {facts.source}",
         f"  weights   {_millions(facts.weights)}{volumes}",
         f"  features  {facts.features}",
         f"  norm      {facts.norm}",
-        f"  images    {'checked at this size only' if timm else rule(facts) + ' pixels a side'}",
+        f"  images    {'checked at this size only' if timm else size_rule(facts) + ' pixels a side'}",
         "",
         f"GiB of each of {row.ranks} ranks, fp32, AdamW; {batch} image{'s' * (batch > 1)} of {row.image_size} x "
         f"{row.image_size} pixels at once",
         f"{'':8}{'weights':>9}{'gradients':>11}{'moments':>9}{'images':>8}{'together':>10}",
     ]
-    for engine, held in memory_by_engine(facts.weights, row.ranks).items():
+    for engine, held in rank_memory_by_engine(facts.weights, row.ranks).items():
         parts = (held.weights, held.gradients, held.moments, images, held.total + images)
         numbers = (f"{part / GIB:>{width}.2f}" for part, width in zip(parts, (9, 11, 9, 8, 10), strict=True))
         lines.append(f"{engine:<8}" + "".join(numbers))

@@ -15,14 +15,14 @@ from cyclopts import App, Parameter
 
 from hsadml_dist.errors import DataError, ExitCode, UsageError
 from hsadml_dist.launch.cli.progress import progress
-from hsadml_dist.launch.predict import Listed, Picture, list_files, read_picture
-from hsadml_dist.launch.prepare import existing_run
+from hsadml_dist.launch.predict import InputFiles, InputImage, list_input_files, read_input_image
+from hsadml_dist.launch.prepare import require_run_folder
 from hsadml_dist.run.folder import replace_text
 
 if TYPE_CHECKING:
     from hsadml_dist.evaluation.inference import Inference
-    from hsadml_dist.evaluation.predict import Answer
-    from hsadml_dist.evaluation.references import References
+    from hsadml_dist.evaluation.predict import ImagePrediction
+    from hsadml_dist.evaluation.references import Gallery
 
 RESEARCH_ONLY = "Research use only; not a medical device: no result may guide the care of a patient."
 NEAREST = (1, 2, 3)
@@ -49,18 +49,18 @@ app = App(name="predict", help_epilogue=HELP, usage="Usage: hsadml predict RUN P
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class PredictionRow:
     """What is said of one file: an answer, or why there is none.
 
     Attributes:
         path: As the user gave it; below a folder, with the folder's.
-        answer: See :class:`~hsadml_dist.evaluation.predict.Answer`.
+        answer: See :class:`~hsadml_dist.evaluation.predict.ImagePrediction`.
         warnings: What a reader should know before the class.
         error: Why the file could not be read.
     """
 
     path: str
-    answer: Answer | None = None
+    answer: ImagePrediction | None = None
     warnings: tuple[str, ...] = ()
     error: str = ""
 
@@ -87,15 +87,15 @@ def predict(
         raise UsageError("predict: name at least one image file or folder after the run folder")
     if csv_file is not None and not csv_file.absolute().parent.is_dir():
         raise UsageError(f"--csv {csv_file}: the folder {csv_file.parent} does not exist")
-    folder, listed = existing_run(run), list_files(paths)
+    folder, listed = require_run_folder(run), list_input_files(paths)
     from hsadml_dist.evaluation.inference import open_inference
-    from hsadml_dist.evaluation.references import references_of
+    from hsadml_dist.evaluation.references import load_gallery
 
     _tell(RESEARCH_ONLY)
     _tell_left_out(listed)
     inference = open_inference(folder)
     with progress("slices") as show:
-        references = references_of(inference, shards, _tell, show)
+        references = load_gallery(inference, shards, _tell, show)
     rows = []
     line = _liner(listed.files, references.table.classes)
     for row in answered(inference, references, listed.files):
@@ -106,26 +106,28 @@ def predict(
         _write(csv_file, as_csv(rows))
     print(json.dumps(as_dict(run, references, rows), indent=2) if as_json else _summary(rows, csv_file))
     if any(row.error for row in rows):
-        raise SystemExit(int(ExitCode.USER))
+        raise SystemExit(int(ExitCode.USER_ERROR))
 
 
-def answered(inference: Inference, references: References, files: Sequence[Path]) -> Iterator[Row]:
+def answered(inference: Inference, references: Gallery, files: Sequence[Path]) -> Iterator[PredictionRow]:
     """Yield a row for each file, in order; as many images are held at a time as the run embeds at a time."""
-    from hsadml_dist.evaluation.predict import answers
+    from hsadml_dist.evaluation.predict import predict_images
 
     batch = inference.recipe.evaluation.batch
     for start in range(0, len(files), batch):
         read = [(path, _read(path, references.size)) for path in files[start : start + batch]]
-        found = iter(answers(inference, references, [one.pixels for _, one in read if isinstance(one, Picture)]))
+        found = iter(
+            predict_images(inference, references, [one.pixels for _, one in read if isinstance(one, InputImage)])
+        )
         for path, one in read:
-            if isinstance(one, Picture):
+            if isinstance(one, InputImage):
                 answer = next(found)
-                yield Row(path=printable(path), answer=answer, warnings=(*answer.warnings, *one.notes))
+                yield PredictionRow(path=printable(path), answer=answer, warnings=(*answer.warnings, *one.notes))
             else:
-                yield Row(path=printable(path), error=one)
+                yield PredictionRow(path=printable(path), error=one)
 
 
-def as_csv(rows: Sequence[Row]) -> str:
+def as_csv(rows: Sequence[PredictionRow]) -> str:
     """Return the CSV's text: :data:`COLUMNS`, then a row a file."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -134,7 +136,7 @@ def as_csv(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def as_dict(run: Path, references: References, rows: Sequence[Row]) -> dict[str, Any]:
+def as_dict(run: Path, references: Gallery, rows: Sequence[PredictionRow]) -> dict[str, Any]:
     """Return what ``--json`` prints."""
     table = references.table
     return {
@@ -152,14 +154,14 @@ def printable(path: Path) -> str:
     return str(path).encode("utf-8", "backslashreplace").decode()
 
 
-def _read(path: Path, size: int) -> Picture | str:
+def _read(path: Path, size: int) -> InputImage | str:
     try:
-        return read_picture(path, size)
+        return read_input_image(path, size)
     except DataError as error:
         return str(error)
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: PredictionRow) -> list[str]:
     answer = row.answer
     if answer is None:
         return [row.path, *[""] * (len(COLUMNS) - 2), row.error]
@@ -168,7 +170,7 @@ def _cells(row: Row) -> list[str]:
     return [row.path, answer.class_name, f"{answer.probability:.6f}", *near, "; ".join(row.warnings), ""]
 
 
-def _as_dict(row: Row, classes: Sequence[str]) -> dict[str, Any]:
+def _as_dict(row: PredictionRow, classes: Sequence[str]) -> dict[str, Any]:
     if row.answer is None:
         return {"path": row.path, "error": row.error}
     answer = row.answer
@@ -184,12 +186,12 @@ def _as_dict(row: Row, classes: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _liner(files: Sequence[Path], classes: Sequence[str]) -> Callable[[Row], str]:
+def _liner(files: Sequence[Path], classes: Sequence[str]) -> Callable[[PredictionRow], str]:
     """Return what makes a line of a row, in columns as wide as their widest entry."""
     path_width = max(len(printable(path)) for path in files)
     class_width = max(map(len, classes))
 
-    def line(row: Row) -> str:
+    def line(row: PredictionRow) -> str:
         if row.answer is None:
             return f"{row.path:<{path_width}}  not answered: {row.error}"
         near = "  ".join(
@@ -202,7 +204,7 @@ def _liner(files: Sequence[Path], classes: Sequence[str]) -> Callable[[Row], str
     return line
 
 
-def _summary(rows: Sequence[Row], csv_file: Path | None) -> str:
+def _summary(rows: Sequence[PredictionRow], csv_file: Path | None) -> str:
     bad = sum(bool(row.error) for row in rows)
     far = sum(row.answer is not None and bool(row.answer.far_by) for row in rows)
     text = f"{_files(len(rows))}: {len(rows) - bad} answered, {far} of them far from all training cases; {bad} not read"
@@ -220,7 +222,7 @@ def _write(path: Path, text: str) -> None:
         raise DataError(f"--csv {path}: cannot be written: {error.strerror}") from error
 
 
-def _tell_left_out(listed: Listed) -> None:
+def _tell_left_out(listed: InputFiles) -> None:
     if listed.left_out:
         names = ", ".join(printable(path) for path in listed.left_out[:MOST_NAMED])
         more = ", ..." if len(listed.left_out) > MOST_NAMED else ""

@@ -14,24 +14,24 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from hsadml_dist.errors import ConfigError, ExitCode
-from hsadml_dist.slurm.draft import Draft, draft
+from hsadml_dist.slurm.draft import ProfileDraft, draft_profile
 from hsadml_dist.slurm.profiles import (
-    NAME,
-    SHIPPED,
+    PROFILE_NAME,
+    SHIPPED_PROFILES,
     find_profile,
     known_profiles,
     load_profile,
     profile_folder,
     write_profile,
 )
-from hsadml_dist.slurm.survey import ask_cluster
+from hsadml_dist.slurm.survey import survey_site
 
 app = App(name="profile", help="What a cluster asks of every job, written down once; --profile NAME uses it.")
 AsJson = Annotated[bool, Parameter(name="--json")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
+class ProfileRow:
     """A line of the list.
 
     Attributes:
@@ -61,10 +61,10 @@ def init(
         force: Replace a profile of that name.
         json_: For programs.
     """
-    survey = ask_cluster()
+    survey = survey_site()
     cluster = survey.site.cluster
-    name = name or (cluster if NAME.match(cluster) else "cluster")
-    made = draft(survey, partition)
+    name = name or (cluster if PROFILE_NAME.match(cluster) else "cluster")
+    made = draft_profile(survey, partition)
     path = write_profile(name, made.text(), force)
     print(json.dumps(_as_json(name, path, made)) if json_ else _report(name, path, made))
 
@@ -96,7 +96,7 @@ def show(name: str, /) -> int:
     with contextlib.suppress(OSError, UnicodeDecodeError):
         print(find_profile(name).read_text(encoding="utf-8"), end="", flush=True)
     load_profile(name)
-    return ExitCode.DONE
+    return ExitCode.SUCCESS
 
 
 @app.command
@@ -112,8 +112,8 @@ def copy(name: str, to: str, /, *, force: bool = False) -> None:
     print(f"wrote {write_profile(to, find_profile(name).read_text(encoding='utf-8'), force)}")
 
 
-def _row(name: str, path: Path) -> Row:
-    row = Row(name=name, path=str(path), shipped=path.parent == SHIPPED, about="")
+def _row(name: str, path: Path) -> ProfileRow:
+    row = ProfileRow(name=name, path=str(path), shipped=path.parent == SHIPPED_PROFILES, about="")
     try:
         about = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip()
         load_profile(str(path))
@@ -124,13 +124,13 @@ def _row(name: str, path: Path) -> Row:
     return dataclasses.replace(row, about=about)
 
 
-def _as_json(name: str, path: Path, made: Draft) -> dict[str, object]:
+def _as_json(name: str, path: Path, made: ProfileDraft) -> dict[str, object]:
     chosen = [dataclasses.asdict(choice) for choice in made.chosen]
     unknown = [{"key": key, "advice": text} for key, text in made.unknown]
     return {"name": name, "path": str(path), "chosen": chosen, "unknown": unknown}
 
 
-def _report(name: str, path: Path, made: Draft) -> str:
+def _report(name: str, path: Path, made: ProfileDraft) -> str:
     keys = [choice.key for choice in made.chosen] + [key for key, _ in made.unknown]
     width = max(map(len, keys))
     values = {choice.key: _shown(choice.value) for choice in made.chosen}

@@ -17,7 +17,7 @@ from hsadml_dist.launch.cli.progress import progress
 
 if TYPE_CHECKING:
     from hsadml_dist.shards.build import BuildReport
-    from hsadml_dist.shards.summary import GroupCount, Summary
+    from hsadml_dist.shards.summary import DatasetSummary, GroupCount
 
 MOST_SKIPS = 20
 """Samples left out that a build names on the screen; the card has all."""
@@ -78,8 +78,8 @@ def build(
             set's Testing (fold 0) and Training (fold 1).
     """
     from hsadml_dist.shards import build as builder
-    from hsadml_dist.shards.identity import default_key_path, load_key
-    from hsadml_dist.shards.sources.choice import SourceOptions, choose_source
+    from hsadml_dist.shards.identity import default_key_path, load_or_create_key
+    from hsadml_dist.shards.sources.choice import SourceOptions, create_source
 
     options = builder.BuildOptions(
         split_by=split_by, folds=folds, seed=seed, samples_per_shard=samples_per_shard, size=size
@@ -91,13 +91,13 @@ def build(
         persons=persons,
         author_folds=author_folds,
     )
-    chosen = choose_source(source, input_, own, seed=seed, size=size)
+    chosen = create_source(source, input_, own, seed=seed, size=size)
     path = id_key or default_key_path()
     new_key = not path.exists()
     count = _cores() if workers is None else workers
     started = time.monotonic()
     with progress("slices") as show:
-        report = builder.build(chosen, out, options, load_key(path), count, show)
+        report = builder.build_shards(chosen, out, options, load_or_create_key(path), count, show)
     if new_key:
         print(f"made a new id key: {path} (keep it; it alone says who is who)")
     _tell(report, out, time.monotonic() - started)
@@ -110,7 +110,7 @@ def verify(folder: Annotated[Path, Parameter(name="DIR")], /) -> None:
     Args:
         folder: The folder of shards.
     """
-    from hsadml_dist.shards.verify import verify as find_faults
+    from hsadml_dist.shards.verify import verify_shards as find_faults
 
     with progress("shards") as show:
         faults = find_faults(folder, show)
@@ -118,7 +118,7 @@ def verify(folder: Annotated[Path, Parameter(name="DIR")], /) -> None:
         print(fault)
     if faults:
         print(f"{folder}: {len(faults)} fault{'s' * (len(faults) > 1)}")
-        raise SystemExit(int(ExitCode.USER))
+        raise SystemExit(int(ExitCode.USER_ERROR))
     print(f"{folder}: all bytes are as written")
 
 
@@ -131,12 +131,12 @@ def info(folder: Annotated[Path, Parameter(name="DIR")], /, *, as_json: AsJson =
         as_json: Print JSON instead of tables.
     """
     from hsadml_dist.data.index import load_index
-    from hsadml_dist.shards.card import CONTROL, load_control, remarks
+    from hsadml_dist.shards.card import RAW_PIXEL_KNN_KEY, load_raw_pixel_knn, remarks
     from hsadml_dist.shards.summary import summarise
 
-    summary, control = summarise(load_index(folder)), load_control(folder)
+    summary, control = summarise(load_index(folder)), load_raw_pixel_knn(folder)
     if as_json:
-        print(json.dumps({**asdict(summary), CONTROL: control}, indent=2))
+        print(json.dumps({**asdict(summary), RAW_PIXEL_KNN_KEY: control}, indent=2))
     else:
         _show_tables(summary)
         for remark in remarks(summary):
@@ -177,11 +177,11 @@ def _tell(report: BuildReport, out: Path, seconds: float) -> None:
         print(f"{report.reused} slices taken over from a build that was stopped")
     for skip in index.skipped[:MOST_SKIPS]:
         print(f"left out: {skip.where}: {skip.reason}")
-    for places in report.mixed[:MOST_SKIPS]:
+    for places in report.mixed_class_patients[:MOST_SKIPS]:
         print(f"one person in two classes: {places}")
     for remark in remarks(summarise(index)):
         print(f"note: {remark}")
-    print(_control_line(report.leak.accuracy))
+    print(_control_line(report.leakage.accuracy))
     print(f"dataset card: {out / 'card.html'}")
 
 
@@ -190,7 +190,7 @@ def _control_line(accuracy: Mapping[str, float]) -> str:
     return f"raw pixels, nearest neighbour, nothing learnt: {figures}"
 
 
-def _show_tables(summary: Summary) -> None:
+def _show_tables(summary: DatasetSummary) -> None:
     from rich.console import Console
     from rich.table import Table
 

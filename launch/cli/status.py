@@ -16,12 +16,12 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from hsadml_dist.run.find import find_runs, runs_under
+from hsadml_dist.run.find import discover_runs, find_runs
 from hsadml_dist.run.folder import RunFolder
-from hsadml_dist.run.state import age
-from hsadml_dist.slurm.jobs import JOBS
-from hsadml_dist.slurm.queue import Queue, look
-from hsadml_dist.slurm.row import Row
+from hsadml_dist.run.state import format_age
+from hsadml_dist.slurm.jobs import JOBS_FILE
+from hsadml_dist.slurm.queue import QueueSnapshot, query_queue
+from hsadml_dist.slurm.row import StatusRow
 from hsadml_dist.slurm.status import read_status
 
 RUNS = Path("runs")
@@ -58,23 +58,23 @@ def chosen(runs: Sequence[Path]) -> list[RunFolder]:
     Raises:
         UsageError: A folder does not exist or holds no run.
     """
-    return find_runs(runs) if runs else list(runs_under(RUNS))
+    return find_runs(runs) if runs else list(discover_runs(RUNS))
 
 
-def ask(runs: Sequence[RunFolder], before: Queue | None, *, fresh: bool = False) -> Queue | None:
+def ask(runs: Sequence[RunFolder], before: QueueSnapshot | None, *, fresh: bool = False) -> QueueSnapshot | None:
     """Return what squeue says; None where no run was ever handed to Slurm."""
-    return look(before, fresh=fresh) if any((run.path / JOBS).exists() for run in runs) else None
+    return query_queue(before, fresh=fresh) if any((run.path / JOBS_FILE).exists() for run in runs) else None
 
 
-def remarks(queue: Queue | None, now: float) -> list[str]:
+def remarks(queue: QueueSnapshot | None, now: float) -> list[str]:
     """Return what a reader should know of the part that comes from Slurm."""
     if queue is None:
         return []
     if queue.problem is not None:
-        old = "" if queue.answered is None else f"; jobs are shown as {age(now, queue.answered)} ago"
+        old = "" if queue.answered is None else f"; jobs are shown as {format_age(now, queue.answered)} ago"
         return [f"{queue.problem}{old}"]
     if now - queue.asked > 2.0:
-        return [f"squeue was asked {age(now, queue.asked)} ago; --fresh asks now"]
+        return [f"squeue was asked {format_age(now, queue.asked)} ago; --fresh asks now"]
     return []
 
 
@@ -83,7 +83,7 @@ def terminal_width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
-def as_lines(rows: Sequence[Row], now: float, width: int | None) -> list[str]:
+def as_lines(rows: Sequence[StatusRow], now: float, width: int | None) -> list[str]:
     """Return the rows as a table if it fits into ``width``, else as a few lines each; of several also their sum."""
     table = _table(rows, now)
     fits = width is None or all(len(line) <= width for line in table)
@@ -94,13 +94,13 @@ def as_lines(rows: Sequence[Row], now: float, width: int | None) -> list[str]:
     return lines + ([summary(rows)] if len(rows) > 1 else [])
 
 
-def summary(rows: Sequence[Row]) -> str:
+def summary(rows: Sequence[StatusRow]) -> str:
     """Return how many runs stand how."""
     counts = Counter("not started" if row.phase == "empty" else row.phase for row in rows)
     return f"{len(rows)} runs: " + ", ".join(f"{count} {phase}" for phase, count in counts.most_common())
 
 
-def one_line(row: Row, now: float) -> str:
+def one_line(row: StatusRow, now: float) -> str:
     """Return a row as one line without columns."""
     return f"{shown(row.run)}: {row.text}, {_figures(row, now)}"
 
@@ -111,7 +111,7 @@ def shown(run: Path) -> str:
     return str(whole.relative_to(Path.cwd())) if whole.is_relative_to(Path.cwd()) else str(whole)
 
 
-def _table(rows: Sequence[Row], now: float) -> list[str]:
+def _table(rows: Sequence[StatusRow], now: float) -> list[str]:
     cells = [TITLES, *(_cells(row, now) for row in rows)]
     widths = [max(len(line[place]) for line in cells) for place in range(len(TITLES))]
     return [_aligned(line, widths) for line in cells]
@@ -123,7 +123,7 @@ def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join([first.ljust(widths[0]), *middle, last]).rstrip()
 
 
-def _cells(row: Row, now: float) -> tuple[str, ...]:
+def _cells(row: StatusRow, now: float) -> tuple[str, ...]:
     state = row.state
     rate = state.samples_per_second
     return (
@@ -131,23 +131,23 @@ def _cells(row: Row, now: float) -> tuple[str, ...]:
         _step(row),
         "-" if state.loss is None else f"{state.loss:.4f}",
         "-" if rate is None else _rate(rate),
-        age(now, state.last_sign),
+        format_age(now, state.last_sign),
         "-" if row.job is None else row.job.job,
         row.text,
     )
 
 
-def _block(row: Row, now: float) -> list[str]:
+def _block(row: StatusRow, now: float) -> list[str]:
     return [f"{shown(row.run)}: {row.text}", f"{INDENT}{_figures(row, now)}"]
 
 
-def _figures(row: Row, now: float) -> str:
+def _figures(row: StatusRow, now: float) -> str:
     _, step, loss, rate, seen, job, _ = _cells(row, now)
     named = (("step", step, ""), ("loss", loss, ""), ("", rate, " samples/s"), ("seen", seen, " ago"), ("job", job, ""))
     return ", ".join(f"{before} {value}{after}".strip() for before, value, after in named if value != "-")
 
 
-def _notes(row: Row, now: float, width: int | None) -> list[str]:
+def _notes(row: StatusRow, now: float, width: int | None) -> list[str]:
     told = [line for text in (row.reason, _start(row, now)) if text for line in _wrapped(text, width)]
     # A command that is to be copied must stay in one piece.
     return told + ([INDENT + row.advice] if row.advice else [])
@@ -160,16 +160,16 @@ def _wrapped(text: str, width: int | None) -> list[str]:
     return [INDENT + line for line in lines]
 
 
-def _start(row: Row, now: float) -> str | None:
+def _start(row: StatusRow, now: float) -> str | None:
     job = row.job if row.phase in ("queued", "stopped") else None
-    if job is None or not job.waits or (job.start or 0.0) < now + SOON_SECONDS:
+    if job is None or not job.is_pending or (job.start or 0.0) < now + SOON_SECONDS:
         return None
     start = datetime.fromtimestamp(job.start or 0.0)
     form = "%H:%M" if start.date() == datetime.fromtimestamp(now).date() else "%Y-%m-%d %H:%M"
     return f"Slurm expects it to start at {start:{form}}"
 
 
-def _step(row: Row) -> str:
+def _step(row: StatusRow) -> str:
     total = row.state.total_steps
     return str(row.state.step) if total is None else f"{row.state.step}/{total}"
 

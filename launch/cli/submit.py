@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from hsadml_dist.errors import ExitCode
-from hsadml_dist.slurm.jobs import Backend, Requeue
+from hsadml_dist.slurm.jobs import Backend, RequeueMode
 
 
 def submit(
@@ -24,7 +24,7 @@ def submit(
     gres: str | None = None,
     mem: str | None = None,
     time: str | None = None,
-    requeue: Requeue | None = None,
+    requeue: RequeueMode | None = None,
     signal_lead: int | None = None,
     backend: Backend = "sbatch",
     folds: str = "",
@@ -64,9 +64,9 @@ def submit(
         smoke: Two steps and a verdict, in a folder of its own, RUN-smoke.
         run: The run folder, new or existing; by default runs/RECIPE-FINGERPRINT. All nodes must see it.
     """
-    from hsadml_dist.launch.submission import JobOptions, Submission, numbers, planned_request, send
+    from hsadml_dist.launch.submission import JobOptions, Submission, numbers, plan_job, submit_training
     from hsadml_dist.slurm.sbatch import render
-    from hsadml_dist.slurm.submit import check
+    from hsadml_dist.slurm.submit import check_request
 
     asked = Submission(
         recipe=recipe,
@@ -93,11 +93,11 @@ def submit(
         ),
     )
     if dry_run:
-        print(render(planned_request(asked)), end="")
+        print(render(plan_job(asked)), end="")
     elif test_only:
-        print(check(planned_request(asked)))
+        print(check_request(plan_job(asked)))
     else:
-        job = send(asked)
-        print(f"run folder: {planned_request(asked).run_dir}", file=sys.stderr)
+        job = submit_training(asked)
+        print(f"run folder: {plan_job(asked).run_dir}", file=sys.stderr)
         print(job)
-    return ExitCode.DONE
+    return ExitCode.SUCCESS

@@ -8,12 +8,10 @@ from pathlib import Path
 from hsadml_dist.config.io import print_config as as_text
 from hsadml_dist.errors import ExitCode, UsageError
 from hsadml_dist.launch.local import run_ranks
-from hsadml_dist.launch.prepare import load_planned, prepare_run
+from hsadml_dist.launch.prepare import prepare_run, resolve_recipe
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.merged import merged_metrics
-
-STOP_AFTER = "HSADML_STOP_AFTER"
-"""Environment variable of the trainer: stop after this step as if told to."""
+from hsadml_dist.stop.signals import STOP_AFTER
 
 
 def train(
@@ -41,14 +39,14 @@ def train(
     if nproc < 1:
         raise UsageError(f"--nproc {nproc}: at least 1")
     if print_config:
-        print(as_text(load_planned(recipe, overrides, smoke, nproc)), end="")
-        return ExitCode.DONE
+        print(as_text(resolve_recipe(recipe, overrides, smoke, nproc)), end="")
+        return ExitCode.SUCCESS
     folder = prepare_run(recipe, overrides, run, smoke, nproc)
     print(f"run folder: {folder}", flush=True)
     if smoke:
         return smoke_test(folder, nproc)
     code = run_ranks(folder, nproc)
-    if code == ExitCode.DONE and RunFolder(folder).report.exists():
+    if code == ExitCode.SUCCESS and RunFolder(folder).report.exists():
         print(f"report: {RunFolder(folder).report}")
     if code == ExitCode.STOPPED:
         print("stopped; the same command goes on")
@@ -63,7 +61,7 @@ def smoke_test(folder: Path, nproc: int) -> int:
         return _failed(f"the stop ended with exit code {code}", code)
     print("smoke: stopped and saved; going on", flush=True)
     code = run_ranks(folder, nproc)
-    if code != ExitCode.DONE:
+    if code != ExitCode.SUCCESS:
         return _failed(f"the resume ended with exit code {code}", code)
     done = [(row["step"], row["attempt"]) for row in merged_metrics(folder)]
     if done != [(1, 1), (2, 2)]:
@@ -76,4 +74,4 @@ def smoke_test(folder: Path, nproc: int) -> int:
 
 def _failed(what: str, code: int) -> int:
     print(f"smoke: failed: {what}")
-    return code or ExitCode.INTERNAL
+    return code or ExitCode.INTERNAL_ERROR

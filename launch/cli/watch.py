@@ -11,7 +11,7 @@ from pathlib import Path
 from hsadml_dist.errors import ExitCode, UsageError
 from hsadml_dist.launch.cli.status import RUNS, as_lines, ask, chosen, one_line, remarks, shown
 from hsadml_dist.run.folder import RunFolder
-from hsadml_dist.slurm.row import Row
+from hsadml_dist.slurm.row import StatusRow
 from hsadml_dist.slurm.status import read_status
 
 EVERY_SECONDS = 2.0
@@ -35,15 +35,15 @@ def watch(*runs: Path) -> int:
     try:
         rows = show(_looks(folders))
     except KeyboardInterrupt:
-        return ExitCode.DONE
-    return ExitCode.DONE if all(row.phase == "finished" for row in rows) else ExitCode.USER
+        return ExitCode.SUCCESS
+    return ExitCode.SUCCESS if all(row.phase == "finished" for row in rows) else ExitCode.USER_ERROR
 
 
-Look = tuple[Sequence[Row], Sequence[str], float]
+Snapshot = tuple[Sequence[StatusRow], Sequence[str], float]
 """How the runs stand, remarks, and when."""
 
 
-def _looks(folders: Sequence[RunFolder], pause: Callable[[float], None] = time.sleep) -> Iterator[Look]:
+def _looks(folders: Sequence[RunFolder], pause: Callable[[float], None] = time.sleep) -> Iterator[Snapshot]:
     """Yield how the runs stand, every 2 seconds until all are over."""
     queue = None
     while True:
@@ -57,21 +57,21 @@ def _looks(folders: Sequence[RunFolder], pause: Callable[[float], None] = time.s
         pause(EVERY_SECONDS)
 
 
-def _on_terminal(looks: Iterator[Look]) -> Sequence[Row]:
+def _on_terminal(looks: Iterator[Snapshot]) -> Sequence[StatusRow]:
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
     console = Console(highlight=False)
-    rows: Sequence[Row] = ()
+    rows: Sequence[StatusRow] = ()
     with Live(console=console, auto_refresh=False) as live:
         for rows, troubles, now in looks:
-            lines = fitted(rows, now, console.width, console.height - 2 - len(troubles))
+            lines = fit_rows(rows, now, console.width, console.height - 2 - len(troubles))
             live.update(Text("\n".join([*lines, *troubles])), refresh=True)
     return rows
 
 
-def fitted(rows: Sequence[Row], now: float, width: int, height: int) -> list[str]:
+def fit_rows(rows: Sequence[StatusRow], now: float, width: int, height: int) -> list[str]:
     """Return the table in at most ``height`` lines: of too many runs those that are over are left out first."""
     lines = as_lines(rows, now, width)
     if len(lines) <= height or len(rows) == 1:
@@ -81,16 +81,16 @@ def fitted(rows: Sequence[Row], now: float, width: int, height: int) -> list[str
     return [*kept[: max(height - 1, 0)], lines[-1]]
 
 
-def _as_changes(looks: Iterator[Look]) -> Sequence[Row]:
-    rows: Sequence[Row] = ()
-    changes = Changes()
+def _as_changes(looks: Iterator[Snapshot]) -> Sequence[StatusRow]:
+    rows: Sequence[StatusRow] = ()
+    changes = StatusChanges()
     for rows, troubles, now in looks:
         for line in [*changes.lines(rows, now), *changes.remarks(troubles)]:
             print(line, flush=True)
     return rows
 
 
-class Changes:
+class StatusChanges:
     """What of a run was said last, so that only news are said."""
 
     def __init__(self) -> None:
@@ -98,7 +98,7 @@ class Changes:
         self._notes: dict[Path, list[str]] = {}
         self._troubles: tuple[str, ...] = ()
 
-    def lines(self, rows: Sequence[Row], now: float) -> list[str]:
+    def lines(self, rows: Sequence[StatusRow], now: float) -> list[str]:
         """Return a line for each run that stands otherwise than before, or whose steps were not told for a while."""
         return [line for row in rows for line in self._line(row, now)]
 
@@ -111,7 +111,7 @@ class Changes:
         self._troubles = heads
         return [f"hsadml: {text}" for text in troubles]
 
-    def _line(self, row: Row, now: float) -> list[str]:
+    def _line(self, row: StatusRow, now: float) -> list[str]:
         # "silent for 70 s" changes with every look.
         what = (row.phase if row.phase in ("silent", "lost") else row.text, None if row.job is None else row.job.job)
         before, told = self._said.get(row.run, (None, 0.0))

@@ -8,14 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hsadml_dist.launch.doctor.machine import Machine
+from hsadml_dist.launch.doctor.machine import HostLimits
 from hsadml_dist.run.folder import replace_text
 
 PATTERN = "rank-*.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gpus:
+class GpuReport:
     """What torch sees of a rank's GPUs.
 
     Attributes:
@@ -30,7 +30,7 @@ class Gpus:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Timing:
+class CollectiveTiming:
     """How long a collective takes.
 
     Attributes:
@@ -47,7 +47,7 @@ class Timing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Together:
+class GroupReport:
     """What ranks find out only together.
 
     Attributes:
@@ -66,7 +66,7 @@ class Together:
     interface: str
     stamps: tuple[float, ...]
     round_trip: float
-    timings: tuple[Timing, ...]
+    timings: tuple[CollectiveTiming, ...]
     seen: int
     seen_seconds: float
     won: tuple[bool, ...]
@@ -74,7 +74,7 @@ class Together:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class RankReport:
     """All that a rank found.
 
     Attributes:
@@ -94,34 +94,34 @@ class Answer:
     host: str
     versions: Mapping[str, str | None]
     package: str
-    machine: Machine
+    machine: HostLimits
     programs: tuple[str, ...]
     submit: str | None
-    gpus: Gpus
-    together: Together | None = None
+    gpus: GpuReport
+    together: GroupReport | None = None
     error: str = ""
 
 
-def write_answer(folder: Path, answer: Answer) -> None:
+def write_rank_report(folder: Path, answer: RankReport) -> None:
     """Put an answer where the login node looks for it."""
     replace_text(folder / f"rank-{answer.rank:04d}.json", json.dumps(asdict(answer), indent=1))
 
 
-def read_answers(folder: Path) -> dict[int, Answer]:
+def read_rank_reports(folder: Path) -> dict[int, RankReport]:
     """Return the answers that are there, by rank."""
     return {answer.rank: answer for answer in _read(folder)}
 
 
-def _read(folder: Path) -> Iterator[Answer]:
+def _read(folder: Path) -> Iterator[RankReport]:
     for path in sorted(folder.glob(PATTERN)):
         raw: dict[str, Any] = _with_tuples(json.loads(path.read_text(encoding="utf-8")))
-        raw["machine"], raw["gpus"] = Machine(**raw["machine"]), Gpus(**raw["gpus"])
+        raw["machine"], raw["gpus"] = HostLimits(**raw["machine"]), GpuReport(**raw["gpus"])
         raw["together"] = None if raw["together"] is None else _together(raw["together"])
-        yield Answer(**raw)
+        yield RankReport(**raw)
 
 
-def _together(raw: dict[str, Any]) -> Together:
-    return Together(**raw | {"timings": tuple(Timing(**one) for one in raw["timings"])})
+def _together(raw: dict[str, Any]) -> GroupReport:
+    return GroupReport(**raw | {"timings": tuple(CollectiveTiming(**one) for one in raw["timings"])})
 
 
 def _with_tuples(raw: Any) -> Any:

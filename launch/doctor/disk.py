@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from hsadml_dist.launch.doctor.finding import Finding, judged, unknown
+from hsadml_dist.launch.doctor.finding import CheckResult, check_result, unknown_result
 
 GROUP = "file system"
 MEBIBYTE = 2**20
@@ -34,7 +34,7 @@ IN_MEMORY = ("tmpfs", "ramfs")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Speed:
+class DiskSpeed:
     """How fast a file is written.
 
     Attributes:
@@ -62,7 +62,7 @@ def existing_parent(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def own_folder(where: Path) -> Iterator[Path]:
+def temporary_folder(where: Path) -> Iterator[Path]:
     """Provide a new folder in ``where``, removed at the end.
 
     Raises:
@@ -75,7 +75,7 @@ def own_folder(where: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def check_disk(where: Path, needed: int | None) -> Iterator[Finding | Speed]:
+def check_disk(where: Path, needed: int | None) -> Iterator[CheckResult | DiskSpeed]:
     """Yield what is found of the file system of ``where``, a folder that exists; then its speed.
 
     Args:
@@ -84,22 +84,22 @@ def check_disk(where: Path, needed: int | None) -> Iterator[Finding | Speed]:
     """
     yield _kind(where)
     try:
-        with own_folder(where) as folder:
+        with temporary_folder(where) as folder:
             # Before the write test, whose own bytes would count.
-            yield judge_space(_free_bytes(where), needed)
-            yield judge_inodes(os.statvfs(where).f_files, os.statvfs(where).f_favail)
+            yield check_free_space(_free_bytes(where), needed)
+            yield check_free_inodes(os.statvfs(where).f_files, os.statvfs(where).f_favail)
             speed = measure_speed(folder / "speed")
-            yield judge_rate(speed.write_rate)
-            yield judge_renames(torn_reads(folder))
-            yield judge_races(exclusive_wins(folder, RACERS, RACES))
-            yield judge_skew(file_clock(folder) - time.time())
+            yield check_write_rate(speed.write_rate)
+            yield check_atomic_rename(count_torn_reads(folder))
+            yield check_exclusive_mkdir(count_mkdir_winners(folder, RACERS, RACES))
+            yield check_file_clock(file_server_time(folder) - time.time())
             yield speed
     except OSError as fault:
         todo = "make room, or name another folder with --run"
-        yield judged(GROUP, "writing", f"{where}: {fault.strerror or fault}", fail=todo)
+        yield check_result(GROUP, "writing", f"{where}: {fault.strerror or fault}", fail=todo)
 
 
-def judge_space(free: int, needed: int | None) -> Finding:
+def check_free_space(free: int, needed: int | None) -> CheckResult:
     """Judge the free bytes; quotas are not seen by this."""
     found = f"{free / GIBIBYTE:.1f} GiB (a quota is not seen from here)"
     if needed is not None:
@@ -107,48 +107,48 @@ def judge_space(free: int, needed: int | None) -> Finding:
     room = "make room, or lower checkpoint.keep"
     too_little = free < max(TOO_LITTLE_GIB * GIBIBYTE, needed or 0)
     little = free < LITTLE_GIB * GIBIBYTE
-    return judged(GROUP, "free space", found, fail=room if too_little else "", warn=room if little else "")
+    return check_result(GROUP, "free space", found, fail=room if too_little else "", warn=room if little else "")
 
 
-def judge_inodes(total: int, free: int) -> Finding:
+def check_free_inodes(total: int, free: int) -> CheckResult:
     """Judge the free inodes; file systems that make them as needed say 0 of 0."""
     if total == 0:
-        return judged(GROUP, "free inodes", "not counted by this file system")
+        return check_result(GROUP, "free inodes", "not counted by this file system")
     todo = "remove small files: a run folder of a long run holds some thousands"
     too_few, few = free < TOO_FEW_INODES, free < FEW_INODES
-    return judged(GROUP, "free inodes", f"{free:,}", fail=todo if too_few else "", warn=todo if few else "")
+    return check_result(GROUP, "free inodes", f"{free:,}", fail=todo if too_few else "", warn=todo if few else "")
 
 
-def judge_rate(rate: float, what: str = "64 MiB, one file", group: str = GROUP) -> Finding:
+def check_write_rate(rate: float, what: str = "64 MiB, one file", group: str = GROUP) -> CheckResult:
     """Judge a rate in megabytes a second."""
     todo = "checkpoints will be slow: keep run folders on the cluster's fast (scratch) file system"
-    return judged(group, "write + fsync", f"{rate:.0f} MB/s ({what})", warn=todo if rate < SLOW_MB else "")
+    return check_result(group, "write + fsync", f"{rate:.0f} MB/s ({what})", warn=todo if rate < SLOW_MB else "")
 
 
-def judge_renames(torn: int) -> Finding:
+def check_atomic_rename(torn: int) -> CheckResult:
     """Judge how many of the readings during renames found no whole file."""
     todo = "checkpoints and records could be torn: use another file system"
     found = f"atomic in {RENAMES} of {RENAMES} replacements" if not torn else f"{torn} readings found no whole file"
-    return judged(GROUP, "rename", found, fail=todo if torn else "")
+    return check_result(GROUP, "rename", found, fail=todo if torn else "")
 
 
-def judge_races(wins: Sequence[int], who: str = f"{RACERS} processes", group: str = GROUP) -> Finding:
+def check_exclusive_mkdir(wins: Sequence[int], who: str = f"{RACERS} processes", group: str = GROUP) -> CheckResult:
     """Judge how many succeeded in each race to make a folder."""
     wrong = sum(count != 1 for count in wins)
     todo = "two starts could hold one run: use another file system"
     found = f"one winner in {len(wins) - wrong} of {len(wins)} races of {who}"
-    return judged(group, "exclusive mkdir", found, fail=todo if wrong else "")
+    return check_result(group, "exclusive mkdir", found, fail=todo if wrong else "")
 
 
-def judge_skew(seconds: float) -> Finding:
+def check_file_clock(seconds: float) -> CheckResult:
     """Judge by how many seconds the file server's clock is ahead of this machine's."""
     todo = "have the clocks set (chrony, ntp): times in logs and records will not fit together"
     apart = f"{abs(seconds):.1f} s {'ahead of' if seconds > 0 else 'behind'} this machine's"
     found = apart if abs(seconds) >= NO_SKEW_SECONDS else f"within {NO_SKEW_SECONDS} s of this machine's"
-    return judged(GROUP, "file clock", found, warn=todo if abs(seconds) > SKEW_SECONDS else "")
+    return check_result(GROUP, "file clock", found, warn=todo if abs(seconds) > SKEW_SECONDS else "")
 
 
-def measure_speed(path: Path) -> Speed:
+def measure_speed(path: Path) -> DiskSpeed:
     """Write 64 MiB that do not compress, force them to disk, remove them; then hash as much."""
     block = os.urandom(MEBIBYTE)
     began = time.perf_counter()
@@ -163,10 +163,10 @@ def measure_speed(path: Path) -> Speed:
     digest = hashlib.sha256()
     for _ in range(WRITTEN // MEBIBYTE):
         digest.update(block)
-    return Speed(write_seconds=written - began, hash_seconds=time.perf_counter() - hashing)
+    return DiskSpeed(write_seconds=written - began, hash_seconds=time.perf_counter() - hashing)
 
 
-def torn_reads(folder: Path, replace: Callable[[Path, Path], None] = os.replace) -> int:
+def count_torn_reads(folder: Path, replace: Callable[[Path, Path], None] = os.replace) -> int:
     """Replace a file over and over while another process reads it; return how many readings found no whole file.
 
     Args:
@@ -187,7 +187,7 @@ def torn_reads(folder: Path, replace: Callable[[Path, Path], None] = os.replace)
     return torn
 
 
-def exclusive_wins(folder: Path, racers: int, races: int, make: Callable[[Path], None] = os.mkdir) -> list[int]:
+def count_mkdir_winners(folder: Path, racers: int, races: int, make: Callable[[Path], None] = os.mkdir) -> list[int]:
     """Let processes race to make the same folders; return how many succeeded in each race.
 
     Args:
@@ -205,7 +205,7 @@ def exclusive_wins(folder: Path, racers: int, races: int, make: Callable[[Path],
     return [sum(one) for one in zip(*won, strict=True)]
 
 
-def try_to_make(path: Path, make: Callable[[Path], None] = os.mkdir) -> bool:
+def try_mkdir(path: Path, make: Callable[[Path], None] = os.mkdir) -> bool:
     """Return whether it was this process that made the folder."""
     try:
         make(path)
@@ -214,7 +214,7 @@ def try_to_make(path: Path, make: Callable[[Path], None] = os.mkdir) -> bool:
     return True
 
 
-def file_clock(folder: Path) -> float:
+def file_server_time(folder: Path) -> float:
     """Return the file server's time, in seconds since 1970 UTC."""
     probe = folder / "clock"
     probe.touch()
@@ -238,12 +238,12 @@ def file_system_of(path: Path) -> tuple[str, str]:
     return found
 
 
-def _kind(where: Path) -> Finding:
+def _kind(where: Path) -> CheckResult:
     kind, mount = file_system_of(where)
     if not kind:
-        return unknown(GROUP, "folder", str(where))
+        return unknown_result(GROUP, "folder", str(where))
     todo = "what lies here is gone after a restart of the machine: name another folder with --run"
-    return judged(GROUP, "folder", f"{where} ({kind} at {mount})", warn=todo if kind in IN_MEMORY else "")
+    return check_result(GROUP, "folder", f"{where} ({kind} at {mount})", warn=todo if kind in IN_MEMORY else "")
 
 
 def _free_bytes(where: Path) -> int:
@@ -272,5 +272,5 @@ def _race(folder: Path, races: int, make: Callable[[Path], None], start: object,
     won = []
     for number in range(races):
         start.wait()  # type: ignore[attr-defined]
-        won.append(try_to_make(folder / f"race-{number}", make))
+        won.append(try_mkdir(folder / f"race-{number}", make))
     pipe.send(won)

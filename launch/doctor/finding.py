@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass
 
 
-class Verdict(enum.StrEnum):
+class CheckStatus(enum.StrEnum):
     """What a finding means for a run."""
 
     OK = "ok"
@@ -19,7 +19,7 @@ class Verdict(enum.StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class CheckResult:
     """One thing that was looked at.
 
     Attributes:
@@ -32,17 +32,17 @@ class Finding:
 
     group: str
     name: str
-    verdict: Verdict
+    verdict: CheckStatus
     found: str
     todo: str = ""
 
 
-def judged(group: str, name: str, found: str, *, fail: str = "", warn: str = "") -> Finding:
+def check_result(group: str, name: str, found: str, *, fail: str = "", warn: str = "") -> CheckResult:
     """Return a finding whose verdict is the first of ``fail``, ``warn`` that says what to do, else ``ok``."""
-    verdict = Verdict.FAIL if fail else Verdict.WARN if warn else Verdict.OK
-    return Finding(group=group, name=name, verdict=verdict, found=found, todo=fail or warn)
+    verdict = CheckStatus.FAIL if fail else CheckStatus.WARN if warn else CheckStatus.OK
+    return CheckResult(group=group, name=name, verdict=verdict, found=found, todo=fail or warn)
 
 
-def unknown(group: str, name: str, found: str, todo: str = "") -> Finding:
+def unknown_result(group: str, name: str, found: str, todo: str = "") -> CheckResult:
     """Return a finding that nothing could be found."""
-    return Finding(group=group, name=name, verdict=Verdict.UNKNOWN, found=found, todo=todo)
+    return CheckResult(group=group, name=name, verdict=CheckStatus.UNKNOWN, found=found, todo=todo)

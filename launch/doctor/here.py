@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from hsadml_dist.launch.doctor.disk import Speed, check_disk, existing_parent
-from hsadml_dist.launch.doctor.finding import Finding
-from hsadml_dist.launch.doctor.machine import judge_machine, this_machine
-from hsadml_dist.launch.doctor.programs import check_programs
-from hsadml_dist.launch.doctor.queue import check_queue, chosen_partition, find_site
-from hsadml_dist.launch.doctor.saves import saves_of
+from hsadml_dist.launch.doctor.disk import DiskSpeed, check_disk, existing_parent
+from hsadml_dist.launch.doctor.finding import CheckResult
+from hsadml_dist.launch.doctor.machine import check_host_limits, host_limits
+from hsadml_dist.launch.doctor.programs import check_versions
+from hsadml_dist.launch.doctor.queue import check_slurm, find_site, select_partition
+from hsadml_dist.launch.doctor.saves import read_save_cost
 from hsadml_dist.run.folder import RunFolder
 
 
-def look_here(run: Path, partition: str | None, env: Mapping[str, str] | None = None) -> Iterator[Finding]:
+def check_this_machine(run: Path, partition: str | None, env: Mapping[str, str] | None = None) -> Iterator[CheckResult]:
     """Yield what is found without a job.
 
     Args:
@@ -26,15 +26,15 @@ def look_here(run: Path, partition: str | None, env: Mapping[str, str] | None = 
         UsageError: There is no such partition.
     """
     site, said = find_site(env)
-    where = None if site is None else chosen_partition(site, partition)
-    saves, speed = saves_of(RunFolder(run)), None
-    yield from check_programs()
-    yield from judge_machine(this_machine())
+    where = None if site is None else select_partition(site, partition)
+    saves, speed = read_save_cost(RunFolder(run)), None
+    yield from check_versions()
+    yield from check_host_limits(host_limits())
     for one in check_disk(existing_parent(run), None if saves is None else saves.kept):
-        if isinstance(one, Speed):
+        if isinstance(one, DiskSpeed):
             speed = one
         else:
             yield one
     yield from said
     if site is not None:
-        yield from check_queue(site, where, saves.stop_seconds(speed) if saves and speed else None, env)
+        yield from check_slurm(site, where, saves.stop_seconds(speed) if saves and speed else None, env)

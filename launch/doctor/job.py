@@ -11,16 +11,16 @@ from pathlib import Path
 
 from hsadml_dist.config.io import load_recipe
 from hsadml_dist.errors import ClusterError
-from hsadml_dist.launch.doctor.answer import Answer, read_answers
-from hsadml_dist.launch.doctor.disk import existing_parent, own_folder
-from hsadml_dist.launch.doctor.finding import Finding
-from hsadml_dist.launch.doctor.judge import judge_answers
+from hsadml_dist.launch.doctor.answer import RankReport, read_rank_reports
+from hsadml_dist.launch.doctor.disk import existing_parent, temporary_folder
+from hsadml_dist.launch.doctor.finding import CheckResult
+from hsadml_dist.launch.doctor.judge import check_reports
 from hsadml_dist.run.folder import RunFolder, replace_text
 from hsadml_dist.slurm import client
-from hsadml_dist.slurm.environment import interpreter, prologue, wrapped
+from hsadml_dist.slurm.environment import rank_interpreter, render_prologue, wrap_ranks
 from hsadml_dist.slurm.profiles import Profile
 from hsadml_dist.slurm.sbatch import JobRequest, render
-from hsadml_dist.slurm.site import Partition, read_site
+from hsadml_dist.slurm.site import Partition, try_query_site
 
 RANK_MODULE = "hsadml_dist.launch.rank"
 NODE_MODULE = "hsadml_dist.launch.doctor.node"
@@ -35,7 +35,7 @@ ENDED = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class ProbeRequest:
     """The job that is asked for.
 
     Attributes:
@@ -58,9 +58,9 @@ class Asked:
         return self.nodes * self.tasks_per_node
 
 
-def ask_nodes(
-    asked: Asked, run: Path, timeout: float, say: Callable[[str], None], env: Mapping[str, str] | None = None
-) -> Iterator[Finding]:
+def check_nodes(
+    asked: ProbeRequest, run: Path, timeout: float, say: Callable[[str], None], env: Mapping[str, str] | None = None
+) -> Iterator[CheckResult]:
     """Yield what the ranks of a job find.
 
     Args:
@@ -74,15 +74,15 @@ def ask_nodes(
         ClusterError: Slurm refused the job, or it did not end in time.
         ConfigError: It cannot be written as a script that Slurm would take.
     """
-    site = read_site(env)
+    site = try_query_site(env)
     limit = None if site is None else site.partition(asked.partition)
-    with own_folder(existing_parent(run)) as folder:
+    with temporary_folder(existing_parent(run)) as folder:
         text = script(asked, folder, limit)
         answers, word = run_job(text, folder, timeout, say, env)
-        yield from judge_answers(answers, asked.world_size, word, _workers(run))
+        yield from check_reports(answers, asked.world_size, word, _workers(run))
 
 
-def script(asked: Asked, folder: Path, limit: Partition | None) -> str:
+def script(asked: ProbeRequest, folder: Path, limit: Partition | None) -> str:
     """Return the batch script.
 
     Args:
@@ -94,14 +94,14 @@ def script(asked: Asked, folder: Path, limit: Partition | None) -> str:
         ConfigError: It cannot be written as a script that Slurm would take.
     """
     profile = asked.profile
-    around = wrapped(profile, [str(folder)])
+    around = wrap_ranks(profile, [str(folder)])
     longest = LIMIT_SECONDS if limit is None else min(limit.max_seconds or LIMIT_SECONDS, LIMIT_SECONDS)
     request = JobRequest(
         run_dir=folder,
         nodes=asked.nodes,
         tasks_per_node=asked.tasks_per_node,
         cpus_per_task=asked.cpus_per_task or profile.cpus_per_task or 1,
-        python=interpreter(profile, sys.executable),
+        python=rank_interpreter(profile, sys.executable),
         working_dir=Path.cwd(),
         job_name="hsadml-doctor",
         partition=asked.partition,
@@ -113,7 +113,7 @@ def script(asked: Asked, folder: Path, limit: Partition | None) -> str:
         time_limit=str(max(1, longest // 60)),
         requeue="none",
         options=profile.options,
-        prologue=tuple(prologue(profile)),
+        prologue=tuple(render_prologue(profile)),
         srun_options=around.srun_options,
         launcher=around.launcher,
     )
@@ -122,7 +122,7 @@ def script(asked: Asked, folder: Path, limit: Partition | None) -> str:
 
 def run_job(
     text: str, folder: Path, timeout: float, say: Callable[[str], None], env: Mapping[str, str] | None = None
-) -> tuple[dict[int, Answer], str]:
+) -> tuple[dict[int, RankReport], str]:
     """Queue the job, wait for its end and return the answers by rank, and the last line of its output.
 
     The job is cancelled when this ends before it, for whatever reason.
@@ -144,14 +144,14 @@ def run_job(
         state = _await_end(job, time.monotonic() + timeout, say, env)
     if state is not None and state != "COMPLETED":
         say(f"job {job}: {state}")
-    return settled_answers(folder), last_line(folder)
+    return wait_for_reports(folder), last_line(folder)
 
 
-def settled_answers(folder: Path, seconds: float = SETTLE_SECONDS) -> dict[int, Answer]:
+def wait_for_reports(folder: Path, seconds: float = SETTLE_SECONDS) -> dict[int, RankReport]:
     """Return the answers once all that are there tell of a meeting or of why there was none, or time is up."""
     deadline = time.monotonic() + seconds
     while True:
-        answers = read_answers(folder)
+        answers = read_rank_reports(folder)
         whole = answers and all(answer.together is not None or answer.error for answer in answers.values())
         if whole or time.monotonic() > deadline:
             return answers

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hsadml_dist.launch.doctor.finding import Finding, judged, unknown
+from hsadml_dist.launch.doctor.finding import CheckResult, check_result, unknown_result
 
-GROUP = "this machine"
+HOST_GROUP = "this machine"
 SHARED_MEMORY = Path("/dev/shm")
 GIBIBYTE = 2**30
 LITTLE_SHARED = 1 * GIBIBYTE
@@ -20,7 +20,7 @@ UNLIMITED = -1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Machine:
+class HostLimits:
     """What this process is given.
 
     Attributes:
@@ -40,12 +40,12 @@ class Machine:
     cpus: int
 
 
-def this_machine() -> Machine:
+def host_limits() -> HostLimits:
     """Return what this process is given."""
     umask = os.umask(0o077)
     os.umask(umask)
     shared = shutil.disk_usage(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else None
-    return Machine(
+    return HostLimits(
         umask=umask,
         shared_total=shared.total if shared else None,
         shared_free=shared.free if shared else None,
@@ -55,35 +55,35 @@ def this_machine() -> Machine:
     )
 
 
-def judge_machine(machine: Machine, group: str = GROUP) -> Iterator[Finding]:
+def check_host_limits(machine: HostLimits, group: str = HOST_GROUP) -> Iterator[CheckResult]:
     """Yield what a machine's gifts mean for a run."""
-    yield judge_umask(machine.umask, group)
-    yield judge_shared_memory(machine.shared_total, machine.shared_free, group)
-    yield judge_files(machine.files, group)
-    yield judged(group, "processors", str(machine.cpus))
+    yield check_umask(machine.umask, group)
+    yield check_shared_memory(machine.shared_total, machine.shared_free, group)
+    yield check_open_files(machine.files, group)
+    yield check_result(group, "processors", str(machine.cpus))
 
 
-def judge_umask(umask: int, group: str) -> Finding:
+def check_umask(umask: int, group: str) -> CheckResult:
     """Judge whether others may write into what a run writes."""
     todo = "set `umask 0027` in your shell, or in the profile: a stranger could change checkpoints"
-    return judged(group, "umask", f"{umask:04o}", warn="" if umask & 0o002 else todo)
+    return check_result(group, "umask", f"{umask:04o}", warn="" if umask & 0o002 else todo)
 
 
-def judge_shared_memory(total: int | None, free: int | None, group: str) -> Finding:
+def check_shared_memory(total: int | None, free: int | None, group: str) -> CheckResult:
     """Judge the room in which loader workers hand over their batches."""
     name = "shared memory"
     if total is None or free is None:
-        return unknown(group, name, f"no {SHARED_MEMORY}", "loader workers need it; train with data.workers=0")
+        return unknown_result(group, name, f"no {SHARED_MEMORY}", "loader workers need it; train with data.workers=0")
     todo = "loader workers hand batches over in it: enlarge it (containers: --shm-size), or train with data.workers=0"
     found = f"{free / GIBIBYTE:.1f} of {total / GIBIBYTE:.1f} GiB free in {SHARED_MEMORY}"
-    return judged(group, name, found, warn=todo if free < LITTLE_SHARED else "")
+    return check_result(group, name, found, warn=todo if free < LITTLE_SHARED else "")
 
 
-def judge_files(files: int, group: str) -> Finding:
+def check_open_files(files: int, group: str) -> CheckResult:
     """Judge the number of files that may be open."""
     found = "no limit" if files == UNLIMITED else f"{files:,}"
     few = files != UNLIMITED and files < FEW_FILES
-    return judged(group, "open files", found, warn="raise it: ulimit -n 4096" if few else "")
+    return check_result(group, "open files", found, warn="raise it: ulimit -n 4096" if few else "")
 
 
 def _cpus(environ: Mapping[str, str]) -> int:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
-from hsadml_dist.comm import Address, Comm, SoloComm, TorchComm, device_for, join_store, open_store
+from hsadml_dist.comm import Comm, SoloComm, StoreAddress, TorchComm, connect_store, create_store, local_device
 from hsadml_dist.errors import ClusterError
-from hsadml_dist.launch.doctor.answer import Timing, Together
-from hsadml_dist.launch.doctor.collectives import clock_stamps, measure_collectives
-from hsadml_dist.launch.doctor.disk import RACES, measure_speed, try_to_make
-from hsadml_dist.launch.doctor.network import interface_of, own_address
+from hsadml_dist.launch.doctor.answer import CollectiveTiming, GroupReport
+from hsadml_dist.launch.doctor.collectives import measure_collectives, sample_clocks
+from hsadml_dist.launch.doctor.disk import RACES, measure_speed, try_mkdir
+from hsadml_dist.launch.doctor.network import interface_with_address, source_address
 from hsadml_dist.run.folder import replace_text
 from hsadml_dist.topology import Topology
 
@@ -25,7 +25,7 @@ LOOK_SECONDS = 0.05
 CPU = torch.device("cpu")
 
 
-def meet(folder: Path, topology: Topology) -> Together:
+def meet(folder: Path, topology: Topology) -> GroupReport:
     """Join the others and find out; to be called by all ranks.
 
     Raises:
@@ -34,17 +34,17 @@ def meet(folder: Path, topology: Topology) -> Together:
         OSError: The folder cannot be written.
     """
     comm = _join(folder, topology, CPU)
-    stamps, round_trip = clock_stamps(comm)
+    stamps, round_trip = sample_clocks(comm)
     timings = [*measure_collectives(comm)]
-    seen, seen_seconds = see_the_others(folder, comm)
+    seen, seen_seconds = wait_for_peer_files(folder, comm)
     won = race(folder, comm)
     rate = measure_speed(folder / f"speed-{topology.rank}").write_rate if topology.local_rank == 0 else None
-    address = own_address(comm.share(socket.gethostname()))
+    address = source_address(comm.broadcast_object(socket.gethostname()))
     comm.close()
     timings += _on_gpus(folder, topology)
-    return Together(
+    return GroupReport(
         address=address,
-        interface=interface_of(address),
+        interface=interface_with_address(address),
         stamps=stamps,
         round_trip=round_trip,
         timings=tuple(timings),
@@ -55,12 +55,12 @@ def meet(folder: Path, topology: Topology) -> Together:
     )
 
 
-def see_the_others(folder: Path, comm: Comm) -> tuple[int, float]:
+def wait_for_peer_files(folder: Path, comm: Comm) -> tuple[int, float]:
     """Write a file, wait until those of all ranks are seen; return how many were, and after how many seconds."""
     signs = folder / "seen"
     signs.mkdir(exist_ok=True)
     (signs / f"rank-{comm.topology.rank}").touch()
-    comm.vote([0.0])
+    comm.all_reduce_max([0.0])
     began = time.monotonic()
     while True:
         seen, waited = len(list(signs.iterdir())), time.monotonic() - began
@@ -73,13 +73,13 @@ def race(folder: Path, comm: Comm) -> tuple[bool, ...]:
     """Try to make the same folders as all other ranks at the same time; return which of them it was that made them."""
     won = []
     for number in range(RACES):
-        comm.vote([0.0])
-        won.append(try_to_make(folder / f"race-{number}"))
+        comm.all_reduce_max([0.0])
+        won.append(try_mkdir(folder / f"race-{number}"))
     return tuple(won)
 
 
-def _on_gpus(folder: Path, topology: Topology) -> Iterator[Timing]:
-    device = device_for(topology)
+def _on_gpus(folder: Path, topology: Topology) -> Iterator[CollectiveTiming]:
+    device = local_device(topology)
     if device.type == "cuda":
         comm = _join(folder, topology, device)
         yield from measure_collectives(comm)
@@ -90,15 +90,15 @@ def _join(folder: Path, topology: Topology, device: torch.device) -> Comm:
     if topology.world_size == 1:
         return SoloComm(device)
     path = folder / f"rendezvous-{device.type}.json"
-    if topology.is_first:
-        store, address = open_store(topology, MEET_SECONDS)
+    if topology.is_rank_zero:
+        store, address = create_store(topology, MEET_SECONDS)
         replace_text(path, json.dumps({"host": address.host, "port": address.port}))
     else:
-        store = join_store(_published(path), MEET_SECONDS)
+        store = connect_store(_published(path), MEET_SECONDS)
     return TorchComm(topology, store, device, MEET_SECONDS)
 
 
-def _published(path: Path) -> Address:
+def _published(path: Path) -> StoreAddress:
     deadline = time.monotonic() + MEET_SECONDS
     while not path.exists():
         if time.monotonic() > deadline:
@@ -106,4 +106,4 @@ def _published(path: Path) -> Address:
                 f"rank 0 did not say within {MEET_SECONDS} s where it waits; do all nodes see {path.parent}?"
             )
         time.sleep(LOOK_SECONDS)
-    return Address(**json.loads(path.read_text(encoding="utf-8")))
+    return StoreAddress(**json.loads(path.read_text(encoding="utf-8")))

@@ -11,7 +11,7 @@ ANY_PORT = 9
 """A datagram socket that is connected sends nothing: the port does not matter."""
 
 
-def own_address(peer: str) -> str:
+def source_address(peer: str) -> str:
     """Return the address from which this machine reaches ``peer``; empty where it cannot."""
     try:
         family, _, _, _, target = socket.getaddrinfo(peer, ANY_PORT, type=socket.SOCK_DGRAM)[0]
@@ -22,7 +22,7 @@ def own_address(peer: str) -> str:
         return ""
 
 
-def interface_of(address: str) -> str:
+def interface_with_address(address: str) -> str:
     """Return the name of the interface that has an IPv4 address; empty: not known."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import hsadml_dist
 from hsadml_dist.errors import ClusterError, UsageError
-from hsadml_dist.launch.doctor.answer import Answer, Gpus, write_answer
-from hsadml_dist.launch.doctor.machine import this_machine
+from hsadml_dist.launch.doctor.answer import GpuReport, RankReport, write_rank_report
+from hsadml_dist.launch.doctor.machine import host_limits
 from hsadml_dist.launch.doctor.programs import versions
 from hsadml_dist.launch.doctor.queue import PROGRAMS
-from hsadml_dist.launch.ending import guarded
-from hsadml_dist.launch.rank import leave
+from hsadml_dist.launch.ending import run_with_exit_code
+from hsadml_dist.launch.rank import hard_exit
 from hsadml_dist.slurm import client
 
 TRIVIAL_JOB = "#!/bin/sh\n#SBATCH --ntasks=1 --time=1 --output=/dev/null\ntrue\n"
@@ -26,34 +26,34 @@ TRIVIAL_JOB = "#!/bin/sh\n#SBATCH --ntasks=1 --time=1 --output=/dev/null\ntrue\n
 def main(arguments: Sequence[str]) -> int:
     """Find out what there is to know here and write it into the folder named by the only argument."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    return guarded(lambda: _look(arguments), f"hsadml: on {socket.gethostname()}")
+    return run_with_exit_code(lambda: _look(arguments), f"hsadml: on {socket.gethostname()}")
 
 
 def _look(arguments: Sequence[str]) -> None:
     if len(arguments) != 1:
         raise UsageError("usage: python -m hsadml_dist.launch.doctor.node FOLDER")
-    from hsadml_dist.comm import place
+    from hsadml_dist.comm import topology_from_environ
     from hsadml_dist.launch.doctor.meeting import meet
 
-    folder, topology = Path(arguments[0]), place()
+    folder, topology = Path(arguments[0]), topology_from_environ()
     answer = alone(topology.rank, first_of_node=topology.local_rank == 0)
     # Written first: a rank that hangs or dies later has at least said this.
-    write_answer(folder, answer)
+    write_rank_report(folder, answer)
     try:
         answer = replace(answer, together=meet(folder, topology))
     except (OSError, RuntimeError, ClusterError) as fault:
         answer = replace(answer, error=" ".join(str(fault).split()) or type(fault).__name__)
-    write_answer(folder, answer)
+    write_rank_report(folder, answer)
 
 
-def alone(rank: int, *, first_of_node: bool) -> Answer:
+def alone(rank: int, *, first_of_node: bool) -> RankReport:
     """Return what a rank finds out without the others."""
-    return Answer(
+    return RankReport(
         rank=rank,
         host=socket.gethostname(),
         versions=versions(),
         package=str(Path(hsadml_dist.__file__).parent),
-        machine=this_machine(),
+        machine=host_limits(),
         programs=tuple(name for name in PROGRAMS if shutil.which(name) is None),
         submit=_refusal() if first_of_node else None,
         gpus=_visible_gpus(),
@@ -69,15 +69,15 @@ def _refusal() -> str:
     return ""
 
 
-def _visible_gpus() -> Gpus:
+def _visible_gpus() -> GpuReport:
     import torch
 
     promised = os.environ.get("CUDA_VISIBLE_DEVICES")
     if not torch.cuda.is_available():
-        return Gpus(promised=promised)
+        return GpuReport(promised=promised)
     names = tuple(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
-    return Gpus(names=names, bf16=torch.cuda.is_bf16_supported(), promised=promised)
+    return GpuReport(names=names, bf16=torch.cuda.is_bf16_supported(), promised=promised)
 
 
 if __name__ == "__main__":
-    leave(main(sys.argv[1:]))
+    hard_exit(main(sys.argv[1:]))

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import hsadml_dist
-from hsadml_dist.launch.doctor.finding import Finding, judged
+from hsadml_dist.launch.doctor.finding import CheckResult, check_result
 
-GROUP = "programs"
+VERSIONS_GROUP = "programs"
 PACKAGES = ("hsadml-dist", "torch", "monai", "webdataset", "deepspeed")
 TRAINING = ("torch", "monai", "webdataset")
 """Without these nothing can be trained; a login node needs none of them."""
@@ -27,14 +27,14 @@ def pins(text: str) -> dict[str, str]:
     return {name.lower(): version for name, version in re.findall(r"^([\w.-]+)==(\S+)", text, flags=re.MULTILINE)}
 
 
-def check_programs() -> Iterator[Finding]:
+def check_versions() -> Iterator[CheckResult]:
     """Yield what is installed on this machine."""
     path = Path(hsadml_dist.__file__).parent.parent / "constraints.txt"
     tested = pins(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    yield from judge_programs(versions(), tested)
+    yield from compare_versions(versions(), tested)
 
 
-def judge_programs(found: Mapping[str, str | None], tested: Mapping[str, str]) -> Iterator[Finding]:
+def compare_versions(found: Mapping[str, str | None], tested: Mapping[str, str]) -> Iterator[CheckResult]:
     """Yield what the versions mean.
 
     Args:
@@ -43,10 +43,10 @@ def judge_programs(found: Mapping[str, str | None], tested: Mapping[str, str]) -
     """
     missing = [name for name in TRAINING if found[name] is None]
     for name, version in found.items():
-        yield judged(GROUP, name, _text(name, version, tested.get(name)))
+        yield check_result(VERSIONS_GROUP, name, _text(name, version, tested.get(name)))
     if missing:
         text = f"no {', '.join(missing)} here: fine on a login node; a machine that trains needs them"
-        yield judged(GROUP, "training", text)
+        yield check_result(VERSIONS_GROUP, "training", text)
 
 
 def _text(name: str, version: str | None, tested: str | None) -> str:

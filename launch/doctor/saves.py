@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass
 
-from hsadml_dist.checkpoint.layout import COMMIT, committed
-from hsadml_dist.launch.doctor.disk import Speed
+from hsadml_dist.checkpoint.layout import COMMIT, list_checkpoints
+from hsadml_dist.launch.doctor.disk import DiskSpeed
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.merged import merged_metrics
 
@@ -18,7 +18,7 @@ SAVES_AFTER_NOTICE = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Saves:
+class SaveCost:
     """What a run's folder shows.
 
     Attributes:
@@ -31,16 +31,16 @@ class Saves:
     kept: int
     step_seconds: float
 
-    def stop_seconds(self, speed: Speed) -> float:
+    def stop_seconds(self, speed: DiskSpeed) -> float:
         """Return about how long the run goes on after a notice, at this speed of the file system."""
         return STEPS_AFTER_NOTICE * self.step_seconds + SAVES_AFTER_NOTICE * speed.save_seconds(self.size)
 
 
-def saves_of(run: RunFolder) -> Saves | None:
+def read_save_cost(run: RunFolder) -> SaveCost | None:
     """Return what the folder shows; None where no checkpoint or no step is there yet."""
-    folders = [run.checkpoints / str(name) for name in committed(run)]
+    folders = [run.checkpoints / str(name) for name in list_checkpoints(run)]
     sizes = [sum(file.stat().st_size for file in path.iterdir()) for path in folders if (path / COMMIT).exists()]
     steps = [row["step_seconds"] for row in merged_metrics(run.path)[-RECENT_STEPS:]]
     if not sizes or not steps:
         return None
-    return Saves(size=sizes[-1], kept=sum(sizes), step_seconds=statistics.median(steps))
+    return SaveCost(size=sizes[-1], kept=sum(sizes), step_seconds=statistics.median(steps))

@@ -7,15 +7,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from hsadml_dist.launch.doctor.finding import Finding, Verdict
+from hsadml_dist.launch.doctor.finding import CheckResult, CheckStatus
 
-MARKS = {Verdict.OK: "ok", Verdict.WARN: "warn", Verdict.FAIL: "FAIL", Verdict.UNKNOWN: "?"}
-COLOURS = {Verdict.OK: "32", Verdict.WARN: "33", Verdict.FAIL: "1;31", Verdict.UNKNOWN: "2"}
+MARKS = {CheckStatus.OK: "ok", CheckStatus.WARN: "warn", CheckStatus.FAIL: "FAIL", CheckStatus.UNKNOWN: "?"}
+COLOURS = {CheckStatus.OK: "32", CheckStatus.WARN: "33", CheckStatus.FAIL: "1;31", CheckStatus.UNKNOWN: "2"}
 MARK_WIDTH = 4
 WIDEST = 120
 
 
-def as_table(findings: Sequence[Finding], width: int, *, colour: bool = False) -> str:
+def as_table(findings: Sequence[CheckResult], width: int, *, colour: bool = False) -> str:
     """Return the findings under the headings of their groups, and a line that counts the verdicts.
 
     Args:
@@ -33,16 +33,21 @@ def as_table(findings: Sequence[Finding], width: int, *, colour: bool = False) -
     return "\n".join([*lines, summary(findings)])
 
 
-def summary(findings: Sequence[Finding]) -> str:
+def summary(findings: Sequence[CheckResult]) -> str:
     """Return one line that counts the verdicts."""
     counts = Counter(one.verdict for one in findings)
-    names = {Verdict.FAIL: "failed", Verdict.WARN: "warning", Verdict.UNKNOWN: "unknown", Verdict.OK: "ok"}
-    plural = "s" * (counts[Verdict.WARN] > 1)
+    names = {
+        CheckStatus.FAIL: "failed",
+        CheckStatus.WARN: "warning",
+        CheckStatus.UNKNOWN: "unknown",
+        CheckStatus.OK: "ok",
+    }
+    plural = "s" * (counts[CheckStatus.WARN] > 1)
     parts = [f"{counts[verdict]} {name}" for verdict, name in names.items() if counts[verdict]]
     return ", ".join(part + plural if part.endswith("warning") else part for part in parts)
 
 
-def _lines(finding: Finding, names: int, width: int, colour: bool) -> Iterator[str]:
+def _lines(finding: CheckResult, names: int, width: int, colour: bool) -> Iterator[str]:
     mark = f"{MARKS[finding.verdict]:<{MARK_WIDTH}}"
     if colour:
         mark = f"\033[{COLOURS[finding.verdict]}m{mark}\033[0m"

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from hsadml_dist.errors import UsageError, nearest
-from hsadml_dist.shards.record import Source
+from hsadml_dist.errors import UsageError, did_you_mean
+from hsadml_dist.shards.record import ImageSource
 
 LATER = ("nifti", "dicom")
 
@@ -31,7 +31,7 @@ class SourceOptions:
     author_folds: bool = False
 
 
-def choose_source(name: str, given: str, options: SourceOptions, *, seed: int, size: int) -> Source:
+def create_source(name: str, given: str, options: SourceOptions, *, seed: int, size: int) -> ImageSource:
     """Return the source that the command line names.
 
     Args:
@@ -45,7 +45,7 @@ def choose_source(name: str, given: str, options: SourceOptions, *, seed: int, s
         UsageError: No such source, an input that does not fit it, or an option of another source.
     """
     if name not in SOURCES:
-        later = f" ({name!r} is not built in yet)" if name in LATER else nearest(name, SOURCES)
+        later = f" ({name!r} is not built in yet)" if name in LATER else did_you_mean(name, SOURCES)
         raise UsageError(f"SOURCE {name!r}: allowed: {', '.join(SOURCES)}{later}")
     make, known = SOURCES[name]
     for one in fields(options):
@@ -55,25 +55,25 @@ def choose_source(name: str, given: str, options: SourceOptions, *, seed: int, s
     return make(given, options, seed, size)
 
 
-def _table(given: str, options: SourceOptions, seed: int, size: int) -> Source:
+def _table(given: str, options: SourceOptions, seed: int, size: int) -> ImageSource:
     from hsadml_dist.shards.sources.table import TableSource
 
     return TableSource(table=Path(given), images=options.images, columns=options.columns, where=options.where)
 
 
-def _figshare(given: str, options: SourceOptions, seed: int, size: int) -> Source:
+def _figshare(given: str, options: SourceOptions, seed: int, size: int) -> ImageSource:
     from hsadml_dist.shards.sources.figshare.source import FigshareSource
 
     return FigshareSource(folder=Path(given), persons=options.persons, author_folds=options.author_folds)
 
 
-def _folders(given: str, options: SourceOptions, seed: int, size: int) -> Source:
+def _folders(given: str, options: SourceOptions, seed: int, size: int) -> ImageSource:
     from hsadml_dist.shards.sources.folders import FoldersSource
 
     return FoldersSource(folder=Path(given), author_folds=options.author_folds)
 
 
-def _phantom(given: str, options: SourceOptions, seed: int, size: int) -> Source:
+def _phantom(given: str, options: SourceOptions, seed: int, size: int) -> ImageSource:
     from hsadml_dist.shards.sources.phantom.source import PhantomSource, require_anatomy
 
     if not (given.isascii() and given.isdigit()):
@@ -82,7 +82,7 @@ def _phantom(given: str, options: SourceOptions, seed: int, size: int) -> Source
     return PhantomSource(patients=int(given), seed=seed, size=size)
 
 
-Maker = Callable[[str, SourceOptions, int, int], Source]
+Maker = Callable[[str, SourceOptions, int, int], ImageSource]
 
 SOURCES: Mapping[str, tuple[Maker, tuple[str, ...]]] = {
     "table": (_table, ("columns", "images", "where")),

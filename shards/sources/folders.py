@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from hsadml_dist.data.index import Skip
+from hsadml_dist.data.index import SkippedSample
 from hsadml_dist.errors import DataError, UsageError
-from hsadml_dist.shards.record import Listing, Pixels, Record
-from hsadml_dist.shards.sources.pictures import EXTENSIONS, decode_picture
+from hsadml_dist.shards.record import SourceListing, SourcePixels, SourceRecord
+from hsadml_dist.shards.sources.pictures import IMAGE_EXTENSIONS, decode_image_file
 
 CLASSES = {
     "glioma": "glioma",
@@ -72,7 +72,7 @@ class FoldersSource:
     folder: Path
     author_folds: bool = False
 
-    def listing(self) -> Listing:
+    def list_records(self) -> SourceListing:
         """List the pictures by part, class and name; other files in the class folders are skipped.
 
         Raises:
@@ -84,18 +84,18 @@ class FoldersSource:
             raise UsageError("--author-folds: INPUT has not both a Training and a Testing folder: leave the option out")
         records = tuple(record for folder in folders for record in self._records(folder))
         if not records:
-            raise DataError(f"INPUT: the class folders hold no picture: allowed: {', '.join(EXTENSIONS)}")
+            raise DataError(f"INPUT: the class folders hold no picture: allowed: {', '.join(IMAGE_EXTENSIONS)}")
         skipped = [skip for folder in folders for skip in _skips(folder)]
-        return Listing(records=records, skipped=(*skipped, *_outside(self.folder)))
+        return SourceListing(records=records, skipped=(*skipped, *_outside(self.folder)))
 
-    def read(self, record: Record) -> Pixels:
+    def read(self, record: SourceRecord) -> SourcePixels:
         """Decode one picture.
 
         Raises:
             DamagedError: It cannot be decoded.
         """
         (path,) = record.handle
-        return Pixels(image=decode_picture(self.folder / path, record.where, "image"))
+        return SourcePixels(image=decode_image_file(self.folder / path, record.where, "image"))
 
     def fingerprint(self) -> str:
         """Hash the order of the pictures, their sizes and times of change."""
@@ -111,11 +111,11 @@ class FoldersSource:
             raise DataError(f"INPUT {self.folder}: no such folder: folders needs the folder of the class folders")
         return list(_parts(_unwrapped(self.folder)))
 
-    def _records(self, folder: ClassFolder) -> Iterator[Record]:
+    def _records(self, folder: ClassFolder) -> Iterator[SourceRecord]:
         author_fold = AUTHOR_FOLDS.get(folder.part)
         for number, path in enumerate(folder.pictures, start=1):
-            yield Record(
-                identity=f"{folder.part}/{folder.class_name}/{number}",
+            yield SourceRecord(
+                record_id=f"{folder.part}/{folder.class_name}/{number}",
                 where=f"{folder.where}: image {number} by name",
                 class_name=folder.class_name,
                 fold=author_fold if self.author_folds else None,
@@ -124,25 +124,25 @@ class FoldersSource:
             )
 
 
-def _skips(folder: ClassFolder) -> Iterator[Skip]:
+def _skips(folder: ClassFolder) -> Iterator[SkippedSample]:
     for number in range(1, folder.others + 1):
-        yield Skip(
+        yield SkippedSample(
             where=f"{folder.where}: other entry {number} of {folder.others}",
-            reason="no picture by its suffix; allowed: " + ", ".join(EXTENSIONS),
+            reason="no picture by its suffix; allowed: " + ", ".join(IMAGE_EXTENSIONS),
         )
 
 
-def _outside(folder: Path) -> Iterator[Skip]:
+def _outside(folder: Path) -> Iterator[SkippedSample]:
     """Count the pictures that lie beside the class folders, and so have no class."""
     top = _unwrapped(folder)
     levels = {folder, top, *(path for name, path in _subfolders(top).items() if name in PARTS)}
     count = sum(_is_picture(entry) for level in levels for entry in _visible(level))
     for number in range(1, count + 1):
-        yield Skip(where=f"picture {number} of {count} outside the class folders", reason="has no class")
+        yield SkippedSample(where=f"picture {number} of {count} outside the class folders", reason="has no class")
 
 
 def _is_picture(entry: os.DirEntry[str]) -> bool:
-    return not entry.is_dir() and entry.name.lower().endswith(EXTENSIONS)
+    return not entry.is_dir() and entry.name.lower().endswith(IMAGE_EXTENSIONS)
 
 
 def _unwrapped(folder: Path) -> Path:

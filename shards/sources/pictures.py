@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hsadml_dist.shards.record import DamagedError
+from hsadml_dist.shards.record import DamagedSampleError
 
 if TYPE_CHECKING:
     import numpy as np
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 
 
-def decode_picture(path: Path, where: str, role: str) -> np.ndarray:
+def decode_image_file(path: Path, where: str, role: str) -> np.ndarray:
     """Return (height, width): 8-bit, 16-bit, 32-bit or float as stored; colour as its 8-bit luminance.
 
     Args:
@@ -34,4 +34,4 @@ def decode_picture(path: Path, where: str, role: str) -> np.ndarray:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         kind = type(error).__name__
         reason = f"its {role} cannot be decoded ({kind}): damaged, or no JPEG, PNG or TIFF"
-        raise DamagedError(where, reason) from error
+        raise DamagedSampleError(where, reason) from error

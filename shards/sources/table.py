@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from hsadml_dist.errors import DataError, UsageError, nearest
-from hsadml_dist.shards.record import PLANES, DamagedError, Listing, Pixels, Record
-from hsadml_dist.shards.sources.pictures import EXTENSIONS, decode_picture
+from hsadml_dist.errors import DataError, UsageError, did_you_mean
+from hsadml_dist.shards.record import PLANES, DamagedSampleError, SourceListing, SourcePixels, SourceRecord
+from hsadml_dist.shards.sources.pictures import IMAGE_EXTENSIONS, decode_image_file
 
 ROLES = ("file", "class", "person", "exam", "plane", "fold", "mask")
 NEEDED = ("file", "class")
@@ -34,7 +34,7 @@ class TableSource:
     columns: Mapping[str, str] = field(default_factory=dict)
     where: Mapping[str, str] = field(default_factory=dict)
 
-    def listing(self) -> Listing:
+    def list_records(self) -> SourceListing:
         """List the rows that ``where`` takes; row numbers count data rows from 1, those left out included."""
         header, rows = _read_csv(self.table)
         names = self._column_names(header)
@@ -46,24 +46,24 @@ class TableSource:
         if not taken:
             rule = " with " + " and ".join(f"{c}={v}" for c, v in self.where.items()) if self.where else ""
             raise DataError(f"the table has {len(rows)} rows and none{rule}: nothing to build")
-        return Listing(records=tuple(taken))
+        return SourceListing(records=tuple(taken))
 
-    def read(self, record: Record) -> Pixels:
+    def read(self, record: SourceRecord) -> SourcePixels:
         """Read the image, and the mask where the row names one."""
         image, mask = record.handle
-        pixels = decode_picture(self._find(image, record, "image"), record.where, "image")
-        outline = decode_picture(self._find(mask, record, "mask"), record.where, "mask") if mask else None
+        pixels = decode_image_file(self._find(image, record, "image"), record.where, "image")
+        outline = decode_image_file(self._find(mask, record, "mask"), record.where, "mask") if mask else None
         if outline is not None and outline.shape != pixels.shape:
-            raise DamagedError(
+            raise DamagedSampleError(
                 record.where, f"the mask is {outline.shape}, its image {pixels.shape}: expected one shape"
             )
-        return Pixels(image=pixels, mask=outline)
+        return SourcePixels(image=pixels, mask=outline)
 
     def fingerprint(self) -> str:
         """Hash the table and every file's size and time of change."""
         digest = hashlib.sha256(repr((sorted(self.columns.items()), sorted(self.where.items()))).encode())
         digest.update(self.table.read_bytes())
-        for record in self.listing().records:
+        for record in self.list_records().records:
             for role, name in zip(("image", "mask"), record.handle, strict=True):
                 if name:
                     state = self._find(name, record, role).stat()
@@ -75,7 +75,7 @@ class TableSource:
         for role, column in self.columns.items():
             if role not in ROLES:
                 raise UsageError(
-                    f"--columns {role}={column}: {role!r}: allowed: {', '.join(ROLES)}{nearest(role, ROLES)}"
+                    f"--columns {role}={column}: {role!r}: allowed: {', '.join(ROLES)}{did_you_mean(role, ROLES)}"
                 )
             _need_column(header, column, f"--columns {role}={column}")
         for column, value in self.where.items():
@@ -87,14 +87,14 @@ class TableSource:
         names = {role: self.columns.get(role, role) for role in ROLES}
         return {role: column for role, column in names.items() if column in header}
 
-    def _find(self, name: str, record: Record, role: str) -> Path:
+    def _find(self, name: str, record: SourceRecord, role: str) -> Path:
         """Return the file of a row: as named, else with one of the usual extensions."""
         base = (self.images or self.table.parent) / name
-        candidates = [base, *(base.with_name(base.name + extension) for extension in EXTENSIONS)]
+        candidates = [base, *(base.with_name(base.name + extension) for extension in IMAGE_EXTENSIONS)]
         for path in candidates:
             if path.is_file():
                 return path
-        tried = ", ".join(EXTENSIONS)
+        tried = ", ".join(IMAGE_EXTENSIONS)
         raise DataError(
             f"{record.where}: its {role} is not there, neither as named nor with {tried}; "
             "relative files are looked up in --images, else beside the table; --where COLUMN=VALUE takes only some rows"
@@ -119,18 +119,18 @@ def _read_csv(table: Path) -> tuple[list[str], list[dict[str, str]]]:
 def _need_column(header: list[str], column: str, setting: str, hint: str = "") -> None:
     if column not in header:
         raise DataError(
-            f"{setting}: the table has no column {column!r}{nearest(column, header)}{hint}; it has: {', '.join(header)}"
+            f"{setting}: the table has no column {column!r}{did_you_mean(column, header)}{hint}; it has: {', '.join(header)}"
         )
 
 
-def _record(number: int, row: dict[str, str], names: Mapping[str, str]) -> Record:
+def _record(number: int, row: dict[str, str], names: Mapping[str, str]) -> SourceRecord:
     where = f"row {number}"
     values = {role: row[column].strip() for role, column in names.items()}
     for role in NEEDED:
         if not values[role]:
             raise DataError(f"{where}: column {names[role]!r} is empty: every row needs a {role}")
-    return Record(
-        identity=where,
+    return SourceRecord(
+        record_id=where,
         where=where,
         class_name=values["class"],
         person=values.get("person") or None,
@@ -149,5 +149,5 @@ def _fold(text: str, where: str) -> int:
 
 def _plane(text: str, where: str) -> str | None:
     if text and text not in PLANES:
-        raise DataError(f"{where}: plane {text!r}: allowed: {', '.join(PLANES)}, or empty{nearest(text, PLANES)}")
+        raise DataError(f"{where}: plane {text!r}: allowed: {', '.join(PLANES)}, or empty{did_you_mean(text, PLANES)}")
     return text or None

@@ -18,7 +18,7 @@ from typing import Any
 
 from hsadml_dist.errors import ClusterError, UsageError
 from hsadml_dist.slurm.box import conf, daemons, files, netns
-from hsadml_dist.slurm.box.conf import Layout, Mode, Node
+from hsadml_dist.slurm.box.conf import ClusterLayout, ClusterNode, NodeMode
 from hsadml_dist.slurm.box.daemons import Daemon
 
 RECORD = "cluster.json"
@@ -28,7 +28,7 @@ _FOREIGN = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SCON
 
 
 @dataclass(frozen=True, kw_only=True)
-class Status:
+class ClusterStatus:
     """What a cluster looks like at one moment.
 
     Attributes:
@@ -62,9 +62,9 @@ class Cluster:
 
     folder: Path
     root: Path
-    mode: Mode
+    mode: NodeMode
     site: str
-    nodes: tuple[Node, ...]
+    nodes: tuple[ClusterNode, ...]
     daemons: tuple[Daemon, ...] = ()
     bridge: netns.Bridge | None = None
 
@@ -108,14 +108,14 @@ class Cluster:
             raise ClusterError(f"`{' '.join(argv)}` failed: {reason}")
         return done
 
-    def status(self) -> Status:
+    def status(self) -> ClusterStatus:
         """Return which daemons run and what the controller says of the nodes."""
         alive = {daemon.name: daemon.alive for daemon in self.daemons}
         nodes: dict[str, str] = {}
         if alive.get("slurmctld"):
             answer = self.run(["sinfo", "-h", "-N", "-o", "%N %T"], check=False)
             nodes = dict(line.split(maxsplit=1) for line in answer.stdout.splitlines())
-        return Status(daemons=alive, nodes=nodes)
+        return ClusterStatus(daemons=alive, nodes=nodes)
 
     def daemon(self, name: str) -> Daemon:
         """Return the running process called ``name``: munged, slurmctld or a node's name.
@@ -159,7 +159,7 @@ class Cluster:
         daemons.stop(d for d in self.daemons if d.name == "slurmctld")
         node_names = {node.name for node in self.nodes}
         nodes = [d for d in self.daemons if d.name in node_names]
-        if self.mode is Mode.LOCAL:
+        if self.mode is NodeMode.LOCAL:
             daemons.kill(daemons.job_processes(self.root.resolve(), self.conf_file))
         # A slurmd has nothing to save, but takes seconds to look after steps that are gone.
         daemons.kill(nodes)
@@ -207,14 +207,14 @@ def up(folder: Path, *, nodes: int = 2, mode: str = "local", site: str = "friend
         folder: Everything is written under here; it is made if need be.
         nodes: How many compute nodes, ``n1`` to ``nN``.
         mode: ``local`` or ``netns``.
-        site: ``friendly``, ``default`` or ``strict``: see ``conf.Site``.
+        site: ``friendly``, ``default`` or ``strict``: see ``conf.SimulatedSite``.
 
     Raises:
         UsageError: An argument is not one of those allowed.
         ClusterError: Slurm is absent, a cluster runs in this folder already, or a daemon failed. Nothing is left
             running then.
     """
-    known_mode, known_site = conf.mode_named(mode), conf.site_named(site)
+    known_mode, known_site = conf.get_node_mode(mode), conf.get_simulated_site(site)
     if not 1 <= nodes <= MAX_NODES:
         raise UsageError(f"nodes is {nodes}; allowed: 1 to {MAX_NODES}")
     for tool in ("munged", "slurmctld", "slurmd", "srun"):
@@ -247,9 +247,9 @@ def load(folder: Path) -> Cluster:
     return Cluster(
         folder=Path(raw["folder"]),
         root=Path(raw["root"]),
-        mode=Mode(raw["mode"]),
+        mode=NodeMode(raw["mode"]),
         site=raw["site"],
-        nodes=tuple(Node(**node) for node in raw["nodes"]),
+        nodes=tuple(ClusterNode(**node) for node in raw["nodes"]),
         daemons=tuple(Daemon(**daemon) for daemon in raw["daemons"]),
         bridge=netns.Bridge(**raw["bridge"]) if raw["bridge"] else None,
     )
@@ -272,18 +272,20 @@ def _refuse_second(folder: Path) -> None:
     earlier.down()
 
 
-def _claim(folder: Path, count: int, mode: Mode, site: str) -> Cluster:
-    if mode is Mode.NETNS:
-        netns.require()
+def _claim(folder: Path, count: int, mode: NodeMode, site: str) -> Cluster:
+    if mode is NodeMode.NETNS:
+        netns.require_namespaces()
     folder.mkdir(parents=True, exist_ok=True)
-    bridge = netns.create_bridge() if mode is Mode.NETNS else None
+    bridge = netns.create_bridge() if mode is NodeMode.NETNS else None
     names = [f"n{number}" for number in range(1, count + 1)]
     if bridge is not None:
         # One port for all: every node has an address of its own.
-        nodes = [Node(name=name, address=bridge.host(10 + i), port=6818) for i, name in enumerate(names)]
+        nodes = [ClusterNode(name=name, address=bridge.host(10 + i), port=6818) for i, name in enumerate(names)]
     else:
         ports = files.free_ports(count)
-        nodes = [Node(name=name, address="127.0.0.1", port=port) for name, port in zip(names, ports, strict=True)]
+        nodes = [
+            ClusterNode(name=name, address="127.0.0.1", port=port) for name, port in zip(names, ports, strict=True)
+        ]
     cluster = Cluster(
         folder=folder, root=files.short_path(folder), mode=mode, site=site, nodes=tuple(nodes), bridge=bridge
     )
@@ -291,8 +293,8 @@ def _claim(folder: Path, count: int, mode: Mode, site: str) -> Cluster:
     return cluster
 
 
-def _layout(cluster: Cluster, site: conf.Site) -> Layout:
-    return Layout(
+def _layout(cluster: Cluster, site: conf.SimulatedSite) -> ClusterLayout:
+    return ClusterLayout(
         root=PurePosixPath(cluster.root),
         user=pwd.getpwuid(os.geteuid()).pw_name,
         controller_host=socket.gethostname().split(".")[0],
@@ -305,7 +307,7 @@ def _layout(cluster: Cluster, site: conf.Site) -> Layout:
     )
 
 
-def _start(cluster: Cluster, layout: Layout) -> Cluster:
+def _start(cluster: Cluster, layout: ClusterLayout) -> Cluster:
     root, env = cluster.root, cluster.env()
     munged = daemons.spawn("munged", _munged_argv(layout), output=root / "log/munged.out", env=env)
     cluster = _with(cluster, munged)
@@ -329,7 +331,7 @@ def _with(cluster: Cluster, *started: Daemon) -> Cluster:
     return grown
 
 
-def _munged_argv(layout: Layout) -> list[str]:
+def _munged_argv(layout: ClusterLayout) -> list[str]:
     root = layout.root
     return [
         daemons.find_tool("munged"),
@@ -340,7 +342,7 @@ def _munged_argv(layout: Layout) -> list[str]:
     ]
 
 
-def _start_node(cluster: Cluster, node: Node, index: int, site: conf.Site) -> tuple[Daemon, ...]:
+def _start_node(cluster: Cluster, node: ClusterNode, index: int, site: conf.SimulatedSite) -> tuple[Daemon, ...]:
     argv = [daemons.find_tool("slurmd"), "-D", "-f", str(cluster.conf_file), "-N", node.name]
     if cluster.bridge is None:
         return (daemons.spawn(node.name, argv, output=cluster.root / f"log/{node.name}.out", env=cluster.env()),)

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from hsadml_dist.errors import UsageError, nearest
+from hsadml_dist.errors import UsageError, did_you_mean
 
 CPUS_PER_NODE = 8
 MEMORY_MIB = 16384
 
 
-class Mode(enum.StrEnum):
+class NodeMode(enum.StrEnum):
     """How the nodes are told apart."""
 
     LOCAL = "local"
@@ -26,7 +26,7 @@ class Mode(enum.StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Site:
+class SimulatedSite:
     """The habits of a computing centre that decide how a job is stopped and comes back.
 
     Attributes:
@@ -50,9 +50,11 @@ class Site:
     requeue_exit: tuple[int, ...] = ()
 
 
-FRIENDLY = Site(name="friendly", credential_seconds=5, kill_wait_seconds=5, grace_seconds=5, user_signal=True)
-DEFAULT = Site(name="default", credential_seconds=120, kill_wait_seconds=30, grace_seconds=0, user_signal=False)
-STRICT = Site(
+FRIENDLY = SimulatedSite(name="friendly", credential_seconds=5, kill_wait_seconds=5, grace_seconds=5, user_signal=True)
+DEFAULT = SimulatedSite(
+    name="default", credential_seconds=120, kill_wait_seconds=30, grace_seconds=0, user_signal=False
+)
+STRICT = SimulatedSite(
     name="strict",
     credential_seconds=120,
     kill_wait_seconds=30,
@@ -61,7 +63,7 @@ STRICT = Site(
     max_submitted=2,
     sbatch_on_nodes=False,
 )
-REQUEUEING = Site(
+REQUEUEING = SimulatedSite(
     name="requeueing",
     credential_seconds=5,
     kill_wait_seconds=30,
@@ -69,11 +71,11 @@ REQUEUEING = Site(
     user_signal=False,
     requeue_exit=(1, 70, 85),
 )
-SITES: Mapping[str, Site] = {site.name: site for site in (FRIENDLY, DEFAULT, STRICT, REQUEUEING)}
+SITES: Mapping[str, SimulatedSite] = {site.name: site for site in (FRIENDLY, DEFAULT, STRICT, REQUEUEING)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Node:
+class ClusterNode:
     """One compute node: its name, and where its slurmd listens."""
 
     name: str
@@ -82,7 +84,7 @@ class Node:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class ClusterLayout:
     """All that the configuration files depend on.
 
     Attributes:
@@ -102,9 +104,9 @@ class Layout:
     controller_host: str
     controller_address: str
     controller_port: int
-    nodes: tuple[Node, ...]
-    mode: Mode
-    site: Site
+    nodes: tuple[ClusterNode, ...]
+    mode: NodeMode
+    site: SimulatedSite
     gpus: tuple[str, ...] = ()
 
     @property
@@ -121,31 +123,33 @@ class Layout:
         return f"{self.root}/log/{daemon}.log"
 
 
-def site_named(name: str) -> Site:
+def get_simulated_site(name: str) -> SimulatedSite:
     """Return the site called ``name``.
 
     Raises:
         UsageError: There is no such site.
     """
     if name not in SITES:
-        raise UsageError(f"site {name!r} is unknown; allowed: {', '.join(SITES)}{nearest(name, SITES)}")
+        raise UsageError(f"site {name!r} is unknown; allowed: {', '.join(SITES)}{did_you_mean(name, SITES)}")
     return SITES[name]
 
 
-def mode_named(name: str) -> Mode:
+def get_node_mode(name: str) -> NodeMode:
     """Return the mode called ``name``.
 
     Raises:
         UsageError: There is no such mode.
     """
     try:
-        return Mode(name)
+        return NodeMode(name)
     except ValueError:
-        allowed = [str(mode) for mode in Mode]
-        raise UsageError(f"mode {name!r} is unknown; allowed: {', '.join(allowed)}{nearest(name, allowed)}") from None
+        allowed = [str(mode) for mode in NodeMode]
+        raise UsageError(
+            f"mode {name!r} is unknown; allowed: {', '.join(allowed)}{did_you_mean(name, allowed)}"
+        ) from None
 
 
-def slurm_conf(layout: Layout) -> str:
+def slurm_conf(layout: ClusterLayout) -> str:
     """Return the text of ``slurm.conf``."""
     lines = [
         *_identity(layout),
@@ -158,12 +162,12 @@ def slurm_conf(layout: Layout) -> str:
     return "\n".join(lines) + "\n"
 
 
-def gres_conf(layout: Layout) -> str:
+def gres_conf(layout: ClusterLayout) -> str:
     """Return the text of ``gres.conf``: the same device files on every node."""
     return "".join(f"Name=gpu File={device}\n" for device in layout.gpus)
 
 
-def _identity(layout: Layout) -> list[str]:
+def _identity(layout: ClusterLayout) -> list[str]:
     return [
         "# A private cluster, written by `hsadml cluster up`. Delete it with `hsadml cluster down`.",
         "ClusterName=box",
@@ -177,7 +181,7 @@ def _identity(layout: Layout) -> list[str]:
     ]
 
 
-def _paths(layout: Layout) -> list[str]:
+def _paths(layout: ClusterLayout) -> list[str]:
     return [
         f"StateSaveLocation={layout.root}/state",
         f"SlurmdSpoolDir={layout.root}/spool/%n",
@@ -192,7 +196,7 @@ def _paths(layout: Layout) -> list[str]:
     ]
 
 
-def _plugins(layout: Layout) -> list[str]:
+def _plugins(layout: ClusterLayout) -> list[str]:
     lines = [
         # Neither cgroups nor an accounting database is to be had without a system's help.
         "ProctrackType=proctrack/linuxproc",
@@ -222,7 +226,7 @@ def _plugins(layout: Layout) -> list[str]:
     return lines
 
 
-def _timing(site: Site) -> list[str]:
+def _timing(site: SimulatedSite) -> list[str]:
     return [
         "SlurmctldTimeout=10",
         # 5 s finds a lost node sooner, but takes a busy two-core machine for one.
@@ -237,8 +241,8 @@ def _timing(site: Site) -> list[str]:
     ]
 
 
-def _nodes(layout: Layout) -> list[str]:
-    hosts = {node.name: "localhost" if layout.mode is Mode.LOCAL else node.name for node in layout.nodes}
+def _nodes(layout: ClusterLayout) -> list[str]:
+    hosts = {node.name: "localhost" if layout.mode is NodeMode.LOCAL else node.name for node in layout.nodes}
     gpus = f" Gres=gpu:{len(layout.gpus)}" if layout.gpus else ""
     return [
         f"NodeName={node.name} NodeHostname={hosts[node.name]} NodeAddr={node.address} Port={node.port}"
@@ -247,7 +251,7 @@ def _nodes(layout: Layout) -> list[str]:
     ]
 
 
-def _partitions(layout: Layout) -> list[str]:
+def _partitions(layout: ClusterLayout) -> list[str]:
     names = ",".join(node.name for node in layout.nodes)
     grace = layout.site.grace_seconds
     return [
@@ -257,7 +261,7 @@ def _partitions(layout: Layout) -> list[str]:
     ]
 
 
-def job_submit_lua(site: Site) -> str:
+def job_submit_lua(site: SimulatedSite) -> str:
     """Return the text of ``job_submit.lua``: what a strict site enforces by accounting and by its images.
 
     Without an accounting database Slurm knows no MaxSubmitJobs, so the plug-in counts the user's jobs itself. Slurm
@@ -300,7 +304,7 @@ return slurm.SUCCESS
 """
 
 
-def hosts_file(layout: Layout) -> str:
+def hosts_file(layout: ClusterLayout) -> str:
     """Return ``/etc/hosts`` for the nodes of a netns cluster: every name that a job can meet, and no DNS."""
     entries = [("127.0.0.1", "localhost"), (layout.controller_address, layout.controller_host)]
     entries += [(node.address, node.name) for node in layout.nodes]

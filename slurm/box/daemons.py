@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hsadml_dist.errors import ClusterError
-from hsadml_dist.run.processes import start_time, stat_fields
+from hsadml_dist.run.processes import process_start_time, read_proc_stat
 
 SYSTEM_PATHS = ("/usr/sbin", "/sbin", "/usr/local/sbin")
 
@@ -33,7 +33,7 @@ class Daemon:
     @property
     def alive(self) -> bool:
         """Whether it runs; a zombie does not."""
-        return start_time(self.pid) == self.started
+        return process_start_time(self.pid) == self.started
 
 
 def find_tool(name: str) -> str:
@@ -54,7 +54,7 @@ def parents() -> dict[int, int]:
     """Return the parent of every process on this machine, by pid."""
     table = {}
     for entry in os.listdir("/proc"):
-        fields = stat_fields(int(entry)) if entry.isdigit() else None
+        fields = read_proc_stat(int(entry)) if entry.isdigit() else None
         if fields is not None:
             table[int(entry)] = int(fields[1])
     return table
@@ -97,7 +97,7 @@ def spawn(name: str, argv: Sequence[str], *, output: Path, env: Mapping[str, str
     pid = os.posix_spawn(
         argv[0], list(argv), dict(env), file_actions=actions, setsid=True, setsigmask=(), setsigdef=reset
     )
-    started = start_time(pid)
+    started = process_start_time(pid)
     return Daemon(name=name, pid=pid, started=-1 if started is None else started)
 
 
@@ -135,7 +135,7 @@ def kill(daemons: Iterable[Daemon]) -> None:
 def kill_tree(root: Daemon) -> None:
     """End a process and all below it by SIGKILL."""
     if root.alive:
-        stamped = ((pid, start_time(pid)) for pid in descendants([root.pid]))
+        stamped = ((pid, process_start_time(pid)) for pid in descendants([root.pid]))
         kill([Daemon(name=root.name, pid=pid, started=started) for pid, started in stamped if started is not None])
 
 
@@ -166,7 +166,7 @@ def job_processes(root: Path, conf: Path) -> list[Daemon]:
     """
     minders = {pid for pid in parents() if _is_minder(pid, root)}
     found = descendants(minders) | {pid for pid in parents() if _is_in_job(pid, conf)}
-    stamped = ((pid, start_time(pid)) for pid in found - {os.getpid()})
+    stamped = ((pid, process_start_time(pid)) for pid in found - {os.getpid()})
     return [Daemon(name="job", pid=pid, started=started) for pid, started in stamped if started is not None]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hsadml_dist.slurm.box import conf
-from hsadml_dist.slurm.box.conf import Layout
+from hsadml_dist.slurm.box.conf import ClusterLayout
 
 GPUS_PER_NODE = 4
 # Below the ports that the kernel hands out for outgoing connections.
@@ -63,7 +63,7 @@ def fake_gpus(root: Path) -> tuple[str, ...]:
     return tuple(str(path) for path in made if path.exists())
 
 
-def write_files(layout: Layout) -> None:
+def write_files(layout: ClusterLayout) -> None:
     root = Path(layout.root)
     for name in ("munge", "state", "spool", "pid", "log", *(f"spool/{node.name}" for node in layout.nodes)):
         (root / name).mkdir(exist_ok=True, mode=0o755)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hsadml_dist.errors import ClusterError
 from hsadml_dist.slurm.box import daemons
-from hsadml_dist.slurm.box.conf import Node
+from hsadml_dist.slurm.box.conf import ClusterNode
 from hsadml_dist.slurm.box.daemons import Daemon
 
 # 198.18.0.0/15 is set aside for tests of network devices (RFC 2544): no site routes it.
@@ -51,7 +51,7 @@ class Bridge:
         return f"hsv{self.number}n{index}"
 
 
-def require() -> None:
+def require_namespaces() -> None:
     """Check that namespaces can be had.
 
     Raises:
@@ -104,7 +104,7 @@ def mend_cable(bridge: Bridge, index: int) -> None:
 
 
 def start_node(
-    node: Node,
+    node: ClusterNode,
     index: int,
     bridge: Bridge,
     argv: Sequence[str],
@@ -148,14 +148,14 @@ def _first_process(name: str, outer: Daemon, log: Path) -> Daemon:
     # unshare forks once the namespaces exist; its only child is the node's first process.
     daemons.wait_until(lambda: bool(daemons.children(outer.pid)) or not outer.alive, seconds=10)
     for pid in daemons.children(outer.pid):
-        started = daemons.start_time(pid)
+        started = daemons.process_start_time(pid)
         if started is not None:
             return Daemon(name=name, pid=pid, started=started)
     reason = log.read_text(errors="replace").strip().splitlines()[-1:] if log.exists() else []
     raise ClusterError(f"cannot create a node's namespaces: {''.join(reason) or 'no reason given'}")
 
 
-def _boot_script(node: Node, root: Path, argv: Sequence[str], hide: Sequence[str]) -> str:
+def _boot_script(node: ClusterNode, root: Path, argv: Sequence[str], hide: Sequence[str]) -> str:
     # The shell stays as the node's first process: it adopts and reaps what jobs leave behind.
     binds = [("hosts", "/etc/hosts"), ("nsswitch.conf", "/etc/nsswitch.conf"), ("resolv.conf", "/etc/resolv.conf")]
     lines = [f"hostname {node.name}", "mount --make-rprivate /"]

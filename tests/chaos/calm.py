@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hsadml_dist.data.index import load_index
-from tests.chaos.evidence import Calm
-from tests.chaos.training import Job, hsadml
+from tests.chaos.evidence import BaselineResult
+from tests.chaos.training import TrainingJob, hsadml
 
 PATIENTS = 20
 
@@ -21,7 +21,7 @@ def build_shards(folder: Path) -> Path:
 
 
 @dataclass
-class Grounds:
+class Workspace:
     """Where faults are done: shards, the calm runs, and fresh run folders.
 
     Attributes:
@@ -31,27 +31,27 @@ class Grounds:
 
     folder: Path
     shards: Path
-    _calm: dict[int, Calm] = field(default_factory=dict)
+    _calm: dict[int, BaselineResult] = field(default_factory=dict)
     _jobs: int = 0
 
     @staticmethod
-    def prepare(folder: Path) -> Grounds:
+    def prepare(folder: Path) -> Workspace:
         """Build the shards."""
-        return Grounds(folder=folder, shards=build_shards(folder))
+        return Workspace(folder=folder, shards=build_shards(folder))
 
-    def calm(self, world: int) -> Calm:
+    def calm(self, world: int) -> BaselineResult:
         """Return what the undisturbed run of ``world`` ranks comes to; it is made once."""
         if world not in self._calm:
             self._calm[world] = self._made(world)
         return self._calm[world]
 
-    def job(self, world: int, workers: int, overrides: Sequence[str] = ()) -> Job:
+    def job(self, world: int, workers: int, overrides: Sequence[str] = ()) -> TrainingJob:
         """Return a training in a run folder of its own."""
         self._jobs += 1
         folder = self.folder / f"job-{self._jobs:03d}"
         switches = folder / "switches"
         switches.mkdir(parents=True)
-        return Job(
+        return TrainingJob(
             run=folder / "run",
             shards=self.shards,
             world=world,
@@ -60,8 +60,8 @@ class Grounds:
             switches=switches,
         )
 
-    def _made(self, world: int) -> Calm:
-        job = Job(run=self.folder / f"calm-{world}" / "run", shards=self.shards, world=world, workers=0)
+    def _made(self, world: int) -> BaselineResult:
+        job = TrainingJob(run=self.folder / f"calm-{world}" / "run", shards=self.shards, world=world, workers=0)
         job.run.parent.mkdir()
         code, stderr = job.finish()
         assert code == 0, stderr
@@ -70,4 +70,4 @@ class Grounds:
         (attempt,) = job.attempts()
         index = load_index(self.shards)
         keys = (index.samples[position].key for position in index.outside_folds([0]))
-        return Calm(digest=digest, ledger=dict(attempt.ledger), samples=frozenset(keys))
+        return BaselineResult(digest=digest, ledger=dict(attempt.ledger), samples=frozenset(keys))

@@ -14,18 +14,18 @@ from dataclasses import dataclass
 
 from hsadml_dist.errors import ExitCode
 from hsadml_dist.run.folder import RunFolder
-from tests.chaos.calm import Grounds
+from tests.chaos.calm import Workspace
 from tests.chaos.evidence import (
     Fault,
     allowed_loss,
+    decide_outcome,
     end_problems,
     loss_problems,
     lost_steps,
     redone_steps,
     save_under_way,
-    verdict,
 )
-from tests.chaos.training import EVERY, STEPS, Start, Stuck
+from tests.chaos.training import EVERY, STEPS, LaunchedTraining, TimedOut
 
 NOTICES = {"TERM": signal.SIGTERM, "USR2": signal.SIGUSR2}
 SLOW_DISK_SECONDS = "0.4"
@@ -38,7 +38,7 @@ SAVED_FILES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cut:
+class Interruption:
     """One way to cut a run short.
 
     Attributes:
@@ -78,10 +78,10 @@ class Cut:
         return needed.get(self.when, ())
 
 
-def _cuts(world: int, workers: int, *ways: str) -> tuple[Cut, ...]:
+def _cuts(world: int, workers: int, *ways: str) -> tuple[Interruption, ...]:
     """Return cuts from texts such as ``TERM`` and ``KILL all@save``."""
     pairs = (way.partition("@") for way in ways)
-    return tuple(Cut(world=world, workers=workers, how=how, when=when or "step") for how, _, when in pairs)
+    return tuple(Interruption(world=world, workers=workers, how=how, when=when or "step") for how, _, when in pairs)
 
 
 MATRIX = (
@@ -94,11 +94,11 @@ MATRIX = (
 )
 
 
-def run_cut(grounds: Grounds, cut: Cut, draw: random.Random) -> Fault:
+def run_cut(grounds: Workspace, cut: Interruption, draw: random.Random) -> Fault:
     """Start a run, cut it, start it again, and judge its end."""
     began = time.monotonic()
     job = grounds.job(cut.world, cut.workers, cut.overrides)
-    done = Done()
+    done = InterruptionDone()
     problems: list[str] = []
     try:
         with job.started() as start:
@@ -106,7 +106,7 @@ def run_cut(grounds: Grounds, cut: Cut, draw: random.Random) -> Fault:
             codes = [start.exit_code()]
         problems += _aftermath(cut, start, codes[0])
         codes.append(job.finish()[0])
-    except Stuck as fault:
+    except TimedOut as fault:
         codes, problems = [], [*problems, str(fault)]
     if cut.when == "evaluation" and not RunFolder(job.run).result.exists():
         problems.append("there is no verdict in the end")
@@ -115,7 +115,7 @@ def run_cut(grounds: Grounds, cut: Cut, draw: random.Random) -> Fault:
     problems += end_problems(codes[-1] if codes else -1, job.digest(), attempts, grounds.calm(cut.world))
     allowed = 0 if cut.is_notice or not attempts else allowed_loss(attempts[0], EVERY, beside=cut.when != "wait")
     problems += loss_problems(lost, allowed)
-    outcome, detail = verdict(problems, "survived", f"went on from step {attempts[-1].parent}")
+    outcome, detail = decide_outcome(problems, "survived", f"went on from step {attempts[-1].parent}")
     return Fault(
         kind=cut.kind,
         step=done.step,
@@ -136,16 +136,16 @@ def run_cut(grounds: Grounds, cut: Cut, draw: random.Random) -> Fault:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Done:
+class InterruptionDone:
     """What a cut was done to, and after which step."""
 
     step: int | None = None
     pids: tuple[int, ...] = ()
 
 
-def make(cut: Cut, start: Start, draw: random.Random) -> Done:
+def make(cut: Interruption, start: LaunchedTraining, draw: random.Random) -> InterruptionDone:
     """Wait for the cut's moment, drawn where it is free, and cut."""
-    moments: dict[str, Callable[[Start, random.Random], None]] = {
+    moments: dict[str, Callable[[LaunchedTraining, random.Random], None]] = {
         "step": _at_a_step,
         "start": _before_step_1,
         "save": _in_a_save,
@@ -158,10 +158,10 @@ def make(cut: Cut, start: Start, draw: random.Random) -> Done:
     for pid in pids:
         os.kill(pid, NOTICES.get(cut.how, signal.SIGKILL))
     (start.job.switches / "slow-disk").unlink(missing_ok=True)
-    return Done(step=step, pids=tuple(pids))
+    return InterruptionDone(step=step, pids=tuple(pids))
 
 
-def _victims(cut: Cut, start: Start, draw: random.Random) -> Sequence[int]:
+def _victims(cut: Interruption, start: LaunchedTraining, draw: random.Random) -> Sequence[int]:
     ranks = start.rank_pids()
     if cut.how == "KILL all":
         return ranks
@@ -174,39 +174,39 @@ def _victims(cut: Cut, start: Start, draw: random.Random) -> Sequence[int]:
     return [draw.choice(ranks)]
 
 
-def _at_a_step(start: Start, draw: random.Random) -> None:
+def _at_a_step(start: LaunchedTraining, draw: random.Random) -> None:
     # A worker's last batches may all be there already; its death near the end is no fault to anybody.
     start.wait_for_step(draw.randint(1, STEPS - 2 - AHEAD * start.job.workers))
 
 
-def _before_step_1(start: Start, draw: random.Random) -> None:
+def _before_step_1(start: LaunchedTraining, draw: random.Random) -> None:
     time.sleep(draw.uniform(0.0, LONGEST_START))
     if start.step():
-        raise Stuck("the first step was done before the cut")
+        raise TimedOut("the first step was done before the cut")
 
 
-def _in_a_save(start: Start, draw: random.Random) -> None:
+def _in_a_save(start: LaunchedTraining, draw: random.Random) -> None:
     (start.job.switches / "slow-disk").write_text(SLOW_DISK_SECONDS)
     written = draw.randint(0, SAVED_FILES)
     root = RunFolder(start.job.run).checkpoints
     start.wait(lambda: any(len(list(tmp.iterdir())) >= written for tmp in root.glob(".*.tmp")), "a save")
 
 
-def _in_evaluation(start: Start, draw: random.Random) -> None:
+def _in_evaluation(start: LaunchedTraining, draw: random.Random) -> None:
     start.wait_for_event("checkpoint", STEPS)
     time.sleep(draw.uniform(0.0, 0.3))
 
 
-def _aftermath(cut: Cut, start: Start, code: int) -> list[str]:
+def _aftermath(cut: Interruption, start: LaunchedTraining, code: int) -> list[str]:
     """Return why the cut was not the one that was meant, or its exit code not the one promised."""
     attempts = start.job.attempts()
     last = attempts[-1] if attempts else None
-    allowed = {ExitCode.STOPPED} if cut.is_notice else {ExitCode.INTERNAL}
+    allowed = {ExitCode.STOPPED} if cut.is_notice else {ExitCode.INTERNAL_ERROR}
     problems = []
     if cut.when in ("save", "wait") and not list(RunFolder(start.job.run).checkpoints.glob(".*.tmp")):
         problems.append("no half-written checkpoint is left: the save was over before the cut")
     if cut.when == "evaluation":
-        allowed |= {ExitCode.DONE} if cut.is_notice else set()
+        allowed |= {ExitCode.SUCCESS} if cut.is_notice else set()
         if last is None or (not cut.is_notice and "finished" in dict(last.events)):
             problems.append("the evaluation was over before the cut")
     if code not in allowed:

@@ -8,14 +8,14 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from hsadml_dist.checkpoint.layout import COMMIT, committed, lineage, parents
+from hsadml_dist.checkpoint.layout import COMMIT, lineage, list_checkpoints, read_parents
 from hsadml_dist.data.index import load_index
 from hsadml_dist.data.sample import IMAGE
 from hsadml_dist.errors import ExitCode
 from hsadml_dist.run.folder import RunFolder
-from tests.chaos.calm import Grounds
+from tests.chaos.calm import Workspace
 from tests.chaos.evidence import Fault
-from tests.chaos.tour import Entry, Tour, tour
+from tests.chaos.tour import FaultSequence, PendingFault, new_sequence
 from tests.chaos.training import STEPS
 
 FIRST_STOP = 10
@@ -23,9 +23,9 @@ FIRST_STOP = 10
 TORN_ROW = '{"step": 7, "atte'
 
 
-def damaged_checkpoints(grounds: Grounds, draw: random.Random) -> Iterable[Fault]:
+def damaged_checkpoints(grounds: Workspace, draw: random.Random) -> Iterable[Fault]:
     """The newest checkpoint damaged before a start, which must fall back and say so."""
-    trip = tour(grounds, draw, 2, 0)
+    trip = new_sequence(grounds, draw, 2, 0)
     damages: dict[str, Callable[[Path, random.Random], str]] = {
         "truncated checkpoint file": truncate,
         "bit-flipped checkpoint file": flip,
@@ -40,9 +40,9 @@ def damaged_checkpoints(grounds: Grounds, draw: random.Random) -> Iterable[Fault
     return trip.finish()
 
 
-def damaged_rows(grounds: Grounds, draw: random.Random) -> Iterable[Fault]:
+def damaged_rows(grounds: Workspace, draw: random.Random) -> Iterable[Fault]:
     """Rows and attempts as a power loss leaves them."""
-    trip = tour(grounds, draw, 1, 0)
+    trip = new_sequence(grounds, draw, 1, 0)
     with trip.fault("torn last rows") as entry:
         entry.step = trip.stop()
         last = RunFolder(trip.job.run).attempts()[-1]
@@ -62,20 +62,20 @@ def damaged_rows(grounds: Grounds, draw: random.Random) -> Iterable[Fault]:
     return trip.finish()
 
 
-def damaged_shard(grounds: Grounds, draw: random.Random) -> Iterable[Fault]:
+def damaged_shard(grounds: Workspace, draw: random.Random) -> Iterable[Fault]:
     """A flipped byte in a sample that will be read; with one rank and with two, with and without a worker."""
     for world, workers in ((1, 0), (2, 1)):
-        trip = tour(grounds, draw, world, workers)
+        trip = new_sequence(grounds, draw, world, workers)
         with trip.fault("flipped byte in a shard", good="clear_error") as entry:
             read_damage(trip, entry)
         yield from trip.finish()
 
 
-def damaged_newest(trip: Tour, entry: Entry, damage: Callable[[Path, random.Random], str]) -> None:
+def damaged_newest(trip: FaultSequence, entry: PendingFault, damage: Callable[[Path, random.Random], str]) -> None:
     """Damage the last stop's checkpoint and start: it must go on from the one before and name the damaged one."""
     entry.step = trip.reached
     folder = RunFolder(trip.job.run)
-    last, before = lineage(committed(folder), parents(folder))[:2]
+    last, before = lineage(list_checkpoints(folder), read_parents(folder))[:2]
     entry.detail.append(damage(folder.checkpoints / str(last), trip.draw))
     with trip.started() as start:
         start.wait_for_event("resumed")
@@ -135,7 +135,7 @@ def flip_bit(path: Path, place: int) -> None:
         file.write(bytes([byte ^ 0x10]))
 
 
-def read_damage(trip: Tour, entry: Entry) -> None:
+def read_damage(trip: FaultSequence, entry: PendingFault) -> None:
     """Damage a sample that a later step reads first, see the run end at that step, and put the byte back."""
     calm = trip.grounds.calm(trip.job.world).ledger
     step = trip.draw.randint(3, 4)  # within the first epoch, so that no earlier step reads it
@@ -151,11 +151,11 @@ def read_damage(trip: Tour, entry: Entry) -> None:
             entry.step = start.step()
     finally:
         flip_bit(shard, offset + size // 2)
-    trip.expect_code(entry, ExitCode.USER)
+    trip.expect_code(entry, ExitCode.USER_ERROR)
     trip.expect_clear_error(entry, start, shard.name, key)
     trip.expect_loss(entry)
     if entry.step != step - 1:
         entry.problems.append(f"ended after step {entry.step}, though step {step} of {STEPS} reads the sample")
 
 
-STORIES = (damaged_checkpoints, damaged_rows, damaged_shard)
+FAULTS = (damaged_checkpoints, damaged_rows, damaged_shard)

@@ -10,21 +10,21 @@ from typing import Any
 
 from hsadml_dist.errors import ExitCode
 from hsadml_dist.run.merged import merged_ledger, merged_metrics
-from tests.chaos.calm import Grounds
-from tests.chaos.training import STEPS, Job, Stuck
+from tests.chaos.calm import Workspace
+from tests.chaos.training import STEPS, TimedOut, TrainingJob
 
 WORLDS = (4, 2, 1, 4)
 TOLERANCE = 1e-9
 FP64 = ("engine.precision=fp64",)
 
 
-def elastic_chain(grounds: Grounds, draw: random.Random) -> dict[str, Any]:
+def elastic_chain(grounds: Workspace, draw: random.Random) -> dict[str, Any]:
     """Return the chain's figures: whether its ledger is the calm one's, how far its losses are, where it stopped."""
     calm = grounds.job(WORLDS[0], 0, FP64)
-    _expect(calm.finish(), ExitCode.DONE)
+    _expect(calm.finish(), ExitCode.SUCCESS)
     chain = grounds.job(WORLDS[0], 0, FP64)
     handed_over = _stops(chain, draw)
-    _expect(replace(chain, world=WORLDS[-1]).finish(), ExitCode.DONE)
+    _expect(replace(chain, world=WORLDS[-1]).finish(), ExitCode.SUCCESS)
     ledgers = [[(row["step"], row["keys"]) for row in merged_ledger(job.run)] for job in (calm, chain)]
     losses = [[row["loss"] for row in merged_metrics(job.run)] for job in (calm, chain)]
     return judged_chain(ledgers, losses) | {"worlds": WORLDS, "handed_over_at": handed_over}
@@ -38,7 +38,7 @@ def judged_chain(ledgers: Sequence[Sequence[Any]], losses: Sequence[Sequence[flo
     return {"same_ledger": same, "largest_loss_difference": largest, "good": same and whole and largest <= TOLERANCE}
 
 
-def _stops(chain: Job, draw: random.Random) -> list[int]:
+def _stops(chain: TrainingJob, draw: random.Random) -> list[int]:
     """Train with each number of ranks but the last for a while; return the steps at which it was stopped."""
     stops = []
     for part, world in enumerate(WORLDS[:-1]):
@@ -52,4 +52,4 @@ def _stops(chain: Job, draw: random.Random) -> list[int]:
 
 def _expect(end: tuple[int, str], code: int) -> None:
     if end[0] != code:
-        raise Stuck(f"exit code {end[0]}, not {code}: {end[1][-400:]}")
+        raise TimedOut(f"exit code {end[0]}, not {code}: {end[1][-400:]}")

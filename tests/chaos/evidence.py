@@ -29,7 +29,7 @@ SHOWN = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attempt:
+class AttemptRecord:
     """What one attempt left behind.
 
     Attributes:
@@ -53,7 +53,7 @@ class Attempt:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calm:
+class BaselineResult:
     """What the undisturbed run came to.
 
     Attributes:
@@ -94,7 +94,7 @@ class Fault:
         return asdict(self)
 
 
-def lost_steps(attempts: Sequence[Attempt]) -> list[int]:
+def lost_steps(attempts: Sequence[AttemptRecord]) -> list[int]:
     """Return, for each attempt that another one followed, how many of its steps the follower had to redo.
 
     An attempt that ended before it chose a checkpoint neither loses nor keeps anything.
@@ -103,7 +103,7 @@ def lost_steps(attempts: Sequence[Attempt]) -> list[int]:
     return [before.reached - (after.parent or 0) for before, after in itertools.pairwise(started)]
 
 
-def allowed_loss(attempt: Attempt, every: int, *, beside: bool = True) -> int:
+def allowed_loss(attempt: AttemptRecord, every: int, *, beside: bool = True) -> int:
     """Return how many steps an attempt that was killed may lose: those since its newest checkpoint that was there.
 
     An interval is the most. Where saves go on beside the steps, those done during one come on top; the next save waits
@@ -113,19 +113,19 @@ def allowed_loss(attempt: Attempt, every: int, *, beside: bool = True) -> int:
     return min(attempt.reached - saved, 2 * every if beside else every)
 
 
-def save_under_way(attempt: Attempt, every: int) -> bool:
+def save_under_way(attempt: AttemptRecord, every: int) -> bool:
     """Whether an attempt ended before a checkpoint was there whose step it had done."""
     saved = max([attempt.parent or 0, *(step for event, step in attempt.events if event == "checkpoint")])
     return attempt.reached // every > saved // every
 
 
-def redone_steps(attempts: Iterable[Attempt]) -> int:
+def redone_steps(attempts: Iterable[AttemptRecord]) -> int:
     """Return how many rows are about a step that another row is about too."""
     steps = [step for attempt in attempts for step in attempt.steps]
     return len(steps) - len(set(steps))
 
 
-def ledger_problems(attempts: Sequence[Attempt], calm: Calm) -> list[str]:
+def ledger_problems(attempts: Sequence[AttemptRecord], calm: BaselineResult) -> list[str]:
     """Return what in the ledger of a whole run is not as in the calm run's; an empty list is right."""
     problems = [problem for attempt in attempts for problem in _attempt_problems(attempt, calm)]
     merged = {step: keys for attempt in attempts for step, keys in attempt.ledger}
@@ -148,7 +148,7 @@ def epoch_problems(keys: Sequence[str], samples: frozenset[str]) -> list[str]:
     return problems
 
 
-def _attempt_problems(attempt: Attempt, calm: Calm) -> Iterable[str]:
+def _attempt_problems(attempt: AttemptRecord, calm: BaselineResult) -> Iterable[str]:
     steps = [step for step, _ in attempt.ledger]
     expected = list(range((attempt.parent or 0) + 1, (attempt.parent or 0) + 1 + len(steps)))
     if steps != expected:
@@ -194,7 +194,7 @@ def clear_error_problems(exit_code: int, stderr: str, *, names: Sequence[str] = 
     return problems
 
 
-def end_problems(exit_code: int, digest: str, attempts: Sequence[Attempt], calm: Calm) -> list[str]:
+def end_problems(exit_code: int, digest: str, attempts: Sequence[AttemptRecord], calm: BaselineResult) -> list[str]:
     """Return why a run that has been disturbed did not end as the calm one."""
     problems = [] if exit_code == 0 else [f"the last start ended with exit code {exit_code}"]
     if digest != calm.digest:
@@ -215,7 +215,7 @@ def loss_problems(lost: int, allowed: int) -> list[str]:
     return [f"{lost} steps lost, at most {allowed} allowed"] if lost > allowed else []
 
 
-def verdict(problems: Sequence[str], good: Outcome, detail: str) -> tuple[Outcome, str]:
+def decide_outcome(problems: Sequence[str], good: Outcome, detail: str) -> tuple[Outcome, str]:
     """Return the outcome and its detail: ``good`` without problems, else lost."""
     return ("lost", "; ".join(problems)) if problems else (good, detail)
 

@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from tests.chaos import damaged, stuck, surrounded, told
-from tests.chaos.calm import Grounds
+from tests.chaos.calm import Workspace
 from tests.chaos.cuts import MATRIX, run_cut
 from tests.chaos.elastic import elastic_chain
 from tests.chaos.evidence import Fault, as_document
-from tests.chaos.training import Stuck
+from tests.chaos.training import TimedOut
 
 PARTS = ("cuts", "faults", "elastic")
 LEAST_FAULTS, LEAST_KINDS = 50, 12
 
-Story = Callable[[Grounds, random.Random], Iterable[Fault]]
+Story = Callable[[Workspace, random.Random], Iterable[Fault]]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     chain: dict[str, Any] | None = None
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="hsadml-chaos-") as folder:
-        grounds = Grounds.prepare(Path(folder))
+        grounds = Workspace.prepare(Path(folder))
         for fault in all_faults(grounds, options):
             faults.append(fault)
             _say(_line(fault))
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if problems else 0
 
 
-def all_faults(grounds: Grounds, options: argparse.Namespace) -> Iterator[Fault]:
+def all_faults(grounds: Workspace, options: argparse.Namespace) -> Iterator[Fault]:
     """Do the chosen parts' faults one after the other; each draws from a seed of its own."""
     if "cuts" in options.parts:
         for number, cut in enumerate(MATRIX):
@@ -63,7 +63,7 @@ def all_faults(grounds: Grounds, options: argparse.Namespace) -> Iterator[Fault]
 
 
 def _stories() -> list[Story]:
-    stories: list[Story] = [*told.STORIES, *damaged.STORIES, *surrounded.STORIES, *stuck.STORIES]
+    stories: list[Story] = [*told.FAULTS, *damaged.FAULTS, *surrounded.FAULTS, *stuck.FAULTS]
     if surrounded.may_mount():
         return [*stories, *surrounded.NEED_MOUNTS]
     names = ", ".join(story.__name__ for story in surrounded.NEED_MOUNTS)
@@ -71,19 +71,19 @@ def _stories() -> list[Story]:
     return stories
 
 
-def _told(story: Story, grounds: Grounds, draw: random.Random) -> Iterable[Fault]:
+def _told(story: Story, grounds: Workspace, draw: random.Random) -> Iterable[Fault]:
     """Do a story; one that gets stuck between its faults is a lost one."""
     try:
         yield from story(grounds, draw)
-    except Stuck as fault:
+    except TimedOut as fault:
         name = f"story {story.__name__}"
         yield Fault(kind=name, step=None, pids=(), exit_codes=(), outcome="lost", detail=str(fault))
 
 
-def _elastic(grounds: Grounds, seed: int) -> dict[str, Any]:
+def _elastic(grounds: Workspace, seed: int) -> dict[str, Any]:
     try:
         chain = elastic_chain(grounds, random.Random(f"{seed} elastic"))
-    except Stuck as fault:
+    except TimedOut as fault:
         chain = {"good": False, "detail": str(fault)}
     _say("elastic chain: " + ", ".join(f"{name} {value}" for name, value in chain.items()))
     return chain

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Sequence
 
 from hsadml_dist.errors import ExitCode
 from hsadml_dist.run.folder import RunFolder
-from tests.chaos.calm import Grounds
+from tests.chaos.calm import Workspace
 from tests.chaos.evidence import Fault, clear_error_problems, snapshot_problems
-from tests.chaos.tour import ENDS_WITHIN, Entry, Tour, last_line, snapshot, tour
-from tests.chaos.training import Start, Stuck
+from tests.chaos.tour import ENDS_WITHIN, FaultSequence, PendingFault, last_line, new_sequence, snapshot
+from tests.chaos.training import LaunchedTraining, TimedOut
 
 TIME_OUT = 6
 """Seconds that a step may take; steps take a hundredth of it."""
@@ -22,9 +22,9 @@ REPORT_WITHIN = 2.0
 LONG_AGO = 3600.0
 
 
-def hangs(grounds: Grounds, draw: random.Random) -> Iterable[Fault]:
+def hangs(grounds: Workspace, draw: random.Random) -> Iterable[Fault]:
     """Two ranks, of which one stops for good: its peer must end the run and name it."""
-    trip = tour(grounds, draw, 2, 1, f"run.step_timeout_seconds={TIME_OUT}")
+    trip = new_sequence(grounds, draw, 2, 1, f"run.step_timeout_seconds={TIME_OUT}")
     trip.stop()
     for kind, rank in (("hung rank 1", 1), ("hung rank 0", 0)):
         hung(trip, kind, rank)
@@ -32,17 +32,17 @@ def hangs(grounds: Grounds, draw: random.Random) -> Iterable[Fault]:
     return trip.finish()
 
 
-def too_late(grounds: Grounds, draw: random.Random) -> Iterable[Fault]:
+def too_late(grounds: Workspace, draw: random.Random) -> Iterable[Fault]:
     """All ranks paused and given up; they wake when their successor is under way, or when it has ended."""
     # All are kept: so what vanishes was not removed by the successor's right.
-    trip = tour(grounds, draw, 2, 0, "checkpoint.keep=100")
+    trip = new_sequence(grounds, draw, 2, 0, "checkpoint.keep=100")
     trip.stop()
     woken(trip, while_running=True)
     woken(trip, while_running=False)
     return trip.finish()
 
 
-def hung(trip: Tour, kind: str, rank: int) -> None:
+def hung(trip: FaultSequence, kind: str, rank: int) -> None:
     """SIGSTOP for good."""
     with trip.fault(kind, good="clear_error") as entry, trip.started() as start:
         entry.step = start.wait_for_step(trip.next_step(3))
@@ -51,7 +51,7 @@ def hung(trip: Tour, kind: str, rank: int) -> None:
         trip.expect_loss(entry)
 
 
-def hung_worker(trip: Tour) -> None:
+def hung_worker(trip: FaultSequence) -> None:
     """SIGSTOP for good of a loader worker."""
     with trip.fault("hung loader worker", good="clear_error") as entry, trip.started() as start:
         entry.step = start.wait_for_step(trip.next_step(3))
@@ -61,7 +61,7 @@ def hung_worker(trip: Tour) -> None:
         trip.expect_loss(entry)
 
 
-def stop_and_time(trip: Tour, entry: Entry, start: Start, pid: int) -> None:
+def stop_and_time(trip: FaultSequence, entry: PendingFault, start: LaunchedTraining, pid: int) -> None:
     """Stop a process for good and measure how long it takes until somebody says so."""
     entry.pids = (pid,)
     os.kill(pid, signal.SIGSTOP)
@@ -71,10 +71,10 @@ def stop_and_time(trip: Tour, entry: Entry, start: Start, pid: int) -> None:
     if entry.figures["told_after"] > TIME_OUT + REPORT_WITHIN:
         entry.problems.append(f"told after {entry.figures['told_after']} s, with a time-out of {TIME_OUT} s")
     trip.note_end(entry, start)
-    trip.expect_code(entry, ExitCode.INTERNAL)
+    trip.expect_code(entry, ExitCode.INTERNAL_ERROR)
 
 
-def woken(trip: Tour, *, while_running: bool) -> None:
+def woken(trip: FaultSequence, *, while_running: bool) -> None:
     """Pause all of an attempt, let another one take over, and wake the first: it may harm nobody."""
     moment = "while its successor runs" if while_running else "after its successor has stopped"
     with trip.fault(f"paused ranks that wake {moment}") as entry, trip.started() as old:
@@ -97,7 +97,7 @@ def woken(trip: Tour, *, while_running: bool) -> None:
             wake(trip, entry, old, None)
 
 
-def wake(trip: Tour, entry: Entry, old: Start, new: Start | None) -> None:
+def wake(trip: FaultSequence, entry: PendingFault, old: LaunchedTraining, new: LaunchedTraining | None) -> None:
     """Let the paused go on; they must end by themselves, with one line, and write nothing that others read."""
     run = RunFolder(trip.job.run)
     mine = run.attempt(old.before + 1).number
@@ -107,8 +107,8 @@ def wake(trip: Tour, entry: Entry, old: Start, new: Start | None) -> None:
     entry.codes.append(code)
     entry.problems += clear_error_problems(code, old.stderr)
     entry.detail.append(last_line(old.stderr))
-    if code != ExitCode.HELD:
-        entry.problems.append(f"the woken ranks' exit code is {code}, not {int(ExitCode.HELD)}")
+    if code != ExitCode.RUN_LOCKED:
+        entry.problems.append(f"the woken ranks' exit code is {code}, not {int(ExitCode.RUN_LOCKED)}")
     problems = snapshot_problems(before, _of_others(run, mine, while_running=new is not None))
     # What is new while a successor runs is its own, unless it bears the woken attempt's number.
     name = f"attempt-{mine:04d}"
@@ -128,7 +128,7 @@ def signal_all(pids: Sequence[int], number: int) -> None:
         try:
             os.kill(pid, number)
         except ProcessLookupError as fault:
-            raise Stuck(f"process {pid} is gone") from fault
+            raise TimedOut(f"process {pid} is gone") from fault
 
 
-STORIES = (hangs, too_late)
+FAULTS = (hangs, too_late)

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from hsadml_dist.errors import ExitCode
 from hsadml_dist.run.folder import RunFolder
-from tests.chaos.calm import Grounds
+from tests.chaos.calm import Workspace
 from tests.chaos.evidence import Fault, snapshot_problems
 from tests.chaos.told import SLOW_DISK_SECONDS
-from tests.chaos.tour import Tour, snapshot, tour
-from tests.chaos.training import Stuck
+from tests.chaos.tour import FaultSequence, new_sequence, snapshot
+from tests.chaos.training import TimedOut
 
 DAY = 86400
 DISK = "6m"
@@ -33,9 +33,9 @@ IDENTITY = ("train.seed=1", "optim.lr=1e-3", "train.global_batch=12", "train.ste
 """Settings that a run cannot change; its length cannot shrink."""
 
 
-def ports_and_clock(grounds: Grounds, draw: random.Random) -> Iterable[Fault]:
+def ports_and_clock(grounds: Workspace, draw: random.Random) -> Iterable[Fault]:
     """Two ranks that meet on a crowded machine whose clock jumps."""
-    trip = tour(grounds, draw, 2, 0)
+    trip = new_sequence(grounds, draw, 2, 0)
     trip.stop()
     ports_taken(trip)
     stale_rendezvous(trip)
@@ -44,9 +44,9 @@ def ports_and_clock(grounds: Grounds, draw: random.Random) -> Iterable[Fault]:
     return trip.finish()
 
 
-def settings(grounds: Grounds, draw: random.Random) -> Iterable[Fault]:
+def settings(grounds: Workspace, draw: random.Random) -> Iterable[Fault]:
     """Changed recipes, refused in a moment, and a second start while the first one runs."""
-    trip = tour(grounds, draw, 1, 0)
+    trip = new_sequence(grounds, draw, 1, 0)
     trip.stop()
     for override in draw.sample(IDENTITY, 3):
         changed_recipe(trip, override)
@@ -55,9 +55,9 @@ def settings(grounds: Grounds, draw: random.Random) -> Iterable[Fault]:
     return trip.finish()
 
 
-def disk(grounds: Grounds, draw: random.Random) -> Iterable[Fault]:
+def disk(grounds: Workspace, draw: random.Random) -> Iterable[Fault]:
     """A run folder on a small disk of its own that fills up, and one that cannot be written; needs root."""
-    trip = tour(grounds, draw, 1, 0)
+    trip = new_sequence(grounds, draw, 1, 0)
     trip.job.run.mkdir()
     with mounted(["-t", "tmpfs", "-o", f"size={DISK}", "hsadml-chaos"], trip.job.run):
         trip.stop()
@@ -67,9 +67,9 @@ def disk(grounds: Grounds, draw: random.Random) -> Iterable[Fault]:
         return trip.finish()
 
 
-def read_only(grounds: Grounds, draw: random.Random) -> Iterable[Fault]:
+def read_only(grounds: Workspace, draw: random.Random) -> Iterable[Fault]:
     """A run folder that is mounted read-only; needs root."""
-    trip = tour(grounds, draw, 2, 0)
+    trip = new_sequence(grounds, draw, 2, 0)
     trip.stop()
     with trip.fault("read-only run folder", good="clear_error") as entry:
         before = snapshot(trip.job.run)
@@ -84,7 +84,7 @@ def read_only(grounds: Grounds, draw: random.Random) -> Iterable[Fault]:
     return trip.finish()
 
 
-def ports_taken(trip: Tour) -> None:
+def ports_taken(trip: FaultSequence) -> None:
     """Somebody listens on the usual port, on the last start's, and on hundreds that the system would give."""
     with trip.fault("ports taken") as entry:
         last = json.loads(RunFolder(trip.job.run).attempts()[-1].rendezvous.read_text())["port"]
@@ -95,7 +95,7 @@ def ports_taken(trip: Tour) -> None:
         trip.expect_loss(entry, 0)
 
 
-def stale_rendezvous(trip: Tour) -> None:
+def stale_rendezvous(trip: FaultSequence) -> None:
     """An earlier attempt's address lies about, on a port where somebody else answers."""
     with trip.fault("stale rendezvous") as entry, contextlib.ExitStack() as held:
         listener = held.enter_context(socket.create_server(("127.0.0.1", 0)))
@@ -107,7 +107,7 @@ def stale_rendezvous(trip: Tour) -> None:
         trip.expect_loss(entry, 0)
 
 
-def clock_jump(trip: Tour, seconds: int) -> None:
+def clock_jump(trip: FaultSequence, seconds: int) -> None:
     """The clock steps by a day in the middle of an attempt, which goes on; so does its successor, at the right time."""
     with trip.fault(f"clock steps {'forward' if seconds > 0 else 'back'} by a day") as entry, trip.started() as start:
         step = start.wait_for_step(trip.next_step())
@@ -122,7 +122,7 @@ def clock_jump(trip: Tour, seconds: int) -> None:
             entry.problems.append("the ranks' clock did not jump")
 
 
-def changed_recipe(trip: Tour, override: str) -> None:
+def changed_recipe(trip: FaultSequence, override: str) -> None:
     """A setting that would make the run another one: refused with the difference, and nothing is written."""
     key, _, value = override.partition("=")
     with trip.fault(f"changed recipe ({key})", good="clear_error") as entry:
@@ -130,13 +130,13 @@ def changed_recipe(trip: Tour, override: str) -> None:
         with trip.started(override) as start:
             trip.note_end(entry, start)
         entry.step = trip.reached
-        trip.expect_code(entry, ExitCode.USER)
+        trip.expect_code(entry, ExitCode.USER_ERROR)
         trip.expect_clear_error(entry, start, key, "was started with", value.lstrip("1e-"))
         entry.problems += snapshot_problems(before, snapshot(trip.job.run))
         trip.expect_loss(entry, 0)
 
 
-def second_start(trip: Tour) -> None:
+def second_start(trip: FaultSequence) -> None:
     """The same command again while the run is under way: refused, and the first goes on."""
     with trip.fault("second start of a running training", good="clear_error") as entry, trip.started() as first:
         entry.step = first.wait_for_step(trip.reached + 1)
@@ -144,7 +144,7 @@ def second_start(trip: Tour) -> None:
         with trip.started() as second:
             trip.note_end(entry, second)
         os.kill(first.rank_pids()[0], signal.SIGCONT)
-        trip.expect_code(entry, ExitCode.HELD)
+        trip.expect_code(entry, ExitCode.RUN_LOCKED)
         trip.expect_clear_error(entry, second, "is still written by process")
         first.process.terminate()
         trip.note_end(entry, first)
@@ -152,7 +152,7 @@ def second_start(trip: Tour) -> None:
         trip.expect_loss(entry, 0)
 
 
-def nonfinite_batch(trip: Tour) -> None:
+def nonfinite_batch(trip: FaultSequence) -> None:
     """An image that is not a number: the run ends with its key and loses no step; without it the run goes on."""
     with trip.fault("non-finite batch", good="clear_error") as entry:
         step = trip.next_step()
@@ -166,12 +166,12 @@ def nonfinite_batch(trip: Tour) -> None:
             trip.note_end(entry, start)
         switch.unlink()
         entry.step = trip.reached
-        trip.expect_code(entry, ExitCode.USER)
+        trip.expect_code(entry, ExitCode.USER_ERROR)
         trip.expect_clear_error(entry, start, key, f"step {expected}")
         trip.expect_loss(entry, 0)
 
 
-def disk_full(trip: Tour, when: str, left: int = 0) -> None:
+def disk_full(trip: FaultSequence, when: str, left: int = 0) -> None:
     """No room for the next checkpoint: found before it is written, or while it is; or none for the next step's row."""
     with trip.fault(f"disk full {when}", good="clear_error") as entry:
         filler = trip.job.run / ".filler"
@@ -185,7 +185,7 @@ def disk_full(trip: Tour, when: str, left: int = 0) -> None:
         entry.detail.append(f"full at step {entry.step}, ended after step {trip.reached}")
         filler.unlink()
         (trip.job.switches / "slow-disk").unlink(missing_ok=True)
-        trip.expect_code(entry, ExitCode.USER)
+        trip.expect_code(entry, ExitCode.USER_ERROR)
         trip.expect_clear_error(entry, start)
         trip.expect_loss(entry)
 
@@ -204,7 +204,7 @@ def may_mount() -> bool:
     """Whether this process may mount: as root, and where the machine allows it."""
     try:
         return os.getuid() == 0 and _mounts_once()
-    except (Stuck, OSError):
+    except (TimedOut, OSError):
         return False
 
 
@@ -221,7 +221,7 @@ def _mounts_once() -> bool:
 def _command(*words: str) -> None:
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise Stuck(f"{' '.join(words)}: {done.stderr.strip()}")
+        raise TimedOut(f"{' '.join(words)}: {done.stderr.strip()}")
 
 
 def _fill(path: Path, left: int) -> None:
@@ -239,5 +239,5 @@ def _listening(held: contextlib.ExitStack, port: int) -> bool:
     return True
 
 
-STORIES = (ports_and_clock, settings)
+FAULTS = (ports_and_clock, settings)
 NEED_MOUNTS = (disk, read_only)

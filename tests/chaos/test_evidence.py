@@ -8,12 +8,13 @@ import json
 import pytest
 
 from tests.chaos.evidence import (
-    Attempt,
-    Calm,
+    AttemptRecord,
+    BaselineResult,
     Fault,
     allowed_loss,
     as_document,
     clear_error_problems,
+    decide_outcome,
     end_problems,
     epoch_problems,
     ledger_problems,
@@ -22,23 +23,22 @@ from tests.chaos.evidence import (
     redone_steps,
     save_under_way,
     snapshot_problems,
-    verdict,
     words_problem,
 )
 
 # Six samples, two a step, three steps an epoch, two epochs.
 KEYS = {1: ("a", "b"), 2: ("c", "d"), 3: ("e", "f"), 4: ("f", "a"), 5: ("b", "c"), 6: ("d", "e")}
-CALM = Calm(digest="d" * 64, ledger=KEYS, samples=frozenset("abcdef"))
+CALM = BaselineResult(digest="d" * 64, ledger=KEYS, samples=frozenset("abcdef"))
 TRACEBACK = """Traceback (most recent call last):
   File "somewhere.py", line 1, in work
 RuntimeError: Connection closed by peer
 """
 
 
-def attempt(number: int, parent: int | None, last: int, **changes: object) -> Attempt:
+def attempt(number: int, parent: int | None, last: int, **changes: object) -> AttemptRecord:
     """An attempt that did the steps after ``parent`` up to ``last`` as the calm run."""
     steps = tuple(range((parent or 0) + 1, last + 1))
-    made = Attempt(number=number, parent=parent, steps=steps, ledger=tuple((step, KEYS[step]) for step in steps))
+    made = AttemptRecord(number=number, parent=parent, steps=steps, ledger=tuple((step, KEYS[step]) for step in steps))
     return dataclasses.replace(made, **changes)
 
 
@@ -56,12 +56,12 @@ def test_steps_lost_and_redone_are_counted_from_the_rows() -> None:
 
 
 def test_an_attempt_that_ended_before_it_chose_a_checkpoint_loses_nothing_and_hides_no_loss() -> None:
-    unborn = Attempt(number=2, parent=None, steps=())
+    unborn = AttemptRecord(number=2, parent=None, steps=())
     assert lost_steps([attempt(1, 0, 5), unborn, attempt(3, 2, 6)]) == [3]
 
 
 def test_an_attempt_that_did_no_step_after_its_checkpoint_loses_none() -> None:
-    idle = Attempt(number=2, parent=3, steps=())
+    idle = AttemptRecord(number=2, parent=3, steps=())
     assert lost_steps([attempt(1, 0, 3), idle, attempt(3, 3, 6)]) == [0, 0]
 
 
@@ -82,15 +82,15 @@ def test_a_killed_attempt_may_lose_what_came_after_its_newest_checkpoint(
     last: int, saved: tuple[int, ...], allowed: int, under_way: bool
 ) -> None:
     events = tuple(("checkpoint", step) for step in saved)
-    killed = Attempt(number=1, parent=0, steps=tuple(range(1, last + 1)), events=events)
+    killed = AttemptRecord(number=1, parent=0, steps=tuple(range(1, last + 1)), events=events)
     assert allowed_loss(killed, 4) == allowed
     assert allowed_loss(killed, 4, beside=False) == min(allowed, 4)
     assert save_under_way(killed, 4) == under_way
 
 
 def test_a_killed_attempt_that_went_on_from_a_checkpoint_may_not_lose_what_came_before() -> None:
-    assert allowed_loss(Attempt(number=2, parent=8, steps=(9, 10)), 4) == 2
-    assert not save_under_way(Attempt(number=2, parent=8, steps=(9, 10)), 4)
+    assert allowed_loss(AttemptRecord(number=2, parent=8, steps=(9, 10)), 4) == 2
+    assert not save_under_way(AttemptRecord(number=2, parent=8, steps=(9, 10)), 4)
 
 
 def test_a_lost_step_beyond_what_is_allowed_is_found() -> None:
@@ -188,8 +188,8 @@ def test_any_change_of_a_folder_is_found() -> None:
 
 
 def test_any_problem_makes_a_fault_lost() -> None:
-    assert verdict([], "survived", "went on") == ("survived", "went on")
-    assert verdict(["a", "b"], "clear_error", "one line") == ("lost", "a; b")
+    assert decide_outcome([], "survived", "went on") == ("survived", "went on")
+    assert decide_outcome(["a", "b"], "clear_error", "one line") == ("lost", "a; b")
 
 
 def test_the_document_holds_every_fault() -> None:

@@ -10,18 +10,18 @@ from collections.abc import Iterable
 
 from hsadml_dist.errors import ExitCode
 from hsadml_dist.run.folder import RunFolder
-from tests.chaos.calm import Grounds
+from tests.chaos.calm import Workspace
 from tests.chaos.evidence import Fault
-from tests.chaos.tour import ENDS_WITHIN, Tour, tour
-from tests.chaos.training import Start, Stuck
+from tests.chaos.tour import ENDS_WITHIN, FaultSequence, new_sequence
+from tests.chaos.training import LaunchedTraining, TimedOut
 
 SLOW_DISK_SECONDS = "0.3"
 PAUSE_SECONDS = 2.0
 
 
-def told(grounds: Grounds, draw: random.Random) -> Iterable[Fault]:
+def told(grounds: Workspace, draw: random.Random) -> Iterable[Fault]:
     """Two ranks with a worker each, told in many ways."""
-    trip = tour(grounds, draw, 2, 1)
+    trip = new_sequence(grounds, draw, 2, 1)
     # First, since a file is seen within half a second, and then many steps may be done.
     stop_file(trip)
     notice_at_a_step(trip)
@@ -32,9 +32,9 @@ def told(grounds: Grounds, draw: random.Random) -> Iterable[Fault]:
     return trip.finish()
 
 
-def killed(grounds: Grounds, draw: random.Random) -> Iterable[Fault]:
+def killed(grounds: Workspace, draw: random.Random) -> Iterable[Fault]:
     """Two ranks whose processes die."""
-    trip = tour(grounds, draw, 2, 1)
+    trip = new_sequence(grounds, draw, 2, 1)
     # First, since near the end nothing is left for a worker to do.
     killed_worker(trip)
     trip.stop()
@@ -47,7 +47,7 @@ def killed(grounds: Grounds, draw: random.Random) -> Iterable[Fault]:
     return trip.finish()
 
 
-def notice_at_a_step(trip: Tour) -> None:
+def notice_at_a_step(trip: FaultSequence) -> None:
     """USR2 to one rank."""
     with trip.fault("USR2 at a step") as entry, trip.started() as start:
         trip.cut(entry, start, [trip.draw.choice(start.rank_pids())], signal.SIGUSR2, trip.next_step())
@@ -55,7 +55,7 @@ def notice_at_a_step(trip: Tour) -> None:
         trip.expect_loss(entry, 0)
 
 
-def second_notice_while_stopping(trip: Tour) -> None:
+def second_notice_while_stopping(trip: FaultSequence) -> None:
     """TERM, and while the stop's checkpoint is written on a slow disk, USR2 to all ranks and TERM once more."""
     with trip.fault("second signal while stopping") as entry, trip.started() as start:
 
@@ -74,7 +74,7 @@ def second_notice_while_stopping(trip: Tour) -> None:
         trip.expect_loss(entry, 0)
 
 
-def save_file(trip: Tour) -> None:
+def save_file(trip: FaultSequence) -> None:
     """A SAVE file, and all ranks killed as soon as it is obeyed: nothing before it may be lost."""
     with trip.fault("SAVE file, then SIGKILL of all") as entry, trip.started() as start:
         entry.step = start.wait_for_step(trip.next_step())
@@ -86,12 +86,12 @@ def save_file(trip: Tour) -> None:
         for pid in entry.pids:
             os.kill(pid, signal.SIGKILL)
         trip.note_end(entry, start)
-        trip.expect_code(entry, ExitCode.INTERNAL)
+        trip.expect_code(entry, ExitCode.INTERNAL_ERROR)
         trip.expect_loss(entry, max(0, trip.reached - saved))
         entry.detail.append(f"saved at step {saved}")
 
 
-def stop_file(trip: Tour) -> None:
+def stop_file(trip: FaultSequence) -> None:
     """A STOP file."""
     with trip.fault("STOP file") as entry, trip.started() as start:
         entry.step = start.wait_for_step(trip.next_step())
@@ -104,7 +104,7 @@ def stop_file(trip: Tour) -> None:
             entry.problems.append("the STOP file is still there: the next start would stop at once")
 
 
-def short_pause(trip: Tour) -> None:
+def short_pause(trip: FaultSequence) -> None:
     """One rank stopped by SIGSTOP for two seconds; the run goes on, and is then told to stop."""
     with trip.fault("paused rank that wakes soon") as entry, trip.started() as start:
         step = start.wait_for_step(trip.next_step())
@@ -118,7 +118,7 @@ def short_pause(trip: Tour) -> None:
         trip.expect_loss(entry, 0)
 
 
-def hang_up(trip: Tour) -> None:
+def hang_up(trip: FaultSequence) -> None:
     """The terminal goes away: HUP to the launcher."""
     with trip.fault("HUP") as entry, trip.started() as start:
         trip.cut(entry, start, [start.process.pid], signal.SIGHUP, trip.next_step())
@@ -126,7 +126,7 @@ def hang_up(trip: Tour) -> None:
         trip.expect_loss(entry, 0)
 
 
-def killed_launcher(trip: Tour) -> None:
+def killed_launcher(trip: FaultSequence) -> None:
     """SIGKILL of the launcher alone; no rank may live on."""
     with trip.fault("SIGKILL of the launcher") as entry, trip.started() as start:
         ranks = start.rank_pids()
@@ -136,11 +136,11 @@ def killed_launcher(trip: Tour) -> None:
         deadline = time.monotonic() + ENDS_WITHIN
         while any(map(_lives, ranks)):
             if time.monotonic() > deadline:
-                raise Stuck(f"ranks {ranks} live on without their launcher")
+                raise TimedOut(f"ranks {ranks} live on without their launcher")
             time.sleep(0.05)
 
 
-def killed_in_a_save(trip: Tour, ground: str, override: str) -> None:
+def killed_in_a_save(trip: FaultSequence, ground: str, override: str) -> None:
     """SIGKILL of all ranks while files of a checkpoint are written to a slow disk."""
     with trip.fault(f"SIGKILL of all during a {ground} save") as entry, trip.started(override) as start:
         pids = start.rank_pids()
@@ -150,13 +150,13 @@ def killed_in_a_save(trip: Tour, ground: str, override: str) -> None:
         time.sleep(trip.draw.uniform(0.0, 1.0))
         trip.cut(entry, start, pids, signal.SIGKILL, 0)
         _disk(start, None)
-        trip.expect_code(entry, ExitCode.INTERNAL)
+        trip.expect_code(entry, ExitCode.INTERNAL_ERROR)
         trip.expect_loss(entry)
         if not _is_saving(start):
             entry.problems.append("no half-written checkpoint is left: the save was over before the kill")
 
 
-def notice_in_a_save(trip: Tour) -> None:
+def notice_in_a_save(trip: FaultSequence) -> None:
     """TERM while a checkpoint is written beside the steps to a slow disk."""
     with trip.fault("TERM during a background save") as entry, trip.started("checkpoint.background=true") as start:
         start.wait_for_step(trip.reached + 1)
@@ -167,7 +167,7 @@ def notice_in_a_save(trip: Tour) -> None:
         trip.expect_loss(entry, 0)
 
 
-def second_interrupt(trip: Tour) -> None:
+def second_interrupt(trip: FaultSequence) -> None:
     """Ctrl-C twice means at once: the launcher kills its ranks."""
     with trip.fault("second Ctrl-C") as entry, trip.started() as start:
 
@@ -182,7 +182,7 @@ def second_interrupt(trip: Tour) -> None:
         trip.expect_loss(entry)
 
 
-def killed_worker(trip: Tour) -> None:
+def killed_worker(trip: FaultSequence) -> None:
     """SIGKILL of a loader worker, as for want of memory: one clear line and a restart."""
     with trip.fault("SIGKILL of a loader worker", good="clear_error") as entry, trip.started() as start:
         start.wait_for_step(trip.reached + 1)
@@ -192,7 +192,7 @@ def killed_worker(trip: Tour) -> None:
         trip.expect_loss(entry)
 
 
-def _disk(start: Start, seconds: str | None) -> None:
+def _disk(start: LaunchedTraining, seconds: str | None) -> None:
     switch = start.job.switches / "slow-disk"
     if seconds is None:
         switch.unlink(missing_ok=True)
@@ -200,7 +200,7 @@ def _disk(start: Start, seconds: str | None) -> None:
         switch.write_text(seconds)
 
 
-def _is_saving(start: Start) -> bool:
+def _is_saving(start: LaunchedTraining) -> bool:
     return any(RunFolder(start.job.run).checkpoints.glob(".step-*.tmp"))
 
 
@@ -212,4 +212,4 @@ def _lives(pid: int) -> bool:
     return True
 
 
-STORIES = (told, killed)
+FAULTS = (told, killed)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.calm import Grounds
+from tests.chaos.calm import Workspace
 from tests.chaos.evidence import (
     CONSEQUENCE,
     Fault,
@@ -21,21 +21,21 @@ from tests.chaos.evidence import (
     allowed_loss,
     clear_error_problems,
     complaints,
+    decide_outcome,
     end_problems,
     has_traceback,
     loss_problems,
     redone_steps,
     save_under_way,
-    verdict,
 )
-from tests.chaos.training import EVERY, STEPS, Job, Start, Stuck
+from tests.chaos.training import EVERY, STEPS, LaunchedTraining, TimedOut, TrainingJob
 
 ENDS_WITHIN = 60.0
 """Seconds within which a start must end that was told to or cannot go on."""
 
 
 @dataclass
-class Entry:
+class PendingFault:
     """A fault before the run's end is known.
 
     Attributes:
@@ -55,7 +55,7 @@ class Entry:
 
 
 @dataclass
-class Tour:
+class FaultSequence:
     """One training and what is done to it.
 
     Attributes:
@@ -64,20 +64,20 @@ class Tour:
         job: How it is started.
     """
 
-    grounds: Grounds
+    grounds: Workspace
     draw: random.Random
-    job: Job
-    entries: list[Entry] = field(default_factory=list)
+    job: TrainingJob
+    entries: list[PendingFault] = field(default_factory=list)
 
     @contextlib.contextmanager
-    def fault(self, kind: str, good: Outcome = "survived") -> Iterator[Entry]:
+    def fault(self, kind: str, good: Outcome = "survived") -> Iterator[PendingFault]:
         """Open the record of a fault; whatever gets stuck in the block is a problem of it."""
-        entry = Entry(kind=kind, good=good)
+        entry = PendingFault(kind=kind, good=good)
         self.entries.append(entry)
         began = time.monotonic()
         try:
             yield entry
-        except Stuck as stuck:
+        except TimedOut as stuck:
             entry.problems.append(str(stuck))
         entry.figures["seconds"] = round(time.monotonic() - began, 1)
 
@@ -91,12 +91,18 @@ class Tour:
         """Draw a step a little after the one reached; never so near the end that nothing is left to do."""
         return min(self.reached + self.draw.randint(2, most), STEPS - 2)
 
-    def started(self, *overrides: str) -> contextlib.AbstractContextManager[Start]:
+    def started(self, *overrides: str) -> contextlib.AbstractContextManager[LaunchedTraining]:
         """Start the training, with further settings."""
         return replace(self.job, overrides=(*self.job.overrides, *overrides)).started()
 
     def cut(
-        self, entry: Entry, start: Start, pids: Sequence[int], number: int, step: int, after: Callable[[], object] = int
+        self,
+        entry: PendingFault,
+        start: LaunchedTraining,
+        pids: Sequence[int],
+        number: int,
+        step: int,
+        after: Callable[[], object] = int,
     ) -> None:
         """Send a signal at a step and judge what it cost; ``after`` does what else belongs to the fault."""
         entry.step = start.wait_for_step(step)
@@ -106,7 +112,7 @@ class Tour:
         after()
         self.note_end(entry, start)
 
-    def note_end(self, entry: Entry, start: Start) -> None:
+    def note_end(self, entry: PendingFault, start: LaunchedTraining) -> None:
         """Wait for a start's end and note its exit code and words."""
         entry.codes.append(start.exit_code(ENDS_WITHIN))
         entry.figures["traceback"] = has_traceback(start.stderr)
@@ -118,20 +124,20 @@ class Tour:
             start.process.send_signal(signal.SIGTERM)
             code = start.exit_code(ENDS_WITHIN)
         if code != 85:
-            raise Stuck(f"a stop ended with exit code {code}: {start.stderr[-400:]}")
+            raise TimedOut(f"a stop ended with exit code {code}: {start.stderr[-400:]}")
         return self.reached
 
-    def expect_code(self, entry: Entry, *codes: int) -> None:
+    def expect_code(self, entry: PendingFault, *codes: int) -> None:
         """Complain about another exit code of the last start."""
         if entry.codes[-1] not in codes:
             entry.problems.append(f"exit code {entry.codes[-1]}, not {' or '.join(map(str, codes))}")
 
-    def expect_clear_error(self, entry: Entry, start: Start, *names: str) -> None:
+    def expect_clear_error(self, entry: PendingFault, start: LaunchedTraining, *names: str) -> None:
         """Complain unless the last start ended with one clear line that holds ``names``."""
         entry.problems += clear_error_problems(entry.codes[-1], start.stderr, names=names)
         entry.detail.append(last_line(start.stderr, names))
 
-    def expect_loss(self, entry: Entry, allowed: int | None = None) -> None:
+    def expect_loss(self, entry: PendingFault, allowed: int | None = None) -> None:
         """Note to complain if the next start goes on from too early a step; None: as for a killed one."""
         last = [attempt for attempt in self.job.attempts() if attempt.parent is not None]
         if last:
@@ -143,7 +149,7 @@ class Tour:
         """Let the training come to its end and judge all faults by it."""
         try:
             code, stderr = self.job.finish()
-        except Stuck as stuck:
+        except TimedOut as stuck:
             code, stderr = -1, str(stuck)
         attempts = self.job.attempts()
         problems = end_problems(code, self.job.digest(), attempts, self.grounds.calm(self.job.world))
@@ -155,7 +161,7 @@ class Tour:
         self.entries[-1].figures["redone_in_run"] = redone_steps(attempts)
         return [_judged(entry, problems) for entry in self.entries]
 
-    def _count_loss(self, entry: Entry) -> None:
+    def _count_loss(self, entry: PendingFault) -> None:
         """Look up from which step the next attempt went on that came so far as to choose one."""
         number = entry.figures.pop("attempt", None)
         if number is None:
@@ -166,8 +172,10 @@ class Tour:
         entry.problems += loss_problems(lost, entry.figures["allowed"])
 
 
-def _judged(entry: Entry, problems: Sequence[str]) -> Fault:
-    outcome, detail = verdict([*entry.problems, *problems], entry.good, "; ".join(entry.detail) or "went on to the end")
+def _judged(entry: PendingFault, problems: Sequence[str]) -> Fault:
+    outcome, detail = decide_outcome(
+        [*entry.problems, *problems], entry.good, "; ".join(entry.detail) or "went on to the end"
+    )
     return Fault(
         kind=entry.kind,
         step=entry.step,
@@ -179,9 +187,9 @@ def _judged(entry: Entry, problems: Sequence[str]) -> Fault:
     )
 
 
-def tour(grounds: Grounds, draw: random.Random, world: int, workers: int, *overrides: str) -> Tour:
+def new_sequence(grounds: Workspace, draw: random.Random, world: int, workers: int, *overrides: str) -> FaultSequence:
     """Return a tour in a run folder of its own."""
-    return Tour(grounds, draw, grounds.job(world, workers, overrides))
+    return FaultSequence(grounds, draw, grounds.job(world, workers, overrides))
 
 
 def last_line(stderr: str, names: Sequence[str] = ()) -> str:

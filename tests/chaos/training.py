@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from hsadml_dist.checkpoint.digest import run_digest
-from hsadml_dist.checkpoint.layout import parents
+from hsadml_dist.checkpoint.layout import read_parents
 from hsadml_dist.errors import HsadmlError
 from hsadml_dist.run.folder import RunFolder
-from hsadml_dist.run.rows import read_rows
-from tests.chaos.evidence import Attempt
+from hsadml_dist.run.rows import read_jsonl
+from tests.chaos.evidence import AttemptRecord
 
 ROOT = Path(__file__).parents[2]
 HOOK = Path(__file__).parent / "hook"
@@ -44,7 +44,7 @@ SETTINGS = (
 )
 
 
-class Stuck(AssertionError):
+class TimedOut(AssertionError):
     """Something did not happen in time; the text says what."""
 
 
@@ -56,7 +56,7 @@ def hsadml(*arguments: str | Path) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class TrainingJob:
     """What a training is started with.
 
     Attributes:
@@ -81,7 +81,7 @@ class Job:
         return [*HSADML, "train", "demo", *settings, "--nproc", str(self.world), "--run", str(self.run)]
 
     @contextlib.contextmanager
-    def started(self) -> Iterator[Start]:
+    def started(self) -> Iterator[LaunchedTraining]:
         """Start the training; whatever still runs at the end is killed."""
         said = self.run.with_name(f"{self.run.name}.said-{time.monotonic_ns()}")
         with said.with_suffix(".out").open("wb") as out, said.with_suffix(".err").open("wb") as err:
@@ -89,7 +89,7 @@ class Job:
             process = subprocess.Popen(
                 self.command(), env=_environ(self.switches), stdout=out, stderr=err, cwd=ROOT, start_new_session=True
             )
-        start = Start(job=self, process=process, before=before, errors=said.with_suffix(".err"))
+        start = LaunchedTraining(job=self, process=process, before=before, errors=said.with_suffix(".err"))
         try:
             yield start
         finally:
@@ -100,7 +100,7 @@ class Job:
         with self.started() as start:
             return start.exit_code(), start.stderr
 
-    def attempts(self) -> list[Attempt]:
+    def attempts(self) -> list[AttemptRecord]:
         """Return what all attempts left behind."""
         return [_attempt(self.run, folder.number) for folder in RunFolder(self.run).attempts()]
 
@@ -113,7 +113,7 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Start:
+class LaunchedTraining:
     """A training under way.
 
     Attributes:
@@ -123,7 +123,7 @@ class Start:
         errors: File of what is said on stderr.
     """
 
-    job: Job
+    job: TrainingJob
     process: subprocess.Popen[bytes]
     before: int
     errors: Path
@@ -135,7 +135,7 @@ class Start:
 
     def step(self) -> int:
         """Return the last step recorded by this start, 0 so far."""
-        return max((row["step"] for row in read_rows(self._own.metrics)), default=0)
+        return max((row["step"] for row in read_jsonl(self._own.metrics)), default=0)
 
     def wait_for_step(self, step: int) -> int:
         """Return the step reached as soon as ``step`` or a later one is recorded by this start."""
@@ -144,7 +144,7 @@ class Start:
 
     def events(self, event: str, step: int | None = None) -> list[dict[str, Any]]:
         """Return this start's events of one kind, of one step or of all."""
-        return [row for row in read_rows(self._own.events) if row["event"] == event and step in (None, row["step"])]
+        return [row for row in read_jsonl(self._own.events) if row["event"] == event and step in (None, row["step"])]
 
     def wait_for_event(self, event: str, step: int | None = None) -> None:
         """Return as soon as an event, of a step, is recorded by this start."""
@@ -155,9 +155,9 @@ class Start:
         deadline = time.monotonic() + within
         while not happened():
             if self.process.poll() is not None and not happened():
-                raise Stuck(f"ended with exit code {self.process.returncode} before {what}: {self.stderr[-400:]}")
+                raise TimedOut(f"ended with exit code {self.process.returncode} before {what}: {self.stderr[-400:]}")
             if time.monotonic() > deadline:
-                raise Stuck(f"{what}: not within {within:.0f} s")
+                raise TimedOut(f"{what}: not within {within:.0f} s")
             time.sleep(LOOK_SECONDS)
 
     def rank_pids(self) -> list[int]:
@@ -175,7 +175,7 @@ class Start:
         try:
             return self.process.wait(timeout=within)
         except subprocess.TimeoutExpired:
-            raise Stuck(f"still running after {within:.0f} s") from None
+            raise TimedOut(f"still running after {within:.0f} s") from None
 
     def end(self) -> None:
         """Kill whatever still runs; the kernel takes the ranks down with their launcher."""
@@ -214,16 +214,16 @@ def _is_worker(pid: int) -> bool:
     return False
 
 
-def _attempt(run: Path, number: int) -> Attempt:
+def _attempt(run: Path, number: int) -> AttemptRecord:
     folder = RunFolder(run).attempt(number)
-    chosen = parents(RunFolder(run))
+    chosen = read_parents(RunFolder(run))
     parent = chosen.get(number)
-    return Attempt(
+    return AttemptRecord(
         number=number,
         parent=None if number not in chosen else parent.step if parent else 0,
-        steps=tuple(row["step"] for row in read_rows(folder.metrics)),
-        ledger=tuple((row["step"], tuple(row["keys"])) for row in read_rows(folder.ledger)),
-        events=tuple((row["event"], row["step"]) for row in read_rows(folder.events)),
+        steps=tuple(row["step"] for row in read_jsonl(folder.metrics)),
+        ledger=tuple((row["step"], tuple(row["keys"])) for row in read_jsonl(folder.ledger)),
+        events=tuple((row["event"], row["step"]) for row in read_jsonl(folder.events)),
     )
 
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rank_start import with_comm
+from rank_script import with_comm
 
 from hsadml_dist.checkpoint import save
-from hsadml_dist.checkpoint.background import Saver
-from hsadml_dist.checkpoint.layout import Progress
+from hsadml_dist.checkpoint.background import CheckpointSaver
+from hsadml_dist.checkpoint.layout import TrainingProgress
 from hsadml_dist.checkpoint.state import TensorGroup, TrainingState
 from hsadml_dist.comm import Comm
 from hsadml_dist.config.checkpoint import CheckpointConfig
@@ -34,45 +34,45 @@ def body(comm: Comm, case: str) -> dict[str, Any]:
     way, _, path = case.partition(" ")
     run, number = RunFolder(Path(path)), 2 if way == "again" else 1
     attempt, told = run.attempt(number), []
-    if comm.topology.is_first:
+    if comm.topology.is_rank_zero:
         attempt.path.mkdir(parents=True)
         parent = "step-00000010.attempt-0001" if way == "again" else None
         replace_text(attempt.parent, json.dumps({"checkpoint": parent}))
-    comm.gather(None)
+    comm.all_gather_object(None)
     config = CheckpointConfig(every=EVERY, background=way != "foreground")
-    saver = Saver(run, attempt, comm, config, lambda name: told.append(name.step))
+    saver = CheckpointSaver(run, attempt, comm, config, lambda name: told.append(name.step))
     answer = _train(comm, saver, way, range(11, 21) if way == "again" else range(1, LAST + 1))
     return answer | {"told": told}
 
 
-def _train(comm: Comm, saver: Saver, way: str, steps: range) -> dict[str, Any]:
+def _train(comm: Comm, saver: CheckpointSaver, way: str, steps: range) -> dict[str, Any]:
     groups, total = _groups(comm), torch.zeros(())
     step = 0
     try:
         for step in steps:
-            if max(comm.gather(int(saver.failed))):
+            if max(comm.all_gather_object(int(saver.failed))):
                 break
-            total += comm.sum(torch.tensor(float(comm.topology.rank + step)))
+            total += comm.all_reduce_sum(torch.tensor(float(comm.topology.rank + step)))
             for tensors in groups.values():
                 for tensor in tensors.values():
                     tensor.add_(step)
             if step == 2 * EVERY:
                 _harm(comm.topology.rank, way, saver)
             if step % EVERY == 0:
-                saver.begin(_state(comm, groups, step))
-        saver.finish()
+                saver.save_async(_state(comm, groups, step))
+        saver.wait()
     except HsadmlError as fault:
         resource.setrlimit(resource.RLIMIT_FSIZE, (NO_LIMIT, NO_LIMIT))
         return {"fault": str(fault), "stopped at": step}
     return {"sum": float(total)}
 
 
-def _harm(rank: int, way: str, saver: Saver) -> None:
+def _harm(rank: int, way: str, saver: CheckpointSaver) -> None:
     if way == f"broken-{rank}":
-        saver.finish()
+        saver.wait()
         resource.setrlimit(resource.RLIMIT_FSIZE, (50, NO_LIMIT))
     if way == "killed" and rank == 1:
-        saver.finish()
+        saver.wait()
         save.write_tensors = _killed_half_way
 
 
@@ -83,7 +83,7 @@ def _killed_half_way(path: Path, tensors: TensorGroup) -> dict[str, int | str]:
 
 
 def _groups(comm: Comm) -> dict[str, TensorGroup]:
-    part = comm.topology.part(CLASSES)
+    part = comm.topology.rank_range(CLASSES)
     weight = torch.arange(CLASSES * 400.0).reshape(CLASSES, 400)[part.start : part.stop].clone()
     return {
         "model": {"weight": torch.ones(40, 50), "step": torch.tensor(0.0)},
@@ -95,8 +95,8 @@ def _groups(comm: Comm) -> dict[str, TensorGroup]:
 
 def _state(comm: Comm, groups: dict[str, TensorGroup], step: int) -> TrainingState:
     world = comm.topology.world_size
-    progress = Progress(step=step, consumed=step, seed=0, fingerprint="f", data_digest="d", world_size=world)
-    return TrainingState(groups=groups, progress=progress, rows=comm.topology.part(CLASSES))
+    progress = TrainingProgress(step=step, consumed=step, seed=0, fingerprint="f", data_digest="d", world_size=world)
+    return TrainingState(groups=groups, progress=progress, rows=comm.topology.rank_range(CLASSES))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hsadml_dist.checkpoint.layout import CheckpointName, Progress
-from hsadml_dist.checkpoint.save import write_checkpoint
+from hsadml_dist.checkpoint.layout import CheckpointName, TrainingProgress
+from hsadml_dist.checkpoint.save import save_checkpoint
 from hsadml_dist.checkpoint.state import TrainingState
 from hsadml_dist.run.folder import RunFolder, replace_text
 
@@ -25,10 +25,10 @@ def make_state(step: int, seed: int | None = None, **changes: object) -> Trainin
         "centres_moments": {},
     }
     facts = {"step": step, "consumed": 12 * step, "seed": 0, "fingerprint": "f", "data_digest": "d", "world_size": 1}
-    return TrainingState(groups=groups, progress=Progress(**(facts | changes)))
+    return TrainingState(groups=groups, progress=TrainingProgress(**(facts | changes)))
 
 
-class Run:
+class CheckpointRun:
     """A run folder, and short words for what attempts do in it."""
 
     def __init__(self, path: Path) -> None:
@@ -46,7 +46,7 @@ class Run:
         late = [a for a in self.folder.attempts() if a.number > number]
         for attempt in late:
             attempt.path.rename(attempt.path.with_name(f".{attempt.path.name}"))
-        name = write_checkpoint(self.folder, self.folder.attempt(number), make_state(step))
+        name = save_checkpoint(self.folder, self.folder.attempt(number), make_state(step))
         for attempt in late:
             attempt.path.with_name(f".{attempt.path.name}").rename(attempt.path)
         return name
@@ -57,9 +57,9 @@ class Run:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
+def run(tmp_path: Path) -> CheckpointRun:
     """A run whose first attempt has begun from nothing."""
-    run = Run(tmp_path / "run")
+    run = CheckpointRun(tmp_path / "run")
     run.begin(1)
     return run
 

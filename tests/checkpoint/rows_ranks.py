@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rank_start import with_comm
+from rank_script import with_comm
 
-from hsadml_dist.checkpoint.layout import CheckpointName, Progress
-from hsadml_dist.checkpoint.load import read_checkpoint
-from hsadml_dist.checkpoint.save import write_checkpoint
+from hsadml_dist.checkpoint.layout import CheckpointName, TrainingProgress
+from hsadml_dist.checkpoint.load import load_checkpoint
+from hsadml_dist.checkpoint.save import save_checkpoint
 from hsadml_dist.checkpoint.state import TrainingState
 from hsadml_dist.comm import Comm
 from hsadml_dist.config.optim import OptimConfig
@@ -31,19 +31,19 @@ def body(comm: Comm, case: str) -> dict[str, Any]:
     task = json.loads(case)
     run, head = RunFolder(Path(task["run"])), _head(comm, task["classes"], task["seed"])
     if task["do"] == "load":
-        state = read_checkpoint(run, CheckpointName(STEPS, 1), head.rows)
+        state = load_checkpoint(run, CheckpointName(STEPS, 1), head.rows)
         head.load(state.groups)
         return _told(head)
     _train(head, comm, task["classes"])
     try:
-        write_checkpoint(run, run.attempt(1), _state(head, comm), comm)
+        save_checkpoint(run, run.attempt(1), _state(head, comm), comm)
     except HsadmlError as fault:
         return {"fault": str(fault)}
     return _told(head)
 
 
 def _head(comm: Comm, classes: int, seed: int) -> Head:
-    centres = Centres(classes, DIM, seed, comm.topology.part(classes))
+    centres = Centres(classes, DIM, seed, comm.topology.rank_range(classes))
     loss = DistributedLoss(centres, build_margin("sphereface2"), comm, "sharded")
     config = OptimConfig(name="adamw", lr=0.1)
     return Head(loss, build_optimizer(loss.parameters(), config, decay=False), comm, 1.0)
@@ -51,7 +51,7 @@ def _head(comm: Comm, classes: int, seed: int) -> Head:
 
 def _train(head: Head, comm: Comm, classes: int) -> None:
     emb_ND = torch.randn(6, DIM, generator=torch.Generator().manual_seed(1))
-    mine = comm.topology.part(6)
+    mine = comm.topology.rank_range(6)
     for step in range(1, STEPS + 1):
         head.clear()
         label_B = torch.arange(mine.start, mine.stop) * step % classes
@@ -62,7 +62,7 @@ def _train(head: Head, comm: Comm, classes: int) -> None:
 
 
 def _state(head: Head, comm: Comm) -> TrainingState:
-    progress = Progress(
+    progress = TrainingProgress(
         step=STEPS, consumed=18, seed=0, fingerprint="f", data_digest="d", world_size=comm.topology.world_size
     )
     model = {"model": {"weight": torch.ones(2)}, "model_moments": {}}

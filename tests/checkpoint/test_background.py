@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from hsadml_dist.checkpoint import save
-from hsadml_dist.checkpoint.background import HostCopy, Saver
-from hsadml_dist.checkpoint.layout import CheckpointName, committed
-from hsadml_dist.checkpoint.load import choose_checkpoint, read_checkpoint
-from hsadml_dist.checkpoint.verify import fault_in
+from hsadml_dist.checkpoint.background import CheckpointSaver, HostCopy
+from hsadml_dist.checkpoint.layout import CheckpointName, list_checkpoints
+from hsadml_dist.checkpoint.load import choose_checkpoint, load_checkpoint
+from hsadml_dist.checkpoint.verify import find_damage
 from hsadml_dist.comm import SoloComm
 from hsadml_dist.config.checkpoint import CheckpointConfig
-from hsadml_dist.errors import CheckpointError, RunHeldError
+from hsadml_dist.errors import CheckpointError, RunLockedError
 from hsadml_dist.run.folder import RunFolder
 from tests.checkpoint.test_save import small_disk
 
@@ -24,7 +24,7 @@ def saver(run):
 
     def make(**settings):
         told = []
-        made = Saver(run.folder, run.folder.attempt(1), SoloComm(), CheckpointConfig(**settings), told.append)
+        made = CheckpointSaver(run.folder, run.folder.attempt(1), SoloComm(), CheckpointConfig(**settings), told.append)
         made.told = told
         return made
 
@@ -46,7 +46,7 @@ def gate(monkeypatch):
 
 
 def steps(run):
-    return [name.step for name in committed(run.folder)]
+    return [name.step for name in list_checkpoints(run.folder)]
 
 
 def content(folder):
@@ -55,14 +55,14 @@ def content(folder):
 
 def test_what_is_saved_is_the_state_of_that_step_though_the_training_goes_on(run, saver, state, gate):
     training, expected, background = state(10), state(10), saver()
-    background.begin(training)
+    background.save_async(training)
     for tensors in training.groups.values():
         for tensor in tensors.values():
             tensor.fill_(99)
     assert steps(run) == []
     gate.set()
-    background.finish()
-    saved = read_checkpoint(run.folder, CheckpointName(10, 1))
+    background.wait()
+    saved = load_checkpoint(run.folder, CheckpointName(10, 1))
     assert saved.progress == expected.progress
     for group, tensors in expected.groups.items():
         for name, tensor in tensors.items():
@@ -71,24 +71,24 @@ def test_what_is_saved_is_the_state_of_that_step_though_the_training_goes_on(run
 
 def test_background_and_foreground_write_the_same_files_bit_for_bit(run, saver, state):
     background = saver(keep=9)
-    background.begin(state(10))
-    background.finish()
+    background.save_async(state(10))
+    background.wait()
     before = content(run.path(CheckpointName(10, 1)))
     run.path(CheckpointName(10, 1)).rename(run.folder.checkpoints / "aside")
-    saver(keep=9, background=False).begin(state(10))
+    saver(keep=9, background=False).save_async(state(10))
     assert content(run.path(CheckpointName(10, 1))) == before
 
 
 def test_one_save_at_a_time_and_all_of_them_in_order(run, saver, state, gate):
     background = saver(keep=9)
-    background.begin(state(10))
-    second = threading.Thread(target=background.begin, args=(state(20),))
+    background.save_async(state(10))
+    second = threading.Thread(target=background.save_async, args=(state(20),))
     second.start()
     second.join(0.2)
     assert second.is_alive(), "the second save must wait for the first"
     gate.set()
     second.join(SECONDS)
-    background.finish()
+    background.wait()
     assert background.told == [CheckpointName(10, 1), CheckpointName(20, 1)]
     assert steps(run) == [10, 20]
 
@@ -96,18 +96,18 @@ def test_one_save_at_a_time_and_all_of_them_in_order(run, saver, state, gate):
 def test_older_ones_are_removed_after_the_commit(run, saver, state):
     background = saver(keep=2, keep_every=10)
     for step in range(10, 25, 2):
-        background.begin(state(step))
-    background.finish()
+        background.save_async(state(step))
+    background.wait()
     assert steps(run) == [10, 20, 22, 24]
 
 
 def test_a_save_in_the_foreground_waits_for_the_one_before_it(run, saver, state, gate):
     background = saver()
-    background.begin(state(10))
+    background.save_async(state(10))
     threading.Timer(0.1, gate.set).start()
     background.save(state(20))
     assert background.told == [CheckpointName(10, 1), CheckpointName(20, 1)]
-    background.finish()
+    background.wait()
 
 
 def test_memory_for_the_copy_is_taken_once(state):
@@ -143,74 +143,74 @@ def test_a_rank_copies_only_what_it_writes(state):
 def test_a_full_disk_is_known_at_the_next_step_and_said_in_one_line(run, saver, state):
     with small_disk(run.folder.checkpoints, kibibytes=2048):
         background = saver()
-        background.begin(state(10))
-        background.finish()
+        background.save_async(state(10))
+        background.wait()
         (run.folder.checkpoints / "other").write_bytes(b"x" * 2_000_000)
-        background.begin(state(20))
+        background.save_async(state(20))
         background._under_way.exception(SECONDS)
         assert background.failed
         with pytest.raises(CheckpointError, match=r"a checkpoint needs 1 MiB and 0 MiB are free") as caught:
-            background.finish()
+            background.wait()
         assert "\n" not in str(caught.value)
         assert background.told == [CheckpointName(10, 1)]
-        assert fault_in(run.path(CheckpointName(10, 1))) is None
+        assert find_damage(run.path(CheckpointName(10, 1))) is None
 
 
 def test_a_failure_is_not_lost_when_the_next_save_begins_first(run, saver, state):
     background = saver()
     run.folder.attempt(2).path.mkdir()
-    background.begin(state(10))
-    with pytest.raises(RunHeldError, match="later attempt"):
-        background.begin(state(20))
+    background.save_async(state(10))
+    with pytest.raises(RunLockedError, match="later attempt"):
+        background.save_async(state(20))
 
 
 def test_a_row_of_events_that_cannot_be_written_is_told_too(run, state):
     def no_room(name):
         raise OSError(28, "No space left on device")
 
-    told = Saver(run.folder, run.folder.attempt(1), SoloComm(), CheckpointConfig(), no_room)
-    told.begin(state(10))
+    told = CheckpointSaver(run.folder, run.folder.attempt(1), SoloComm(), CheckpointConfig(), no_room)
+    told.save_async(state(10))
     with pytest.raises(CheckpointError, match=r"step-00000010\.attempt-0001 cannot be written: no space left"):
-        told.finish()
+        told.wait()
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_ranks_save_beside_their_votes_and_sums_what_they_save_in_the_foreground(ranks, tmp_path, world):
     found = {}
     for way in ("background", "foreground"):
-        answers = ranks("checkpoint/background_ranks.py", world, f"{way} {tmp_path / way}")
+        answers = ranks("checkpoint/background_save_ranks.py", world, f"{way} {tmp_path / way}")
         assert len({answer["sum"] for answer in answers}) == 1
         assert [answer["told"] for answer in answers] == [[10, 20, 30]] + [[]] * (world - 1)
         run = RunFolder(tmp_path / way)
-        assert [name.step for name in committed(run)] == [20, 30]
-        found[way] = {str(name): content(run.checkpoints / str(name)) for name in committed(run)}
+        assert [name.step for name in list_checkpoints(run)] == [20, 30]
+        found[way] = {str(name): content(run.checkpoints / str(name)) for name in list_checkpoints(run)}
     assert found["background"] == found["foreground"]
     assert len([name for name in found["background"]["step-00000030.attempt-0001"] if "centres.rows" in name]) == world
 
 
 @pytest.mark.parametrize("broken", [0, 1])
 def test_a_save_that_fails_on_one_rank_ends_all_at_the_same_step_with_the_same_line(ranks, tmp_path, broken):
-    answers = ranks("checkpoint/background_ranks.py", 2, f"broken-{broken} {tmp_path / 'run'}")
+    answers = ranks("checkpoint/background_save_ranks.py", 2, f"broken-{broken} {tmp_path / 'run'}")
     assert {answer["fault"] for answer in answers} == {answers[0]["fault"]}
     assert answers[0]["fault"].endswith("checkpoint step-00000020.attempt-0001 cannot be written: File too large")
     assert len({answer["stopped at"] for answer in answers}) == 1
     run = RunFolder(tmp_path / "run")
     assert [path.name for path in run.checkpoints.iterdir()] == ["step-00000010.attempt-0001"]
-    assert choose_checkpoint(run, SoloComm()).passed_over == []
+    assert choose_checkpoint(run, SoloComm()).rejected == []
 
 
 def test_a_rank_killed_in_the_midst_leaves_nothing_that_looks_like_a_checkpoint(nursery, ranks, tmp_path):
-    run, script = RunFolder(tmp_path / "run"), "checkpoint/background_ranks.py"
+    run, script = RunFolder(tmp_path / "run"), "checkpoint/background_save_ranks.py"
     (tmp_path / "ranks").mkdir()
     job = {"script": f"tests/{script}", "folder": str(tmp_path / "ranks"), "world": 2, "preload": []}
     codes = nursery.run(job | {"case": f"killed {run.path}"})
     assert codes == [70, -9]
-    assert [name.step for name in committed(run)] == [10]
+    assert [name.step for name in list_checkpoints(run)] == [10]
     (half,) = [path for path in run.checkpoints.iterdir() if path.name.startswith(".")]
     assert any(half.iterdir()), "it was not killed in the midst"
 
     choice = choose_checkpoint(run, SoloComm())
-    assert (choice.name, choice.passed_over) == (CheckpointName(10, 1), [])
+    assert (choice.name, choice.rejected) == (CheckpointName(10, 1), [])
     ranks(script, 2, f"again {run.path}")
-    assert [str(name) for name in committed(run)] == ["step-00000010.attempt-0001", "step-00000020.attempt-0002"]
+    assert [str(name) for name in list_checkpoints(run)] == ["step-00000010.attempt-0001", "step-00000020.attempt-0002"]
     assert not half.exists()

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hsadml_dist.checkpoint.digest import run_digest, state_digest
-from hsadml_dist.checkpoint.save import write_checkpoint
+from hsadml_dist.checkpoint.save import save_checkpoint
 from hsadml_dist.errors import CheckpointError, UsageError
 
 
@@ -13,7 +13,7 @@ def digest_of(run, state, number):
     """Write the state as another attempt's and return its digest."""
     attempt = run.folder.attempt(number)
     attempt.path.mkdir(exist_ok=True)
-    return state_digest(run.folder.checkpoints / str(write_checkpoint(run.folder, attempt, state)))
+    return state_digest(run.folder.checkpoints / str(save_checkpoint(run.folder, attempt, state)))
 
 
 def test_the_same_state_gives_the_same_text_whoever_wrote_it(run, state):

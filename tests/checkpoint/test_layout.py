@@ -1,6 +1,6 @@
 import pytest
 
-from hsadml_dist.checkpoint.layout import CheckpointName, committed, lineage, parents, read_progress
+from hsadml_dist.checkpoint.layout import CheckpointName, lineage, list_checkpoints, read_parents, read_progress
 
 
 def name(step, attempt=1):
@@ -22,24 +22,24 @@ def test_other_names_are_none(text):
 
 
 def test_committed_are_the_folders_with_a_name(run):
-    assert committed(run.folder) == []
+    assert list_checkpoints(run.folder) == []
     names = [run.save(1, step) for step in (20, 10)]
     (run.folder.checkpoints / ".step-00000030.attempt-0001.tmp").mkdir()
     (run.folder.checkpoints / "notes").mkdir()
-    assert committed(run.folder) == sorted(names)
+    assert list_checkpoints(run.folder) == sorted(names)
 
 
 def test_a_folder_that_has_lost_its_commit_is_still_named(run):
     """Else it would be passed over in silence, and a run with nothing else would start over."""
     kept = run.save(1, 10)
     (run.path(kept) / "COMMIT").unlink()
-    assert committed(run.folder) == [kept]
+    assert list_checkpoints(run.folder) == [kept]
 
 
 def test_parents_of_attempts_that_have_chosen(run):
     run.begin(2, name(10))
     run.folder.attempt(3).path.mkdir()
-    assert parents(run.folder) == {1: None, 2: name(10)}
+    assert read_parents(run.folder) == {1: None, 2: name(10)}
 
 
 def test_progress_comes_back(run, state):
@@ -77,5 +77,5 @@ def test_a_rank_that_lived_on_cut_off_is_in_nobodys_line(run):
     run.begin(2, first)
     late = run.save(1, 30)
     second = run.save(2, 20)
-    assert committed(run.folder) == [first, second, late]
-    assert lineage(committed(run.folder), parents(run.folder)) == [second, first]
+    assert list_checkpoints(run.folder) == [first, second, late]
+    assert lineage(list_checkpoints(run.folder), read_parents(run.folder)) == [second, first]

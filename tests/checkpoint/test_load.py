@@ -11,11 +11,11 @@ from hsadml_dist.checkpoint import load
 from hsadml_dist.checkpoint.layout import CheckpointName
 from hsadml_dist.checkpoint.load import (
     choose_checkpoint,
+    load_checkpoint,
     load_inference_state,
-    read_checkpoint,
-    read_weights,
+    load_safetensors,
 )
-from hsadml_dist.checkpoint.save import write_checkpoint
+from hsadml_dist.checkpoint.save import save_checkpoint
 from hsadml_dist.comm import SoloComm
 from hsadml_dist.errors import CheckpointError
 
@@ -28,7 +28,7 @@ class TwoSeers(SoloComm):
         self.faults = dict(faults)
         self.calls = 0
 
-    def gather(self, value):
+    def all_gather_object(self, value):
         self.calls += 1
         return [value, self.faults.get(self.calls)]
 
@@ -75,7 +75,7 @@ DAMAGES = {
 
 def test_round_trip_to_the_last_bit(run, state):
     name = run.save(1, 10)
-    loaded, saved = read_checkpoint(run.folder, name), state(10)
+    loaded, saved = load_checkpoint(run.folder, name), state(10)
     assert loaded.progress == saved.progress
     assert loaded.groups.keys() == saved.groups.keys()
     for group, tensors in saved.groups.items():
@@ -94,7 +94,7 @@ def test_nothing_there_means_a_start_from_nothing(run):
 
 def test_the_newest_is_chosen(run, three):
     choice = choose(run)
-    assert (choice.name, choice.passed_over) == (three[-1], [])
+    assert (choice.name, choice.rejected) == (three[-1], [])
 
 
 def test_a_killed_write_is_no_checkpoint(run, three):
@@ -102,7 +102,7 @@ def test_a_killed_write_is_no_checkpoint(run, three):
     shutil.copytree(run.path(three[-1]), half)
     (half / "COMMIT").unlink()
     choice = choose(run)
-    assert (choice.name, choice.passed_over) == (three[-1], [])
+    assert (choice.name, choice.rejected) == (three[-1], [])
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
@@ -110,7 +110,7 @@ def test_a_damaged_one_is_passed_over_with_its_reason(run, three, damage):
     damage(run.path(three[-1]))
     choice = choose(run)
     assert choice.name == three[-2]
-    [(name, reason)] = choice.passed_over
+    [(name, reason)] = choice.rejected
     assert name == three[-1]
     assert re.fullmatch(r"rank 0: \S.*", reason)
 
@@ -126,7 +126,7 @@ def test_if_all_are_damaged_nothing_starts_over_in_silence(run, three, damage):
 def test_one_rank_that_reads_other_bytes_speaks_for_all(run, three):
     choice = choose_checkpoint(run.folder, TwoSeers({1: "model.safetensors has 0 bytes, not 9"}))
     assert choice.name == three[-2]
-    assert choice.passed_over == [(three[-1], "rank 1: model.safetensors has 0 bytes, not 9")]
+    assert choice.rejected == [(three[-1], "rank 1: model.safetensors has 0 bytes, not 9")]
 
 
 def test_a_cut_off_ranks_commit_is_left_out(run):
@@ -153,7 +153,7 @@ def test_inference_takes_averages_for_weights_where_there_are_some(run, state):
         one.groups["model_ema_count"] = {"updates": torch.tensor(3)}
         return one
 
-    write_checkpoint(run.folder, run.folder.attempt(1), with_averages(10))
+    save_checkpoint(run.folder, run.folder.attempt(1), with_averages(10))
     loaded = load_inference_state(run.folder)
     assert loaded.model["neck.bias"].tolist() == [7.0] * 4
     assert torch.equal(loaded.model["conv.weight"], state(10).groups["model"]["conv.weight"])
@@ -161,7 +161,7 @@ def test_inference_takes_averages_for_weights_where_there_are_some(run, state):
 
 
 def test_inference_looks_again_when_a_training_removes_what_it_reads(run, three, state, monkeypatch):
-    find = load.fault_in
+    find = load.find_damage
 
     def and_then_a_newer_one_replaces_it(folder):
         fault = find(folder)
@@ -170,7 +170,7 @@ def test_inference_looks_again_when_a_training_removes_what_it_reads(run, three,
             run.save(1, 40)
         return fault
 
-    monkeypatch.setattr(load, "fault_in", and_then_a_newer_one_replaces_it)
+    monkeypatch.setattr(load, "find_damage", and_then_a_newer_one_replaces_it)
     assert load_inference_state(run.folder).name == CheckpointName(40, 1)
 
 
@@ -181,15 +181,15 @@ def test_inference_without_any(run):
 
 def test_foreign_weights(tmp_path):
     safetensors.torch.save_file({"a": torch.ones(2)}, tmp_path / "w.safetensors")
-    assert read_weights(tmp_path / "w.safetensors")["a"].tolist() == [1, 1]
+    assert load_safetensors(tmp_path / "w.safetensors")["a"].tolist() == [1, 1]
 
 
 def test_foreign_weights_that_are_missing_or_of_another_format(tmp_path):
     torch.save({"a": torch.ones(2)}, tmp_path / "w.pt")
     with pytest.raises(CheckpointError, match="not a safetensors file"):
-        read_weights(tmp_path / "w.pt")
+        load_safetensors(tmp_path / "w.pt")
     with pytest.raises(CheckpointError, match=r"none\.safetensors: the weights cannot be read: No such file"):
-        read_weights(tmp_path / "none.safetensors")
+        load_safetensors(tmp_path / "none.safetensors")
 
 
 def test_files_that_the_manifest_does_not_name_are_not_opened(run, three):
@@ -198,7 +198,7 @@ def test_files_that_the_manifest_does_not_name_are_not_opened(run, three):
         file.truncate(2**40)  # a hole: no byte of it is on the disk
     (folder / "centres.rows-0000000000-0000000003.safetensors").write_bytes(b"no tensors")
     assert choose(run).name == three[-1]
-    assert read_checkpoint(run.folder, three[-1]).groups.keys() == {
+    assert load_checkpoint(run.folder, three[-1]).groups.keys() == {
         "model",
         "model_moments",
         "centres",
@@ -210,7 +210,7 @@ def test_a_checkpoint_under_another_name_is_passed_over(run, three):
     shutil.copytree(run.path(three[0]), run.path(CheckpointName(99, 1)))
     choice = choose(run)
     assert choice.name == three[-1]
-    assert choice.passed_over == [(CheckpointName(99, 1), "rank 0: manifest.json is that of step 10, attempt 1")]
+    assert choice.rejected == [(CheckpointName(99, 1), "rank 0: manifest.json is that of step 10, attempt 1")]
 
 
 def test_a_damaged_record_of_the_parent_is_named(run, three):

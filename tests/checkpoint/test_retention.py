@@ -4,16 +4,16 @@ from collections import namedtuple
 import pytest
 
 from hsadml_dist.checkpoint import retention
-from hsadml_dist.checkpoint.layout import CheckpointName, committed
-from hsadml_dist.checkpoint.retention import clear_half_written, prune
-from hsadml_dist.checkpoint.save import write_checkpoint
+from hsadml_dist.checkpoint.layout import CheckpointName, list_checkpoints
+from hsadml_dist.checkpoint.retention import prune_checkpoints, remove_incomplete
+from hsadml_dist.checkpoint.save import save_checkpoint
 from hsadml_dist.errors import CheckpointError
 
 Usage = namedtuple("Usage", "total used free")
 
 
 def steps(run):
-    return [name.step for name in committed(run.folder)]
+    return [name.step for name in list_checkpoints(run.folder)]
 
 
 def entries(run):
@@ -40,7 +40,7 @@ def half_written(run, attempt, step):
 def test_the_newest_and_every_nth_are_kept(run, keep, keep_every, left):
     for step in range(10, 70, 10):
         run.save(1, step)
-    prune(run.folder, run.folder.attempt(1), keep, keep_every)
+    prune_checkpoints(run.folder, run.folder.attempt(1), keep, keep_every)
     assert steps(run) == left
     assert len(entries(run)) == len(left)
 
@@ -50,15 +50,15 @@ def test_what_is_beside_the_line_goes(run, keep_every):
     first, _ = run.save(1, 10), run.save(1, 20)
     run.begin(2, first)
     run.save(2, 15)
-    prune(run.folder, run.folder.attempt(2), keep=2, keep_every=keep_every)
-    assert committed(run.folder) == [CheckpointName(10, 1), CheckpointName(15, 2)]
+    prune_checkpoints(run.folder, run.folder.attempt(2), keep=2, keep_every=keep_every)
+    assert list_checkpoints(run.folder) == [CheckpointName(10, 1), CheckpointName(15, 2)]
 
 
 def test_a_superseded_attempt_removes_nothing(run):
     for step in (10, 20, 30):
         run.save(1, step)
     run.folder.attempt(2).path.mkdir()
-    prune(run.folder, run.folder.attempt(1), keep=1, keep_every=None)
+    prune_checkpoints(run.folder, run.folder.attempt(1), keep=1, keep_every=None)
     assert steps(run) == [10, 20, 30]
 
 
@@ -72,7 +72,7 @@ def test_a_successor_that_starts_between_two_removals_loses_nothing_more(run, mo
         run.folder.attempt(2).path.mkdir()
 
     monkeypatch.setattr(retention, "_remove", and_then_a_successor_starts)
-    prune(run.folder, run.folder.attempt(1), keep=1, keep_every=None)
+    prune_checkpoints(run.folder, run.folder.attempt(1), keep=1, keep_every=None)
     assert steps(run) == [20, 30, 40]
 
 
@@ -85,8 +85,8 @@ def test_a_later_attempts_files_are_never_touched(run, monkeypatch):
         run.save(2, step)
     half_written(run, 2, 14)
     monkeypatch.setattr(retention, "is_superseded", lambda run, attempt: False)
-    prune(run.folder, run.folder.attempt(1), keep=1, keep_every=None)
-    clear_half_written(run.folder, run.folder.attempt(1))
+    prune_checkpoints(run.folder, run.folder.attempt(1), keep=1, keep_every=None)
+    remove_incomplete(run.folder, run.folder.attempt(1))
     assert [name for name in entries(run) if "attempt-0002" in name] == [
         ".step-00000014.attempt-0002.tmp",
         *(f"step-{step:08d}.attempt-0002" for step in (11, 12, 13)),
@@ -96,10 +96,10 @@ def test_a_later_attempts_files_are_never_touched(run, monkeypatch):
 def test_what_a_killed_attempt_left_half_written_goes_when_the_next_one_saves(run, state):
     run.save(1, 10)
     half = half_written(run, 1, 20)
-    write_checkpoint(run.folder, run.folder.attempt(1), state(15))
+    save_checkpoint(run.folder, run.folder.attempt(1), state(15))
     assert half.exists(), "it may be this attempt's own, under way"
     run.begin(2, CheckpointName(15, 1))
-    write_checkpoint(run.folder, run.folder.attempt(2), state(20))
+    save_checkpoint(run.folder, run.folder.attempt(2), state(20))
     assert entries(run) == ["step-00000010.attempt-0001", "step-00000015.attempt-0001", "step-00000020.attempt-0002"]
 
 
@@ -111,12 +111,12 @@ def test_room_that_a_killed_attempt_took_is_free_for_the_next_save(run, state, m
         return Usage(2**30, 0, 0 if half.exists() else 2**30)
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
-    assert write_checkpoint(run.folder, run.folder.attempt(2), state(20)) == CheckpointName(20, 2)
+    assert save_checkpoint(run.folder, run.folder.attempt(2), state(20)) == CheckpointName(20, 2)
 
 
 def test_too_little_space_is_said_before_anything_is_written(run, state, monkeypatch):
     run.save(1, 10)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(2**30, 2**30 - 2**19, 2**19))
     with pytest.raises(CheckpointError, match=r"needs 1 MiB and 0 MiB are free; .*checkpoint\.keep"):
-        write_checkpoint(run.folder, run.folder.attempt(1), state(20))
+        save_checkpoint(run.folder, run.folder.attempt(1), state(20))
     assert entries(run) == ["step-00000010.attempt-0001"]

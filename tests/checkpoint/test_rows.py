@@ -5,10 +5,10 @@ import torch
 
 from hsadml_dist.checkpoint.digest import state_digest
 from hsadml_dist.checkpoint.layout import CheckpointName
-from hsadml_dist.checkpoint.load import load_inference_state, read_checkpoint
-from hsadml_dist.checkpoint.rows import file_name, group_names, read_rows
-from hsadml_dist.checkpoint.save import write_checkpoint
-from hsadml_dist.checkpoint.verify import fault_in
+from hsadml_dist.checkpoint.load import load_checkpoint, load_inference_state
+from hsadml_dist.checkpoint.rows import group_file_name, list_groups, read_group
+from hsadml_dist.checkpoint.save import save_checkpoint
+from hsadml_dist.checkpoint.verify import find_damage
 from hsadml_dist.run.folder import RunFolder
 
 CLASSES = 7
@@ -41,14 +41,14 @@ def put_together(answers):
 def saved(request, ranks, tmp_path_factory):
     """What three ranks have trained and saved: (run, classes, groups)."""
     run = begun(tmp_path_factory.mktemp("rows") / "run")
-    answers = ranks("checkpoint/rows_ranks.py", 3, case("save", run, request.param))
+    answers = ranks("checkpoint/sharded_rows_ranks.py", 3, case("save", run, request.param))
     return run, request.param, put_together(answers)
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_rows_and_moments_saved_by_three_ranks_are_loaded_by_any_number_bit_for_bit(saved, ranks, world):
     run, classes, expected = saved
-    answers = ranks("checkpoint/rows_ranks.py", world, case("load", run, classes, seed=99))
+    answers = ranks("checkpoint/sharded_rows_ranks.py", world, case("load", run, classes, seed=99))
     assert [row for answer in answers for row in answer["rows"]] == list(range(classes))
     found = put_together(answers)
     assert {"weight:exp_avg", "weight:exp_avg_sq", "weight:step"} == found["centres_moments"].keys()
@@ -63,9 +63,9 @@ def test_each_rank_writes_the_rows_that_it_has_and_no_other(saved):
     run, classes, _ = saved
     files = {path.name for path in (run.checkpoints / str(NAME)).glob("centres.*")}
     parts = [range(classes * r // 3, classes * (r + 1) // 3) for r in range(3)]
-    assert files == {file_name("centres", part) for part in parts if part}
-    assert fault_in(run.checkpoints / str(NAME)) is None
-    assert group_names(run.checkpoints / str(NAME)) == [
+    assert files == {group_file_name("centres", part) for part in parts if part}
+    assert find_damage(run.checkpoints / str(NAME)) is None
+    assert list_groups(run.checkpoints / str(NAME)) == [
         "centres",
         "centres_moments",
         "head",
@@ -78,11 +78,11 @@ def test_each_rank_writes_the_rows_that_it_has_and_no_other(saved):
 def test_the_digest_is_that_of_the_whole_state_written_by_one(saved, tmp_path):
     run, _, _ = saved
     whole = begun(tmp_path / "whole")
-    state = read_checkpoint(run, NAME)
-    write_checkpoint(whole, whole.attempt(1), state)
+    state = load_checkpoint(run, NAME)
+    save_checkpoint(whole, whole.attempt(1), state)
     folders = [place.checkpoints / str(NAME) for place in (run, whole)]
     assert state_digest(folders[0]) == state_digest(folders[1])
-    assert (folders[1] / file_name("centres")).exists()
+    assert (folders[1] / group_file_name("centres")).exists()
 
 
 def test_the_centres_are_read_whole_for_inference(saved):
@@ -95,7 +95,7 @@ def test_the_centres_are_read_whole_for_inference(saved):
 def test_any_rows_are_read(start, stop, saved):
     run, classes, expected = saved
     rows = range(min(start, classes), min(stop, classes))
-    found = read_rows(run.checkpoints / str(NAME), "centres_moments", rows)
+    found = read_group(run.checkpoints / str(NAME), "centres_moments", rows)
     for name, tensor in expected["centres_moments"].items():
         assert torch.equal(found[name], tensor[rows.start : rows.stop] if tensor.ndim else tensor)
 
@@ -103,7 +103,7 @@ def test_any_rows_are_read(start, stop, saved):
 def test_a_rank_that_cannot_write_is_heard_by_all_and_nothing_is_left(ranks, tmp_path):
     run = begun(tmp_path / "run")
     (run.checkpoints / f".{NAME}.tmp").mkdir(parents=True)  # in the way, as a rank that lived on would leave it
-    answers = ranks("checkpoint/rows_ranks.py", 2, case("save", run, CLASSES))
+    answers = ranks("checkpoint/sharded_rows_ranks.py", 2, case("save", run, CLASSES))
     assert len({answer["fault"] for answer in answers}) == 1
     assert "cannot be written" in answers[0]["fault"]
     assert list(run.checkpoints.iterdir()) == []

@@ -8,17 +8,17 @@ import pytest
 
 from hsadml_dist.checkpoint import save
 from hsadml_dist.checkpoint.files import write_tensors
-from hsadml_dist.checkpoint.layout import CheckpointName, committed
-from hsadml_dist.checkpoint.load import read_checkpoint
-from hsadml_dist.checkpoint.save import write_checkpoint
-from hsadml_dist.checkpoint.verify import fault_in
-from hsadml_dist.errors import CheckpointError, RunHeldError
+from hsadml_dist.checkpoint.layout import CheckpointName, list_checkpoints
+from hsadml_dist.checkpoint.load import load_checkpoint
+from hsadml_dist.checkpoint.save import save_checkpoint
+from hsadml_dist.checkpoint.verify import find_damage
+from hsadml_dist.errors import CheckpointError, RunLockedError
 
 Usage = namedtuple("Usage", "total used free")
 
 
 def steps(run):
-    return [name.step for name in committed(run.folder)]
+    return [name.step for name in list_checkpoints(run.folder)]
 
 
 def entries(run):
@@ -29,7 +29,7 @@ def test_nothing_but_whole_checkpoints_stays(run):
     name = run.save(1, 10)
     assert name == CheckpointName(10, 1)
     assert entries(run) == ["step-00000010.attempt-0001"]
-    assert fault_in(run.path(name)) is None
+    assert find_damage(run.path(name)) is None
 
 
 @contextlib.contextmanager
@@ -47,27 +47,27 @@ def small_disk(path, kibibytes):
 def test_a_disk_that_fills_up_meanwhile_harms_no_earlier_checkpoint(run, state, monkeypatch):
     with small_disk(run.folder.checkpoints, kibibytes=64):
         monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(2**30, 0, 2**30))
-        first = write_checkpoint(run.folder, run.folder.attempt(1), state(10))
+        first = save_checkpoint(run.folder, run.folder.attempt(1), state(10))
         (run.folder.checkpoints / "other").write_bytes(b"x" * 20_000)
         with pytest.raises(CheckpointError, match=r"step-00000020\.attempt-0001 cannot be written: no space left"):
-            write_checkpoint(run.folder, run.folder.attempt(1), state(20))
+            save_checkpoint(run.folder, run.folder.attempt(1), state(20))
         assert entries(run) == ["other", "step-00000010.attempt-0001"]
-        assert fault_in(run.path(first)) is None
+        assert find_damage(run.path(first)) is None
         (run.folder.checkpoints / "other").unlink()
-        assert write_checkpoint(run.folder, run.folder.attempt(1), state(20)) == CheckpointName(20, 1)
+        assert save_checkpoint(run.folder, run.folder.attempt(1), state(20)) == CheckpointName(20, 1)
 
 
 def test_a_folder_that_cannot_be_written(run, state):
     run.folder.checkpoints.write_text("a file stands here")
     with pytest.raises(CheckpointError, match="cannot be written: File exists"):
-        write_checkpoint(run.folder, run.folder.attempt(1), state(10))
+        save_checkpoint(run.folder, run.folder.attempt(1), state(10))
 
 
 def test_a_superseded_attempt_writes_nothing(run, state):
     run.save(1, 10)
     run.folder.attempt(2).path.mkdir()
-    with pytest.raises(RunHeldError, match="later attempt has started; attempt 1 writes nothing more"):
-        write_checkpoint(run.folder, run.folder.attempt(1), state(40))
+    with pytest.raises(RunLockedError, match="later attempt has started; attempt 1 writes nothing more"):
+        save_checkpoint(run.folder, run.folder.attempt(1), state(40))
     assert entries(run) == ["step-00000010.attempt-0001"]
 
 
@@ -77,8 +77,8 @@ def test_an_attempt_that_is_superseded_while_it_writes_commits_nothing(run, stat
         return write_tensors(path, tensors)
 
     monkeypatch.setattr(save, "write_tensors", and_a_successor_starts)
-    with pytest.raises(RunHeldError, match="later attempt has started"):
-        write_checkpoint(run.folder, run.folder.attempt(1), state(10))
+    with pytest.raises(RunLockedError, match="later attempt has started"):
+        save_checkpoint(run.folder, run.folder.attempt(1), state(10))
     assert entries(run) == []
 
 
@@ -88,5 +88,5 @@ def test_what_was_half_written_is_no_checkpoint_and_in_nobodys_way(run, state):
     shutil.copytree(run.path(CheckpointName(10, 1)), half)
     assert steps(run) == [10]
     run.begin(2, CheckpointName(10, 1))
-    name = write_checkpoint(run.folder, run.folder.attempt(2), state(20))
-    assert read_checkpoint(run.folder, name).progress.step == 20
+    name = save_checkpoint(run.folder, run.folder.attempt(2), state(20))
+    assert load_checkpoint(run.folder, name).progress.step == 20

@@ -5,7 +5,7 @@ import pytest
 
 from hsadml_dist.config import Recipe
 from hsadml_dist.config.data import DataConfig
-from hsadml_dist.config.deepspeed import AUTO, FREE, REFUSED, settings_of
+from hsadml_dist.config.deepspeed import AUTO, FREE, REFUSED, build_deepspeed_options
 from hsadml_dist.config.engine import EngineConfig
 from hsadml_dist.config.train import TrainConfig
 from hsadml_dist.errors import ConfigError
@@ -31,12 +31,12 @@ def with_file(tmp_path):
 
 def told(recipe, world=4):
     with pytest.raises(ConfigError) as refusal:
-        settings_of(recipe, world)
+        build_deepspeed_options(recipe, world)
     return [str(fault) for fault in refusal.value.faults]
 
 
 def test_a_recipe_alone_sets_all_that_counts():
-    settings = settings_of(RECIPE, 4)
+    settings = build_deepspeed_options(RECIPE, 4)
     assert settings["gradient_accumulation_steps"] == 2
     assert settings["train_micro_batch_size_per_gpu"] == 6
     assert settings["gradient_clipping"] == 2.5
@@ -46,12 +46,12 @@ def test_a_recipe_alone_sets_all_that_counts():
 
 def test_no_clipping_is_said_aloud():
     unclipped = replace(RECIPE, engine=replace(RECIPE.engine, clip_norm=None))
-    assert settings_of(unclipped, 4)["gradient_clipping"] == 0.0
+    assert build_deepspeed_options(unclipped, 4)["gradient_clipping"] == 0.0
 
 
 def test_a_file_adds_what_the_recipe_leaves_open(with_file):
     given = {"zero_optimization": {"stage": AUTO, "overlap_comm": True, "reduce_bucket_size": 7}, "steps_per_print": 9}
-    settings = settings_of(with_file(given), 4)
+    settings = build_deepspeed_options(with_file(given), 4)
     assert settings["zero_optimization"]["overlap_comm"] is True
     assert settings["zero_optimization"]["reduce_bucket_size"] == 7
     assert settings["zero_optimization"]["stage"] == 3
@@ -60,7 +60,7 @@ def test_a_file_adds_what_the_recipe_leaves_open(with_file):
 
 def test_a_file_may_repeat_the_recipe(with_file):
     given = {"train_batch_size": 48, "train_micro_batch_size_per_gpu": 6, "gradient_clipping": 2.5}
-    assert settings_of(with_file(given), 4) == settings_of(RECIPE, 4)
+    assert build_deepspeed_options(with_file(given), 4) == build_deepspeed_options(RECIPE, 4)
 
 
 @pytest.mark.parametrize(
@@ -129,4 +129,4 @@ def test_no_key_has_two_places():
     ],
 )
 def test_settings_that_do_not_fit_each_other_are_named(engine, key):
-    assert [found for found, _ in replace(RECIPE, engine=engine).disagreements()] == [key]
+    assert [found for found, _ in replace(RECIPE, engine=engine).conflicts()] == [key]

@@ -6,7 +6,7 @@ import pytest
 
 from hsadml_dist.config import Recipe
 from hsadml_dist.config.data import DataConfig
-from hsadml_dist.config.keys import leaves
+from hsadml_dist.config.keys import iter_settings
 from hsadml_dist.config.train import TrainConfig
 
 RECIPE = Recipe(data=DataConfig(shards="x"), train=TrainConfig(steps=4))
@@ -19,7 +19,7 @@ def changed(key, value):
 
 
 def test_a_run_that_was_made_before_a_setting_was_there_keeps_its_fingerprint():
-    assert {key for key, _, rule in leaves(RECIPE) if rule.later} == LATER.keys()
+    assert {key for key, _, rule in iter_settings(RECIPE) if rule.added_later} == LATER.keys()
     before = {key: value for key, value in RECIPE.identity().items() if key not in LATER}
     text = json.dumps(before, sort_keys=True, default=list)
     assert RECIPE.fingerprint() == hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rank_start import Call
+from rank_script import Call
 
 from hsadml_dist.data.index import load_index
-from hsadml_dist.data.loader import Loader, StepSampler, TrainingSamples, training_loader
+from hsadml_dist.data.loader import Loader, StepSampler, TrainingSamples, build_loader
 from hsadml_dist.data.order import ExactOrder
 from hsadml_dist.data.prepared import PreparedImages
 from hsadml_dist.data.reader import ShardReader
@@ -179,7 +179,7 @@ def open_loader(
     """Return the loader that a training has."""
     index = load_index(shards)
     positions = index.outside_folds([0])
-    return training_loader(
+    return build_loader(
         shards,
         index,
         positions,

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from data.loader_process import deliver, state_of
-from rank_start import Call
+from data.loader_ranks import deliver, state_of
+from rank_script import Call
 
-from hsadml_dist.data.ahead import Need, Stager
+from hsadml_dist.data.ahead import ShardPrefetcher, ShardSchedule
 from hsadml_dist.data.index import ShardIndex, load_index
-from hsadml_dist.data.loader import Loader, training_loader
+from hsadml_dist.data.loader import Loader, build_loader
 from hsadml_dist.data.order import ExactOrder, WindowOrder
-from hsadml_dist.data.staging import Place, Stage, training_place
+from hsadml_dist.data.staging import ShardCache, ShardLocation, train_shard_location
 from hsadml_dist.topology import Topology
 
 BATCH, STEPS, SEED = 12, 7, 1
@@ -40,15 +40,15 @@ def holder(address: str, index: ShardIndex, call: Call) -> None:
 def ahead(address: str, index: ShardIndex, call: Call) -> dict[str, Any]:
     """Return what a process that copies ahead does before it is told to, after notices, and when all is there."""
     stage, need = stage_of(address, call), need_of(index)
-    stager = Stager(stage, need)
-    other = Stager(stage, need_of(index, Topology(rank=1, world_size=2, local_rank=1, local_world_size=2)))
+    stager = ShardPrefetcher(stage, need)
+    other = ShardPrefetcher(stage, need_of(index, Topology(rank=1, world_size=2, local_rank=1, local_world_size=2)))
     for notice in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
         time.sleep(0.05)  # time for a fresh process to become deaf
         os.kill(stager.pid, notice)
     time.sleep(0.1)
     answer: dict[str, Any] = {"before": list(stage.folder.glob("*")), "state": state_of(stager.pid), "other": other.pid}
     stager.start(6, LAST)
-    expected = [file.sha256 for file in need.of_node(6, LAST)]
+    expected = [file.sha256 for file in need.node_shards(6, LAST)]
     os.waitpid(stager.pid, 0)
     arrived = sorted(stage.folder.glob("*.tar"), key=lambda path: path.stat().st_mtime_ns)
     stager.close()
@@ -79,11 +79,11 @@ def batches(sources: str, index: ShardIndex, call: Call) -> dict[str, Any]:
     """Return what loaders deliver from a folder, and from copies made of a folder and of an address."""
     folder, address = sources.split()
     place = {
-        "plain": training_place(folder, None),
-        "local 0": training_place(folder, str(call.folder / "local 0")),
-        "local 2": training_place(folder, str(call.folder / "local 2")),
-        "remote 0": training_place(address, str(call.folder / "remote 0")),
-        "remote 2": training_place(address, str(call.folder / "remote 2")),
+        "plain": train_shard_location(folder, None),
+        "local 0": train_shard_location(folder, str(call.folder / "local 0")),
+        "local 2": train_shard_location(folder, str(call.folder / "local 2")),
+        "remote 0": train_shard_location(address, str(call.folder / "remote 0")),
+        "remote 2": train_shard_location(address, str(call.folder / "remote 2")),
     }
     loaders = {name: loader_of(place[name], index, workers=2 if name.endswith("2") else 0) for name in place}
     answer: dict[str, Any] = {"threads": [loader.threads_at_fork for loader in loaders.values()]}
@@ -93,25 +93,25 @@ def batches(sources: str, index: ShardIndex, call: Call) -> dict[str, Any]:
     return answer
 
 
-def stage_of(address: str, call: Call) -> Stage:
+def stage_of(address: str, call: Call) -> ShardCache:
     """Return copies of an address in the job's folder."""
-    return Stage(source=address, folder=call.folder / "stage")
+    return ShardCache(source=address, folder=call.folder / "stage")
 
 
-def need_of(index: ShardIndex, topology: Topology | None = None) -> Need:
+def need_of(index: ShardIndex, topology: Topology | None = None) -> ShardSchedule:
     """Return what a training outside fold 0 needs, one shard at a time."""
     positions = index.outside_folds([0])
     shard_N = [index.samples[position].shard for position in positions]
     order = WindowOrder(shard_N=np.array(shard_N), window=1, global_batch=BATCH, seed=SEED)
-    return Need(index=index, positions=positions, order=order, topology=topology or Topology())
+    return ShardSchedule(index=index, positions=positions, order=order, topology=topology or Topology())
 
 
-def loader_of(place: Place, index: ShardIndex, workers: int) -> Loader:
+def loader_of(place: ShardLocation, index: ShardIndex, workers: int) -> Loader:
     """Return the loader that a training has."""
     positions = index.outside_folds([0])
     order = ExactOrder(count=len(positions), global_batch=BATCH, seed=SEED)
     settings = {"image_size": 32, "transforms": (), "workers": workers, "prefetch": 2}
-    return training_loader(place, index, positions, order, Topology(), **settings)
+    return build_loader(place, index, positions, order, Topology(), **settings)
 
 
 if __name__ == "__main__":

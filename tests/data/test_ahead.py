@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hsadml_dist.data.ahead import Need
+from hsadml_dist.data.ahead import ShardSchedule
 from hsadml_dist.data.index import load_index
 from hsadml_dist.data.order import ExactOrder, WindowOrder
 from hsadml_dist.topology import Topology
 from tests.data.test_loader import is_alive
 
-SCRIPT = "data/staging_process.py"
+SCRIPT = "data/shard_cache_ranks.py"
 MONAI = ["hsadml_dist.data.transforms:load_monai"]
 
 
@@ -26,14 +26,14 @@ def need_of(index, kind="window", batch=4, **place):
     if kind == "window":
         shard_N = np.array([index.samples[position].shard for position in positions])
         order = WindowOrder(shard_N=shard_N, window=2, global_batch=batch, seed=1)
-    return Need(index=index, positions=positions, order=order, topology=Topology(**place))
+    return ShardSchedule(index=index, positions=positions, order=order, topology=Topology(**place))
 
 
 def slow_needs(need, first, last, ranks, world):
     """Return the shards of some ranks' samples, first needed first: one sample after another."""
     found = []
     for step in range(first, last + 1):
-        for number, (_, place) in enumerate(need.order.tickets(step)):
+        for number, (_, place) in enumerate(need.order.sample_refs(step)):
             file = need.index.shards[need.index.samples[need.positions[place]].shard]
             if number * world // need.order.global_batch in ranks and file not in found:
                 found.append(file)
@@ -46,13 +46,13 @@ def test_what_a_node_needs_comes_in_the_order_of_need(index, kind, rank, local, 
     need = need_of(index, kind, rank=rank, local_rank=local, local_world_size=here, world_size=world)
     node = range(rank - local, rank - local + here)
     for first, last in ((1, 1), (1, 2), (40, 43), (3, 200)):
-        assert list(need.of_node(first, last)) == slow_needs(need, first, last, node, world)
-        assert need.of_step(last) == slow_needs(need, last, last, [rank], world)
+        assert list(need.node_shards(first, last)) == slow_needs(need, first, last, node, world)
+        assert need.step_shards(last) == slow_needs(need, last, last, [rank], world)
 
 
 def test_looking_ahead_ends_when_all_shards_are_known(index, monkeypatch):
     need = need_of(index)
-    assert len(list(need.of_node(1, 10**12))) == len(index.shards) - len(held_out_alone(index))
+    assert len(list(need.node_shards(1, 10**12))) == len(index.shards) - len(held_out_alone(index))
 
 
 def held_out_alone(index):
@@ -65,9 +65,9 @@ def test_a_training_needs_its_steps_shards_and_no_held_out_ones(index):
     assert held_out_alone(index)
     steps = -(-need.order.count // 4)
     for longer in (steps, steps + 1, 10**12):
-        assert need.of_training(longer) == training
-    assert need.of_training(2) == slow_needs(need, 1, 2, [0], 1)
-    assert len(need.of_training(2)) < len(training)
+        assert need.training_shards(longer) == training
+    assert need.training_shards(2) == slow_needs(need, 1, 2, [0], 1)
+    assert len(need.training_shards(2)) < len(training)
 
 
 def test_the_process_copies_in_the_order_of_need_and_heeds_nobody_but_its_rank(ranks, server, tiny_shards):

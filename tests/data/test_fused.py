@@ -7,7 +7,7 @@ import torch
 from hsadml_dist.data import fused
 from hsadml_dist.data.fused import FusedAugmentation
 from hsadml_dist.data.order import sample_seed
-from hsadml_dist.data.transforms import DEFAULT_AUGMENTATION, Augmentation, Preparation
+from hsadml_dist.data.transforms import DEFAULT_AUGMENTATION, Augmentation, Preprocessing
 from hsadml_dist.errors import ConfigError
 
 MOST = 1e-4
@@ -39,7 +39,7 @@ RECIPES = {
 @pytest.fixture(scope="module", autouse=True)
 def plain_tensors():
     """As in a training, where an image is prepared before it is augmented."""
-    Preparation(8)
+    Preprocessing(8)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_a_prepared_slice_too(tiny_shards):
     from hsadml_dist.data.index import load_index
     from hsadml_dist.data.reader import ShardReader
 
-    image = Preparation(112)(ShardReader(tiny_shards, load_index(tiny_shards)).image(3))
+    image = Preprocessing(112)(ShardReader(tiny_shards, load_index(tiny_shards)).image(3))
     plain, quick = Augmentation(None), FusedAugmentation(None)
     assert max(distance(quick(image, seed), plain(image, seed), image) for seed in range(100)) < MOST
 

@@ -9,7 +9,7 @@ from hsadml_dist.data.index import (
     SampleRow,
     ShardFile,
     ShardIndex,
-    Skip,
+    SkippedSample,
     load_index,
     samples_table,
     table_digest,
@@ -43,7 +43,7 @@ def make_index(rows) -> ShardIndex:
         digest=table_digest(samples_table(rows)),
         shards=(ShardFile(name="shard-00000.tar", bytes=1, sha256="00"), ShardFile(name="x.tar", bytes=2, sha256="11")),
         files=(ShardFile(name="card.json", bytes=3, sha256="22"),),
-        skipped=(Skip(where="row 7", reason="damaged"),),
+        skipped=(SkippedSample(where="row 7", reason="damaged"),),
         samples=tuple(rows),
     )
 

@@ -8,7 +8,7 @@ import pytest
 
 from hsadml_dist.config.data import DataConfig
 from hsadml_dist.data.index import ShardIndex
-from hsadml_dist.data.labels import label_problem, labelled
+from hsadml_dist.data.labels import apply_label_setting, label_problem
 from hsadml_dist.errors import DataError
 from tests.data.test_index import make_index, make_row
 
@@ -23,13 +23,13 @@ def index_of(unit: str = "slice", persons: tuple[str | None, ...] = PERSONS, fol
 
 def test_classes_are_left_as_they_are() -> None:
     index = index_of("person", (None,) * 8)
-    assert labelled(index, replace(DATA, label="class")) is index
+    assert apply_label_setting(index, replace(DATA, label="class")) is index
     assert label_problem(index, replace(DATA, label="class")) is None
 
 
 def test_each_person_is_a_class_and_the_samples_stay_the_same() -> None:
     index = index_of()
-    found = labelled(index, DATA)
+    found = apply_label_setting(index, DATA)
     assert found.classes == ("ann", "bob", "zoe")
     assert [found.classes[row.label] for row in found.samples] == list(PERSONS)
     assert replace(found, classes=index.classes, samples=index.samples) == index
@@ -39,9 +39,9 @@ def test_each_person_is_a_class_and_the_samples_stay_the_same() -> None:
 
 def test_the_order_of_the_samples_has_no_part_in_the_labels() -> None:
     index = index_of()
-    turned = labelled(replace(index, samples=index.samples[::-1]), DATA)
-    assert turned.classes == labelled(index, DATA).classes
-    assert turned.samples[::-1] == labelled(index, DATA).samples
+    turned = apply_label_setting(replace(index, samples=index.samples[::-1]), DATA)
+    assert turned.classes == apply_label_setting(index, DATA).classes
+    assert turned.samples[::-1] == apply_label_setting(index, DATA).samples
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_the_order_of_the_samples_has_no_part_in_the_labels() -> None:
 )
 def test_what_cannot_be_learnt_is_refused_in_one_line(index: ShardIndex, words: str) -> None:
     with pytest.raises(DataError, match=words) as caught:
-        labelled(index, DATA)
+        apply_label_setting(index, DATA)
     assert str(caught.value).startswith("data.label: 'person' ") and "\n" not in str(caught.value)
 
 

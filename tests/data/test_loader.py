@@ -13,7 +13,7 @@ from hsadml_dist.data.order import ExactOrder
 from hsadml_dist.topology import Topology
 
 MONAI = ["hsadml_dist.data.transforms:load_monai"]
-SCRIPT = "data/loader_process.py"
+SCRIPT = "data/loader_ranks.py"
 BATCH, STEPS = 12, 7
 SEED = 1
 
@@ -46,7 +46,7 @@ def test_keys_and_labels_follow_the_order(delivered, index):
     positions = index.outside_folds([0])
     order = ExactOrder(count=len(positions), global_batch=BATCH, seed=SEED)
     for step, (_, labels, keys) in enumerate(delivered["workers"][0], start=1):
-        rows = [index.samples[positions[place]] for _, place in order.tickets(step)]
+        rows = [index.samples[positions[place]] for _, place in order.sample_refs(step)]
         assert list(keys) == [row.key for row in rows]
         assert labels == [row.label for row in rows]
 
@@ -155,15 +155,15 @@ def test_a_sampler_gives_each_rank_its_part_of_the_asked_steps(world):
     samplers = [StepSampler(order, Topology(rank=rank, world_size=world)) for rank in range(world)]
     assert [list(sampler) for sampler in samplers] == [[]] * world, "no steps before they are asked for"
     for sampler in samplers:
-        sampler.span(3, 6)
+        sampler.set_steps(3, 6)
     for step, parts in zip(range(3, 7), zip(*samplers, strict=True), strict=True):
-        assert [ticket for part in parts for ticket in part] == order.tickets(step)
+        assert [ticket for part in parts for ticket in part] == order.sample_refs(step)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 9])
 def test_parts_of_a_batch_are_the_batch(count):
     batch = Batch(image=torch.arange(7.0).reshape(7, 1, 1, 1), label=torch.arange(7), keys=tuple("abcdefg"))
-    parts = batch.parts(count)
+    parts = batch.microbatches(count)
     assert len(parts) == count
     assert torch.equal(torch.cat([part.image for part in parts]), batch.image)
     assert torch.equal(torch.cat([part.label for part in parts]), batch.label)

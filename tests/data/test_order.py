@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hsadml_dist.data.order import ExactOrder, WindowOrder, epoch_order, sample_seed, step_seed, window_order
-from hsadml_dist.hashing import hashed, key_of
+from hsadml_dist.hashing import hash_key, splitmix64
 from hsadml_dist.topology import Topology
 
 GOLDEN_TEN = [2, 9, 4, 5, 0, 6, 3, 1, 8, 7]
@@ -45,7 +45,7 @@ def test_the_order_is_what_it_has_always_been():
     """Refresh by hand, and only if runs under way may change their order: then the format of checkpoints must too."""
     assert epoch_order(10, 0, 0).tolist() == GOLDEN_TEN
     assert hashlib.sha256(epoch_order(1000, 7, 3).astype("<i8").tobytes()).hexdigest() == GOLDEN_THOUSAND
-    assert ExactOrder(count=10, global_batch=4, seed=0).tickets(3) == GOLDEN_STEP
+    assert ExactOrder(count=10, global_batch=4, seed=0).sample_refs(3) == GOLDEN_STEP
     assert sample_seed(0, 0, "00ff00ff00ff00ff") == GOLDEN_SAMPLE_SEED
     assert step_seed(0, 1, 0) == GOLDEN_STEP_SEED
 
@@ -54,8 +54,8 @@ def test_the_order_is_what_it_has_always_been():
 def test_every_sample_once_an_epoch_though_batches_straddle(count, batch):
     order = ExactOrder(count=count, global_batch=batch, seed=3)
     steps = 2 * count
-    tickets = [ticket for step in range(1, steps + 1) for ticket in order.tickets(step)]
-    assert all(len(order.tickets(step)) == batch for step in range(1, steps + 1))
+    tickets = [ticket for step in range(1, steps + 1) for ticket in order.sample_refs(step)]
+    assert all(len(order.sample_refs(step)) == batch for step in range(1, steps + 1))
     epochs = steps * batch // count
     assert Counter(tickets) == Counter((epoch, place) for epoch in range(epochs) for place in range(count))
     assert [epoch for epoch, _ in tickets] == sorted(epoch for epoch, _ in tickets)
@@ -63,19 +63,19 @@ def test_every_sample_once_an_epoch_though_batches_straddle(count, batch):
 
 def test_a_step_is_the_same_whatever_was_asked_before():
     order = ExactOrder(count=100, global_batch=8, seed=1)
-    late = order.tickets(1000)
+    late = order.sample_refs(1000)
     for step in (1, 500, 20):
-        order.tickets(step)
+        order.sample_refs(step)
     epoch_order.cache_clear()
-    assert order.tickets(1000) == late
+    assert order.sample_refs(1000) == late
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 6, 12])
 def test_ranks_together_take_what_one_would(world):
     order = ExactOrder(count=31, global_batch=12, seed=5)
     for step in (1, 3, 40):
-        whole = order.tickets(step)
-        parts = [Topology(rank=rank, world_size=world).part(12) for rank in range(world)]
+        whole = order.sample_refs(step)
+        parts = [Topology(rank=rank, world_size=world).rank_range(12) for rank in range(world)]
         assert [whole[place] for part in parts for place in part] == whole
         assert {len(part) for part in parts} == {12 // world}
 
@@ -83,7 +83,7 @@ def test_ranks_together_take_what_one_would(world):
 def test_epochs_and_steps():
     order = ExactOrder(count=10, global_batch=4, seed=0)
     assert [order.epoch_of(step) for step in range(1, 9)] == [0, 0, 0, 1, 1, 2, 2, 2]
-    assert [order.epoch_of(step) for step in range(1, 9)] == [order.tickets(step)[0][0] for step in range(1, 9)]
+    assert [order.epoch_of(step) for step in range(1, 9)] == [order.sample_refs(step)[0][0] for step in range(1, 9)]
     assert [order.steps_for(epochs) for epochs in (0, 1, 2, 3)] == [0, 3, 5, 8]
 
 
@@ -107,7 +107,7 @@ SHARDS = np.repeat([0, 1, 2, 4, 5, 9, 10], [3, 8, 1, 8, 5, 8, 2])
 
 
 def one_hash(number, text):
-    return int(hashed(np.array([number], dtype=np.uint64), key_of(text))[0])
+    return int(splitmix64(np.array([number], dtype=np.uint64), hash_key(text))[0])
 
 
 def slow_windows(shards, window, seed, epoch):
@@ -149,7 +149,7 @@ def test_windows_differ_from_epoch_to_epoch_and_are_mixed_inside():
 def test_every_sample_once_an_epoch_in_windows(batch, window):
     order = WindowOrder(shard_N=SHARDS, window=window, global_batch=batch, seed=3)
     assert (order.count, order.epoch_of(1), order.steps_for(2)) == (35, 0, -(-70 // batch))
-    tickets = [ticket for step in range(1, 71) for ticket in order.tickets(step)]
+    tickets = [ticket for step in range(1, 71) for ticket in order.sample_refs(step)]
     epochs = 70 * batch // 35
     assert Counter(tickets) == Counter((epoch, place) for epoch in range(epochs) for place in range(35))
     assert [epoch for epoch, _ in tickets] == sorted(epoch for epoch, _ in tickets)
@@ -158,7 +158,7 @@ def test_every_sample_once_an_epoch_in_windows(batch, window):
 def test_an_epoch_passes_over_the_shards_once_and_a_batch_needs_few_of_them():
     shards, window, batch = np.repeat(np.arange(39), 25), 3, 32
     order = WindowOrder(shard_N=shards, window=window, global_batch=batch, seed=0)
-    line = [(epoch, int(shards[place])) for step in range(1, 64) for epoch, place in order.tickets(step)]
+    line = [(epoch, int(shards[place])) for step in range(1, 64) for epoch, place in order.sample_refs(step)]
     spans = {one: [place for place, other in enumerate(line) if other == one] for one in set(line)}
     assert max(max(places) - min(places) for places in spans.values()) < window * 25, "gone once its window is"
     needed = []
@@ -171,11 +171,11 @@ def test_an_epoch_passes_over_the_shards_once_and_a_batch_needs_few_of_them():
 
 def test_a_step_in_windows_is_the_same_whatever_was_asked_before_and_costs_no_epoch():
     order = WindowOrder(shard_N=SHARDS, window=2, global_batch=8, seed=1)
-    late = order.tickets(1000)
+    late = order.sample_refs(1000)
     for step in (1, 500, 20):
-        order.tickets(step)
-    assert WindowOrder(shard_N=SHARDS.copy(), window=2, global_batch=8, seed=1).tickets(1000) == late
+        order.sample_refs(step)
+    assert WindowOrder(shard_N=SHARDS.copy(), window=2, global_batch=8, seed=1).sample_refs(1000) == late
     drawn = []
     counted = type("Counted", (WindowOrder,), {"_permutation": lambda self, e: drawn.append(e) or np.arange(35)})
-    assert len(counted(shard_N=SHARDS, window=2, global_batch=8, seed=1).tickets(5)) == 8
+    assert len(counted(shard_N=SHARDS, window=2, global_batch=8, seed=1).sample_refs(5)) == 8
     assert set(drawn) == {0, 1}, "only the epochs that it touches"

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from hsadml_dist.data.index import load_index
-from hsadml_dist.data.prepared import HASH_BYTES, PreparedImages, PreparedStore, open_store
+from hsadml_dist.data.prepared import HASH_BYTES, PreparedCache, PreparedImages, open_prepared_cache
 from hsadml_dist.data.reader import ShardReader
-from hsadml_dist.data.transforms import Preparation
+from hsadml_dist.data.transforms import Preprocessing
 from hsadml_dist.errors import ConfigError, DataError
 
 SIZE = 24
@@ -24,7 +24,7 @@ SOURCES = ["ab" * 32, "cd" * 32]
 
 @pytest.fixture(scope="module")
 def prepare():
-    return Preparation(SIZE)
+    return Preprocessing(SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def index(tiny_shards):
 
 @pytest.fixture
 def store(tmp_path):
-    store = PreparedStore(tmp_path / "store", 5, SIZE)
+    store = PreparedCache(tmp_path / "store", 5, SIZE)
     yield store
     store.close()
 
@@ -45,7 +45,7 @@ def picture(seed, size=SIZE):
 
 def test_images_are_the_same_bit_by_bit_without_and_with_a_cache(tiny_shards, index, prepare, tmp_path):
     reader = ShardReader(tiny_shards, index)
-    store = open_store(tmp_path / "new" / "cache", index, prepare)
+    store = open_prepared_cache(tmp_path / "new" / "cache", index, prepare)
     plain, cold, warm = (PreparedImages(reader, prepare, each) for each in (None, store, store))
     for position in range(len(index)):
         expected = plain.image(position)
@@ -60,7 +60,7 @@ def test_images_are_the_same_bit_by_bit_without_and_with_a_cache(tiny_shards, in
 
 def test_what_is_kept_is_neither_read_nor_prepared_again(tiny_shards, index, prepare, tmp_path):
     shutil.copytree(tiny_shards, tmp_path / "shards")
-    store = open_store(tmp_path, index, prepare)
+    store = open_prepared_cache(tmp_path, index, prepare)
     images = PreparedImages(ShardReader(tmp_path / "shards", index), prepare, store)
     kept = [images.image(position) for position in range(3)]
     shutil.rmtree(tmp_path / "shards")
@@ -69,7 +69,7 @@ def test_what_is_kept_is_neither_read_nor_prepared_again(tiny_shards, index, pre
     def never(image):
         raise AssertionError("prepared again")
 
-    again = open_store(tmp_path, index, prepare)
+    again = open_prepared_cache(tmp_path, index, prepare)
     later = PreparedImages(ShardReader(tmp_path / "shards", index), never, again)
     assert all(torch.equal(later.image(position), kept[position]) for position in range(3))
     last = next(position for position, row in enumerate(index.samples) if row.shard > index.samples[0].shard)
@@ -84,7 +84,7 @@ def test_damaged_shards_are_seen_when_an_image_is_kept(tiny_shards, index, prepa
     with open(tmp_path / "shards" / index.shards[row.shard].name, "r+b") as file:
         file.seek(row.members["png"][0] + 60)
         file.write(b"\0\1\2")
-    store = open_store(tmp_path, index, prepare)
+    store = open_prepared_cache(tmp_path, index, prepare)
     images = PreparedImages(ShardReader(tmp_path / "shards", index), prepare, store)
     for _ in range(2):
         with pytest.raises(DataError, match=row.key):
@@ -155,7 +155,7 @@ def write_for_ever(path, images, first, ready):
     child = os.fork()
     if child:
         return child
-    store, turn = PreparedStore(path, len(images), images[0].shape[1]), first
+    store, turn = PreparedCache(path, len(images), images[0].shape[1]), first
     while True:
         store.put(turn % len(images), SOURCES[0], images[turn % len(images)])
         turn += 1
@@ -178,7 +178,7 @@ def test_writers_killed_in_the_midst_leave_no_wrong_record(tmp_path):
         processes = [write_for_ever(tmp_path / f"{number}", images, first, ready) for first in (0, 3)]
         time.sleep(draw.uniform(0, 0.05))
         kill(processes)
-        store = PreparedStore(tmp_path / f"{number}", len(images), 700)
+        store = PreparedCache(tmp_path / f"{number}", len(images), 700)
         kept = [store.get(position, SOURCES[0]) for position in range(len(images))]
         store.close()
         found.append(sum(image is not None for image in kept))
@@ -195,7 +195,7 @@ def test_several_may_write_at_once(tmp_path):
     said = b""
     while len(said) < 3:
         said += os.read(outlet, 1)
-    store = PreparedStore(tmp_path / "one", len(images), 200)
+    store = PreparedCache(tmp_path / "one", len(images), 200)
     for position, image in enumerate(images):
         kept = store.get(position, SOURCES[0])  # while the others go on writing the same bytes
         assert kept is None or torch.equal(kept, image)
@@ -209,10 +209,10 @@ def test_several_may_write_at_once(tmp_path):
 
 def test_other_shards_sizes_and_versions_have_other_files(index, prepare, tmp_path, monkeypatch):
     other = replace(index, digest=hashlib.sha256(b"").hexdigest())
-    stores = [open_store(tmp_path, each, prepare) for each in (index, other, index)]
-    stores.append(open_store(tmp_path, index, Preparation(SIZE + 1)))
-    monkeypatch.setattr(Preparation, "VERSION", 2)
-    stores.append(open_store(tmp_path, index, prepare))
+    stores = [open_prepared_cache(tmp_path, each, prepare) for each in (index, other, index)]
+    stores.append(open_prepared_cache(tmp_path, index, Preprocessing(SIZE + 1)))
+    monkeypatch.setattr(Preprocessing, "VERSION", 2)
+    stores.append(open_prepared_cache(tmp_path, index, prepare))
     assert len({store.path for store in stores}) == 4
     assert stores[0].path == stores[2].path
     for store in stores:
@@ -221,7 +221,7 @@ def test_other_shards_sizes_and_versions_have_other_files(index, prepare, tmp_pa
 
 
 def test_nobody_else_may_read_the_images(index, prepare, tmp_path):
-    store = open_store(tmp_path / "a" / "cache", index, prepare)
+    store = open_prepared_cache(tmp_path / "a" / "cache", index, prepare)
     assert (store.path.stat().st_mode & 0o777, store.path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
     store.close()
 
@@ -230,7 +230,7 @@ def test_a_place_that_cannot_hold_it_is_one_line(index, prepare, tmp_path):
     (tmp_path / "file").write_text("")
     problem = "data.cache: .*file/cache cannot hold prepared images: Not a directory; name a folder"
     with pytest.raises(ConfigError, match=problem) as caught:
-        open_store(tmp_path / "file" / "cache", index, prepare)
+        open_prepared_cache(tmp_path / "file" / "cache", index, prepare)
     assert "\n" not in str(caught.value)
 
 
@@ -238,12 +238,12 @@ def test_a_disk_that_is_too_full_is_left_alone(index, prepare, tmp_path, monkeyp
     real = os.statvfs(tmp_path)
     full = os.statvfs_result((real.f_bsize, 1, 100, 0, 0, *list(real)[5:]))
     monkeypatch.setattr(os, "statvfs", lambda path: full)
-    assert open_store(tmp_path, index, prepare) is None
+    assert open_prepared_cache(tmp_path, index, prepare) is None
     assert "0.0 GB are free: going on without a cache" in caplog.text
 
 
 def test_a_file_that_is_full_already_needs_no_more_room(index, prepare, tmp_path, monkeypatch):
-    first = open_store(tmp_path, index, prepare)
+    first = open_prepared_cache(tmp_path, index, prepare)
     for position, row in enumerate(index.samples):
         first.put(position, row.sha256, picture(position))
     os.fsync(first._file)
@@ -251,7 +251,7 @@ def test_a_file_that_is_full_already_needs_no_more_room(index, prepare, tmp_path
     real = os.statvfs(tmp_path)
     full = os.statvfs_result((real.f_bsize, 1, 100, 0, 0, *list(real)[5:]))
     monkeypatch.setattr(os, "statvfs", lambda path: full)
-    second = open_store(tmp_path, index, prepare)
+    second = open_prepared_cache(tmp_path, index, prepare)
     assert torch.equal(second.get(1, index.samples[1].sha256), picture(1))
     second.close()
 
@@ -261,7 +261,7 @@ def test_a_disk_that_fails_costs_nothing_but_time(tiny_shards, index, prepare, t
     def fails(*words):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    store = open_store(tmp_path, index, prepare)
+    store = open_prepared_cache(tmp_path, index, prepare)
     images = PreparedImages(ShardReader(tiny_shards, index), prepare, store)
     monkeypatch.setattr(os, call, fails)
     expected = PreparedImages(ShardReader(tiny_shards, index), prepare, None)

@@ -14,11 +14,17 @@ import pytest
 from hsadml_dist.data import staging
 from hsadml_dist.data.index import load_index
 from hsadml_dist.data.reader import ShardReader
-from hsadml_dist.data.remote import Patience
-from hsadml_dist.data.staging import Stage, judging_place, stage_folder, stage_problem, training_place
+from hsadml_dist.data.remote import RetryPolicy
+from hsadml_dist.data.staging import (
+    ShardCache,
+    eval_shard_location,
+    expand_stage_path,
+    stage_path_problem,
+    train_shard_location,
+)
 from hsadml_dist.errors import ConfigError, DataError
 
-SCRIPT = "data/staging_process.py"
+SCRIPT = "data/shard_cache_ranks.py"
 
 
 @pytest.fixture
@@ -29,13 +35,13 @@ def index(tiny_shards):
 @pytest.fixture
 def local(tiny_shards, tmp_path):
     """Copies of a folder, not made yet."""
-    return Stage(source=str(tiny_shards), folder=tmp_path / "stage")
+    return ShardCache(source=str(tiny_shards), folder=tmp_path / "stage")
 
 
 @pytest.fixture
 def remote(server, tmp_path):
     """Copies of what a server has, not made yet."""
-    return Stage(source=server.address, folder=tmp_path / "stage")
+    return ShardCache(source=server.address, folder=tmp_path / "stage")
 
 
 def content(stage, file):
@@ -84,7 +90,7 @@ def test_processes_that_want_the_same_shards_at_once_fetch_each_once(ranks, serv
 def test_a_dead_holder_gives_the_lock_back_and_what_it_left_is_swept_away(ranks, server, tiny_shards, index, tmp_path):
     file = index.shards[0]
     server.plans[file.name] = ["stall"]
-    stage = Stage(source=server.address, folder=tmp_path / "stage")
+    stage = ShardCache(source=server.address, folder=tmp_path / "stage")
     left = []
 
     def kill():
@@ -127,7 +133,7 @@ def test_a_shard_that_the_server_does_not_have_is_one_line(remote, server, index
 
 
 def test_a_server_that_stays_away_is_one_line_and_leaves_nothing(remote, server, index, monkeypatch):
-    monkeypatch.setattr(staging.download, "__defaults__", (Patience(attempts=2, first_seconds=0.01),))
+    monkeypatch.setattr(staging.download, "__defaults__", (RetryPolicy(attempts=2, first_seconds=0.01),))
     server.plans[index.shards[0].name] = ["cut", "503"]
     with pytest.raises(DataError, match="given up after 2 attempts: the server answered 503"):
         remote.open(index.shards[0])
@@ -142,7 +148,7 @@ def test_faults_of_a_folder_of_shards_are_one_line(tiny_shards, tmp_path, index)
     (source / missing.name).unlink()
     (source / strange.name).unlink()
     (source / strange.name).mkdir()
-    stage = Stage(source=str(source), folder=tmp_path / "stage")
+    stage = ShardCache(source=str(source), folder=tmp_path / "stage")
     for file, text in (
         (damaged, f"^{source}: {damaged.name} is damaged there: its SHA-256 is "),
         (missing, f"^{missing.name}: the shard cannot be opened: No such file or directory$"),
@@ -172,7 +178,7 @@ def test_a_copy_that_is_cut_short_or_taken_away_is_made_again(local, index, tiny
 
 
 def test_a_folder_that_is_cleared_all_the_time_is_one_line(local, index, monkeypatch):
-    monkeypatch.setattr(Stage, "fetch", lambda self, file: self.folder.mkdir(exist_ok=True))
+    monkeypatch.setattr(ShardCache, "fetch", lambda self, file: self.folder.mkdir(exist_ok=True))
     with pytest.raises(DataError, match=f"the copy of {index.shards[0].name} is taken away as soon as it is there$"):
         local.open(index.shards[0])
 
@@ -191,14 +197,14 @@ def test_a_copy_that_decays_is_made_anew_by_who_reads_it(kind, request, index, t
 
 def test_a_good_copy_is_not_made_anew(remote, server, index):
     content(remote, index.shards[0])
-    remote.renew(index.shards[0])
+    remote.repair(index.shards[0])
     assert server.asked == [index.shards[0].name]
 
 
 def test_who_is_damaged_in_copy_and_source_is_told(tiny_shards, tmp_path, index):
     source = tmp_path / "source"
     shutil.copytree(tiny_shards, source)
-    stage, row = Stage(source=str(source), folder=tmp_path / "stage"), index.samples[3]
+    stage, row = ShardCache(source=str(source), folder=tmp_path / "stage"), index.samples[3]
     file, offset = index.shards[row.shard], row.members["png"][0]
     reader = ShardReader(stage, index)
     reader.image(3)
@@ -223,14 +229,14 @@ def small_disk(tmp_path):
 
 
 def test_no_room_is_told_with_what_is_needed_and_free(small_disk, tiny_shards, index):
-    stage = Stage(source=str(tiny_shards), folder=small_disk / "stage")
+    stage = ShardCache(source=str(tiny_shards), folder=small_disk / "stage")
     file = max(index.shards, key=lambda file: file.bytes)
     assert file.bytes > 1 << 16
     needed = sum(file.bytes for file in index.shards)
     with pytest.raises(
         DataError, match=f"no room for {len(index.shards)} shards: {needed} bytes are needed, "
     ) as caught:
-        stage.check_room(index.shards)
+        stage.require_free_space(index.shards)
     assert f"data.stage: {stage.folder}: " in said(caught)
     with pytest.raises(DataError, match=rf"no room for {file.name}: {file.bytes} bytes are needed, \d+ are free"):
         stage.open(file)
@@ -241,8 +247,8 @@ def test_no_room_is_told_with_what_is_needed_and_free(small_disk, tiny_shards, i
 def test_a_disk_that_fills_up_meanwhile_is_the_same_line(
     small_disk, tiny_shards, index, server, from_server, monkeypatch
 ):
-    stage = Stage(source=server.address if from_server else str(tiny_shards), folder=small_disk / "stage")
-    monkeypatch.setattr(Stage, "_check_room", lambda *arguments: None)
+    stage = ShardCache(source=server.address if from_server else str(tiny_shards), folder=small_disk / "stage")
+    monkeypatch.setattr(ShardCache, "_check_room", lambda *arguments: None)
     file = max(index.shards, key=lambda file: file.bytes)
     with pytest.raises(
         DataError, match=rf"no room for {file.name}: {file.bytes} bytes are needed, \d+ are free"
@@ -256,53 +262,69 @@ def test_room_is_only_needed_for_what_is_not_there(local, index, monkeypatch):
     local.fetch(index.shards[0])
     free = index.shards[1].bytes
     monkeypatch.setattr(staging.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": free}))
-    local.check_room(index.shards[:2])
+    local.require_free_space(index.shards[:2])
     with pytest.raises(DataError, match="no room for 2 shards"):
-        local.check_room(index.shards[:3])
+        local.require_free_space(index.shards[:3])
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tiny_shards, tmp_path, index):
     (tmp_path / "file").touch()
-    stage = Stage(source=str(tiny_shards), folder=tmp_path / "file" / "stage")
-    for use in (lambda: stage.check_room(index.shards), lambda: stage.open(index.shards[0])):
+    stage = ShardCache(source=str(tiny_shards), folder=tmp_path / "file" / "stage")
+    for use in (lambda: stage.require_free_space(index.shards), lambda: stage.open(index.shards[0])):
         with pytest.raises(DataError, match=rf"^data\.stage: {stage.folder}: cannot be \w+: Not a directory$"):
             use()
 
 
 def test_nor_one_that_may_only_be_read(tiny_shards, tmp_path, index):
-    read_only = Stage(source=str(tiny_shards), folder=tmp_path / "locked")
+    read_only = ShardCache(source=str(tiny_shards), folder=tmp_path / "locked")
     read_only.folder.mkdir(mode=0o555)
     if os.access(read_only.folder, os.W_OK):
         pytest.skip("root may write everywhere")
     with pytest.raises(DataError, match=r"cannot be written: Permission denied$"):
-        read_only.check_room(index.shards)
+        read_only.require_free_space(index.shards)
 
 
 def test_the_folder_is_that_of_this_node(monkeypatch):
     monkeypatch.setenv("SCRATCH_HERE", "/scratch/7")
     monkeypatch.setenv("HOME", "/home/me")
-    assert stage_folder("$SCRATCH_HERE/a") == stage_folder("${SCRATCH_HERE}/a") == Path("/scratch/7/a")
-    assert stage_folder("~/a") == Path("/home/me/a")
+    assert expand_stage_path("$SCRATCH_HERE/a") == expand_stage_path("${SCRATCH_HERE}/a") == Path("/scratch/7/a")
+    assert expand_stage_path("~/a") == Path("/home/me/a")
     monkeypatch.setenv("EMPTY_HERE", "")
     for name in ("EMPTY_HERE", "NOT_HERE"):
         problem = f"data.stage: '/a/${name}/b': the environment variable {name} is not set on {socket.gethostname()}"
         with pytest.raises(ConfigError, match=problem.replace("$", r"\$")):
-            stage_folder(f"/a/${name}/b")
+            expand_stage_path(f"/a/${name}/b")
     monkeypatch.setenv("SCRATCH_HERE", "relative")
     with pytest.raises(ConfigError, match="relative/a is not absolute"):
-        stage_folder("$SCRATCH_HERE/a")
-    assert stage_problem("scratch/a") is not None
-    assert [stage_problem(stage) for stage in ("/a", "~/a", "$A/b", "${A}")] == [None] * 4
+        expand_stage_path("$SCRATCH_HERE/a")
+    assert stage_path_problem("scratch/a") is not None
+    assert [stage_path_problem(stage) for stage in ("/a", "~/a", "$A/b", "${A}")] == [None] * 4
 
 
 def test_where_shards_are_read(monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
     address, cache = "http://host/a", Path("/cache/hsadml/shards")
-    assert training_place("a/b", None) == judging_place("a/b", None) == judging_place("a/b", "/s") == Path("a/b")
-    assert training_place("a/b", "/s") == Stage(source="a/b", folder=Path("/s"))
-    assert training_place(address, None) == judging_place(address, None) == Stage(source=address, folder=cache)
-    assert training_place(address, "/s") == judging_place(address, "/s") == Stage(source=address, folder=Path("/s"))
-    assert judging_place("a/b", "$NOT_HERE/s") == Path("a/b"), "a verdict is also asked for elsewhere"
-    assert [str(training_place(one, "/s")) for one in ("a/b", "http://me:pw@host/a?k=1")] == ["a/b", "http://host/a"]
+    assert (
+        train_shard_location("a/b", None)
+        == eval_shard_location("a/b", None)
+        == eval_shard_location("a/b", "/s")
+        == Path("a/b")
+    )
+    assert train_shard_location("a/b", "/s") == ShardCache(source="a/b", folder=Path("/s"))
+    assert (
+        train_shard_location(address, None)
+        == eval_shard_location(address, None)
+        == ShardCache(source=address, folder=cache)
+    )
+    assert (
+        train_shard_location(address, "/s")
+        == eval_shard_location(address, "/s")
+        == ShardCache(source=address, folder=Path("/s"))
+    )
+    assert eval_shard_location("a/b", "$NOT_HERE/s") == Path("a/b"), "a verdict is also asked for elsewhere"
+    assert [str(train_shard_location(one, "/s")) for one in ("a/b", "http://me:pw@host/a?k=1")] == [
+        "a/b",
+        "http://host/a",
+    ]
     with pytest.raises(DataError, match=r"not read from ftp://"):
-        training_place("ftp://host/a", "/s")
+        train_shard_location("ftp://host/a", "/s")

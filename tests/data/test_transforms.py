@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hsadml_dist.data.order import sample_seed
-from hsadml_dist.data.transforms import DEFAULT_AUGMENTATION, Augmentation, Preparation
+from hsadml_dist.data.transforms import DEFAULT_AUGMENTATION, Augmentation, Preprocessing
 from hsadml_dist.errors import ConfigError
 
 NOISE = {"_target_": "monai.transforms.RandGaussianNoise", "prob": 1.0, "std": 0.5}
@@ -21,7 +21,7 @@ def image():
 
 def test_preparation_resizes_and_normalises():
     stored = np.random.default_rng(0).integers(0, 65536, (64, 48), dtype=np.uint16)
-    image = Preparation(24)(stored)
+    image = Preprocessing(24)(stored)
     assert isinstance(image, torch.Tensor)
     assert (type(image), image.shape, image.dtype) == (torch.Tensor, (1, 24, 24), torch.float32)
     assert float(image.mean()) == pytest.approx(0, abs=1e-5)
@@ -31,19 +31,19 @@ def test_preparation_resizes_and_normalises():
 def test_preparation_averages_over_areas():
     stored = np.zeros((4, 4), dtype=np.uint16)
     stored[0, 0], stored[2:, 2:] = 40000, 20000
-    image = Preparation(2)(stored)[0]
+    image = Preprocessing(2)(stored)[0]
     expected = torch.tensor([[10000.0, 0], [0, 20000]])
     torch.testing.assert_close(image, (expected - expected.mean()) / expected.std(correction=0), rtol=1e-4, atol=1e-5)
 
 
 def test_neighbouring_16_bit_levels_stay_apart():
     stored = np.arange(1024, dtype=np.uint16).reshape(32, 32) + 30000
-    assert len(Preparation(32)(stored).unique()) == 1024
+    assert len(Preprocessing(32)(stored).unique()) == 1024
 
 
 @pytest.mark.parametrize("level", [0, 777, 65535])
 def test_a_flat_image_stays_flat_and_finite(level):
-    image = Preparation(8)(np.full((8, 8), level, dtype=np.uint16))
+    image = Preprocessing(8)(np.full((8, 8), level, dtype=np.uint16))
     assert len(image.unique()) == 1
     assert image.abs().max() <= 1
 
@@ -108,13 +108,13 @@ def test_a_batch_is_its_images_one_after_another(image):
 
 
 def test_the_identity_of_a_preparation_names_what_its_pixels_depend_on(monkeypatch):
-    identities = [Preparation(8).identity(), Preparation(9).identity()]
-    monkeypatch.setattr(Preparation, "VERSION", 2)
-    identities.append(Preparation(8).identity())
+    identities = [Preprocessing(8).identity(), Preprocessing(9).identity()]
+    monkeypatch.setattr(Preprocessing, "VERSION", 2)
+    identities.append(Preprocessing(8).identity())
     monkeypatch.setattr(torch, "__version__", "0.1")
-    identities.append(Preparation(8).identity())
+    identities.append(Preprocessing(8).identity())
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "ABACUS")
-    identities.append(Preparation(8).identity())
+    identities.append(Preprocessing(8).identity())
     assert len(set(identities)) == 5
 
 

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.jobs import SETTINGS, Launched, hsadml
+from tests.distributed.jobs import SETTINGS, TrainingProcess, hsadml
 
-Launch = Callable[..., Launched]
+Launch = Callable[..., TrainingProcess]
 
 
 @pytest.fixture
 def launch() -> Iterator[Launch]:
     """Start ``hsadml train`` with the given arguments and go on at once; whatever is left is killed at the end."""
-    launched: list[Launched] = []
+    launched: list[TrainingProcess] = []
 
-    def start(run: Path, *arguments: str | Path) -> Launched:
-        launched.append(Launched.start(run, *arguments))
+    def start(run: Path, *arguments: str | Path) -> TrainingProcess:
+        launched.append(TrainingProcess.start(run, *arguments))
         return launched[-1]
 
     yield start

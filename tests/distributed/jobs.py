@@ -39,17 +39,17 @@ def hsadml(*arguments: str | Path, expect: int = 0) -> str:
 
 
 @dataclass(frozen=True)
-class Launched:
+class TrainingProcess:
     """A training under way: the launcher's process and its run folder."""
 
     process: subprocess.Popen[str]
     run: Path
 
     @staticmethod
-    def start(run: Path, *arguments: str | Path) -> Launched:
+    def start(run: Path, *arguments: str | Path) -> TrainingProcess:
         """Start ``hsadml train`` and go on at once."""
         command = [*HSADML, "train", *map(str, arguments), "--run", str(run)]
-        return Launched(subprocess.Popen(command, text=True, start_new_session=True), run)
+        return TrainingProcess(subprocess.Popen(command, text=True, start_new_session=True), run)
 
     def rank_pid(self, rank: int) -> int:
         """Return a rank's process id."""

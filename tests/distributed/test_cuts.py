@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from tests.chaos.calm import Grounds
+from tests.chaos.calm import Workspace
 from tests.chaos.damaged import FIRST_STOP, damaged_newest, flip
 from tests.chaos.told import killed_in_a_save, second_notice_while_stopping
-from tests.chaos.tour import tour
+from tests.chaos.tour import new_sequence
 
 
 def test_a_training_that_is_cut_again_and_again_ends_as_the_calm_one(shards: Path, tmp_path: Path) -> None:
-    trip = tour(Grounds(folder=tmp_path, shards=shards), random.Random(0), 2, 1)
+    trip = new_sequence(Workspace(folder=tmp_path, shards=shards), random.Random(0), 2, 1)
     killed_in_a_save(trip, "background", "checkpoint.background=true")
     second_notice_while_stopping(trip)
     trip.stop(FIRST_STOP)

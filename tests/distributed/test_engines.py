@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from hsadml_dist.checkpoint.layout import committed
-from hsadml_dist.checkpoint.rows import group_names, read_rows
+from hsadml_dist.checkpoint.layout import list_checkpoints
+from hsadml_dist.checkpoint.rows import list_groups, read_group
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.merged import merged_events, merged_ledger, merged_metrics
+from hsadml_dist.stop.signals import STOP_AFTER
 from tests.distributed.jobs import SETTINGS, hsadml
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
@@ -30,7 +31,7 @@ SMALL = (
 
 def trained(shards: Path, run: Path, until: int, name: str, stage: int, world: int) -> None:
     """Train on to a step under an engine, as a user does who stops there."""
-    os.environ["HSADML_STOP_AFTER"] = str(until)
+    os.environ[STOP_AFTER] = str(until)
     engine = (f"engine.name={name}", f"engine.zero_stage={stage}", "--nproc", str(world))
     over = until == TURN * len(CHAIN)
     hsadml("train", "demo", f"data.shards={shards}", *SETTINGS, *SMALL, *engine, "--run", run, expect=0 if over else 85)
@@ -47,7 +48,7 @@ def test_any_engine_goes_on_from_any_other_on_any_number_of_ranks(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each hand-over is compared with a copy of the run that stays where it was for as many steps."""
-    monkeypatch.setenv("HSADML_STOP_AFTER", "0")
+    monkeypatch.setenv(STOP_AFTER, "0")
     moved, told = tmp_path / "moved", []
     trained(shards, moved, TURN, *CHAIN[0])
     for turn, (before, after) in enumerate(itertools.pairwise(CHAIN), start=2):
@@ -72,5 +73,5 @@ def _words(name: str, stage: int, world: int) -> str:
 
 
 def _names(run: Path) -> dict[str, list[str]]:
-    folder = RunFolder(run).checkpoints / str(committed(RunFolder(run))[-1])
-    return {group: sorted(read_rows(folder, group)) for group in group_names(folder)}
+    folder = RunFolder(run).checkpoints / str(list_checkpoints(RunFolder(run))[-1])
+    return {group: sorted(read_group(folder, group)) for group in list_groups(folder)}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hsadml_dist.data.index import ShardIndex, load_index
-from hsadml_dist.evaluation.inference import embedded_slices, open_inference, own_shards
+from hsadml_dist.evaluation.inference import embed_slices, open_inference, open_training_shards
 from hsadml_dist.evaluation.predictions import read
 from hsadml_dist.evaluation.verdict import evaluate_run
 from tests.distributed.jobs import hsadml
@@ -64,7 +64,7 @@ def test_one_process_reads_the_shares_of_both_and_comes_to_the_same_verdict(run:
 
 def test_embeddings_are_written_with_persons_as_classes(run: Path, index: ShardIndex) -> None:
     inference = open_inference(run)
-    folder, found = own_shards(inference, None)
-    table, _ = embedded_slices(inference, folder, found, range(len(index)), lambda done, total: None)
+    folder, found = open_training_shards(inference, None)
+    table, _ = embed_slices(inference, folder, found, range(len(index)), lambda done, total: None)
     assert [table.classes[label] for label in table.label_N] == list(table.persons)
     assert inference.weights.centre_CD.shape == (PERSONS, 8)

@@ -32,7 +32,7 @@ def test_stop_ends_all_ranks_with_one_line_and_skip_goes_on_from_there(tiny_shar
     run = tmp_path / "run"
     arguments = ("train", "demo", f"data.shards={tiny_shards}", *SETTINGS, "--nproc", "2", "--run", str(run))
     done = subprocess.run([*HSADML, *arguments], capture_output=True, text=True, timeout=SECONDS, check=False)
-    assert done.returncode == ExitCode.USER, done.stderr
+    assert done.returncode == ExitCode.USER_ERROR, done.stderr
     said = [line for line in done.stderr.splitlines() if line.startswith("hsadml: rank ") and ": step" in line]
     assert len(said) == 2 and len({line.partition(": step")[2] for line in said}) == 1, done.stderr
     (failed,) = [row for row in merged_events(run) if row["event"] == "failed"]

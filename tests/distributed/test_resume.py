@@ -11,7 +11,7 @@ import pytest
 
 from hsadml_dist.data.index import load_index
 from hsadml_dist.errors import ExitCode
-from hsadml_dist.run.merged import merged_ledger, merged_metrics, steps_done_twice
+from hsadml_dist.run.merged import count_repeated_steps, merged_ledger, merged_metrics
 from tests.distributed.conftest import Launch
 from tests.distributed.jobs import SETTINGS, STEPS, digest, event_rows, hsadml
 
@@ -37,8 +37,8 @@ def test_a_notice_to_one_rank_stops_all_and_the_resumed_run_is_the_undisturbed_o
     assert told_at <= stopped["step"] <= told_at + CATCH_UP
     assert event_rows(job.run, "signal")[0]["noticed"] == ["rank 1: SIGTERM"]
 
-    assert launch(job.run, *arguments).exit_code() == ExitCode.DONE
-    assert steps_done_twice(job.run) == 0
+    assert launch(job.run, *arguments).exit_code() == ExitCode.SUCCESS
+    assert count_repeated_steps(job.run) == 0
     assert digest(job.run) == digest(calm)
 
 
@@ -48,13 +48,13 @@ def test_a_killed_rank_costs_at_most_one_interval_and_no_bit(
     job = launch(tmp_path / "run", *arguments)
     job.wait_for_step(EVERY + 5)
     os.kill(job.rank_pid(1), signal.SIGKILL)
-    assert job.exit_code(within=30) == ExitCode.INTERNAL
+    assert job.exit_code(within=30) == ExitCode.INTERNAL_ERROR
     reached = job.steps()
 
-    assert launch(job.run, *arguments).exit_code() == ExitCode.DONE
+    assert launch(job.run, *arguments).exit_code() == ExitCode.SUCCESS
     (resumed,) = event_rows(job.run, "resumed")
     assert resumed["step"] == EVERY
-    assert steps_done_twice(job.run) == reached - EVERY <= EVERY
+    assert count_repeated_steps(job.run) == reached - EVERY <= EVERY
     assert digest(job.run) == digest(calm)
 
 
@@ -84,8 +84,8 @@ def test_a_rank_leaves_at_once_though_its_worker_sleeps_in_a_read(
         aside.rename(path)
     assert took < 3, f"leaving took {took:.1f} s"
 
-    assert launch(job.run, *arguments).exit_code() == ExitCode.DONE
-    assert steps_done_twice(job.run) == 0
+    assert launch(job.run, *arguments).exit_code() == ExitCode.SUCCESS
+    assert count_repeated_steps(job.run) == 0
     assert digest(job.run) == digest(calm)
 
 
@@ -95,7 +95,7 @@ def test_a_second_start_of_a_running_training_is_refused(
     longer = (*arguments, "train.steps=3000")
     job = launch(tmp_path / "run", *longer)
     job.wait_for_step(1)
-    assert launch(job.run, *longer).exit_code() == ExitCode.HELD
+    assert launch(job.run, *longer).exit_code() == ExitCode.RUN_LOCKED
     assert job.process.poll() is None
     os.kill(job.process.pid, signal.SIGTERM)
     assert job.exit_code() == ExitCode.STOPPED

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hsadml_dist.checkpoint.layout import committed
+from hsadml_dist.checkpoint.layout import list_checkpoints
 from hsadml_dist.errors import ExitCode
 from hsadml_dist.run.folder import RunFolder
 from tests.checkpoint.test_save import small_disk
@@ -36,8 +36,8 @@ def test_a_full_disk_ends_all_ranks_with_one_line_and_leaves_the_checkpoint_befo
         job.wait_for_step(EVERY + 10)
         free = 1024 * 1024
         (run.path / "other").write_bytes(b"x" * (shutil.disk_usage(run.path).free - free))
-        assert job.exit_code(within=30) == ExitCode.USER
-        failed_at = committed(run)[-1].step + EVERY
+        assert job.exit_code(within=30) == ExitCode.USER_ERROR
+        failed_at = list_checkpoints(run)[-1].step + EVERY
         assert failed_at <= job.steps() < failed_at + EVERY, "the next save was waited for"
         (failed,) = event_rows(run.path, "failed")
     assert failed["exit_code"] == 1

@@ -12,6 +12,7 @@ from hsadml_dist.config.io import load_recipe
 from hsadml_dist.data.index import load_index
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.merged import merged_metrics
+from hsadml_dist.stop.signals import STOP_AFTER
 from tests.data.server import Server
 from tests.distributed.jobs import hsadml
 
@@ -43,9 +44,9 @@ def test_shards_behind_a_server_train_go_on_and_are_judged(
     index = load_index(tiny_shards)
     unlucky = index.shards[index.samples[index.outside_folds([0])[0]].shard].name
     server.plans[unlucky] = ["503", "wrong"]
-    monkeypatch.setenv("HSADML_STOP_AFTER", "4")
+    monkeypatch.setenv(STOP_AFTER, "4")
     hsadml("train", *words, "data.workers=1", "--nproc", "2", expect=85)
-    monkeypatch.delenv("HSADML_STOP_AFTER")
+    monkeypatch.delenv(STOP_AFTER)
     hsadml("train", *words, "--nproc", "1")
     assert [row["step"] for row in merged_metrics(far)] == list(range(1, 7))
 

@@ -7,16 +7,17 @@ from functools import partial
 from typing import Any
 
 import torch
-from rank_start import with_comm
+from rank_script import with_comm
 from torch import nn
 
 from hsadml_dist.comm import Comm
 from hsadml_dist.config.optim import OptimConfig
 from hsadml_dist.data.loader import Batch
 from hsadml_dist.engine import compiled as compiling
-from hsadml_dist.engine.ddp import DdpEngine, DdpOptions, placed
-from hsadml_dist.engine.protocol import LossOf
-from hsadml_dist.models.recompute import recompute_activations
+from hsadml_dist.engine.ddp import DdpEngine, DdpOptions
+from hsadml_dist.engine.protocol import LossFn
+from hsadml_dist.models.network import prepare_model
+from hsadml_dist.models.recompute import checkpoint_activations
 from hsadml_dist.optim import build_optimizer
 
 BATCH, WIDTH, OUT = 12, 10, 3
@@ -43,7 +44,7 @@ class Net(nn.Module):
             self.stem.requires_grad_(False)
             self.blocks[0][1].weight.requires_grad_(False)
         if "recomputing" in way:
-            assert recompute_activations(self) == len(self.blocks)
+            assert checkpoint_activations(self) == len(self.blocks)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Return embeddings."""
@@ -135,7 +136,7 @@ def keep(comm: Comm, path: str) -> None:
     """Leave the state after three steps with an average in a file."""
     engine = engine_of(("average", "fp32"), comm)
     steps(engine, comm, ("average",), 1, 3)
-    if comm.topology.is_first:
+    if comm.topology.is_rank_zero:
         torch.save(copied(engine.state()), path)
 
 
@@ -150,7 +151,7 @@ def engine_of(way: Way, comm: Comm) -> DdpEngine:
     """Return an engine with a net of one seed; fp64 if the way does not say otherwise."""
     precision: Any = next((kind for kind in ("fp32", "bf16") if kind in way), "fp64")
     torch.manual_seed(0)
-    net = placed(Net(way), comm.device, precision)
+    net = prepare_model(Net(way), comm.device, precision)
     config = OptimConfig(name="sgd" if "sgd" in way else "adamw", lr=0.05)
     optimizer = build_optimizer(net.parameters(), config, decay=True)
     average = 0.25 if "average" in way else None
@@ -164,8 +165,8 @@ def steps(engine: DdpEngine, comm: Comm, way: Way, first: int, last: int) -> lis
     told = []
     for step in range(first, last + 1):
         torch.manual_seed(1000 * step + comm.topology.rank)
-        parts = batch_of(step, comm, engine).parts(3 if "thirds" in way else 1)
-        outcome = engine.backward(parts, loss_of(comm))
+        parts = batch_of(step, comm, engine).microbatches(3 if "thirds" in way else 1)
+        outcome = engine.backward(parts, loss_fn(comm))
         told.append((float(outcome.loss), float(outcome.grad_norm)))
         engine.apply(0.05 / step)
     return told
@@ -174,7 +175,7 @@ def steps(engine: DdpEngine, comm: Comm, way: Way, first: int, last: int) -> lis
 def batch_of(step: int, comm: Comm, engine: DdpEngine) -> Batch:
     """Return this rank's part of a step's batch, drawn from the step alone."""
     image = torch.randn(BATCH, 1, 4, 4, generator=torch.Generator().manual_seed(step))
-    mine = comm.topology.part(BATCH)
+    mine = comm.topology.rank_range(BATCH)
     label = torch.arange(BATCH) % OUT
     dtype = next(engine.model.parameters()).dtype
     return Batch(
@@ -182,7 +183,7 @@ def batch_of(step: int, comm: Comm, engine: DdpEngine) -> Batch:
     )
 
 
-def loss_of(comm: Comm) -> LossOf:
+def loss_fn(comm: Comm) -> LossFn:
     """Return a rank's share of a mean over the whole batch, whose average over the ranks is that mean."""
     share = comm.topology.world_size / BATCH
 
@@ -201,13 +202,13 @@ def _trained(way: Way, comm: Comm) -> dict[str, Any]:
     engine = engine_of(way, comm)
     start = copied({"": dict(engine.model.state_dict())})[""]
     told = steps(engine, comm, way, 1, 2)
-    engine.backward(batch_of(9, comm, engine).parts(2), loss_of(comm))
+    engine.backward(batch_of(9, comm, engine).microbatches(2), loss_fn(comm))
     homes = {p.grad.untyped_storage().data_ptr() for p in engine.model.parameters() if p.grad is not None}
     engine.discard()
     told += steps(engine, comm, way, 3, 3)
     torch.manual_seed(comm.topology.rank)
-    gradients = {n: g.clone() for n, g in engine.gradients(batch_of(4, comm, engine), loss_of(comm))}
-    judged = copied({"": dict(engine.evaluated().state_dict())})[""]
+    gradients = {n: g.clone() for n, g in engine.gradients(batch_of(4, comm, engine), loss_fn(comm))}
+    judged = copied({"": dict(engine.evaluation_model().state_dict())})[""]
     return {
         "start": start,
         "told": told,

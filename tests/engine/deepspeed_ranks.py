@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rank_start import with_comm
+from hsadml_dist.model_factory import build_network
+from rank_script import with_comm
 
 from hsadml_dist.comm import Comm
 from hsadml_dist.config import Recipe
@@ -21,7 +22,7 @@ from hsadml_dist.config.model import ModelConfig
 from hsadml_dist.config.optim import OptimConfig
 from hsadml_dist.config.train import TrainConfig
 from hsadml_dist.data.loader import Batch
-from hsadml_dist.engine.learner import Learner, build_learner, build_network
+from hsadml_dist.engine.learner import Learner, build_learner
 
 TOTAL, CLASSES, SIDE, BATCH = 40, 5, 16, 24
 STATES = (1, 2, 4, 7, 10)
@@ -94,9 +95,9 @@ def hand_over(comm: Comm, argument: str) -> dict[str, Any]:
         found["loaded"] = whole_state(learner, comm)
     found["reports"] = [learner.step(step, batch_of(step, comm)) for step in range(job["first"], job["last"] + 1)]
     state = whole_state(learner, comm)
-    if job["save"] and comm.topology.is_first:
+    if job["save"] and comm.topology.is_rank_zero:
         torch.save(state, job["save"])
-    judged = learner.engine.evaluated()
+    judged = learner.engine.evaluation_model()
     found |= {"state": state, "judged": {name: t.clone() for name, t in judged.state_dict().items()}}
     return found
 
@@ -160,7 +161,7 @@ def batch_of(step: int, comm: Comm) -> Batch:
     """Return this rank's part of a step's batch, drawn from the step alone."""
     generator = torch.Generator().manual_seed(step)
     image = torch.randn(BATCH, 1, SIDE, SIDE, generator=generator)
-    mine = comm.topology.part(BATCH)
+    mine = comm.topology.rank_range(BATCH)
     label = torch.arange(BATCH) % CLASSES
     keys = tuple(f"{step}-{place}" for place in mine)
     return Batch(image=image[mine.start : mine.stop], label=label[mine.start : mine.stop], keys=keys)
@@ -173,7 +174,7 @@ def copied(groups: Groups) -> Groups:
 
 def whole_state(learner: Learner, comm: Comm) -> Groups:
     """Return rank 0's state on every rank, as the checkpoint file would hold it (the centres are replicated here)."""
-    return comm.share(copied(learner.state()))
+    return comm.broadcast_object(copied(learner.state()))
 
 
 def _recipe(layout: Any, accumulate: int, clip: float | None) -> Recipe:
@@ -206,7 +207,7 @@ def _one_step(learner: Learner, comm: Comm, step: int) -> dict[str, Any]:
 
 
 def _spoilt(batch: Batch, comm: Comm) -> Batch:
-    if not comm.topology.is_first:
+    if not comm.topology.is_rank_zero:
         return batch
     image = batch.image.clone()
     image[1, 0, 3, 3] = math.nan

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from rank_start import with_comm
+from hsadml_dist.model_factory import build_network
+from rank_script import with_comm
 from torch import nn
 
 from hsadml_dist.comm import Comm
@@ -19,10 +20,10 @@ from hsadml_dist.config.model import ModelConfig
 from hsadml_dist.config.optim import OptimConfig
 from hsadml_dist.config.train import TrainConfig
 from hsadml_dist.data.loader import Batch
-from hsadml_dist.engine.learner import Learner, build_learner, build_network
+from hsadml_dist.engine.learner import Learner, build_learner
 from hsadml_dist.errors import NumericalError
 from hsadml_dist.losses.margins import MarginSettings, build_margin
-from hsadml_dist.models import EmbeddingNet
+from hsadml_dist.models.network import EmbeddingNet
 
 TOTAL, CLASSES, SIDE, SIZE = 10, 3, 8, 12
 BAD, LAST = 3, 4
@@ -113,7 +114,7 @@ def stops(comm: Comm) -> dict[str, Any]:
     first = _until_the_end(cut, comm, bad={2, 3, 5, 6, 7}, last=6)
     again = _learner("", limited, comm)
     again.load(copied(cut))
-    again.guard.in_a_row = cut.guard.in_a_row
+    again.guard.consecutive_skips = cut.guard.consecutive_skips
     return {"at once": at_once, "limit": in_the_end, "cut": (first, _until_the_end(again, comm, bad={7}, first=7))}
 
 
@@ -121,7 +122,7 @@ def batch_of(step: int, comm: Comm) -> Batch:
     """Return this rank's part of a step's batch, drawn from the step alone."""
     generator = torch.Generator().manual_seed(step)
     image = torch.randn(SIZE, 1, SIDE, SIDE, generator=generator)
-    mine = comm.topology.part(SIZE)
+    mine = comm.topology.rank_range(SIZE)
     label = torch.arange(SIZE) % CLASSES
     keys = tuple(f"{step}-{place}" for place in mine)
     return Batch(image=image[mine.start : mine.stop], label=label[mine.start : mine.stop], keys=keys)
@@ -165,7 +166,7 @@ def _finding(comm: Comm, recipe: Recipe, spoil: Any = None, name: str = "") -> d
 
 
 def _two_bad(batch: Batch, comm: Comm) -> None:
-    batch.image[0, 0, 0, 0] = math.inf if comm.topology.is_first else 0.0
+    batch.image[0, 0, 0, 0] = math.inf if comm.topology.is_rank_zero else 0.0
     poisoned(batch, comm, math.nan)
 
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from rank_start import with_comm
+from hsadml_dist.model_factory import build_network
+from rank_script import with_comm
 
 from hsadml_dist.comm import Comm
 from hsadml_dist.config import Recipe
@@ -19,7 +20,7 @@ from hsadml_dist.config.train import TrainConfig
 from hsadml_dist.data.loader import Batch
 from hsadml_dist.engine import learner
 from hsadml_dist.engine.ddp import DdpEngine
-from hsadml_dist.engine.learner import Learner, build_learner, build_network
+from hsadml_dist.engine.learner import Learner, build_learner
 
 TOTAL, CLASSES, SIDE = 10, 3, 16
 RECIPE = Recipe(
@@ -93,7 +94,7 @@ def batch_of(step: int, comm: Comm) -> Batch:
     """Return this rank's part of a step's batch, drawn from the step alone."""
     generator = torch.Generator().manual_seed(step)
     image = torch.randn(12, 1, SIDE, SIDE, generator=generator)
-    mine = comm.topology.part(12)
+    mine = comm.topology.rank_range(12)
     label = torch.arange(12) % CLASSES
     return Batch(image=image[mine.start : mine.stop], label=label[mine.start : mine.stop], keys=("",) * len(mine))
 
@@ -132,7 +133,7 @@ def _headed(recipe: Recipe, comm: Comm) -> dict[str, Any]:
     reports = _steps(learner, comm, 1, 3)
     others = {name: group for name, group in _copied(learner.head.state()).items() if name.startswith("head")}
     rows = len(learner.head.loss.centres.weight)
-    return {"reports": reports, "centres": learner.head.whole_centres().clone(), "rows": rows, **others}
+    return {"reports": reports, "centres": learner.head.gather_centres().clone(), "rows": rows, **others}
 
 
 def _change(recipe: Recipe, comm: Comm) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from rank_start import with_comm
+from rank_script import with_comm
 from torch import nn
 
 from hsadml_dist.comm import Comm
@@ -22,25 +22,25 @@ DIM = 4
 class AddsUp(DdpEngine):
     """Adds the ranks' gradients where it should average them."""
 
-    def gradients(self, part: Any, loss_of: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    def gradients(self, part: Any, loss_fn: Any) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield gradients that are as many times too long as there are ranks."""
-        yield from ((name, grad * 2) for name, grad in super().gradients(part, loss_of))
+        yield from ((name, grad * 2) for name, grad in super().gradients(part, loss_fn))
 
 
 class MeanOfMeans(DdpEngine):
     """Averages the ranks' own means, whatever their numbers of samples."""
 
-    def gradients(self, part: Any, loss_of: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    def gradients(self, part: Any, loss_fn: Any) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield the gradient of the wrong mean."""
-        return super().gradients(part, lambda emb, label: loss_of(emb * 1.0, label) * (3 / len(label)))
+        return super().gradients(part, lambda emb, label: loss_fn(emb * 1.0, label) * (3 / len(label)))
 
 
 class Alone(DdpEngine):
     """Forgets to reduce."""
 
-    def gradients(self, part: Any, loss_of: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    def gradients(self, part: Any, loss_fn: Any) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield this rank's own gradient."""
-        loss_of(self.embed(part.image), part.label).backward()
+        loss_fn(self.embed(part.image), part.label).backward()
         yield from ((name, p.grad.clone()) for name, p in self.model.named_parameters() if p.grad is not None)
         self.model.zero_grad()
 
@@ -48,9 +48,9 @@ class Alone(DdpEngine):
 class Forgets(DdpEngine):
     """Leaves out one parameter."""
 
-    def gradients(self, part: Any, loss_of: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    def gradients(self, part: Any, loss_fn: Any) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield all gradients but the largest parameter's."""
-        yield from ((name, grad) for name, grad in super().gradients(part, loss_of) if name != "3.weight")
+        yield from ((name, grad) for name, grad in super().gradients(part, loss_fn) if name != "3.weight")
 
 
 def body(comm: Comm, case: str) -> dict[str, Any]:
@@ -76,8 +76,8 @@ def _asked(
     image = torch.zeros(1, 1, 6, 6, dtype=dtype)
     model.to(dtype)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    apart, margin = comm.apart(), build_margin(name, MarginSettings(scale=scale))
-    rule = selfcheck.by_the_sum_rule(model, precision, margin, DIM, image, apart)
+    apart, margin = comm.new_train_group(), build_margin(name, MarginSettings(scale=scale))
+    rule = selfcheck.reference_gradients(model, precision, margin, DIM, image, apart)
     engine = kind(model, torch.optim.SGD(model.parameters(), lr=0.1), comm, precision, None, image)
     try:
         selfcheck.check_gradients(engine, rule, layout, apart)

@@ -11,7 +11,7 @@ from hsadml_dist.config.model import ModelConfig
 from hsadml_dist.config.train import TrainConfig
 from hsadml_dist.engine import build
 from hsadml_dist.engine.ddp import DdpEngine
-from hsadml_dist.models import build_model
+from hsadml_dist.models.network import build_model
 
 RECIPE = Recipe(
     data=DataConfig(shards="none", image_size=16),

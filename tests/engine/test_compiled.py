@@ -4,7 +4,7 @@ import torch._inductor.config
 from torch import nn
 
 from hsadml_dist.engine import compiled
-from hsadml_dist.engine.compiled import Compiled, uncompiled
+from hsadml_dist.engine.compiled import CompiledNetwork, disable_compilation
 from hsadml_dist.errors import ConfigError
 
 OPTIONS = "engine/ddp_ranks.py"
@@ -52,11 +52,11 @@ def test_only_calls_through_the_wrapper_are_compiled_and_hooks_run_all_the_same(
     calls, image = [], torch.ones(4, 3)
     net.register_forward_hook(lambda *parts: calls.append("after"))
     net.register_forward_pre_hook(lambda *parts: calls.append("before"))
-    wrapped = Compiled(net, torch.device("cpu"))
+    wrapped = CompiledNetwork(net, torch.device("cpu"))
     answer = wrapped(image)
     assert Counting.calls == 0
     assert calls == ["before", "after"]
-    with uncompiled():
+    with disable_compilation():
         assert torch.equal(wrapped(image), answer)
     assert Counting.calls == 1
     assert torch.equal(net(image), answer)
@@ -66,7 +66,7 @@ def test_only_calls_through_the_wrapper_are_compiled_and_hooks_run_all_the_same(
 
 def test_a_fault_inside_leaves_the_network_as_it_was(net):
     with pytest.raises(RuntimeError):
-        Compiled(net, torch.device("cpu"))(torch.ones(4, 5))
+        CompiledNetwork(net, torch.device("cpu"))(torch.ones(4, 5))
     assert "forward" not in net.__dict__
 
 
@@ -77,7 +77,7 @@ def test_without_a_compiler_one_line_says_so(monkeypatch):
     with pytest.raises(
         ConfigError, match=r"^recipe: engine\.compile: true, but this machine cannot compile \(.*\)"
     ) as told:
-        Compiled(nn.Linear(2, 2), torch.device("cpu"))
+        CompiledNetwork(nn.Linear(2, 2), torch.device("cpu"))
     assert "\n" not in str(told.value)
 
 

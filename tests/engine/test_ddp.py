@@ -4,8 +4,9 @@ from torch import nn
 
 from hsadml_dist.comm import SoloComm
 from hsadml_dist.data.loader import Batch
-from hsadml_dist.engine.ddp import DdpEngine, placed
+from hsadml_dist.engine.ddp import DdpEngine
 from hsadml_dist.losses.margins import build_margin
+from hsadml_dist.models.network import prepare_model
 
 SCRIPT = "engine/learner_ranks.py"
 
@@ -148,23 +149,23 @@ def test_the_first_pass_leaves_neither_gradients_nor_changed_buffers():
 
 
 def test_parts_without_samples_do_no_harm():
-    net = placed(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2)), torch.device("cpu"), "fp64")
+    net = prepare_model(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2)), torch.device("cpu"), "fp64")
     engine = DdpEngine(net, torch.optim.SGD(net.parameters()), SoloComm(), "fp64", None, torch.zeros(1, 1, 4, 4))
     batch = Batch(
         image=torch.ones(1, 1, 4, 4, dtype=torch.float64), label=torch.zeros(1, dtype=torch.int64), keys=("a",)
     )
-    outcome = engine.backward(batch.parts(3), lambda emb, label: emb.sum())
-    assert [len(part.keys) for part in batch.parts(3)] == [0, 0, 1]
+    outcome = engine.backward(batch.microbatches(3), lambda emb, label: emb.sum())
+    assert [len(part.keys) for part in batch.microbatches(3)] == [0, 0, 1]
     assert torch.isfinite(outcome.loss)
     assert float(outcome.grad_norm) > 0
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp64"])
 def test_placed_sets_dtype_and_channels_last(precision):
-    net = placed(nn.Conv2d(4, 3, 3), torch.device("cpu"), precision)
+    net = prepare_model(nn.Conv2d(4, 3, 3), torch.device("cpu"), precision)
     assert net.weight.dtype == {"fp64": torch.float64}.get(precision, torch.float32)
     assert net.weight.is_contiguous(memory_format=torch.channels_last)
-    assert placed(nn.Conv3d(4, 3, 3), torch.device("cpu"), precision).weight.is_contiguous()
+    assert prepare_model(nn.Conv3d(4, 3, 3), torch.device("cpu"), precision).weight.is_contiguous()
 
 
 OPTIONS = "engine/ddp_ranks.py"

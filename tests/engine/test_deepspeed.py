@@ -1,4 +1,4 @@
-"""DeepSpeed's engine against DistributedDataParallel's, from the same states; see ``deepspeed_ranks.py``."""
+"""DeepSpeed's engine against DistributedDataParallel's, from the same states; see ``zero_ranks.py``."""
 
 import itertools
 import json
@@ -10,7 +10,7 @@ import torch
 
 pytestmark = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs DeepSpeed")
 
-SCRIPT = "engine/deepspeed_ranks.py"
+SCRIPT = "engine/zero_ranks.py"
 STAGES = ["zero 0", "zero 1", "zero 2", "zero 3", "offload 2"]
 ALL = ",".join(["ddp", *STAGES])
 WAYS = list(itertools.product(("replicated", "sharded"), (1, 4), (None, 0.1)))

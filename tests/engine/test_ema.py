@@ -5,7 +5,7 @@ from torch import nn
 from hsadml_dist.comm import SoloComm
 from hsadml_dist.data.loader import Batch
 from hsadml_dist.engine.ddp import DdpEngine, DdpOptions
-from hsadml_dist.engine.ema import COUNT, GROUP, Average, ModelAverage, with_weights
+from hsadml_dist.engine.ema import EMA_COUNT_GROUP, EMA_GROUP, ExponentialMovingAverage, ModelEma, with_weights
 
 OPTIONS = "engine/ddp_ranks.py"
 
@@ -29,7 +29,7 @@ def averaged(values, decay):
 def test_the_average_is_that_of_the_formula(decay, dtype, within):
     values = course(40, dtype=dtype)
     weights = [torch.empty(5, 3, dtype=dtype), torch.empty(2, dtype=dtype)]
-    average = Average(weights, decay)
+    average = ExponentialMovingAverage(weights, decay)
     for value in values:
         weights[0].copy_(value)
         weights[1].copy_(value.flatten()[:2])
@@ -41,7 +41,7 @@ def test_the_average_is_that_of_the_formula(decay, dtype, within):
 
 def test_weights_of_the_start_have_no_lasting_share():
     weight = torch.full((1,), 1e6)
-    average = Average([weight], 0.9999)
+    average = ExponentialMovingAverage([weight], 0.9999)
     for _ in range(100):
         average.update()
         weight.fill_(1.0)
@@ -50,7 +50,7 @@ def test_weights_of_the_start_have_no_lasting_share():
 
 def test_a_loaded_average_goes_on_to_the_last_bit_in_any_memory_layout():
     weight = torch.empty(8, 4, 3, 3).to(memory_format=torch.channels_last)
-    whole, again = Average([weight], 0.7), Average([weight], 0.7)
+    whole, again = ExponentialMovingAverage([weight], 0.7), ExponentialMovingAverage([weight], 0.7)
     for step, value in enumerate(course(20, weight.shape)):
         if step == 9:
             again.load([whole.values[0].contiguous()], whole.updates)
@@ -64,7 +64,7 @@ def test_a_loaded_average_goes_on_to_the_last_bit_in_any_memory_layout():
 
 
 def test_loading_what_was_never_updated_forgets():
-    average = Average([torch.ones(2)], 0.5)
+    average = ExponentialMovingAverage([torch.ones(2)], 0.5)
     average.update()
     average.load(None, 0)
     assert average.values is None
@@ -92,13 +92,13 @@ def engine_with_average(net, decay=0.25):
 def test_what_is_judged_has_the_averages_and_the_networks_own_buffers():
     net = small_net()
     engine = engine_with_average(net)
-    assert engine.evaluated() is net, "nothing is averaged yet"
+    assert engine.evaluation_model() is net, "nothing is averaged yet"
     seen = []
     for seed in range(4):
         engine.backward([batch(seed)], lambda emb, label: emb.square().sum())
         engine.apply(0.1)
         seen.append({name: p.detach().clone() for name, p in net.named_parameters()})
-    judged = engine.evaluated()
+    judged = engine.evaluation_model()
     for name, p in judged.named_parameters():
         expected = averaged([weights[name] for weights in seen], 0.25)
         torch.testing.assert_close(p.double(), expected, rtol=0, atol=1e-6)
@@ -114,20 +114,20 @@ def test_a_step_that_was_not_done_is_not_averaged():
     for seed in range(2):
         engine.backward([batch(seed)], lambda emb, label: emb.square().sum())
         engine.apply(0.1)
-    before = {name: value.clone() for name, value in engine.state()[GROUP].items()}
+    before = {name: value.clone() for name, value in engine.state()[EMA_GROUP].items()}
     engine.backward([batch(7)], lambda emb, label: emb.square().sum())
     engine.discard()
     after = engine.state()
-    assert all(torch.equal(value, before[name]) for name, value in after[GROUP].items())
-    assert int(after[COUNT]["updates"]) == 2
+    assert all(torch.equal(value, before[name]) for name, value in after[EMA_GROUP].items())
+    assert int(after[EMA_COUNT_GROUP]["updates"]) == 2
 
 
 def test_the_state_holds_averages_of_trained_weights_by_name():
     engine = engine_with_average(small_net())
-    assert engine.state()[GROUP] == {}
+    assert engine.state()[EMA_GROUP] == {}
     engine.backward([batch(0)], lambda emb, label: emb.square().sum())
     engine.apply(0.1)
-    assert engine.state()[GROUP].keys() == {"0.weight", "1.weight", "1.bias", "3.weight", "3.bias"}
+    assert engine.state()[EMA_GROUP].keys() == {"0.weight", "1.weight", "1.bias", "3.weight", "3.bias"}
 
 
 def test_a_state_before_the_first_step_comes_back_too():
@@ -135,7 +135,7 @@ def test_a_state_before_the_first_step_comes_back_too():
     other.backward([batch(0)], lambda emb, label: emb.square().sum())
     other.apply(0.1)
     other.load(engine.state())
-    assert other.state()[GROUP] == {}
+    assert other.state()[EMA_GROUP] == {}
 
 
 def test_without_a_decay_there_is_no_average():
@@ -143,7 +143,7 @@ def test_without_a_decay_there_is_no_average():
     engine = engine_with_average(net, decay=None)
     engine.backward([batch(0)], lambda emb, label: emb.square().sum())
     engine.apply(0.1)
-    assert engine.evaluated() is net
+    assert engine.evaluation_model() is net
     assert engine.state().keys() == {"model", "model_moments"}
 
 
@@ -165,7 +165,7 @@ def test_a_copy_with_other_weights_costs_no_memory_and_runs_no_hooks():
 def test_tied_weights_stay_tied():
     net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     net[1].weight = net[0].weight
-    average = ModelAverage(net, 0.5)
+    average = ModelEma(net, 0.5)
     average.update()
     judged = average.judged()
     assert judged[0].weight is judged[1].weight
@@ -184,7 +184,7 @@ def test_an_average_comes_back_on_other_numbers_of_ranks(ranks, tmp_path):
     path = tmp_path / "state.pt"
     ranks(OPTIONS, 2, f"keep {path}")
     saved = torch.load(path)
-    assert saved[GROUP]
+    assert saved[EMA_GROUP]
     for world in (1, 3):
         for loaded in ranks(OPTIONS, world, f"load {path}"):
             assert loaded.keys() == saved.keys()

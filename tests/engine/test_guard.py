@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hsadml_dist.data.loader import Batch
-from hsadml_dist.engine.guard import SHOWN, Finding, Guard, check_labels
+from hsadml_dist.engine.guard import SHOWN, Guard, NonFiniteStep, check_labels
 from hsadml_dist.errors import DataError, NumericalError
 
 SCRIPT = "engine/guard_ranks.py"
@@ -126,16 +126,16 @@ def test_a_training_cut_in_the_middle_of_skipped_steps_gives_up_at_the_same_step
 
 def finding(step=1, **changes):
     facts = {"what": "the loss is nan", "weight": None, "suspects": (), "keys": ("a", "b")}
-    return Finding(step=step, **(facts | changes))
+    return NonFiniteStep(step=step, **(facts | changes))
 
 
 def test_steps_that_are_done_begin_the_count_anew():
     guard = Guard("skip", 1)
     for step in (1, 3, 5):
         guard.skipped(finding(step))
-        assert guard.in_a_row == 1
+        assert guard.consecutive_skips == 1
         guard.passed()
-        assert guard.in_a_row == 0
+        assert guard.consecutive_skips == 0
 
 
 def test_the_step_that_ends_a_training_does_not_count_as_skipped():
@@ -143,7 +143,7 @@ def test_the_step_that_ends_a_training_does_not_count_as_skipped():
     guard.skipped(finding(1))
     with pytest.raises(NumericalError, match="the step before it had to be skipped too") as caught:
         guard.skipped(finding(2))
-    assert (guard.in_a_row, caught.value.step) == (1, 2)
+    assert (guard.consecutive_skips, caught.value.step) == (1, 2)
 
 
 def test_long_lists_are_cut():

@@ -6,7 +6,7 @@ from hsadml_dist.config.optim import OptimConfig
 from hsadml_dist.engine.head import Head
 from hsadml_dist.losses.centres import Centres
 from hsadml_dist.losses.distributed import DistributedLoss
-from hsadml_dist.losses.energy import energy
+from hsadml_dist.losses.energy import hyperspherical_energy
 from hsadml_dist.losses.margins import build_margin
 from hsadml_dist.optim import build_optimizer
 from hsadml_dist.topology import Topology
@@ -19,7 +19,7 @@ class FourLikeMe(SoloComm):
         super().__init__()
         self.topology = Topology(world_size=4)
 
-    def sum(self, tensor):
+    def all_reduce_sum(self, tensor):
         return tensor.mul_(1 + 2 + 3 + 4)
 
 
@@ -30,11 +30,11 @@ class TwinOfTwo(SoloComm):
         super().__init__()
         self.topology, self.factor, self.messages = Topology(world_size=2), factor, []
 
-    def sum(self, tensor):
+    def all_reduce_sum(self, tensor):
         self.messages.append(tensor.numel())
         return tensor.mul_(1 + self.factor)
 
-    def gather_rows(self, rows_ND, sizes=None):
+    def all_gather_rows(self, rows_ND, sizes=None):
         return torch.cat([rows_ND, self.factor * rows_ND])
 
 
@@ -130,7 +130,7 @@ def test_the_energy_is_added_to_the_loss_and_to_the_gradient(comm):
     """Four ranks find the same energy each; here they weigh 1 to 4, so 2.5 on average."""
     head = make_head(comm(), energy_weight=0.3)
     centres = Centres(3, 4, seed=0).double()
-    value = energy(centres, "replicated", SoloComm())
+    value = hyperspherical_energy(centres, "replicated", SoloComm())
     value.backward()
     pull(head)
     mean = 1.0 if comm is SoloComm else 2.5
@@ -181,5 +181,5 @@ def test_whole_centres_are_gathered_only_where_they_are_shared_out(layout):
     head = make_head(TwinOfTwo(2.0), layout=layout)
     weight = head.loss.centres.weight.detach()
     expected = torch.cat([weight, 2 * weight]) if layout == "sharded" else weight
-    assert torch.equal(head.whole_centres(), expected)
-    assert not head.whole_centres().requires_grad
+    assert torch.equal(head.gather_centres(), expected)
+    assert not head.gather_centres().requires_grad

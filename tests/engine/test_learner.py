@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hsadml_dist.model_factory import build_network, loss_scale
 from torch import nn
 
 from hsadml_dist.comm import SoloComm
@@ -13,8 +14,8 @@ from hsadml_dist.config.model import ModelConfig
 from hsadml_dist.config.optim import OptimConfig
 from hsadml_dist.config.train import TrainConfig
 from hsadml_dist.data.loader import Batch
-from hsadml_dist.engine.learner import Learner, build_learner, build_network, loss_scale
-from hsadml_dist.engine.protocol import Outcome
+from hsadml_dist.engine.learner import Learner, build_learner
+from hsadml_dist.engine.protocol import BackwardResult
 from hsadml_dist.errors import ConfigError
 from hsadml_dist.optim import learning_rate
 from hsadml_dist.topology import Topology
@@ -44,10 +45,10 @@ class FakeEngine:
     def __init__(self):
         self.model, self.calls, self.rates, self.drawn = nn.Identity(), [], [], []
 
-    def backward(self, parts, loss_of):
-        self.calls.append((parts, loss_of))
+    def backward(self, parts, loss_fn):
+        self.calls.append((parts, loss_fn))
         self.drawn.append(torch.rand(1).item())
-        return Outcome(loss=torch.tensor(8.0), grad_norm=torch.tensor(0.5))
+        return BackwardResult(loss=torch.tensor(8.0), grad_norm=torch.tensor(0.5))
 
     def apply(self, lr):
         self.rates.append(lr)
@@ -63,7 +64,7 @@ class FakeHead:
         self.cleared += 1
 
     def average(self, loss):
-        return self.comm.sum(loss) / self.comm.topology.world_size
+        return self.comm.all_reduce_sum(loss) / self.comm.topology.world_size
 
     def norm(self):
         return torch.tensor(0.25)
@@ -80,7 +81,7 @@ class RankOfTwo(SoloComm):
         super().__init__()
         self.topology = Topology(rank=rank, world_size=2)
 
-    def sum(self, tensor):
+    def all_reduce_sum(self, tensor):
         return tensor.add_(2.0)
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from hsadml_dist.comm import SoloComm
-from hsadml_dist.engine.pieces import Piece, joined, squared_norm
+from hsadml_dist.engine.pieces import FlatFragment, gather_full_tensors, squared_norm
 
 WHOLE = {"a": torch.tensor([[1.0, -0.0, torch.nan], [3e-42, -torch.inf, 5.0]]), "b": torch.tensor([-0.0, 7.0])}
 SHAPES = {name: tensor.shape for name, tensor in WHOLE.items()}
@@ -15,7 +15,7 @@ def pieces(rank):
         (row[:5].clone(), {"a": (0, 5, 0)}) if rank == 0 else (row[5:].clone(), {"a": (5, 1, 0), "b": (0, 2, 1)})
     )
     return [
-        Piece(name=name, shape=SHAPES[name], start=start, count=count, flat=flat, offset=offset)
+        FlatFragment(name=name, shape=SHAPES[name], start=start, count=count, flat=flat, offset=offset)
         for name, (start, count, offset) in spans.items()
     ]
 
@@ -31,7 +31,7 @@ class Beside(SoloComm):
         super().__init__()
         self._others = iter(others)
 
-    def sum(self, tensor):
+    def all_reduce_sum(self, tensor):
         return tensor.add_(next(self._others))
 
 
@@ -54,12 +54,12 @@ def test_a_piece_is_a_view_of_its_flat_tensor_and_cuts_the_same_from_the_whole()
 
 def test_a_piece_of_a_channels_last_tensor_counts_its_elements_in_logical_order():
     whole = torch.arange(24.0).view(1, 2, 3, 4)
-    piece = Piece(name="w", shape=whole.shape, start=3, count=4, flat=torch.zeros(9), offset=2)
+    piece = FlatFragment(name="w", shape=whole.shape, start=3, count=4, flat=torch.zeros(9), offset=2)
     assert piece.cut(whole.to(memory_format=torch.channels_last)).tolist() == [3, 4, 5, 6]
 
 
 def test_whole_tensors_are_put_together_bit_for_bit():
-    whole = joined(SHAPES, parts(0), Beside(bits_of_rank_1()))
+    whole = gather_full_tensors(SHAPES, parts(0), Beside(bits_of_rank_1()))
     assert whole.keys() == WHOLE.keys()
     for name, tensor in WHOLE.items():
         assert whole[name].shape == tensor.shape
@@ -68,14 +68,14 @@ def test_whole_tensors_are_put_together_bit_for_bit():
 
 def test_who_does_not_want_the_result_takes_part_without_it():
     comm = Beside(bits_of_rank_1())
-    assert joined(SHAPES, parts(0), comm, keep=False) == {}
+    assert gather_full_tensors(SHAPES, parts(0), comm, keep=False) == {}
     with pytest.raises(StopIteration):
-        comm.sum(torch.zeros(1))
+        comm.all_reduce_sum(torch.zeros(1))
 
 
 def test_the_norm_counts_each_element_once():
     class Second(SoloComm):
-        def sum(self, tensor):
+        def all_reduce_sum(self, tensor):
             return tensor + 16.0
 
     assert float(squared_norm([torch.tensor([1.0, 2.0]), torch.tensor([2.0])], Second())) == 25.0

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from hsadml_dist.comm import SoloComm
-from hsadml_dist.engine.selfcheck import by_the_sum_rule, check_gradients
+from hsadml_dist.engine.selfcheck import check_gradients, reference_gradients
 from hsadml_dist.errors import EngineError, ExitCode
 from hsadml_dist.losses.margins import build_margin
 
@@ -42,13 +42,13 @@ def test_one_rank_has_nothing_to_ask():
     class Untouchable:
         model = nn.Identity()
 
-        def gradients(self, part, loss_of):
+        def gradients(self, part, loss_fn):
             raise AssertionError("asked")
 
-    rule = by_the_sum_rule(nn.Identity(), "fp32", build_margin("softmax"), 4, torch.zeros(1, 1, 4, 4), SoloComm())
+    rule = reference_gradients(nn.Identity(), "fp32", build_margin("softmax"), 4, torch.zeros(1, 1, 4, 4), SoloComm())
     assert rule is None
     check_gradients(Untouchable(), rule, "replicated", SoloComm())
 
 
 def test_the_exit_code_says_that_no_user_is_to_blame():
-    assert EngineError("x").exit_code is ExitCode.INTERNAL
+    assert EngineError("x").exit_code is ExitCode.INTERNAL_ERROR

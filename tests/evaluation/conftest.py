@@ -137,8 +137,10 @@ def other_shards(tmp_path: Path) -> Path:
 def run(tmp_path: Path, shards: Path) -> Path:
     """A run of two steps on fold 0, with one checkpoint of untrained weights."""
     # Written by the package's own parts, so that a change of their formats is met here.
-    from hsadml_dist.checkpoint.layout import Progress
-    from hsadml_dist.checkpoint.save import write_checkpoint
+    from hsadml_dist.model_factory import build_network
+
+    from hsadml_dist.checkpoint.layout import TrainingProgress
+    from hsadml_dist.checkpoint.save import save_checkpoint
     from hsadml_dist.checkpoint.state import TrainingState
     from hsadml_dist.config.data import DataConfig
     from hsadml_dist.config.evaluation import EvaluationConfig
@@ -147,7 +149,6 @@ def run(tmp_path: Path, shards: Path) -> Path:
     from hsadml_dist.config.recipe import Recipe
     from hsadml_dist.config.train import TrainConfig
     from hsadml_dist.data.index import load_index
-    from hsadml_dist.engine.learner import build_network
     from hsadml_dist.losses.centres import initial_rows
     from hsadml_dist.run.folder import RunFolder
 
@@ -164,8 +165,8 @@ def run(tmp_path: Path, shards: Path) -> Path:
     rows = [{"step": step, "attempt": 1, "loss": 1.5 / step, "lr": 0.1} for step in (1, 2)]
     attempt.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
     groups = {"model": dict(build_network(recipe).state_dict()), "centres": {"weight": initial_rows(range(3), 8, 0)}}
-    progress = Progress(
+    progress = TrainingProgress(
         step=2, consumed=24, seed=0, fingerprint="", data_digest=load_index(shards).digest, world_size=1
     )
-    write_checkpoint(folder, attempt, TrainingState(groups=groups, progress=progress))
+    save_checkpoint(folder, attempt, TrainingState(groups=groups, progress=progress))
     return folder.path

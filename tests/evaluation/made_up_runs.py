@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hsadml_dist.evaluation.pooled import Judged
+from hsadml_dist.evaluation.pooled import EvaluatedRun
 from hsadml_dist.evaluation.predictions import Predictions
 from hsadml_dist.evaluation.result import SCHEMA_VERSION
 
@@ -46,7 +46,7 @@ class Study:
         """Return what stands for the shards."""
         return hashlib.sha256(f"{unit} {self.seed} {self.persons}".encode()).hexdigest()
 
-    def run(self, unit: str, loss: str, fold: int, seed: int = 0) -> Judged:
+    def run(self, unit: str, loss: str, fold: int, seed: int = 0) -> EvaluatedRun:
         """Return one training's verdict."""
         person = self.person_N()
         mine = np.flatnonzero((person if unit == "person" else np.arange(len(person))) % self.folds == fold)
@@ -59,12 +59,12 @@ class Study:
             persons=tuple(names),
             exams=tuple(names),
             label_N=label[mine],
-            said=said,
+            predicted=said,
             probability_NC=np.full((len(mine), 3), 1 / 3),
             neighbour_keys=tuple(() for _ in mine),
             cosine_NK=np.zeros((len(mine), 0)),
         )
-        return Judged(
+        return EvaluatedRun(
             name=f"{unit}/{loss}/fold-{fold}" + (f"-seed-{seed}" if seed else ""),
             result=self._result(unit, loss, fold, seed, predictions),
             predictions=predictions,
@@ -72,7 +72,7 @@ class Study:
             settings={"loss.name": loss, "optim.lr": 0.01, "data.fold": fold},
         )
 
-    def all(self, units: Mapping[str, int], seeds: int = 1) -> Iterator[Judged]:
+    def all(self, units: Mapping[str, int], seeds: int = 1) -> Iterator[EvaluatedRun]:
         """Yield all runs; ``units`` gives the number of folds that are trained of each split."""
         for unit, folds in units.items():
             for loss in self.lead:

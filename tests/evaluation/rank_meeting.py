@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from hsadml_dist.comm import Address, TorchComm, join_store, open_store
+from hsadml_dist.comm import StoreAddress, TorchComm, connect_store, create_store
 from hsadml_dist.topology import Topology
 
 SECONDS = 60
@@ -21,12 +21,12 @@ def meet(path: Path, world: int, rank: int) -> TorchComm:
 
 
 def _store(path: Path, topology: Topology) -> torch.distributed.Store:
-    if topology.is_first:
-        store, address = open_store(topology, SECONDS)
+    if topology.is_rank_zero:
+        store, address = create_store(topology, SECONDS)
         path.with_suffix(".tmp").write_text(json.dumps([address.host, address.port]))
         path.with_suffix(".tmp").rename(path)
         return store
     while not path.exists():
         time.sleep(0.02)
     host, port = json.loads(path.read_text())
-    return join_store(Address(host=host, port=port), SECONDS)
+    return connect_store(StoreAddress(host=host, port=port), SECONDS)

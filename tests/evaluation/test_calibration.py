@@ -11,7 +11,7 @@ import pytest
 from sklearn.metrics import brier_score_loss, log_loss
 
 from hsadml_dist.errors import DataError
-from hsadml_dist.evaluation.calibration import LEAST, calibration
+from hsadml_dist.evaluation.calibration import MIN_PROBABILITY, calibration
 
 Sample = tuple[np.ndarray, np.ndarray]
 
@@ -82,7 +82,7 @@ def test_frequencies_as_said_have_no_error_and_sure_mistakes_all_of_it() -> None
     assert calibration(said, label).expected_calibration_error == 0
     sure = calibration(np.tile([1.0, 0.0], (4, 1)), np.ones(4, dtype=np.int64))
     assert (sure.expected_calibration_error, sure.brier_score) == (1, 2)
-    assert sure.negative_log_likelihood == pytest.approx(-math.log(LEAST))
+    assert sure.negative_log_likelihood == pytest.approx(-math.log(MIN_PROBABILITY))
 
 
 def test_the_order_of_the_slices_changes_nothing(drawn: Sample) -> None:

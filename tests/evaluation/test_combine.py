@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from hsadml_dist.errors import DataError
-from hsadml_dist.evaluation.combine import Combined, Comparison, combine, holm
-from hsadml_dist.evaluation.pooled import Judged, Pool
+from hsadml_dist.evaluation.combine import CombinedResult, Comparison, combine, holm
+from hsadml_dist.evaluation.pooled import EvaluatedRun, Pool
 from tests.evaluation.made_up_runs import Study
 
 STUDY = Study(lead={"softmax": 0.0, "sphereface": 0.6, "cosface": 0.2})
@@ -20,25 +20,25 @@ TWO = Study(lead={"softmax": 0.0, "sphereface": 0.6})
 
 
 @pytest.fixture(scope="module")
-def runs() -> list[Judged]:
+def runs() -> list[EvaluatedRun]:
     return list(TWO.all({"person": 5, "slice": 1}, seeds=2))
 
 
 @pytest.fixture(scope="module")
-def whole(runs: list[Judged]) -> Combined:
+def whole(runs: list[EvaluatedRun]) -> CombinedResult:
     return combine(runs, resamples=300)
 
 
-def pool_of(combined: Combined, unit: str, loss: str) -> Pool:
+def pool_of(combined: CombinedResult, unit: str, loss: str) -> Pool:
     (found,) = [pool for pool in combined.pools if (pool.split_unit, pool.loss) == (unit, loss)]
     return found
 
 
-def of_kind(combined: Combined, kind: str, method: str = "knn") -> list[Comparison]:
+def of_kind(combined: CombinedResult, kind: str, method: str = "knn") -> list[Comparison]:
     return [one for one in combined.comparisons if one.kind == kind and one.first.method == method]
 
 
-def slow_shares(runs: Sequence[Judged], unit: str, loss: str, method: str) -> dict[str, tuple[int, float]]:
+def slow_shares(runs: Sequence[EvaluatedRun], unit: str, loss: str, method: str) -> dict[str, tuple[int, float]]:
     """Slice to its class and the share of its runs that had it right."""
     said: dict[str, list[bool]] = {}
     label: dict[str, int] = {}
@@ -46,14 +46,14 @@ def slow_shares(runs: Sequence[Judged], unit: str, loss: str, method: str) -> di
         if (run.result["split_unit"], run.result["loss"]) == (unit, loss):
             for row, key in enumerate(run.predictions.keys):
                 label[key] = int(run.predictions.label_N[row])
-                said.setdefault(key, []).append(int(run.predictions.said[method][row]) == label[key])
+                said.setdefault(key, []).append(int(run.predictions.predicted[method][row]) == label[key])
     return {key: (label[key], sum(hits) / len(hits)) for key, hits in said.items()}
 
 
 @pytest.mark.parametrize("unit", ["person", "slice"])
 @pytest.mark.parametrize("method", ["knn", "raw_pixels"])
 def test_pooled_figures_are_those_of_a_loop_over_slices(
-    runs: list[Judged], whole: Combined, unit: str, method: str
+    runs: list[EvaluatedRun], whole: CombinedResult, unit: str, method: str
 ) -> None:
     for loss in ("softmax", "sphereface"):
         shares = slow_shares(runs, unit, loss, method)
@@ -68,7 +68,7 @@ def test_pooled_figures_are_those_of_a_loop_over_slices(
             assert span is not None and span[0] < value < span[1]
 
 
-def test_each_person_counts_once_over_all_folds(whole: Combined) -> None:
+def test_each_person_counts_once_over_all_folds(whole: CombinedResult) -> None:
     pool = pool_of(whole, "person", "softmax")
     assert (pool.persons, pool.unit, pool.units) == (40, "person", 40)
     assert pool.slices == len(TWO.person_N()) == sum(part.slices for part in pool.by_fold)
@@ -80,7 +80,7 @@ def test_each_person_counts_once_over_all_folds(whole: Combined) -> None:
     assert pooled == pytest.approx(pool.methods["knn"].accuracy)
 
 
-def test_strict_splits_come_first_and_the_baseline_last(whole: Combined) -> None:
+def test_strict_splits_come_first_and_the_baseline_last(whole: CombinedResult) -> None:
     assert [(pool.split_unit, pool.loss) for pool in whole.pools] == [
         ("person", "sphereface"),
         ("person", "softmax"),
@@ -91,7 +91,7 @@ def test_strict_splits_come_first_and_the_baseline_last(whole: Combined) -> None
         assert (one.first.loss, one.second.loss) == ("sphereface", "softmax")
 
 
-def test_losses_are_compared_on_slices_that_both_have_judged(runs: list[Judged]) -> None:
+def test_losses_are_compared_on_slices_that_both_have_judged(runs: list[EvaluatedRun]) -> None:
     some = [run for run in runs if run.result["loss"] != "sphereface" or run.result["fold"] in (0, 3)]
     (one, other) = of_kind(combine(some, resamples=100), "losses")
     assert (one.first.split_unit, other.first.split_unit) == ("person", "slice")
@@ -102,7 +102,7 @@ def test_losses_are_compared_on_slices_that_both_have_judged(runs: list[Judged])
     assert one.test.units == len({person for run in some[:1] for person in run.predictions.persons}) * 2
 
 
-def test_the_leak_is_measured_on_the_same_slices(runs: list[Judged], whole: Combined) -> None:
+def test_the_leak_is_measured_on_the_same_slices(runs: list[EvaluatedRun], whole: CombinedResult) -> None:
     found = {one.first.loss: one for one in of_kind(whole, "splits")}
     for loss, one in found.items():
         assert (one.first.split_unit, one.second.split_unit) == ("slice", "person")
@@ -113,7 +113,7 @@ def test_the_leak_is_measured_on_the_same_slices(runs: list[Judged], whole: Comb
     assert len(of_kind(whole, "splits", "raw_pixels")) == 2
 
 
-def test_each_loss_stands_beside_the_control(whole: Combined) -> None:
+def test_each_loss_stands_beside_the_control(whole: CombinedResult) -> None:
     for one in of_kind(whole, "control"):
         assert (one.second.method, one.adjusted_p) == ("raw_pixels", None)
         pool = pool_of(whole, one.first.split_unit, one.first.loss)
@@ -121,7 +121,7 @@ def test_each_loss_stands_beside_the_control(whole: Combined) -> None:
     assert len(of_kind(whole, "control")) == 4
 
 
-def test_what_is_missing_is_named(whole: Combined, runs: list[Judged]) -> None:
+def test_what_is_missing_is_named(whole: CombinedResult, runs: list[EvaluatedRun]) -> None:
     assert pool_of(whole, "person", "softmax").missing == ()
     assert pool_of(whole, "slice", "softmax").missing == tuple((seed, fold) for seed in (0, 1) for fold in (1, 2, 3, 4))
     lost = [run for run in runs if run.name != "person/softmax/fold-3-seed-1"]
@@ -133,15 +133,20 @@ def test_what_is_missing_is_named(whole: Combined, runs: list[Judged]) -> None:
     assert pool_of(combine(unknown, resamples=50), "slice", "softmax").missing == ()
 
 
-def test_a_method_that_a_run_lacks_is_left_out_of_its_pool_alone(runs: list[Judged]) -> None:
-    short = {method: said for method, said in runs[0].predictions.said.items() if method != "svm"}
-    some = [dataclasses.replace(runs[0], predictions=dataclasses.replace(runs[0].predictions, said=short)), *runs[1:]]
+def test_a_method_that_a_run_lacks_is_left_out_of_its_pool_alone(runs: list[EvaluatedRun]) -> None:
+    short = {method: said for method, said in runs[0].predictions.predicted.items() if method != "svm"}
+    some = [
+        dataclasses.replace(runs[0], predictions=dataclasses.replace(runs[0].predictions, predicted=short)),
+        *runs[1:],
+    ]
     found = combine(some, resamples=50)
     assert found.left_out == ("svm",)
     assert [("svm" in pool.methods) for pool in found.pools] == [True, False, True, True]
 
 
-def test_settings_that_differ_are_named_and_what_is_compared_is_not(runs: list[Judged], whole: Combined) -> None:
+def test_settings_that_differ_are_named_and_what_is_compared_is_not(
+    runs: list[EvaluatedRun], whole: CombinedResult
+) -> None:
     assert whole.differing == {}
     odd = dataclasses.replace(runs[3], settings=dict(runs[3].settings) | {"optim.lr": 0.1})
     found = combine([*runs[:3], odd, *runs[4:]], resamples=50)
@@ -149,17 +154,17 @@ def test_settings_that_differ_are_named_and_what_is_compared_is_not(runs: list[J
     assert found.differing["optim.lr"]["0.1"] == (runs[3].name,)
 
 
-def test_what_a_class_is_goes_with_the_runs(runs: list[Judged], whole: Combined) -> None:
+def test_what_a_class_is_goes_with_the_runs(runs: list[EvaluatedRun], whole: CombinedResult) -> None:
     assert whole.label == "class"  # which is what verdicts before there were persons as classes do not say
     of_persons = [dataclasses.replace(run, result=dict(run.result) | {"label": "person"}) for run in runs]
     assert combine(of_persons, resamples=50).label == "person"
 
 
-def test_the_order_of_the_runs_changes_nothing(runs: list[Judged], whole: Combined) -> None:
+def test_the_order_of_the_runs_changes_nothing(runs: list[EvaluatedRun], whole: CombinedResult) -> None:
     assert combine(runs[::-1], resamples=300) == whole
 
 
-def test_the_text_holds_all_and_is_plain(whole: Combined) -> None:
+def test_the_text_holds_all_and_is_plain(whole: CombinedResult) -> None:
     values = json.loads(whole.to_json())
     assert values == whole.to_dict()
     assert values["schema_version"] == 1
@@ -196,17 +201,17 @@ def test_data_without_persons_are_drawn_by_slice_and_said_so() -> None:
     assert (pool.unit, pool.persons, pool.shared_persons) == ("slice", None, None)
 
 
-def changed(run: Judged, **result: Any) -> Judged:
+def changed(run: EvaluatedRun, **result: Any) -> EvaluatedRun:
     return dataclasses.replace(run, result=dict(run.result) | result)
 
 
-def relabelled(run: Judged) -> Judged:
-    said = {method: (labels + 1) % 3 for method, labels in run.predictions.said.items()}
+def relabelled(run: EvaluatedRun) -> EvaluatedRun:
+    said = {method: (labels + 1) % 3 for method, labels in run.predictions.predicted.items()}
     label_N = (run.predictions.label_N + 1) % 3
-    return dataclasses.replace(run, predictions=dataclasses.replace(run.predictions, label_N=label_N, said=said))
+    return dataclasses.replace(run, predictions=dataclasses.replace(run.predictions, label_N=label_N, predicted=said))
 
 
-def renamed(run: Judged) -> Judged:
+def renamed(run: EvaluatedRun) -> EvaluatedRun:
     names = ("a", "b", "c")
     return changed(
         dataclasses.replace(run, predictions=dataclasses.replace(run.predictions, classes=names)), classes=list(names)
@@ -231,7 +236,9 @@ def renamed(run: Judged) -> Judged:
         ),
     ],
 )
-def test_runs_that_do_not_fit_are_refused_in_one_line(spoil: Callable[[Judged], Judged], words: str) -> None:
+def test_runs_that_do_not_fit_are_refused_in_one_line(
+    spoil: Callable[[EvaluatedRun], EvaluatedRun], words: str
+) -> None:
     fitting = [TWO.run("person", "softmax", 0), TWO.run("slice", "softmax", 0)]
     combine(fitting, resamples=20)
     with pytest.raises(DataError, match=words) as caught:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from hsadml_dist.evaluation.control import SIDE, nearest_pixels, thumbnails
+from hsadml_dist.evaluation.control import THUMBNAIL_SIDE, nearest_pixels, thumbnails
 
 
 def test_thumbnails_average_whole_blocks() -> None:
     image = torch.rand(3, 1, 128, 192, generator=torch.Generator().manual_seed(0))
-    small = image[:, 0].reshape(3, SIDE, 2, SIDE, 3).mean(dim=(2, 4)).flatten(1)
+    small = image[:, 0].reshape(3, THUMBNAIL_SIDE, 2, THUMBNAIL_SIDE, 3).mean(dim=(2, 4)).flatten(1)
     low, high = small.amin(1, keepdim=True), small.amax(1, keepdim=True)
     expected = (small - low) / (high - low) * 255
-    assert thumbnails(image).shape == (3, SIDE * SIDE)
+    assert thumbnails(image).shape == (3, THUMBNAIL_SIDE * THUMBNAIL_SIDE)
     assert (thumbnails(image).float() - expected).abs().max() <= 0.501
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from hsadml_dist.data.index import load_index
 from hsadml_dist.data.reader import ShardReader
 from hsadml_dist.evaluation.control import thumbnails
-from hsadml_dist.evaluation.embed import Slices, embed, rank_positions, slices
+from hsadml_dist.evaluation.embed import SliceBatch, embed, rank_positions, slice_batches
 from hsadml_dist.topology import Topology
 
 
@@ -29,7 +29,7 @@ def test_ranks_share_whole_batches_in_order(count: int, batch: int, world: int) 
 
 def test_slices_are_read_in_order_and_thumbnails_come_from_the_stored_pixels(shards: Path) -> None:
     index = load_index(shards)
-    batches = list(slices(shards, index, [40, 3, 7], image_size=16, batch=2))
+    batches = list(slice_batches(shards, index, [40, 3, 7], image_size=16, batch=2))
     assert [tuple(batch.image_B1HW.shape) for batch in batches] == [(2, 1, 16, 16), (1, 1, 16, 16)]
     stored = torch.from_numpy(ShardReader(shards, index).image(7).astype("float32"))
     assert torch.equal(batches[1].thumbnail_BP, thumbnails(stored[None, None]))
@@ -49,7 +49,7 @@ class Noisy(nn.Module):
 def test_the_model_is_in_evaluation_mode_and_gets_its_mode_and_dtype() -> None:
     model = Noisy()
     images = torch.rand(4, 1, 3, 3)
-    batches = [Slices(image_B1HW=part, thumbnail_BP=thumbnails(part)) for part in images.split(3)]
+    batches = [SliceBatch(image_B1HW=part, thumbnail_BP=thumbnails(part)) for part in images.split(3)]
     found = embed(model, batches, embedding_dim=9, device=torch.device("cpu"))
     assert model.training
     assert torch.equal(found.emb_ND, images.flatten(1).double())

@@ -8,7 +8,7 @@ import torch
 from hsadml_dist.data.index import load_index
 from hsadml_dist.errors import DataError, UsageError
 from hsadml_dist.evaluation import export as module
-from hsadml_dist.evaluation.export import export_run, require, sidecar
+from hsadml_dist.evaluation.export import check_export_packages, export_run, sidecar
 from hsadml_dist.evaluation.inference import open_inference
 
 
@@ -87,6 +87,6 @@ def test_other_shards_do_not_describe_it(opened, other_shards, tmp_path):
 
 def test_a_missing_package_is_one_line(monkeypatch):
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else object())
-    require("torch")
+    check_export_packages("torch")
     with pytest.raises(UsageError, match=r"not installed: onnxscript; pip install 'hsadml-dist\[export\]'"):
-        require("onnx")
+        check_export_packages("onnx")

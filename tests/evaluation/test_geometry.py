@@ -15,7 +15,7 @@ from hsadml_dist.errors import DataError
 from hsadml_dist.evaluation import centre_spread, whole_angles
 from hsadml_dist.evaluation import geometry as module
 from hsadml_dist.evaluation.draw import stratified
-from hsadml_dist.evaluation.geometry import Angles, geometry
+from hsadml_dist.evaluation.geometry import MeanAngles, geometry
 
 Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -40,12 +40,12 @@ def mean(values: list[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def slow(emb: np.ndarray, label: np.ndarray, centre: np.ndarray, of: list[int]) -> Angles:
+def slow(emb: np.ndarray, label: np.ndarray, centre: np.ndarray, of: list[int]) -> MeanAngles:
     """The angles of the classes ``of``."""
     rows = [row for row in range(len(label)) if label[row] in of]
     pairs = [(one, other) for one in rows for other in range(len(label)) if one != other]
     others = [[c for c in range(len(centre)) if c != label[row]] for row in rows]
-    return Angles(
+    return MeanAngles(
         slices=len(rows),
         own_centre=mean([angle(emb[row], centre[label[row]]) for row in rows]),
         other_centre=mean(
@@ -56,7 +56,7 @@ def slow(emb: np.ndarray, label: np.ndarray, centre: np.ndarray, of: list[int]) 
     )
 
 
-def assert_alike(found: Angles, expected: Angles) -> None:
+def assert_alike(found: MeanAngles, expected: MeanAngles) -> None:
     for name, value in dataclasses.asdict(expected).items():
         assert getattr(found, name) == (None if value is None else pytest.approx(value, abs=TOLERANCE)), name
 
@@ -67,7 +67,7 @@ def test_mean_angles_are_those_of_slow_loops(drawn: Sample) -> None:
     assert len(found.per_class) == 4 and found.paired == 80
     for label in range(4):
         assert_alike(found.per_class[label], slow(*drawn, [label]))
-    assert found.per_class[3] == Angles(slices=0, own_centre=None, other_centre=None, within=None, between=None)
+    assert found.per_class[3] == MeanAngles(slices=0, own_centre=None, other_centre=None, within=None, between=None)
 
 
 def test_centre_angles_and_histograms_are_those_of_slow_loops(drawn: Sample) -> None:
@@ -120,7 +120,7 @@ def test_equal_and_opposite_rows_are_at_exactly_0_and_180_degrees() -> None:
 
 def test_rows_of_zeros_stand_at_right_angles_to_everything() -> None:
     found = geometry(np.zeros((3, 3)), np.array([0, 1, 1]), np.eye(3)[:2])
-    assert found.overall == Angles(slices=3, own_centre=90, other_centre=90, within=90, between=90)
+    assert found.overall == MeanAngles(slices=3, own_centre=90, other_centre=90, within=90, between=90)
 
 
 def test_only_the_direction_counts_and_the_precision_is_that_of_fp32(drawn: Sample) -> None:
@@ -138,7 +138,7 @@ def test_the_order_of_slices_blocks_and_threads_change_nothing(drawn: Sample, mo
     assert geometry(emb[turn], label[turn], centre) == expected
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
-    monkeypatch.setattr(whole_angles, "NUMBERS_AT_A_TIME", 9)
+    monkeypatch.setattr(whole_angles, "BLOCK_ELEMENTS", 9)
     assert geometry(*drawn) == expected
     torch.set_num_threads(threads)
 
@@ -148,7 +148,7 @@ def test_above_the_cap_pairs_are_those_of_a_draw(monkeypatch: pytest.MonkeyPatch
     centre, label = generator.normal(size=(3, 6)), np.repeat([0, 1, 2], [300, 199, 1])
     sample = centre[label] + generator.normal(size=(500, 6)), label, centre
     everything = geometry(*sample)
-    monkeypatch.setattr(module, "MOST_PAIRED", 100)
+    monkeypatch.setattr(module, "MAX_PAIRED_SLICES", 100)
     drawn, again, other = (geometry(*sample, seed=seed) for seed in (0, 0, 1))
     assert (everything.paired, drawn.paired) == (500, 100)
     assert drawn == again != other
@@ -164,18 +164,18 @@ def test_above_the_cap_pairs_are_those_of_a_draw(monkeypatch: pytest.MonkeyPatch
 def test_what_cannot_be_measured_is_none_and_all_is_json() -> None:
     alone = geometry(np.eye(2), np.array([0, 0]), np.eye(2)[:1])
     assert alone.energy is None and sum(alone.histogram.other_centre) == 0
-    assert alone.overall == Angles(slices=2, own_centre=45, other_centre=None, within=90, between=None)
+    assert alone.overall == MeanAngles(slices=2, own_centre=45, other_centre=None, within=90, between=None)
     nobody = geometry(np.empty((0, 2)), np.empty(0, dtype=np.int64), np.eye(2))
-    assert nobody.overall == Angles(slices=0, own_centre=None, other_centre=None, within=None, between=None)
+    assert nobody.overall == MeanAngles(slices=0, own_centre=None, other_centre=None, within=None, between=None)
     assert geometry(np.eye(2), np.array([0, 1]), np.ones((2, 2))).energy is None
     for found in (alone, nobody):
         json.dumps(dataclasses.asdict(found), allow_nan=False)
 
 
 def test_above_so_many_classes_no_square_table_is_kept(monkeypatch: pytest.MonkeyPatch, drawn: Sample) -> None:
-    monkeypatch.setattr(module, "MOST_CLASSES", 3)
+    monkeypatch.setattr(module, "MAX_LISTED_CENTRES", 3)
     assert geometry(*drawn).centre_angles is None and geometry(*drawn).energy is not None
-    monkeypatch.setattr(centre_spread, "MOST_CENTRES", 3)
+    monkeypatch.setattr(centre_spread, "MAX_CENTRES", 3)
     assert geometry(*drawn).energy is None and geometry(*drawn).spread is None
 
 

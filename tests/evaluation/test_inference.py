@@ -7,16 +7,16 @@ import torch
 
 from hsadml_dist.data.index import load_index, samples_table, table_digest, write_index
 from hsadml_dist.data.reader import ShardReader
-from hsadml_dist.data.transforms import Preparation
+from hsadml_dist.data.transforms import Preprocessing
 from hsadml_dist.errors import DataError
 from hsadml_dist.evaluation import inference as module
-from hsadml_dist.evaluation.embed import embed, slices
+from hsadml_dist.evaluation.embed import embed, slice_batches
 from hsadml_dist.evaluation.inference import (
-    SliceTable,
-    embedded_slices,
+    EmbeddingTable,
+    embed_slices,
     open_inference,
     open_shards,
-    own_shards,
+    open_training_shards,
     save_columns,
 )
 
@@ -32,7 +32,7 @@ def silent(done, total):
 
 def test_images_are_embedded_one_by_one_as_the_network_does(opened, shards):
     index = load_index(shards)
-    reader, prepare = ShardReader(shards, index), Preparation(opened.recipe.data.image_size)
+    reader, prepare = ShardReader(shards, index), Preprocessing(opened.recipe.data.image_size)
     images = [reader.image(position) for position in range(7)]  # a batch of 5 and one of 2
     found = opened.embedded(images).emb_ND
     net = opened.weights.model.eval()
@@ -43,16 +43,16 @@ def test_images_are_embedded_one_by_one_as_the_network_does(opened, shards):
 
 def test_they_are_bit_for_bit_those_of_the_verdict(opened, shards):
     index, positions = load_index(shards), [40, 3, 4, 5, 6, 7, 8]
-    batches = slices(shards, index, positions, image_size=16, batch=5)
+    batches = slice_batches(shards, index, positions, image_size=16, batch=5)
     expected = embed(opened.weights.model, batches, embedding_dim=8, device=torch.device("cpu"))
-    table, thumbnails = embedded_slices(opened, shards, index, positions, silent)
+    table, thumbnails = embed_slices(opened, shards, index, positions, silent)
     np.testing.assert_array_equal(table.emb_ND, expected.emb_ND.numpy())
     np.testing.assert_array_equal(thumbnails, expected.thumbnail_NP)
 
 
 def test_a_table_names_its_rows_and_tells_how_far_it_is(opened, shards):
     index, told = load_index(shards), []
-    table, _ = embedded_slices(opened, shards, index, [1, 47], lambda done, total: told.append((done, total)))
+    table, _ = embed_slices(opened, shards, index, [1, 47], lambda done, total: told.append((done, total)))
     rows = [index.samples[1], index.samples[47]]
     assert table.keys == tuple(row.key for row in rows)
     assert table.persons == tuple(row.person for row in rows)
@@ -62,11 +62,11 @@ def test_a_table_names_its_rows_and_tells_how_far_it_is(opened, shards):
 
 
 def test_a_table_comes_back_from_its_file(opened, other_shards, tmp_path):
-    table, _ = embedded_slices(opened, other_shards, load_index(other_shards), range(3), silent)
+    table, _ = embed_slices(opened, other_shards, load_index(other_shards), range(3), silent)
     assert table.persons == ("", "", "")
     save_columns(tmp_path / "a.npz", table.columns())
     with np.load(tmp_path / "a.npz", allow_pickle=False) as columns:
-        found = SliceTable.from_columns(columns)
+        found = EmbeddingTable.from_columns(columns)
     for field in dataclasses.fields(table):
         np.testing.assert_array_equal(getattr(found, field.name), getattr(table, field.name))
 
@@ -96,17 +96,17 @@ def test_who_has_learnt_persons_is_asked_about_its_own_shards_alone(opened, shar
     centres = torch.ones(12, 8)
     weights = dataclasses.replace(opened.weights, centre_CD=centres)
     of_persons = dataclasses.replace(opened, recipe=recipe, weights=weights, trained_on=digest)
-    folder, found = own_shards(of_persons, None)
+    folder, found = open_training_shards(of_persons, None)
     assert folder == sliced
     assert found.classes == tuple(sorted({row.person for row in rows}))
-    table, _ = embedded_slices(of_persons, folder, found, [0, 5], silent)
+    table, _ = embed_slices(of_persons, folder, found, [0, 5], silent)
     assert [table.classes[label] for label in table.label_N] == [rows[0].person, rows[5].person]
     with pytest.raises(DataError, match="it has learnt the persons of those and no others"):
         open_shards(of_persons, other_shards)
 
 
 def test_other_shards_may_be_embedded_but_are_not_the_runs_own(opened, shards, other_shards):
-    assert own_shards(opened, None)[0] == shards
+    assert open_training_shards(opened, None)[0] == shards
     assert open_shards(opened, other_shards)[0] == other_shards
     with pytest.raises(DataError, match=r"digest \w{16}, the run was trained on \w{16}: other shards.*--shards"):
-        own_shards(opened, other_shards)
+        open_training_shards(opened, other_shards)

@@ -12,7 +12,7 @@ import torch
 
 from hsadml_dist.comm import SoloComm
 from hsadml_dist.errors import DataError
-from hsadml_dist.evaluation.knn import GRID, nearest, nearest_distributed, on_grid, vote
+from hsadml_dist.evaluation.knn import GRID, majority_label, nearest, nearest_distributed, round_to_grid
 
 RunRanks = Callable[[Path, int, Path], None]
 RANKS = Path(__file__).with_name("knn_ranks.py")
@@ -87,11 +87,11 @@ def test_rows_that_differ_by_less_than_fp32_can_sum_still_order() -> None:
 
 def test_the_grid_is_the_unit_sphere_at_any_length() -> None:
     rows = torch.tensor([[3.0, 4.0], [3e37, 4e37], [3e-44, 4e-44], [0.0, 0.0]])
-    grid = on_grid(rows) / GRID
+    grid = round_to_grid(rows) / GRID
     assert torch.allclose(grid[:2], torch.tensor([[0.6, 0.8]], dtype=torch.float64), atol=1e-8)
     assert torch.allclose(grid[2], torch.tensor([0.6, 0.8], dtype=torch.float64), atol=0.1)  # subnormal: few digits
     assert grid[3].tolist() == [0, 0]
-    assert torch.equal(on_grid(rows), on_grid(rows).round())
+    assert torch.equal(round_to_grid(rows), round_to_grid(rows).round())
 
 
 def test_a_diverged_model_and_too_few_references_are_said() -> None:
@@ -105,9 +105,9 @@ def test_a_diverged_model_and_too_few_references_are_said() -> None:
 
 def test_votes() -> None:
     labels = torch.tensor([[2, 1, 1], [2, 1, 0], [0, 0, 1], [1, 2, 2]])
-    assert vote(labels).tolist() == [1, 2, 0, 2]
-    assert vote(torch.tensor([[2, 1, 1, 2], [1, 2, 2, 1], [0, 1, 2, 2]])).tolist() == [2, 1, 2]
-    assert vote(torch.tensor([[4], [3]])).tolist() == [4, 3]
+    assert majority_label(labels).tolist() == [1, 2, 0, 2]
+    assert majority_label(torch.tensor([[2, 1, 1, 2], [1, 2, 2, 1], [0, 1, 2, 2]])).tolist() == [2, 1, 2]
+    assert majority_label(torch.tensor([[4], [3]])).tolist() == [4, 3]
 
 
 # 1300 references are enough for the search to sort out candidates in fp32; 53 are not.

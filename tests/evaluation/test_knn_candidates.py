@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from hsadml_dist.evaluation import knn_candidates
-from hsadml_dist.evaluation.knn import GRID, nearest, on_grid, search, search_all, search_candidates
-from hsadml_dist.evaluation.knn_candidates import References, crowd, find_candidates
+from hsadml_dist.evaluation.knn import GRID, nearest, round_to_grid, search, search_all, search_candidates
+from hsadml_dist.evaluation.knn_candidates import GalleryRows, crowd, find_candidates
 
 Rows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -22,9 +22,9 @@ def by_whole_numbers(queries: torch.Tensor, references: torch.Tensor, bias: torc
     return order.values[:, :k].double() / 2, order.indices[:, :k], bias
 
 
-def as_references(references: torch.Tensor, bias: torch.Tensor) -> References:
+def as_references(references: torch.Tensor, bias: torch.Tensor) -> GalleryRows:
     """What the search makes of rows that lie in memory."""
-    return References(
+    return GalleryRows(
         rows=references.__getitem__,
         shape=(len(references), references.shape[1]),
         reach=float(references.norm(dim=1).max()),
@@ -38,7 +38,7 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def unit(queries: torch.Tensor, references: torch.Tensor) -> Rows:
-    return on_grid(queries), on_grid(references), references.new_zeros(len(references))
+    return round_to_grid(queries), round_to_grid(references), references.new_zeros(len(references))
 
 
 def random_rows(dim: int) -> Rows:
@@ -147,7 +147,7 @@ def test_the_bound_knows_that_grey_levels_are_exact() -> None:
 def test_crowded_queries_list_nothing() -> None:
     queries, references, _ = equal(16)
     queries[0] = 0
-    references = torch.cat([references, on_grid(randn(10, 16, seed=12))])
+    references = torch.cat([references, round_to_grid(randn(10, 16, seed=12))])
     found = find_candidates(queries, as_references(references, torch.zeros(710)), k=2, block=100)
     assert crowd(2) < 700
     assert found.crowded_Q[0]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hsadml_dist.errors import DataError
-from hsadml_dist.evaluation.low_level import BINS, FAR, NAMES, STEPS, features, nearest_low_level
+from hsadml_dist.evaluation.low_level import BINS, FEATURE_NAMES, MAX_DEVIATIONS, STEPS, features, nearest_low_level
 
 
 def blob(generator: np.random.Generator, side: int) -> np.ndarray:
@@ -67,14 +67,14 @@ def test_features_are_those_of_slow_loops(side: int) -> None:
     generator = np.random.default_rng(side)
     pictures = np.stack([blob(generator, side) for _ in range(6)])
     found = features(pictures.reshape(6, -1))
-    assert found.shape == (6, len(NAMES)) and found.dtype == np.float64
+    assert found.shape == (6, len(FEATURE_NAMES)) and found.dtype == np.float64
     for row, picture in zip(found, pictures, strict=True):
         # A gradient is rounded to 1/256 of a level, all else to fp64.
         assert row.tolist() == pytest.approx(slow(picture), abs=3e-3, rel=1e-9)
 
 
 def named(picture: np.ndarray) -> dict[str, float]:
-    return dict(zip(NAMES, features(picture.reshape(1, -1))[0].tolist(), strict=True))
+    return dict(zip(FEATURE_NAMES, features(picture.reshape(1, -1))[0].tolist(), strict=True))
 
 
 def test_a_bright_square_is_found_where_it_lies() -> None:
@@ -103,7 +103,7 @@ def test_features_do_not_depend_on_the_company() -> None:
     pictures = np.random.default_rng(0).integers(0, 256, (300, 64)).astype(np.uint8)
     together = features(pictures)
     assert (together[255:258] == np.concatenate([features(pictures[at : at + 1]) for at in (255, 256, 257)])).all()
-    assert features(pictures[:0]).shape == (0, len(NAMES))
+    assert features(pictures[:0]).shape == (0, len(FEATURE_NAMES))
 
 
 def test_pictures_that_are_not_square_are_refused() -> None:
@@ -141,8 +141,8 @@ def test_each_feature_counts_alike_whatever_its_unit() -> None:
 
 
 def test_whole_numbers_stay_exact_at_the_worst() -> None:
-    most = int(FAR * STEPS)
-    assert len(NAMES) * most**2 * 3 / 2 < 2**53
+    most = int(MAX_DEVIATIONS * STEPS)
+    assert len(FEATURE_NAMES) * most**2 * 3 / 2 < 2**53
 
 
 def test_no_reference_is_refused_and_nothing_to_judge_is_not() -> None:

@@ -51,7 +51,7 @@ def test_a_looks_threshold_leaves_its_own_person_out(persons, thumbnails):
 def test_a_threshold_of_many_is_taken_from_some_of_them(monkeypatch):
     emb = np.random.default_rng(1).normal(size=(60, 3)).astype(np.float32)
     full = nearness.embedding_threshold(emb, [""] * 60)
-    monkeypatch.setattr(nearness, "MOST_QUERIES", 2)
+    monkeypatch.setattr(nearness, "MAX_QUERIES", 2)
     unit = emb / np.linalg.norm(emb, axis=1, keepdims=True)
     ends = [np.sort(1 - unit @ unit[place])[1] for place in (0, 59)]
     some = nearness.embedding_threshold(emb, [""] * 60)
@@ -81,7 +81,7 @@ def test_looks_are_standardised_but_a_black_corner_stays_near_a_grey_one():
     grey[:, :8, :8] = 5
     distance = known.distance(np.concatenate([pictures, grey]).reshape(5, -1))
     np.testing.assert_allclose(distance[:4], 0, atol=1e-7)
-    assert distance[4] == pytest.approx((5 / 255 / nearness.LEAST_SPREAD) / 8)
+    assert distance[4] == pytest.approx((5 / 255 / nearness.MIN_STD) / 8)
 
 
 def test_an_inverted_picture_is_far_and_a_like_one_is_not():

@@ -19,8 +19,8 @@ def of(person_N: Ints) -> Clusters:
     return Clusters(unit="person", of_N=place.astype(np.int64), count=len(unique))
 
 
-def once(right_N: np.ndarray) -> Outcomes:
-    return Outcomes(right_N=right_N.astype(np.int64), tries_N=np.ones(len(right_N), dtype=np.int64))
+def once(correct_N: np.ndarray) -> Outcomes:
+    return Outcomes(correct_N=correct_N.astype(np.int64), trials_N=np.ones(len(correct_N), dtype=np.int64))
 
 
 def every_swap(difference: list[int]) -> float:
@@ -55,7 +55,7 @@ def test_one_slice_a_person_is_the_sign_test() -> None:
 def test_drawn_permutations_come_near_the_counted_ones_and_never_give_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     difference = np.random.default_rng(3).integers(-5, 7, size=60)
     counted = permutation(difference, seed=0).p
-    monkeypatch.setattr(paired, "MOST_STEPS", 0)
+    monkeypatch.setattr(paired, "MAX_EXACT_STEPS", 0)
     drawn = permutation(difference, seed=0, draws=20_000)
     assert not drawn.exact and drawn.draws == 20_000
     assert drawn.p == pytest.approx(counted, abs=4 * math.sqrt(counted * (1 - counted) / 20_000))
@@ -129,8 +129,8 @@ def test_the_other_way_round_is_the_same_with_the_sign_changed() -> None:
 
 
 def test_seeds_are_averaged_on_each_slice_before_persons_are_compared() -> None:
-    first = Outcomes(right_N=np.array([3, 1, 0]), tries_N=np.array([3, 3, 3]))
-    second = Outcomes(right_N=np.array([1, 0, 1]), tries_N=np.array([2, 2, 2]))
+    first = Outcomes(correct_N=np.array([3, 1, 0]), trials_N=np.array([3, 3, 3]))
+    second = Outcomes(correct_N=np.array([1, 0, 1]), trials_N=np.array([2, 2, 2]))
     found = compare(first, second, of(np.array([0, 0, 1])), resamples=200, seed=0)
     differences = [1 - 1 / 2 + 1 / 3, -1 / 2]
     assert found.difference == pytest.approx(sum(differences) / 3)
@@ -142,11 +142,13 @@ def test_seeds_are_averaged_on_each_slice_before_persons_are_compared() -> None:
 def test_three_equal_seeds_say_what_one_says() -> None:
     first, second, person = drawn_pair(2)
     single = compare(once(first), once(second), of(person), resamples=300, seed=0)
-    thrice = [Outcomes(right_N=3 * right.astype(np.int64), tries_N=np.full(len(right), 3)) for right in (first, second)]
+    thrice = [
+        Outcomes(correct_N=3 * right.astype(np.int64), trials_N=np.full(len(right), 3)) for right in (first, second)
+    ]
     assert compare(*thrice, of(person), resamples=300, seed=0) == single
 
 
-def chance(seed: int, persons: int = 60) -> paired.Paired:
+def chance(seed: int, persons: int = 60) -> paired.PairedComparison:
     """Two methods of the same quality; all slices of a person lean to the same one of them."""
     generator = np.random.default_rng(seed)
     person = np.repeat(np.arange(persons), generator.integers(2, 12, persons))

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from hsadml_dist.evaluation.people import UNDECIDED, PersonVote, cases, person_vote
+from hsadml_dist.evaluation.people import UNDECIDED, PatientVote, cases, person_vote
 
 
 def slow(said: list[int], label: list[int], persons: list[str]) -> dict[tuple[str, int], int | None]:
@@ -41,17 +41,17 @@ def test_votes_are_those_of_a_slow_loop(seed: int) -> None:
 
 def test_a_majority_outvotes_single_slices() -> None:
     said, label = np.array([1, 1, 0, 2, 2]), np.array([1, 1, 1, 2, 2])
-    assert person_vote(said, label, list("aaabb")) == PersonVote(accuracy=1, persons=2, cases=2, ties=0)
+    assert person_vote(said, label, list("aaabb")) == PatientVote(accuracy=1, persons=2, cases=2, ties=0)
 
 
 def test_a_tie_is_wrong_even_with_the_true_class_in_it() -> None:
     found = person_vote(np.array([1, 0]), np.array([1, 1]), ["a", "a"])
-    assert found == PersonVote(accuracy=0, persons=1, cases=1, ties=1)
+    assert found == PatientVote(accuracy=0, persons=1, cases=1, ties=1)
 
 
 def test_two_true_classes_of_one_person_are_two_cases() -> None:
     found = person_vote(np.array([0, 0, 1]), np.array([0, 0, 1]), ["a", "a", "a"])
-    assert found == PersonVote(accuracy=1, persons=1, cases=2, ties=0)
+    assert found == PatientVote(accuracy=1, persons=1, cases=2, ties=0)
 
 
 @pytest.mark.parametrize("persons", [["a", None], [None, None], []])

@@ -5,14 +5,14 @@ import torch
 from hsadml_dist.data.index import load_index
 from hsadml_dist.data.reader import ShardReader
 from hsadml_dist.evaluation.inference import open_inference
-from hsadml_dist.evaluation.predict import answers
-from hsadml_dist.evaluation.references import references_of
+from hsadml_dist.evaluation.predict import predict_images
+from hsadml_dist.evaluation.references import load_gallery
 
 
 @pytest.fixture
 def opened(run):
     inference = open_inference(run)
-    return inference, references_of(inference, None, lambda text: None, lambda done, total: None)
+    return inference, load_gallery(inference, None, lambda text: None, lambda done, total: None)
 
 
 @pytest.fixture
@@ -31,7 +31,9 @@ def test_answers_are_those_of_slow_loops(opened, images):
     table = references.table
     embedded = inference.embedded(images)
     known, centres = unit(table.emb_ND.astype(float)), unit(inference.weights.centre_CD.double().numpy())
-    for answer, emb in zip(answers(inference, references, images), embedded.emb_ND.double().numpy(), strict=True):
+    for answer, emb in zip(
+        predict_images(inference, references, images), embedded.emb_ND.double().numpy(), strict=True
+    ):
         cosine = known @ unit(emb)
         places = sorted(range(len(known)), key=lambda place: -cosine[place])[:3]
         assert [one.key for one in answer.neighbours] == [table.keys[place] for place in places]
@@ -49,7 +51,7 @@ def test_answers_are_those_of_slow_loops(opened, images):
 def test_a_training_case_is_known_again_and_a_new_slice_is_not(opened, shards, images):
     index = load_index(shards)
     position = index.outside_folds([0])[5]
-    again, new = answers(*opened, [ShardReader(shards, index).image(position), images[0]])
+    again, new = predict_images(*opened, [ShardReader(shards, index).image(position), images[0]])
     assert again.is_training_case and not again.far_by
     assert again.neighbours[0].key == index.samples[position].key
     assert again.neighbours[0].cosine == pytest.approx(1)
@@ -59,23 +61,23 @@ def test_a_training_case_is_known_again_and_a_new_slice_is_not(opened, shards, i
 
 def test_what_looks_like_no_training_case_is_far(opened, images):
     inverted, ramp = 65535 - images[0], np.tile(np.linspace(0, 65535, 24).astype(np.uint16), (24, 1))
-    for answer in answers(*opened, [inverted, ramp]):
+    for answer in predict_images(*opened, [inverted, ramp]):
         assert "look" in answer.far_by
         assert answer.warnings[0].startswith("far from all training cases (by ")
         assert not any("nearest training case is" in text for text in answer.warnings)
 
 
 def test_a_nearest_case_of_another_class_is_told(opened, images):
-    for answer in answers(*opened, images):
+    for answer in predict_images(*opened, images):
         first = answer.neighbours[0].class_name
         told = f"its nearest training case is of class {first}" in answer.warnings
         assert told == (first != answer.class_name and not answer.far_by)
 
 
 def test_no_images_no_answers(opened):
-    assert answers(*opened, []) == []
+    assert predict_images(*opened, []) == []
 
 
 def test_a_picture_of_one_value_is_answered(opened):
-    (answer,) = answers(*opened, [np.zeros((24, 24), np.uint16)])
+    (answer,) = predict_images(*opened, [np.zeros((24, 24), np.uint16)])
     assert torch.tensor(answer.probabilities).sum() == pytest.approx(1)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from hsadml_dist.errors import DataError
-from hsadml_dist.evaluation.predictions import MOST_LISTED, MOST_PROBABLE, Predictions, parse, read
+from hsadml_dist.evaluation.predictions import MAX_LISTED_CLASSES, TOP_PROBABILITIES, Predictions, parse, read
 
 MADE = Predictions(
     classes=("a", "b"),
@@ -13,7 +13,7 @@ MADE = Predictions(
     persons=("p", "p", None),
     exams=(None, None, "e"),
     label_N=np.array([0, 1, 1]),
-    said={"knn": np.array([0, 1, 0]), "head": np.array([1, 1, 1])},
+    predicted={"knn": np.array([0, 1, 0]), "head": np.array([1, 1, 1])},
     probability_NC=np.array([[0.1, 0.9], [1 / 3, 2 / 3], [0.5, 0.5]]),
     neighbour_keys=(("r1", "r2"), ("r2", "r1"), ("r1", "r3")),
     cosine_NK=np.array([[0.9, 0.1], [1 / 7, 0.0], [1.0, -1.0]]),
@@ -31,9 +31,9 @@ def test_the_text_brings_back_every_digit():
     assert found.neighbour_keys == MADE.neighbour_keys
     np.testing.assert_array_equal(found.probability_NC, MADE.probability_NC)
     np.testing.assert_array_equal(found.cosine_NK, MADE.cosine_NK)
-    assert found.said.keys() == MADE.said.keys()
-    for method, labels in MADE.said.items():
-        np.testing.assert_array_equal(found.said[method], labels)
+    assert found.predicted.keys() == MADE.predicted.keys()
+    for method, labels in MADE.predicted.items():
+        np.testing.assert_array_equal(found.predicted[method], labels)
     assert (len(found), found.label_N.dtype) == (3, np.int64)
 
 
@@ -43,7 +43,7 @@ def of_many(classes: int) -> Predictions:
 
 
 def test_few_classes_are_listed_whole():
-    made = of_many(MOST_LISTED)
+    made = of_many(MAX_LISTED_CLASSES)
     assert "probable" not in json.loads(made.to_json())
     np.testing.assert_array_equal(parse(made.to_json()).probability_NC, made.probability_NC)
 
@@ -54,7 +54,7 @@ def test_of_many_classes_the_most_probable_ones_are_kept_with_every_digit():
     found = parse(made.to_json()).probability_NC
     assert found.shape == (3, 300)
     for row, whole, listed in zip(found, made.probability_NC, values["probabilities"], strict=True):
-        highest = sorted(whole.tolist(), reverse=True)[:MOST_PROBABLE]
+        highest = sorted(whole.tolist(), reverse=True)[:TOP_PROBABILITIES]
         assert listed == highest == sorted(row[row > 0].tolist(), reverse=True)
         np.testing.assert_array_equal(row, np.where(whole >= highest[-1], whole, 0))
     np.testing.assert_array_equal(found.argmax(axis=1), made.probability_NC.argmax(axis=1))

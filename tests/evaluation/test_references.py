@@ -3,15 +3,15 @@ import shutil
 import numpy as np
 import pytest
 
-from hsadml_dist.checkpoint.layout import Progress
+from hsadml_dist.checkpoint.layout import TrainingProgress
 from hsadml_dist.checkpoint.load import load_inference_state
-from hsadml_dist.checkpoint.save import write_checkpoint
+from hsadml_dist.checkpoint.save import save_checkpoint
 from hsadml_dist.checkpoint.state import TrainingState
 from hsadml_dist.data.index import load_index
 from hsadml_dist.errors import DataError
 from hsadml_dist.evaluation import nearness, references
 from hsadml_dist.evaluation.inference import open_inference
-from hsadml_dist.evaluation.references import references_of
+from hsadml_dist.evaluation.references import load_gallery
 from hsadml_dist.run.folder import RunFolder
 
 
@@ -21,7 +21,7 @@ def of(run):
 
     def references_and_told(shards=None):
         told = []
-        return references_of(open_inference(run), shards, told.append, lambda done, total: None), told
+        return load_gallery(open_inference(run), shards, told.append, lambda done, total: None), told
 
     return references_and_told
 
@@ -75,8 +75,10 @@ def test_a_file_of_other_weights_is_made_anew_whatever_their_name(of, run):
         "model": {name: value * 1.5 for name, value in state.model.items()},
         "centres": {"weight": state.centres},
     }
-    progress = Progress(step=2, consumed=24, seed=0, fingerprint="", data_digest=state.data_digest, world_size=1)
-    write_checkpoint(folder, folder.attempt(1), TrainingState(groups=groups, progress=progress))
+    progress = TrainingProgress(
+        step=2, consumed=24, seed=0, fingerprint="", data_digest=state.data_digest, world_size=1
+    )
+    save_checkpoint(folder, folder.attempt(1), TrainingState(groups=groups, progress=progress))
     again, told = of()
     assert len(told) == 1
     assert again.table.checkpoint == made.table.checkpoint

@@ -10,9 +10,9 @@ import pytest
 
 from hsadml_dist.evaluation.geometry import geometry
 from hsadml_dist.evaluation.predictions import Predictions
-from hsadml_dist.evaluation.result import CheckpointRef, Figures, People, Result, Setting, judge
+from hsadml_dist.evaluation.result import CheckpointRef, MethodMetrics, PatientIds, Result, ResultContext, judge
 
-SETTING = Setting(
+SETTING = ResultContext(
     split_unit="person",
     classes=("a", "b", "c"),
     fold=1,
@@ -40,7 +40,7 @@ def said(knn: list[int], persons: list[str | None], classes: tuple[str, ...] = S
         persons=tuple(persons),
         exams=(None,) * 6,
         label_N=LABEL,
-        said={
+        predicted={
             "knn": np.array(knn),
             "head": LABEL,
             "raw_pixels": np.array([0, 1, 0, 0, 0, 0]),
@@ -54,7 +54,7 @@ def said(knn: list[int], persons: list[str | None], classes: tuple[str, ...] = S
 
 
 def judged(knn: list[int], test: list[str | None], references: list[str | None]) -> Result:
-    others = People(persons=references, exams=[None] * len(references))
+    others = PatientIds(persons=references, exams=[None] * len(references))
     return judge(SETTING, said(knn, test), GEOMETRY, references=others, resamples=300)
 
 
@@ -64,7 +64,7 @@ def test_figures_by_hand() -> None:
     assert result.balanced_accuracy == (1 / 2 + 3 / 4) / 2
     assert (result.head_accuracy, result.raw_pixel_knn, result.low_level_knn) == (1.0, 1 / 6, 2 / 6)
     assert (result.methods["svm"].accuracy, result.methods["svm"].balanced_accuracy) == (2 / 6, (0 / 2 + 2 / 4) / 2)
-    assert result.methods["knn"] == Figures(
+    assert result.methods["knn"] == MethodMetrics(
         accuracy=result.knn_accuracy, balanced_accuracy=result.balanced_accuracy, interval=result.intervals.knn_accuracy
     )
     assert result.person_vote is not None
@@ -100,7 +100,7 @@ def test_the_text_keeps_every_digit() -> None:
 def test_thousands_of_classes_leave_out_what_grows_with_their_square() -> None:
     classes = 5000
     many = dataclasses.replace(SETTING, classes=tuple(map(str, range(classes))))
-    people = People(persons=PERSONS, exams=PERSONS)
+    people = PatientIds(persons=PERSONS, exams=PERSONS)
     predictions = said([0, 4999, 1, 1, 1, 0], PERSONS, many.classes)
     result = judge(many, predictions, GEOMETRY, references=people, resamples=100)
     assert (result.confusion, result.intervals.balanced_accuracy) == (None, None)

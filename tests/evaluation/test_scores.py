@@ -78,7 +78,7 @@ def test_the_interval_is_that_of_a_slow_loop_up_to_the_draws() -> None:
     generator = np.random.default_rng(5)
     person = np.sort(generator.integers(0, 25, 120))
     correct = generator.random(120) < generator.random(25)[person]
-    fast = scores.person_interval(scores.accuracy_tally(correct), of(person), scores.share, resamples=20000, seed=1)
+    fast = scores.bootstrap_interval(scores.accuracy_tally(correct), of(person), scores.share, resamples=20000, seed=1)
     assert fast == pytest.approx(slow_interval(correct.tolist(), person.tolist(), 3000, 2), abs=0.012)
 
 
@@ -87,7 +87,7 @@ def test_the_interval_is_seeded_and_does_not_depend_on_how_the_draws_are_cut(mon
     whose, tally = of(np.sort(generator.integers(0, 20, 60))), scores.accuracy_tally(generator.random(60) < 0.7)
 
     def draw(seed: int) -> scores.Interval | None:
-        return scores.person_interval(tally, whose, scores.share, resamples=500, seed=seed)
+        return scores.bootstrap_interval(tally, whose, scores.share, resamples=500, seed=seed)
 
     first = draw(0)
     assert first == draw(0) != draw(1)
@@ -102,7 +102,7 @@ def coverage(cluster_of: np.ndarray, trials: int = 300) -> float:
     for trial in range(trials):
         correct = (generator.random(60) < 0.7)[person]
         tally = scores.accuracy_tally(correct)
-        span = scores.person_interval(tally, of(cluster_of), scores.share, resamples=400, seed=trial)
+        span = scores.bootstrap_interval(tally, of(cluster_of), scores.share, resamples=400, seed=trial)
         assert span is not None
         inside += span[0] <= 0.7 <= span[1]
     return inside / trials
@@ -115,4 +115,4 @@ def test_intervals_by_person_hold_the_truth_and_intervals_by_slice_do_not() -> N
 
 def test_a_single_person_has_no_interval() -> None:
     tally = scores.accuracy_tally(np.array([True, False]))
-    assert scores.person_interval(tally, of(np.array([0, 0])), scores.share, resamples=100, seed=0) is None
+    assert scores.bootstrap_interval(tally, of(np.array([0, 0])), scores.share, resamples=100, seed=0) is None

@@ -4,7 +4,7 @@ import numpy as np
 
 from hsadml_dist.data.index import SampleRow, ShardIndex
 from hsadml_dist.evaluation.predictions import Predictions
-from hsadml_dist.evaluation.showcase import cases, choose
+from hsadml_dist.evaluation.showcase import cases, choose_examples
 
 
 def make(label, knn, cosine, persons) -> Predictions:
@@ -15,7 +15,7 @@ def make(label, knn, cosine, persons) -> Predictions:
         persons=tuple(persons),
         exams=(None,) * count,
         label_N=np.array(label),
-        said={"knn": np.array(knn)},
+        predicted={"knn": np.array(knn)},
         probability_NC=np.full((count, 3), 1 / 3),
         neighbour_keys=(("r",),) * count,
         cosine_NK=np.array(cosine, dtype=float)[:, None],
@@ -31,17 +31,17 @@ MADE = make(
 
 
 def test_the_middle_of_each_class_then_the_plainest_errors_one_a_person():
-    assert choose(MADE) == (2, 3, 6, 5, 7)
-    assert choose(MADE, most_right=1, most_wrong=1) == (2, 6)
+    assert choose_examples(MADE) == (2, 3, 6, 5, 7)
+    assert choose_examples(MADE, most_right=1, most_wrong=1) == (2, 6)
 
 
 def test_where_persons_are_unknown_every_error_counts():
-    assert choose(replace(MADE, persons=(None,) * 8)) == (2, 3, 6, 5, 4, 7)
+    assert choose_examples(replace(MADE, persons=(None,) * 8)) == (2, 3, 6, 5, 4, 7)
 
 
 def test_without_errors_or_without_anything_right():
-    assert choose(make([0, 1], [0, 1], [0.1, 0.2], "pq")) == (0, 1)
-    assert choose(make([0, 1], [1, 0], [0.1, 0.2], "pq")) == (1, 0)
+    assert choose_examples(make([0, 1], [0, 1], [0.1, 0.2], "pq")) == (0, 1)
+    assert choose_examples(make([0, 1], [1, 0], [0.1, 0.2], "pq")) == (1, 0)
 
 
 def test_pictures_and_words():
@@ -62,13 +62,13 @@ def test_pictures_and_words():
     )
     made = make([0, 1], [1, 1], [0.25, 0.5], "pq")
     right, wrong = cases(made, index, lambda place: np.full((2, 2), place))
-    assert (right.title, right.is_right, wrong.title, wrong.is_right) == (
+    assert (right.title, right.is_correct, wrong.title, wrong.is_correct) == (
         "b, found right",
         True,
         "a, taken for b",
         False,
     )
-    assert (wrong.query.caption, wrong.query.image_HW[0, 0], wrong.query.is_alike) == ("a", 0, None)
+    assert (wrong.query.caption, wrong.query.image_HW[0, 0], wrong.query.same_class) == ("a", 0, None)
     (near,) = wrong.neighbours
-    assert (near.caption, near.image_HW[0, 0], near.is_alike) == ("b, cosine 0.250", 2, False)
-    assert right.neighbours[0].is_alike is True
+    assert (near.caption, near.image_HW[0, 0], near.same_class) == ("b, cosine 0.250", 2, False)
+    assert right.neighbours[0].same_class is True

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hsadml_dist.model_factory import build_network
 
 from hsadml_dist.checkpoint.load import load_inference_state
 from hsadml_dist.config.io import load_recipe
 from hsadml_dist.data.index import load_index
 from hsadml_dist.data.reader import ShardReader
-from hsadml_dist.data.transforms import Preparation
-from hsadml_dist.engine.learner import build_network
+from hsadml_dist.data.transforms import Preprocessing
 from hsadml_dist.errors import CheckpointError, ConfigError, DataError
 from hsadml_dist.evaluation.predictions import read
 from hsadml_dist.evaluation.verdict import evaluate_run
@@ -31,7 +31,7 @@ def slow_figures(run: Path, shards: Path, fold: int) -> dict[str, float]:
     network = build_network(recipe).eval()
     network.load_state_dict(state.model)
     index = load_index(shards)
-    reader, prepare = ShardReader(shards, index), Preparation(recipe.data.image_size)
+    reader, prepare = ShardReader(shards, index), Preprocessing(recipe.data.image_size)
     with torch.no_grad():
         rows = [network(prepare(reader.image(position))[None])[0].double() for position in range(len(index))]
     unit = [torch.nn.functional.normalize(row, dim=0) for row in rows]
@@ -59,7 +59,7 @@ def test_the_verdict_is_that_of_slow_loops_and_lies_in_the_run_folder(run: Path,
     assert result["intervals"]["interval_unit"] == "person"
     assert sum(map(sum, result["confusion"])) == 24
     said = read(run / "predictions.json")
-    assert result["methods"].keys() == said.said.keys() >= {"knn", "head", "raw_pixels", "low_level", "svm"}
+    assert result["methods"].keys() == said.predicted.keys() >= {"knn", "head", "raw_pixels", "low_level", "svm"}
     for method, figures in result["methods"].items():
         assert figures["accuracy"] == said.correct(method).mean()
     assert result["recipe"]["loss"]["name"] == result["loss"]

@@ -1,16 +1,17 @@
 from dataclasses import replace
 
 import torch
+from hsadml_dist.model_factory import build_network
 
 from hsadml_dist.checkpoint.layout import read_progress
 from hsadml_dist.checkpoint.load import load_inference_state
-from hsadml_dist.checkpoint.save import write_checkpoint
+from hsadml_dist.checkpoint.save import save_checkpoint
 from hsadml_dist.checkpoint.state import TrainingState
 from hsadml_dist.comm import SoloComm
 from hsadml_dist.config.io import load_recipe
 from hsadml_dist.data.index import load_index
 from hsadml_dist.data.loader import Batch
-from hsadml_dist.engine.learner import build_learner, build_network
+from hsadml_dist.engine.learner import build_learner
 from hsadml_dist.evaluation.weights import chosen_by, load_weights
 from hsadml_dist.run.folder import RunFolder
 
@@ -35,9 +36,9 @@ def test_where_weights_are_averaged_the_averages_are_judged_after_the_run_as_at_
     folder = RunFolder(tmp_path / "averaged")
     folder.attempt(1).path.mkdir(parents=True)
     progress = replace(read_progress(RunFolder(run).checkpoints / "step-00000002.attempt-0001"), fingerprint="")
-    write_checkpoint(folder, folder.attempt(1), TrainingState(groups=learner.state(), progress=progress))
+    save_checkpoint(folder, folder.attempt(1), TrainingState(groups=learner.state(), progress=progress))
     weights, _ = load_weights(folder, recipe, torch.device("cpu"))
-    judged, trained = dict(learner.engine.evaluated().state_dict()), dict(learner.engine.model.state_dict())
+    judged, trained = dict(learner.engine.evaluation_model().state_dict()), dict(learner.engine.model.state_dict())
     torch.testing.assert_close(dict(weights.model.state_dict()), judged, rtol=0, atol=0)
     assert not any(torch.equal(value, trained[name]) for name, value in judged.items())
     assert (chosen_by(plain), weights.chosen_by) == ("last step", "last step, its running average of weights")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hsadml_dist.errors import DataError
-from hsadml_dist.evaluation.whole_angles import DEGREE, NUMBERS_AT_A_TIME, between, blocks, gridded
+from hsadml_dist.evaluation.whole_angles import BLOCK_ELEMENTS, DEGREE, between, blocks, gridded
 
 
 def test_angles_are_whole_millionths_of_a_degree_of_the_definition() -> None:
@@ -21,8 +21,8 @@ def test_angles_are_whole_millionths_of_a_degree_of_the_definition() -> None:
 
 
 def test_blocks_cover_all_rows_once_and_never_hold_none() -> None:
-    assert blocks(5, 10 * NUMBERS_AT_A_TIME) == [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)]
-    assert blocks(5, NUMBERS_AT_A_TIME // 2) == [(0, 2), (2, 4), (4, 5)]
+    assert blocks(5, 10 * BLOCK_ELEMENTS) == [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)]
+    assert blocks(5, BLOCK_ELEMENTS // 2) == [(0, 2), (2, 4), (4, 5)]
     assert blocks(0, 0) == []
 
 

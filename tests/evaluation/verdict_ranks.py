@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 
 import torch
+from hsadml_dist.model_factory import build_network
 from rank_meeting import meet
 
 from hsadml_dist.checkpoint.load import load_inference_state
 from hsadml_dist.config.io import load_recipe
 from hsadml_dist.data.index import load_index
-from hsadml_dist.engine.learner import build_learner, build_network
-from hsadml_dist.evaluation.verdict import judge_run
+from hsadml_dist.engine.learner import build_learner
+from hsadml_dist.evaluation.verdict import evaluate_training
 from hsadml_dist.run.folder import RunFolder
 
 
@@ -27,7 +28,7 @@ def main(run: Path, world: int, rank: int) -> None:
     network.load_state_dict(state.model)
     learner = build_learner(recipe, network, len(state.centres), comm, 2)
     learner.head.loss.centres.load_state_dict({"weight": state.centres})
-    result = judge_run(run, recipe, load_index(Path(recipe.data.shards)), learner, comm)
+    result = evaluate_training(run, recipe, load_index(Path(recipe.data.shards)), learner, comm)
     (run / f"rank-{rank}.json").write_text(result.to_json())
     comm.close()
 

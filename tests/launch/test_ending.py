@@ -1,7 +1,7 @@
 import pytest
 
-from hsadml_dist.errors import ConfigError, DataError, Fault, PeerLostError, RunHeldError, UsageError
-from hsadml_dist.launch.ending import guarded
+from hsadml_dist.errors import ConfigError, DataError, Fault, PeerLostError, RunLockedError, UsageError
+from hsadml_dist.launch.ending import run_with_exit_code
 
 FAULT = Fault(where="r.yaml:3", key="train.seed", problem="is odd")
 
@@ -19,7 +19,7 @@ def raises(fault):
         (ConfigError([FAULT, FAULT]), 1, "hsadml: r.yaml:3: train.seed: is odd\nr.yaml:3: train.seed: is odd\n"),
         (DataError("gone"), 1, "hsadml: gone\n"),
         (UsageError("what"), 2, "hsadml: what\n"),
-        (RunHeldError("held"), 75, "hsadml: held\n"),
+        (RunLockedError("held"), 75, "hsadml: held\n"),
         (PeerLostError("lost"), 70, "hsadml: lost\n"),
         (OSError(28, "No space left on device", "/x/y"), 1, "hsadml: /x/y: no space left\n"),
         (OSError(30, "Read-only file system"), 1, "hsadml: Read-only file system\n"),
@@ -35,7 +35,7 @@ def raises(fault):
     ],
 )
 def test_what_a_user_can_repair_is_text_and_a_code(capsys, fault, code, text):
-    assert guarded(raises(fault)) == code
+    assert run_with_exit_code(raises(fault)) == code
     assert capsys.readouterr().err == text
 
 
@@ -48,11 +48,11 @@ def test_what_a_user_can_repair_is_text_and_a_code(capsys, fault, code, text):
     ],
 )
 def test_a_defect_is_a_traceback_and_70(capsys, fault):
-    assert guarded(raises(fault)) == 70
+    assert run_with_exit_code(raises(fault)) == 70
     told = capsys.readouterr().err
     assert told.startswith("Traceback") and str(fault) in told
 
 
 @pytest.mark.parametrize(("result", "code"), [(None, 0), (0, 0), (85, 85)])
 def test_a_result_is_the_code(result, code):
-    assert guarded(lambda: result) == code
+    assert run_with_exit_code(lambda: result) == code

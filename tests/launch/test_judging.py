@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 
-from hsadml_dist.config.fields import build
+from hsadml_dist.config.fields import build_recipe
 from hsadml_dist.config.io import dump_recipe
 from hsadml_dist.errors import DataError
-from hsadml_dist.evaluation.pooled import Judged
+from hsadml_dist.evaluation.pooled import EvaluatedRun
 from hsadml_dist.launch import cli, judging
-from hsadml_dist.launch.judging import judged, short_names
+from hsadml_dist.launch.judging import load_or_evaluate, short_names
 from hsadml_dist.run.folder import RunFolder
 from tests.evaluation.made_up_runs import Study
 
 STUDY = Study(lead={"softmax": 0.0, "sphereface": 0.5}, persons=20)
 
 
-def write_verdict(run: Path, verdict: Judged) -> None:
+def write_verdict(run: Path, verdict: EvaluatedRun) -> None:
     RunFolder(run).result.write_text(json.dumps(verdict.result))
     RunFolder(run).predictions.write_text(verdict.predictions.to_json())
 
@@ -30,7 +30,7 @@ class Judge:
     """Stands in for the judging of a network; counts its calls."""
 
     def __init__(self) -> None:
-        self.verdicts: dict[Path, Judged] = {}
+        self.verdicts: dict[Path, EvaluatedRun] = {}
         self.asked: list[Path] = []
         self.writes = True
 
@@ -57,7 +57,7 @@ def make(tmp_path: Path, judge: Judge) -> Callable[..., Path]:
         (run / "checkpoints" / "step-00000600.attempt-0001").mkdir(parents=True)
         shards = str(tmp_path / "shards")
         settings = {"data.shards": shards, "data.fold": fold, "loss.name": loss, "train.steps": 600}
-        dump_recipe(build(settings | {"evaluation.resamples": 100}), run / "config.yaml")
+        dump_recipe(build_recipe(settings | {"evaluation.resamples": 100}), run / "config.yaml")
         judge.verdicts[run] = STUDY.run(unit, loss, fold)
         return run
 
@@ -66,10 +66,10 @@ def make(tmp_path: Path, judge: Judge) -> Callable[..., Path]:
 
 def test_a_verdict_is_made_once(make: Callable[..., Path], judge: Judge) -> None:
     run = make("softmax")
-    first = judged(run, "it")
+    first = load_or_evaluate(run, "it")
     assert judge.asked == [run] and first.name == "it" and first.folds == ()
     assert first.settings["loss.name"] == "softmax"
-    second = judged(run, "it")
+    second = load_or_evaluate(run, "it")
     assert judge.asked == [run]
     assert second.result == first.result == judge.verdicts[run].result
 
@@ -107,9 +107,9 @@ def test_a_verdict_that_is_old_or_not_whole_is_made_anew(
     make: Callable[..., Path], judge: Judge, spoil: Callable[[Path], None]
 ) -> None:
     run = make("softmax")
-    judged(run, "it")
+    load_or_evaluate(run, "it")
     spoil(run)
-    assert judged(run, "it").result == judge.verdicts[run].result
+    assert load_or_evaluate(run, "it").result == judge.verdicts[run].result
     assert judge.asked == [run, run]
 
 
@@ -117,7 +117,7 @@ def test_a_verdict_on_other_data_is_refused(make: Callable[..., Path], judge: Ju
     run = make("softmax")
     judge.writes = False
     with pytest.raises(DataError, match="no longer holds the samples that it was trained on"):
-        judged(run, "it")
+        load_or_evaluate(run, "it")
 
 
 def test_names_are_the_paths_below_what_the_runs_share() -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from hsadml_dist.launch import local
-from hsadml_dist.launch.local import End, exit_code, first_failure, run_ranks
+from hsadml_dist.launch.local import RankExit, exit_code, first_failure, run_ranks
 
-FAKE = str(Path(__file__).with_name("fake_rank.py"))
+FAKE = str(Path(__file__).with_name("scripted_rank.py"))
 
 
 def command(plan):
@@ -171,15 +171,17 @@ def test_handlers_are_put_back(tmp_path):
 
 
 def test_the_failure_that_explains_the_others():
-    lost_peer = End(rank=0, code=70, moment=3)
-    killed = End(rank=2, code=-9, moment=3)
+    lost_peer = RankExit(rank=0, code=70, moment=3)
+    killed = RankExit(rank=2, code=-9, moment=3)
     assert first_failure([lost_peer, killed]) is killed
     assert exit_code([lost_peer, killed]) == 70
-    mine = End(rank=1, code=1, moment=3)
+    mine = RankExit(rank=1, code=1, moment=3)
     assert exit_code([lost_peer, mine]) == 1
-    earlier = End(rank=3, code=75, moment=2)
+    earlier = RankExit(rank=3, code=75, moment=2)
     assert exit_code([killed, earlier, mine]) == 75
-    assert first_failure([End(rank=0, code=85, moment=1), End(rank=1, code=-9, moment=9, killed=True)]) is None
+    assert (
+        first_failure([RankExit(rank=0, code=85, moment=1), RankExit(rank=1, code=-9, moment=9, killed=True)]) is None
+    )
 
 
 def test_ranks_import_this_package_from_anywhere(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import pytest
 from hsadml_dist.config.io import load_recipe
 from hsadml_dist.errors import ConfigError, DataError, RunError, UsageError
 from hsadml_dist.launch import prepare
-from hsadml_dist.launch.prepare import existing_run, find_recipe, planned_run, prepare_run, shipped_recipes
+from hsadml_dist.launch.prepare import find_recipe, prepare_run, require_run_folder, resolve_run_folder, shipped_recipes
 
 CONSTANT = ["optim.schedule=constant", "train.steps=100"]
 
@@ -71,12 +71,12 @@ def test_the_same_settings_mean_the_same_folder(recipe):
     run = prepare_run(recipe, [], None, False, 1)
     assert run.parent == Path("runs") and run.name.startswith("mine-")
     assert prepare_run(recipe, ["checkpoint.every=3"], None, False, 2) == run
-    assert planned_run(recipe, ["train.seed=1"], None, False, 1) != run
+    assert resolve_run_folder(recipe, ["train.seed=1"], None, False, 1) != run
     assert load_recipe(run / "config.yaml").recipe.checkpoint.every == 3
 
 
 def test_planning_writes_nothing_and_needs_no_shards(recipe, tmp_path):
-    assert planned_run(recipe, ["data.shards=nowhere"], Path("r"), True, 1) == Path("r-smoke")
+    assert resolve_run_folder(recipe, ["data.shards=nowhere"], Path("r"), True, 1) == Path("r-smoke")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.yaml", "shards"]
 
 
@@ -86,7 +86,7 @@ def test_ranks_that_cannot_share_a_batch_are_refused_with_those_that_can(recipe)
         "numbers of ranks that can: 1, 2, 3, 4, 6"
     ]
     with pytest.raises(ConfigError):
-        planned_run(recipe, [], None, False, 5)
+        resolve_run_folder(recipe, [], None, False, 5)
 
 
 def test_missing_shards_and_folds_are_refused(recipe):
@@ -151,7 +151,10 @@ def test_a_smoke_run_is_short_and_starts_anew_beside_the_run(recipe):
     (smoke / "old").write_text("")
     prepare_run(recipe, ["train.seed=5"], Path("run"), True, 1)
     assert [path.name for path in smoke.iterdir()] == ["config.yaml"]
-    assert planned_run(recipe, [], None, True, 1).name == planned_run(recipe, [], None, False, 1).name + "-smoke"
+    assert (
+        resolve_run_folder(recipe, [], None, True, 1).name
+        == resolve_run_folder(recipe, [], None, False, 1).name + "-smoke"
+    )
 
 
 @pytest.mark.parametrize("smoke", [False, True])
@@ -166,10 +169,10 @@ def test_a_folder_with_other_files_is_left_alone(recipe, smoke):
 
 def test_existing_run(recipe, tmp_path):
     run = prepare_run(recipe, [], Path("run"), False, 1)
-    assert existing_run(run) == run
+    assert require_run_folder(run) == run
     for wrong in (tmp_path / "no", tmp_path):
         with pytest.raises(UsageError, match="run folder"):
-            existing_run(wrong)
+            require_run_folder(wrong)
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(recipe):

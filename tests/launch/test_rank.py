@@ -5,13 +5,13 @@ import textwrap
 
 import pytest
 
-from hsadml_dist.config.fields import build
+from hsadml_dist.config.fields import build_recipe
 from hsadml_dist.config.io import dump_recipe
 
 
 @pytest.fixture
 def run(tmp_path):
-    dump_recipe(build({"data.shards": "s", "train.steps": 7}), tmp_path / "config.yaml")
+    dump_recipe(build_recipe({"data.shards": "s", "train.steps": 7}), tmp_path / "config.yaml")
     return tmp_path
 
 
@@ -23,8 +23,8 @@ def rank(run, body, **environ):
         f"def train(recipe, path, notice):\n{textwrap.indent(textwrap.dedent(body), '    ')}\n"
         "stub = sys.modules['hsadml_dist.train'] = types.ModuleType('hsadml_dist.train')\n"
         "stub.train = train\n"
-        "from hsadml_dist.launch.rank import leave, main\n"
-        "leave(main(sys.argv[1:]))\n"
+        "from hsadml_dist.launch.rank import hard_exit, main\n"
+        "hard_exit(main(sys.argv[1:]))\n"
     )
     environ = {name: value for name, value in os.environ.items() if name not in ("RANK", "SLURM_PROCID")} | environ
     words = [sys.executable, "-c", code, str(run)]
@@ -72,8 +72,8 @@ def test_a_notice_before_the_trainer_is_kept_for_it(run, name):
         rank.load_recipe = slow
         import types
         stub = sys.modules["hsadml_dist.train"] = types.ModuleType("hsadml_dist.train")
-        stub.train = lambda recipe, path, notice: print(notice.signal_name) or 85
-        rank.leave(rank.main(sys.argv[1:]))
+        stub.train = lambda recipe, path, notice: print(notice.reason) or 85
+        rank.hard_exit(rank.main(sys.argv[1:]))
     """
     words = [sys.executable, "-c", textwrap.dedent(code), str(run)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hsadml_dist.errors import ConfigError, UsageError
-from hsadml_dist.launch.submission import JobOptions, Submission, elements, numbers, planned_request
+from hsadml_dist.launch.submission import JobOptions, Submission, elements, numbers, plan_job
 from hsadml_dist.slurm.sbatch import render
 
 
@@ -43,32 +43,32 @@ def test_every_pair_of_fold_and_seed_has_a_run_folder_of_its_own():
         for fold in (0, 3)
         for seed in (1, 2)
     ]
-    request = planned_request(array)
+    request = plan_job(array)
     assert request.run_dir == Path("cv").resolve() and request.elements[3].name == "fold-3-seed-2"
     assert "#SBATCH --array=0-3\n" in render(request)
 
 
 def test_one_fold_is_a_plain_run():
-    request = planned_request(asked(folds=(2,)))
+    request = plan_job(asked(folds=(2,)))
     assert not request.elements
-    assert request.run_dir.name == planned_request(asked(overrides=("data.fold=2",))).run_dir.name
-    assert request.run_dir.name != planned_request(asked()).run_dir.name
+    assert request.run_dir.name == plan_job(asked(overrides=("data.fold=2",))).run_dir.name
+    assert request.run_dir.name != plan_job(asked()).run_dir.name
 
 
 def test_an_arrays_folder_is_named_by_what_all_its_elements_share():
-    names = {planned_request(asked(folds=folds)).run_dir.name for folds in ((0, 1), (0, 1, 2))}
+    names = {plan_job(asked(folds=folds)).run_dir.name for folds in ((0, 1), (0, 1, 2))}
     assert len(names) == 1 and names.pop().endswith("-array")
 
 
 def test_a_number_given_twice_is_refused():
     with pytest.raises(UsageError, match=r"--folds 0,1,0: names one of them twice"):
-        planned_request(asked(folds=(0, 1, 0)))
+        plan_job(asked(folds=(0, 1, 0)))
 
 
 def test_options_count_before_the_profile_and_the_profile_before_defaults(profile):
-    plain = planned_request(asked())
+    plain = plan_job(asked())
     assert (plain.requeue, plain.cpus_per_task, plain.partition, plain.launcher) == ("self", 1, None, ())
-    request = planned_request(asked(profile=profile, options=JobOptions(partition="big", cpus_per_task=2)))
+    request = plan_job(asked(profile=profile, options=JobOptions(partition="big", cpus_per_task=2)))
     assert (request.partition, request.gres, request.time_limit) == ("big", "gpu:4", "8:00:00")
     assert (request.requeue, request.cpus_per_task) == ("chain", 2)
     assert request.prologue[0].startswith("umask 0027") and "export GLOO_SOCKET_IFNAME=ib0" in request.prologue
@@ -79,9 +79,9 @@ def test_options_count_before_the_profile_and_the_profile_before_defaults(profil
 def test_profile_and_options_that_do_not_fit_are_refused(tmp_path):
     (tmp_path / "p.yaml").write_text("sbatch_on_nodes: false\n")
     with pytest.raises(ConfigError, match="requeue"):
-        planned_request(asked(profile=str(tmp_path / "p.yaml"), options=JobOptions(requeue="chain")))
+        plan_job(asked(profile=str(tmp_path / "p.yaml"), options=JobOptions(requeue="chain")))
 
 
 def test_the_script_of_a_container_is_read_by_bash(profile):
-    script = render(planned_request(asked(profile=profile)))
+    script = render(plan_job(asked(profile=profile)))
     assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0

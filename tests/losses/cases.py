@@ -15,7 +15,7 @@ WHOLE = Annealing(base=0.0, minimum=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class LossCase:
     """One loss.
 
     Attributes:
@@ -35,32 +35,32 @@ class Case:
         return replace(self.rule, detached=mode == "characteristic")
 
 
-def _whole(m: float, s: float | None = None) -> Case:
+def _whole(m: float, s: float | None = None) -> LossCase:
     chosen = MarginSettings(margin=m, scale=s, annealing=WHOLE)
-    return Case(rule=Rule(name="sphereface", m=m, s=s), chosen=chosen)
+    return LossCase(rule=Rule(name="sphereface", m=m, s=s), chosen=chosen)
 
 
 CASES = {
-    "softmax": Case(rule=Rule(name="softmax", s=30)),
-    "sphereface": Case(rule=Rule(name="sphereface", m=4, weight=WEIGHT)),
+    "softmax": LossCase(rule=Rule(name="softmax", s=30)),
+    "sphereface": LossCase(rule=Rule(name="sphereface", m=4, weight=WEIGHT)),
     "sphereface m=1.5": _whole(1.5),
     "sphereface m=3 s=8": _whole(3, 8.0),
-    "sphereface_r_v1": Case(rule=Rule(name="sphereface_r_v1", m=1.5, s=30)),
-    "sphereface_r_v2": Case(rule=Rule(name="sphereface_r_v2", m=1.4, s=60)),
-    "cosface": Case(rule=Rule(name="cosface", m=0.35, s=64)),
-    "arcface": Case(rule=Rule(name="arcface", m=0.5, s=64)),
-    "sphereface2": Case(rule=Rule(name="sphereface2", m=0.4, s=40)),
-    "adaface": Case(rule=Rule(name="adaface", m=0.4, s=64)),
+    "sphereface_r_v1": LossCase(rule=Rule(name="sphereface_r_v1", m=1.5, s=30)),
+    "sphereface_r_v2": LossCase(rule=Rule(name="sphereface_r_v2", m=1.4, s=60)),
+    "cosface": LossCase(rule=Rule(name="cosface", m=0.35, s=64)),
+    "arcface": LossCase(rule=Rule(name="arcface", m=0.5, s=64)),
+    "sphereface2": LossCase(rule=Rule(name="sphereface2", m=0.4, s=40)),
+    "adaface": LossCase(rule=Rule(name="adaface", m=0.4, s=64)),
 }
 MORE_CASES = CASES | {
-    "softmax s=5": Case(rule=Rule(name="softmax", s=5), chosen=MarginSettings(scale=5.0)),
+    "softmax s=5": LossCase(rule=Rule(name="softmax", s=5), chosen=MarginSettings(scale=5.0)),
     "sphereface m=1": _whole(1),
     "sphereface m=2": _whole(2),
     "sphereface m=4": _whole(4),
     "sphereface m=5": _whole(5),
     "sphereface m=1.7 s=64": _whole(1.7, 64.0),
-    "cosface m=0": Case(rule=Rule(name="cosface", m=0, s=8), chosen=MarginSettings(margin=0.0, scale=8.0)),
-    "arcface m=1.2": Case(rule=Rule(name="arcface", m=1.2, s=8), chosen=MarginSettings(margin=1.2, scale=8.0)),
+    "cosface m=0": LossCase(rule=Rule(name="cosface", m=0, s=8), chosen=MarginSettings(margin=0.0, scale=8.0)),
+    "arcface m=1.2": LossCase(rule=Rule(name="arcface", m=1.2, s=8), chosen=MarginSettings(margin=1.2, scale=8.0)),
 }
 """These differ in numbers only: one process will do."""
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from rank_start import with_comm
+from rank_script import with_comm
 
 from hsadml_dist.comm import Comm
 from hsadml_dist.losses.centres import Centres
-from hsadml_dist.losses.distributed import Computing, DistributedLoss
+from hsadml_dist.losses.distributed import DistributedLoss, LossCompute
 from hsadml_dist.losses.margins import build_margin
 
 
@@ -41,8 +41,8 @@ def _step(comm: Comm, job: Any, told: Mapping[str, Any]) -> dict[str, torch.Tens
 
 
 def _loss(comm: Comm, job: Any, told: Mapping[str, Any]) -> DistributedLoss:
-    rows = comm.topology.part(job.classes) if job.layout == "sharded" else None
-    computing = Computing(backward=job.backward, block=2, sample_rate=job.rate, seed=told["seed"])
+    rows = comm.topology.rank_range(job.classes) if job.layout == "sharded" else None
+    computing = LossCompute(backward=job.backward, block=2, sample_rate=job.rate, seed=told["seed"])
     centres = Centres(job.classes, told["batches"][job.classes]["backbone"].shape[1], told["seed"], rows)
     loss = DistributedLoss(centres, build_margin(*job.settings), comm, job.layout, computing).double()
     if loss.norms is not None:

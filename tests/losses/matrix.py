@@ -33,7 +33,7 @@ ZERO = 1e-14
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class LossJob:
     """One loss, computed in one way."""
 
     case: str
@@ -47,10 +47,12 @@ class Job:
     backward: str
 
 
-def jobs(world: int) -> list[Job]:
+def jobs(world: int) -> list[LossJob]:
     """Return all that one set of ranks computes."""
     ways = [*_whole(world), *_sampled(world)]
-    return [Job(case=case, layout=layout, **way) for case, layout in itertools.product(CASES, LAYOUTS) for way in ways]
+    return [
+        LossJob(case=case, layout=layout, **way) for case, layout in itertools.product(CASES, LAYOUTS) for way in ways
+    ]
 
 
 def _whole(world: int) -> Iterator[dict[str, Any]]:
@@ -126,7 +128,7 @@ def _leaves(case: str, classes: int) -> dict[str, torch.Tensor]:
     return {name: leaf.double().clone().requires_grad_() for name, leaf in leaves.items()}
 
 
-def errors(job: Job, answers: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, float]:
+def errors(job: LossJob, answers: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, float]:
     """Return relative errors by name; absolute ones where the truth is 0, as with a single class."""
     right, ours = expected(job.case, job.mode, job.classes, job.rate), together(job.layout, answers)
     assert {name: value.shape for name, value in ours.items()} == {name: value.shape for name, value in right.items()}

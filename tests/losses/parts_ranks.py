@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from rank_start import with_comm
+from rank_script import with_comm
 
 from hsadml_dist.comm import Comm
 from hsadml_dist.losses import energy as energy_file
 from hsadml_dist.losses.centres import Centres
-from hsadml_dist.losses.exchange import GatheredSamples
+from hsadml_dist.losses.exchange import GatherExchange
 from hsadml_dist.topology import Topology
 
 
@@ -27,7 +27,7 @@ def exchanged(comm: Comm) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def _messages(comm: Comm, count: int) -> dict[str, torch.Tensor]:
-    rank, exchange = comm.topology.rank, GatheredSamples(comm)
+    rank, exchange = comm.topology.rank, GatherExchange(comm)
     emb_BD = 100.0 * rank + torch.arange(2.0 * count, dtype=torch.float64).reshape(count, 2)
     emb_ND, label_N = exchange.gather(emb_BD, 10 * rank + torch.arange(count))
     alike_N = torch.arange(len(label_N))
@@ -50,10 +50,10 @@ def energies(comm: Comm) -> dict[tuple[str, int, int], tuple[torch.Tensor, torch
 
 
 def _energy(comm: Comm, layout: Any, classes: int, block: int) -> tuple[torch.Tensor, torch.Tensor]:
-    energy_file.BLOCK = block
+    energy_file.ENERGY_BLOCK = block
     place: Topology = comm.topology
-    centres = Centres(classes, 4, seed=0, rows=place.part(classes) if layout == "sharded" else None).double()
-    value = 3 * energy_file.energy(centres, layout, comm)
+    centres = Centres(classes, 4, seed=0, rows=place.rank_range(classes) if layout == "sharded" else None).double()
+    value = 3 * energy_file.hyperspherical_energy(centres, layout, comm)
     value.backward()
     grad_CD = centres.weight.grad
     assert grad_CD is not None

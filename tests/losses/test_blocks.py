@@ -2,7 +2,14 @@ import pytest
 import torch
 from torch import nn
 
-from hsadml_dist.losses.blocks import Block, RowChoice, Scratch, blocks_of, through_unit_, unit_rows
+from hsadml_dist.losses.blocks import (
+    CentreBlock,
+    SampledRows,
+    ScratchMatrix,
+    iter_blocks,
+    normalize_backward_,
+    normalize_rows,
+)
 
 
 def draw(*shape, seed=0):
@@ -12,7 +19,7 @@ def draw(*shape, seed=0):
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
 def test_blocks_of_all_rows(size):
     weight_CD = draw(7, 3)
-    blocks = list(blocks_of(weight_CD, 10, size, None))
+    blocks = list(iter_blocks(weight_CD, 10, size, None))
     assert torch.equal(torch.cat([block.weight_KD for block in blocks]), weight_CD)
     assert torch.cat([block.class_K for block in blocks]).tolist() == list(range(10, 17))
     assert [len(block.class_K) for block in blocks[:-1]] == [size] * (len(blocks) - 1)
@@ -25,7 +32,7 @@ def test_blocks_of_all_rows(size):
 @pytest.mark.parametrize("size", [1, 2, 100])
 def test_blocks_of_chosen_rows(size):
     weight_CD, position_R, drawn_R = draw(7, 3), torch.tensor([0, 3, 4, 6]), torch.tensor([True, False, True, True])
-    blocks = list(blocks_of(weight_CD, 10, size, RowChoice(position_R=position_R, drawn_R=drawn_R)))
+    blocks = list(iter_blocks(weight_CD, 10, size, SampledRows(position_R=position_R, drawn_R=drawn_R)))
     assert torch.equal(torch.cat([block.weight_KD for block in blocks]), weight_CD[position_R])
     assert torch.cat([block.class_K for block in blocks]).tolist() == [10, 13, 14, 16]
     assert torch.equal(torch.cat([block.drawn_K for block in blocks]), drawn_R)
@@ -33,9 +40,9 @@ def test_blocks_of_chosen_rows(size):
 
 
 def test_no_rows_no_blocks():
-    assert list(blocks_of(draw(0, 3), 5, 4, None)) == []
-    nobody = RowChoice(position_R=torch.empty(0, dtype=torch.int64), drawn_R=torch.empty(0, dtype=torch.bool))
-    assert list(blocks_of(draw(7, 3), 5, 4, nobody)) == []
+    assert list(iter_blocks(draw(0, 3), 5, 4, None)) == []
+    nobody = SampledRows(position_R=torch.empty(0, dtype=torch.int64), drawn_R=torch.empty(0, dtype=torch.bool))
+    assert list(iter_blocks(draw(7, 3), 5, 4, nobody)) == []
 
 
 @pytest.mark.parametrize(
@@ -48,7 +55,7 @@ def test_no_rows_no_blocks():
     ],
 )
 def test_targets_are_found_where_they_stand(classes, label, expected):
-    block = Block(place=slice(0), class_K=torch.tensor(classes), weight_KD=draw(len(classes), 2))
+    block = CentreBlock(place=slice(0), class_K=torch.tensor(classes), weight_KD=draw(len(classes), 2))
     sample, column = block.targets(torch.tensor(label, dtype=torch.int64))
     assert list(zip(sample.tolist(), column.tolist(), strict=True)) == expected
 
@@ -56,7 +63,7 @@ def test_targets_are_found_where_they_stand(classes, label, expected):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_unit_rows_are_unit_or_zero(dtype):
     rows_ND = torch.tensor([[3, 4], [0, 0], [1e-13, 0], [-2e-12, 0], [1e15, 1e15]], dtype=dtype)
-    unit_ND, inverse_N = unit_rows(rows_ND)
+    unit_ND, inverse_N = normalize_rows(rows_ND)
     expected = torch.tensor([[0.6, 0.8], [0, 0], [0, 0], [-1, 0], [0.5**0.5, 0.5**0.5]], dtype=dtype)
     torch.testing.assert_close(unit_ND, expected)
     torch.testing.assert_close(inverse_N, torch.tensor([0.2, 0, 0, 5e11, 0.5**0.5 * 1e-15], dtype=dtype))
@@ -66,18 +73,18 @@ def test_derivatives_go_through_the_unit_rows_as_autograd_sends_them():
     rows_ND, grad_ND = draw(6, 4).requires_grad_(), draw(6, 4, seed=1)
     (expected,) = torch.autograd.grad(nn.functional.normalize(rows_ND, dim=1), rows_ND, grad_ND)
     given = grad_ND.clone()
-    found = through_unit_(given, *unit_rows(rows_ND.detach()))
+    found = normalize_backward_(given, *normalize_rows(rows_ND.detach()))
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
     assert found.data_ptr() == given.data_ptr()
 
 
 def test_rows_without_a_direction_get_no_gradient():
     rows_ND = torch.zeros(2, 3)
-    assert torch.equal(through_unit_(torch.ones(2, 3), *unit_rows(rows_ND)), torch.zeros(2, 3))
+    assert torch.equal(normalize_backward_(torch.ones(2, 3), *normalize_rows(rows_ND)), torch.zeros(2, 3))
 
 
 def test_scratch_memory_is_the_same_for_every_block():
-    scratch = Scratch(draw(4, 3), 5)
+    scratch = ScratchMatrix(draw(4, 3), 5)
     first, last = scratch.matrix(5), scratch.matrix(2)
     assert (first.shape, last.shape, last.dtype) == ((4, 5), (4, 2), torch.float64)
     assert last.is_contiguous()

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hsadml_dist.losses.centres import Centres, at_least_fp32, chosen_layout, initial_rows
+from hsadml_dist.losses.centres import Centres, at_least_fp32, initial_rows, resolve_layout
 
 
 def test_rows_depend_on_seed_and_class_only():
@@ -52,7 +52,7 @@ def test_centres_hold_all_classes_or_those_that_are_named():
 @pytest.mark.parametrize("layout", ["replicated", "sharded"])
 def test_a_layout_that_is_asked_for_is_taken(layout):
     for classes, world in ((3, 1), (3, 4), (10**6, 4)):
-        assert chosen_layout(layout, classes=classes, global_batch=8, world_size=world) == layout
+        assert resolve_layout(layout, classes=classes, global_batch=8, world_size=world) == layout
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_layout_that_is_asked_for_is_taken(layout):
     [(3, 4, "replicated"), (16, 4, "replicated"), (17, 2, "sharded"), (10**6, 64, "sharded"), (10**6, 1, "replicated")],
 )
 def test_auto_takes_the_layout_of_the_smaller_messages(classes, world, layout):
-    assert chosen_layout("auto", classes=classes, global_batch=8, world_size=world) == layout
+    assert resolve_layout("auto", classes=classes, global_batch=8, world_size=world) == layout
 
 
 def test_only_halves_are_raised():

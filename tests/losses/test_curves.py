@@ -170,6 +170,6 @@ def test_the_identity_copies_nothing():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_sine(dtype):
     theta = torch.linspace(0, math.pi, 1001, dtype=torch.float64)
-    assert (curves.sine_of(theta.cos().to(dtype)) - theta.sin()).abs().max() < 2 * curves.least_sine(dtype)
+    assert (curves.sine_of(theta.cos().to(dtype)) - theta.sin()).abs().max() < 2 * curves.min_sine(dtype)
     assert curves.sine_of(torch.tensor([1.0, -1.0], dtype=dtype)).tolist() == [0.0, 0.0]
-    assert curves.least_sine(dtype) ** 2 == pytest.approx(torch.finfo(dtype).eps)
+    assert curves.min_sine(dtype) ** 2 == pytest.approx(torch.finfo(dtype).eps)

@@ -6,7 +6,7 @@ import torch
 
 from hsadml_dist.comm import SoloComm
 from hsadml_dist.losses.centres import Centres
-from hsadml_dist.losses.distributed import Computing, DistributedLoss
+from hsadml_dist.losses.distributed import DistributedLoss, LossCompute
 from hsadml_dist.losses.margins import LOSSES, build_margin
 from hsadml_dist.topology import Topology
 from tests.losses import slow_loop
@@ -176,7 +176,7 @@ FITS = 8 * 5 * 4 / 2**20
     [("store", 1e-9, True), ("stream", 1e9, False), ("auto", FITS, True), ("auto", FITS - 1e-9, False)],
 )
 def test_auto_keeps_what_fits(backward, memory_mib, stores):
-    loss = make(computing=Computing(backward=backward, memory_mib=memory_mib))
+    loss = make(computing=LossCompute(backward=backward, memory_mib=memory_mib))
     value = loss(draw(8, 6).requires_grad_(), torch.arange(8) % 5, step=1, count=8)
     assert bool(value.grad_fn.kept.cosines) == stores
 
@@ -185,7 +185,7 @@ def test_what_sharded_centres_keep_counts_the_samples_of_all_ranks():
     comm = SoloComm()
     comm.topology = Topology(world_size=4)
     for layout, stores in (("replicated", True), ("sharded", False)):
-        loss = make(comm=comm, layout=layout, computing=Computing(memory_mib=FITS))
+        loss = make(comm=comm, layout=layout, computing=LossCompute(memory_mib=FITS))
         value = loss(draw(8, 6).requires_grad_(), torch.arange(8) % 5, step=1, count=32)
         assert bool(value.grad_fn.kept.cosines) == stores
 

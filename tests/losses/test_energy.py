@@ -4,16 +4,16 @@ import pytest
 import torch
 
 from hsadml_dist.comm import SoloComm
-from hsadml_dist.losses import energy as energy_file
+from hsadml_dist.losses import hyperspherical_energy as energy_file
 from hsadml_dist.losses.centres import Centres, initial_rows
-from hsadml_dist.losses.energy import energy
+from hsadml_dist.losses.energy import hyperspherical_energy
 from tests.losses import slow_loop
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3, 4])
 def told(request, ranks):
     """Energies and gradients from each of W real processes."""
-    return ranks("losses/parts_ranks.py", request.param, "energy")
+    return ranks("losses/exchange_ranks.py", request.param, "energy")
 
 
 def slow(rows_CD):
@@ -50,11 +50,11 @@ def test_a_single_class_has_no_energy(told):
 
 
 def test_lengths_of_rows_do_not_count(monkeypatch):
-    monkeypatch.setattr(energy_file, "BLOCK", 3)
+    monkeypatch.setattr(energy_file, "ENERGY_BLOCK", 3)
     rows_CD = initial_rows(range(7), 4, seed=2).double() * torch.arange(1.0, 8.0)[:, None]
     value, grad_CD = slow(rows_CD)
     centres = centres_of(rows_CD)
-    found = energy(centres, "replicated", SoloComm())
+    found = hyperspherical_energy(centres, "replicated", SoloComm())
     found.backward()
     assert float(found.detach()) == pytest.approx(float(value), rel=1e-12)
     torch.testing.assert_close(centres.weight.grad, grad_CD, rtol=1e-10, atol=1e-14)
@@ -64,7 +64,9 @@ def test_lengths_of_rows_do_not_count(monkeypatch):
 
 def test_two_classes():
     centres = centres_of(torch.tensor([[2.0, 0.0], [0.0, 1.0]]))
-    assert float(energy(centres, "replicated", SoloComm()).detach()) == pytest.approx((math.pi / 2) ** -2)
+    assert float(hyperspherical_energy(centres, "replicated", SoloComm()).detach()) == pytest.approx(
+        (math.pi / 2) ** -2
+    )
 
 
 def test_a_step_downhill_spreads_the_centres():
@@ -72,7 +74,7 @@ def test_a_step_downhill_spreads_the_centres():
     centres = centres_of(torch.nn.functional.normalize(crowd, dim=1))
     course = []
     for _ in range(100):
-        value = energy(centres, "replicated", SoloComm())
+        value = hyperspherical_energy(centres, "replicated", SoloComm())
         course.append(float(value.detach()))
         (grad_CD,) = torch.autograd.grad(value, centres.weight)
         centres.weight.data = torch.nn.functional.normalize(centres.weight.data - 0.5 * grad_CD, dim=1)
@@ -86,7 +88,7 @@ def test_a_step_downhill_spreads_the_centres():
 def test_equal_opposite_and_zero_rows_have_finite_gradients(dtype):
     rows_CD = torch.tensor([[1, 2, 3], [2, 4, 6], [-1, -2, -3], [0, 0, 0], [0, 1, 0]], dtype=dtype)
     centres = centres_of(rows_CD)
-    value = energy(centres, "replicated", SoloComm())
+    value = hyperspherical_energy(centres, "replicated", SoloComm())
     value.backward()
     assert value.isfinite()
     assert centres.weight.grad.isfinite().all()

@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from hsadml_dist.losses.exchange import NoExchange
+from hsadml_dist.losses.exchange import LocalExchange
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3, 4])
 def told(request, ranks):
     """What each of W real processes was told."""
-    return ranks("losses/parts_ranks.py", request.param, "exchange")
+    return ranks("losses/exchange_ranks.py", request.param, "exchange")
 
 
 def counts(world):
@@ -52,7 +52,7 @@ def test_no_rank_has_a_sample(told):
 
 
 def test_without_an_exchange_all_stays_as_it_is():
-    exchange, emb_BD, label_B = NoExchange(), torch.rand(3, 2), torch.arange(3)
+    exchange, emb_BD, label_B = LocalExchange(), torch.rand(3, 2), torch.arange(3)
     gathered = exchange.gather(emb_BD, label_B)
     assert gathered[0] is emb_BD
     assert gathered[1] is label_B

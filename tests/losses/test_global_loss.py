@@ -3,7 +3,7 @@ import torch
 
 from hsadml_dist.comm import SoloComm
 from hsadml_dist.losses.centres import Centres
-from hsadml_dist.losses.distributed import Computing, DistributedLoss
+from hsadml_dist.losses.distributed import DistributedLoss, LossCompute
 from hsadml_dist.losses.margins import LOSSES, MarginSettings, build_margin
 from tests.losses import plain, slow_loop
 from tests.losses.cases import CASES, MODES, MORE_CASES, NORMS, STEP, WHOLE
@@ -16,7 +16,7 @@ def draw(*shape, seed=0, scale=1.0, dtype=torch.float64):
 def make(weight_CD, settings, *, norms=NORMS, **computing):
     """Return the loss with given centres, in their dtype."""
     centres = Centres(len(weight_CD), weight_CD.shape[1], seed=0)
-    loss = DistributedLoss(centres, build_margin(*settings), SoloComm(), "replicated", Computing(**computing))
+    loss = DistributedLoss(centres, build_margin(*settings), SoloComm(), "replicated", LossCompute(**computing))
     loss.to(weight_CD.dtype)
     centres.weight.data = weight_CD.clone()
     if loss.norms is not None:

@@ -14,8 +14,8 @@ from hsadml_dist.losses.curves import (
     sharpened,
     shifted,
 )
-from hsadml_dist.losses.margins import LOSSES, Adaptive, Annealing, MarginSettings, build_margin
-from hsadml_dist.losses.reducers import Binary, Softmax
+from hsadml_dist.losses.margins import LOSSES, AdaptiveNorm, Annealing, MarginSettings, build_margin
+from hsadml_dist.losses.reducers import BinaryReducer, SoftmaxReducer
 
 WHOLE = Annealing(base=0.0, minimum=0.0)
 COS = torch.cos(torch.linspace(0.1, 3.0, 11, dtype=torch.float64))
@@ -78,16 +78,16 @@ def test_what_is_chosen_reaches_the_loss():
     assert torch.equal(pair("sphereface", margin=2.5).psi(COS, QUALITY)[0], multiplied_angle(2.5)(COS)[0])
     assert torch.equal(pair("sphereface_r_v2", margin=2.0).eta(COS)[0], divided_angle(2.0)(COS)[0])
     assert torch.equal(pair("sphereface2", margin=0.1, sharpness=5.0).eta(COS)[0], sharpened(5.0, 0.1)(COS)[0])
-    adaptive = Adaptive(concentration=0.5, momentum=0.1)
+    adaptive = AdaptiveNorm(concentration=0.5, momentum=0.1)
     assert build_margin("adaface", MarginSettings(adaptive=adaptive)).adaptive == adaptive
     reducer = build_margin("sphereface2", MarginSettings(positive_weight=0.9, scale=16.0)).reducer
-    assert isinstance(reducer, Binary)
+    assert isinstance(reducer, BinaryReducer)
     assert (reducer.positive_weight, reducer.scale) == (0.9, 16.0)
 
 
 @pytest.mark.parametrize("name", sorted(set(LOSSES) - {"sphereface2"}))
 def test_all_others_are_softmax_losses(name):
-    assert build_margin(name).reducer == Softmax()
+    assert build_margin(name).reducer == SoftmaxReducer()
     assert (build_margin(name).adaptive is None) == (name != "adaface")
 
 

@@ -3,11 +3,11 @@ import math
 import pytest
 import torch
 
-from hsadml_dist.losses.exchange import NoExchange
-from hsadml_dist.losses.reducers import Binary, Softmax
+from hsadml_dist.losses.exchange import LocalExchange
+from hsadml_dist.losses.reducers import BinaryReducer, SoftmaxReducer
 
-BINARY = Binary(positive_weight=0.7, scale=40.0, start=(-46.0, -14.0))
-REDUCERS = [Softmax(), BINARY]
+BINARY = BinaryReducer(positive_weight=0.7, scale=40.0, start=(-46.0, -14.0))
+REDUCERS = [SoftmaxReducer(), BINARY]
 
 
 def draw(*shape, scale=1.0, seed=0):
@@ -16,7 +16,7 @@ def draw(*shape, scale=1.0, seed=0):
 
 def slow_loss(reducer, target, others):
     """Return one sample's loss, as the papers write it."""
-    if reducer == Softmax():
+    if reducer == SoftmaxReducer():
         return -torch.log(torch.exp(target) / (torch.exp(target) + torch.exp(others).sum()))
     positive, negatives = torch.log(1 + torch.exp(-target)), torch.log(1 + torch.exp(others)).sum()
     return (0.7 * positive + 0.3 * negatives) / 40
@@ -27,7 +27,7 @@ def reduce(reducer, target_N, blocks, exchange=None):
     total = reducer.partial(torch.full_like(target_N, -torch.inf)[:, None])
     for block_NK in blocks:
         total = reducer.joined(total, reducer.partial(block_NK.clone()))
-    total = reducer.over_ranks(total, exchange or NoExchange())
+    total = reducer.over_ranks(total, exchange or LocalExchange())
     reduced = reducer.reduced(total, target_N)
     grads = [reducer.others_grad_(block_NK.clone(), reduced.shift_N) * reduced.factor_N[:, None] for block_NK in blocks]
     return reduced.loss_N, reduced.target_grad_N, torch.cat(grads, dim=1)
@@ -45,7 +45,7 @@ def test_blocks_come_to_the_loss_and_its_gradients(reducer, sizes, scale):
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-14)
 
 
-class TwoRanks(NoExchange):
+class TwoRanks(LocalExchange):
     """Joins what this rank has with what another would bring, message by message."""
 
     def __init__(self, others):
@@ -62,10 +62,13 @@ class TwoRanks(NoExchange):
 def test_ranks_together_reduce_softmax_as_one_does(order):
     target_N, other_NK = draw(20, scale=5), draw(20, 7, scale=5, seed=1)
     halves = other_NK.split([3, 4], dim=1)[::order]
-    top_N, sum_N = Softmax().partial(halves[1].clone())
+    top_N, sum_N = SoftmaxReducer().partial(halves[1].clone())
     common_N = torch.maximum(top_N, halves[0].amax(dim=1))
     exchange = TwoRanks([top_N, sum_N * (top_N - common_N).exp()])
-    whole, part = reduce(Softmax(), target_N, [other_NK]), reduce(Softmax(), target_N, [halves[0]], exchange)
+    whole, part = (
+        reduce(SoftmaxReducer(), target_N, [other_NK]),
+        reduce(SoftmaxReducer(), target_N, [halves[0]], exchange),
+    )
     torch.testing.assert_close(part[0], whole[0], rtol=1e-12, atol=0)
     torch.testing.assert_close(part[1], whole[1], rtol=1e-12, atol=0)
     columns = slice(0, 3) if order == 1 else slice(3, 7)
@@ -84,7 +87,7 @@ def test_ranks_together_reduce_binary_decisions_as_one_does():
 @pytest.mark.parametrize("gap", [-5e4, -5000.0, -100.0, -60.0, 60.0, 100.0, 5000.0, 5e4])
 def test_softmax_is_finite_however_far_the_logits_are_apart(dtype, gap):
     target_N, others_NK = torch.zeros(1, dtype=dtype), torch.tensor([[gap, gap - 1, -torch.inf]], dtype=dtype)
-    loss_N, target_grad_N, others_grad_NK = reduce(Softmax(), target_N, others_NK.split(1, dim=1))
+    loss_N, target_grad_N, others_grad_NK = reduce(SoftmaxReducer(), target_N, others_NK.split(1, dim=1))
     both = math.log1p(math.exp(-1))
     loss = gap + both if gap > 0 else math.log1p(math.exp(gap + both))
     assert float(loss_N) == pytest.approx(loss, rel=1e-5, abs=1e-40)
@@ -98,7 +101,7 @@ def test_softmax_is_finite_however_far_the_logits_are_apart(dtype, gap):
 def test_nothing_to_compare_with(reducer):
     target_N = torch.tensor([3.0, -50.0])
     loss_N, target_grad_N, _ = reduce(reducer, target_N, [torch.full((2, 1), -torch.inf)])
-    if reducer == Softmax():
+    if reducer == SoftmaxReducer():
         assert loss_N.tolist() == target_grad_N.tolist() == [0.0, 0.0]
     else:
         assert loss_N.tolist() == pytest.approx([0.7 * math.log1p(math.exp(-3)) / 40, 0.7 * 50 / 40], rel=1e-5)
@@ -112,7 +115,7 @@ def test_no_samples(reducer):
 
 def test_a_well_separated_sample_has_all_digits_of_its_gradient():
     """The target's probability is 1 up to 1e-22: p - 1 is exactly 0 in any float."""
-    loss_N, target_grad_N, grad_NK = reduce(Softmax(), torch.tensor([50.0]), [torch.tensor([[0.0, -1.0]])])
+    loss_N, target_grad_N, grad_NK = reduce(SoftmaxReducer(), torch.tensor([50.0]), [torch.tensor([[0.0, -1.0]])])
     share = math.exp(-50) + math.exp(-51)
     assert float(loss_N) == pytest.approx(share, rel=1e-6, abs=0)
     assert float(target_grad_N) == pytest.approx(-share, rel=1e-6, abs=0)
@@ -122,14 +125,14 @@ def test_a_well_separated_sample_has_all_digits_of_its_gradient():
 def test_a_hopeless_sample_has_all_digits_of_its_gradient():
     """Logits that many classes share: their probabilities lose what a sum of logit and logarithm would round away."""
     other_NK = 60 + draw(50, 40).float()
-    _, _, grad_NK = reduce(Softmax(), torch.full((50,), -60.0), other_NK.split(8, dim=1))
+    _, _, grad_NK = reduce(SoftmaxReducer(), torch.full((50,), -60.0), other_NK.split(8, dim=1))
     expected_NK = torch.softmax(other_NK.double(), dim=1)
     assert (grad_NK.double() / expected_NK - 1).abs().max() < 6 * torch.finfo(torch.float32).eps
 
 
 @pytest.mark.parametrize(
     ("reducer", "expected"),
-    [(Softmax(), 21 + math.log1p(math.exp(-21))), (BINARY, (10.5 + math.log1p(math.exp(-10.5))) / 40)],
+    [(SoftmaxReducer(), 21 + math.log1p(math.exp(-21))), (BINARY, (10.5 + math.log1p(math.exp(-10.5))) / 40)],
 )
 def test_a_loss_of_middling_size_has_all_digits_of_fp64(reducer, expected):
     target_N, others_NK = torch.tensor([-10.5], dtype=torch.float64), torch.tensor([[10.5]], dtype=torch.float64)
@@ -148,7 +151,7 @@ def test_binary_losses_of_easy_samples_keep_their_digits():
 @pytest.mark.parametrize("weight", [0.01, 0.5, 0.7, 0.99])
 def test_the_bias_starts_where_pull_and_push_are_equal(classes, scale, weight):
     target, other = scale * -1.15, scale * -0.35
-    bias = Binary(positive_weight=weight, scale=scale, start=(target, other)).initial_bias(classes)
+    bias = BinaryReducer(positive_weight=weight, scale=scale, start=(target, other)).initial_bias(classes)
 
     def log_sigmoid(x):
         return -math.log1p(math.exp(-x)) if x > 0 else x - math.log1p(math.exp(x))
@@ -160,5 +163,5 @@ def test_the_bias_starts_where_pull_and_push_are_equal(classes, scale, weight):
 
 def test_the_bias_where_nothing_pushes_and_where_there_is_none():
     assert BINARY.initial_bias(1) == 46.0
-    assert Binary(positive_weight=1.0, scale=40.0, start=(-46.0, -14.0)).initial_bias(3) == 46.0
-    assert Softmax().initial_bias(10) is None
+    assert BinaryReducer(positive_weight=1.0, scale=40.0, start=(-46.0, -14.0)).initial_bias(3) == 46.0
+    assert SoftmaxReducer().initial_bias(10) is None

@@ -3,14 +3,14 @@ import itertools
 import pytest
 import torch
 
-from hsadml_dist.losses.sampling import choose_rows
+from hsadml_dist.losses.sampling import sample_rows
 from tests.losses.slow_loop import is_drawn
 
 NOBODY = torch.empty(0, dtype=torch.int64)
 
 
 def chosen(rows, label=NOBODY, *, rate=0.3, seed=1, step=5):
-    choice = choose_rows(rows, torch.as_tensor(label), rate=rate, seed=seed, step=step)
+    choice = sample_rows(rows, torch.as_tensor(label), rate=rate, seed=seed, step=step)
     return [rows.start + place for place in choice.position_R.tolist()], choice.drawn_R.tolist()
 
 

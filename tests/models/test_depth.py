@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from hsadml_dist.backbones import FACTS
-from hsadml_dist.models import EmbeddingNet, layer_depths
-from hsadml_dist.models.depth import block_names
-from hsadml_dist.models.memory import hollow
+from hsadml_dist.backbones import BACKBONE_FACTS
+from hsadml_dist.models.depth import block_names, layer_depths
+from hsadml_dist.models.memory import meta_backbone
+from hsadml_dist.models.network import EmbeddingNet
 
 FAMILIES = {
     "resnet_gn_small": 4,
@@ -21,8 +21,8 @@ FIRST = ("conv0.weight", "conv1.weight", "_conv_stem.weight", "stem.0.weight", "
 
 
 def whole(name):
-    size = max(64, FACTS[name].least)
-    net, features = hollow(name, image_size=size)
+    size = max(64, BACKBONE_FACTS[name].least)
+    net, features = meta_backbone(name, image_size=size)
     return EmbeddingNet(net, features, 8, 0.0).to("meta"), torch.empty(2, 1, size, size, device="meta")
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from hsadml_dist.errors import ConfigError
-from hsadml_dist.models import build_model, rank_dependent_layers
+from hsadml_dist.models.network import build_model, rank_dependent_layers
 
 
 def trained(model):

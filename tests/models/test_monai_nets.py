@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from hsadml_dist.models import build_model, rank_dependent_layers
+from hsadml_dist.models.network import build_model, rank_dependent_layers
 from hsadml_dist.models.norms import convert_batch_norms
 
 

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from hsadml_dist.models import BACKBONES, build_model, rank_dependent_layers
+from hsadml_dist.models.network import build_model, rank_dependent_layers
+from hsadml_dist.models.registry import BACKBONES
 
 
 def test_the_features_are_the_mean_over_the_transformers_tokens():

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from hsadml_dist.errors import ConfigError
-from hsadml_dist.models import EmbeddingNet, build_model, rank_dependent_layers
+from hsadml_dist.models.network import EmbeddingNet, build_model, rank_dependent_layers
 
 
 def weights(model):

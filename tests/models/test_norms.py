@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from hsadml_dist.errors import ConfigError
-from hsadml_dist.models import build_model, rank_dependent_layers, refuse_sync
-from hsadml_dist.models.norms import batch_norms, convert_batch_norms
+from hsadml_dist.models.network import build_model, rank_dependent_layers
+from hsadml_dist.models.norms import batch_norms, check_sync_batch_norm, convert_batch_norms
 
 CPU = torch.device("cpu")
 
@@ -74,12 +74,12 @@ def test_synchronised_layers_have_the_names_the_weights_and_the_statistics():
 
 def test_synchronising_is_refused_where_pytorch_cannot():
     net = with_statistics()
-    refuse_sync(net, CPU, ranks=2)
+    check_sync_batch_norm(net, CPU, ranks=2)
     convert_batch_norms(net, "sync")
-    refuse_sync(net, CPU, ranks=1)
-    refuse_sync(net, torch.device("cuda"), ranks=2)
+    check_sync_batch_norm(net, CPU, ranks=1)
+    check_sync_batch_norm(net, torch.device("cuda"), ranks=2)
     with pytest.raises(ConfigError, match="'sync' works on GPUs only") as fault:
-        refuse_sync(net, CPU, ranks=2)
+        check_sync_batch_norm(net, CPU, ranks=2)
     assert str(fault.value).count("\n") == 0
 
 

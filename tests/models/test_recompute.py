@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from hsadml_dist.models import build_model, recompute_activations
 from hsadml_dist.models.depth import block_names
+from hsadml_dist.models.network import build_model
+from hsadml_dist.models.recompute import checkpoint_activations
 
 NETS = {
     "resnet_gn_tiny": (32, {"dropout": 0.5}),
@@ -32,7 +33,7 @@ def test_gradients_and_running_statistics_are_those_without_it_to_the_bit(name):
     plain = build_model(name, embedding_dim=4, image_size=size, **settings).train()
     other = copy.deepcopy(plain)
     names = list(other.state_dict())
-    assert recompute_activations(other) == len(block_names(plain)) > 1
+    assert checkpoint_activations(other) == len(block_names(plain)) > 1
     assert list(other.state_dict()) == names
     image = torch.randn(2, 1, size, size)
     (emb, grads), (emb_other, grads_other) = step(plain, image), step(other, image)
@@ -45,7 +46,7 @@ def test_gradients_and_running_statistics_are_those_without_it_to_the_bit(name):
 
 def test_blocks_run_twice_in_training_and_once_otherwise():
     model, calls = build_model("resnet_gn_tiny", embedding_dim=4), []
-    recompute_activations(model)
+    checkpoint_activations(model)
     model.backbone.stages[0].body.register_forward_hook(lambda *_: calls.append(1))
     model(torch.zeros(1, 1, 32, 32)).sum().backward()
     assert len(calls) == 2
@@ -63,13 +64,13 @@ def test_less_is_kept_for_the_backward_pass():
 
     plain = build_model("vit_small_patches", embedding_dim=4, image_size=64)
     whole = kept(plain)
-    recompute_activations(plain)
+    checkpoint_activations(plain)
     assert kept(plain) < whole / 10
 
 
 def test_a_copy_runs_its_own_weights():
     model = build_model("resnet_gn_tiny", embedding_dim=4)
-    recompute_activations(model)
+    checkpoint_activations(model)
     other = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in other.parameters():
@@ -103,5 +104,5 @@ class Join(nn.Module):
 def test_a_list_that_grows_after_a_block_had_it_is_seen_as_it_was():
     plain, x = Growing(), torch.randn(3, 2)
     other = copy.deepcopy(plain)
-    assert recompute_activations(other) == 2
+    assert checkpoint_activations(other) == 2
     assert all(torch.equal(a, b) for a, b in zip(step(plain, x)[1].values(), step(other, x)[1].values(), strict=True))

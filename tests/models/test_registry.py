@@ -1,9 +1,10 @@
 import pytest
 import torch
 
-from hsadml_dist.backbones import FACTS
-from hsadml_dist.models import BACKBONES, EmbeddingNet
-from hsadml_dist.models.memory import hollow
+from hsadml_dist.backbones import BACKBONE_FACTS
+from hsadml_dist.models.memory import meta_backbone
+from hsadml_dist.models.network import EmbeddingNet
+from hsadml_dist.models.registry import BACKBONES
 
 QUICK = (
     "resnet_gn_tiny",
@@ -17,21 +18,21 @@ QUICK = (
     "monai_vit_huge_14",
     "monai_swinunetr_encoder",
 )
-EACH = [name if name in QUICK else pytest.param(name, marks=pytest.mark.soak) for name in FACTS]
+EACH = [name if name in QUICK else pytest.param(name, marks=pytest.mark.soak) for name in BACKBONE_FACTS]
 
 
 def least(name):
-    return max(8, FACTS[name].least, FACTS[name].multiple)
+    return max(8, BACKBONE_FACTS[name].least, BACKBONE_FACTS[name].multiple)
 
 
 def test_names_that_recipes_may_use_are_those_of_the_table():
-    assert list(BACKBONES) == list(FACTS)
+    assert list(BACKBONES) == list(BACKBONE_FACTS)
 
 
 @pytest.mark.parametrize("name", EACH)
 def test_every_weight_gets_a_gradient_from_a_batch_of_one_smallest_image(name):
     size = least(name)
-    net, features = hollow(name, image_size=size)
+    net, features = meta_backbone(name, image_size=size)
     model = EmbeddingNet(net, features, 8, 0.0).to("meta")
     model(torch.empty(1, 1, size, size, device="meta")).sum().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
@@ -50,5 +51,5 @@ def test_the_gradients_are_not_zero(name):
 )
 def test_volumes_become_vectors(name):
     size = least(name)
-    net, features = hollow(name, image_size=size, spatial_dims=3)
+    net, features = meta_backbone(name, image_size=size, spatial_dims=3)
     assert net(torch.empty(2, 1, size, size, size, device="meta")).shape == (2, features)

@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from hsadml_dist.errors import ConfigError
-from hsadml_dist.models import adopt_weights, build_model, layer_depths, rank_dependent_layers, recompute_activations
+from hsadml_dist.models.depth import layer_depths
+from hsadml_dist.models.network import build_model, rank_dependent_layers
+from hsadml_dist.models.recompute import checkpoint_activations
+from hsadml_dist.models.weights import load_pretrained
 
 
 def build(name, size=64, **settings):
@@ -71,7 +74,7 @@ def test_an_image_that_a_net_cannot_take_is_refused(timm):
 def test_published_weights_fit_whatever_the_grid_the_colours_and_the_classes(timm):
     torch.manual_seed(1)
     theirs, model = timm.create_model("vit_tiny_patch16_224"), build("vit_tiny_patch16_224")
-    adopted = adopt_weights(model, theirs.state_dict())
+    adopted = load_pretrained(model, theirs.state_dict())
     assert adopted.dropped == ("backbone.head.weight", "backbone.head.bias")
     assert adopted.adapted == (
         "backbone.patch_embed.proj.weight summed over its 3 colour channels",
@@ -79,7 +82,7 @@ def test_published_weights_fit_whatever_the_grid_the_colours_and_the_classes(tim
     )
     theirs = timm.create_model("resnet18").eval()
     model = build("resnet18").eval()
-    adopt_weights(model, theirs.state_dict())
+    load_pretrained(model, theirs.state_dict())
     theirs.reset_classifier(0)
     image = torch.randn(2, 1, 64, 64)
     torch.testing.assert_close(model.backbone(image), theirs(image.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-5)
@@ -96,7 +99,7 @@ def test_norms_that_act_keep_acting_as_groups(timm):
 def test_recomputed_gradients_are_the_same_to_the_bit(timm, name):
     plain, image = build(name).train(), torch.randn(2, 1, 64, 64)
     other = copy.deepcopy(plain)
-    assert recompute_activations(other) > 8
+    assert checkpoint_activations(other) > 8
     for model in (plain, other):
         model(image).square().sum().backward()
     pairs = zip(plain.parameters(), other.parameters(), strict=True)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hsadml_dist.models.transformer import VisionTransformer, vit_small_patches
+from hsadml_dist.models.residual import VisionTransformer, vit_small_patches
 
 
 def tiny(image_size=32, dims=2):

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from hsadml_dist.errors import ConfigError
-from hsadml_dist.models import adopt_weights, build_model
+from hsadml_dist.models.network import build_model
+from hsadml_dist.models.weights import load_pretrained
 
 
 def build(name="monai_resnet18", seed=0, **settings):
@@ -23,7 +24,7 @@ def equal(model, tensors):
 
 def test_a_whole_network_is_taken_to_the_bit():
     tensors, model = randomised(build()), build(seed=1)
-    adopted = adopt_weights(model, tensors)
+    adopted = load_pretrained(model, tensors)
     assert equal(model, tensors)
     assert (adopted.taken, adopted.dropped, adopted.adapted, adopted.kept) == (len(tensors), (), (), ())
     assert str(adopted) == f"{len(tensors)} tensors taken"
@@ -34,7 +35,7 @@ def test_a_backbone_alone_leaves_the_neck_as_it_was_drawn(prefix):
     tensors, model = randomised(build()), build(seed=1)
     neck = model.neck.weight.detach().clone()
     given = {prefix + n.removeprefix("backbone."): t for n, t in tensors.items() if n.startswith("backbone.")}
-    adopted = adopt_weights(model, given)
+    adopted = load_pretrained(model, given)
     assert equal(model.backbone, {n.removeprefix("backbone."): t for n, t in tensors.items()})
     assert torch.equal(model.neck.weight, neck)
     assert adopted.kept == ("neck.weight", "neck.bias")
@@ -46,7 +47,7 @@ def test_a_classifier_is_dropped_and_named():
 
     torch.manual_seed(2)
     theirs, model = resnet18(spatial_dims=2, n_input_channels=1, num_classes=10).eval(), build().eval()
-    adopted = adopt_weights(model, theirs.state_dict())
+    adopted = load_pretrained(model, theirs.state_dict())
     assert adopted.dropped == ("backbone.fc.weight", "backbone.fc.bias")
     theirs.fc = torch.nn.Identity()
     image = torch.randn(2, 1, 32, 32)
@@ -57,7 +58,7 @@ def test_a_first_convolution_for_colours_sees_a_grey_image_as_three_equal_channe
     from monai.networks.nets import resnet18
 
     theirs, model = resnet18(spatial_dims=2, n_input_channels=3, num_classes=10).eval(), build().eval()
-    adopted = adopt_weights(model, theirs.state_dict())
+    adopted = load_pretrained(model, theirs.state_dict())
     assert adopted.adapted == ("backbone.conv1.weight summed over its 3 colour channels",)
     theirs.fc = torch.nn.Identity()
     image = torch.randn(2, 1, 32, 32)
@@ -66,7 +67,7 @@ def test_a_first_convolution_for_colours_sees_a_grey_image_as_three_equal_channe
 
 def test_running_statistics_have_no_place_in_groups_and_are_named():
     tensors, model = randomised(build()), build(seed=1, batch_norm="group")
-    adopted = adopt_weights(model, tensors)
+    adopted = load_pretrained(model, tensors)
     assert len(adopted.dropped) == 3 * 20
     assert (
         "dropped backbone.bn1.running_mean, backbone.bn1.running_var, backbone.bn1.num_batches_tracked and 57 more"
@@ -82,7 +83,7 @@ def test_positions_of_another_grid_are_interpolated(name, key, dims):
     tensors = source.state_dict()
     place = torch.cartesian_prod(*[torch.arange(4.0)] * dims)
     ramp = (place[:, -1] + 10 * place[:, 0])[None, :, None].expand(-1, -1, 384)
-    adopted = adopt_weights(model, tensors | {key: ramp})
+    adopted = load_pretrained(model, tensors | {key: ramp})
     assert adopted.adapted == (f"{key} interpolated from (1, {4**dims}, 384) to (1, {2**dims}, 384)",)
     found = model.state_dict()[key][0, :, 0].view(2, -1, 2)
     # The halves of 0, 1, 2, 3 lie about 0.5 and 2.5, whatever a kernel does at the borders.
@@ -100,7 +101,7 @@ def test_a_file_that_does_not_fit_is_one_line_and_changes_nothing():
     tensors["backbone.layer1.0.conv1.weight"] = torch.zeros(1, 2)
     tensors["backbone.other"] = torch.zeros(1)
     with pytest.raises(ConfigError) as fault:
-        adopt_weights(model, tensors, "w.safetensors")
+        load_pretrained(model, tensors, "w.safetensors")
     assert str(fault.value) == (
         "recipe: model.init_from: w.safetensors does not fit the network: 4 missing (backbone.conv1.weight, "
         "backbone.bn1.weight, backbone.bn1.bias and 1 more); 1 not known (backbone.other); "
@@ -112,7 +113,7 @@ def test_a_file_that_does_not_fit_is_one_line_and_changes_nothing():
 def test_weights_of_half_precision_are_widened_and_counts_may_lack():
     model = build()
     tensors = {n: t.half() for n, t in randomised(model).items() if not n.endswith("num_batches_tracked")}
-    adopt_weights(model, tensors)
+    load_pretrained(model, tensors)
     assert model.neck.weight.dtype == torch.float32
     assert torch.equal(model.neck.weight, tensors["neck.weight"].float())
 
@@ -121,5 +122,5 @@ def test_a_name_of_a_classifier_that_the_net_has_is_no_classifier():
     model = build("resnet_gn_tiny")
     model.backbone.head = torch.nn.Linear(2, 2)
     tensors = randomised(model)
-    adopt_weights(model, tensors)
+    load_pretrained(model, tensors)
     assert torch.equal(model.backbone.head.weight, tensors["backbone.head.weight"])

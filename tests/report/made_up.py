@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from hsadml_dist.report.cases import Case, Shot
-from hsadml_dist.report.sphere import SphereView, view
+from hsadml_dist.report.cases import ExampleImage, NeighbourExample
+from hsadml_dist.report.sphere import SphereProjection, project_on_sphere
 
 VOID = {"meta", "img", "br", "input", "hr"}
 RECIPE = {"image_size": 112, "embedding_dim": 64, "loss": {"margin": 4, "scale": None}, "optimiser": "<adamw>"}
@@ -135,29 +135,29 @@ def geometry(classes: int) -> dict[str, Any]:
     }
 
 
-def sphere_of(classes: int = 3, slices: int = 60, dim: int = 8) -> SphereView:
+def sphere_of(classes: int = 3, slices: int = 60, dim: int = 8) -> SphereProjection:
     generator = np.random.default_rng(0)
     label_N = np.arange(slices) % classes
-    return view(generator.normal(size=(slices, dim)), label_N, generator.normal(size=(classes, dim)))
+    return project_on_sphere(generator.normal(size=(slices, dim)), label_N, generator.normal(size=(classes, dim)))
 
 
 def metrics_of(steps: int = 300) -> list[dict[str, Any]]:
     return [{"step": step, "attempt": 1 + (step > 100), "loss": 9 / step, "lr": 1e-3} for step in range(1, steps + 1)]
 
 
-def cases_of(number: int = 3, side: int = 150) -> list[Case]:
+def cases_of(number: int = 3, side: int = 150) -> list[NeighbourExample]:
     generator = np.random.default_rng(1)
 
-    def shot(caption: str, is_alike: bool | None = None) -> Shot:
+    def shot(caption: str, same_class: bool | None = None) -> ExampleImage:
         image_HW = generator.integers(0, 4000, (side, side)).astype(np.uint16)
-        return Shot(image_HW=image_HW, caption=caption, is_alike=is_alike)
+        return ExampleImage(image_HW=image_HW, caption=caption, same_class=same_class)
 
     return [
-        Case(
+        NeighbourExample(
             title=f"<glioma {at}>",
             query=shot("<query>"),
             neighbours=[shot(f"cosine {place / 10}", bool((at + place) % 2)) for place in range(4)],
-            is_right=at % 2 == 1,
+            is_correct=at % 2 == 1,
         )
         for at in range(number)
     ]
@@ -171,7 +171,7 @@ def wilson(share: float, number: int, z: float = 1.959964) -> tuple[float, float
     return inside[0], inside[-1]
 
 
-class Page(HTMLParser):
+class ParsedPage(HTMLParser):
     """Collects what the tests ask for; a tag that is closed in the wrong place is an error."""
 
     def __init__(self, text: str) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hsadml_dist.report.cases import Case, Shot, cases_table, shown_cases, thumbnail_uri
+from hsadml_dist.report.cases import ExampleImage, NeighbourExample, cases_table, shown_cases, thumbnail_uri
 
 
 def pixels(uri: str) -> np.ndarray:
@@ -42,10 +42,12 @@ def test_an_image_without_contrast_is_black(image: np.ndarray) -> None:
 
 
 def test_a_case_is_told_in_words_too() -> None:
-    shot = Shot(image_HW=np.eye(8), caption="glioma")
-    near = Shot(image_HW=np.eye(8), caption="meningioma, cosine 0.91", is_alike=False)
-    alone = Case(title="nobody near", query=shot, neighbours=[], is_right=False)
-    (first, second) = shown_cases([Case(title="t", query=shot, neighbours=[near] * 5, is_right=True), alone])
+    shot = ExampleImage(image_HW=np.eye(8), caption="glioma")
+    near = ExampleImage(image_HW=np.eye(8), caption="meningioma, cosine 0.91", same_class=False)
+    alone = NeighbourExample(title="nobody near", query=shot, neighbours=[], is_correct=False)
+    (first, second) = shown_cases(
+        [NeighbourExample(title="t", query=shot, neighbours=[near] * 5, is_correct=True), alone]
+    )
     assert [shown.mark for shown in first.shots] == ["", "other", "other", "other"]
     assert first.shots[1].picture.alt == "Case 1, training slice 1 by nearness: meningioma, cosine 0.91; other class"
     table = cases_table([first, second])

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 
 from hsadml_dist.evaluation.combine import combine
-from hsadml_dist.report.combined import render, write_combined
+from hsadml_dist.report.combined import render_comparison, write_comparison_page
 from tests.evaluation.made_up_runs import Study
 
 LIMIT = 2_000_000
@@ -33,15 +33,15 @@ def three() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def even_text(even: dict[str, Any]) -> str:
-    return render(even)
+    return render_comparison(even)
 
 
 @pytest.fixture(scope="module")
 def three_text(three: dict[str, Any]) -> str:
-    return render(three)
+    return render_comparison(three)
 
 
-class Page(HTMLParser):
+class ParsedComparison(HTMLParser):
     """Collects tags, and the words of each table cell."""
 
     def __init__(self, text: str) -> None:
@@ -69,7 +69,7 @@ class Page(HTMLParser):
 
 
 def test_nothing_is_fetched_and_each_picture_has_words_and_a_table(three_text: str) -> None:
-    text, page = three_text, Page(three_text)
+    text, page = three_text, ParsedComparison(three_text)
     assert len(text.encode()) < LIMIT
     assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "a"}
     assert not re.search(r"url\(|@import|https?://", text)
@@ -83,11 +83,11 @@ def test_nothing_is_fetched_and_each_picture_has_words_and_a_table(three_text: s
 
 
 def test_the_same_numbers_give_the_same_page(even: dict[str, Any], even_text: str, tmp_path: Path) -> None:
-    assert write_combined(tmp_path, even).read_text() == even_text
+    assert write_comparison_page(tmp_path, even).read_text() == even_text
 
 
 def test_the_tables_hold_the_figures(even: dict[str, Any], even_text: str) -> None:
-    page = Page(even_text)
+    page = ParsedComparison(even_text)
     for pool in even["pools"]:
         knn, raw = pool["methods"]["knn"], pool["methods"]["raw_pixels"]
         row = page.row(pool["split_unit"], {"softmax": "softmax", "sphereface": "SphereFace"}[pool["loss"]])
@@ -108,7 +108,7 @@ def test_the_tables_hold_the_figures(even: dict[str, Any], even_text: str) -> No
 
 
 def test_the_papers_figures_are_quoted_for_its_classes_alone(even: dict[str, Any], even_text: str) -> None:
-    page = Page(even_text)
+    page = ParsedComparison(even_text)
     assert page.row("quoted", "SphereFace")[2] == "98.69"
     assert page.row("quoted", "softmax")[2:7] == ["98.47", "-", "-", "-", "-"]
     assert "How they split them is not known" in page.words.replace("\n", " ")
@@ -121,23 +121,23 @@ def test_seeds_have_a_table_where_there_are_several(even_text: str, three_text: 
 def test_names_from_outside_are_escaped_and_other_classes_have_no_quotation(even: dict[str, Any]) -> None:
     odd = copy.deepcopy(even)
     odd["sources"][0]["name"] = "<b>run"
-    text = render(odd | {"classes": ["a", "b", "c"]})
+    text = render_comparison(odd | {"classes": ["a", "b", "c"]})
     assert "<b>" not in text and "&lt;b&gt;run" in text
     assert "98.69" not in text and "Verma" not in text
 
 
 def test_one_run_alone_and_runs_without_controls_make_a_page() -> None:
     one = combine([EVEN.run("person", "softmax", 0)], resamples=50).to_dict()
-    assert Page(render(one)).words.count("The same slices, split in two ways") == 0
+    assert ParsedComparison(render_comparison(one)).words.count("The same slices, split in two ways") == 0
     for pool in one["pools"]:
         del pool["methods"]["raw_pixels"]
-    page = Page(render(one | {"comparisons": []}))
+    page = ParsedComparison(render_comparison(one | {"comparisons": []}))
     assert "Differences" not in page.words
     assert page.row("person", "softmax")[4] == "-"
 
 
 def test_two_shards_of_one_split_are_told_apart() -> None:
     both = [Study(lead={"softmax": 0.0}, seed=seed).run("person", "softmax", 0) for seed in (0, 1)]
-    page = Page(render(combine(both, resamples=50).to_dict()))
+    page = ParsedComparison(render_comparison(combine(both, resamples=50).to_dict()))
     names = {f"person ({run.result['data_digest'][:8]})" for run in both}
     assert names <= {row[0].strip() for row in page.rows}

@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 
 from hsadml_dist.report import combined_figures
-from hsadml_dist.report.combined_figures import CONTROL_LOOK, Mark, Row, differences, forest
+from hsadml_dist.report.combined_figures import CONTROL_STYLE, ForestPoint, ForestRow, differences, forest
 
 ROWS = [
-    Row(name="a", group="one", marks=[Mark(series="k-NN", value=0.8, interval=(0.7, 0.9))]),
-    Row(
+    ForestRow(name="a", group="one", marks=[ForestPoint(series="k-NN", value=0.8, interval=(0.7, 0.9))]),
+    ForestRow(
         name="b",
         group="one",
         marks=[
-            Mark(series="k-NN", value=0.6, interval=None),
-            Mark(series="raw", value=0.5, interval=(0.4, 0.6), is_control=True),
+            ForestPoint(series="k-NN", value=0.6, interval=None),
+            ForestPoint(series="raw", value=0.5, interval=(0.4, 0.6), is_control=True),
         ],
     ),
-    Row(name="c", group="two", marks=[Mark(series="k-NN", value=0.7, interval=(0.7, 0.7))]),
+    ForestRow(name="c", group="two", marks=[ForestPoint(series="k-NN", value=0.7, interval=(0.7, 0.7))]),
 ]
 
 
@@ -30,10 +30,12 @@ def test_rows_stand_below_one_another_and_groups_apart() -> None:
 def test_the_control_has_its_own_look_whatever_comes_first() -> None:
     for rows in (ROWS, ROWS[::-1]):
         looks = combined_figures._looks(rows)
-        assert looks["raw"] == CONTROL_LOOK != looks["k-NN"]
-    many = [Row(name="x", marks=[Mark(series=str(number), value=0.5, interval=None) for number in range(5)])]
+        assert looks["raw"] == CONTROL_STYLE != looks["k-NN"]
+    many = [
+        ForestRow(name="x", marks=[ForestPoint(series=str(number), value=0.5, interval=None) for number in range(5)])
+    ]
     looks = combined_figures._looks(many)
-    assert len(set(looks.values())) == 5 and CONTROL_LOOK not in looks.values()
+    assert len(set(looks.values())) == 5 and CONTROL_STYLE not in looks.values()
 
 
 def test_each_value_and_each_interval_is_drawn() -> None:
@@ -54,5 +56,5 @@ def test_the_words_name_every_row_and_the_bytes_repeat(draw) -> None:
 
 def test_words_hold_the_values() -> None:
     assert "one b: k-NN 60.0%, raw 50.0%" in forest(ROWS, what="Shown").alt
-    lead = [Row(name="a", marks=[Mark(series="difference", value=-0.012, interval=(-0.03, 0.01))])]
+    lead = [ForestRow(name="a", marks=[ForestPoint(series="difference", value=-0.012, interval=(-0.03, 0.01))])]
     assert differences(lead, what="Lead").alt == "Lead, in percentage points: a -1.2."

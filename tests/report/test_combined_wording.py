@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hsadml_dist.evaluation.combine import combine
-from hsadml_dist.report.combined_wording import headline, p_number, points, remarks, verdict
+from hsadml_dist.report.combined_wording import conclusion, headline, p_number, points, remarks
 from tests.evaluation.made_up_runs import Study
 
 
@@ -129,4 +129,4 @@ def test_numbers_are_written_as_papers_write_them() -> None:
     assert [p_number(p) for p in (1.0, 0.24, 0.0849, 0.00099, 0.001)] == ["1", ".24", ".085", "< .001", ".001"]
     assert [points(share) for share in (0.012, -0.008, 0.0001, -0.0001)] == ["+1.2", "\N{MINUS SIGN}0.8", "0.0", "0.0"]
     one = {"difference": 0.1, "interval": [0.05, 0.2]}
-    assert (verdict(one, 0.01), verdict(one, 0.2)) == ("better", "unclear")
+    assert (conclusion(one, 0.01), conclusion(one, 0.2)) == ("better", "unclear")

@@ -13,10 +13,10 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from hsadml_dist.report.html import render, write_report
+from hsadml_dist.report.html import render_run_report, write_run_report
 from tests.report.made_up import (
     VERSIONS,
-    Page,
+    ParsedPage,
     cases_of,
     full_result_of,
     metrics_of,
@@ -31,16 +31,16 @@ OPTIONAL = ("low_level_knn", "methods", "person_vote", "calibration", "geometry"
 
 @pytest.fixture(scope="module")
 def text() -> str:
-    return render("ce_mri <b>", result_of(), metrics_of(), sphere_of())
+    return render_run_report("ce_mri <b>", result_of(), metrics_of(), sphere_of())
 
 
 @pytest.fixture(scope="module")
 def full() -> str:
-    return render("ce_mri <b>", full_result_of(), metrics_of(), sphere_of(), cases_of(), VERSIONS)
+    return render_run_report("ce_mri <b>", full_result_of(), metrics_of(), sphere_of(), cases_of(), VERSIONS)
 
 
 def test_nothing_is_fetched_and_nothing_runs(full: str) -> None:
-    page = Page(full)
+    page = ParsedPage(full)
     assert not page.all("script") + page.all("link") + page.all("iframe") + page.all("a")
     for _, attributes in page.tags:
         for name, value in attributes.items():
@@ -50,7 +50,7 @@ def test_nothing_is_fetched_and_nothing_runs(full: str) -> None:
 
 
 def test_each_picture_is_whole_and_has_words(full: str) -> None:
-    pictures = Page(full).all("img")
+    pictures = ParsedPage(full).all("img")
     assert len({picture["alt"] for picture in pictures}) == len(pictures) == 8 + 3 * 4
     for picture in pictures:
         kind, _, content = (picture["src"] or "").partition(",")
@@ -67,7 +67,7 @@ def test_each_picture_is_whole_and_has_words(full: str) -> None:
 
 
 def test_each_section_has_its_picture_and_a_table(full: str) -> None:
-    kinds = [tag for tag, _ in Page(full).tags if tag in ("h2", "img", "table")]
+    kinds = [tag for tag, _ in ParsedPage(full).tags if tag in ("h2", "img", "table")]
     parts = " ".join(kinds).split("h2")[1:]
     assert len(parts) == 11
     for part in parts[:-2]:
@@ -75,12 +75,12 @@ def test_each_section_has_its_picture_and_a_table(full: str) -> None:
     # Checklist and provenance are tables alone.
     assert parts[-2].split() == ["table"] * 8
     assert parts[-1].split() == ["table"]
-    assert len(Page(full).all("caption")) == kinds.count("table")
+    assert len(ParsedPage(full).all("caption")) == kinds.count("table")
 
 
 def test_an_old_verdict_still_has_its_page(text: str) -> None:
-    assert len(Page(text).all("img")) == 4
-    words = Page(text).prose
+    assert len(ParsedPage(text).all("img")) == 4
+    words = ParsedPage(text).prose
     for part in ("81.2%", "73.1% to 88.3%", "79.8%", "82.4%", "68.8%", "Research use only", "Not a medical device"):
         assert part in words
     assert "Folds are split by person" in words
@@ -89,7 +89,7 @@ def test_an_old_verdict_still_has_its_page(text: str) -> None:
 
 
 def test_all_numbers_stand_in_the_text(full: str) -> None:
-    words = Page(full).prose
+    words = ParsedPage(full).prose
     for part in (
         "low-level features 65.2%",
         "55.1% to 72.3%",
@@ -114,14 +114,14 @@ def test_all_numbers_stand_in_the_text(full: str) -> None:
 
 
 def test_the_controls_come_last_among_the_methods(full: str) -> None:
-    words = Page(full).prose
+    words = ParsedPage(full).prose
     rows = words[words.index("Every method") :]
     places = [rows.index(name) for name in ("naive Bayes", "new method", "raw pixels (control)", "low-level features")]
     assert places == sorted(places)
 
 
 def test_right_and_wrong_are_told_by_word_and_shape(full: str) -> None:
-    page = Page(full)
+    page = ParsedPage(full)
     for number, verdict in ((1, "wrong"), (2, "right"), (3, "wrong")):
         assert f"Case {number}: {verdict}." in page.prose
     shapes = [str(attributes["class"]) for attributes in page.all("svg")]
@@ -140,13 +140,15 @@ def test_names_from_outside_are_escaped(full: str) -> None:
 
 
 def test_the_same_numbers_give_the_same_page(full: str) -> None:
-    assert render("ce_mri <b>", full_result_of(), metrics_of(), sphere_of(), cases_of(), VERSIONS) == full
+    assert render_run_report("ce_mri <b>", full_result_of(), metrics_of(), sphere_of(), cases_of(), VERSIONS) == full
 
 
 def test_a_large_verdict_stays_under_the_limit_and_says_what_it_leaves_out() -> None:
-    many = render("many", full_result_of(300), metrics_of(100_000), sphere_of(300, 30_000), cases_of(12, 300))
+    many = render_run_report(
+        "many", full_result_of(300), metrics_of(100_000), sphere_of(300, 30_000), cases_of(12, 300)
+    )
     assert len(many.encode()) < LIMIT
-    page = Page(many)
+    page = ParsedPage(many)
     assert "the 12 classes with most test slices of 300" in page.prose
     assert "Slices of all others are grey dots." in page.prose
     assert "the first 10 of 12" in page.prose
@@ -154,7 +156,7 @@ def test_a_large_verdict_stays_under_the_limit_and_says_what_it_leaves_out() -> 
 
 @pytest.mark.parametrize("classes", [12, 13, 300])
 def test_above_twelve_classes_a_few_pairs_stand_for_the_table_of_each_by_each(classes: int) -> None:
-    words = Page(render("run", full_result_of(classes), metrics_of(), sphere_of(classes, 900))).prose
+    words = ParsedPage(render_run_report("run", full_result_of(classes), metrics_of(), sphere_of(classes, 900))).prose
     assert ("Slices by true class (rows)" in words) == ("Angles between class centres" in words) == (classes == 12)
     assert ("too many for a table of each by each" in words) == (classes > 12)
     if classes > 12:
@@ -171,9 +173,9 @@ def test_above_twelve_classes_a_few_pairs_stand_for_the_table_of_each_by_each(cl
 
 
 def test_a_page_on_persons_says_whom_it_is_about_and_stays_small() -> None:
-    text = render("run", persons_of(), metrics_of(100_000), sphere_of(300, 30_000), cases_of(12, 300))
+    text = render_run_report("run", persons_of(), metrics_of(100_000), sphere_of(300, 30_000), cases_of(12, 300))
     assert len(text.encode()) < LIMIT
-    words = Page(text).prose
+    words = ParsedPage(text).prose
     opening = words[: words.index("Figures of merit")]
     for part in (
         "one of the same person",
@@ -191,7 +193,7 @@ def test_few_classes_are_no_error(classes: int) -> None:
     if classes == 1:
         result["geometry"]["energy"] = None
         result["geometry"]["histogram"]["other_centre"] = [0] * 90
-    page = Page(render("few", result, [], sphere_of(classes, dim=3), cases_of(1)))
+    page = ParsedPage(render_run_report("few", result, [], sphere_of(classes, dim=3), cases_of(1)))
     assert "Embeddings have 3 components" in page.prose
     assert ("evenly spread centres (180.0° apart)" in page.prose) == (classes == 2)
 
@@ -199,27 +201,27 @@ def test_few_classes_are_no_error(classes: int) -> None:
 @pytest.mark.parametrize("part", OPTIONAL)
 def test_each_optional_part_may_be_missing(part: str, full: str) -> None:
     without = {name: value for name, value in full_result_of().items() if name != part}
-    page = Page(render("ce_mri <b>", without, metrics_of(), sphere_of(), cases_of(), VERSIONS))
-    assert len(page.prose) < len(Page(full).prose)
-    assert len(page.all("img")) == len(Page(full).all("img")) - (part not in ("low_level_knn", "recipe"))
+    page = ParsedPage(render_run_report("ce_mri <b>", without, metrics_of(), sphere_of(), cases_of(), VERSIONS))
+    assert len(page.prose) < len(ParsedPage(full).prose)
+    assert len(page.all("img")) == len(ParsedPage(full).all("img")) - (part not in ("low_level_knn", "recipe"))
 
 
 def test_a_part_that_is_none_is_missing(text: str) -> None:
     nothing = dict.fromkeys(OPTIONAL)
-    assert render("ce_mri <b>", result_of() | nothing, metrics_of(), sphere_of()) == text
+    assert render_run_report("ce_mri <b>", result_of() | nothing, metrics_of(), sphere_of()) == text
 
 
 def test_page_and_card_are_written_into_the_run(tmp_path: Path) -> None:
-    path = write_report(tmp_path, result_of(), [], None)
+    path = write_run_report(tmp_path, result_of(), [], None)
     assert path == tmp_path / "report.html"
-    assert len(Page(path.read_text()).all("img")) == 2
+    assert len(ParsedPage(path.read_text()).all("img")) == 2
     card = (tmp_path / "MODEL_CARD.md").read_text()
     assert card.startswith("# Model card")
     assert str(tmp_path.parent) not in path.read_text() + card
 
 
 def test_a_table_of_too_many_classes_is_no_section() -> None:
-    page = Page(render("run", result_of() | {"confusion": None}, [], None))
+    page = ParsedPage(render_run_report("run", result_of() | {"confusion": None}, [], None))
     assert len(page.all("img")) == 1
 
 
@@ -233,15 +235,15 @@ def test_a_table_of_too_many_classes_is_no_section() -> None:
 def test_what_stands_against_a_verdict_comes_first(where: str, key: str, value: object, words: str) -> None:
     result: dict[str, Any] = copy.deepcopy(result_of())
     (result[where] if where else result)[key] = value
-    page = Page(render("run", result, [], None)).prose
+    page = ParsedPage(render_run_report("run", result, [], None)).prose
     assert words in page[: page.index("Figures of merit")]
 
 
 def test_steps_whose_loss_was_not_finite_are_told_and_spoil_no_curve() -> None:
     rows = metrics_of()
-    whole = Page(render("run", result_of(), rows, sphere_of()))
+    whole = ParsedPage(render_run_report("run", result_of(), rows, sphere_of()))
     rows[3:3] = [rows[3] | {"loss": float("nan")}, rows[3] | {"loss": float("inf")}]
-    page = Page(render("run", result_of(), rows, sphere_of()))
+    page = ParsedPage(render_run_report("run", result_of(), rows, sphere_of()))
     assert "Left out: 2 steps that changed nothing" in page.prose
     assert "Left out" not in whole.prose
     curves = [[p["src"] for p in one.all("img") if "learning rate" in p["alt"]] for one in (whole, page)]

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from hsadml_dist.report.model_card import model_card, plain
+from hsadml_dist.report.model_card import escape_markdown, model_card
 from tests.report.made_up import VERSIONS, full_result_of, persons_of, result_of
 
 SECTIONS = [
@@ -35,7 +35,7 @@ def test_the_sections_are_those_of_a_model_card(card: str) -> None:
 def test_no_name_breaks_the_text(card: str) -> None:
     assert re.findall(r"^# (.*)$", card, re.MULTILINE) == [r"Model card: run \| \<b\> \# no heading"]
     assert not re.search(r"(?<!\\)<", card)
-    assert plain("a_b*c`d|e") == r"a\_b\*c\`d\|e"
+    assert escape_markdown("a_b*c`d|e") == r"a\_b\*c\`d\|e"
 
 
 def test_every_table_is_rectangular_and_every_figure_has_its_circumstances(card: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hsadml_dist.report.sphere import view
+from hsadml_dist.report.sphere import project_on_sphere
 
 
 def on_equator(degrees: list[float], dim: int = 6) -> np.ndarray:
@@ -19,7 +19,7 @@ def on_equator(degrees: list[float], dim: int = 6) -> np.ndarray:
 def test_three_separate_classes_lie_on_the_equator_at_their_angles() -> None:
     degrees = [0, 1, -1, 120, 121, 119, 240, 241, 239]
     label = np.repeat([0, 1, 2], 3)
-    sphere = view(on_equator(degrees) * np.arange(1, 10)[:, None], label, on_equator([0, 120, 240]) * 3)
+    sphere = project_on_sphere(on_equator(degrees) * np.arange(1, 10)[:, None], label, on_equator([0, 120, 240]) * 3)
     assert np.abs(sphere.point_N2[:, 1]).max() < 1e-6
     assert sum(sphere.explained[:2]) == pytest.approx(1)
     apart = np.degrees(np.diff(np.sort(sphere.centre_C2[:, 0])))
@@ -33,7 +33,7 @@ def test_three_separate_classes_lie_on_the_equator_at_their_angles() -> None:
 def test_the_map_is_the_same_each_time_and_a_class_without_slices_has_no_angle() -> None:
     generator = np.random.default_rng(0)
     emb, label, centres = generator.normal(size=(50, 7)), generator.integers(0, 3, 50), generator.normal(size=(4, 7))
-    first, second = view(emb, label, centres), view(emb.copy(), label, centres)
+    first, second = project_on_sphere(emb, label, centres), project_on_sphere(emb.copy(), label, centres)
     assert np.array_equal(first.point_N2, second.point_N2)
     assert first.count_C.tolist() == [*np.bincount(label), 0]
     assert np.isnan(first.own_angle_C[3])
@@ -41,6 +41,6 @@ def test_the_map_is_the_same_each_time_and_a_class_without_slices_has_no_angle()
 
 
 def test_two_components_and_zero_rows_are_no_error() -> None:
-    sphere = view(np.array([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]]), np.array([0, 0, 1]), np.eye(2))
+    sphere = project_on_sphere(np.array([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]]), np.array([0, 0, 1]), np.eye(2))
     assert np.isfinite(sphere.point_N2).all()
     assert sphere.explained[2] == 0

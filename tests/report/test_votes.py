@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from hsadml_dist.report.votes import Votes, vote_interval, votes_section
+from hsadml_dist.report.votes import PatientVotes, vote_interval, votes_section
 from tests.report.made_up import full_result_of, wilson
 
 
 @pytest.mark.parametrize(("right", "cases", "ties"), [(35, 40, 2), (0, 7, 0), (9, 9, 0), (29, 31, 1)])
 def test_votes_are_counted_back(right: int, cases: int, ties: int) -> None:
-    votes = Votes.of({"accuracy": right / cases, "cases": cases, "persons": cases, "ties": ties})
+    votes = PatientVotes.of({"accuracy": right / cases, "cases": cases, "persons": cases, "ties": ties})
     assert (votes.right, votes.undecided, votes.wrong) == (right, ties, cases - right - ties)
 
 

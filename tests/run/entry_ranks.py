@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 import torch
-from rank_start import Call
+from rank_script import Call
 
 from hsadml_dist.errors import HsadmlError
-from hsadml_dist.run.entry import enter
+from hsadml_dist.run.entry import join_run
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.topology import Topology
 
@@ -20,13 +20,13 @@ def main(call: Call) -> None:
     os.environ["HSADML_LAUNCH"] = token
     topology = Topology(rank=call.rank, world_size=call.world, local_rank=call.rank, local_world_size=call.world)
     try:
-        entry = enter(RunFolder(Path(path)), topology, {"world_size": call.world}, 2, lambda: False)
+        context = join_run(RunFolder(Path(path)), topology, {"world_size": call.world}, 2, lambda: False)
     except HsadmlError as fault:
         call.answer(f"{type(fault).__name__}: {fault}")
         return
-    total = entry.comm.sum(torch.tensor(1.0 + call.rank))
-    call.answer((entry.attempt.number, float(total), entry.holder.token))
-    entry.comm.close()
+    total = context.comm.all_reduce_sum(torch.tensor(1.0 + call.rank))
+    call.answer((context.attempt.number, float(total), context.holder.token))
+    context.comm.close()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hsadml_dist.run.folder import AttemptFolder, RunFolder
-from hsadml_dist.run.rows import RowWriter
+from hsadml_dist.run.rows import JsonlWriter
 
 CONFIG = "data:\n  stage: null\ntrain:\n  steps: {steps}\n  epochs: {epochs}\n  global_batch: 8\nengine:\n  name: ddp\n"
 ELSEWHERE = {"host": "elsewhere", "boot": "another boot", "pid": 1, "born": 1, "token": "t"}
@@ -53,7 +53,7 @@ def make_attempt(
 def add_rows(attempt: AttemptFolder, steps: Sequence[int]) -> None:
     """Add metrics rows, each of 8 samples in 0.1 s with a loss of 1/step."""
     if steps:
-        rows = RowWriter(attempt.metrics)
+        rows = JsonlWriter(attempt.metrics)
         for step in steps:
             rows.write({"step": step, "attempt": attempt.number, "loss": 1 / step, "samples": 8, "step_seconds": 0.1})
         rows.close()
@@ -62,7 +62,7 @@ def add_rows(attempt: AttemptFolder, steps: Sequence[int]) -> None:
 def add_events(attempt: AttemptFolder, events: Sequence[dict[str, Any]]) -> None:
     """Add events; their time is now unless they have one."""
     if events:
-        rows = RowWriter(attempt.events)
+        rows = JsonlWriter(attempt.events)
         for event in events:
             rows.write({"step": 0, "time": time.time(), "attempt": attempt.number, **event})
         rows.close()

@@ -6,10 +6,10 @@ import os
 import time
 from pathlib import Path
 
-from rank_start import Call
+from rank_script import Call
 
-from hsadml_dist.errors import RunHeldError
-from hsadml_dist.run.attempts import take, this_process
+from hsadml_dist.errors import RunLockedError
+from hsadml_dist.run.attempts import current_holder, start_attempt
 from hsadml_dist.run.folder import RunFolder
 
 ROUNDS = 12
@@ -29,8 +29,8 @@ def main(call: Call) -> None:
         run = RunFolder(Path(call.case) / f"run-{round_}")
         meet(call.folder, round_, call.world)
         try:
-            answers.append(take(run, this_process(f"start-{call.rank}"), {}).number)
-        except RunHeldError as fault:
+            answers.append(start_attempt(run, current_holder(f"start-{call.rank}"), {}).number)
+        except RunLockedError as fault:
             answers.append(str(fault))
     meet(call.folder, ROUNDS, call.world)
     call.answer(answers)

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from hsadml_dist.errors import ExitCode, RunError, RunHeldError
+from hsadml_dist.errors import ExitCode, RunError, RunLockedError
 from hsadml_dist.run import attempts
-from hsadml_dist.run.attempts import find_rendezvous, is_superseded, take, this_process
+from hsadml_dist.run.attempts import current_holder, find_rendezvous, is_superseded, start_attempt
 from hsadml_dist.run.folder import RunFolder, replace_text
-from hsadml_dist.run.rows import RowWriter
+from hsadml_dist.run.rows import JsonlWriter
 
-ME = this_process("me", {})
+ME = current_holder("me", {})
 ELSEWHERE = replace(ME, token="other", host="elsewhere", boot="another boot", pid=1, born=1)
 
 
@@ -55,7 +55,7 @@ def holder_of(pid):
 
 
 def test_the_first_attempt_has_number_1_and_says_who_took_it(run):
-    attempt = take(run, ME, {"world_size": 4})
+    attempt = start_attempt(run, ME, {"world_size": 4})
     record = json.loads(attempt.record.read_text())
     assert attempt.number == record["attempt"] == 1
     assert record["world_size"] == 4
@@ -65,7 +65,7 @@ def test_the_first_attempt_has_number_1_and_says_who_took_it(run):
 
 
 def test_this_process_is_described_by_what_outlives_it():
-    me = this_process("t", {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "2"})
+    me = current_holder("t", {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "2"})
     assert (me.token, me.host, me.pid, me.job, me.restart) == ("t", socket.gethostname(), os.getpid(), "7", 2)
     assert me.born > 0
     assert (ME.job, ME.restart) == (None, 0)
@@ -73,9 +73,9 @@ def test_this_process_is_described_by_what_outlives_it():
 
 def test_a_live_holder_keeps_the_run(run, sleeper):
     hold(run, holder_of(sleeper.pid))
-    with pytest.raises(RunHeldError, match=f"attempt 1 is still written by process {sleeper.pid} on ") as caught:
-        take(run, ME, {})
-    assert caught.value.exit_code == ExitCode.HELD == 75
+    with pytest.raises(RunLockedError, match=f"attempt 1 is still written by process {sleeper.pid} on ") as caught:
+        start_attempt(run, ME, {})
+    assert caught.value.exit_code == ExitCode.RUN_LOCKED == 75
     assert len(run.attempts()) == 1
 
 
@@ -84,7 +84,7 @@ def test_a_dead_holder_on_this_host_loses_it_at_once(run, sleeper):
     hold(run, holder)
     sleeper.kill()
     sleeper.wait()
-    assert take(run, ME, {}).number == 2
+    assert start_attempt(run, ME, {}).number == 2
 
 
 def test_a_zombie_is_dead(run, sleeper):
@@ -94,82 +94,82 @@ def test_a_zombie_is_dead(run, sleeper):
     deadline = time.monotonic() + 10
     while stat_of(sleeper.pid)[0] != "Z":
         assert time.monotonic() < deadline
-    assert take(run, ME, {}).number == 2
+    assert start_attempt(run, ME, {}).number == 2
 
 
 def test_a_process_id_that_was_given_anew_is_somebody_else(run, sleeper):
     holder = holder_of(sleeper.pid)
     hold(run, replace(holder, born=holder.born - 1))
-    assert take(run, ME, {}).number == 2
+    assert start_attempt(run, ME, {}).number == 2
 
 
 def test_a_process_id_is_not_compared_across_boots_or_hosts(run):
     hold(run, replace(ME, token="other", boot="another boot", pid=2**22 + 1))
-    with pytest.raises(RunHeldError):
-        take(run, ME, {})
+    with pytest.raises(RunLockedError):
+        start_attempt(run, ME, {})
 
 
 def test_the_same_job_with_a_lower_restart_count_has_ended(run):
     hold(run, replace(ELSEWHERE, job="7", restart=0))
     me = replace(ME, job="7", restart=1)
-    assert take(run, me, {}).number == 2
+    assert start_attempt(run, me, {}).number == 2
 
 
 @pytest.mark.parametrize(("job", "restart"), [("7", 1), ("7", 0), ("8", 5), (None, 5)])
 def test_no_other_job_and_no_other_step_of_this_one_may_take_over(run, job, restart):
     hold(run, replace(ELSEWHERE, job="7", restart=1))
-    with pytest.raises(RunHeldError, match=r"\(job 7\)"):
-        take(run, replace(ME, job=job, restart=restart), {})
+    with pytest.raises(RunLockedError, match=r"\(job 7\)"):
+        start_attempt(run, replace(ME, job=job, restart=restart), {})
 
 
 @pytest.mark.parametrize(("silent_for", "held"), [(0.0, True), (50.0, True), (70.0, False), (1e6, False)])
 def test_silence_of_a_minute_counts_as_death_elsewhere(run, silent_for, held):
     hold(run, ELSEWHERE, silent_for)
     if held:
-        with pytest.raises(RunHeldError):
-            take(run, ME, {})
+        with pytest.raises(RunLockedError):
+            start_attempt(run, ME, {})
     else:
-        assert take(run, ME, {}).number == 2
+        assert start_attempt(run, ME, {}).number == 2
 
 
 def test_how_long_a_silence_may_be_is_the_callers_choice(run):
     hold(run, ELSEWHERE, silent_for=3.0)
-    with pytest.raises(RunHeldError):
-        take(run, ME, {}, silence=5.0)
-    assert take(run, ME, {}, silence=2.0).number == 2
+    with pytest.raises(RunLockedError):
+        start_attempt(run, ME, {}, silence=5.0)
+    assert start_attempt(run, ME, {}, silence=2.0).number == 2
 
 
 @pytest.mark.parametrize("event", ["stopped", "finished", "failed"])
 def test_whoever_said_its_last_word_holds_nothing(run, event, sleeper):
     attempt = hold(run, holder_of(sleeper.pid))
-    RowWriter(attempt.events).write({"event": "started"})
-    with pytest.raises(RunHeldError):
-        take(run, ME, {})
-    RowWriter(attempt.events).write({"event": event})
-    assert take(run, ME, {}).number == 2
+    JsonlWriter(attempt.events).write({"event": "started"})
+    with pytest.raises(RunLockedError):
+        start_attempt(run, ME, {})
+    JsonlWriter(attempt.events).write({"event": event})
+    assert start_attempt(run, ME, {}).number == 2
 
 
 def test_only_the_latest_attempt_is_asked(run, sleeper):
     hold(run, holder_of(sleeper.pid))
     hold(run, ELSEWHERE, silent_for=1e6)
-    assert take(run, ME, {}).number == 3
+    assert start_attempt(run, ME, {}).number == 3
 
 
 def test_an_attempt_that_has_not_said_who_it_is_has_a_few_seconds_for_it(run):
     run.attempt(1).path.mkdir(parents=True)
-    with pytest.raises(RunHeldError, match="attempt 1 is just starting"):
-        take(run, ME, {})
+    with pytest.raises(RunLockedError, match="attempt 1 is just starting"):
+        start_attempt(run, ME, {})
     past = time.time() - 20
     os.utime(run.attempt(1).path, (past, past))
     # The look at the file server's clock is a file of its own and must not count as a sign of life.
-    assert take(run, ME, {}).number == 2
+    assert start_attempt(run, ME, {}).number == 2
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_line(run):
     run.path.mkdir()
     run.attempts_root.write_text("a file stands here")
     with pytest.raises(RunError, match="attempts: no attempt can be started here: File exists"):
-        take(run, ME, {})
+        start_attempt(run, ME, {})
 
 
 def test_a_disk_without_room_is_one_clear_line(run, monkeypatch):
@@ -178,18 +178,18 @@ def test_a_disk_without_room_is_one_clear_line(run, monkeypatch):
 
     monkeypatch.setattr(attempts, "replace_text", no_room)
     with pytest.raises(RunError, match="run: no attempt can be started here: no space left"):
-        take(run, ME, {})
+        start_attempt(run, ME, {})
 
 
 def test_looking_for_a_holder_leaves_nothing_behind(run):
     attempt = hold(run, ELSEWHERE)
-    with pytest.raises(RunHeldError):
-        take(run, ME, {})
+    with pytest.raises(RunLockedError):
+        start_attempt(run, ME, {})
     assert sorted(path.name for path in attempt.path.iterdir()) == ["attempt.json", "heartbeat"]
 
 
 def test_a_later_attempt_supersedes(run):
-    first = take(run, ME, {})
+    first = start_attempt(run, ME, {})
     assert not is_superseded(run, first)
     run.attempt(2).path.mkdir()
     assert is_superseded(run, first)
@@ -214,7 +214,7 @@ def test_of_eight_that_come_at_once_one_holds(ranks, tmp_path, before):
         for round_ in range(12):
             hold(RunFolder(tmp_path / f"run-{round_}"), replace(ME, token="dead", born=ME.born - 1))
         number = 2
-    answers = ranks("run/race_ranks.py", 8, str(tmp_path))
+    answers = ranks("run/attempt_race_ranks.py", 8, str(tmp_path))
     for round_, said in enumerate(zip(*answers, strict=True)):
         assert [one for one in said if isinstance(one, int)] == [number], said
         assert all("attempt" in one for one in said if isinstance(one, str))

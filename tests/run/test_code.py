@@ -7,7 +7,7 @@ import zipfile
 import pytest
 
 from hsadml_dist.errors import RunError
-from hsadml_dist.run.code import PACKAGE, CodeChange, keep_code
+from hsadml_dist.run.code import PACKAGE, CodeChange, save_code_snapshot
 from hsadml_dist.run.folder import RunFolder
 
 
@@ -40,7 +40,7 @@ def git(root, *arguments):
 
 
 def test_the_first_start_keeps_all_files_in_one_archive_named_by_its_digest(run, package):
-    assert keep_code(run, package) is None
+    assert save_code_snapshot(run, package) is None
     digest = record(run)["digest"]
     assert {path.name for path in run.code.iterdir()} == {"code.json", f"{digest}.zip"}
     with zipfile.ZipFile(run.code / f"{digest}.zip") as archive:
@@ -53,19 +53,19 @@ def test_the_first_start_keeps_all_files_in_one_archive_named_by_its_digest(run,
 
 
 def test_a_later_start_with_the_same_code_changes_nothing(run, package):
-    keep_code(run, package)
+    save_code_snapshot(run, package)
     before = {path.name: path.stat().st_mtime_ns for path in run.code.iterdir()}
-    assert keep_code(run, package) is None
+    assert save_code_snapshot(run, package) is None
     assert {path.name: path.stat().st_mtime_ns for path in run.code.iterdir()} == before
 
 
 def test_other_code_is_named_file_by_file_and_the_first_one_stays(run, package):
-    keep_code(run, package)
+    save_code_snapshot(run, package)
     first = record(run)
     (package / "a.py").write_text("A = 9\n")
     (package / "sub" / "b.py").unlink()
     (package / "new.py").write_text("")
-    change = keep_code(run, package)
+    change = save_code_snapshot(run, package)
     assert change.before == first["digest"] != change.now
     assert change.files == ["a.py", "new.py", "sub/b.py"]
     assert str(change) == (
@@ -83,17 +83,17 @@ def test_many_files_are_not_all_named_in_the_line():
 
 def test_the_same_code_gives_the_same_archive_elsewhere(run, package, tmp_path):
     other = RunFolder(tmp_path / "other")
-    keep_code(run, package)
+    save_code_snapshot(run, package)
     os.utime(package / "a.py", (1, 1))
-    keep_code(other, package)
+    save_code_snapshot(other, package)
     name = f"{record(run)['digest']}.zip"
     assert (run.code / name).read_bytes() == (other.code / name).read_bytes()
 
 
 def test_a_start_that_was_killed_while_it_kept_the_code_is_no_first_start(run, package):
-    keep_code(run, package)
+    save_code_snapshot(run, package)
     (run.code / "code.json").write_text('{"version"')
-    assert keep_code(run, package) is None
+    assert save_code_snapshot(run, package) is None
     assert record(run)["files"].keys() == {"a.py", "launch/c.py", "sub/b.py"}
 
 
@@ -103,11 +103,11 @@ def test_the_commit_is_that_of_a_clean_checkout_and_of_no_other(run, package, tm
     (root / ".gitignore").write_text("__pycache__\n")
     git(root, "add", ".")
     git(root, "commit", "-q", "-m", "first")
-    keep_code(run, package)
+    save_code_snapshot(run, package)
     assert record(run)["commit"] == git(root, "rev-parse", "HEAD")
     (package / "a.py").write_text("A = 2\n")
     dirty = RunFolder(tmp_path / "dirty")
-    keep_code(dirty, package)
+    save_code_snapshot(dirty, package)
     assert record(dirty)["commit"] is None
     installed = root / "venv" / "pack"
     installed.mkdir(parents=True)
@@ -115,7 +115,7 @@ def test_the_commit_is_that_of_a_clean_checkout_and_of_no_other(run, package, tm
     git(root, "add", "-A")
     git(root, "commit", "-q", "-m", "second")
     surrounded = RunFolder(tmp_path / "surrounded")
-    keep_code(surrounded, installed)
+    save_code_snapshot(surrounded, installed)
     assert record(surrounded)["commit"] is None
 
 
@@ -123,17 +123,17 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(run, package):
     run.path.mkdir()
     run.code.write_text("a file stands here")
     with pytest.raises(RunError, match="the code cannot be kept: File exists"):
-        keep_code(run, package)
+        save_code_snapshot(run, package)
 
 
 def test_without_git_there_is_no_commit(run, package, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    keep_code(run, package)
+    save_code_snapshot(run, package)
     assert record(run)["commit"] is None
 
 
 def test_the_packages_own_code_runs_from_its_archive(run, tmp_path):
-    keep_code(run)
+    save_code_snapshot(run)
     (archive,) = run.code.glob("*.zip")
     with zipfile.ZipFile(archive) as zipped:
         zipped.extractall(tmp_path / "there")

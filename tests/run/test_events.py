@@ -1,17 +1,17 @@
 import time
 
-from hsadml_dist.run.events import Events
+from hsadml_dist.run.events import EventLog
 from hsadml_dist.run.folder import RunFolder
-from hsadml_dist.run.rows import read_rows
+from hsadml_dist.run.rows import read_jsonl
 
 
 def test_event_rows_have_what_readers_rely_on(tmp_path):
     attempt = RunFolder(tmp_path).attempt(3)
     before = time.time()
-    events = Events(attempt, job="77", restart=2)
+    events = EventLog(attempt, job="77", restart=2)
     events.write("started", 0, world_size=4)
     events.write("stopped", 12)
-    first, second = read_rows(attempt.events)
+    first, second = read_jsonl(attempt.events)
     assert before <= first.pop("time") <= second.pop("time") <= time.time()
     common = {"attempt": 3, "job": "77", "restart": 2}
     assert first == {"event": "started", "step": 0, "world_size": 4, **common}
@@ -20,6 +20,6 @@ def test_event_rows_have_what_readers_rely_on(tmp_path):
 
 def test_outside_of_slurm_there_is_no_job(tmp_path):
     attempt = RunFolder(tmp_path).attempt(1)
-    Events(attempt, job=None, restart=0).write("finished", 5)
-    [row] = read_rows(attempt.events)
+    EventLog(attempt, job=None, restart=0).write("finished", 5)
+    [row] = read_jsonl(attempt.events)
     assert (row["job"], row["restart"]) == (None, 0)

@@ -7,8 +7,8 @@ CODE = """
 import ctypes, logging, sys
 from pathlib import Path
 from hsadml_dist.run.folder import RunFolder
-from hsadml_dist.run.log import open_log
-open_log(RunFolder(Path(sys.argv[1])).attempt(1), int(sys.argv[2]))
+from hsadml_dist.run.log import configure_rank_logging
+configure_rank_logging(RunFolder(Path(sys.argv[1])).attempt(1), int(sys.argv[2]))
 logging.getLogger("hsadml_dist.train").warning("checkpoint %s passed over", "x")
 logging.getLogger("other").debug("too much")
 ctypes.string_at(0)

@@ -1,8 +1,8 @@
 import pytest
 
 from hsadml_dist.run.folder import RunFolder
-from hsadml_dist.run.merged import merged_events, merged_ledger, merged_metrics, steps_done_twice
-from hsadml_dist.run.rows import RowWriter
+from hsadml_dist.run.merged import count_repeated_steps, merged_events, merged_ledger, merged_metrics
+from hsadml_dist.run.rows import JsonlWriter
 
 
 @pytest.fixture
@@ -13,8 +13,8 @@ def run(tmp_path):
         folder.attempt(attempt).path.mkdir(parents=True)
         for kind in ("metrics", "ledger"):
             for step in steps:
-                RowWriter(getattr(folder.attempt(attempt), kind)).write({"step": step, "attempt": attempt})
-        RowWriter(folder.attempt(attempt).events).write({"event": "started", "attempt": attempt})
+                JsonlWriter(getattr(folder.attempt(attempt), kind)).write({"step": step, "attempt": attempt})
+        JsonlWriter(folder.attempt(attempt).events).write({"event": "started", "attempt": attempt})
     return tmp_path
 
 
@@ -25,7 +25,7 @@ def test_a_redone_step_counts_as_its_last_attempt_did_it(run, merged):
 
 def test_attempts_beyond_9999_still_count_in_their_order(tmp_path):
     for attempt in (9999, 10000):
-        RowWriter(RunFolder(tmp_path).attempt(attempt).metrics).write({"step": 1, "attempt": attempt})
+        JsonlWriter(RunFolder(tmp_path).attempt(attempt).metrics).write({"step": 1, "attempt": attempt})
     assert merged_metrics(tmp_path) == [{"step": 1, "attempt": 10000}]
 
 
@@ -34,9 +34,9 @@ def test_events_of_all_attempts_in_order(run):
 
 
 def test_steps_done_twice_are_counted(run):
-    assert steps_done_twice(run) == 2
+    assert count_repeated_steps(run) == 2
 
 
 def test_a_run_without_attempts(tmp_path):
     assert merged_metrics(tmp_path) == merged_ledger(tmp_path) == merged_events(tmp_path) == []
-    assert steps_done_twice(tmp_path) == 0
+    assert count_repeated_steps(tmp_path) == 0

@@ -3,7 +3,7 @@ import io
 import pytest
 
 from hsadml_dist.run import progress
-from hsadml_dist.run.progress import BarProgress, LineProgress, progress_on
+from hsadml_dist.run.progress import BarProgress, LineProgress, open_progress_display
 
 
 class Terminal(io.StringIO):
@@ -32,8 +32,8 @@ def test_a_line_each_30_seconds_and_one_at_the_end(clock):
 
 
 def test_logs_get_lines_and_terminals_a_bar():
-    assert isinstance(progress_on(io.StringIO(), 0, 10), LineProgress)
-    bar = progress_on(Terminal(), 3, 10)
+    assert isinstance(open_progress_display(io.StringIO(), 0, 10), LineProgress)
+    bar = open_progress_display(Terminal(), 3, 10)
     assert isinstance(bar, BarProgress)
     bar.close()
 

@@ -3,14 +3,14 @@ from dataclasses import replace
 import pytest
 
 from hsadml_dist.comm import SoloComm
-from hsadml_dist.run.attempts import take, this_process
-from hsadml_dist.run.entry import Entry
+from hsadml_dist.run.attempts import current_holder, start_attempt
+from hsadml_dist.run.entry import RankContext
 from hsadml_dist.run.folder import RunFolder
-from hsadml_dist.run.records import FileRecords, SilentRecords, StepRow, open_records
-from hsadml_dist.run.rows import read_rows
+from hsadml_dist.run.records import FileRecorder, MetricsRow, NullRecorder, open_recorder
+from hsadml_dist.run.rows import read_jsonl
 from hsadml_dist.topology import Topology
 
-ROW = StepRow(
+ROW = MetricsRow(
     step=4,
     attempt=1,
     epoch=0,
@@ -24,20 +24,20 @@ ROW = StepRow(
 
 
 @pytest.fixture
-def entry(tmp_path):
-    holder = this_process("t", {"SLURM_JOB_ID": "9", "SLURM_RESTART_COUNT": "1"})
-    return Entry(attempt=take(RunFolder(tmp_path), holder, {}), holder=holder, comm=SoloComm())
+def context(tmp_path):
+    holder = current_holder("t", {"SLURM_JOB_ID": "9", "SLURM_RESTART_COUNT": "1"})
+    return RankContext(attempt=start_attempt(RunFolder(tmp_path), holder, {}), holder=holder, comm=SoloComm())
 
 
-def test_the_first_rank_writes_rows_of_every_kind(entry, capsys):
-    records = open_records(entry, tensorboard=False)
-    assert isinstance(records, FileRecords)
+def test_the_first_rank_writes_rows_of_every_kind(context, capsys):
+    records = open_recorder(context, tensorboard=False)
+    assert isinstance(records, FileRecorder)
     records.event("started", 0, world_size=1)
     records.begin(3, 4)
     records.step(ROW)
     records.samples(4, 0, ("a", "b"))
     records.close()
-    [metrics] = read_rows(entry.attempt.metrics)
+    [metrics] = read_jsonl(context.attempt.metrics)
     assert metrics == {
         "step": 4,
         "attempt": 1,
@@ -49,25 +49,25 @@ def test_the_first_rank_writes_rows_of_every_kind(entry, capsys):
         "step_seconds": 0.5,
         "data_wait_seconds": 0.125,
     }
-    [event] = read_rows(entry.attempt.events)
+    [event] = read_jsonl(context.attempt.events)
     assert (event["event"], event["job"], event["restart"]) == ("started", "9", 1)
-    assert list(read_rows(entry.attempt.ledger)) == [{"step": 4, "attempt": 1, "epoch": 0, "keys": ["a", "b"]}]
+    assert list(read_jsonl(context.attempt.ledger)) == [{"step": 4, "attempt": 1, "epoch": 0, "keys": ["a", "b"]}]
     assert "step 4/4  loss 0.3000  24 samples/s" in capsys.readouterr().err
 
 
-def test_without_samples_there_is_no_ledger(entry):
-    records = open_records(entry, tensorboard=False)
+def test_without_samples_there_is_no_ledger(context):
+    records = open_recorder(context, tensorboard=False)
     records.close()
-    assert not entry.attempt.ledger.exists()
-    assert not entry.attempt.tensorboard.exists()
+    assert not context.attempt.ledger.exists()
+    assert not context.attempt.tensorboard.exists()
 
 
-def test_other_ranks_write_nothing(entry, tmp_path):
+def test_other_ranks_write_nothing(context, tmp_path):
     comm = SoloComm()
     comm.topology = Topology(rank=1, world_size=2)
     before = sorted(tmp_path.rglob("*"))
-    records = open_records(replace(entry, comm=comm), tensorboard=True)
-    assert isinstance(records, SilentRecords)
+    records = open_recorder(replace(context, comm=comm), tensorboard=True)
+    assert isinstance(records, NullRecorder)
     records.event("started", 0)
     records.begin(0, 9)
     records.step(ROW)
@@ -76,13 +76,13 @@ def test_other_ranks_write_nothing(entry, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_tensorboard_shows_the_same_numbers(entry):
+def test_tensorboard_shows_the_same_numbers(context):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    records = open_records(entry, tensorboard=True)
+    records = open_recorder(context, tensorboard=True)
     records.step(ROW)
     records.close()
-    board = EventAccumulator(str(entry.attempt.tensorboard))
+    board = EventAccumulator(str(context.attempt.tensorboard))
     board.Reload()
     assert set(board.Tags()["scalars"]) == {
         f"train/{name}" for name in ("loss", "lr", "grad_norm", "step_seconds", "data_wait_seconds")

@@ -8,55 +8,55 @@ from pathlib import Path
 import pytest
 
 from hsadml_dist.errors import RunError
-from hsadml_dist.run.rows import RowWriter, read_rows
+from hsadml_dist.run.rows import JsonlWriter, read_jsonl
 from tests.checkpoint.test_save import small_disk
 
 
 def test_rows_come_back_with_all_digits(tmp_path):
     rows = [{"step": 1, "loss": 0.1 + 0.2, "text": "ü\n"}, {"step": 2, "loss": 1e-300, "none": None}]
-    writer = RowWriter(tmp_path / "deep" / "rows.jsonl")
+    writer = JsonlWriter(tmp_path / "deep" / "rows.jsonl")
     for row in rows:
         writer.write(row)
     writer.close()
-    assert list(read_rows(tmp_path / "deep" / "rows.jsonl")) == rows
+    assert list(read_jsonl(tmp_path / "deep" / "rows.jsonl")) == rows
 
 
 def test_a_row_is_there_as_soon_as_it_is_written_and_later_writers_append(tmp_path):
     path = tmp_path / "rows.jsonl"
-    first = RowWriter(path)
+    first = JsonlWriter(path)
     first.write({"a": 1})
-    assert list(read_rows(path)) == [{"a": 1}]
-    RowWriter(path).write({"a": 2})
+    assert list(read_jsonl(path)) == [{"a": 1}]
+    JsonlWriter(path).write({"a": 2})
     first.write({"a": 3})
-    assert [row["a"] for row in read_rows(path)] == [1, 2, 3]
+    assert [row["a"] for row in read_jsonl(path)] == [1, 2, 3]
 
 
 def test_no_file_no_rows(tmp_path):
-    assert list(read_rows(tmp_path / "none.jsonl")) == []
+    assert list(read_jsonl(tmp_path / "none.jsonl")) == []
 
 
 @pytest.mark.parametrize("cut", [1, 2, 9])
 def test_a_last_row_cut_by_a_crash_is_left_out(tmp_path, cut):
     path = tmp_path / "rows.jsonl"
-    writer = RowWriter(path)
+    writer = JsonlWriter(path)
     writer.write({"a": 1})
     writer.write({"name": "ümläut"})
     os.truncate(path, path.stat().st_size - cut)
-    assert list(read_rows(path)) == [{"a": 1}]
+    assert list(read_jsonl(path)) == [{"a": 1}]
 
 
 def test_a_loss_that_is_no_number_is_still_a_row(tmp_path):
-    writer = RowWriter(tmp_path / "rows.jsonl")
+    writer = JsonlWriter(tmp_path / "rows.jsonl")
     writer.write({"loss": math.nan})
     writer.write({"loss": math.inf})
-    assert [str(row["loss"]) for row in read_rows(tmp_path / "rows.jsonl")] == ["nan", "inf"]
+    assert [str(row["loss"]) for row in read_jsonl(tmp_path / "rows.jsonl")] == ["nan", "inf"]
 
 
 def test_each_row_is_one_write_so_that_a_killed_writer_leaves_whole_rows(tmp_path):
     path = tmp_path / "rows.jsonl"
     code = (
-        "import os, sys; from pathlib import Path; from hsadml_dist.run.rows import RowWriter; "
-        "w = RowWriter(Path(sys.argv[1])); print('on', flush=True)\n"
+        "import os, sys; from pathlib import Path; from hsadml_dist.run.rows import JsonlWriter; "
+        "w = JsonlWriter(Path(sys.argv[1])); print('on', flush=True)\n"
         "while True: w.write({'fill': 'x' * 500})"
     )
     writer = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE)
@@ -73,14 +73,14 @@ def test_each_row_is_one_write_so_that_a_killed_writer_leaves_whole_rows(tmp_pat
 
 def test_a_full_disk_is_one_line():
     with pytest.raises(RunError, match=r"^/dev/full: a row cannot be written: no space left$"):
-        RowWriter(Path("/dev/full")).write({"step": 1})
+        JsonlWriter(Path("/dev/full")).write({"step": 1})
 
 
 def test_a_disk_that_fills_within_a_row_is_told(tmp_path):
     with small_disk(tmp_path / "disk", kibibytes=8):
-        writer = RowWriter(tmp_path / "disk" / "rows.jsonl")
+        writer = JsonlWriter(tmp_path / "disk" / "rows.jsonl")
         writer.write({"step": 1})
         with pytest.raises(RunError, match=r"rows\.jsonl: a row cannot be written whole: no space left$"):
             writer.write({"fill": "x" * 9000})
         writer.close()
-        assert list(read_rows(tmp_path / "disk" / "rows.jsonl")) == [{"step": 1}]
+        assert list(read_jsonl(tmp_path / "disk" / "rows.jsonl")) == [{"step": 1}]

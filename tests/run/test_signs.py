@@ -7,24 +7,32 @@ import pytest
 
 from hsadml_dist.run import heartbeat
 from hsadml_dist.run.folder import RunFolder
-from hsadml_dist.run.heartbeat import Signs
-from hsadml_dist.run.signs import Mark, Sign, Whereabouts, read_signs, write_sign
+from hsadml_dist.run.heartbeat import RankHeartbeatWriter
+from hsadml_dist.run.signs import (
+    PositionRecorder,
+    RankHeartbeat,
+    RankPosition,
+    read_peer_statuses,
+    write_rank_heartbeat,
+)
 
 
 @pytest.fixture
 def attempt(tmp_path):
     folder = RunFolder(tmp_path).attempt(3)
-    folder.signs.mkdir(parents=True)
+    folder.rank_heartbeats.mkdir(parents=True)
     return folder
 
 
 def sign(rank, **changes):
-    return Sign(**{"rank": rank, "step": 7, "stage": "step", "waits": True, "doing": "m", "time": 1.5} | changes)
+    return RankHeartbeat(
+        **{"rank": rank, "step": 7, "stage": "step", "waits": True, "doing": "m", "time": 1.5} | changes
+    )
 
 
 def test_marks_of_a_training_that_goes_on():
-    where = Whereabouts()
-    assert where.mark == Mark(step=0, stage="start", span=0, slow=True)
+    where = PositionRecorder()
+    assert where.mark == RankPosition(step=0, stage="start", span=0, slow=True)
     seen = []
     for step, stage in [
         (5, "data"),
@@ -41,7 +49,7 @@ def test_marks_of_a_training_that_goes_on():
         (8, "data"),
         (9, "data"),
     ]:
-        where.at(step, stage)
+        where.enter_stage(step, stage)
         assert (where.mark.step, where.mark.stage) == (step, stage)
         seen.append((where.mark.span, where.mark.slow))
     first, second = [(1, True)] * 3, [(3, False)] * 2
@@ -52,39 +60,39 @@ def test_marks_of_a_training_that_goes_on():
 def test_what_was_written_is_read(attempt):
     signs = [sign(0), sign(2, stage="data", waits=False, doing="ü")]
     for one in signs:
-        write_sign(attempt, one)
-    seen = read_signs(attempt, 4, own=0)
+        write_rank_heartbeat(attempt, one)
+    seen = read_peer_statuses(attempt, 4, own=0)
     assert [one.sign for one in seen] == [signs[0], None, signs[1], None]
     assert [one.rank for one in seen] == [0, 1, 2, 3]
-    assert sorted(os.listdir(attempt.signs)) == ["rank-0000", "rank-0002"]
+    assert sorted(os.listdir(attempt.rank_heartbeats)) == ["rank-0000", "rank-0002"]
 
 
 def test_silence_counts_from_the_file_servers_times_and_never_below_zero(attempt):
     for rank, time_ in [(0, 1000.0), (1, 990.0), (2, 1003.0)]:
-        write_sign(attempt, sign(rank, time=5e9))
-        os.utime(attempt.sign(rank), (time_, time_))
-    assert [one.silent for one in read_signs(attempt, 3, own=0)] == [0, 10, 0]
-    attempt.sign(0).unlink()
-    assert [one.silent for one in read_signs(attempt, 3, own=0)] == [0, 13, 0]
+        write_rank_heartbeat(attempt, sign(rank, time=5e9))
+        os.utime(attempt.rank_heartbeat(rank), (time_, time_))
+    assert [one.silent for one in read_peer_statuses(attempt, 3, own=0)] == [0, 10, 0]
+    attempt.rank_heartbeat(0).unlink()
+    assert [one.silent for one in read_peer_statuses(attempt, 3, own=0)] == [0, 13, 0]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"rank": 1}', json.dumps({"rank": 1, "other": 2})])
 def test_a_damaged_sign_is_no_sign(attempt, text):
-    attempt.sign(0).write_text(text)
-    assert read_signs(attempt, 1, own=0)[0].sign is None
+    attempt.rank_heartbeat(0).write_text(text)
+    assert read_peer_statuses(attempt, 1, own=0)[0].sign is None
 
 
 def test_no_folder_no_signs(tmp_path):
-    assert [one.sign for one in read_signs(RunFolder(tmp_path).attempt(1), 2, own=0)] == [None, None]
+    assert [one.sign for one in read_peer_statuses(RunFolder(tmp_path).attempt(1), 2, own=0)] == [None, None]
 
 
 def test_a_sign_tells_where_the_main_thread_is():
-    here = Sign.of(4, Mark(step=9, stage="save"))
+    here = RankHeartbeat.of(4, RankPosition(step=9, stage="save"))
     assert (here.rank, here.step, here.stage, here.waits) == (4, 9, "save", False)
     assert here.doing.endswith(", of")  # this very call
     assert abs(here.time - time.time()) < 60
     other = []
-    thread = threading.Thread(target=lambda: other.append(Sign.of(4, Mark())))
+    thread = threading.Thread(target=lambda: other.append(RankHeartbeat.of(4, RankPosition())))
     thread.start()
     thread.join()
     assert "thread" in other[0].doing, "the main thread waits in threading.join"
@@ -97,7 +105,7 @@ def test_a_sign_tells_where_the_main_thread_is():
         ("torch.nn.parallel.distributed", "_sync_buffers", True),
         ("torch.autograd.graph", "_engine_run_backward", True),
         ("torch.nn.parallel.replicate", "all_reduce", False),
-        ("hsadml_dist.train", "take_step", False),
+        ("hsadml_dist.train", "train_step", False),
     ],
 )
 def test_in_collectives_and_in_ddps_backward_pass_a_rank_waits(module, function, waits):
@@ -105,7 +113,7 @@ def test_in_collectives_and_in_ddps_backward_pass_a_rank_waits(module, function,
     namespace, found = {"__name__": module}, []
     exec(f"def {function}(done):\n    while not done: pass", namespace)
     done = []
-    watcher = threading.Timer(0.1, lambda: (found.append(Sign.of(0, Mark())), done.append(True)))
+    watcher = threading.Timer(0.1, lambda: (found.append(RankHeartbeat.of(0, RankPosition())), done.append(True)))
     watcher.start()
     namespace[function](done)
     watcher.join()
@@ -114,21 +122,21 @@ def test_in_collectives_and_in_ddps_backward_pass_a_rank_waits(module, function,
 
 
 def test_signs_come_at_once_and_until_closed(attempt, monkeypatch):
-    monkeypatch.setattr(heartbeat, "SIGN_SECONDS", 0.02)
-    where = Whereabouts()
-    signs = Signs(attempt, 1, where)
-    assert read_signs(attempt, 2, own=1)[1].sign.stage == "start"
-    where.at(4, "vote")
+    monkeypatch.setattr(heartbeat, "RANK_HEARTBEAT_SECONDS", 0.02)
+    where = PositionRecorder()
+    signs = RankHeartbeatWriter(attempt, 1, where)
+    assert read_peer_statuses(attempt, 2, own=1)[1].sign.stage == "start"
+    where.enter_stage(4, "vote")
     deadline = time.monotonic() + 5
-    while read_signs(attempt, 2, own=1)[1].sign.step != 4:
+    while read_peer_statuses(attempt, 2, own=1)[1].sign.step != 4:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     signs.close()
-    attempt.sign(1).unlink()
+    attempt.rank_heartbeat(1).unlink()
     time.sleep(0.1)
-    assert not attempt.sign(1).exists()
+    assert not attempt.rank_heartbeat(1).exists()
 
 
 def test_a_run_folder_that_cannot_be_written_ends_nothing(tmp_path):
     (tmp_path / "attempts").write_text("a file where a folder should be")
-    Signs(RunFolder(tmp_path).attempt(1), 0, Whereabouts()).close()
+    RankHeartbeatWriter(RunFolder(tmp_path).attempt(1), 0, PositionRecorder()).close()

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from hsadml_dist.config.fields import build
+from hsadml_dist.config.fields import build_recipe
 from hsadml_dist.config.io import dump_recipe
 from hsadml_dist.errors import ExitCode
-from hsadml_dist.run.attempts import this_process
+from hsadml_dist.run.attempts import current_holder
 from hsadml_dist.run.folder import RunFolder
-from hsadml_dist.run.no_progress import why_no_further
-from hsadml_dist.run.processes import start_time
-from hsadml_dist.run.state import EVENTS_BYTES, METRICS_BYTES, age, read_state
+from hsadml_dist.run.no_progress import crash_loop_reason
+from hsadml_dist.run.processes import process_start_time
+from hsadml_dist.run.state import EVENTS_BYTES, METRICS_BYTES, format_age, read_run_state
 from tests.run.made_up import add_events, add_rows, checkpoint, make_attempt, make_run, stopped
 
 
@@ -24,7 +24,7 @@ def run(tmp_path):
 
 
 def read(run):
-    return read_state(run, time.time())
+    return read_run_state(run, time.time())
 
 
 def test_a_run_that_was_never_started(run):
@@ -98,13 +98,13 @@ def test_a_hang_counts_more_than_what_a_peer_says_of_it(run):
     hang = {"event": "hang", "step": 6, "reason": "rank 1 is busy"}
     make_attempt(run, events=[hang, {"event": "failed", "reason": "lost a peer", "exit_code": 70}])
     assert (read(run).phase, read(run).reason) == ("failed", "step 7 hangs: rank 1 is busy")
-    assert read(run).exit_code == ExitCode.INTERNAL
+    assert read(run).exit_code == ExitCode.INTERNAL_ERROR
 
 
 def test_three_attempts_without_progress_give_their_reason(run):
     for _ in range(3):
         make_attempt(run, events=[{"event": "failed", "reason": "a peer is gone", "exit_code": 70}])
-    reason = why_no_further(run, run.attempt(4), ())
+    reason = crash_loop_reason(run, run.attempt(4), ())
     make_attempt(run, events=[{"event": "failed", "reason": reason, "exit_code": 1}])
     state = read(run)
     assert (state.phase, state.exit_code, state.attempts) == ("failed", 1, 4)
@@ -131,7 +131,7 @@ def test_silence_is_told_from_a_sign_of_life(run):
 def test_a_process_of_this_machine_that_is_gone_is_noticed_at_once(run):
     child = subprocess.Popen(["sleep", "100"])
     try:
-        me = {**asdict(this_process("t", {})), "pid": child.pid, "born": start_time(child.pid)}
+        me = {**asdict(current_holder("t", {})), "pid": child.pid, "born": process_start_time(child.pid)}
         make_attempt(run, steps=[1], **me)
         assert read(run).phase == "running"
     finally:
@@ -144,13 +144,13 @@ def test_a_process_of_this_machine_that_is_gone_is_noticed_at_once(run):
 
 def test_what_a_running_one_does_beside_its_steps(run):
     attempt = make_attempt(run, steps=[1])
-    attempt.signs.mkdir()
-    attempt.sign(0).write_text(json.dumps({"rank": 0, "step": 1, "stage": "evaluate"}))
+    attempt.rank_heartbeats.mkdir()
+    attempt.rank_heartbeat(0).write_text(json.dumps({"rank": 0, "step": 1, "stage": "evaluate"}))
     assert (read(run).phase, read(run).stage) == ("running", "evaluate")
 
 
 def test_the_total_is_that_of_the_recipe_as_it_is_written(tmp_path):
-    dump_recipe(build({"data.shards": "s", "train.steps": 321}), tmp_path / "config.yaml")
+    dump_recipe(build_recipe({"data.shards": "s", "train.steps": 321}), tmp_path / "config.yaml")
     assert read(RunFolder(tmp_path)).total_steps == 321
 
 
@@ -203,5 +203,5 @@ def test_nothing_is_written(run):
     [(0, "0 s"), (119, "119 s"), (120, "2 min"), (7199, "119 min"), (7200, "2 h"), (172800, "2 d"), (-3, "0 s")],
 )
 def test_ages_have_one_unit(seconds, text):
-    assert age(1e9, 1e9 - seconds) == text
-    assert age(1e9, None) == "-"
+    assert format_age(1e9, 1e9 - seconds) == text
+    assert format_age(1e9, None) == "-"

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hsadml_dist.shards.build import BuildOptions, build
-from hsadml_dist.shards.identity import load_key
+from hsadml_dist.shards.build import BuildOptions, build_shards
+from hsadml_dist.shards.identity import load_or_create_key
 from hsadml_dist.shards.sources.phantom.source import PhantomSource
 
 CLASSES = ("glioma", "meningioma", "pituitary")
@@ -13,7 +13,7 @@ CLASSES = ("glioma", "meningioma", "pituitary")
 
 @pytest.fixture(scope="session")
 def key(tmp_path_factory):
-    return load_key(tmp_path_factory.mktemp("key") / "id.key")
+    return load_or_create_key(tmp_path_factory.mktemp("key") / "id.key")
 
 
 @pytest.fixture(scope="session")
@@ -53,5 +53,5 @@ def small_shards(tmp_path_factory, key):
     """Shards of 6 generated patients in 3 folds; not to be written to."""
     out = tmp_path_factory.mktemp("small") / "shards"
     options = BuildOptions(folds=3, samples_per_shard=8, size=32)
-    build(PhantomSource(patients=6, seed=0, size=32), out, options, key, 1, lambda done, total: None)
+    build_shards(PhantomSource(patients=6, seed=0, size=32), out, options, key, 1, lambda done, total: None)
     return out

@@ -21,14 +21,14 @@ from PIL import Image
 from hsadml_dist.data.index import load_index
 from hsadml_dist.data.sample import SampleMeta
 from hsadml_dist.errors import DataError, UsageError
-from hsadml_dist.shards.build import BuildOptions, build, class_order
-from hsadml_dist.shards.record import Source
+from hsadml_dist.shards.build import BuildOptions, build_shards, class_order
+from hsadml_dist.shards.record import ImageSource
 from hsadml_dist.shards.sources.figshare.source import FigshareSource
 from hsadml_dist.shards.sources.folders import FoldersSource
 from hsadml_dist.shards.sources.phantom.source import PhantomSource
 from hsadml_dist.shards.sources.table import TableSource
 from hsadml_dist.shards.summary import summarise
-from hsadml_dist.shards.verify import verify
+from hsadml_dist.shards.verify import verify_shards
 from tests.shards.matlab_files import write_folds, write_slice
 
 OPTIONS = BuildOptions(samples_per_shard=4, size=32, folds=4)
@@ -45,13 +45,13 @@ def contents(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def built(table, key, tmp_path_factory):
     out = tmp_path_factory.mktemp("built") / "shards"
-    report = build(TableSource(table=table), out, OPTIONS, key, 1, quiet)
+    report = build_shards(TableSource(table=table), out, OPTIONS, key, 1, quiet)
     return out, report
 
 
 def test_what_is_written_verifies_and_loads(built):
     out, report = built
-    assert verify(out) == ()
+    assert verify_shards(out) == ()
     assert load_index(out) == report.index
     assert report.index.classes == ("glioma", "meningioma", "pituitary")
     assert (len(report.index), report.index.folds, report.index.split_unit) == (30, 4, "person")
@@ -61,15 +61,17 @@ def test_what_is_written_verifies_and_loads(built):
 
 def test_two_workers_write_the_same_bytes(built, table, key, tmp_path):
     out, _ = built
-    build(TableSource(table=table), tmp_path / "two", OPTIONS, key, 2, quiet)
+    build_shards(TableSource(table=table), tmp_path / "two", OPTIONS, key, 2, quiet)
     assert contents(tmp_path / "two") == contents(out)
 
 
 def test_another_key_renames_all_and_changes_no_fold_order_or_pixel(built, table, tmp_path):
-    from hsadml_dist.shards.identity import load_key
+    from hsadml_dist.shards.identity import load_or_create_key
 
     _, report = built
-    other = build(TableSource(table=table), tmp_path / "o", OPTIONS, load_key(tmp_path / "key"), 1, quiet).index
+    other = build_shards(
+        TableSource(table=table), tmp_path / "o", OPTIONS, load_or_create_key(tmp_path / "key"), 1, quiet
+    ).index
     assert not {row.key for row in other.samples} & {row.key for row in report.index.samples}
     assert not {row.person for row in other.samples} & {row.person for row in report.index.samples}
     assert [(row.sha256, row.fold) for row in other.samples] == [(row.sha256, row.fold) for row in report.index.samples]
@@ -122,7 +124,7 @@ def cohort(tmp_path_factory):
     return root
 
 
-def sources_of(root: Path) -> dict[str, Source]:
+def sources_of(root: Path) -> dict[str, ImageSource]:
     table = TableSource(table=root / "persons.csv", images=root / "pictures", columns={"file": "index"})
     return {
         "table": table,
@@ -135,7 +137,7 @@ def sources_of(root: Path) -> dict[str, Source]:
 def test_a_table_and_the_original_files_give_equal_counts_and_folds(cohort, key, tmp_path):
     options = replace(OPTIONS, folds=3)
     made = {
-        name: build(source, tmp_path / name, options, key, 1, quiet).index
+        name: build_shards(source, tmp_path / name, options, key, 1, quiet).index
         for name, source in sources_of(cohort).items()
         if name != "folders"
     }
@@ -152,11 +154,11 @@ def test_a_table_and_the_original_files_give_equal_counts_and_folds(cohort, key,
 
 def test_without_persons_the_card_states_the_smaller_unit(cohort, key, tmp_path):
     for source, unit in ((FigshareSource(folder=cohort / "mat"), "exam"), (sources_of(cohort)["folders"], "slice")):
-        report = build(source, tmp_path / unit, OPTIONS, key, 1, quiet)
+        report = build_shards(source, tmp_path / unit, OPTIONS, key, 1, quiet)
         assert report.index.split_unit == unit
         assert json.loads((tmp_path / unit / "card.json").read_text())["unit"] == unit
         assert f"unit: {unit}. Persons are not known" in (tmp_path / unit / "card.html").read_text()
-        assert verify(tmp_path / unit) == ()
+        assert verify_shards(tmp_path / unit) == ()
 
 
 @pytest.mark.parametrize("name", ["table", "files", "zips", "folders"])
@@ -164,13 +166,13 @@ def test_no_name_is_in_clear_in_any_file_not_even_of_a_build_that_was_cut(cohort
     source = sources_of(cohort)[name]
     monkeypatch.setattr("hsadml_dist.shards.build.write_card", fail)
     with pytest.raises(ZeroDivisionError):
-        build(source, tmp_path / "out", OPTIONS, key, 1, quiet)
+        build_shards(source, tmp_path / "out", OPTIONS, key, 1, quiet)
     monkeypatch.undo()
     cut = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(cut) > 6
     words = [b"SECRET", os.fsencode(cohort.name), b"persons.csv", b"pictures"]
     assert [path.name for path in cut if holds(path, words)] == []
-    build(source, tmp_path / "out", OPTIONS, key, 1, quiet)
+    build_shards(source, tmp_path / "out", OPTIONS, key, 1, quiet)
     assert [path.name for path in (tmp_path / "out").iterdir() if holds(path, words)] == []
 
 
@@ -210,28 +212,28 @@ def test_members_are_webdataset_groups_with_fixed_owner_and_time(built):
 
 def test_masks_and_spacing_are_stored(key, tmp_path):
     source = PhantomSource(patients=4, seed=0, size=32)
-    report = build(source, tmp_path / "p", OPTIONS, key, 1, quiet)
-    assert verify(tmp_path / "p") == ()
+    report = build_shards(source, tmp_path / "p", OPTIONS, key, 1, quiet)
+    assert verify_shards(tmp_path / "p") == ()
     assert all("mask.png" in row.members for row in report.index.samples)
     row = report.index.samples[0]
     offset, size = row.members["json"]
     content = (tmp_path / "p" / report.index.shards[row.shard].name).read_bytes()
     assert SampleMeta.from_json(content[offset : offset + size]).spacing_mm in {
-        record.spacing_mm for record in source.listing().records
+        record.spacing_mm for record in source.list_records().records
     }
 
 
 def test_a_filled_folder_is_left_alone(table, key, tmp_path):
     (tmp_path / "mine").write_text("dear")
     with pytest.raises(DataError, match="not empty"):
-        build(TableSource(table=table), tmp_path, OPTIONS, key, 1, quiet)
+        build_shards(TableSource(table=table), tmp_path, OPTIONS, key, 1, quiet)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_an_empty_folder_is_filled(table, key, tmp_path):
     (tmp_path / "out").mkdir()
-    build(TableSource(table=table), tmp_path / "out", OPTIONS, key, 1, quiet)
-    assert verify(tmp_path / "out") == ()
+    build_shards(TableSource(table=table), tmp_path / "out", OPTIONS, key, 1, quiet)
+    assert verify_shards(tmp_path / "out") == ()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -239,11 +241,11 @@ def test_a_bad_image_is_left_out_by_name_and_nothing_else_changes(small_table, k
     (tmp_path / "bad.jpg").write_bytes(b"no picture")
     lines = [f"{'bad.jpg' if n in (2, 5) else 'a.png'},x,{n}" for n in range(8)]
     source = TableSource(table=small_table("file,class,person", *lines))
-    report = build(source, tmp_path / "out", replace(OPTIONS, samples_per_shard=1), key, workers, quiet)
+    report = build_shards(source, tmp_path / "out", replace(OPTIONS, samples_per_shard=1), key, workers, quiet)
     assert {skip.where for skip in report.index.skipped} == {"row 3", "row 6"}
     assert all("its image cannot be decoded" in skip.reason for skip in report.index.skipped)
     assert (len(report.index), len(report.index.shards)) == (6, 6)
-    assert verify(tmp_path / "out") == ()
+    assert verify_shards(tmp_path / "out") == ()
     assert json.loads((tmp_path / "out" / "card.json").read_text())["skipped"][0]["where"] in {"row 3", "row 6"}
 
 
@@ -262,15 +264,15 @@ def test_damage_that_empties_a_class_or_a_fold_ends_the_build(small_table, key, 
         lines = lines[:5]
     source = TableSource(table=small_table("file,class,person", *lines))
     with pytest.raises(DataError, match=text) as caught:
-        build(source, tmp_path / "out", replace(OPTIONS, folds=4 if len(lines) == 6 else 5), key, 1, quiet)
+        build_shards(source, tmp_path / "out", replace(OPTIONS, folds=4 if len(lines) == 6 else 5), key, 1, quiet)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_person_in_two_classes_is_named_by_rows(small_table, key, tmp_path):
     source = TableSource(table=small_table("file,class,person", "a.png,x,1", "a.png,y,1", "a.png,x,2"))
-    report = build(source, tmp_path / "out", replace(OPTIONS, folds=2), key, 1, quiet)
-    assert report.mixed == ("row 1 (x) and row 2 (y)",)
+    report = build_shards(source, tmp_path / "out", replace(OPTIONS, folds=2), key, 1, quiet)
+    assert report.mixed_class_patients == ("row 1 (x) and row 2 (y)",)
 
 
 @pytest.fixture
@@ -294,12 +296,12 @@ def test_a_full_disk_is_one_clear_line_and_a_build_with_room_goes_on(full_disk, 
     with pytest.raises(
         DataError, match=r"--out .*: cannot be written: No space left on device; .* build again to go on"
     ):
-        build(source, full_disk / "out", options, key, workers, quiet)
+        build_shards(source, full_disk / "out", options, key, workers, quiet)
     assert not (full_disk / "out").exists()
     subprocess.run(["mount", "-o", "remount,size=50m", full_disk], check=True)
-    report = build(source, full_disk / "out", options, key, workers, quiet)
+    report = build_shards(source, full_disk / "out", options, key, workers, quiet)
     assert report.reused > 0
-    assert verify(full_disk / "out") == ()
+    assert verify_shards(full_disk / "out") == ()
 
 
 @pytest.mark.parametrize(
@@ -315,7 +317,7 @@ def test_a_full_disk_is_one_clear_line_and_a_build_with_room_goes_on(full_disk, 
 )
 def test_options_out_of_range(table, key, tmp_path, options, workers, text):
     with pytest.raises(UsageError, match=text):
-        build(TableSource(table=table), tmp_path / "out", options, key, workers, quiet)
+        build_shards(TableSource(table=table), tmp_path / "out", options, key, workers, quiet)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -351,7 +353,7 @@ def is_gone(pid: int) -> bool:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_build_killed_five_times_ends_with_the_same_bytes(table, tmp_path, workers):
-    from hsadml_dist.shards.identity import load_key
+    from hsadml_dist.shards.identity import load_or_create_key
 
     out, key_path = tmp_path / "out", tmp_path / "key"
     chance = random.Random(workers)
@@ -368,11 +370,11 @@ def test_a_build_killed_five_times_ends_with_the_same_bytes(table, tmp_path, wor
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         assert not out.exists()
-    key, options = load_key(key_path), BuildOptions(samples_per_shard=4, size=640)
-    report = build(TableSource(table=table), out, options, key, workers, quiet)
+    key, options = load_or_create_key(key_path), BuildOptions(samples_per_shard=4, size=640)
+    report = build_shards(TableSource(table=table), out, options, key, workers, quiet)
     assert 5 <= report.reused < len(report.index)
-    assert verify(out) == ()
-    build(TableSource(table=table), tmp_path / "calm", options, key, 1, quiet)
+    assert verify_shards(out) == ()
+    build_shards(TableSource(table=table), tmp_path / "calm", options, key, 1, quiet)
     assert contents(out) == contents(tmp_path / "calm")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["calm", "key", "out"]
     deadline = time.monotonic() + 20

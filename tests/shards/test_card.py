@@ -5,12 +5,12 @@ from html.parser import HTMLParser
 
 import pytest
 
-from hsadml_dist.data.index import Skip, load_index
+from hsadml_dist.data.index import SkippedSample, load_index
 from hsadml_dist.shards.card import MOST_SKIPS, author_remark, card_page, remarks
-from hsadml_dist.shards.leak import Leak
+from hsadml_dist.shards.leak import LeakageReport
 from hsadml_dist.shards.summary import AuthorFolds, summarise
 
-LEAK = Leak(accuracy={"person": 0.5, "slice": 0.75}, slices=40)
+LEAK = LeakageReport(accuracy={"person": 0.5, "slice": 0.75}, slices=40)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_all_findings_are_told(summary):
         persons_in_two_classes=1,
         repeated_images=3,
         repeats_across_folds=2,
-        skipped=tuple(Skip(where=f"row {n}", reason="damaged") for n in range(MOST_SKIPS + 9)),
+        skipped=tuple(SkippedSample(where=f"row {n}", reason="damaged") for n in range(MOST_SKIPS + 9)),
     )
     text = " ".join(remarks(odd))
     assert "1 person with slices of more than one class" in text

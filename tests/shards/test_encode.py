@@ -5,10 +5,10 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from hsadml_dist.data.index import Skip
+from hsadml_dist.data.index import SkippedSample
 from hsadml_dist.data.sample import SampleMeta
-from hsadml_dist.shards.encode import Encoded, Entry, encode
-from hsadml_dist.shards.record import DamagedError, Listing, Pixels, Record
+from hsadml_dist.shards.encode import EncodedSample, EncodeTask, encode_sample
+from hsadml_dist.shards.record import DamagedSampleError, SourceListing, SourcePixels, SourceRecord
 
 META = SampleMeta(
     key="0" * 16,
@@ -33,31 +33,31 @@ class OneImage:
     mask: np.ndarray | None = None
     damaged: bool = False
 
-    def listing(self) -> Listing:
-        return Listing(records=())
+    def list_records(self) -> SourceListing:
+        return SourceListing(records=())
 
-    def read(self, record: Record) -> Pixels:
+    def read(self, record: SourceRecord) -> SourcePixels:
         if self.damaged:
-            raise DamagedError(record.where, "cut short")
-        return Pixels(image=self.image, mask=self.mask)
+            raise DamagedSampleError(record.where, "cut short")
+        return SourcePixels(image=self.image, mask=self.mask)
 
     def fingerprint(self) -> str:
         return ""
 
 
-def entry(*values, **names) -> Entry:
-    return Entry(
-        source=OneImage(*values, **names), record=Record(identity="i", where="row 9", class_name="a"), meta=META
+def entry(*values, **names) -> EncodeTask:
+    return EncodeTask(
+        source=OneImage(*values, **names), record=SourceRecord(record_id="i", where="row 9", class_name="a"), meta=META
     )
 
 
 def test_members_and_the_spacing_after_resampling():
-    made = encode(entry(np.arange(64 * 64).reshape(64, 64)))
-    assert isinstance(made, Encoded)
+    made = encode_sample(entry(np.arange(64 * 64).reshape(64, 64)))
+    assert isinstance(made, EncodedSample)
     assert set(made.members) == {"png", "json"}
     assert made.meta.spacing_mm == (1.0, 1.0)
     assert SampleMeta.from_json(made.members["json"]) == made.meta
-    assert set(encode(entry(np.eye(9), np.eye(9))).members) == {"png", "json", "mask.png"}
+    assert set(encode_sample(entry(np.eye(9), np.eye(9))).members) == {"png", "json", "mask.png"}
 
 
 @pytest.mark.parametrize(
@@ -69,9 +69,9 @@ def test_members_and_the_spacing_after_resampling():
     ],
 )
 def test_what_cannot_be_used_is_a_skip_that_names_the_row(made, reason):
-    assert encode(made) == Skip(where="row 9", reason=reason)
+    assert encode_sample(made) == SkippedSample(where="row 9", reason=reason)
 
 
 def test_the_error_of_a_damaged_sample_comes_through_from_another_process():
-    error = pickle.loads(pickle.dumps(DamagedError("row 2", "torn")))
-    assert (str(error), error.skip) == ("row 2: torn", Skip(where="row 2", reason="torn"))
+    error = pickle.loads(pickle.dumps(DamagedSampleError("row 2", "torn")))
+    assert (str(error), error.skip) == ("row 2: torn", SkippedSample(where="row 2", reason="torn"))

@@ -7,20 +7,20 @@ import pytest
 
 from hsadml_dist.data.sample import is_key
 from hsadml_dist.errors import DataError
-from hsadml_dist.shards.identity import IdKey, default_key_path, load_key
+from hsadml_dist.shards.identity import IdKey, default_key_path, load_or_create_key
 
 
 def test_first_use_makes_a_private_file_that_stays(tmp_path):
     path = tmp_path / "new" / "id.key"
-    first = load_key(path)
+    first = load_or_create_key(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert len(path.read_bytes()) == 32
-    assert load_key(path) == first
+    assert load_or_create_key(path) == first
     assert list(path.parent.iterdir()) == [path]
 
 
 def test_two_keys_differ(tmp_path):
-    one, two = load_key(tmp_path / "a"), load_key(tmp_path / "b")
+    one, two = load_or_create_key(tmp_path / "a"), load_or_create_key(tmp_path / "b")
     assert one.person("x") != two.person("x")
 
 
@@ -28,7 +28,7 @@ def test_builds_that_start_together_agree(tmp_path, monkeypatch):
     path, found = tmp_path / "id.key", []
     pids = iter(range(100))
     monkeypatch.setattr("hsadml_dist.shards.identity.os.getpid", lambda: next(pids))
-    threads = [threading.Thread(target=lambda: found.append(load_key(path))) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: found.append(load_or_create_key(path))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -41,7 +41,7 @@ def test_a_key_that_others_can_read_is_refused(tmp_path):
     path.write_bytes(b"0" * 32)
     path.chmod(0o644)
     with pytest.raises(DataError, match="chmod 600"):
-        load_key(path)
+        load_or_create_key(path)
 
 
 def test_a_short_key_is_refused(tmp_path):
@@ -49,12 +49,12 @@ def test_a_short_key_is_refused(tmp_path):
     path.write_bytes(b"0" * 15)
     path.chmod(0o600)
     with pytest.raises(DataError, match="at least 16"):
-        load_key(path)
+        load_or_create_key(path)
 
 
 def test_a_folder_is_no_key(tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
-        load_key(tmp_path)
+        load_or_create_key(tmp_path)
 
 
 def test_the_default_place_honours_xdg(monkeypatch, tmp_path):

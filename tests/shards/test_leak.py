@@ -5,7 +5,7 @@ import pytest
 
 from hsadml_dist.data.index import SampleRow, ShardIndex
 from hsadml_dist.shards import leak
-from hsadml_dist.shards.leak import SIDE, drawn, measure, thumbnail
+from hsadml_dist.shards.leak import SIDE, measure_leakage, select_slices, thumbnail
 
 
 def make_index(persons: int, slices: int, unit: str = "person") -> ShardIndex:
@@ -43,7 +43,7 @@ def test_the_figure_is_that_of_a_slow_search(monkeypatch, block):
     index = make_index(9, 4)
     pixels = np.random.default_rng(0).integers(0, 4, (36, 20)).astype(np.uint8)
     labels, folds = [row.label for row in index.samples], [row.fold for row in index.samples]
-    found = measure(index.samples, pixels, index)
+    found = measure_leakage(index.samples, pixels, index)
     assert found.accuracy["person"] == slow_accuracy(pixels, labels, folds)
     assert (list(found.accuracy), found.slices) == (["person", "slice"], 36)
 
@@ -53,7 +53,7 @@ def test_slices_of_a_person_that_resemble_each_other_show_as_a_gap():
     rng = np.random.default_rng(1)
     persons = rng.integers(0, 200, (12, SIDE * SIDE))
     pixels = (np.repeat(persons, 5, axis=0) + rng.integers(0, 50, (60, SIDE * SIDE))).astype(np.uint8)
-    accuracy = measure(index.samples, pixels, index).accuracy
+    accuracy = measure_leakage(index.samples, pixels, index).accuracy
     assert accuracy["slice"] == 1.0
     assert accuracy["person"] < 0.8
 
@@ -62,14 +62,14 @@ def test_only_units_that_every_slice_names_are_judged():
     index = make_index(6, 2, "slice")
     rows = tuple(replace(row, person=None) if place == 0 else row for place, row in enumerate(index.samples))
     pixels = np.zeros((12, 4), np.uint8)
-    assert list(measure(rows, pixels, index).accuracy) == ["slice"]
+    assert list(measure_leakage(rows, pixels, index).accuracy) == ["slice"]
 
 
 def test_of_many_slices_whole_persons_are_drawn(monkeypatch):
     index = make_index(20, 7)
-    assert drawn(index) == list(range(140))
+    assert select_slices(index) == list(range(140))
     monkeypatch.setattr(leak, "MOST_SLICES", 30)
-    places = drawn(index)
+    places = select_slices(index)
     assert places == sorted(set(places)) and len(places) == 35
     assert len({index.samples[place].person for place in places}) == 5
     assert places != list(range(35))

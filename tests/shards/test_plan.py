@@ -1,10 +1,10 @@
 import pytest
 
 from hsadml_dist.shards.plan import plan_shards, shard_name
-from hsadml_dist.shards.record import Record
+from hsadml_dist.shards.record import SourceRecord
 
 RECORDS = [
-    Record(identity=f"row {n}", where=f"row {n}", class_name="a", person=f"person {n // 10}") for n in range(103)
+    SourceRecord(record_id=f"row {n}", where=f"row {n}", class_name="a", person=f"person {n // 10}") for n in range(103)
 ]
 FOLDS = [n % 3 for n in range(103)]
 
@@ -34,10 +34,10 @@ def test_persons_are_mixed():
 
 
 def test_the_order_follows_the_seed_and_not_the_rows():
-    order = [RECORDS[place].identity for tar in plan_shards(RECORDS, FOLDS, 10, 0) for place in tar]
-    turned = [RECORDS[::-1][place].identity for tar in plan_shards(RECORDS[::-1], FOLDS[::-1], 10, 0) for place in tar]
+    order = [RECORDS[place].record_id for tar in plan_shards(RECORDS, FOLDS, 10, 0) for place in tar]
+    turned = [RECORDS[::-1][place].record_id for tar in plan_shards(RECORDS[::-1], FOLDS[::-1], 10, 0) for place in tar]
     assert order == turned
-    other = [RECORDS[place].identity for tar in plan_shards(RECORDS, FOLDS, 10, 1) for place in tar]
+    other = [RECORDS[place].record_id for tar in plan_shards(RECORDS, FOLDS, 10, 1) for place in tar]
     assert order != other
 
 

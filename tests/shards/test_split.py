@@ -4,13 +4,13 @@ from collections import Counter, defaultdict
 import pytest
 
 from hsadml_dist.errors import DataError, UsageError
-from hsadml_dist.shards.record import Record
+from hsadml_dist.shards.record import SourceRecord
 from hsadml_dist.shards.split import assign_folds, check_split, choose_unit, units
 
 
-def make_record(number: int, person: int, class_name: str = "a", fold: int | None = None) -> Record:
-    return Record(
-        identity=f"row {number}",
+def make_record(number: int, person: int, class_name: str = "a", fold: int | None = None) -> SourceRecord:
+    return SourceRecord(
+        record_id=f"row {number}",
         where=f"row {number}",
         class_name=class_name,
         person=f"person {person}",
@@ -19,9 +19,9 @@ def make_record(number: int, person: int, class_name: str = "a", fold: int | Non
     )
 
 
-def cohort(seed: int, persons: int = 60) -> list[Record]:
+def cohort(seed: int, persons: int = 60) -> list[SourceRecord]:
     rng = random.Random(seed)
-    records: list[Record] = []
+    records: list[SourceRecord] = []
     for person in range(persons):
         class_name = rng.choices("abc", [1, 2, 4])[0]
         records.extend(make_record(len(records) + k, person, class_name) for k in range(rng.randint(1, 14)))
@@ -105,13 +105,15 @@ def test_unknown_unit_names_the_nearest():
     ],
 )
 def test_the_unit_is_the_largest_that_the_source_names(records, unit):
-    made = [Record(identity=str(n), where=f"row {n}", class_name="c", **names) for n, names in enumerate(records)]
+    made = [
+        SourceRecord(record_id=str(n), where=f"row {n}", class_name="c", **names) for n, names in enumerate(records)
+    ]
     assert choose_unit(made, None) == unit
     assert choose_unit(made, "slice") == "slice"
 
 
 def test_a_missing_person_names_the_row():
-    records = [make_record(1, 1), Record(identity="row 2", where="row 2", class_name="a")]
+    records = [make_record(1, 1), SourceRecord(record_id="row 2", where="row 2", class_name="a")]
     with pytest.raises(DataError, match=r"row 2 names no person.*exam, slice"):
         assign_folds(records, "person", 2, 0)
     assert set(assign_folds(records, "slice", 2, 0)) == {0, 1}

@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from hsadml_dist.data.index import SampleRow, ShardFile, ShardIndex, Skip
+from hsadml_dist.data.index import SampleRow, ShardFile, ShardIndex, SkippedSample
 from hsadml_dist.shards.summary import summarise
 
 
@@ -33,7 +33,7 @@ def make_index(rows) -> ShardIndex:
         size=8,
         digest="d",
         shards=(ShardFile(name="x.tar", bytes=3_000_000, sha256=""),),
-        skipped=(Skip(where="row 4", reason="damaged"),),
+        skipped=(SkippedSample(where="row 4", reason="damaged"),),
         samples=tuple(rows),
     )
 

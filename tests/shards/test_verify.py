@@ -5,16 +5,16 @@ from dataclasses import replace
 import pytest
 
 from hsadml_dist.data.index import load_index, samples_table, table_digest, write_index
-from hsadml_dist.shards.build import BuildOptions, build
+from hsadml_dist.shards.build import BuildOptions, build_shards
 from hsadml_dist.shards.sources.table import TableSource
-from hsadml_dist.shards.verify import verify
+from hsadml_dist.shards.verify import verify_shards
 
 
 @pytest.fixture(scope="module")
 def pristine(table, key, tmp_path_factory):
     out = tmp_path_factory.mktemp("pristine") / "shards"
     options = BuildOptions(samples_per_shard=6, size=16, folds=3)
-    build(TableSource(table=table), out, options, key, 1, lambda *_: None)
+    build_shards(TableSource(table=table), out, options, key, 1, lambda *_: None)
     return out
 
 
@@ -38,7 +38,7 @@ def rewrite(folder, change_row):
 
 def test_no_fault_and_every_tar_reported(shards):
     seen = []
-    assert verify(shards, lambda done, total: seen.append((done, total))) == ()
+    assert verify_shards(shards, lambda done, total: seen.append((done, total))) == ()
     total = len(load_index(shards).shards)
     assert seen == [(done, total) for done in range(1, total + 1)]
 
@@ -49,7 +49,7 @@ def test_one_flipped_bit_names_tar_and_sample(shards, member):
     row = index.samples[-1]
     name = index.shards[row.shard].name
     flip(shards / name, row.members[member][0] + row.members[member][1] // 2)
-    faults = verify(shards)
+    faults = verify_shards(shards)
     assert any(name in fault and "SHA-256" in fault for fault in faults)
     assert all(name in fault for fault in faults)
     if member == "png":
@@ -58,7 +58,7 @@ def test_one_flipped_bit_names_tar_and_sample(shards, member):
 
 def test_a_flipped_bit_in_the_padding_is_seen(shards):
     flip(shards / "shard-00001.tar", -1)
-    (fault,) = verify(shards)
+    (fault,) = verify_shards(shards)
     assert "shard-00001.tar" in fault
 
 
@@ -68,7 +68,7 @@ def test_all_faults_are_told_at_once(shards):
     path = shards / "shard-00002.tar"
     path.write_bytes(path.read_bytes()[:-600])
     (shards / "shard-00099.tar").write_bytes(b"")
-    faults = "\n".join(verify(shards))
+    faults = "\n".join(verify_shards(shards))
     for text in ("shard-00000.tar", "shard-00001.tar: cannot be read", "shard-00002.tar: ", "shard-00099.tar: not in"):
         assert text in faults
 
@@ -76,7 +76,7 @@ def test_all_faults_are_told_at_once(shards):
 def test_a_garbled_header_of_a_member_is_a_fault_and_no_crash(shards):
     path = shards / "shard-00000.tar"
     path.write_bytes(b"\xff" * 700 + path.read_bytes()[700:])
-    assert any("not a tar" in fault for fault in verify(shards))
+    assert any("not a tar" in fault for fault in verify_shards(shards))
 
 
 def test_a_person_in_two_folds_is_a_fault(shards):
@@ -84,7 +84,7 @@ def test_a_person_in_two_folds_is_a_fault(shards):
     persons = [row.person for row in index.samples]
     place = next(place for place, person in enumerate(persons) if persons.count(person) > 1)
     rewrite(shards, lambda position, row: replace(row, fold=(row.fold + 1) % 3) if position == place else row)
-    faults = verify(shards)
+    faults = verify_shards(shards)
     assert any(f"person {persons[place]} is in folds" in fault for fault in faults)
     assert any("its json and its row differ in: fold" in fault for fault in faults)
 
@@ -92,18 +92,18 @@ def test_a_person_in_two_folds_is_a_fault(shards):
 def test_a_row_that_points_elsewhere_is_a_fault(shards):
     shift = lambda members: {name: (offset + 512, size) for name, (offset, size) in members.items()}  # noqa: E731
     rewrite(shards, lambda position, row: replace(row, members=shift(row.members)) if position == 0 else row)
-    assert any("elsewhere" in fault for fault in verify(shards))
+    assert any("elsewhere" in fault for fault in verify_shards(shards))
 
 
 def test_a_label_that_the_json_does_not_confirm_is_a_fault(shards):
     rewrite(shards, lambda position, row: replace(row, label=(row.label + 1) % 3) if position == 0 else row)
-    assert any("differ in: label, class_name" in fault for fault in verify(shards))
+    assert any("differ in: label, class_name" in fault for fault in verify_shards(shards))
 
 
 def test_a_key_that_comes_twice_and_a_sample_without_row_are_faults(shards):
     first = load_index(shards).samples[0]
     rewrite(shards, lambda position, row: first if position == 1 else row)
-    faults = "\n".join(verify(shards))
+    faults = "\n".join(verify_shards(shards))
     assert f"key {first.key} comes twice" in faults
     assert "is not in samples.jsonl" in faults
 
@@ -111,7 +111,7 @@ def test_a_key_that_comes_twice_and_a_sample_without_row_are_faults(shards):
 def test_a_wrong_size_in_the_header_is_a_fault(shards):
     path = shards / "index.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "size": 17, "folds": 4}))
-    faults = "\n".join(verify(shards))
+    faults = "\n".join(verify_shards(shards))
     assert "png is 16 x 16, 16 bits" in faults
     assert "folds 4, but samples are in 3" in faults
 
@@ -119,12 +119,12 @@ def test_a_wrong_size_in_the_header_is_a_fault(shards):
 @pytest.mark.parametrize("name", ["card.html", "card.json", "splits.json"])
 def test_a_changed_or_missing_file_beside_the_tars_is_a_fault(shards, name):
     (shards / name).write_text((shards / name).read_text().replace("0", "1", 1))
-    assert verify(shards) == (f"{name}: its SHA-256 is not the one in index.json: damaged",)
+    assert verify_shards(shards) == (f"{name}: its SHA-256 is not the one in index.json: damaged",)
     (shards / name).unlink()
-    assert verify(shards) == (f"{name}: cannot be read: No such file or directory",)
+    assert verify_shards(shards) == (f"{name}: cannot be read: No such file or directory",)
 
 
 def test_a_damaged_index_is_one_fault(shards):
     (shards / "samples.jsonl").write_bytes((shards / "samples.jsonl").read_bytes()[:-9])
-    (fault,) = verify(shards)
+    (fault,) = verify_shards(shards)
     assert "samples.jsonl is damaged" in fault

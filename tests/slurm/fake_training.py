@@ -13,13 +13,13 @@ import sys
 import time
 from pathlib import Path
 
-from hsadml_dist.run.attempts import take, this_process
-from hsadml_dist.run.events import Events
+from hsadml_dist.run.attempts import current_holder, start_attempt
+from hsadml_dist.run.events import EventLog
 from hsadml_dist.run.folder import RunFolder, replace_text
-from hsadml_dist.run.heartbeat import Heartbeat
-from hsadml_dist.run.log import open_log
+from hsadml_dist.run.heartbeat import AttemptHeartbeat
+from hsadml_dist.run.log import configure_rank_logging
 from hsadml_dist.run.merged import merged_events
-from hsadml_dist.run.rows import RowWriter
+from hsadml_dist.run.rows import JsonlWriter
 
 STEP_SECONDS = 0.1
 STOPPED = 85
@@ -29,15 +29,15 @@ def main(path: str, steps: int) -> int:
     told: list[str] = []
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, lambda received, _frame: told.append(signal.Signals(received).name))
-    run, me = RunFolder(Path(path)), this_process("fake")
+    run, me = RunFolder(Path(path)), current_holder("fake")
     saved = [row for row in merged_events(run.path) if row["event"] == "checkpoint"]
-    attempt = take(run, me, {"world_size": 1})
-    open_log(attempt, 0)
+    attempt = start_attempt(run, me, {"world_size": 1})
+    configure_rank_logging(attempt, 0)
     log = logging.getLogger("fake")
     events, rows, heartbeat = (
-        Events(attempt, me.job, me.restart),
-        RowWriter(attempt.metrics),
-        Heartbeat(attempt.heartbeat),
+        EventLog(attempt, me.job, me.restart),
+        JsonlWriter(attempt.metrics),
+        AttemptHeartbeat(attempt.heartbeat),
     )
     events.write("started", 0)
     replace_text(attempt.parent, json.dumps({"checkpoint": saved[-1]["checkpoint"] if saved else None}))

@@ -13,29 +13,29 @@ RANKS = 4
 """Of the requests of the fixture ``request_of``."""
 
 
-def rows(request: JobRequest) -> list[dict[str, Any]]:
+def rank_rows(request: JobRequest) -> list[dict[str, Any]]:
     """Return what the fake ranks wrote."""
     files = request.run_dir.glob("rank-*.jsonl")
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
 
-def count(request: JobRequest, event: str, restart: int) -> int:
+def count_events(request: JobRequest, event: str, restart: int) -> int:
     """Return of how many ranks a start has an event."""
-    return sum(row["event"] == event and row["restart"] == restart for row in rows(request))
+    return sum(row["event"] == event and row["restart"] == restart for row in rank_rows(request))
 
 
 def wait_for(request: JobRequest, event: str, restart: int, seconds: float = 30) -> None:
     """Return as soon as all ranks of a start have an event."""
-    there = daemons.wait_until(lambda: count(request, event, restart) == RANKS, seconds=seconds, pause=0.1)
-    assert there, f"{event} of restart {restart} not seen: {rows(request)}\n{output(request)}"
+    there = daemons.wait_until(lambda: count_events(request, event, restart) == RANKS, seconds=seconds, pause=0.1)
+    assert there, f"{event} of restart {restart} not seen: {rank_rows(request)}\n{job_output(request)}"
 
 
-def output(request: JobRequest) -> str:
+def job_output(request: JobRequest) -> str:
     """Return the jobs' output."""
     return "\n".join(path.read_text() for path in request.run_dir.glob("slurm-*.out"))
 
 
-def shown(cluster: Cluster, job: str) -> dict[str, str]:
+def show_job(cluster: Cluster, job: str) -> dict[str, str]:
     """Return what scontrol shows of a job."""
     words = cluster.run(["scontrol", "--oneliner", "show", "job", job]).stdout.split()
     return dict(word.split("=", 1) for word in words if "=" in word)
@@ -43,8 +43,8 @@ def shown(cluster: Cluster, job: str) -> dict[str, str]:
 
 def wait_state(cluster: Cluster, job: str, *states: str, seconds: float = 20) -> dict[str, str]:
     """Return what scontrol shows of a job as soon as it is in one of the states."""
-    daemons.wait_until(lambda: shown(cluster, job)["JobState"] in states, seconds=seconds, pause=0.1)
-    found = shown(cluster, job)
+    daemons.wait_until(lambda: show_job(cluster, job)["JobState"] in states, seconds=seconds, pause=0.1)
+    found = show_job(cluster, job)
     assert found["JobState"] in states, found
     return found
 

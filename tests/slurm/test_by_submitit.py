@@ -17,10 +17,10 @@ from hsadml_dist.slurm import client
 from hsadml_dist.slurm.box import daemons
 from hsadml_dist.slurm.box.cluster import Cluster
 from hsadml_dist.slurm.by_submitit import submit_by_submitit
-from hsadml_dist.slurm.jobs import SUBMITIT, jobs_of, outputs_of
+from hsadml_dist.slurm.jobs import SUBMITIT_FOLDER, job_output_paths, read_job_records
 from hsadml_dist.slurm.sbatch import JobRequest
 from tests.slurm.fake_rank import work
-from tests.slurm.jobs_on_box import count, preempt, shown, wait_for, wait_state
+from tests.slurm.jobs_on_box import count_events, preempt, show_job, wait_for, wait_state
 
 ROOT = Path(__file__).parents[2]
 RequestOf = Callable[..., JobRequest]
@@ -40,7 +40,7 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> Callable[[Cluster, JobRequest], st
 
 def said(request: JobRequest) -> str:
     """Return the jobs' output."""
-    return "\n".join(path.read_text() for path in sorted((request.run_dir / SUBMITIT).glob("*.out")))
+    return "\n".join(path.read_text() for path in sorted((request.run_dir / SUBMITIT_FOLDER).glob("*.out")))
 
 
 def test_a_preempted_job_comes_back_and_ends(
@@ -59,10 +59,12 @@ def test_a_preempted_job_comes_back_and_ends(
     cluster.run(["scontrol", "update", f"jobid={job}", "starttime=now"])
     wait_for(request, "finished", 1)
     wait_state(cluster, job, "COMPLETED")
-    [row] = jobs_of(RunFolder(request.run_dir))
+    [row] = read_job_records(RunFolder(request.run_dir))
     assert (row.job, row.requeue, row.backend) == (job, "self", "submitit")
     assert (request.run_dir / "ended" / job).read_text() == "finished\n"
-    assert [path.name for path in outputs_of(RunFolder(request.run_dir), job) if path.exists()] == [f"{job}_0_log.out"]
+    assert [path.name for path in job_output_paths(RunFolder(request.run_dir), job) if path.exists()] == [
+        f"{job}_0_log.out"
+    ]
 
 
 def test_a_notice_alone_brings_it_back_too_and_a_cancelled_one_stays_away(
@@ -73,7 +75,7 @@ def test_a_notice_alone_brings_it_back_too_and_a_cancelled_one_stays_away(
     wait_for(told, "started", 0)
     local_cluster.run(["scancel", "--signal=USR2", job])
     wait_for(told, "finished", 1)
-    assert count(told, "stopped", 0) == 4
+    assert count_events(told, "stopped", 0) == 4
     other = queue(local_cluster, cancelled)
     wait_for(cancelled, "started", 0)
     client.cancel(other, local_cluster.env())
@@ -94,8 +96,8 @@ def test_of_an_array_only_what_was_stopped_comes_back(
     wait_for(parts[1], "finished", 1)
     gone = ["squeue", "--noheader"]
     assert daemons.wait_until(lambda: not local_cluster.run(gone).stdout.strip(), seconds=30, pause=0.1)
-    assert [count(part, "started", 1) for part in parts] == [0, 4]
-    assert [[row.job for row in jobs_of(RunFolder(one))] for one in elements] == [[f"{job}_0"], [f"{job}_1"]]
+    assert [count_events(part, "started", 1) for part in parts] == [0, 4]
+    assert [[row.job for row in read_job_records(RunFolder(one))] for one in elements] == [[f"{job}_0"], [f"{job}_1"]]
 
 
 def test_what_submitit_cannot_do_is_refused_before_anything_is_written(request_of: RequestOf) -> None:
@@ -107,7 +109,7 @@ def test_what_submitit_cannot_do_is_refused_before_anything_is_written(request_o
         "job: requeue: is 'chain'; with --backend submitit allowed: self, none",
         "job: container: cannot be had with --backend submitit; allowed: none",
     ]
-    assert not (request.run_dir / SUBMITIT).exists()
+    assert not (request.run_dir / SUBMITIT_FOLDER).exists()
 
 
 def test_options_reach_slurm(local_cluster: Cluster, request_of: RequestOf, queue: Callable[..., str]) -> None:
@@ -115,7 +117,7 @@ def test_options_reach_slurm(local_cluster: Cluster, request_of: RequestOf, queu
     request = dataclasses.replace(request_of(seconds=0.1, requeue="none"), partition="high", **wanted)
     job = queue(local_cluster, request)
     wait_for(request, "finished", 0)
-    found = shown(local_cluster, job)
+    found = show_job(local_cluster, job)
     assert (found["Partition"], found["Requeue"], found["MinMemoryNode"]) == ("high", "0", "100M")
     started = [json.loads(line) for path in request.run_dir.glob("rank-*") for line in path.read_text().splitlines()]
     assert {row["node"] for row in started} == {"n1", "n2"}, said(request)

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from hsadml_dist.errors import ClusterError, RunHeldError
+from hsadml_dist.errors import ClusterError, RunLockedError
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.slurm import client
 from hsadml_dist.slurm.box import daemons
 from hsadml_dist.slurm.box.cluster import Cluster
-from hsadml_dist.slurm.jobs import jobs_of
+from hsadml_dist.slurm.jobs import read_job_records
 from hsadml_dist.slurm.sbatch import JobRequest
-from hsadml_dist.slurm.submit import check
-from tests.slurm.jobs_on_box import count, output, preempt, shown, wait_for, wait_state
+from hsadml_dist.slurm.submit import check_request
+from tests.slurm.jobs_on_box import count_events, job_output, preempt, show_job, wait_for, wait_state
 
 RequestOf = Callable[..., JobRequest]
 Queue = Callable[[Cluster, JobRequest], str]
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slurm
 
 def links(request: JobRequest) -> list[str]:
     """Return the jobs of a run, oldest first."""
-    return [row.job for row in jobs_of(RunFolder(request.run_dir))]
+    return [row.job for row in read_job_records(RunFolder(request.run_dir))]
 
 
 def word(request: JobRequest, job: str) -> str:
@@ -54,14 +54,14 @@ def test_a_preempted_link_is_followed_at_once_where_a_requeued_job_would_wait(
     other = preempt(cluster)
     wait_for(request, "stopped", 0)
     wait_for(request, "finished", 1, seconds=60)
-    assert shown(cluster, job)["JobState"] == "PREEMPTED"
+    assert show_job(cluster, job)["JobState"] == "PREEMPTED"
     wait_state(cluster, other, "COMPLETED")
     wait_empty(cluster)
     first, second, third = links(request)
     assert (word(request, first), word(request, second), word(request, third)) == ("stopped", "finished", "")
-    assert shown(cluster, second)["Restarts"] == "0"
-    assert shown(cluster, third)["JobState"] == "CANCELLED", "the last successor has nothing to do"
-    assert "hsadml:" not in output(request)
+    assert show_job(cluster, second)["Restarts"] == "0"
+    assert show_job(cluster, third)["JobState"] == "CANCELLED", "the last successor has nothing to do"
+    assert "hsadml:" not in job_output(request)
 
 
 def test_a_cancelled_chain_stays_cancelled(cluster: Cluster, request_of: RequestOf, queue: Queue) -> None:
@@ -72,8 +72,8 @@ def test_a_cancelled_chain_stays_cancelled(cluster: Cluster, request_of: Request
     wait_for(request, "stopped", 0)
     wait_empty(cluster)
     _, successor = links(request)
-    assert shown(cluster, successor)["JobState"] == "COMPLETED"
-    assert f"nothing to do: job {job} was cancelled" in output(request)
+    assert show_job(cluster, successor)["JobState"] == "COMPLETED"
+    assert f"nothing to do: job {job} was cancelled" in job_output(request)
 
 
 def test_a_link_that_was_killed_without_a_word_is_followed_only_if_slurm_says_why(
@@ -84,8 +84,8 @@ def test_a_link_that_was_killed_without_a_word_is_followed_only_if_slurm_says_wh
     wait_for(request, "started", 0)
     local_cluster.run(["scancel", "--batch", "--signal=KILL", job])
     wait_empty(local_cluster)
-    assert shown(local_cluster, job)["JobState"] == "FAILED"
-    assert f"job {job} ended otherwise: without a word" in output(request)
+    assert show_job(local_cluster, job)["JobState"] == "FAILED"
+    assert f"job {job} ended otherwise: without a word" in job_output(request)
 
 
 def test_a_link_that_failed_or_was_asked_to_stop_for_good_ends_its_chain(
@@ -105,7 +105,7 @@ def test_a_link_that_failed_or_was_asked_to_stop_for_good_ends_its_chain(
     wait_empty(local_cluster)
     assert [word(failing, one) for one in links(failing)] == ["failed with exit code 3", ""]
     assert [word(asked, one) for one in links(asked)] == ["asked", ""]
-    assert [shown(local_cluster, links(one)[1])["JobState"] for one in (failing, asked)] == ["CANCELLED"] * 2
+    assert [show_job(local_cluster, links(one)[1])["JobState"] for one in (failing, asked)] == ["CANCELLED"] * 2
 
 
 def test_a_job_that_was_asked_to_stop_for_good_does_not_put_itself_back(
@@ -143,8 +143,8 @@ def test_a_site_that_requeues_by_exit_code_doubles_no_run(
     wait_empty(cluster, seconds=60)
     for mode, request in modes.items():
         assert len([line for line in rank_starts(request)]) == 4, f"{mode}: trained again"
-        assert shown(cluster, jobs[mode])["Restarts"] == "1", "Slurm brought it back"
-        assert "nothing to do" in output(request)
+        assert show_job(cluster, jobs[mode])["Restarts"] == "1", "Slurm brought it back"
+        assert "nothing to do" in job_output(request)
     assert word(stopped, first) == "stopped" and len(rank_starts(stopped)) == 8
 
 
@@ -164,7 +164,7 @@ def test_a_chain_needs_sbatch_on_the_nodes(
     job = queue(cluster, request)
     found = wait_state(cluster, job, "FAILED", "COMPLETED", "CANCELLED", seconds=30)
     assert (found["JobState"], found["ExitCode"]) == ("FAILED", "1:0")
-    said = [line for line in output(request).splitlines() if "hsadml:" in line]
+    said = [line for line in job_output(request).splitlines() if "hsadml:" in line]
     assert len(said) == 1 and said[0].startswith("hsadml: requeue=chain needs sbatch on the nodes: ")
     assert said[0].endswith("submit with --requeue self")
     assert not rank_starts(request), "nothing was trained"
@@ -188,8 +188,8 @@ def test_of_an_array_only_what_was_stopped_goes_on(
     wait_for(parts[1], "finished", 1, seconds=60)
     wait_empty(local_cluster, seconds=60)
     assert [len(rank_starts(part)) for part in parts] == [4, 8]
-    assert count(parts[0], "finished", 0) == 4, "the other element was left alone"
-    names = [[row.job for row in jobs_of(RunFolder(one))] for one in elements]
+    assert count_events(parts[0], "finished", 0) == 4, "the other element was left alone"
+    names = [[row.job for row in read_job_records(RunFolder(one))] for one in elements]
     assert [name[0] for name in names] == [f"{job}_0", f"{job}_1"]
     assert [len(name) for name in names] == ([2, 3] if mode == "chain" else [1, 1])
 
@@ -200,11 +200,11 @@ def test_a_run_is_not_queued_twice(
     request = request_of(requeue="none")
     job = queue(local_cluster, request)
     wait_for(request, "started", 0)
-    with pytest.raises(RunHeldError, match=rf"job {job} of this run is queued or running; hsadml cancel"):
-        check(request)
+    with pytest.raises(RunLockedError, match=rf"job {job} of this run is queued or running; hsadml cancel"):
+        check_request(request)
     client.cancel(job, local_cluster.env())
     wait_empty(local_cluster)
-    assert "Job" in check(request) and "to start at" in check(request)
+    assert "Job" in check_request(request) and "to start at" in check_request(request)
 
 
 @pytest.mark.parametrize(
@@ -224,6 +224,6 @@ def test_what_slurm_would_refuse_is_one_line_before_anything_is_written(
     request = dataclasses.replace(request_of(), **change)
     before = sorted(request.run_dir.iterdir())
     with pytest.raises(ClusterError, match=said) as caught:
-        check(request)
+        check_request(request)
     assert "\n" not in str(caught.value)
     assert sorted(request.run_dir.iterdir()) == before

@@ -8,36 +8,38 @@ from typing import Any
 import pytest
 
 from hsadml_dist.errors import ConfigError
-from hsadml_dist.slurm.draft import Draft, as_time, draft
+from hsadml_dist.slurm.draft import ProfileDraft, draft_profile, format_time_limit
 from hsadml_dist.slurm.profiles import load_profile
-from hsadml_dist.slurm.sbatch import seconds_of
-from hsadml_dist.slurm.site import Partition, Site
-from hsadml_dist.slurm.survey import Accounts, Nodes, Survey
+from hsadml_dist.slurm.sbatch import parse_time_limit
+from hsadml_dist.slurm.site import Partition, SlurmSite
+from hsadml_dist.slurm.survey import Accounts, NodeType, SiteSurvey
 
-GPUS = (Nodes(count=4, cpus=64, gpus=4, gpu_type="a100"),)
-CPUS = (Nodes(count=9, cpus=32),)
+GPUS = (NodeType(count=4, cpus=64, gpus=4, gpu_type="a100"),)
+CPUS = (NodeType(count=9, cpus=32),)
 
 
-def site(*places: Partition, **more: Any) -> Site:
+def site(*places: Partition, **more: Any) -> SlurmSite:
     places = places or (Partition(name="gpu", is_default=True, nodes=4),)
-    return Site(**{"cluster": "west", "version": "23.11", "partitions": {place.name: place for place in places}} | more)
+    return SlurmSite(
+        **{"cluster": "west", "version": "23.11", "partitions": {place.name: place for place in places}} | more
+    )
 
 
-def survey(of: Site | None = None, **more: Any) -> Survey:
-    return Survey(**{"site": of or site(), "nodes": {"gpu": GPUS}, "no_accounts": "no database"} | more)
+def survey(of: SlurmSite | None = None, **more: Any) -> SiteSurvey:
+    return SiteSurvey(**{"site": of or site(), "nodes": {"gpu": GPUS}, "no_accounts": "no database"} | more)
 
 
-def reasons(made: Draft) -> dict[str, str]:
+def reasons(made: ProfileDraft) -> dict[str, str]:
     return {choice.key: choice.reason for choice in made.chosen}
 
 
-def advice(made: Draft) -> dict[str, str]:
+def advice(made: ProfileDraft) -> dict[str, str]:
     return dict(made.unknown)
 
 
 def test_the_text_is_a_profile_that_says_the_same(tmp_path: Path) -> None:
     accounts = Accounts(names=("mri: x # y", "b"), default="mri: x # y", qos=("normal", "long"))
-    made = draft(survey(accounts=accounts, alloc_nodes={"gpu": "login1"}, default_times={"gpu": "01:00:00"}))
+    made = draft_profile(survey(accounts=accounts, alloc_nodes={"gpu": "login1"}, default_times={"gpu": "01:00:00"}))
     path = tmp_path / "p.yaml"
     path.write_text(made.text())
     assert load_profile(str(path)) == made.profile
@@ -52,31 +54,31 @@ def test_the_default_partition_is_taken_unless_only_others_have_gpus() -> None:
         Partition(name="gpu", nodes=4),
     )
     nodes = {"cpu": CPUS, "s": GPUS, "gpu": GPUS}
-    made = draft(survey(site(cpu, small, gpu), nodes=nodes))
+    made = draft_profile(survey(site(cpu, small, gpu), nodes=nodes))
     assert made.profile.partition == "gpu"
     assert reasons(made)["partition"] == "has GPUs; the default, cpu, has none; others: cpu, s"
-    made = draft(survey(site(cpu, small, gpu), nodes=nodes), "cpu")
+    made = draft_profile(survey(site(cpu, small, gpu), nodes=nodes), "cpu")
     assert (made.profile.partition, made.profile.gres, made.profile.cpus_per_task) == ("cpu", None, None)
     assert "no GPUs in cpu" in advice(made)["gres"]
-    assert draft(survey(site(cpu), nodes={"cpu": CPUS})).profile.partition == "cpu"
-    made = draft(survey(site(Partition(name="gpu"), Partition(name="cpu")), nodes=nodes))
+    assert draft_profile(survey(site(cpu), nodes={"cpu": CPUS})).profile.partition == "cpu"
+    made = draft_profile(survey(site(Partition(name="gpu"), Partition(name="cpu")), nodes=nodes))
     assert reasons(made)["partition"] == "the first; the site names no default; others: cpu"
 
 
 def test_a_partition_that_is_hidden_or_down_is_not_offered() -> None:
     places = (Partition(name="gpu", is_up=False), Partition(name="secret"))
     with pytest.raises(ConfigError, match="none is up that you may use"):
-        draft(survey(site(*places)))
+        draft_profile(survey(site(*places)))
     with pytest.raises(ConfigError, match=r"no partition 'gqu' that is up; there are: gpu \(did you mean 'gpu'\?\)"):
-        draft(survey(), "gqu")
+        draft_profile(survey(), "gqu")
 
 
 def test_gpus_and_cpus_suit_the_weakest_node() -> None:
-    mixed = (*GPUS, Nodes(count=1, cpus=96, gpus=8, gpu_type="h100"), Nodes(count=1, cpus=1))
-    made = draft(survey(nodes={"gpu": mixed}))
+    mixed = (*GPUS, NodeType(count=1, cpus=96, gpus=8, gpu_type="h100"), NodeType(count=1, cpus=1))
+    made = draft_profile(survey(nodes={"gpu": mixed}))
     assert (made.profile.gres, made.profile.cpus_per_task) == ("gpu:4", 12)
     assert reasons(made)["gres"] == "nodes have 4 or 8; to choose one of a100, h100: gpu:TYPE:4"
-    assert draft(survey(nodes={"gpu": (Nodes(count=1, cpus=2, gpus=4),)})).profile.cpus_per_task is None
+    assert draft_profile(survey(nodes={"gpu": (NodeType(count=1, cpus=2, gpus=4),)})).profile.cpus_per_task is None
 
 
 @pytest.mark.parametrize(
@@ -91,13 +93,13 @@ def test_gpus_and_cpus_suit_the_weakest_node() -> None:
 )
 def test_the_time_limit_is_at_most_a_day(longest: int | None, default: str | None, time: str | None) -> None:
     place = Partition(name="gpu", is_default=True, max_seconds=longest)
-    made = draft(survey(site(place), default_times={"gpu": default} if default else {}))
+    made = draft_profile(survey(site(place), default_times={"gpu": default} if default else {}))
     assert made.profile.time == time
 
 
 @pytest.mark.parametrize("seconds", [1, 59, 60, 3599, 86399, 86400, 90061, 10 * 86400])
 def test_a_time_is_written_as_slurm_reads_it(seconds: int) -> None:
-    assert seconds_of(as_time(seconds)) == seconds
+    assert parse_time_limit(format_time_limit(seconds)) == seconds
 
 
 @pytest.mark.parametrize(
@@ -111,7 +113,7 @@ def test_a_time_is_written_as_slurm_reads_it(seconds: int) -> None:
     ],
 )
 def test_the_account_is_chosen_or_asked_for(accounts: Accounts | None, account: str | None, said: str | None) -> None:
-    made = draft(survey(accounts=accounts))
+    made = draft_profile(survey(accounts=accounts))
     assert made.profile.account == account
     assert advice(made).get("account") == said
 
@@ -133,8 +135,8 @@ PREEMPTED = Partition(name="gpu", is_default=True, preempt_mode="CANCEL")
         (site(requeue_exit=frozenset({0})), {}, "none", "neither can work: the site puts finished jobs back"),
     ],
 )
-def test_how_jobs_come_back_follows_from_the_site(of: Site, more: dict[str, Any], mode: str, why: str) -> None:
-    made = draft(survey(of, **more))
+def test_how_jobs_come_back_follows_from_the_site(of: SlurmSite, more: dict[str, Any], mode: str, why: str) -> None:
+    made = draft_profile(survey(of, **more))
     assert made.profile.requeue == mode
     assert why in reasons(made)["requeue"]
     assert ("sbatch_on_nodes" in advice(made)) == (mode == "chain")
@@ -142,10 +144,10 @@ def test_how_jobs_come_back_follows_from_the_site(of: Site, more: dict[str, Any]
 
 
 def test_a_plug_in_that_judges_jobs_is_named() -> None:
-    made = draft(survey(submit_plugins="lua"))
+    made = draft_profile(survey(submit_plugins="lua"))
     assert advice(made)["sbatch_on_nodes"].startswith("a plug-in judges each job here (lua); `hsadml doctor --nodes 1`")
 
 
 def test_choices_of_quality_are_named() -> None:
-    made = draft(survey(accounts=Accounts(names=("a",), qos=("normal", "long"))))
+    made = draft_profile(survey(accounts=Accounts(names=("a",), qos=("normal", "long"))))
     assert advice(made)["qos"] == "the account's default is taken; you may set one of normal, long"

@@ -13,7 +13,7 @@ import pytest
 from hsadml_dist.errors import ConfigError
 from hsadml_dist.slurm import client
 from hsadml_dist.slurm.box.cluster import Cluster
-from hsadml_dist.slurm.environment import Wrapped, bash_word, interpreter, prologue, wrapped
+from hsadml_dist.slurm.environment import RankWrapper, bash_word, rank_interpreter, render_prologue, wrap_ranks
 from hsadml_dist.slurm.profiles import Container, Profile
 
 SRUN = 'srun() { echo "srun $*" >&2; "${@: -6}"; }; SLURM_JOB_NUM_NODES=2\n'
@@ -22,15 +22,15 @@ MODULE = 'module() { echo "module $*"; [ "${2-}" != bad ]; }\n'
 
 
 def bash(profile: Profile, before: str = "", after: str = "") -> subprocess.CompletedProcess[str]:
-    text = "\n".join([before, *prologue(profile), after])
+    text = "\n".join([before, *render_prologue(profile), after])
     words = ["bash", "-u", "-c", text]
     env = {"PATH": "/usr/bin:/bin", "USER": "me"}
     return subprocess.run(words, env=env, capture_output=True, text=True, timeout=20, check=False)
 
 
 def test_an_empty_profile_adds_nothing() -> None:
-    assert prologue(Profile()) == []
-    assert wrapped(Profile(), ["/run"]) == Wrapped()
+    assert render_prologue(Profile()) == []
+    assert wrap_ranks(Profile(), ["/run"]) == RankWrapper()
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def as_bash_reads(words: tuple[str, ...]) -> list[str]:
 
 
 def test_apptainer_wraps_the_command_alone() -> None:
-    around = wrapped(container("apptainer", gres="gpu:4", scratch="/tmp/$SLURM_JOB_ID"), ["/a b/$x", "/s", "/s"])
+    around = wrap_ranks(container("apptainer", gres="gpu:4", scratch="/tmp/$SLURM_JOB_ID"), ["/a b/$x", "/s", "/s"])
     assert around.srun_options == ()
     assert as_bash_reads(around.launcher) == [
         *("apptainer", "exec", "--nv", "--bind", "/a b/$x:/a b/$x", "--bind", "/s:/s"),
@@ -142,11 +142,11 @@ def test_gpus_are_passed_on_where_the_job_asks_for_them(
     gres: str | None, options: tuple[str, ...], passed_on: bool
 ) -> None:
     profile = Profile(gres=gres, container=Container(kind="apptainer", image="i", options=options))
-    assert ("--nv" in wrapped(profile).launcher) == passed_on
+    assert ("--nv" in wrap_ranks(profile).launcher) == passed_on
 
 
 def test_pyxis_is_options_of_srun_alone() -> None:
-    around = wrapped(container("pyxis", gres="gpu:4", scratch="/tmp/$SLURM_JOB_ID"), ["/a b/$x"])
+    around = wrap_ranks(container("pyxis", gres="gpu:4", scratch="/tmp/$SLURM_JOB_ID"), ["/a b/$x"])
     assert around.launcher == ()
     mounts = "/a b/$x:/a b/$x,/tmp/7:/tmp/7,/data:/data:ro,/proj:/w"
     expected = ["--container-image=/proj/i.sif", f"--container-mounts={mounts}", "--one=a b"]
@@ -155,14 +155,14 @@ def test_pyxis_is_options_of_srun_alone() -> None:
 
 def test_a_run_folder_that_no_mount_can_name_is_refused() -> None:
     with pytest.raises(ConfigError, match="cannot show '/a:b' inside"):
-        wrapped(container("pyxis"), ["/a:b"])
+        wrap_ranks(container("pyxis"), ["/a:b"])
 
 
 def test_the_interpreter_is_the_profiles_or_the_images_or_ones_own() -> None:
-    assert interpreter(Profile(), "/own/python") == "/own/python"
-    assert interpreter(Profile(python="/p"), "/own/python") == "/p"
-    assert interpreter(container("pyxis"), "/own/python") == "python3"
-    assert interpreter(container("pyxis", python="/p"), "/own/python") == "/p"
+    assert rank_interpreter(Profile(), "/own/python") == "/own/python"
+    assert rank_interpreter(Profile(python="/p"), "/own/python") == "/p"
+    assert rank_interpreter(container("pyxis"), "/own/python") == "python3"
+    assert rank_interpreter(container("pyxis", python="/p"), "/own/python") == "/p"
 
 
 RANK = """
@@ -192,14 +192,14 @@ def test_ranks_of_a_real_job_have_what_the_profile_says(local_cluster: Cluster, 
         container=Container(kind="apptainer", image="here.sif"),
         gres="gpu:1",
     )
-    around = wrapped(profile, [str(folder)])
+    around = wrap_ranks(profile, [str(folder)])
     script = folder / "job.sbatch"
     head = [
         *("#!/bin/bash", f"#SBATCH --output={folder}/out", "#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=2"),
         *("#SBATCH --cpus-per-task=2", "#SBATCH --gres=gpu:1", "export USER=${USER:-me} SLURM_UMASK=0022"),
     ]
     command = f"srun {' '.join(around.srun_options)} {' '.join(around.launcher)} python3 {folder}/rank.py 'a b'"
-    script.write_text("\n".join([*head, *prologue(profile), command]) + "\n")
+    script.write_text("\n".join([*head, *render_prologue(profile), command]) + "\n")
     job = client.sbatch(script, local_cluster.env())
     deadline = time.monotonic() + 60
     while client.job_state(job, local_cluster.env()) in ("PENDING", "RUNNING", "COMPLETING"):

@@ -14,7 +14,7 @@ from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.merged import merged_events, merged_metrics
 from hsadml_dist.slurm.box.cluster import Cluster
 from tests.slurm.conftest import MakeCluster
-from tests.slurm.training_on_box import digest, hsadml, names, settings, undisturbed, wait_until
+from tests.slurm.training_on_box import digest, event_names, hsadml, settings, train_undisturbed, wait_until
 
 STEPS = 300
 EVERY = 20
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.soak, pytest.mark.timeout(900)]
 @pytest.fixture(scope="module")
 def calm(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The undisturbed run."""
-    return undisturbed(shards, tmp_path_factory.mktemp("calm") / "run", STEPS)
+    return train_undisturbed(shards, tmp_path_factory.mktemp("calm") / "run", STEPS)
 
 
 @pytest.fixture(params=["chain", "self"])
@@ -44,13 +44,13 @@ def queued(cluster: Cluster, shards: Path, run: Path, requeue: str, *more: str) 
     shape = ("--nodes", "2", "--tasks-per-node", "2", "--requeue", requeue, "--run", run, *more)
     overrides = (*settings(STEPS), f"checkpoint.every={EVERY}", "run.step_timeout_seconds=20")
     job = hsadml("submit", "demo", f"data.shards={shards}", *overrides, *shape, env=cluster.env()).split()[-1]
-    wait_until(lambda: names(run).count("checkpoint") >= 1, 120, f"a checkpoint of job {job}", run)
+    wait_until(lambda: event_names(run).count("checkpoint") >= 1, 120, f"a checkpoint of job {job}", run)
     return job
 
 
 def finished(run: Path, calm: Path, patience: float = 240) -> None:
     """Wait for the end; it must be the calm run's."""
-    wait_until(lambda: "finished" in names(run), patience, "the end", run)
+    wait_until(lambda: "finished" in event_names(run), patience, "the end", run)
     assert [row["step"] for row in merged_metrics(run)] == list(range(1, STEPS + 1))
     assert digest(run) == digest(calm)
 
@@ -96,7 +96,7 @@ def test_a_cut_cable_leaves_a_rank_alive_that_harms_nobody(
     job = queued(cluster, shards, run, requeue)
     node = nodes_of(cluster, job)[0]
     cluster.cut_cable(node)
-    wait_until(lambda: names(run).count("resumed") >= 1, 120, "a resume elsewhere", run)
+    wait_until(lambda: event_names(run).count("resumed") >= 1, 120, "a resume elsewhere", run)
     later = RunFolder(run).attempts()[-1]
     finished(run, calm)
     files = content(later.path), content(RunFolder(run).checkpoints)
@@ -126,9 +126,9 @@ def test_a_time_limit_is_told_in_time_and_gone_on_from(
     """The notice may come up to a minute early, so a limit of two minutes leaves half a minute to get further in."""
     run = folder / "run"
     queued(cluster, shards, run, requeue, "--time", "2", "--signal-lead", "30")
-    wait_until(lambda: "resumed" in names(run) or "finished" in names(run), 200, "the limit", run)
+    wait_until(lambda: "resumed" in event_names(run) or "finished" in event_names(run), 200, "the limit", run)
     finished(run, calm)
-    if "resumed" in names(run):
+    if "resumed" in event_names(run):
         assert lost(run) == 0
 
 
@@ -142,7 +142,7 @@ def test_a_drained_node_lets_its_job_end_and_a_stopped_one_goes_on_elsewhere(
     done = len(merged_metrics(run))
     wait_until(lambda: len(merged_metrics(run)) > done + 5, 60, "steps on a drained node", run)
     cluster.run(["scancel", "--signal=USR2", job])
-    wait_until(lambda: names(run).count("resumed") >= 1, 120, "a resume elsewhere", run)
+    wait_until(lambda: event_names(run).count("resumed") >= 1, 120, "a resume elsewhere", run)
     hosts = json.loads(RunFolder(run).attempts()[-1].record.read_text())["host"]
     assert hosts != drained
     finished(run, calm)

@@ -17,7 +17,7 @@ import pytest
 
 from hsadml_dist.launch import cli
 from hsadml_dist.slurm.box.cluster import Cluster, up
-from hsadml_dist.slurm.jobs import jobs_of
+from hsadml_dist.slurm.jobs import read_job_records
 from hsadml_dist.slurm.sbatch import JobRequest
 from hsadml_dist.slurm.submit import submit
 from tests.run.made_up import make_run
@@ -101,7 +101,7 @@ def test_a_run_from_queue_to_end(
 
     preempt(at_the_cluster)
     row = wait_for(capsys, "runs/walk", "stopped")
-    second = jobs_of(run)[1].job
+    second = read_job_records(run)[1].job
     assert (row["job"], row["over"]) == (second, False)
     assert row["text"].startswith(f"stopped, goes on as job {second}")
     assert row["reason"].startswith("told to stop by SIGUSR2")
@@ -139,7 +139,7 @@ def test_cancelled_runs_stay_so_links_and_elements(
     rows = status(capsys, "runs/folds")
     assert [row["job"] for row in rows] == [f"{array}_0", f"{array}_1"]
 
-    first, second = (link.job for link in jobs_of(chain))
+    first, second = (link.job for link in read_job_records(chain))
     assert cli.main(["cancel", "runs/chain", "runs/folds"]) == 0
     told = [line for line in capsys.readouterr().out.splitlines() if "cancelled" in line]
     assert told == [
@@ -150,7 +150,7 @@ def test_cancelled_runs_stay_so_links_and_elements(
     ]
     assert [row["phase"] for row in status(capsys)] == ["cancelled"] * 3
     assert [row["over"] for row in status(capsys)] == [True] * 3
-    assert len(jobs_of(chain)) == 2, "nothing was queued behind it"
+    assert len(read_job_records(chain)) == 2, "nothing was queued behind it"
     assert cli.main(["cancel", "runs"]) == 0
     assert capsys.readouterr().out.count("no job is left") == 3
     assert cli.main(["status"]) == 0

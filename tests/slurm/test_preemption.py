@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from hsadml_dist.run.folder import RunFolder
-from hsadml_dist.run.merged import merged_events, merged_metrics, steps_done_twice
+from hsadml_dist.run.merged import count_repeated_steps, merged_events, merged_metrics
 from hsadml_dist.slurm.box.cluster import Cluster
-from hsadml_dist.slurm.jobs import jobs_of
+from hsadml_dist.slurm.jobs import read_job_records
 from tests.slurm.conftest import MakeCluster
-from tests.slurm.training_on_box import digest, hsadml, names, settings, undisturbed, wait_until
+from tests.slurm.training_on_box import digest, event_names, hsadml, settings, train_undisturbed, wait_until
 
 STEPS = 240
 PREEMPT_AT = (15, 60, 110)
@@ -28,13 +28,13 @@ LONG = 700
 @pytest.fixture(scope="module")
 def calm(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The undisturbed run, of as many ranks, without Slurm."""
-    return undisturbed(shards, tmp_path_factory.mktemp("calm") / "run", STEPS)
+    return train_undisturbed(shards, tmp_path_factory.mktemp("calm") / "run", STEPS)
 
 
 @pytest.fixture(scope="module")
 def long_calm(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same over more steps."""
-    return undisturbed(shards, tmp_path_factory.mktemp("long") / "run", LONG)
+    return train_undisturbed(shards, tmp_path_factory.mktemp("long") / "run", LONG)
 
 
 @pytest.mark.slurm
@@ -45,7 +45,7 @@ def test_three_preemptions_on_a_friendly_site(
     cluster, run = make_cluster(mode="netns", site="friendly"), folder / "run"
     preempt_at(PREEMPT_AT, cluster, job_of(cluster, shards, run, STEPS, "self"), run, patience=120)
     as_if_nothing_had_happened(run, calm, STEPS, len(PREEMPT_AT))
-    assert {row["job"] for row in merged_events(run)} == {jobs_of(RunFolder(run))[0].job}
+    assert {row["job"] for row in merged_events(run)} == {read_job_records(RunFolder(run))[0].job}
 
 
 @pytest.mark.slurm
@@ -77,9 +77,9 @@ def test_a_preempted_array_of_two_folds_goes_on_only_where_it_was_stopped(
     high = ("--partition=high", "--exclusive", "--output=/dev/null", f"--nodelist={node}", "--wrap=sleep 1")
     cluster.run(["sbatch", *high])
     for run in (left, taken):
-        wait_until(lambda run=run: "finished" in names(run), 120, "the end", run)
-    assert [names(run).count("started") for run in (left, taken)] == [1, 2]
-    assert names(taken).count("stopped") == 1 and steps_done_twice(taken) == 0
+        wait_until(lambda run=run: "finished" in event_names(run), 120, "the end", run)
+    assert [event_names(run).count("started") for run in (left, taken)] == [1, 2]
+    assert event_names(taken).count("stopped") == 1 and count_repeated_steps(taken) == 0
     hsadml("train", "demo", *common, "data.fold=1", "--nproc", "2", "--run", folder / "alone")
     assert digest(taken) == digest(folder / "alone")
 
@@ -103,7 +103,7 @@ def test_preemptions_on_a_default_site_under_zero(
 ) -> None:
     """By a chain."""
     engine = ("engine.name=deepspeed", f"engine.zero_stage={stage}")
-    calm = undisturbed(shards, folder / "calm", STEPS, *engine)
+    calm = train_undisturbed(shards, folder / "calm", STEPS, *engine)
     cluster, run = make_cluster(mode="netns", site="default"), folder / "run"
     preempt_at(PREEMPT_AT, cluster, job_of(cluster, shards, run, STEPS, "chain", *engine), run, patience=200)
     as_if_nothing_had_happened(run, calm, STEPS, len(PREEMPT_AT))
@@ -142,19 +142,21 @@ def preempt_at(steps: Sequence[int], cluster: Cluster, job: str, run: Path, pati
     seconds = []
     for step in steps:
         wait_until(lambda step=step: len(merged_metrics(run)) >= step, patience, f"step {step} of job {job}", run)
-        began, stops = time.monotonic(), names(run).count("stopped")
+        began, stops = time.monotonic(), event_names(run).count("stopped")
         cluster.run(["sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"])
-        wait_until(lambda stops=stops: names(run).count("stopped") > stops, patience, f"a stop after step {step}", run)
+        wait_until(
+            lambda stops=stops: event_names(run).count("stopped") > stops, patience, f"a stop after step {step}", run
+        )
         done = len(merged_metrics(run))
         wait_until(lambda done=done: len(merged_metrics(run)) > done, patience, f"a step after {done}", run)
         seconds.append(time.monotonic() - began)
-    wait_until(lambda: "finished" in names(run), patience, f"the end of job {job}", run)
+    wait_until(lambda: "finished" in event_names(run), patience, f"the end of job {job}", run)
     return seconds
 
 
 def as_if_nothing_had_happened(run: Path, calm: Path, steps: int, stops: int) -> None:
     """Compare a run that was stopped so often with the one that was not."""
-    assert names(run).count("stopped") == names(run).count("resumed") == stops
+    assert event_names(run).count("stopped") == event_names(run).count("resumed") == stops
     assert [row["step"] for row in merged_metrics(run)] == list(range(1, steps + 1)), "steps were lost"
-    assert steps_done_twice(run) == 0, "steps were redone"
+    assert count_repeated_steps(run) == 0, "steps were redone"
     assert digest(run) == digest(calm)

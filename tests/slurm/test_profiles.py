@@ -8,7 +8,7 @@ import pytest
 
 from hsadml_dist.errors import ConfigError, UsageError
 from hsadml_dist.slurm.profiles import (
-    SHIPPED,
+    SHIPPED_PROFILES,
     Container,
     Profile,
     find_profile,
@@ -142,7 +142,7 @@ def test_a_wrong_mount_is_refused(tmp_path: Path, mount: str) -> None:
 
 def test_own_profiles_hide_shipped_ones(home: Path) -> None:
     assert profile_folder() == home
-    shipped = {path.stem: path for path in SHIPPED.glob("*.yaml")}
+    shipped = {path.stem: path for path in SHIPPED_PROFILES.glob("*.yaml")}
     assert known_profiles() == shipped
     path = write_profile("plain", "partition: mine\n")
     assert path == home / "plain.yaml"
@@ -183,7 +183,7 @@ def test_a_missing_profile_is_named_with_the_nearest() -> None:
         load_profile("no/such.yaml")
 
 
-@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(SHIPPED_PROFILES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_shipped_profile_is_right_and_says_what_to_change(path: Path) -> None:
     load_profile(path.stem)
     lines = path.read_text().splitlines()
@@ -194,7 +194,7 @@ def test_a_shipped_profile_is_right_and_says_what_to_change(path: Path) -> None:
 
 
 def test_there_is_a_shipped_profile_for_each_way() -> None:
-    kinds = {path.stem: load_profile(path.stem).container for path in SHIPPED.glob("*.yaml")}
+    kinds = {path.stem: load_profile(path.stem).container for path in SHIPPED_PROFILES.glob("*.yaml")}
     assert {name: None if held is None else held.kind for name, held in kinds.items()} == {
         "plain": None,
         "apptainer": "apptainer",

@@ -9,12 +9,12 @@ import pytest
 
 from hsadml_dist.errors import ClusterError
 from hsadml_dist.slurm.box.cluster import Cluster
-from hsadml_dist.slurm.refusal import explained
+from hsadml_dist.slurm.refusal import explain_refusal
 from hsadml_dist.slurm.sbatch import JobRequest
-from hsadml_dist.slurm.site import Partition, Site
-from hsadml_dist.slurm.submit import check
+from hsadml_dist.slurm.site import Partition, SlurmSite
+from hsadml_dist.slurm.submit import check_request
 
-SITE = Site(
+SITE = SlurmSite(
     partitions={"gpu": Partition(name="gpu", nodes=4, is_default=True), "long": Partition(name="long", nodes=2)}
 )
 SAID = ClusterError("sbatch failed: words of Slurm")
@@ -23,8 +23,8 @@ REQUEST = JobRequest(
 )
 
 
-def line(refusal: ClusterError = SAID, site: Site | None = SITE, **asked) -> str:
-    return str(explained(dataclasses.replace(REQUEST, **asked), site, refusal))
+def line(refusal: ClusterError = SAID, site: SlurmSite | None = SITE, **asked) -> str:
+    return str(explain_refusal(dataclasses.replace(REQUEST, **asked), site, refusal))
 
 
 def test_an_unknown_partition_gets_the_known_ones_and_the_nearest() -> None:
@@ -48,7 +48,7 @@ def test_an_account_that_may_not_submit_is_named_and_so_is_a_missing_one() -> No
 
 def test_what_slurm_says_stays_where_nothing_is_known() -> None:
     assert line(partition="nosuch", site=None) == str(SAID)
-    assert line(partition="nosuch", site=Site()) == str(SAID)
+    assert line(partition="nosuch", site=SlurmSite()) == str(SAID)
 
 
 @pytest.mark.slurm
@@ -59,6 +59,6 @@ def test_a_real_cluster_is_asked_before_anything_is_queued(
     request = request_of()
     for asked, begin in (({"partition": "nosuch"}, "--partition nosuch: "), ({"nodes": 99}, "--nodes 99: partition ")):
         with pytest.raises(ClusterError) as refused:
-            check(dataclasses.replace(request, **asked))
+            check_request(dataclasses.replace(request, **asked))
         assert str(refused.value).startswith(begin)
         assert "\n" not in str(refused.value)

@@ -13,7 +13,7 @@ import pytest
 from hsadml_dist.errors import ConfigError, ExitCode
 from hsadml_dist.launch import rank
 from hsadml_dist.run.attempts import ENDED_JOB
-from hsadml_dist.slurm.sbatch import BY_HAND, SAME_FOR_ALL, JobRequest, render, seconds_of
+from hsadml_dist.slurm.sbatch import COMMON_PART_MARKER, SCRIPT_TEMPLATE, JobRequest, parse_time_limit, render
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -66,7 +66,7 @@ def test_bash_can_read_the_script(name: str) -> None:
 
 
 def test_settings_reach_the_shell_unchanged() -> None:
-    settings = render(FULL).partition(SAME_FOR_ALL)[0]
+    settings = render(FULL).partition(COMMON_PART_MARKER)[0]
     words = '"$run_dir" "$python" "$NOTE" "$A" "$requeue" "$script"'
     arrays = '"${run_dirs[1]}" "${launcher[2]}" "${#srun_options[@]}"'
     script = settings + f'prepare; printf "%s\\n" {words} {arrays}'
@@ -78,16 +78,16 @@ def test_settings_reach_the_shell_unchanged() -> None:
 
 
 def test_script_for_hand_editing_has_the_same_settings() -> None:
-    text, line, _ = BY_HAND.read_text().partition(SAME_FOR_ALL)
+    text, line, _ = SCRIPT_TEMPLATE.read_text().partition(COMMON_PART_MARKER)
     assert line
-    assert subprocess.run(["bash", "-n", BY_HAND], check=False).returncode == 0
-    rendered = render(PLAIN).partition(SAME_FOR_ALL)[0]
+    assert subprocess.run(["bash", "-n", SCRIPT_TEMPLATE], check=False).returncode == 0
+    rendered = render(PLAIN).partition(COMMON_PART_MARKER)[0]
     names = [{row.split("=")[0] for row in part.splitlines() if row[:1].islower()} for part in (text, rendered)]
     assert names[0] == names[1]
 
 
 def test_the_code_for_a_stop_is_the_one_that_ranks_leave_with() -> None:
-    text = BY_HAND.read_text()
+    text = SCRIPT_TEMPLATE.read_text()
     assert f"\n    {ExitCode.STOPPED:d})\n" in text and '[ "$code" != 85 ]' in text and ExitCode.STOPPED == 85
     assert "-m hsadml_dist.launch.rank" in text and rank.__name__ == "hsadml_dist.launch.rank"
     assert f"export {ENDED_JOB}=" in text
@@ -141,10 +141,10 @@ def test_all_faults_come_at_once() -> None:
     ],
 )
 def test_time_limits_are_read_as_slurm_reads_them(text: str, seconds: int | None) -> None:
-    assert seconds_of(text) == seconds
+    assert parse_time_limit(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "x", "1-", "-5", "1:2:3:4", "1d", "\u0661"])
 def test_other_time_limits_are_refused(text: str) -> None:
     with pytest.raises(ValueError):
-        seconds_of(text)
+        parse_time_limit(text)

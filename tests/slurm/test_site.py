@@ -13,14 +13,14 @@ from hsadml_dist.slurm.box.cluster import Cluster
 from hsadml_dist.slurm.box.conf import SITES
 from hsadml_dist.slurm.site import (
     Partition,
-    Site,
-    ask_site,
+    SlurmSite,
     parse_site,
     parse_submit_limit,
-    read_site,
+    query_site,
     requeue_problem,
-    requeue_remark,
+    requeue_warning,
     submit_limit,
+    try_query_site,
 )
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -40,7 +40,7 @@ def changed(**values: str) -> str:
 
 
 def test_the_captured_answers_are_read() -> None:
-    assert parse_site(CONFIG, PARTITIONS) == Site(
+    assert parse_site(CONFIG, PARTITIONS) == SlurmSite(
         cluster="box",
         version="22.05.8",
         preempt_mode="REQUEUE",
@@ -109,8 +109,8 @@ def test_a_job_that_is_ended_at_once_cannot_put_itself_back() -> None:
 
 
 def test_a_failed_job_that_comes_back_is_worth_a_remark() -> None:
-    assert requeue_remark(parse_site(changed(RequeueExit="85")), "chain") is None
-    said = requeue_remark(parse_site(changed(RequeueExit="1,70,85")), "chain") or ""
+    assert requeue_warning(parse_site(changed(RequeueExit="85")), "chain") is None
+    said = requeue_warning(parse_site(changed(RequeueExit="1,70,85")), "chain") or ""
     assert said.startswith("--requeue chain: this site puts back jobs that exit with 1,70 (RequeueExit=1,70,85)")
 
 
@@ -120,9 +120,9 @@ def test_the_smallest_limit_counts(answer: str, limit: int | None) -> None:
 
 
 def test_without_slurm_there_is_no_site(tmp_path: Path) -> None:
-    assert read_site({"PATH": str(tmp_path)}) is None
+    assert try_query_site({"PATH": str(tmp_path)}) is None
     with pytest.raises(ClusterError, match="scontrol is not on PATH"):
-        ask_site({"PATH": str(tmp_path)})
+        query_site({"PATH": str(tmp_path)})
     with pytest.raises(ClusterError, match="sacctmgr is not on PATH"):
         submit_limit("me", {"PATH": str(tmp_path)})
 
@@ -131,7 +131,7 @@ def test_without_slurm_there_is_no_site(tmp_path: Path) -> None:
 def test_a_real_controller_answers(make_cluster: Callable[..., Cluster]) -> None:
     played = SITES["requeueing"]
     cluster = make_cluster(site="requeueing", nodes=1)
-    site = read_site(cluster.env())
+    site = try_query_site(cluster.env())
     assert site is not None
     assert site.requeue_exit == set(played.requeue_exit)
     assert site.credential_seconds == played.credential_seconds

@@ -6,9 +6,9 @@ import time
 import pytest
 
 from hsadml_dist.slurm import status
-from hsadml_dist.slurm.answers import FORGOTTEN, Job
-from hsadml_dist.slurm.jobs import JOBS
-from hsadml_dist.slurm.queue import Queue
+from hsadml_dist.slurm.answers import FORGOTTEN, SlurmJob
+from hsadml_dist.slurm.jobs import JOBS_FILE
+from hsadml_dist.slurm.queue import QueueSnapshot
 from hsadml_dist.slurm.status import read_status
 from tests.run.made_up import checkpoint, make_attempt, make_run, stopped
 
@@ -20,26 +20,28 @@ def run(tmp_path, monkeypatch):
     """A run; what squeue does not name, Slurm has forgotten."""
 
     def forgotten(queue, jobs):
-        others = {name: Job(job=name, state=FORGOTTEN) for name in jobs if queue.find(name) is None}
-        return Queue(asked=queue.asked, answered=queue.answered, jobs=queue.jobs, others={**queue.others, **others})
+        others = {name: SlurmJob(job=name, state=FORGOTTEN) for name in jobs if queue.find(name) is None}
+        return QueueSnapshot(
+            asked=queue.asked, answered=queue.answered, jobs=queue.jobs, others={**queue.others, **others}
+        )
 
-    monkeypatch.setattr(status, "with_others", forgotten)
+    monkeypatch.setattr(status, "with_unlisted_jobs", forgotten)
     return make_run(tmp_path / "run")
 
 
 def submit(run, job, *, at, requeue="chain", after=None):
     row = {"job": job, "requeue": requeue, "after": after, "backend": "sbatch", "time": NOW - at}
-    with (run.path / JOBS).open("a") as file:
+    with (run.path / JOBS_FILE).open("a") as file:
         file.write(json.dumps(row) + "\n")
 
 
 def squeue(*jobs, ago=1.0):
     """What squeue said ``ago`` seconds before NOW."""
-    return Queue(asked=NOW - ago, answered=NOW - ago, jobs={job.job: job for job in jobs})
+    return QueueSnapshot(asked=NOW - ago, answered=NOW - ago, jobs={job.job: job for job in jobs})
 
 
 def job(number, state, reason="", start=None):
-    return Job(job=number, raw=number, state=state, reason=reason, start=None if start is None else NOW - start)
+    return SlurmJob(job=number, raw=number, state=state, reason=reason, start=None if start is None else NOW - start)
 
 
 def attempt(run, *, ago=0.0, **more):
@@ -94,8 +96,8 @@ def test_a_fresh_sign_of_life_counts_more_than_an_old_answer(run):
 @pytest.mark.parametrize(("stage", "text"), [("save", "running (saving)"), ("evaluate", "running (judging)")])
 def test_what_is_done_beside_the_steps_is_said(run, stage, text):
     made = attempt(run, ago=1, steps=[1])
-    made.signs.mkdir()
-    made.sign(0).write_text(json.dumps({"stage": stage}))
+    made.rank_heartbeats.mkdir()
+    made.rank_heartbeat(0).write_text(json.dumps({"stage": stage}))
     assert seen(run, None).text == text
 
 
@@ -285,13 +287,13 @@ def test_a_successor_that_would_not_go_on_says_why(run, phase):
 def test_an_elements_job_is_found_by_its_name_in_the_array(run):
     submit(run, "12_3", at=500)
     attempt(run, ago=1, steps=[5], job="15")
-    queue = squeue(Job(job="12_3", raw="15", state="RUNNING", start=NOW - 400))
+    queue = squeue(SlurmJob(job="12_3", raw="15", state="RUNNING", start=NOW - 400))
     assert seen(run, queue).job.job == "12_3"
 
 
 def test_without_an_answer_the_folder_must_do(run):
     submit(run, "12", at=500)
-    none = Queue(asked=NOW, problem="Slurm is not installed here")
+    none = QueueSnapshot(asked=NOW, problem="Slurm is not installed here")
     assert (seen(run, none).phase, seen(run, none).text) == ("queued", "submitted as job 12")
     attempt(run, ago=2, steps=[1], job="12")
     assert seen(run, none).text == "running"
@@ -311,7 +313,7 @@ def test_local_runs_need_no_slurm(run):
 
 def test_only_jobs_of_which_something_is_to_be_learnt_are_asked_for(run, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(status, "with_others", lambda queue, jobs: asked.extend(jobs) or queue)
+    monkeypatch.setattr(status, "with_unlisted_jobs", lambda queue, jobs: asked.extend(jobs) or queue)
     done = make_run(tmp_path / "done")
     end(done, [{"event": "finished", "step": 100}], ago=5000)
     for number in range(12, 16):

@@ -13,10 +13,10 @@ from hsadml_dist.errors import ClusterError, ConfigError
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.slurm import client
 from hsadml_dist.slurm.box.cluster import Cluster
-from hsadml_dist.slurm.jobs import jobs_of
+from hsadml_dist.slurm.jobs import read_job_records
 from hsadml_dist.slurm.sbatch import SCRIPT_NAME, JobRequest, render
 from hsadml_dist.slurm.submit import submit
-from tests.slurm.jobs_on_box import RANKS, count, output, preempt, rows, shown, wait_for, wait_state
+from tests.slurm.jobs_on_box import RANKS, count_events, job_output, preempt, rank_rows, show_job, wait_for, wait_state
 
 
 def test_a_wrong_request_is_refused_before_anything_is_written(request_of: Callable[..., JobRequest]) -> None:
@@ -46,8 +46,8 @@ def test_every_rank_runs_with_its_settings_whatever_the_folder_is_called(
     request = dataclasses.replace(request, working_dir=request.run_dir, job_name="two words", gres="gpu:1")
     job = queue(local_cluster, request)
     found = wait_state(local_cluster, job, "COMPLETED", "FAILED")
-    assert found["JobState"] == "COMPLETED", output(request)
-    started = [row for row in rows(request) if row["event"] == "started"]
+    assert found["JobState"] == "COMPLETED", job_output(request)
+    started = [row for row in rank_rows(request) if row["event"] == "started"]
     assert len(started) == RANKS
     assert sorted(row["node"] for row in started) == ["n1", "n1", "n2", "n2"]
     for row in started:
@@ -56,7 +56,7 @@ def test_every_rank_runs_with_its_settings_whatever_the_folder_is_called(
         assert row["cwd"] == str(request.run_dir)
     assert (request.run_dir / f"slurm-{job}.out").exists()
     assert (request.run_dir / SCRIPT_NAME).read_text() == render(request)
-    assert [(row.job, row.requeue) for row in jobs_of(RunFolder(request.run_dir))] == [(job, "self")]
+    assert [(row.job, row.requeue) for row in read_job_records(RunFolder(request.run_dir))] == [(job, "self")]
 
 
 @pytest.mark.slurm
@@ -81,7 +81,7 @@ def test_a_friendly_site_gives_notice_and_the_job_comes_back(
     begin = time.monotonic()
     other = preempt(cluster)
     wait_for(request, "stopped", 0)
-    assert {row["signal"] for row in rows(request) if row["event"] == "stopped"} == {12}, "the notice is USR2"
+    assert {row["signal"] for row in rank_rows(request) if row["event"] == "stopped"} == {12}, "the notice is USR2"
     wait_state(cluster, other, "RUNNING", "COMPLETED", seconds=5)
     wait_for(request, "finished", 1)
     seconds = time.monotonic() - begin
@@ -89,7 +89,7 @@ def test_a_friendly_site_gives_notice_and_the_job_comes_back(
     assert seconds < 20, "cred_expire is 5 s: about 7 s are expected"
     found = wait_state(cluster, job, "COMPLETED")
     assert found["Restarts"] == "1"
-    assert "not requeued" not in output(request)
+    assert "not requeued" not in job_output(request)
 
 
 @pytest.mark.slurm
@@ -110,7 +110,7 @@ def test_a_default_site_gives_none_and_the_job_comes_back(
     wait_state(cluster, other, "COMPLETED")
     cluster.run(["scontrol", "update", f"jobid={job}", "starttime=now"])
     wait_for(request, "finished", 1)
-    assert "not requeued" not in output(request)
+    assert "not requeued" not in job_output(request)
 
 
 @pytest.mark.slurm
@@ -124,7 +124,7 @@ def test_a_cancelled_job_stays_away(
     wait_for(request, "stopped", 0)
     wait_state(local_cluster, job, "CANCELLED")
     time.sleep(1)
-    found = shown(local_cluster, job)
+    found = show_job(local_cluster, job)
     assert (found["JobState"], found["Restarts"]) == ("CANCELLED", "0")
 
 
@@ -150,10 +150,10 @@ def test_a_signal_to_the_batch_shell_alone_does_not_part_it_from_its_ranks(
     for _ in range(3):
         local_cluster.run(["scancel", "--batch", "--signal=TERM", job])
         time.sleep(0.3)
-    assert shown(local_cluster, job)["JobState"] == "RUNNING"
+    assert show_job(local_cluster, job)["JobState"] == "RUNNING"
     found = wait_state(local_cluster, job, "COMPLETED", "FAILED")
     assert found["JobState"] == "COMPLETED"
-    assert count(request, "finished", 0) == RANKS
+    assert count_events(request, "finished", 0) == RANKS
 
 
 @pytest.mark.slurm

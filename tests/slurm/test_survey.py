@@ -9,7 +9,14 @@ import pytest
 
 from hsadml_dist.errors import ClusterError
 from hsadml_dist.slurm.box.cluster import Cluster
-from hsadml_dist.slurm.survey import Accounts, Nodes, ask_cluster, parse_accounts, parse_nodes, parse_submit_plugins
+from hsadml_dist.slurm.survey import (
+    Accounts,
+    NodeType,
+    parse_accounts,
+    parse_node_types,
+    parse_submit_plugins,
+    survey_site,
+)
 
 CONFIG = """\
 Configuration data as of 2026-01-01T00:00:00
@@ -45,17 +52,17 @@ def tools(folder: Path, **answers: str | None) -> dict[str, str]:
 
 
 def test_nodes_are_told_apart_by_cpus_and_gpus() -> None:
-    assert parse_nodes(SINFO)["gpu"] == (
-        Nodes(count=3, cpus=128, gpus=4, gpu_type="a100"),
-        Nodes(count=1, cpus=96, gpus=8, gpu_type="h100"),
+    assert parse_node_types(SINFO)["gpu"] == (
+        NodeType(count=3, cpus=128, gpus=4, gpu_type="a100"),
+        NodeType(count=1, cpus=96, gpus=8, gpu_type="h100"),
     )
-    assert parse_nodes("p|2|32+|gpu:2\n")["p"] == (Nodes(count=2, cpus=32, gpus=2),)
-    assert parse_nodes("p|1|8|gpu:a100:2,gpu:v100:1\n")["p"][0].gpus == 3
-    assert parse_nodes("p|1|8|gpu:0\nq|1|8|cpugpu:2\n") == {
-        "p": (Nodes(count=1, cpus=8),),
-        "q": (Nodes(count=1, cpus=8),),
+    assert parse_node_types("p|2|32+|gpu:2\n")["p"] == (NodeType(count=2, cpus=32, gpus=2),)
+    assert parse_node_types("p|1|8|gpu:a100:2,gpu:v100:1\n")["p"][0].gpus == 3
+    assert parse_node_types("p|1|8|gpu:0\nq|1|8|cpugpu:2\n") == {
+        "p": (NodeType(count=1, cpus=8),),
+        "q": (NodeType(count=1, cpus=8),),
     }
-    assert parse_nodes("welcome to west\n\n") == {}
+    assert parse_node_types("welcome to west\n\n") == {}
 
 
 def test_accounts_are_read_from_every_association() -> None:
@@ -75,7 +82,7 @@ def test_submit_plugins_are_read() -> None:
 
 
 def test_a_survey_joins_the_answers(tmp_path: Path) -> None:
-    survey = ask_cluster(tools(tmp_path, sinfo=SINFO, sacctmgr="mri|normal||\n"))
+    survey = survey_site(tools(tmp_path, sinfo=SINFO, sacctmgr="mri|normal||\n"))
     assert [place.name for place in survey.partitions] == ["cpu", "gpu"]
     assert survey.default_times == {"cpu": "00:10:00"}
     assert survey.alloc_nodes == {"gpu": "login[1-2]"}
@@ -85,7 +92,7 @@ def test_a_survey_joins_the_answers(tmp_path: Path) -> None:
 
 
 def test_accounting_that_does_not_answer_is_said_in_one_line(tmp_path: Path) -> None:
-    survey = ask_cluster(tools(tmp_path, sinfo=SINFO, sacctmgr=None))
+    survey = survey_site(tools(tmp_path, sinfo=SINFO, sacctmgr=None))
     assert survey.accounts is None
     assert "the accounting database does not answer" in survey.no_accounts
     assert "\n" not in survey.no_accounts
@@ -93,15 +100,15 @@ def test_accounting_that_does_not_answer_is_said_in_one_line(tmp_path: Path) -> 
 
 def test_a_cluster_that_does_not_answer_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match="sinfo failed"):
-        ask_cluster(tools(tmp_path, sinfo=None))
+        survey_site(tools(tmp_path, sinfo=None))
 
 
 @pytest.mark.slurm
 def test_a_real_cluster_answers(make_cluster: Callable[..., Cluster]) -> None:
     cluster = make_cluster(site="strict")
-    survey = ask_cluster(cluster.env())
+    survey = survey_site(cluster.env())
     assert [place.name for place in survey.partitions] == ["low", "high"]
-    assert survey.nodes["low"] == (Nodes(count=2, cpus=8, gpus=4),)
+    assert survey.nodes["low"] == (NodeType(count=2, cpus=8, gpus=4),)
     assert (survey.default_times, survey.alloc_nodes) == ({}, {})
     assert survey.submit_plugins == "lua"
     assert survey.no_accounts == "this cluster keeps no accounting database"

@@ -37,7 +37,7 @@ def hsadml(*arguments: str | Path, env: dict[str, str] | None = None) -> str:
     return done.stdout
 
 
-def undisturbed(shards: Path, run: Path, steps: int, *more: str) -> Path:
+def train_undisturbed(shards: Path, run: Path, steps: int, *more: str) -> Path:
     """Train with 4 local processes; ``more`` are further settings."""
     hsadml("train", "demo", f"data.shards={shards}", *settings(steps), *more, "--nproc", "4", "--run", run)
     return run
@@ -49,11 +49,11 @@ def wait_until(true, seconds: float, what: str, run: Path) -> None:
     while not true():
         if time.monotonic() > deadline:
             log = "\n".join(path.read_text() for path in run.glob("slurm-*.out"))
-            pytest.fail(f"{what} did not come within {seconds:.0f} s; events {names(run)}\n{log}")
+            pytest.fail(f"{what} did not come within {seconds:.0f} s; events {event_names(run)}\n{log}")
         time.sleep(0.1)
 
 
-def names(run: Path) -> list[str]:
+def event_names(run: Path) -> list[str]:
     """Return the names of all events so far."""
     return [row["event"] for row in merged_events(run)]
 

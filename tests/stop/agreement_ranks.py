@@ -7,41 +7,41 @@ import signal
 import threading
 import time
 
-from rank_start import Call, with_comm
+from rank_script import Call, with_comm
 
 from hsadml_dist.comm import Comm
-from hsadml_dist.errors import RunHeldError
+from hsadml_dist.errors import RunLockedError
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.stop.agreement import StopAgreement
-from hsadml_dist.stop.requests import Decision, Requests
-from hsadml_dist.stop.signals import Notice
+from hsadml_dist.stop.requests import RequestFiles, StepDecision
+from hsadml_dist.stop.signals import StopSignal
 
 STEPS = 2000
 
 
 def body(comm: Comm, case: str) -> dict[str, object]:
     """Return the step before which this rank stopped, what it had noticed, and what the votes said."""
-    notice = Notice()
+    notice = StopSignal()
     notice.install()
     rank, world = comm.topology.rank, comm.topology.world_size
     run = RunFolder(Call.read().folder / "run")
-    agreement = StopAgreement(comm, notice, Requests(run, run.attempt(1)) if rank == 0 else None)
+    agreement = StopAgreement(comm, notice, RequestFiles(run, run.attempt(1)) if rank == 0 else None)
     if case == "signal" and rank == world - 1:
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR2)).start()
     if case in {"STOP", "SAVE", "attempts/0002"} and rank == world - 1:
         threading.Timer(0.1, (run.path / case).mkdir, (0o777, True)).start()
-    decisions: list[Decision] = []
+    decisions: list[StepDecision] = []
     try:
         for step in range(1, STEPS + 1):
             has_batch = not (case == "no batch" and rank == 0 and step == 7)
             decisions.append(agreement.decide(step, has_batch=has_batch, seconds=step + rank / 10))
-            if decisions[-1] is not Decision.GO:
+            if decisions[-1] is not StepDecision.CONTINUE:
                 break
-            comm.vote([step])  # the step's collective, which no rank may enter alone
+            comm.all_reduce_max([step])  # the step's collective, which no rank may enter alone
             time.sleep(0.001 * (1 + rank))
-    except RunHeldError as fault:
+    except RunLockedError as fault:
         return {"held": str(fault), "step": step}
-    return {"step": step, "told": agreement.told, "last": decisions[-1], "seconds": agreement.seconds}
+    return {"step": step, "told": agreement.stop_reason, "last": decisions[-1], "seconds": agreement.seconds}
 
 
 if __name__ == "__main__":

@@ -2,23 +2,23 @@ import pytest
 
 from hsadml_dist.comm import SoloComm
 from hsadml_dist.stop.agreement import StopAgreement
-from hsadml_dist.stop.requests import Decision
-from hsadml_dist.stop.signals import Notice
+from hsadml_dist.stop.requests import StepDecision
+from hsadml_dist.stop.signals import StopSignal
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_all_ranks_stop_before_the_same_step_though_one_was_told(ranks, world):
-    answers = ranks("stop/agreement_ranks.py", world, "signal")
+    answers = ranks("preemption/agreement_ranks.py", world, "signal")
     assert len({answer["step"] for answer in answers}) == 1
     assert answers[0]["step"] > 1
     assert [answer["told"] for answer in answers] == [None] * (world - 1) + ["SIGUSR2"]
-    assert {answer["last"] for answer in answers} == {Decision.STOP}
+    assert {answer["last"] for answer in answers} == {StepDecision.STOP}
 
 
 @pytest.mark.parametrize("world", [1, 3])
-@pytest.mark.parametrize(("file", "decision"), [("STOP", Decision.STOP), ("SAVE", Decision.SAVE)])
+@pytest.mark.parametrize(("file", "decision"), [("STOP", StepDecision.STOP), ("SAVE", StepDecision.SAVE)])
 def test_what_rank_0_reads_in_the_run_folder_is_what_all_do_at_the_same_step(ranks, world, file, decision):
-    answers = ranks("stop/agreement_ranks.py", world, file)
+    answers = ranks("preemption/agreement_ranks.py", world, file)
     assert {answer["last"] for answer in answers} == {decision}
     assert len({answer["step"] for answer in answers}) == 1
     assert answers[0]["step"] > 1
@@ -27,19 +27,19 @@ def test_what_rank_0_reads_in_the_run_folder_is_what_all_do_at_the_same_step(ran
 
 
 def test_all_ranks_leave_when_a_later_attempt_has_started(ranks):
-    answers = ranks("stop/agreement_ranks.py", 2, "attempts/0002")
+    answers = ranks("preemption/agreement_ranks.py", 2, "attempts/0002")
     assert ["later attempt" in answer["held"] for answer in answers] == [True, True]
     assert answers[0]["step"] == answers[1]["step"] > 1
 
 
 def test_a_rank_without_a_batch_stops_all(ranks):
-    answers = ranks("stop/agreement_ranks.py", 3, "no batch")
+    answers = ranks("preemption/agreement_ranks.py", 3, "no batch")
     assert [answer["step"] for answer in answers] == [7, 7, 7]
     assert [answer["told"] for answer in answers] == [None] * 3
 
 
 def test_every_rank_knows_the_seconds_that_each_gave(ranks):
-    answers = ranks("stop/agreement_ranks.py", 3, "no batch")
+    answers = ranks("preemption/agreement_ranks.py", 3, "no batch")
     assert [answer["seconds"] for answer in answers] == [(7.0, 7.1, 7.2)] * 3
 
 
@@ -50,14 +50,14 @@ class Voting(SoloComm):
         super().__init__()
         self.others = others
 
-    def vote(self, values):
+    def all_reduce_max(self, values):
         return [max(values[0], self.others), *values[1:]]
 
 
 class Asking:
     """A run folder that asks for something at each look."""
 
-    told = None
+    stop_reason = None
 
     def __init__(self, decision):
         self.decision = decision
@@ -66,25 +66,25 @@ class Asking:
         return self.decision
 
 
-@pytest.mark.parametrize("asked", [None, Decision.GO, Decision.SAVE, Decision.STOP])
-@pytest.mark.parametrize("others", [Decision.GO, Decision.SAVE, Decision.STOP])
+@pytest.mark.parametrize("asked", [None, StepDecision.CONTINUE, StepDecision.SAVE, StepDecision.STOP])
+@pytest.mark.parametrize("others", [StepDecision.CONTINUE, StepDecision.SAVE, StepDecision.STOP])
 @pytest.mark.parametrize("has_batch", [True, False])
 @pytest.mark.parametrize("told", [True, False])
 def test_the_largest_wish_wins(told, has_batch, others, asked):
-    notice = Notice()
+    notice = StopSignal()
     if told:
-        notice.deliver("test")
-    own = Decision.STOP if told or not has_batch else Decision.GO
-    expected = max(own, others, asked or Decision.GO)
+        notice.trigger("test")
+    own = StepDecision.STOP if told or not has_batch else StepDecision.CONTINUE
+    expected = max(own, others, asked or StepDecision.CONTINUE)
     agreement = StopAgreement(Voting(others), notice, None if asked is None else Asking(asked))
     assert agreement.decide(1, has_batch=has_batch) is expected
 
 
 def test_the_reason_of_a_signal_comes_before_that_of_a_file():
-    notice = Notice()
-    asking = Asking(Decision.STOP)
-    asking.told = "STOP file"
-    assert StopAgreement(SoloComm(), notice, asking).told == "STOP file"
-    notice.deliver("SIGTERM")
-    assert StopAgreement(SoloComm(), notice, asking).told == "SIGTERM"
-    assert StopAgreement(SoloComm(), Notice()).told is None
+    notice = StopSignal()
+    asking = Asking(StepDecision.STOP)
+    asking.stop_reason = "STOP file"
+    assert StopAgreement(SoloComm(), notice, asking).stop_reason == "STOP file"
+    notice.trigger("SIGTERM")
+    assert StopAgreement(SoloComm(), notice, asking).stop_reason == "SIGTERM"
+    assert StopAgreement(SoloComm(), StopSignal()).stop_reason is None

@@ -1,16 +1,18 @@
 import pytest
 
-from hsadml_dist.run.signs import STAGES, Seen, Sign
-from hsadml_dist.stop.hang import SILENT_SECONDS, described, hanging, reporter
+from hsadml_dist.run.signs import STAGES, PeerStatus, RankHeartbeat
+from hsadml_dist.stop.hang import SILENT_SECONDS, choose_reporter, describe_peer, find_hanging_ranks
 
 
 def seen(rank, step=7, stage="step", *, waits=True, silent=0.2, sign=True):
-    found = Sign(rank=rank, step=step, stage=stage, waits=waits, doing="m, line 1, f", time=1.0) if sign else None
-    return Seen(rank=rank, sign=found, silent=silent)
+    found = (
+        RankHeartbeat(rank=rank, step=step, stage=stage, waits=waits, doing="m, line 1, f", time=1.0) if sign else None
+    )
+    return PeerStatus(rank=rank, sign=found, silent=silent)
 
 
 def named(*ranks):
-    return [one.rank for one in hanging(ranks)]
+    return [one.rank for one in find_hanging_ranks(ranks)]
 
 
 def test_a_silent_rank_is_named_whatever_the_others_do():
@@ -49,17 +51,17 @@ def test_one_rank_alone_is_named():
 
 
 def test_the_first_rank_that_gives_signs_reports():
-    assert reporter([seen(0), seen(1, silent=30)]) == 0
-    assert reporter([seen(0, silent=30), seen(1), seen(2)]) == 1
-    assert reporter([seen(0, sign=False), seen(1, silent=30), seen(2)]) == 2
-    assert reporter([seen(0, sign=False)]) == 0
+    assert choose_reporter([seen(0), seen(1, silent=30)]) == 0
+    assert choose_reporter([seen(0, silent=30), seen(1), seen(2)]) == 1
+    assert choose_reporter([seen(0, sign=False), seen(1, silent=30), seen(2)]) == 2
+    assert choose_reporter([seen(0, sign=False)]) == 0
 
 
 def test_words():
-    assert described(seen(1, sign=False)) == "rank 1 has given no sign of life"
+    assert describe_peer(seen(1, sign=False)) == "rank 1 has given no sign of life"
     assert (
-        described(seen(1, silent=11.7))
+        describe_peer(seen(1, silent=11.7))
         == "rank 1 has given no sign of life for 12 s; its last was in stage step of step 7"
     )
-    assert described(seen(1, stage="data", waits=False)) == "rank 1 is busy in stage data of step 7 (m, line 1, f)"
-    assert described(seen(0)) == "rank 0 waits for its peers in stage step of step 7 (m, line 1, f)"
+    assert describe_peer(seen(1, stage="data", waits=False)) == "rank 1 is busy in stage data of step 7 (m, line 1, f)"
+    assert describe_peer(seen(0)) == "rank 0 waits for its peers in stage step of step 7 (m, line 1, f)"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hsadml_dist.stop.own_time import OwnTime
+from hsadml_dist.stop.own_time import ComputeTimer
 
 CPU = torch.device("cpu")
 
@@ -37,7 +37,7 @@ class Net(nn.Module):
 
 def test_both_passes_count_and_what_lies_between_them_does_not():
     net = Net(0.05)
-    own = OwnTime(net, CPU)
+    own = ComputeTimer(net, CPU)
     began = time.perf_counter()
     out = net(torch.ones(1, 2))
     time.sleep(0.2)  # the loss waits for other ranks here
@@ -50,7 +50,7 @@ def test_both_passes_count_and_what_lies_between_them_does_not():
 
 def test_parts_of_an_accumulated_step_add_up():
     net = Net(0.02)
-    own = OwnTime(net, CPU)
+    own = ComputeTimer(net, CPU)
     for _ in range(3):
         net(torch.ones(1, 2)).sum().backward()
     assert own.take() >= 3 * 2 * 0.02
@@ -58,7 +58,7 @@ def test_parts_of_an_accumulated_step_add_up():
 
 def test_an_evaluation_does_not_count():
     net = Net(0.02)
-    own = OwnTime(net, CPU)
+    own = ComputeTimer(net, CPU)
     with torch.no_grad():
         net(torch.ones(1, 2))
     assert own.take() == 0
@@ -68,7 +68,7 @@ def test_gradients_are_as_without_the_measure():
     torch.manual_seed(0)
     nets = [Net(0.0), Net(0.0)]
     nets[1].load_state_dict(nets[0].state_dict())
-    OwnTime(nets[1], CPU)
+    ComputeTimer(nets[1], CPU)
     x = torch.randn(5, 2)
     for net in nets:
         net(x).square().sum().backward()
@@ -79,7 +79,7 @@ def test_gradients_are_as_without_the_measure():
 def test_the_first_parameter_that_learns_ends_the_backward_pass():
     net = Net(0.02)
     net.first.requires_grad_(False)
-    own = OwnTime(net, CPU)
+    own = ComputeTimer(net, CPU)
     net(torch.ones(1, 2)).sum().backward()
     assert own.take() >= 0.02
 
@@ -88,7 +88,7 @@ def test_the_first_parameter_that_learns_ends_the_backward_pass():
 def test_on_a_gpu_its_own_clock_counts():
     device = torch.device("cuda")
     net = nn.Sequential(*(nn.Linear(2048, 2048) for _ in range(8))).to(device)
-    own = OwnTime(net, device)
+    own = ComputeTimer(net, device)
     x = torch.ones(4096, 2048, device=device)
     for _ in range(3):
         net(x).sum().backward()

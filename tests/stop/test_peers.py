@@ -1,9 +1,9 @@
 import pytest
 import torch.distributed as dist
 
-from hsadml_dist.errors import DataError, ExitCode, PeerLostError, RunHeldError
+from hsadml_dist.errors import DataError, ExitCode, PeerLostError, RunLockedError
 from hsadml_dist.run.folder import RunFolder
-from hsadml_dist.stop.peers import lost_peer, peers_expected
+from hsadml_dist.stop.peers import lost_peer_reason, raise_on_lost_peer
 
 # As gloo and the store said them of peers that were killed, stopped or had left, with torch 2.13.
 TCP = "[/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/"
@@ -31,7 +31,7 @@ NCCL = dist.DistBackendError("NCCL error in: ProcessGroupNCCL.cpp:3690, remote p
     ],
 )
 def test_what_collectives_say_of_a_lost_peer(fault, how):
-    assert lost_peer(fault) == how
+    assert lost_peer_reason(fault) == how
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_what_collectives_say_of_a_lost_peer(fault, how):
     ],
 )
 def test_other_faults_stay_what_they_are(fault):
-    assert lost_peer(fault) is None
+    assert lost_peer_reason(fault) is None
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def run(tmp_path):
 
 
 def fail(fault, run, attempt, **more):
-    with peers_expected(run, attempt, lambda: "at step 7 (stage vote)", **more):
+    with raise_on_lost_peer(run, attempt, lambda: "at step 7 (stage vote)", **more):
         raise fault
 
 
@@ -66,14 +66,14 @@ def test_one_line_says_where(run):
     with pytest.raises(PeerLostError) as caught:
         fail(CLOSED, run, run.attempt(1))
     assert str(caught.value) == "another rank is gone or hangs, noticed at step 7 (stage vote): connection closed"
-    assert caught.value.exit_code is ExitCode.INTERNAL
+    assert caught.value.exit_code is ExitCode.INTERNAL_ERROR
     assert caught.value.__cause__ is CLOSED
 
 
 def test_a_rank_that_was_left_behind_says_so(run):
     run.attempt(2).path.mkdir()
     run.attempt(3).path.mkdir()
-    with pytest.raises(RunHeldError, match=r"run: attempt 3 has started; attempt 1 writes nothing more$"):
+    with pytest.raises(RunLockedError, match=r"run: attempt 3 has started; attempt 1 writes nothing more$"):
         fail(SILENT, run, run.attempt(1))
 
 
@@ -85,12 +85,12 @@ def test_before_there_is_an_attempt(run):
 def test_the_watchdog_may_speak_first(run):
     called = []
     with pytest.raises(PeerLostError):
-        fail(CLOSED, run, run.attempt(1), let_report=lambda: called.append(True))
+        fail(CLOSED, run, run.attempt(1), wait_for_report=lambda: called.append(True))
     assert called == [True]
 
 
 @pytest.mark.parametrize("fault", [DataError("shard-3 is damaged"), RuntimeError("other"), KeyboardInterrupt()])
 def test_all_else_passes(run, fault):
     with pytest.raises(type(fault)) as caught:
-        fail(fault, run, run.attempt(1), let_report=lambda: pytest.fail("nothing to wait for"))
+        fail(fault, run, run.attempt(1), wait_for_report=lambda: pytest.fail("nothing to wait for"))
     assert caught.value is fault

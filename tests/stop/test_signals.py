@@ -6,14 +6,14 @@ import time
 
 import pytest
 
-from hsadml_dist.stop.signals import NOTICES, Notice, job_end_time
+from hsadml_dist.stop.signals import STOP_SIGNALS, StopSignal, job_end_time
 
 
 @pytest.fixture
 def notice():
     """A listening notice; the handlers of before come back afterwards."""
-    before = {number: signal.getsignal(number) for number in NOTICES}
-    notice = Notice()
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    notice = StopSignal()
     notice.install()
     yield notice
     for number, handler in before.items():
@@ -22,17 +22,17 @@ def notice():
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR2", "SIGINT"])
 def test_a_signal_is_remembered_and_does_nothing_else(notice, name):
-    assert not notice.received
+    assert not notice.is_set
     os.kill(os.getpid(), getattr(signal, name))
-    assert notice.received
-    assert notice.signal_name == name
+    assert notice.is_set
+    assert notice.reason == name
 
 
 def test_the_first_reason_stays(notice):
     os.kill(os.getpid(), signal.SIGUSR2)
     os.kill(os.getpid(), signal.SIGTERM)
-    notice.deliver("later")
-    assert notice.signal_name == "SIGUSR2"
+    notice.trigger("later")
+    assert notice.reason == "SIGUSR2"
 
 
 def test_a_notice_does_not_interrupt_what_is_under_way(notice):
@@ -43,33 +43,33 @@ def test_a_notice_does_not_interrupt_what_is_under_way(notice):
     child.wait()
     os.close(read)
     os.close(write)
-    assert notice.signal_name == "SIGTERM"
+    assert notice.reason == "SIGTERM"
 
 
 def test_the_jobs_end_counts_from_the_lead_on():
-    notice = Notice()
-    notice.expect_end(time.time() + 100, lead_seconds=60)
-    assert not notice.received
-    notice.expect_end(time.time() + 60.2, lead_seconds=60)
-    assert not notice.received
+    notice = StopSignal()
+    notice.set_deadline(time.time() + 100, lead_seconds=60)
+    assert not notice.is_set
+    notice.set_deadline(time.time() + 60.2, lead_seconds=60)
+    assert not notice.is_set
     time.sleep(0.25)
-    assert notice.received
-    assert notice.signal_name == "time limit"
+    assert notice.is_set
+    assert notice.reason == "time limit"
 
 
 def test_no_end_is_no_notice():
-    notice = Notice()
-    notice.expect_end(None, lead_seconds=60)
-    assert not notice.received
-    assert notice.signal_name is None
+    notice = StopSignal()
+    notice.set_deadline(None, lead_seconds=60)
+    assert not notice.is_set
+    assert notice.reason is None
 
 
 def test_a_signal_before_the_end_is_the_reason():
-    notice = Notice()
-    notice.deliver("SIGTERM")
-    notice.expect_end(time.time() - 10, lead_seconds=60)
-    assert notice.received
-    assert notice.signal_name == "SIGTERM"
+    notice = StopSignal()
+    notice.trigger("SIGTERM")
+    notice.set_deadline(time.time() - 10, lead_seconds=60)
+    assert notice.is_set
+    assert notice.reason == "SIGTERM"
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import statistics
 
 import pytest
 
-from hsadml_dist.stop.stragglers import LEAST_SECONDS, Straggler, Stragglers, slowest
+from hsadml_dist.stop.stragglers import LEAST_SECONDS, Straggler, StragglerDetector, find_slow_ranks
 
 WINDOW = 5
 
@@ -15,45 +15,45 @@ def feed(stragglers, *times, count=1):
 
 
 def test_a_slow_rank_is_named_once_the_window_is_full_and_then_only_now_and_then():
-    stragglers = Stragglers(3, window=WINDOW, quiet=10)
+    stragglers = StragglerDetector(3, window=WINDOW, quiet=10)
     assert feed(stragglers, 0.1, 0.1, 0.2, count=30) == [(5, 2), (15, 2), (25, 2)]
 
 
 def test_nobody_is_named_below_the_factor():
-    assert feed(Stragglers(3, window=WINDOW), 0.1, 0.1, 0.149, count=20) == []
-    assert feed(Stragglers(3, window=WINDOW), 0.1, 0.1, 0.151, count=20) == [(5, 2)]
+    assert feed(StragglerDetector(3, window=WINDOW), 0.1, 0.1, 0.149, count=20) == []
+    assert feed(StragglerDetector(3, window=WINDOW), 0.1, 0.1, 0.151, count=20) == [(5, 2)]
 
 
 def test_of_two_ranks_the_slower_one_is_compared_with_the_faster():
-    assert feed(Stragglers(2, window=WINDOW), 0.3, 0.1, count=5) == [(5, 0)]
+    assert feed(StragglerDetector(2, window=WINDOW), 0.3, 0.1, count=5) == [(5, 0)]
 
 
 def test_one_rank_has_nobody_to_hold_up():
-    assert feed(Stragglers(1, window=WINDOW), 9.0, count=20) == []
+    assert feed(StragglerDetector(1, window=WINDOW), 9.0, count=20) == []
 
 
 def test_one_slow_step_is_no_straggler():
-    stragglers = Stragglers(3, window=WINDOW)
+    stragglers = StragglerDetector(3, window=WINDOW)
     assert feed(stragglers, 0.1, 0.1, 0.1, count=4) == []
     assert feed(stragglers, 0.1, 0.1, 5.0, count=2) == []
     assert feed(stragglers, 0.1, 0.1, 0.1, count=20) == []
 
 
 def test_a_rank_that_becomes_slow_is_named_when_most_of_the_window_is():
-    stragglers = Stragglers(3, window=WINDOW)
+    stragglers = StragglerDetector(3, window=WINDOW)
     feed(stragglers, 0.1, 0.1, 0.1, count=20)
     assert feed(stragglers, 0.1, 0.3, 0.1, count=10) == [(3, 1)]
 
 
 def test_ranks_are_quiet_each_for_itself():
-    stragglers = Stragglers(5, window=WINDOW, quiet=100)
+    stragglers = StragglerDetector(5, window=WINDOW, quiet=100)
     assert feed(stragglers, 0.1, 0.3, 0.1, 0.1, 0.1, count=10) == [(5, 1)]
     assert feed(stragglers, 0.1, 0.3, 0.1, 0.3, 0.1, count=10) == [(3, 3)]
 
 
 def test_differences_of_milliseconds_are_noise():
-    assert slowest([(0.001, 0.001, 0.001 + LEAST_SECONDS)], 1.5) == []
-    assert [slow.rank for slow in slowest([(0.001, 0.001, 0.002 + LEAST_SECONDS)], 1.5)] == [2]
+    assert find_slow_ranks([(0.001, 0.001, 0.001 + LEAST_SECONDS)], 1.5) == []
+    assert [slow.rank for slow in find_slow_ranks([(0.001, 0.001, 0.002 + LEAST_SECONDS)], 1.5)] == [2]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -67,7 +67,7 @@ def test_against_a_slow_obvious_version(seed):
     for rank in range(world):
         if own[rank] > factor * middle and own[rank] > middle + LEAST_SECONDS:
             expected.append(Straggler(rank=rank, seconds=own[rank], median=middle))
-    assert slowest(times, factor) == expected
+    assert find_slow_ranks(times, factor) == expected
 
 
 def test_words():

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from hsadml_dist.run.folder import RunFolder
-from hsadml_dist.run.rows import read_rows
-from hsadml_dist.run.signs import read_signs
+from hsadml_dist.run.rows import read_jsonl
+from hsadml_dist.run.signs import read_peer_statuses
 
-SCRIPT = str(Path(__file__).parent / "watch_ranks.py")
+SCRIPT = str(Path(__file__).parent / "watchdog_ranks.py")
 STRIKE = 3
 LIMIT = 2
 
@@ -35,7 +35,7 @@ class Outcome:
 
     @property
     def hangs(self):
-        return [row for row in read_rows(self.attempt.events) if row["event"] == "hang"]
+        return [row for row in read_jsonl(self.attempt.events) if row["event"] == "hang"]
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_a_calm_run_ends_as_if_nobody_watched(play):
     outcome = play("calm", 2)
     assert outcome.codes == [0, 0]
     assert outcome.hangs == []
-    assert [seen.sign.rank for seen in read_signs(outcome.attempt, 2, 0)] == [0, 1]
+    assert [seen.sign.rank for seen in read_peer_statuses(outcome.attempt, 2, 0)] == [0, 1]
 
 
 @pytest.mark.parametrize("world", [4])
@@ -98,7 +98,7 @@ def test_a_stopped_rank_is_named_by_its_peers_who_leave(play, world):
         assert line.startswith(f"hsadml: rank {rank}: hang: step {STRIKE} has not ended after {LIMIT} s (stage step")
         assert f"rank {world - 1} has given no sign of life for" in line
         log = outcome.attempt.log(rank).read_text()
-        assert 'watch_ranks.py", line' in log
+        assert 'watchdog_ranks.py", line' in log
         assert "in all_reduce" in log
 
 
@@ -112,7 +112,7 @@ def test_a_rank_that_wakes_after_its_successor_has_started_says_so(play):
 
     outcome = play("stopped", 2, wake)
     assert outcome.codes == [70, 70]  # the second one from the test's nursery: it knows no exit codes
-    assert re.search(r"RunHeldError: .*: attempt 2 has started; attempt 1 writes nothing more$", outcome.said(1)[-1])
+    assert re.search(r"RunLockedError: .*: attempt 2 has started; attempt 1 writes nothing more$", outcome.said(1)[-1])
     assert [event["ranks"] for event in outcome.hangs] == [[1]]
 
 

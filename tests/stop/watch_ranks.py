@@ -8,21 +8,21 @@ import signal
 import time
 
 import torch
-from rank_start import Call, meet
+from rank_script import Call, meet
 
 from hsadml_dist.comm import SoloComm
 from hsadml_dist.config.run import RunConfig
 from hsadml_dist.run import heartbeat
-from hsadml_dist.run.attempts import this_process
-from hsadml_dist.run.entry import Entry
+from hsadml_dist.run.attempts import current_holder
+from hsadml_dist.run.entry import RankContext
 from hsadml_dist.run.folder import RunFolder
-from hsadml_dist.run.log import open_log
+from hsadml_dist.run.log import configure_rank_logging
 from hsadml_dist.stop import hang
 from hsadml_dist.stop.agreement import StopAgreement
-from hsadml_dist.stop.deadman import standing_by
-from hsadml_dist.stop.peers import peers_expected
-from hsadml_dist.stop.signals import Notice
-from hsadml_dist.stop.watchdog import Watch
+from hsadml_dist.stop.deadman import open_external_watchdog
+from hsadml_dist.stop.peers import raise_on_lost_peer
+from hsadml_dist.stop.signals import StopSignal
+from hsadml_dist.stop.watchdog import HealthMonitor
 
 LIMIT = 2
 STRIKE = 3
@@ -46,21 +46,21 @@ def strike(case: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def body(call: Call, entry: Entry, watch: Watch) -> None:
+def body(call: Call, context: RankContext, watch: HealthMonitor) -> None:
     """Do steps."""
-    comm = entry.comm
-    agreement = StopAgreement(comm, Notice())
+    comm = context.comm
+    agreement = StopAgreement(comm, StopSignal())
     for step in range(1, STEPS + 1):
         due = step == STRIKE and call.rank == call.world - 1
-        watch.at(step, "data")
+        watch.enter_stage(step, "data")
         if due and call.case == "data":
             strike(call.case)
-        watch.at(step, "vote")
+        watch.enter_stage(step, "vote")
         agreement.decide(step, has_batch=True)
-        watch.at(step, "step")
+        watch.enter_stage(step, "step")
         if due and call.case != "data":
             strike(call.case)
-        comm.sum(torch.ones(3))
+        comm.all_reduce_sum(torch.ones(3))
         time.sleep(0.01)
 
 
@@ -68,18 +68,18 @@ def main() -> None:
     """Be one rank; its process id is left for the test."""
     call = Call.read()
     # Everything twice as fast as in earnest.
-    heartbeat.SIGN_SECONDS, hang.SILENT_SECONDS = 0.2, 1.5
+    heartbeat.RANK_HEARTBEAT_SECONDS, hang.SILENT_SECONDS = 0.2, 1.5
     run = RunFolder(call.folder / "run")
     attempt = run.attempt(1)
     attempt.path.mkdir(parents=True, exist_ok=True)
-    with standing_by(True) as deadman:
+    with open_external_watchdog(True) as external_watchdog:
         comm = SoloComm() if call.world == 1 else meet(call)
-        open_log(attempt, call.rank)
+        configure_rank_logging(attempt, call.rank)
         (call.folder / f"pid-{call.rank}").write_text(str(os.getpid()))
-        entry = Entry(attempt=attempt, holder=this_process("test"), comm=comm)
-        watch = Watch(entry, RunConfig(step_timeout_seconds=LIMIT), deadman)
-        with peers_expected(run, attempt, lambda: watch.place, watch.let_report):
-            body(call, entry, watch)
+        context = RankContext(attempt=attempt, holder=current_holder("test"), comm=comm)
+        watch = HealthMonitor(context, RunConfig(step_timeout_seconds=LIMIT), external_watchdog)
+        with raise_on_lost_peer(run, attempt, lambda: watch.position, watch.wait_for_report):
+            body(call, context, watch)
         watch.close()
         comm.close()
 

@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from hsadml_dist.errors import DataError
-from hsadml_dist.shards.record import DamagedError
+from hsadml_dist.shards.record import DamagedSampleError
 from hsadml_dist.shards.sources.figshare.matlab import FILES
 
 ORIGINAL_ZIPS = tuple(f"brainTumorDataPublic_{span}.zip" for span in ("1-766", "767-1532", "1533-2298", "2299-3064"))
@@ -30,7 +30,7 @@ ZIP_ERRORS = (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, N
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class FileLocation:
     """Where one file lies.
 
     Attributes:
@@ -47,7 +47,7 @@ class Place:
 
 
 @dataclass(kw_only=True)
-class Found:
+class DatasetFiles:
     """What a folder holds.
 
     Attributes:
@@ -57,13 +57,13 @@ class Found:
         outer: Whether the outer archive, which holds the zips, lies there.
     """
 
-    slices: dict[int, Place] = field(default_factory=dict)
-    folds: list[Place] = field(default_factory=list)
+    slices: dict[int, FileLocation] = field(default_factory=dict)
+    folds: list[FileLocation] = field(default_factory=list)
     others: int = 0
     outer: bool = False
 
 
-def find(folder: Path) -> Found:
+def find_files(folder: Path) -> DatasetFiles:
     """Find slices and folds in ``folder``, up to two folders below it, and in the zips there.
 
     Raises:
@@ -73,7 +73,7 @@ def find(folder: Path) -> Found:
         raise DataError(f"INPUT {folder}: no such folder: figshare needs the folder of the .mat files or original zips")
     paths = sorted(_walk(folder, DEPTH), key=os.fsencode)
     zips = [path for path in paths if path.suffix.lower() == ".zip"]
-    found = Found(outer=any(path.name.lower() == OUTER_ZIP for path in zips))
+    found = DatasetFiles(outer=any(path.name.lower() == OUTER_ZIP for path in zips))
     for path in paths:
         if path.suffix.lower() == ".mat":
             _sort_in(found, _file(path))
@@ -95,10 +95,10 @@ def read_member(path: Path, member: str, where: str) -> bytes:
     try:
         return _archive(path, os.getpid()).read(member)
     except (*ZIP_ERRORS, KeyError, MemoryError) as error:
-        raise DamagedError(where, f"cannot be unpacked from its zip ({type(error).__name__})") from error
+        raise DamagedSampleError(where, f"cannot be unpacked from its zip ({type(error).__name__})") from error
 
 
-def read_folds(places: Iterable[Place]) -> bytes | None:
+def read_folds(places: Iterable[FileLocation]) -> bytes | None:
     """Return the content of ``cvind.mat``, or None where there is none.
 
     Raises:
@@ -110,7 +110,7 @@ def read_folds(places: Iterable[Place]) -> bytes | None:
     return contents.pop() if contents else None
 
 
-def _content(place: Place) -> bytes:
+def _content(place: FileLocation) -> bytes:
     if place.size > MOST_BYTES:
         raise DataError(f"{FOLDS_NAME}: {place.size} bytes: not the data set's own")
     if place.member:
@@ -142,16 +142,16 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
             yield from _walk(Path(entry.path), depth - 1)
 
 
-def _file(path: Path) -> Place:
+def _file(path: Path) -> FileLocation:
     """Return a file's place; a link that leads nowhere has size 0, so that its slice is counted as unreadable."""
     try:
         state = path.stat()
     except OSError:
-        return Place(path=path, member="", size=0, state=0)
-    return Place(path=path, member="", size=state.st_size, state=state.st_mtime_ns)
+        return FileLocation(path=path, member="", size=0, state=0)
+    return FileLocation(path=path, member="", size=state.st_size, state=state.st_mtime_ns)
 
 
-def _members(path: Path, by_place: str) -> list[Place]:
+def _members(path: Path, by_place: str) -> list[FileLocation]:
     """List the ``.mat`` files of one zip, and its inner zips, which show the outer archive."""
     name = path.name if path.name in (*ORIGINAL_ZIPS, OUTER_ZIP) else by_place
     try:
@@ -160,7 +160,7 @@ def _members(path: Path, by_place: str) -> list[Place]:
     except ZIP_ERRORS as error:
         raise DataError(f"INPUT: {name} is cut short, damaged or no zip: fetch it again") from error
     return [
-        Place(path=path, member=info.filename, size=info.file_size, state=info.CRC)
+        FileLocation(path=path, member=info.filename, size=info.file_size, state=info.CRC)
         for info in infos
         if info.filename.lower().endswith((".mat", ".zip")) and not _is_hidden(info.filename)
     ]
@@ -170,7 +170,7 @@ def _is_hidden(member: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(member).parts)
 
 
-def _sort_in(found: Found, place: Place) -> None:
+def _sort_in(found: DatasetFiles, place: FileLocation) -> None:
     name = PurePosixPath(place.member).name or place.path.name
     number = _number(name)
     if number is not None:
@@ -188,7 +188,7 @@ def _number(name: str) -> int | None:
     return int(match[1]) if match and int(match[1]) <= FILES else None
 
 
-def _add_slice(found: Found, number: int, place: Place) -> None:
+def _add_slice(found: DatasetFiles, number: int, place: FileLocation) -> None:
     """Take the first of equal copies: a file before a zip's member."""
     first = found.slices.setdefault(number, place)
     differs = first.size != place.size or (first.member and place.member and first.state != place.state)

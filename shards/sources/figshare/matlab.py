@@ -2,7 +2,7 @@
 
 A slice is the struct ``cjdata`` in a MATLAB v7.3 file, which is HDF5 behind a block of 512 bytes. MATLAB stores columns
 first, so that HDF5 shows every array transposed; here all shapes are (height, width) again. A file that cannot be used
-ends as a :class:`DamagedError` whose reason quotes nothing of its content.
+ends as a :class:`DamagedSampleError` whose reason quotes nothing of its content.
 
 Source: J. Cheng, brain tumor dataset, figshare 1512427 (2017).
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from hsadml_dist.errors import DataError
-from hsadml_dist.shards.record import DamagedError, Pixels
+from hsadml_dist.shards.record import DamagedSampleError, SourcePixels
 from hsadml_dist.shards.sources.figshare import matlab5
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ READ_ERRORS = (OSError, KeyError, ValueError, TypeError, RuntimeError, OverflowE
 
 
 @dataclass(frozen=True, kw_only=True)
-class Header:
+class SliceHeader:
     """What a slice's file says beside its pixels.
 
     Attributes:
@@ -52,7 +52,7 @@ class Header:
     shape: tuple[int, int]
 
 
-def read_header(content: Path | BinaryIO, where: str) -> Header:
+def read_header(content: Path | BinaryIO, where: str) -> SliceHeader:
     """Read all but the pixels of one slice.
 
     Raises:
@@ -61,10 +61,10 @@ def read_header(content: Path | BinaryIO, where: str) -> Header:
     with _opened(content, where) as file:
         image = _image(file, where)
         _mask(file, image, where)
-        return Header(label=_label(file, where), pid=_pid(file, where), shape=(image.shape[1], image.shape[0]))
+        return SliceHeader(label=_label(file, where), pid=_pid(file, where), shape=(image.shape[1], image.shape[0]))
 
 
-def read_pixels(content: Path | BinaryIO, where: str) -> Pixels:
+def read_pixels(content: Path | BinaryIO, where: str) -> SourcePixels:
     """Read image (height, width) and, where the file has one, mask (height, width); types as stored.
 
     Raises:
@@ -75,7 +75,7 @@ def read_pixels(content: Path | BinaryIO, where: str) -> Pixels:
     with _opened(content, where) as file:
         image = _image(file, where)
         mask = _mask(file, image, where)
-        return Pixels(
+        return SourcePixels(
             image=np.ascontiguousarray(image[()].T),
             mask=None if mask is None else np.ascontiguousarray(mask[()].T),
         )
@@ -90,7 +90,7 @@ def read_author_folds(content: bytes) -> tuple[int, ...]:
     Raises:
         DataError: It cannot be read, or ``cvind`` is not 3064 whole numbers from 1 to 5.
     """
-    values = _cvind_v5(content) if content.startswith(matlab5.MAGIC) else _cvind_v73(content)
+    values = _cvind_v5(content) if content.startswith(matlab5.V5_MAGIC) else _cvind_v73(content)
     if values.size != FILES or values.dtype.kind not in "iuf" or not set(values.flat) <= set(AUTHOR_FOLDS):
         raise DataError(
             f"cvind.mat: 'cvind' has {values.size} values: expected {FILES} whole numbers from 1 to {AUTHOR_FOLDS[-1]}"
@@ -107,9 +107,11 @@ def _opened(content: Path | BinaryIO, where: str) -> Iterator[h5py.File]:
         with h5py.File(content, "r", locking=False) as file:
             yield file
     except (FileNotFoundError, PermissionError) as error:
-        raise DamagedError(where, f"cannot be read: {os.strerror(error.errno or 0)}") from error
+        raise DamagedSampleError(where, f"cannot be read: {os.strerror(error.errno or 0)}") from error
     except READ_ERRORS as error:
-        raise DamagedError(where, "no whole MATLAB v7.3 (HDF5) file: cut short, damaged or of another kind") from error
+        raise DamagedSampleError(
+            where, "no whole MATLAB v7.3 (HDF5) file: cut short, damaged or of another kind"
+        ) from error
 
 
 def _field(file: h5py.File, name: str, where: str) -> h5py.Dataset | None:
@@ -118,40 +120,40 @@ def _field(file: h5py.File, name: str, where: str) -> h5py.Dataset | None:
 
     struct = file.get(STRUCT)
     if not isinstance(struct, h5py.Group):
-        raise DamagedError(where, f"holds no struct {STRUCT!r}")
+        raise DamagedSampleError(where, f"holds no struct {STRUCT!r}")
     field = struct.get(name)
     if field is None:
         return None
     if not isinstance(field, h5py.Dataset) or field.attrs.get("MATLAB_empty", 0):
-        raise DamagedError(where, f"its field {name!r} is empty or no array")
+        raise DamagedSampleError(where, f"its field {name!r} is empty or no array")
     return field
 
 
 def _needed(file: h5py.File, name: str, where: str) -> h5py.Dataset:
     field = _field(file, name, where)
     if field is None:
-        raise DamagedError(where, f"lacks the field {name!r}")
+        raise DamagedSampleError(where, f"lacks the field {name!r}")
     return field
 
 
 def _image(file: h5py.File, where: str) -> h5py.Dataset:
     image = _needed(file, "image", where)
     if image.ndim != 2 or not all(1 <= side <= MOST_SIDE for side in image.shape) or image.dtype.kind not in "iuf":
-        raise DamagedError(where, "its image is not two-dimensional and real")
+        raise DamagedSampleError(where, "its image is not two-dimensional and real")
     return image
 
 
 def _mask(file: h5py.File, image: h5py.Dataset, where: str) -> h5py.Dataset | None:
     mask = _field(file, "tumorMask", where)
     if mask is not None and (mask.shape != image.shape or mask.dtype.kind not in "iufb"):
-        raise DamagedError(where, "its tumorMask has not the image's shape")
+        raise DamagedSampleError(where, "its tumorMask has not the image's shape")
     return mask
 
 
 def _label(file: h5py.File, where: str) -> int:
     label = _needed(file, "label", where)
     if label.size != 1 or label.dtype.kind not in "iuf" or label[()].item() not in LABELS:
-        raise DamagedError(where, f"its label is none of {', '.join(map(str, LABELS))}")
+        raise DamagedSampleError(where, f"its label is none of {', '.join(map(str, LABELS))}")
     return int(label[()].item())
 
 
@@ -159,13 +161,13 @@ def _pid(file: h5py.File, where: str) -> str:
     """Return the PID: characters stored as their UTF-16 codes."""
     pid = _needed(file, "PID", where)
     if pid.dtype.kind != "u" or pid.dtype.itemsize > 2 or not 1 <= pid.size <= MOST_LETTERS:
-        raise DamagedError(where, f"its PID is no text of 1 to {MOST_LETTERS} characters")
+        raise DamagedSampleError(where, f"its PID is no text of 1 to {MOST_LETTERS} characters")
     try:
         text = pid[()].ravel().astype("<u2").tobytes().decode("utf-16-le").strip(" \0\t\r\n")
     except UnicodeDecodeError:
         text = ""
     if not text.isprintable() or not text:
-        raise DamagedError(where, "its PID is empty or no text")
+        raise DamagedSampleError(where, "its PID is empty or no text")
     return text
 
 
@@ -185,7 +187,7 @@ def _cvind_v73(content: bytes) -> np.ndarray:
 
 def _cvind_v5(content: bytes) -> np.ndarray:
     try:
-        values = matlab5.read_array(content, "cvind")
+        values = matlab5.read_v5_array(content, "cvind")
     except ValueError as error:
         raise DataError("cvind.mat: no whole MATLAB file: cut short, damaged or of another kind") from error
     if values is None:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
-MAGIC = b"MATLAB 5.0"
-HEADER = 128
+V5_MAGIC = b"MATLAB 5.0"
+V5_HEADER_BYTES = 128
 MATRIX, COMPRESSED = 14, 15
 NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 """Element type to numpy's name; MATLAB stores whole numbers in the smallest type that holds them."""
@@ -27,16 +27,16 @@ COMPLEX = 0x0800
 MOST_UNPACKED = 1 << 20
 
 
-def read_array(content: bytes, name: str) -> np.ndarray | None:
+def read_v5_array(content: bytes, name: str) -> np.ndarray | None:
     """Return the values of variable ``name``, flat, columns first; None where the file has no such array of numbers.
 
     Raises:
         ValueError: The file is damaged or cut short.
     """
-    order = {b"IM": "<", b"MI": ">"}.get(content[HEADER - 2 : HEADER])
+    order = {b"IM": "<", b"MI": ">"}.get(content[V5_HEADER_BYTES - 2 : V5_HEADER_BYTES])
     if order is None:
         raise ValueError("no byte order in the header")
-    for kind, data in _elements(content[HEADER:], order):
+    for kind, data in _elements(content[V5_HEADER_BYTES:], order):
         parts = list(_elements(data, order)) if kind == MATRIX else []
         if len(parts) >= 4 and parts[2][1] == name.encode() and _is_numeric(parts[0][1], order):
             return _values(*parts[3], order)

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hsadml_dist.errors import DataError, nearest
-from hsadml_dist.shards.record import Record
+from hsadml_dist.errors import DataError, did_you_mean
+from hsadml_dist.shards.record import SourceRecord
 
 SETTING = "--persons"
 PERSON = "person"
@@ -24,7 +24,7 @@ COLUMNS = (PERSON, *NUMBER_COLUMNS, *EXAM_COLUMNS)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Persons:
+class PatientTable:
     """A table of persons.
 
     Attributes:
@@ -48,7 +48,7 @@ class Persons:
         return person
 
 
-def parse_persons(content: bytes) -> Persons:
+def parse_persons(content: bytes) -> PatientTable:
     """Read the CSV: ``person`` and one of ``index``, ``file``, ``exam``, ``pid``; other columns are left alone.
 
     Raises:
@@ -69,7 +69,7 @@ def parse_persons(content: bytes) -> Persons:
     for row, cells in enumerate(rows[1:], start=1):
         key, name = _cells(cells, column, person, by_number, row)
         _add(people, first, key, name, row)
-    return Persons(by_number=by_number, people=people)
+    return PatientTable(by_number=by_number, people=people)
 
 
 def read_persons(path: Path) -> bytes:
@@ -84,13 +84,13 @@ def read_persons(path: Path) -> bytes:
         raise DataError(f"{SETTING} {path}: cannot be read: {error.strerror}") from error
 
 
-def refuse_torn_exams(records: Sequence[Record]) -> None:
+def refuse_torn_exams(records: Sequence[SourceRecord]) -> None:
     """Refuse persons who share an exam: an exam is of one person.
 
     Raises:
         DataError: Names two slices by number.
     """
-    first: dict[str | None, Record] = {}
+    first: dict[str | None, SourceRecord] = {}
     for record in records:
         other = first.setdefault(record.exam, record)
         if other.person != record.person:
@@ -117,7 +117,7 @@ def _columns(header: Sequence[str]) -> tuple[int, int]:
 def _spelling(header: Sequence[str]) -> str:
     """Point at a column that is nearly right by its place, for a table without a header starts with identifiers."""
     for place, cell in enumerate(header, start=1):
-        if cell not in COLUMNS and (hint := nearest(cell.lower(), COLUMNS)):
+        if cell not in COLUMNS and (hint := did_you_mean(cell.lower(), COLUMNS)):
             return f"; column {place}:{hint}"
     return ""
 

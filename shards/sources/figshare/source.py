@@ -17,12 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, ClassVar
 
-from hsadml_dist.data.index import Skip
+from hsadml_dist.data.index import SkippedSample
 from hsadml_dist.errors import DataError, UsageError
-from hsadml_dist.shards.record import DamagedError, Listing, Pixels, Record
-from hsadml_dist.shards.sources.figshare.files import MOST_BYTES, Found, Place, find, read_folds, read_member
-from hsadml_dist.shards.sources.figshare.matlab import FILES, Header, read_author_folds, read_header, read_pixels
-from hsadml_dist.shards.sources.figshare.persons import Persons, parse_persons, read_persons, refuse_torn_exams
+from hsadml_dist.shards.record import DamagedSampleError, SourceListing, SourcePixels, SourceRecord
+from hsadml_dist.shards.sources.figshare.files import (
+    MOST_BYTES,
+    DatasetFiles,
+    FileLocation,
+    find_files,
+    read_folds,
+    read_member,
+)
+from hsadml_dist.shards.sources.figshare.matlab import FILES, SliceHeader, read_author_folds, read_header, read_pixels
+from hsadml_dist.shards.sources.figshare.persons import PatientTable, parse_persons, read_persons, refuse_torn_exams
 
 CLASSES = {1: "meningioma", 2: "glioma", 3: "pituitary"}
 FULL_SHAPE = (512, 512)
@@ -45,7 +52,7 @@ class FigshareSource:
     persons: Path | None = None
     author_folds: bool = False
 
-    def listing(self) -> Listing:
+    def list_records(self) -> SourceListing:
         """List the slices by number; files that cannot be used are skipped.
 
         Raises:
@@ -53,14 +60,14 @@ class FigshareSource:
             DataError: The folder, a zip, ``cvind.mat`` or the table of persons is wrong, or no slice can be used.
         """
         persons = None if self.persons is None else parse_persons(read_persons(self.persons))
-        found = find(self.folder)
+        found = find_files(self.folder)
         folds = self._folds(found)
-        records: list[Record] = []
-        skipped: list[Skip] = []
+        records: list[SourceRecord] = []
+        skipped: list[SkippedSample] = []
         for number, place in sorted(found.slices.items()):
             try:
                 header = read_header(_content(place.path, place.member, f"{number}.mat", place.size), f"{number}.mat")
-            except DamagedError as damage:
+            except DamagedSampleError as damage:
                 skipped.append(damage.skip)
             else:
                 records.append(self._record(number, header, place, persons, folds))
@@ -70,9 +77,9 @@ class FigshareSource:
             )
         if persons is not None:
             refuse_torn_exams(records)
-        return Listing(records=tuple(records), skipped=(*skipped, *_others(found.others)))
+        return SourceListing(records=tuple(records), skipped=(*skipped, *_others(found.others)))
 
-    def read(self, record: Record) -> Pixels:
+    def read(self, record: SourceRecord) -> SourcePixels:
         """Read image and mask, int16 and uint8 in the original files.
 
         Raises:
@@ -83,24 +90,29 @@ class FigshareSource:
 
     def fingerprint(self) -> str:
         """Hash the settings, the small files, and each slice's size and time of change or CRC."""
-        found = find(self.folder)
+        found = find_files(self.folder)
         parts: list[object] = [self.name, self.author_folds, found.others, read_folds(found.folds)]
         parts.append(None if self.persons is None else read_persons(self.persons))
         parts.extend((number, place.size, place.state) for number, place in sorted(found.slices.items()))
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
-    def _folds(self, found: Found) -> tuple[int, ...] | None:
+    def _folds(self, found: DatasetFiles) -> tuple[int, ...] | None:
         content = read_folds(found.folds)
         if content is None and self.author_folds:
             raise UsageError("--author-folds: there is no cvind.mat in INPUT: put it beside the slices")
         return None if content is None else read_author_folds(content)
 
     def _record(
-        self, number: int, header: Header, place: Place, persons: Persons | None, folds: tuple[int, ...] | None
-    ) -> Record:
+        self,
+        number: int,
+        header: SliceHeader,
+        place: FileLocation,
+        persons: PatientTable | None,
+        folds: tuple[int, ...] | None,
+    ) -> SourceRecord:
         author_fold = None if folds is None else folds[number - 1]
-        return Record(
-            identity=f"slice {number}",
+        return SourceRecord(
+            record_id=f"slice {number}",
             where=f"{number}.mat",
             class_name=CLASSES[header.label],
             person=None if persons is None else persons.of(number, header.pid),
@@ -117,11 +129,11 @@ def _content(path: Path, member: str, where: str, size: int = 0) -> Path | Binar
     if not member:
         return path
     if size > MOST_BYTES:
-        raise DamagedError(where, f"claims {size} bytes in its zip: no slice is as large")
+        raise DamagedSampleError(where, f"claims {size} bytes in its zip: no slice is as large")
     return io.BytesIO(read_member(path, member, where))
 
 
-def _others(count: int) -> Iterable[Skip]:
+def _others(count: int) -> Iterable[SkippedSample]:
     """Count the files that are no slice by their order, since a name may be an identifier."""
     for number in range(1, count + 1):
-        yield Skip(where=f"other .mat file {number} of {count}", reason=f"not named 1.mat ... {FILES}.mat")
+        yield SkippedSample(where=f"other .mat file {number} of {count}", reason=f"not named 1.mat ... {FILES}.mat")

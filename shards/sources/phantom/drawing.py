@@ -11,10 +11,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from hsadml_dist.shards.record import Pixels
-from hsadml_dist.shards.sources.phantom.anatomy import Anatomy, load_anatomy
+from hsadml_dist.shards.record import SourcePixels
+from hsadml_dist.shards.sources.phantom.anatomy import HeadAnatomy, load_anatomy
 from hsadml_dist.shards.sources.phantom.lesion import Lesion, make_lesion
-from hsadml_dist.shards.sources.phantom.person import MOST_SLICES, Person, Stream
+from hsadml_dist.shards.sources.phantom.person import MOST_SLICES, PhantomPatient, Stream
 from hsadml_dist.shards.sources.phantom.pose import AXES, make_pose, scanner_places
 from hsadml_dist.shards.sources.phantom.scan import SITES, Contrast, make_contrast, scan
 
@@ -46,7 +46,7 @@ class Canvas:
     inner_P: np.ndarray
 
 
-def draw(person: Person, number: int, size: int) -> Pixels:
+def render_slice(person: PhantomPatient, number: int, size: int) -> SourcePixels:
     """Draw slice ``number`` of ``person``.
 
     Returns:
@@ -59,17 +59,17 @@ def draw(person: Person, number: int, size: int) -> Pixels:
     _add_vessels(canvas, contrast, anatomy, float(lesion.drift[0]))
     mask = _add_lesion(canvas, anatomy, lesion, contrast)
     image = scan(canvas.image_P, SITES[person.site], contrast, person.stream(Stream.SLICE, number))
-    return Pixels(image=image, mask=mask)
+    return SourcePixels(image=image, mask=mask)
 
 
 @lru_cache(maxsize=64)
-def exam_contrast(person: Person, exam: int) -> Contrast:
+def exam_contrast(person: PhantomPatient, exam: int) -> Contrast:
     """Return the brightness of tissues in one exam."""
     return make_contrast(person.stream(Stream.CONTRAST), person.stream(Stream.CONTRAST, 1 + exam))
 
 
 @lru_cache(maxsize=64)
-def slice_levels(person: Person, exam: int, plane: str) -> tuple[float, ...]:
+def slice_levels(person: PhantomPatient, exam: int, plane: str) -> tuple[float, ...]:
     """Return where one exam's slices in one plane are cut, in the scanner's millimetres: all through the tumour."""
     count = sum(kind == (exam, plane) for kind in zip(person.exams, person.planes, strict=True))
     lesion = make_lesion(person)
@@ -82,7 +82,7 @@ def slice_levels(person: Person, exam: int, plane: str) -> tuple[float, ...]:
     return tuple(start + step * place for place in range(count))
 
 
-def slice_places(person: Person, number: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+def slice_places(person: PhantomPatient, number: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return each pixel's place in the template, and the place that its brain tissue was taken from."""
     exam, plane = person.exams[number], person.planes[number]
     level = slice_levels(person, exam, plane)[person.place_in_series(number)]
@@ -105,7 +105,7 @@ def _enlarge(net_3N: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(rows[..., low] + part * (rows[..., low + 1] - rows[..., low]), np.float32)
 
 
-def _head(anatomy: Anatomy, contrast: Contrast, places_3P: np.ndarray, brain_3P: np.ndarray) -> Canvas:
+def _head(anatomy: HeadAnatomy, contrast: Contrast, places_3P: np.ndarray, brain_3P: np.ndarray) -> Canvas:
     """Paint, from outside to inside: soft tissue, the fat under the skin, the skull, the brain."""
     skin_P, inner_P, tissue_P = (anatomy.skin.at(places_3P), anatomy.inner.at(places_3P), anatomy.brain.at(brain_3P))
     image = anatomy.soft.at(places_3P) / np.float32(255)
@@ -137,7 +137,7 @@ def _blend(image: np.ndarray, weight: np.ndarray, value: float | np.ndarray) -> 
     image += weight * (value - image)
 
 
-def _add_vessels(canvas: Canvas, contrast: Contrast, anatomy: Anatomy, drift: float) -> None:
+def _add_vessels(canvas: Canvas, contrast: Contrast, anatomy: HeadAnatomy, drift: float) -> None:
     """Brighten the sinuses, the falx and a few veins in the furrows: brightness alone tells no tumour."""
     x, y, z = canvas.places_3P
     deep = canvas.inner_P
@@ -151,7 +151,7 @@ def _add_vessels(canvas: Canvas, contrast: Contrast, anatomy: Anatomy, drift: fl
         _blend(canvas.image_P, cover, contrast.vessel)
 
 
-def _add_lesion(canvas: Canvas, anatomy: Anatomy, lesion: Lesion, contrast: Contrast) -> np.ndarray:
+def _add_lesion(canvas: Canvas, anatomy: HeadAnatomy, lesion: Lesion, contrast: Contrast) -> np.ndarray:
     """Draw the tumour and the swelling around it, and return its mask."""
     size = canvas.image_P.shape[0]
     window = _window(canvas.places_3P, lesion)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hsadml_dist.shards.sources.phantom.volume import Volume, ellipsoid_distance
+from hsadml_dist.shards.sources.phantom.volume import VoxelGrid, ellipsoid_distance
 
 Triple = tuple[float, float, float]
 
@@ -100,10 +100,12 @@ _MIDLINE: tuple[tuple[Triple, Triple, float], ...] = (
 )
 
 
-def paint_soft_tissue(texture: Volume) -> Volume:
+def paint_soft_tissue(texture: VoxelGrid) -> VoxelGrid:
     """Return the brightness of what lies outside the skull, uint8 0 ... 255 at 2 mm; muscle where nothing is named."""
     shape, step = (91, 122, 77), 2
-    soft = Volume(values=np.full(shape, MUSCLE, np.float32), origin=(-90.0, -126.0, -152.0), step=step, mode="nearest")
+    soft = VoxelGrid(
+        values=np.full(shape, MUSCLE, np.float32), origin=(-90.0, -126.0, -152.0), step=step, mode="nearest"
+    )
     for (x, y, z), half, brightness in _PAIRED:
         for side in (-1, 1):
             _paint(soft, (side * x, y, z), half, brightness)
@@ -111,10 +113,10 @@ def paint_soft_tissue(texture: Volume) -> Volume:
         _paint(soft, centre, half, brightness)
     grain = texture.values[np.ix_(*[np.arange(count) % texture.values.shape[0] for count in shape])]
     values = np.clip(soft.values * (1 + 0.16 * grain), 0, 1) * 255
-    return Volume(values=np.rint(values).astype(np.uint8), origin=soft.origin, step=step, mode="nearest")
+    return VoxelGrid(values=np.rint(values).astype(np.uint8), origin=soft.origin, step=step, mode="nearest")
 
 
-def _paint(soft: Volume, centre: Triple, half: Triple, brightness: float) -> None:
+def _paint(soft: VoxelGrid, centre: Triple, half: Triple, brightness: float) -> None:
     """Lay an ellipsoid over what was painted before, with an edge one voxel wide."""
     reach = (half[0] + 2, half[1] + 2, half[2] + 2)
     window = soft.window(centre, reach)

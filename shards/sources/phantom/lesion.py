@@ -11,8 +11,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from hsadml_dist.shards.sources.phantom.anatomy import Anatomy, load_anatomy
-from hsadml_dist.shards.sources.phantom.person import Person, Stream
+from hsadml_dist.shards.sources.phantom.anatomy import HeadAnatomy, load_anatomy
+from hsadml_dist.shards.sources.phantom.person import PhantomPatient, Stream
 
 SELLA_MM = (0.0, 3.0, -34.0)
 LOWEST_MM = -48.0
@@ -60,7 +60,7 @@ class Lesion:
         """Return a distance from the centre within which all of it and its swelling surely lie."""
         return 2.3 * self.radius if self.class_name != "pituitary" else 3.2 * self.radius
 
-    def depth(self, places_3P: np.ndarray, anatomy: Anatomy) -> np.ndarray:
+    def depth(self, places_3P: np.ndarray, anatomy: HeadAnatomy) -> np.ndarray:
         """Return about how deep inside the tumour each place lies, in millimetres, negative outside."""
         away_3P = places_3P - self.centre.reshape(3, *[1] * (places_3P.ndim - 1))
         strayed = 1 + self.ragged * self._texture(places_3P, 1.0, anatomy)
@@ -72,14 +72,14 @@ class Lesion:
         margin = SKULL_MARGIN_MM if self.class_name == "meningioma" else -SKULL_MARGIN_MM
         return np.minimum(depth, margin - anatomy.inner.at(places_3P))
 
-    def places_inside(self, anatomy: Anatomy) -> np.ndarray:
+    def places_inside(self, anatomy: HeadAnatomy) -> np.ndarray:
         """Return (3, count): points of a net around it that lie inside the tumour."""
         net = np.linspace(-self.reach_mm, self.reach_mm, 2 * NET, dtype=np.float32)
         places_3P = self.centre[:, None] + np.stack(np.meshgrid(net, net, net)).reshape(3, -1)
         inside: np.ndarray = places_3P[:, self.depth(places_3P, anatomy) > 0]
         return inside
 
-    def brightness(self, depth_P: np.ndarray, places_3P: np.ndarray, anatomy: Anatomy) -> np.ndarray:
+    def brightness(self, depth_P: np.ndarray, places_3P: np.ndarray, anatomy: HeadAnatomy) -> np.ndarray:
         """Return the tumour's brightness at places of a known depth."""
         grain = self._texture(places_3P, 2.3, anatomy)
         if self.class_name != "glioma":
@@ -103,14 +103,14 @@ class Lesion:
         near = np.clip(0.5 + 0.5 * (depth - other) / MELT_MM, 0, 1)
         return np.asarray(other + near * (depth - other) + MELT_MM * near * (1 - near))
 
-    def _texture(self, places_3P: np.ndarray, pace: float, anatomy: Anatomy) -> np.ndarray:
+    def _texture(self, places_3P: np.ndarray, pace: float, anatomy: HeadAnatomy) -> np.ndarray:
         shift = self.drift.reshape(3, *[1] * (places_3P.ndim - 1))
         scale = pace * min(16.0 / self.radius, 1.0)
         return anatomy.texture.at(places_3P * np.float32(scale) + shift)
 
 
 @lru_cache(maxsize=64)
-def make_lesion(person: Person) -> Lesion:
+def make_lesion(person: PhantomPatient) -> Lesion:
     """Draw a person's tumour; where it may lie follows from the anatomy."""
     rng = person.stream(Stream.LESION)
     bright, drift = float(rng.uniform(0.66, 0.98)), rng.uniform(0, 144, 3).astype(np.float32)
@@ -135,7 +135,7 @@ _Shape = tuple[np.ndarray, float, tuple[float, float, float, float], np.ndarray]
 _NO_BALL = (0.0, 0.0, 0.0, 0.0)
 
 
-def _meningioma(anatomy: Anatomy, rng: np.random.Generator) -> _Shape:
+def _meningioma(anatomy: HeadAnatomy, rng: np.random.Generator) -> _Shape:
     """Choose a place on the inner surface of the skull, and sink the ball's middle below it."""
     inner = anatomy.inner
     x, y, z = inner.places()
@@ -154,7 +154,7 @@ def _outwards(distance: np.ndarray, index: np.ndarray) -> np.ndarray:
     return np.asarray(slope / np.sqrt((slope**2).sum()))
 
 
-def _glioma(anatomy: Anatomy, rng: np.random.Generator) -> _Shape:
+def _glioma(anatomy: HeadAnatomy, rng: np.random.Generator) -> _Shape:
     """Choose a place in white matter away from the skull and the brain stem."""
     white = anatomy.white
     x, y, z = white.places()
@@ -167,7 +167,7 @@ def _glioma(anatomy: Anatomy, rng: np.random.Generator) -> _Shape:
     return centre, float(rng.uniform(12, 25)), _NO_BALL, stretch
 
 
-def _pituitary(_: Anatomy, rng: np.random.Generator) -> _Shape:
+def _pituitary(_: HeadAnatomy, rng: np.random.Generator) -> _Shape:
     """Choose the ball in the sella and the one above it; a small upper ball hides in the lower one."""
     radius = float(rng.uniform(7.5, 13))
     centre = np.array(SELLA_MM) + rng.normal(0, 1, 3) * [1.5, 1.2, 1.2]

@@ -42,7 +42,7 @@ def stream(seed: int, patient: int, purpose: Stream, number: int = 0) -> np.rand
 
 
 @dataclass(frozen=True, kw_only=True)
-class Person:
+class PhantomPatient:
     """What the listing needs of one generated person.
 
     Attributes:
@@ -72,7 +72,7 @@ class Person:
 
 
 @lru_cache(maxsize=64)
-def make_person(seed: int, patient: int) -> Person:
+def make_patient(seed: int, patient: int) -> PhantomPatient:
     """Draw up patient number ``patient``: the same for the same arguments; classes take turns."""
     rng = stream(seed, patient, Stream.PERSON)
     site = int(rng.integers(len(SITES)))
@@ -80,7 +80,7 @@ def make_person(seed: int, patient: int) -> Person:
     second = count - int(rng.integers(1, count)) if count > 1 and rng.random() < SECOND_EXAMS else count
     kept = rng.permutation(len(PLANES))[: 1 + int(rng.choice(3, p=PLANES_A_PERSON))]
     planes = [PLANES[int(plane)] for plane in rng.choice(kept, size=count)]
-    return Person(
+    return PhantomPatient(
         seed=seed,
         patient=patient,
         class_name=CLASSES[patient % len(CLASSES)],

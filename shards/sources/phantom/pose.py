@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 
 from hsadml_dist.shards.record import PLANES
-from hsadml_dist.shards.sources.phantom.person import Person, Stream
+from hsadml_dist.shards.sources.phantom.person import PhantomPatient, Stream
 from hsadml_dist.shards.sources.phantom.scan import SITES
 
 WAVES = 9
@@ -76,7 +76,7 @@ class Pose:
 
 
 @lru_cache(maxsize=64)
-def make_pose(person: Person, exam: int) -> Pose:
+def make_pose(person: PhantomPatient, exam: int) -> Pose:
     """Draw a person's build, and the lie in one exam: a second exam has its own small differences."""
     rng = person.stream(Stream.POSE)
     stretch = rng.normal(1.06, 0.035) * rng.normal(1, 0.025, 3)

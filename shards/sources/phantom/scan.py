@@ -8,7 +8,7 @@ import numpy as np
 
 
 @dataclass(frozen=True, kw_only=True)
-class Site:
+class ScannerSite:
     """One hospital's habits.
 
     Attributes:
@@ -29,10 +29,10 @@ class Site:
 
 
 SITES = (
-    Site(field_of_view_mm=240.0, gain=1.0, gamma=1.0, blur_mm=0.4, noise=0.012, shading=0.10),
-    Site(field_of_view_mm=256.0, gain=0.9, gamma=0.85, blur_mm=0.9, noise=0.018, shading=0.35),
-    Site(field_of_view_mm=230.0, gain=1.05, gamma=1.2, blur_mm=0.6, noise=0.022, shading=-0.15),
-    Site(field_of_view_mm=250.0, gain=0.95, gamma=1.1, blur_mm=0.5, noise=0.030, shading=0.20),
+    ScannerSite(field_of_view_mm=240.0, gain=1.0, gamma=1.0, blur_mm=0.4, noise=0.012, shading=0.10),
+    ScannerSite(field_of_view_mm=256.0, gain=0.9, gamma=0.85, blur_mm=0.9, noise=0.018, shading=0.35),
+    ScannerSite(field_of_view_mm=230.0, gain=1.05, gamma=1.2, blur_mm=0.6, noise=0.022, shading=-0.15),
+    ScannerSite(field_of_view_mm=250.0, gain=0.95, gamma=1.1, blur_mm=0.5, noise=0.030, shading=0.20),
 )
 
 
@@ -86,7 +86,7 @@ def make_contrast(person: np.random.Generator, exam: np.random.Generator) -> Con
     )
 
 
-def scan(image: np.ndarray, site: Site, contrast: Contrast, rng: np.random.Generator) -> np.ndarray:
+def scan(image: np.ndarray, site: ScannerSite, contrast: Contrast, rng: np.random.Generator) -> np.ndarray:
     """Return the picture, float32 (size, size), that a site's scanner would make of ``image``."""
     from scipy.ndimage import gaussian_filter
 
@@ -98,7 +98,7 @@ def scan(image: np.ndarray, site: Site, contrast: Contrast, rng: np.random.Gener
     return np.asarray(np.minimum(magnitude, 1.2), np.float32)
 
 
-def _coil(size: int, site: Site, contrast: Contrast) -> np.ndarray:
+def _coil(size: int, site: ScannerSite, contrast: Contrast) -> np.ndarray:
     axis = ((np.arange(size, dtype=np.float32) + 0.5) * 2 / size - 1).astype(np.float32)
     across, down = axis[None, :], axis[:, None]
     c = contrast.coil

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from typing import ClassVar
 
 from hsadml_dist.errors import UsageError
-from hsadml_dist.shards.record import Listing, Pixels, Record
+from hsadml_dist.shards.record import SourceListing, SourcePixels, SourceRecord
 
 MOST_PATIENTS = 1_000_000
 NEEDS_NILEARN = 'SOURCE phantom: needs nilearn, which carries the anatomy: pip install "hsadml-dist[demo]"'
@@ -46,36 +46,36 @@ class PhantomSource:
         if not 1 <= self.patients <= MOST_PATIENTS:
             raise UsageError(f"INPUT {self.patients}: a number of patients from 1 to {MOST_PATIENTS}")
 
-    def listing(self) -> Listing:
+    def list_records(self) -> SourceListing:
         """List all slices, without drawing; classes alternate, so that every three patients hold one of each."""
         patients = range(self.patients)
-        return Listing(records=tuple(record for patient in patients for record in self._of_patient(patient)))
+        return SourceListing(records=tuple(record for patient in patients for record in self._of_patient(patient)))
 
-    def read(self, record: Record) -> Pixels:
+    def read(self, record: SourceRecord) -> SourcePixels:
         """Draw one slice: float32 (size, size), about 0 ... 1.2, and its lesion's mask, uint8, 1 inside.
 
         Raises:
             UsageError: nilearn, which carries the anatomy, is not installed.
         """
-        from hsadml_dist.shards.sources.phantom.drawing import draw
-        from hsadml_dist.shards.sources.phantom.person import make_person
+        from hsadml_dist.shards.sources.phantom.drawing import render_slice
+        from hsadml_dist.shards.sources.phantom.person import make_patient
 
         patient, number = (int(part) for part in record.handle)
-        return draw(make_person(self.seed, patient), number, self.size)
+        return render_slice(make_patient(self.seed, patient), number, self.size)
 
     def fingerprint(self) -> str:
         """Return all that the drawings depend on."""
         return f"phantom 2 {self.patients} {self.seed} {self.size}"
 
-    def _of_patient(self, patient: int) -> Iterator[Record]:
-        from hsadml_dist.shards.sources.phantom.person import make_person
+    def _of_patient(self, patient: int) -> Iterator[SourceRecord]:
+        from hsadml_dist.shards.sources.phantom.person import make_patient
         from hsadml_dist.shards.sources.phantom.scan import SITES
 
-        person = make_person(self.seed, patient)
+        person = make_patient(self.seed, patient)
         step = SITES[person.site].field_of_view_mm / self.size
         for number, (plane, exam) in enumerate(zip(person.planes, person.exams, strict=True)):
-            yield Record(
-                identity=f"patient {patient} slice {number}",
+            yield SourceRecord(
+                record_id=f"patient {patient} slice {number}",
                 where=f"patient {patient}, slice {number}",
                 class_name=person.class_name,
                 person=f"patient {patient}",

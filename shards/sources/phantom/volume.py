@@ -12,7 +12,7 @@ import numpy as np
 
 
 @dataclass(frozen=True, kw_only=True)
-class Volume:
+class VoxelGrid:
     """Values on a grid.
 
     Attributes:

@@ -6,24 +6,25 @@ STEP = 4
 @pytest.fixture(scope="session")
 def opened_run(tiny_shards, tmp_path_factory):
     """A run on generated patients with one checkpoint of untrained weights, fold 0 held out; not to be written to."""
-    from hsadml_dist.checkpoint.layout import Progress
-    from hsadml_dist.checkpoint.save import write_checkpoint
+    from hsadml_dist.model_factory import build_network
+
+    from hsadml_dist.checkpoint.layout import TrainingProgress
+    from hsadml_dist.checkpoint.save import save_checkpoint
     from hsadml_dist.checkpoint.state import TrainingState
-    from hsadml_dist.config.fields import build
+    from hsadml_dist.config.fields import build_recipe
     from hsadml_dist.config.io import dump_recipe
     from hsadml_dist.data.index import load_index
-    from hsadml_dist.engine.learner import build_network
     from hsadml_dist.losses.centres import initial_rows
     from hsadml_dist.run.folder import RunFolder
 
     settings = {"data.shards": str(tiny_shards), "data.image_size": 32, "train.steps": STEP, "evaluation.batch": 4}
-    recipe = build(settings | {"model.name": "resnet_gn_tiny", "model.embedding_dim": 8})
+    recipe = build_recipe(settings | {"model.name": "resnet_gn_tiny", "model.embedding_dim": 8})
     folder, index = RunFolder(tmp_path_factory.mktemp("opened") / "run"), load_index(tiny_shards)
     attempt = folder.attempt(1)
     attempt.path.mkdir(parents=True)
     dump_recipe(recipe, folder.config)
     centres = initial_rows(range(len(index.classes)), 8, 0)
     groups = {"model": dict(build_network(recipe).state_dict()), "centres": {"weight": centres}}
-    progress = Progress(step=STEP, consumed=0, seed=0, fingerprint="", data_digest=index.digest, world_size=1)
-    write_checkpoint(folder, attempt, TrainingState(groups=groups, progress=progress))
+    progress = TrainingProgress(step=STEP, consumed=0, seed=0, fingerprint="", data_digest=index.digest, world_size=1)
+    save_checkpoint(folder, attempt, TrainingState(groups=groups, progress=progress))
     return folder.path

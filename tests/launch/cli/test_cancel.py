@@ -7,8 +7,8 @@ import pytest
 
 from hsadml_dist.launch import cli
 from hsadml_dist.launch.cli import cancel as module
-from hsadml_dist.slurm.jobs import record
-from hsadml_dist.slurm.queue import look
+from hsadml_dist.slurm.jobs import record_job
+from hsadml_dist.slurm.queue import query_queue
 from tests.run.made_up import make_attempt, make_run, stopped
 
 SQUEUE = 'cat queue 2>/dev/null; echo "squeue $*" >>calls'
@@ -50,7 +50,7 @@ def cancelled():
 def make(name, *jobs):
     run = make_run(Path(name))
     for job in jobs:
-        record(run, job, "chain")
+        record_job(run, job, "chain")
     return run
 
 
@@ -140,9 +140,9 @@ def test_a_local_training_is_not_slurms_to_end(capsys):
 def test_the_next_status_asks_anew(capsys):
     make("one", "12")
     queue(line("12", "RUNNING"))
-    assert look().find("12").state == "RUNNING"
+    assert query_queue().find("12").state == "RUNNING"
     assert cli.main(["cancel", "one"]) == 0
-    assert look().find("12").state == "CANCELLED"
+    assert query_queue().find("12").state == "CANCELLED"
 
 
 def test_no_run_or_no_slurm_is_one_line(capsys, monkeypatch, tmp_path):

@@ -1,13 +1,13 @@
 import sys
 import types
 
-from hsadml_dist.config.fields import build
+from hsadml_dist.config.fields import build_recipe
 from hsadml_dist.config.io import dump_recipe
 from hsadml_dist.launch import cli
 
 
 def test_digest_prints_the_runs(tmp_path, capsys, monkeypatch):
-    dump_recipe(build({"data.shards": "s", "train.steps": 3}), tmp_path / "config.yaml")
+    dump_recipe(build_recipe({"data.shards": "s", "train.steps": 3}), tmp_path / "config.yaml")
     stub = types.ModuleType("hsadml_dist.checkpoint.digest")
     stub.run_digest = lambda run, step: f"{run.name} {step}"
     monkeypatch.setitem(sys.modules, stub.__name__, stub)

@@ -4,7 +4,7 @@ import types
 
 import pytest
 
-from hsadml_dist.config.fields import build
+from hsadml_dist.config.fields import build_recipe
 from hsadml_dist.config.io import dump_recipe
 from hsadml_dist.launch import cli
 
@@ -35,7 +35,7 @@ RESULT = {
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """A run folder, with a verdict that says what it was asked."""
-    dump_recipe(build({"data.shards": "s", "train.steps": 3}), tmp_path / "config.yaml")
+    dump_recipe(build_recipe({"data.shards": "s", "train.steps": 3}), tmp_path / "config.yaml")
     stub = types.ModuleType("hsadml_dist.evaluation.verdict")
     stub.evaluate_run = lambda run, shards, fold: RESULT | {"fold": fold, "shards": shards and str(shards)}
     monkeypatch.setitem(sys.modules, stub.__name__, stub)

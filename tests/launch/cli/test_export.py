@@ -1,7 +1,7 @@
 import pytest
 
 from hsadml_dist.evaluation import export as module
-from hsadml_dist.evaluation.export import Export
+from hsadml_dist.evaluation.export import ExportedModel
 from hsadml_dist.launch import cli
 
 ONNX = ["--format", "onnx"]
@@ -14,10 +14,10 @@ def asked(monkeypatch):
 
     def export_run(inference, out, chosen, shards):
         asked.append((out, chosen, shards))
-        return Export(path=out, format=chosen, difference=2e-7, random_images=5, real_slices=16)
+        return ExportedModel(path=out, format=chosen, difference=2e-7, random_images=5, real_slices=16)
 
     monkeypatch.setattr(module, "export_run", export_run)
-    monkeypatch.setattr(module, "require", lambda chosen: None)
+    monkeypatch.setattr(module, "check_export_packages", lambda chosen: None)
     return asked
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from hsadml_dist.launch import cli
 from hsadml_dist.launch.cli import logs as module
-from hsadml_dist.slurm.jobs import record
+from hsadml_dist.slurm.jobs import record_job
 from tests.run.made_up import add_events, add_rows, make_attempt, make_run, stopped
 
 LOGS = [sys.executable, "-m", "hsadml_dist.launch.cli", "logs"]
@@ -48,8 +48,8 @@ def test_the_newest_attempts_log_of_a_rank_as_it_is(run, capfdbinary):
 def test_before_the_first_attempt_it_is_what_the_job_printed(run, capfd):
     assert cli.main(["logs", "one"]) == 2
     assert capfd.readouterr().err == "hsadml: run folder one: nothing was started yet, so there is no log\n"
-    record(run, "12", "chain")
-    record(run, "13", "chain")
+    record_job(run, "12", "chain")
+    record_job(run, "13", "chain")
     (run.path / "slurm-12.out").write_text("from 12\n")
     (run.path / "slurm-13.out").write_text("from 13\n")
     assert cli.main(["logs", "one"]) == 0
@@ -62,7 +62,7 @@ def test_an_empty_log_points_at_the_jobs_output(run, capfd):
     assert capfd.readouterr().err == "hsadml: the log of rank 0, attempt 1, is empty\n"
     assert cli.main(["logs", "one", "--output"]) == 2
     assert capfd.readouterr().err == "hsadml: run folder one: no Slurm job of it has printed anything\n"
-    record(run, "12", "chain")
+    record_job(run, "12", "chain")
     (run.path / "slurm-12.out").write_text("step 1/40\n")
     assert cli.main(["logs", "one"]) == 0
     assert capfd.readouterr().err.endswith("is empty; --output shows what the job printed\n")
@@ -72,8 +72,8 @@ def test_an_empty_log_points_at_the_jobs_output(run, capfd):
 
 def test_the_output_is_followed_from_job_to_job(run, capfd, monkeypatch):
     attempt = make_attempt(run)
-    record(run, "12", "chain")
-    record(run, "13", "chain")
+    record_job(run, "12", "chain")
+    record_job(run, "13", "chain")
     (run.path / "slurm-12.out").write_text("one\n")
 
     def pause(seconds):
@@ -91,7 +91,7 @@ def test_the_output_is_followed_from_job_to_job(run, capfd, monkeypatch):
 
 def test_an_arrays_output_lies_beside_its_runs(capfd):
     run = make_run(Path("folds/fold-1"))
-    record(run, "12_1", "self")
+    record_job(run, "12_1", "self")
     Path("folds/slurm-12_1.out").write_text("from element 1\n")
     Path("folds/slurm-12_0.out").write_text("from element 0\n")
     assert cli.main(["logs", "folds/fold-1"]) == 0
@@ -127,7 +127,7 @@ def test_a_folder_of_runs_is_too_many(capsys):
 
 
 def test_following_goes_on_over_a_restart_and_ends_with_the_run(run):
-    record(run, "12", "chain")
+    record_job(run, "12", "chain")
     (run.path / "slurm-12.out").write_text("hello from the job\n")
     process = subprocess.Popen([*LOGS, "one", "-f"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     ends_in_time = threading.Timer(60, process.kill)

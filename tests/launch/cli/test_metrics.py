@@ -2,20 +2,20 @@ import json
 
 import pytest
 
-from hsadml_dist.config.fields import build
+from hsadml_dist.config.fields import build_recipe
 from hsadml_dist.config.io import dump_recipe
 from hsadml_dist.launch import cli
 from hsadml_dist.run.folder import RunFolder
-from hsadml_dist.run.rows import RowWriter
+from hsadml_dist.run.rows import JsonlWriter
 
 
 @pytest.fixture
 def run(tmp_path):
     """Two attempts; the second did step 2 again."""
-    dump_recipe(build({"data.shards": "s", "train.steps": 3}), tmp_path / "config.yaml")
+    dump_recipe(build_recipe({"data.shards": "s", "train.steps": 3}), tmp_path / "config.yaml")
     for number, steps in ((1, (1, 2)), (2, (2, 3))):
         attempt = RunFolder(tmp_path).attempt(number)
-        metrics, events = RowWriter(attempt.metrics), RowWriter(attempt.events)
+        metrics, events = JsonlWriter(attempt.metrics), JsonlWriter(attempt.events)
         events.write({"event": "started", "attempt": number, "step": steps[0] - 1, "time": 0.5, "job": None})
         for step in steps:
             metrics.write({"step": step, "attempt": number, "loss": 1 / 3, "note": "x"})

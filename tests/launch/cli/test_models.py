@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from hsadml_dist.backbones import FACTS
+from hsadml_dist.backbones import BACKBONE_FACTS
 from hsadml_dist.launch import cli
 
 MODELS = [sys.executable, "-m", "hsadml_dist.launch.cli", "models"]
@@ -21,7 +21,7 @@ def test_every_backbone_has_a_line_and_the_legend_is_beside_the_table(capsys):
     found = printed(capsys)
     title, *lines = found.out.splitlines()
     assert title.split()[:5] == ["backbone", "weights", "features", "ddp", "zero-1"]
-    assert [line.split()[0] for line in lines] == list(FACTS)
+    assert [line.split()[0] for line in lines] == list(BACKBONE_FACTS)
     (line,) = [line for line in lines if line.startswith("monai_vit_large_16")]
     assert line.split()[1:8] == ["302.7M", "1024", "4.51", "2.68", "1.69", "0.70", "295"]
     assert "each of 8 ranks" in found.err
@@ -30,16 +30,16 @@ def test_every_backbone_has_a_line_and_the_legend_is_beside_the_table(capsys):
 
 def test_for_programs(capsys):
     rows = json.loads(printed(capsys, "--json", "--ranks", "4", "--image-size", "112").out)
-    assert [row["name"] for row in rows] == list(FACTS)
+    assert [row["name"] for row in rows] == list(BACKBONE_FACTS)
     (row,) = [row for row in rows if row["name"] == "monai_vit_base_16"]
-    weights = FACTS["monai_vit_base_16"].weights
+    weights = BACKBONE_FACTS["monai_vit_base_16"].weights
     assert row["rank_bytes"] == {
         "ddp": 16 * weights,
         "zero-1": 11 * weights,
         "zero-2": 8 * weights,
         "zero-3": 5 * weights,
     }
-    assert row["activation_bytes"] == FACTS["monai_vit_base_16"].activations / 4
+    assert row["activation_bytes"] == BACKBONE_FACTS["monai_vit_base_16"].activations / 4
     (swin,) = [row for row in rows if row["name"] == "monai_swinunetr_encoder"]
     assert swin["activation_bytes"] is None, "112 is no multiple of 32"
 
@@ -89,5 +89,5 @@ def test_a_narrow_terminal_gets_a_narrow_table():
     os.close(leader)
     assert process.wait() == 0
     lines = text.decode().splitlines()
-    assert len(lines) == len(FACTS) + 1
+    assert len(lines) == len(BACKBONE_FACTS) + 1
     assert max(map(len, lines)) <= 80

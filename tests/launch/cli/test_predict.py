@@ -11,7 +11,7 @@ from PIL import Image
 from hsadml_dist.data.index import load_index
 from hsadml_dist.data.reader import ShardReader
 from hsadml_dist.launch import cli
-from hsadml_dist.launch.cli.predict import COLUMNS, RESEARCH_ONLY, Row, as_csv, printable
+from hsadml_dist.launch.cli.predict import COLUMNS, RESEARCH_ONLY, PredictionRow, as_csv, printable
 
 
 @pytest.fixture
@@ -101,5 +101,5 @@ def test_a_wrong_command_line_is_found_before_any_work(run, scans, capsys, words
 def test_names_that_are_no_utf8_or_hold_a_comma_survive(tmp_path):
     path = printable(Path("a,\udcff.png"))
     assert path == "a,\\udcff.png"
-    rows = list(csv.reader(io.StringIO(as_csv([Row(path=path, error='so, "bad"')]))))
+    rows = list(csv.reader(io.StringIO(as_csv([PredictionRow(path=path, error='so, "bad"')]))))
     assert rows == [list(COLUMNS), [path, *[""] * (len(COLUMNS) - 2), 'so, "bad"']]

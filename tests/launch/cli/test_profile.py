@@ -8,7 +8,7 @@ import pytest
 
 from hsadml_dist.launch import cli
 from hsadml_dist.slurm.box.cluster import up
-from hsadml_dist.slurm.profiles import SHIPPED, load_profile, write_profile
+from hsadml_dist.slurm.profiles import SHIPPED_PROFILES, load_profile, write_profile
 
 HEAVY = {"torch", "numpy", "matplotlib", "monai", "sklearn", "submitit"}
 LOADED = "import sys; from hsadml_dist.launch.cli import main; main(['profile', 'list']); print('LOADED', *sys.modules)"
@@ -34,7 +34,7 @@ def test_list_has_own_profiles_first_and_says_which_are_wrong(capsys):
     assert [line.split()[:2] for line in lines] == [
         ["mine", "yours"],
         ["torn", "yours"],
-        *([path.stem, "shipped"] for path in sorted(SHIPPED.glob("*.yaml"))),
+        *([path.stem, "shipped"] for path in sorted(SHIPPED_PROFILES.glob("*.yaml"))),
     ]
     assert lines[0].endswith("  All my jobs.")
     assert lines[1].endswith("wrong: torn.yaml:2: partitoin: unknown setting (did you mean 'partition'?)")
@@ -50,7 +50,7 @@ def test_list_has_own_profiles_first_and_says_which_are_wrong(capsys):
 
 def test_show_prints_the_file_and_names_its_faults(capsys):
     assert cli.main(["profile", "show", "plain"]) == 0
-    assert capsys.readouterr().out == (SHIPPED / "plain.yaml").read_text()
+    assert capsys.readouterr().out == (SHIPPED_PROFILES / "plain.yaml").read_text()
     write_profile("torn", "partitoin: gpu\n")
     assert cli.main(["profile", "show", "torn"]) == 1
     shown = capsys.readouterr()
@@ -63,12 +63,12 @@ def test_show_prints_the_file_and_names_its_faults(capsys):
 def test_copy_writes_an_own_one_and_overwrites_nothing(capsys, home):
     assert cli.main(["profile", "copy", "pyxis", "mine"]) == 0
     assert capsys.readouterr().out == f"wrote {home}/mine.yaml\n"
-    assert (home / "mine.yaml").read_text() == (SHIPPED / "pyxis.yaml").read_text()
+    assert (home / "mine.yaml").read_text() == (SHIPPED_PROFILES / "pyxis.yaml").read_text()
     (home / "mine.yaml").write_text("qos: x\n")
     assert cli.main(["profile", "copy", "plain", "mine"]) == 2
     assert (home / "mine.yaml").read_text() == "qos: x\n"
     assert cli.main(["profile", "copy", "plain", "mine", "--force"]) == 0
-    assert (home / "mine.yaml").read_text() == (SHIPPED / "plain.yaml").read_text()
+    assert (home / "mine.yaml").read_text() == (SHIPPED_PROFILES / "plain.yaml").read_text()
 
 
 def test_a_login_node_needs_nothing_heavy():

@@ -10,10 +10,10 @@ import pytest
 from hsadml_dist.launch import cli
 from hsadml_dist.launch.cli.status import as_lines, remarks
 from hsadml_dist.run.state import RunState
-from hsadml_dist.slurm.answers import Job
-from hsadml_dist.slurm.jobs import record
-from hsadml_dist.slurm.queue import Queue
-from hsadml_dist.slurm.row import Row
+from hsadml_dist.slurm.answers import SlurmJob
+from hsadml_dist.slurm.jobs import record_job
+from hsadml_dist.slurm.queue import QueueSnapshot
+from hsadml_dist.slurm.row import StatusRow
 from tests.run.made_up import checkpoint, make_attempt, make_run, stopped
 
 HEAVY = {"torch", "numpy", "matplotlib", "pydantic", "yaml", "submitit", "rich.live"}
@@ -38,7 +38,7 @@ def squeue(body):
 
 def row(name="runs/one", **more):
     facts = {"phase": "running", "text": "running", "over": False, "state": RunState(phase="running")}
-    return Row(run=Path(name), **{**facts, **more})
+    return StatusRow(run=Path(name), **{**facts, **more})
 
 
 def state(**more):
@@ -97,7 +97,7 @@ def test_local_runs_do_not_ask_slurm(capsys):
 def test_with_jobs_slurm_is_asked_once_for_all_and_again_only_if_told(capsys):
     squeue("echo '12|12|PENDING|N/A||Priority'; echo '13|13|PENDING|N/A||Resources'")
     for name, job in (("a", "12"), ("b", "13")):
-        record(make_run(Path("runs") / name), job, "chain")
+        record_job(make_run(Path("runs") / name), job, "chain")
     time.sleep(0.01)
     assert cli.main(["status"]) == 0
     out = capsys.readouterr().out
@@ -109,7 +109,7 @@ def test_with_jobs_slurm_is_asked_once_for_all_and_again_only_if_told(capsys):
 
 
 def test_a_machine_without_slurm_still_says_what_the_folders_say(capsys):
-    record(make_run(Path("runs/one")), "12", "chain")
+    record_job(make_run(Path("runs/one")), "12", "chain")
     assert cli.main(["status"]) == 0
     told = capsys.readouterr()
     assert "submitted as job 12" in told.out
@@ -119,9 +119,11 @@ def test_a_machine_without_slurm_still_says_what_the_folders_say(capsys):
 
 def test_remarks_say_how_old_an_answer_is():
     assert remarks(None, NOW) == []
-    assert remarks(Queue(asked=NOW - 1, answered=NOW - 1), NOW) == []
-    assert remarks(Queue(asked=NOW - 12, answered=NOW - 12), NOW) == ["squeue was asked 12 s ago; --fresh asks now"]
-    old = Queue(asked=NOW, answered=NOW - 300, problem="squeue failed")
+    assert remarks(QueueSnapshot(asked=NOW - 1, answered=NOW - 1), NOW) == []
+    assert remarks(QueueSnapshot(asked=NOW - 12, answered=NOW - 12), NOW) == [
+        "squeue was asked 12 s ago; --fresh asks now"
+    ]
+    old = QueueSnapshot(asked=NOW, answered=NOW - 300, problem="squeue failed")
     assert remarks(old, NOW) == ["squeue failed; jobs are shown as 5 min ago"]
 
 
@@ -133,7 +135,7 @@ def test_a_table_that_does_not_fit_becomes_blocks():
             phase="stopped",
             text="stopped, goes on as job 14 (Dependency)",
             state=state(samples_per_second=0.5),
-            job=Job(job="14", state="PENDING"),
+            job=SlurmJob(job="14", state="PENDING"),
             reason="word " * 40,
             advice="to go on: " + "y" * 90,
         ),
@@ -151,11 +153,11 @@ def test_a_table_that_does_not_fit_becomes_blocks():
 
 
 def test_an_expected_start_is_said_only_of_what_waits():
-    job = Job(job="14", state="PENDING", start=NOW + 7200)
+    job = SlurmJob(job="14", state="PENDING", start=NOW + 7200)
     waits = row(phase="queued", text="queued", job=job)
     assert "Slurm expects it to start at " in as_lines([waits], NOW, None)[2]
     assert len(as_lines([row(job=job)], NOW, None)) == 2
-    assert len(as_lines([row(phase="queued", job=Job(job="14", state="PENDING", start=NOW + 5))], NOW, None)) == 2
+    assert len(as_lines([row(phase="queued", job=SlurmJob(job="14", state="PENDING", start=NOW + 5))], NOW, None)) == 2
 
 
 def test_the_reason_of_a_run_that_gets_no_further_is_shown(capsys):

@@ -14,15 +14,17 @@ import pytest
 
 from hsadml_dist.launch import cli
 from hsadml_dist.launch.cli import watch as module
-from hsadml_dist.launch.cli.watch import Changes, fitted
+from hsadml_dist.launch.cli.watch import StatusChanges, fit_rows
 from hsadml_dist.run.state import RunState
-from hsadml_dist.slurm.row import Row
+from hsadml_dist.slurm.row import StatusRow
 from tests.run.made_up import add_events, add_rows, checkpoint, make_attempt, make_run, stopped
 
 WATCH = [sys.executable, "-m", "hsadml_dist.launch.cli", "watch"]
 ROOT = Path(cli.__file__).parents[3]
 NOW = 1_800_000_000.0
-RUNNING = Row(run=Path("/r/one"), phase="running", text="running", over=False, state=RunState(phase="running", step=3))
+RUNNING = StatusRow(
+    run=Path("/r/one"), phase="running", text="running", over=False, state=RunState(phase="running", step=3)
+)
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +71,7 @@ def test_piped_it_says_what_changes_and_ends_with_the_run(capsys, monkeypatch):
 
 
 def test_steps_alone_are_told_every_30_seconds():
-    changes = Changes()
+    changes = StatusChanges()
     assert len(changes.lines([RUNNING], NOW)) == 1
     assert changes.lines([RUNNING], NOW + 29) == []
     (line,) = changes.lines([RUNNING], NOW + 31)
@@ -80,14 +82,14 @@ def test_steps_alone_are_told_every_30_seconds():
 
 
 def test_silence_that_grows_is_no_news():
-    changes = Changes()
+    changes = StatusChanges()
     silent = [replace(RUNNING, phase="silent", text=f"silent for {age} s") for age in (70, 72)]
     assert len(changes.lines(silent[:1], NOW)) == 1
     assert changes.lines(silent[1:], NOW + 2) == []
 
 
 def test_trouble_is_told_once():
-    changes = Changes()
+    changes = StatusChanges()
     assert changes.remarks(["squeue failed; jobs are shown as 5 s ago"]) == [
         "hsadml: squeue failed; jobs are shown as 5 s ago"
     ]
@@ -102,12 +104,12 @@ def test_of_too_many_runs_those_that_are_over_make_room():
         replace(RUNNING, run=Path(f"/r/over-{number}"), phase="finished", text="finished", over=True)
         for number in range(20)
     ]
-    lines = fitted([*over, *rows], NOW, 80, 10)
+    lines = fit_rows([*over, *rows], NOW, 80, 10)
     assert len(lines) == 6
     assert [line.split()[0] for line in lines[1:5]] == ["/r/0", "/r/1", "/r/2", "/r/3"]
     assert lines[5] == "24 runs: 20 finished, 4 running"
-    assert len(fitted([*over, *rows], NOW, 80, 4)) == 4
-    assert len(fitted(rows, NOW, 80, 50)) == 6
+    assert len(fit_rows([*over, *rows], NOW, 80, 4)) == 4
+    assert len(fit_rows(rows, NOW, 80, 50)) == 6
 
 
 def test_not_all_finished_is_1(capsys):

@@ -1,14 +1,14 @@
 import pytest
 
-from hsadml_dist.launch.doctor.answer import Answer, Gpus, Timing, Together
-from hsadml_dist.launch.doctor.machine import GIBIBYTE, UNLIMITED, Machine
+from hsadml_dist.launch.doctor.answer import CollectiveTiming, GpuReport, GroupReport, RankReport
+from hsadml_dist.launch.doctor.machine import GIBIBYTE, UNLIMITED, HostLimits
 
-MACHINE = Machine(
+MACHINE = HostLimits(
     umask=0o022, shared_total=8 * GIBIBYTE, shared_free=8 * GIBIBYTE, files=4096, locked=UNLIMITED, cpus=4
 )
 VERSIONS = {"python": "3.11.7", "hsadml-dist": "0.1.0", "torch": "2.13.0", "monai": "1.6.0", "webdataset": "1.0.2"}
 TIMINGS = tuple(
-    Timing(backend="gloo", operation=name, size=size, seconds=seconds)
+    CollectiveTiming(backend="gloo", operation=name, size=size, seconds=seconds)
     for name in ("all_reduce", "all_gather")
     for size, seconds in ((4096, 0.0005), (2**24, 0.02))
 )
@@ -20,7 +20,7 @@ def answers():
 
     def one(rank):
         first = rank % 2 == 0
-        together = Together(
+        together = GroupReport(
             address=f"10.0.0.{rank // 2}",
             interface="ib0",
             stamps=(100.0, 101.0, 102.0),
@@ -31,7 +31,7 @@ def answers():
             won=tuple(race % 4 == rank for race in range(8)),
             write_rate=500.0 if first else None,
         )
-        return Answer(
+        return RankReport(
             rank=rank,
             host=f"n{rank // 2 + 1}",
             versions=VERSIONS,
@@ -39,7 +39,7 @@ def answers():
             machine=MACHINE,
             programs=(),
             submit="" if first else None,
-            gpus=Gpus(),
+            gpus=GpuReport(),
             together=together,
         )
 

@@ -6,7 +6,7 @@ import time
 from dataclasses import asdict
 from unittest import mock
 
-from rank_start import Call
+from rank_script import Call
 
 from hsadml_dist.launch.doctor.meeting import meet
 from hsadml_dist.topology import Topology

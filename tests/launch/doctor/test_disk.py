@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from hsadml_dist.launch.doctor import disk
-from hsadml_dist.launch.doctor.disk import GIBIBYTE, Speed
-from hsadml_dist.launch.doctor.finding import Finding
+from hsadml_dist.launch.doctor.disk import GIBIBYTE, DiskSpeed
+from hsadml_dist.launch.doctor.finding import CheckResult
 
 
 def rewrite(source, target):
@@ -19,25 +19,25 @@ def rewrite(source, target):
 
 
 def test_a_rename_is_never_seen_half_done_and_a_rewrite_is(tmp_path):
-    assert disk.torn_reads(tmp_path) == 0
-    assert disk.torn_reads(tmp_path, rewrite) > 0
+    assert disk.count_torn_reads(tmp_path) == 0
+    assert disk.count_torn_reads(tmp_path, rewrite) > 0
 
 
 def test_of_several_that_make_a_folder_one_succeeds(tmp_path):
-    assert disk.exclusive_wins(tmp_path, 3, 20) == [1] * 20
+    assert disk.count_mkdir_winners(tmp_path, 3, 20) == [1] * 20
     shutil.rmtree(tmp_path)
     tmp_path.mkdir()
     # Where making a folder that exists succeeds, all believe that they have won.
-    assert disk.exclusive_wins(tmp_path, 3, 20, lambda path: path.mkdir(exist_ok=True)) == [3] * 20
+    assert disk.count_mkdir_winners(tmp_path, 3, 20, lambda path: path.mkdir(exist_ok=True)) == [3] * 20
 
 
 def test_everything_is_found_and_nothing_is_left(tmp_path):
     found = list(disk.check_disk(tmp_path, None))
-    names = [one.name for one in found if isinstance(one, Finding)]
+    names = [one.name for one in found if isinstance(one, CheckResult)]
     assert names == [
         *("folder", "free space", "free inodes", "write + fsync", "rename", "exclusive mkdir", "file clock")
     ]
-    assert isinstance(found[-1], Speed)
+    assert isinstance(found[-1], DiskSpeed)
     assert found[-1].write_seconds > 0 and found[-1].hash_seconds > 0
     assert not list(tmp_path.iterdir())
 
@@ -58,34 +58,34 @@ def test_a_folder_that_cannot_be_written_is_one_failure():
     ],
 )
 def test_room(free, needed, verdict):
-    assert disk.judge_space(free * GIBIBYTE, needed and needed * GIBIBYTE).verdict == verdict
+    assert disk.check_free_space(free * GIBIBYTE, needed and needed * GIBIBYTE).verdict == verdict
 
 
 @pytest.mark.parametrize(
     ("total", "free", "verdict"), [(0, 0, "ok"), (1e7, 1e6, "ok"), (1e7, 5e4, "warn"), (9, 3, "fail")]
 )
 def test_inodes(total, free, verdict):
-    assert disk.judge_inodes(int(total), int(free)).verdict == verdict
+    assert disk.check_free_inodes(int(total), int(free)).verdict == verdict
 
 
 @pytest.mark.parametrize(
     ("seconds", "verdict", "text"), [(0.01, "ok", "within"), (-1, "ok", "1.0 s behind"), (3, "warn", "3.0 s ahead")]
 )
 def test_the_file_servers_clock(seconds, verdict, text):
-    found = disk.judge_skew(seconds)
+    found = disk.check_file_clock(seconds)
     assert found.verdict == verdict and text in found.found
 
 
 def test_slow_torn_and_lost_are_told():
-    assert disk.judge_rate(49.9).verdict == "warn"
-    assert disk.judge_rate(50.1).verdict == "ok"
-    assert disk.judge_renames(1).verdict == "fail"
-    assert disk.judge_races([1, 2]).verdict == "fail"
-    assert disk.judge_races([1, 0]).found.startswith("one winner in 1 of 2 races")
+    assert disk.check_write_rate(49.9).verdict == "warn"
+    assert disk.check_write_rate(50.1).verdict == "ok"
+    assert disk.check_atomic_rename(1).verdict == "fail"
+    assert disk.check_exclusive_mkdir([1, 2]).verdict == "fail"
+    assert disk.check_exclusive_mkdir([1, 0]).found.startswith("one winner in 1 of 2 races")
 
 
 def test_speed_counts_the_hash_for_a_save_only():
-    speed = Speed(write_seconds=1.0, hash_seconds=0.5)
+    speed = DiskSpeed(write_seconds=1.0, hash_seconds=0.5)
     assert speed.write_rate == pytest.approx(67.1, abs=0.1)
     assert speed.save_seconds(disk.WRITTEN * 2) == pytest.approx(3.0)
 

@@ -2,14 +2,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hsadml_dist.launch.doctor.here import look_here
+from hsadml_dist.launch.doctor.here import check_this_machine
 
 ROOT = Path(__file__).parents[3]
 GROUPS = ["programs", "this machine", "file system", "slurm"]
 
 
 def test_groups_follow_one_another(tmp_path):
-    found = list(look_here(tmp_path / "runs", None, {"PATH": ""}))
+    found = list(check_this_machine(tmp_path / "runs", None, {"PATH": ""}))
     assert list(dict.fromkeys(one.group for one in found)) == GROUPS
     assert [one.group for one in found] == sorted((one.group for one in found), key=GROUPS.index)
     assert not (tmp_path / "runs").exists()

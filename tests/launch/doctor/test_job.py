@@ -6,11 +6,11 @@ import pytest
 
 from hsadml_dist.errors import ClusterError
 from hsadml_dist.launch.doctor import job
-from hsadml_dist.launch.doctor.job import Asked, run_job, script
+from hsadml_dist.launch.doctor.job import ProbeRequest, run_job, script
 from hsadml_dist.slurm.profiles import Container, Profile
 from hsadml_dist.slurm.site import Partition
 
-ASKED = Asked(nodes=2, tasks_per_node=3, cpus_per_task=None, partition="gpu", profile=Profile())
+ASKED = ProbeRequest(nodes=2, tasks_per_node=3, cpus_per_task=None, partition="gpu", profile=Profile())
 
 
 def test_the_script_is_a_trainings_with_other_ranks():
@@ -97,5 +97,5 @@ def test_answers_that_are_slow_to_be_seen_are_waited_for(tmp_path, answers, monk
     half = replace(answers[0], together=None)
     (tmp_path / "rank-0000.json").write_text(json.dumps(asdict(half)))
     monkeypatch.setattr(job, "LOOK_SECONDS", 0.01)
-    assert job.settled_answers(tmp_path, 0.05) == {0: half}
-    assert job.settled_answers(tmp_path / "empty", 0.0) == {}
+    assert job.wait_for_reports(tmp_path, 0.05) == {0: half}
+    assert job.wait_for_reports(tmp_path / "empty", 0.0) == {}

@@ -2,15 +2,15 @@ from dataclasses import replace
 
 import pytest
 
-from hsadml_dist.launch.doctor.answer import Gpus
-from hsadml_dist.launch.doctor.finding import Verdict
-from hsadml_dist.launch.doctor.judge import judge_answers
+from hsadml_dist.launch.doctor.answer import GpuReport
+from hsadml_dist.launch.doctor.finding import CheckStatus
+from hsadml_dist.launch.doctor.judge import check_reports
 
 
 def judged(answers, **more):
     """The findings by name; those that are not ok in a list of their own."""
-    found = list(judge_answers(answers, 4, "the last line", **more))
-    assert all(one.todo for one in found if one.verdict in (Verdict.WARN, Verdict.FAIL))
+    found = list(check_reports(answers, 4, "the last line", **more))
+    assert all(one.todo for one in found if one.verdict in (CheckStatus.WARN, CheckStatus.FAIL))
     return {one.name: one for one in found}, {one.name: str(one.verdict) for one in found if one.verdict != "ok"}
 
 
@@ -49,8 +49,8 @@ def test_healthy_ranks_are_well(answers):
         (1, {"seen_seconds_": 9.0}, "shared", "warn", "after 9.0 s at most"),
         (0, {"won_": (True,) * 8}, "exclusive mkdir", "fail", "one winner in 2 of 8 races"),
         (2, {"write_rate_": 20.0}, "write + fsync", "warn", "20 MB/s (64 MiB from n2, 2 nodes at once)"),
-        (1, {"gpus": Gpus(promised="0")}, "GPUs", "fail", "rank 1 (n1) was given GPU 0, and torch sees none"),
-        (1, {"gpus": Gpus(names=("T4",))}, "GPUs", "warn", "none, but T4 on rank 1"),
+        (1, {"gpus": GpuReport(promised="0")}, "GPUs", "fail", "rank 1 (n1) was given GPU 0, and torch sees none"),
+        (1, {"gpus": GpuReport(names=("T4",))}, "GPUs", "warn", "none, but T4 on rank 1"),
     ],
 )
 def test_one_rank_that_differs_is_named(answers, rank, values, name, verdict, text):
@@ -66,10 +66,12 @@ def test_sbatch_alone_may_lack_where_nothing_but_a_chain_needs_it(answers):
 
 
 def test_gpus_without_bf16(answers):
-    old = {rank: replace(answer, gpus=Gpus(names=("T4",), promised="0")) for rank, answer in answers.items()}
+    old = {rank: replace(answer, gpus=GpuReport(names=("T4",), promised="0")) for rank, answer in answers.items()}
     by_name, bad = judged(old)
     assert by_name["GPUs"].found == "T4, no bf16" and bad == {"GPUs": "warn"}
-    new = {rank: replace(one, gpus=Gpus(names=("H100",), bf16=True, promised="0")) for rank, one in answers.items()}
+    new = {
+        rank: replace(one, gpus=GpuReport(names=("H100",), bf16=True, promised="0")) for rank, one in answers.items()
+    }
     by_name, bad = judged(new)
     assert by_name["GPUs"].found == "H100, bf16" and not bad
 

@@ -2,7 +2,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hsadml_dist.launch.doctor.answer import read_answers
+from hsadml_dist.launch.doctor.answer import read_rank_reports
 
 ROOT = Path(__file__).parents[3]
 
@@ -16,7 +16,7 @@ def node(*arguments, **environ):
 def test_a_lone_rank_answers_all_it_can(tmp_path):
     done = node(tmp_path, CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0, done.stderr
-    (answer,) = read_answers(tmp_path).values()
+    (answer,) = read_rank_reports(tmp_path).values()
     assert answer.rank == 0 and answer.together is not None and not answer.error
     assert answer.package == str(ROOT / "hsadml_dist")
     assert "sbatch" in answer.programs and "sbatch is not on PATH" in answer.submit

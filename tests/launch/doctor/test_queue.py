@@ -4,10 +4,10 @@ import pytest
 
 from hsadml_dist.errors import UsageError
 from hsadml_dist.launch.doctor import queue
-from hsadml_dist.slurm.site import Partition, Site
+from hsadml_dist.slurm.site import Partition, SlurmSite
 
 LOW = Partition(name="low", is_default=True, grace_seconds=0, preempt_mode="REQUEUE", nodes=2, cpus=16)
-SITE = Site(partitions={"low": LOW, "high": Partition(name="high")})
+SITE = SlurmSite(partitions={"low": LOW, "high": Partition(name="high")})
 
 
 def tools(folder, *names, body="exit 0"):
@@ -40,15 +40,15 @@ def test_programs_without_a_cluster_are_a_warning_and_a_silent_controller_is_a_f
 
 def test_an_unknown_partition_is_refused_with_the_nearest():
     with pytest.raises(UsageError, match=r"no such partition; there are: low, high \(did you mean 'high'\?\)"):
-        queue.chosen_partition(SITE, "hihg")
-    assert queue.chosen_partition(SITE, None) == LOW
+        queue.select_partition(SITE, "hihg")
+    assert queue.select_partition(SITE, None) == LOW
 
 
 def test_where_jobs_start_and_how_long_they_may_run():
-    found = queue.judge_partition(replace(LOW, max_seconds=36 * 3600), 2)
+    found = queue.check_partition(replace(LOW, max_seconds=36 * 3600), 2)
     assert found.verdict == "ok"
     assert found.found == "low (of 2; another: --partition NAME): 2 nodes, 16 CPUs, at most 1 day 12 h"
-    assert queue.judge_partition(replace(LOW, is_up=False), 1).verdict == "fail"
+    assert queue.check_partition(replace(LOW, is_up=False), 1).verdict == "fail"
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_where_jobs_start_and_how_long_they_may_run():
 )
 def test_half_the_time_until_the_kill_must_do_for_a_save(mode, grace, needs, verdict):
     partition = replace(LOW, preempt_mode=mode, grace_seconds=grace)
-    assert queue.judge_notice(SITE, partition, needs).verdict == verdict
+    assert queue.check_preemption(SITE, partition, needs).verdict == verdict
 
 
 @pytest.mark.parametrize(
@@ -73,11 +73,11 @@ def test_half_the_time_until_the_kill_must_do_for_a_save(mode, grace, needs, ver
 )
 def test_by_which_signal_a_run_is_told(user_signal, grace, told):
     site, partition = replace(SITE, user_signal=user_signal), replace(LOW, grace_seconds=grace)
-    assert told in queue.judge_notice(site, partition, 1.0).found
+    assert told in queue.check_preemption(site, partition, 1.0).found
 
 
 def verdicts(**settings):
-    return [one.verdict for one in queue.judge_modes(replace(SITE, **settings), LOW)]
+    return [one.verdict for one in queue.check_requeue_modes(replace(SITE, **settings), LOW)]
 
 
 def test_a_mode_that_cannot_work_is_grave_only_if_no_other_does():
@@ -87,39 +87,39 @@ def test_a_mode_that_cannot_work_is_grave_only_if_no_other_does():
     assert verdicts(requeue_exit=frozenset({0})) == ["fail", "fail", "fail"]
     ended = replace(LOW, preempt_mode="CANCEL")
     site = replace(SITE, partitions={"low": ended})
-    assert [one.verdict for one in queue.judge_modes(site, ended)] == ["ok", "warn", "ok"]
+    assert [one.verdict for one in queue.check_requeue_modes(site, ended)] == ["ok", "warn", "ok"]
 
 
 def test_what_to_do_stands_apart_from_what_was_found():
-    *_, last = queue.judge_modes(replace(SITE, requeue_exit=frozenset({85})), LOW)
+    *_, last = queue.check_requeue_modes(replace(SITE, requeue_exit=frozenset({85})), LOW)
     assert last.found.startswith("this site puts back jobs that exit with 85")
     assert last.todo == "use chain or self"
 
 
 def test_long_waits_and_short_memories_are_warned_of():
-    assert queue.judge_wait(SITE).found.startswith("121 s before")
-    assert queue.judge_wait(SITE).verdict == "warn"
-    assert queue.judge_wait(replace(SITE, credential_seconds=5)).verdict == "ok"
-    assert queue.judge_memory(SITE).verdict == "ok"
-    assert queue.judge_memory(replace(SITE, min_job_age_seconds=10)).verdict == "warn"
+    assert queue.check_requeue_wait(SITE).found.startswith("121 s before")
+    assert queue.check_requeue_wait(SITE).verdict == "warn"
+    assert queue.check_requeue_wait(replace(SITE, credential_seconds=5)).verdict == "ok"
+    assert queue.check_min_job_age(SITE).verdict == "ok"
+    assert queue.check_min_job_age(replace(SITE, min_job_age_seconds=10)).verdict == "warn"
 
 
 @pytest.mark.parametrize(("limit", "verdict"), [(None, "ok"), (2, "ok"), (1, "warn")])
 def test_a_chain_needs_two_jobs(limit, verdict):
-    assert queue.judge_submit_limit(limit).verdict == verdict
+    assert queue.check_submit_limit(limit).verdict == verdict
 
 
 def test_the_limit_is_asked_only_where_there_are_accounts(tmp_path):
     env = tools(tmp_path, "sacctmgr", body="echo '1|'")
-    by_name = {one.name: one for one in queue.check_queue(SITE, LOW, None, env)}
+    by_name = {one.name: one for one in queue.check_slurm(SITE, LOW, None, env)}
     assert by_name["submit limit"].verdict == "unknown"
-    by_name = {one.name: one for one in queue.check_queue(replace(SITE, has_accounting=True), LOW, None, env)}
+    by_name = {one.name: one for one in queue.check_slurm(replace(SITE, has_accounting=True), LOW, None, env)}
     assert by_name["submit limit"].verdict == "warn"
 
 
 def test_without_a_default_partition_one_must_be_named():
-    site = Site(partitions={"a": Partition(name="a")})
-    first = next(queue.check_queue(site, None, None, {"PATH": ""}))
+    site = SlurmSite(partitions={"a": Partition(name="a")})
+    first = next(queue.check_slurm(site, None, None, {"PATH": ""}))
     assert (first.verdict, first.found) == ("unknown", "no default among a")
 
 

@@ -2,11 +2,11 @@ import json
 
 import pytest
 
-from hsadml_dist.launch.doctor.disk import WRITTEN, Speed
-from hsadml_dist.launch.doctor.saves import Saves, saves_of
+from hsadml_dist.launch.doctor.disk import WRITTEN, DiskSpeed
+from hsadml_dist.launch.doctor.saves import SaveCost, read_save_cost
 from hsadml_dist.run.folder import RunFolder
 
-SPEED = Speed(write_seconds=1.0, hash_seconds=0.5)
+SPEED = DiskSpeed(write_seconds=1.0, hash_seconds=0.5)
 
 
 @pytest.fixture
@@ -32,15 +32,15 @@ def run(tmp_path):
 
 
 def test_what_a_runs_folder_shows(run):
-    assert saves_of(run) == Saves(size=1000, kept=1100, step_seconds=0.5)
+    assert read_save_cost(run) == SaveCost(size=1000, kept=1100, step_seconds=0.5)
 
 
 def test_a_run_without_a_checkpoint_shows_nothing(run, tmp_path):
-    assert saves_of(RunFolder(tmp_path / "none")) is None
+    assert read_save_cost(RunFolder(tmp_path / "none")) is None
     run.attempt(1).metrics.unlink()
-    assert saves_of(run) is None
+    assert read_save_cost(run) is None
 
 
 def test_two_steps_and_two_saves_come_after_a_notice():
-    saves = Saves(size=WRITTEN, kept=0, step_seconds=0.25)
+    saves = SaveCost(size=WRITTEN, kept=0, step_seconds=0.25)
     assert saves.stop_seconds(SPEED) == pytest.approx(2 * 0.25 + 2 * 1.5)

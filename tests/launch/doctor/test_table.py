@@ -1,11 +1,13 @@
-from hsadml_dist.launch.doctor.finding import judged, unknown
+from hsadml_dist.launch.doctor.finding import check_result, unknown_result
 from hsadml_dist.launch.doctor.table import as_table, summary
 
 FINDINGS = [
-    judged("disk", "room", "3 GiB"),
-    judged("disk", "speed of writing", "a text that is too long for one line", warn="and something to do about it"),
-    judged("slurm", "controller", "none", fail="start it"),
-    unknown("slurm", "limit", ""),
+    check_result("disk", "room", "3 GiB"),
+    check_result(
+        "disk", "speed of writing", "a text that is too long for one line", warn="and something to do about it"
+    ),
+    check_result("slurm", "controller", "none", fail="start it"),
+    unknown_result("slurm", "limit", ""),
 ]
 NARROW = """\
 disk
@@ -33,7 +35,7 @@ def test_a_narrow_terminal_keeps_every_word():
 
 
 def test_a_wide_terminal_is_not_used_beyond_120_columns():
-    long = judged("disk", "room", "word " * 100)
+    long = check_result("disk", "room", "word " * 100)
     assert max(map(len, as_table([long], 500).splitlines())) <= 120
 
 

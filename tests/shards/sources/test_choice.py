@@ -3,11 +3,11 @@ from pathlib import Path
 import pytest
 
 from hsadml_dist.errors import UsageError
-from hsadml_dist.shards.sources.choice import SOURCES, SourceOptions, choose_source
+from hsadml_dist.shards.sources.choice import SOURCES, SourceOptions, create_source
 
 
 def choose(name: str, given: str = "3", **options):
-    return choose_source(name, given, SourceOptions(**options), seed=5, size=64)
+    return create_source(name, given, SourceOptions(**options), seed=5, size=64)
 
 
 @pytest.mark.parametrize("name", SOURCES)

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from hsadml_dist.errors import DataError, UsageError
-from hsadml_dist.shards.record import DamagedError
+from hsadml_dist.shards.record import DamagedSampleError
 from hsadml_dist.shards.sources.folders import FoldersSource
 
 NICKPARVAR = ("glioma", "meningioma", "notumor", "pituitary")
@@ -32,7 +32,7 @@ def fill(root, classes, parts=("Training", "Testing")):
 
 def refusal(folder, kind=DataError, **options):
     with pytest.raises(kind) as caught:
-        FoldersSource(folder=folder, **options).listing()
+        FoldersSource(folder=folder, **options).list_records()
     assert "\n" not in str(caught.value)
     assert "SECRET" not in str(caught.value)
     return str(caught.value)
@@ -42,9 +42,9 @@ def refusal(folder, kind=DataError, **options):
 @pytest.mark.parametrize("names", [NICKPARVAR, SARTAJ, [name.upper() for name in SARTAJ]])
 def test_both_layouts_wrapped_or_not(tmp_path, names, wrapped):
     fill(tmp_path / "SECRET" if wrapped else tmp_path, names)
-    listing = FoldersSource(folder=tmp_path).listing()
+    listing = FoldersSource(folder=tmp_path).list_records()
     assert listing.skipped == ()
-    assert [(r.identity, r.where, r.class_name, r.author_fold) for r in listing.records] == [
+    assert [(r.record_id, r.where, r.class_name, r.author_fold) for r in listing.records] == [
         (f"{part}/{name}/{number}", f"{part}, {name}: image {number} by name", name, fold)
         for fold, part in enumerate(("Testing", "Training"))
         for name in CLASSES
@@ -56,8 +56,8 @@ def test_both_layouts_wrapped_or_not(tmp_path, names, wrapped):
 def test_class_folders_alone(tmp_path):
     put(tmp_path / "Glioma", "1.png")
     put(tmp_path / "no_tumor", "1.tif")
-    records = FoldersSource(folder=tmp_path).listing().records
-    assert [(r.identity, r.where, r.author_fold) for r in records] == [
+    records = FoldersSource(folder=tmp_path).list_records().records
+    assert [(r.record_id, r.where, r.author_fold) for r in records] == [
         ("/glioma/1", "glioma: image 1 by name", None),
         ("/no_tumor/1", "no_tumor: image 1 by name", None),
     ]
@@ -65,12 +65,12 @@ def test_class_folders_alone(tmp_path):
 
 def test_one_class_folder_alone_is_no_wrapping(tmp_path):
     put(tmp_path / "glioma", "1.png")
-    assert len(FoldersSource(folder=tmp_path).listing().records) == 1
+    assert len(FoldersSource(folder=tmp_path).list_records().records) == 1
 
 
 def test_pixels_follow_the_order_of_names(tmp_path):
     source = pickle.loads(pickle.dumps(FoldersSource(folder=fill(tmp_path, NICKPARVAR))))
-    records = source.listing().records
+    records = source.list_records().records
     first = [source.read(record) for record in records[:3]]
     assert [int(pixels.image[0, 0]) for pixels in first] == [41, 40, 42]
     assert {(pixels.image.shape, pixels.image.dtype.name, pixels.mask) for pixels in first} == {
@@ -81,8 +81,8 @@ def test_pixels_follow_the_order_of_names(tmp_path):
 
 def test_parts_as_folds(tmp_path):
     fill(tmp_path, NICKPARVAR)
-    records = FoldersSource(folder=tmp_path, author_folds=True).listing().records
-    assert {(r.identity.split("/")[0], r.author_fold, r.fold) for r in records} == {
+    records = FoldersSource(folder=tmp_path, author_folds=True).list_records().records
+    assert {(r.record_id.split("/")[0], r.author_fold, r.fold) for r in records} == {
         ("Testing", 0, 0),
         ("Training", 1, 1),
     }
@@ -105,7 +105,7 @@ def test_what_is_no_picture_is_counted_and_litter_is_not(tmp_path):
     (tmp_path / "Testing" / "notumor" / "SECRET.gif").write_bytes(b"x")
     put(tmp_path, "SECRET-left.png")
     put(tmp_path / "Testing", "SECRET-right.png")
-    listing = FoldersSource(folder=tmp_path).listing()
+    listing = FoldersSource(folder=tmp_path).list_records()
     assert len(listing.records) == 24
     assert [(skip.where, skip.reason.split(";")[0]) for skip in listing.skipped] == [
         ("Testing, no_tumor: other entry 1 of 1", "no picture by its suffix"),
@@ -120,9 +120,11 @@ def test_text_named_as_a_picture_is_damage(tmp_path):
     (tmp_path / "glioma" / "SECRET.jpg").write_text("SECRET text")
     (tmp_path / "glioma" / "Z.jpg").symlink_to(tmp_path / "SECRET-nowhere")
     source = FoldersSource(folder=tmp_path)
-    damaged = source.listing().records[:2]
+    damaged = source.list_records().records[:2]
     for number, record in enumerate(damaged, start=1):
-        with pytest.raises(DamagedError, match=rf"^glioma: image {number} by name: its image cannot be") as caught:
+        with pytest.raises(
+            DamagedSampleError, match=rf"^glioma: image {number} by name: its image cannot be"
+        ) as caught:
             source.read(record)
         assert "SECRET" not in str(caught.value)
         assert "nowhere" not in str(caught.value)
@@ -133,7 +135,7 @@ def test_linked_files_are_read(tmp_path):
     (tmp_path / "set" / "glioma").mkdir(parents=True)
     (tmp_path / "set" / "glioma" / "1.png").symlink_to(tmp_path / "else" / "x.png")
     source = FoldersSource(folder=tmp_path / "set")
-    assert int(source.read(source.listing().records[0]).image[0, 0]) == 77
+    assert int(source.read(source.list_records().records[0]).image[0, 0]) == 77
 
 
 @pytest.mark.parametrize("inside", [".", "Training"])

@@ -9,7 +9,7 @@ from hsadml_dist.shards.sources.table import TableSource
 
 
 def test_columns_by_their_usual_names(table):
-    records = TableSource(table=table).listing().records
+    records = TableSource(table=table).list_records().records
     assert len(records) == 30
     assert records[1].class_name == "meningioma"
     assert (records[1].person, records[1].exam, records[1].plane, records[1].fold) == (
@@ -21,13 +21,13 @@ def test_columns_by_their_usual_names(table):
 
 
 def test_identity_and_place_name_the_row_and_no_file(table):
-    for number, record in enumerate(TableSource(table=table).listing().records, start=1):
-        assert record.identity == record.where == f"row {number}"
+    for number, record in enumerate(TableSource(table=table).list_records().records, start=1):
+        assert record.record_id == record.where == f"row {number}"
 
 
 def test_pixels_come_back_as_stored(small_table):
     source = TableSource(table=small_table("file,class,person", "a.png,x,p"))
-    pixels = source.read(source.listing().records[0])
+    pixels = source.read(source.list_records().records[0])
     np.testing.assert_array_equal(pixels.image, np.arange(64, dtype=np.uint8).reshape(8, 8))
     assert pixels.mask is None
 
@@ -38,26 +38,26 @@ def test_names_without_extension_are_found(tmp_path, extension):
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "images" / f"17{extension}")
     (tmp_path / "t.csv").write_text("index,class\n17,x\n")
     source = TableSource(table=tmp_path / "t.csv", images=tmp_path / "images", columns={"file": "index"})
-    assert source.read(source.listing().records[0]).image.shape == (8, 8)
+    assert source.read(source.list_records().records[0]).image.shape == (8, 8)
 
 
 def test_where_takes_rows_and_keeps_their_numbers(small_table):
     path = small_table("file,class,there", "a.png,x,0", "a.png,y,1", "a.png,z,0", "a.png,w,1")
-    records = TableSource(table=path, where={"there": "1"}).listing().records
-    assert [(record.identity, record.class_name) for record in records] == [("row 2", "y"), ("row 4", "w")]
+    records = TableSource(table=path, where={"there": "1"}).list_records().records
+    assert [(record.record_id, record.class_name) for record in records] == [("row 2", "y"), ("row 4", "w")]
 
 
 def test_fold_and_mask_columns_are_read(small_table, tmp_path):
     Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(tmp_path / "m.png")
     source = TableSource(table=small_table("file,class,f,mask", "a.png,x,3,m.png", "a.png,x,0,"), columns={"fold": "f"})
-    first, second = source.listing().records
+    first, second = source.list_records().records
     assert (first.fold, second.fold) == (3, 0)
     assert source.read(first).mask.sum() == 8 * 255
     assert source.read(second).mask is None
 
 
 def test_a_fold_column_of_another_name_is_left_alone(small_table):
-    (record,) = TableSource(table=small_table("file,class,author_fold", "a.png,x,3")).listing().records
+    (record,) = TableSource(table=small_table("file,class,author_fold", "a.png,x,3")).list_records().records
     assert record.fold is None
 
 
@@ -70,7 +70,7 @@ def test_every_usual_mode_becomes_one_plane(tmp_path, mode):
     image.save(tmp_path / "a.tif")
     (tmp_path / "t.csv").write_text("file,class\na,x\n")
     source = TableSource(table=tmp_path / "t.csv")
-    pixels = source.read(source.listing().records[0]).image
+    pixels = source.read(source.list_records().records[0]).image
     assert pixels.shape == (8, 8)
     assert (pixels == (300 if mode == "I;16" else 255)).all()
 
@@ -95,7 +95,7 @@ def test_every_usual_mode_becomes_one_plane(tmp_path, mode):
 )
 def test_faults_of_the_table_are_one_clear_line(small_table, lines, options, kind, text):
     with pytest.raises(kind, match=text) as caught:
-        TableSource(table=small_table(*lines), **options).listing()
+        TableSource(table=small_table(*lines), **options).list_records()
     assert "\n" not in str(caught.value)
 
 
@@ -106,7 +106,7 @@ def test_images_that_cannot_be_read_are_named_by_row(small_table, tmp_path, cont
         (tmp_path / "SECRETNAME.jpg").write_bytes(content)
     source = TableSource(table=path)
     with pytest.raises(DataError, match="row 2: its image") as caught:
-        source.read(source.listing().records[1])
+        source.read(source.list_records().records[1])
     assert "SECRETNAME" not in str(caught.value)
 
 
@@ -115,25 +115,25 @@ def test_a_truncated_image_is_refused(small_table, tmp_path):
     (tmp_path / "b.jpg").write_bytes((tmp_path / "b.jpg").read_bytes()[:900])
     source = TableSource(table=small_table("file,class", "b.jpg,x"))
     with pytest.raises(DataError, match="row 1: its image cannot be decoded"):
-        source.read(source.listing().records[0])
+        source.read(source.list_records().records[0])
 
 
 def test_a_mask_of_another_shape_is_refused(small_table, tmp_path):
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "m.png")
     source = TableSource(table=small_table("file,class,mask", "a.png,x,m.png"))
     with pytest.raises(DataError, match=r"row 1: the mask is \(4, 4\)"):
-        source.read(source.listing().records[0])
+        source.read(source.list_records().records[0])
 
 
 def test_no_table(tmp_path):
     with pytest.raises(DataError, match="cannot be read: No such file"):
-        TableSource(table=tmp_path / "none.csv").listing()
+        TableSource(table=tmp_path / "none.csv").list_records()
 
 
 def test_a_picture_is_no_table(tmp_path):
     (tmp_path / "t.csv").write_bytes(b"\x89PNG\xff\xfe\x00")
     with pytest.raises(DataError, match="no CSV in UTF-8"):
-        TableSource(table=tmp_path / "t.csv").listing()
+        TableSource(table=tmp_path / "t.csv").list_records()
 
 
 def test_fingerprint_follows_table_options_and_images(small_table, tmp_path):

@@ -52,7 +52,9 @@ def test_nothing_is_left_after_down(cluster: Cluster) -> None:
     assert len(pids) >= 8
     cluster.down()
     assert not any(daemon.alive for daemon in cluster.daemons)
-    assert daemons.wait_until(lambda: not any(daemons.start_time(pid) for pid in pids), seconds=5), "jobs are left"
+    assert daemons.wait_until(lambda: not any(daemons.process_start_time(pid) for pid in pids), seconds=5), (
+        "jobs are left"
+    )
     assert not (cluster.folder / box.RECORD).exists()
     if bridge is not None:
         assert any(name.startswith(bridge.name) for name in before)

@@ -10,28 +10,34 @@ import pytest
 
 from hsadml_dist.errors import UsageError
 from hsadml_dist.slurm.box import conf
-from hsadml_dist.slurm.box.conf import DEFAULT, FRIENDLY, SITES, STRICT, Layout, Mode, Node
+from hsadml_dist.slurm.box.conf import DEFAULT, FRIENDLY, SITES, STRICT, ClusterLayout, ClusterNode, NodeMode
 
-LOCAL = Layout(
+LOCAL = ClusterLayout(
     root=PurePosixPath("/tmp/box"),
     user="me",
     controller_host="here",
     controller_address="127.0.0.1",
     controller_port=20001,
-    nodes=(Node(name="n1", address="127.0.0.1", port=20002), Node(name="n2", address="127.0.0.1", port=20003)),
-    mode=Mode.LOCAL,
+    nodes=(
+        ClusterNode(name="n1", address="127.0.0.1", port=20002),
+        ClusterNode(name="n2", address="127.0.0.1", port=20003),
+    ),
+    mode=NodeMode.LOCAL,
     site=FRIENDLY,
     gpus=("/tmp/box/dev/fakegpu0", "/tmp/box/dev/fakegpu1"),
 )
 NETNS = dataclasses.replace(
     LOCAL,
-    mode=Mode.NETNS,
+    mode=NodeMode.NETNS,
     controller_address="198.18.0.1",
-    nodes=(Node(name="n1", address="198.18.0.10", port=6818), Node(name="n2", address="198.18.0.11", port=6818)),
+    nodes=(
+        ClusterNode(name="n1", address="198.18.0.10", port=6818),
+        ClusterNode(name="n2", address="198.18.0.11", port=6818),
+    ),
 )
 
 
-def settings(layout: Layout) -> dict[str, str]:
+def settings(layout: ClusterLayout) -> dict[str, str]:
     """The lines that stand once."""
     lines = conf.slurm_conf(layout).splitlines()
     return dict(line.split("=", 1) for line in lines if not line.startswith(("#", "NodeName", "PartitionName")))
@@ -39,7 +45,7 @@ def settings(layout: Layout) -> dict[str, str]:
 
 @pytest.mark.parametrize("site", SITES.values(), ids=SITES)
 @pytest.mark.parametrize("layout", [LOCAL, NETNS], ids=["local", "netns"])
-def test_no_setting_stands_twice(layout: Layout, site: conf.Site) -> None:
+def test_no_setting_stands_twice(layout: ClusterLayout, site: conf.SimulatedSite) -> None:
     text = conf.slurm_conf(dataclasses.replace(layout, site=site))
     names = [line.split("=")[0] for line in text.splitlines() if not line.startswith(("#", "NodeName", "Partition"))]
     assert len(names) == len(set(names))
@@ -81,7 +87,7 @@ def test_sites_differ_in_what_decides_a_requeue() -> None:
 
 
 @pytest.mark.parametrize(("site", "grace"), [(FRIENDLY, 5), (DEFAULT, 0)])
-def test_high_takes_from_low(site: conf.Site, grace: int) -> None:
+def test_high_takes_from_low(site: conf.SimulatedSite, grace: int) -> None:
     low, high = conf.slurm_conf(dataclasses.replace(LOCAL, site=site)).splitlines()[-2:]
     assert low.startswith("PartitionName=low Nodes=n1,n2 Default=YES")
     assert low.endswith(f"PriorityTier=1 PreemptMode=REQUEUE GraceTime={grace}")
@@ -105,6 +111,6 @@ def test_strict_site_counts_and_refuses() -> None:
 
 def test_unknown_names_are_told_with_the_nearest() -> None:
     with pytest.raises(UsageError, match=r"site 'freindly' is unknown; allowed: .*did you mean 'friendly'"):
-        conf.site_named("freindly")
+        conf.get_simulated_site("freindly")
     with pytest.raises(UsageError, match=r"mode 'netn' is unknown; allowed: local, netns .*'netns'"):
-        conf.mode_named("netn")
+        conf.get_node_mode("netn")

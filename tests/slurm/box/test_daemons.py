@@ -36,13 +36,13 @@ def test_a_daemon_has_a_session_and_a_log_of_its_own(tmp_path: Path) -> None:
 
 def test_a_zombie_counts_as_dead() -> None:
     child = subprocess.Popen(["/bin/true"])
-    assert daemons.wait_until(lambda: daemons.start_time(child.pid) is None, seconds=5)
+    assert daemons.wait_until(lambda: daemons.process_start_time(child.pid) is None, seconds=5)
     assert Path(f"/proc/{child.pid}").exists()
     child.wait()
 
 
 def test_a_later_process_with_the_same_pid_is_not_the_daemon() -> None:
-    started = daemons.start_time(os.getpid())
+    started = daemons.process_start_time(os.getpid())
     assert started is not None
     impostor = Daemon(name="x", pid=os.getpid(), started=started - 1)
     assert not impostor.alive
@@ -74,7 +74,7 @@ def test_a_tree_is_ended_with_all_its_branches(tmp_path: Path) -> None:
     assert daemons.wait_until(lambda: len(daemons.descendants([root.pid])) == 3, seconds=5)
     pids = daemons.descendants([root.pid])
     daemons.kill_tree(root)
-    assert daemons.wait_until(lambda: not any(daemons.start_time(pid) for pid in pids), seconds=5)
+    assert daemons.wait_until(lambda: not any(daemons.process_start_time(pid) for pid in pids), seconds=5)
 
 
 def test_a_missing_tool_is_named() -> None:

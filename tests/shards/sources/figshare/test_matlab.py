@@ -6,7 +6,7 @@ import pytest
 from scipy.io import savemat
 
 from hsadml_dist.errors import DataError
-from hsadml_dist.shards.record import DamagedError
+from hsadml_dist.shards.record import DamagedSampleError
 from hsadml_dist.shards.sources.figshare.matlab import FILES, read_author_folds, read_header, read_pixels
 from tests.shards.matlab_files import write_folds, write_slice
 
@@ -27,7 +27,7 @@ def slice_file(tmp_path):
 
 def damage_of(path):
     """Return why the file cannot be used; nothing in it may be the PID."""
-    with pytest.raises(DamagedError) as caught:
+    with pytest.raises(DamagedSampleError) as caught:
         read_header(path, "17.mat")
     assert caught.value.skip.where == "17.mat"
     assert SECRET not in str(caught.value)
@@ -137,7 +137,7 @@ def test_damaged_pixels_are_found_when_read(tmp_path):
     content[start : start + 100] = bytes(100)
     path.write_bytes(content)
     assert read_header(path, "1.mat").shape == (128, 128)
-    with pytest.raises(DamagedError, match=r"^1\.mat: no whole MATLAB"):
+    with pytest.raises(DamagedSampleError, match=r"^1\.mat: no whole MATLAB"):
         read_pixels(path, "1.mat")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hsadml_dist.errors import DataError, UsageError
-from hsadml_dist.shards.record import DamagedError
+from hsadml_dist.shards.record import DamagedSampleError
 from hsadml_dist.shards.sources.figshare.files import ORIGINAL_ZIPS
 from hsadml_dist.shards.sources.figshare.matlab import FILES
 from hsadml_dist.shards.sources.figshare.source import FigshareSource
@@ -58,16 +58,16 @@ def persons_csv(tmp_path, *lines):
 def refusal(source, kind=DataError):
     """Return the one line of a refused listing; no identifier in it."""
     with pytest.raises(kind) as caught:
-        source.listing()
+        source.list_records()
     assert "\n" not in str(caught.value)
     assert "SECRET" not in str(caught.value)
     return str(caught.value)
 
 
 def test_records_of_a_folder(data):
-    listing = FigshareSource(folder=data).listing()
+    listing = FigshareSource(folder=data).list_records()
     assert listing.skipped == ()
-    assert [(r.identity, r.where, r.class_name, r.exam, r.author_fold) for r in listing.records] == [
+    assert [(r.record_id, r.where, r.class_name, r.exam, r.author_fold) for r in listing.records] == [
         ("slice 1", "1.mat", "meningioma", f"{SECRET}-A", 1),
         ("slice 2", "2.mat", "meningioma", f"{SECRET}-A", 2),
         ("slice 3", "3.mat", "glioma", f"{SECRET}-B", 3),
@@ -79,7 +79,7 @@ def test_records_of_a_folder(data):
 def test_only_full_slices_have_a_known_spacing(data):
     write_slice(data / "4.mat", np.zeros((512, 512)))
     write_slice(data / "5.mat", np.zeros((256, 256)))
-    records = {record.where: record for record in FigshareSource(folder=data).listing().records}
+    records = {record.where: record for record in FigshareSource(folder=data).list_records().records}
     assert records["4.mat"].spacing_mm == (0.49, 0.49)
     assert records["5.mat"].spacing_mm is None
 
@@ -87,7 +87,7 @@ def test_only_full_slices_have_a_known_spacing(data):
 @pytest.mark.parametrize("layout", ["data", "zipped"])
 def test_pixels_come_back_as_stored(layout, request):
     source = pickle.loads(pickle.dumps(FigshareSource(folder=request.getfixturevalue(layout))))
-    records = source.listing().records
+    records = source.list_records().records
     assert len(records) == 4
     for record in records:
         number = int(record.where.removesuffix(".mat"))
@@ -100,11 +100,11 @@ def test_zips_list_the_same_as_files(data, tmp_path, zipped):
     (tmp_path / "deep" / "er").mkdir(parents=True)
     zipped.rename(tmp_path / "deep" / "er" / "zips")
     (tmp_path / "deep" / "er" / "zips" / "cvind.mat").rename(data / "cvind.mat")
-    loose = FigshareSource(folder=data).listing().records
+    loose = FigshareSource(folder=data).list_records().records
     for found in (FigshareSource(folder=tmp_path / "deep"), FigshareSource(folder=tmp_path / "deep" / "er")):
-        packed = found.listing().records
-        assert [(r.identity, r.where, r.class_name, r.exam) for r in packed] == [
-            (r.identity, r.where, r.class_name, r.exam) for r in loose
+        packed = found.list_records().records
+        assert [(r.record_id, r.where, r.class_name, r.exam) for r in packed] == [
+            (r.record_id, r.where, r.class_name, r.exam) for r in loose
         ]
         assert {r.author_fold for r in packed} == {None}
 
@@ -115,7 +115,7 @@ def _sum_of(source, record):
 
 def test_forked_workers_may_read_one_zip_at_once(zipped):
     source = FigshareSource(folder=zipped)
-    records = source.listing().records
+    records = source.list_records().records
     expected = [_sum_of(source, record) for record in records]
     with ProcessPoolExecutor(2, mp_context=get_context("fork")) as pool:
         got = list(pool.map(_sum_of, [source] * 80, records * 20))
@@ -126,7 +126,7 @@ def test_files_and_zips_may_be_mixed_and_equal_copies_count_once(data, zipped):
     (zipped / "loose").mkdir()
     write_slice(zipped / "loose" / "5.mat", image_of(5))
     (zipped / "loose" / "3.mat").write_bytes((data / "3.mat").read_bytes())
-    records = FigshareSource(folder=zipped).listing().records
+    records = FigshareSource(folder=zipped).list_records().records
     assert [record.where for record in records] == ["1.mat", "2.mat", "3.mat", "5.mat", "17.mat"]
 
 
@@ -146,7 +146,7 @@ def test_damaged_files_are_skipped_and_named_by_number(data):
     write_slice(data / "4.mat", image_of(4), pid=SECRET, leave_out=("PID",))
     write_slice(data / "5.mat", image_of(5), pid=SECRET, label=9)
     (data / "6.mat").symlink_to(data / "nowhere" / SECRET)
-    listing = FigshareSource(folder=data).listing()
+    listing = FigshareSource(folder=data).list_records()
     assert [record.where for record in listing.records] == ["1.mat", "3.mat", "17.mat"]
     assert [(skip.where, skip.reason.split(":")[0]) for skip in listing.skipped] == [
         ("2.mat", "no whole MATLAB v7.3 (HDF5) file"),
@@ -162,7 +162,7 @@ def test_other_files_are_counted_and_never_named(data):
         (data / name).write_bytes(b"x")
     (data / "._1.mat").write_bytes(b"litter")
     (data / "README.txt").write_bytes(b"text")
-    listing = FigshareSource(folder=data).listing()
+    listing = FigshareSource(folder=data).list_records()
     assert len(listing.records) == 4
     assert [skip.where for skip in listing.skipped] == [f"other .mat file {n} of 5" for n in range(1, 6)]
     assert {skip.reason for skip in listing.skipped} == {"not named 1.mat ... 3064.mat"}
@@ -199,7 +199,7 @@ def test_a_flipped_byte_in_a_zip_is_one_skip(zipped):
     content = bytearray((zipped / ORIGINAL_ZIPS[1]).read_bytes())
     content[start + 600] ^= 0x55
     (zipped / ORIGINAL_ZIPS[1]).write_bytes(content)
-    listing = FigshareSource(folder=zipped).listing()
+    listing = FigshareSource(folder=zipped).list_records()
     assert [record.where for record in listing.records] == ["1.mat", "2.mat", "17.mat"]
     (skip,) = listing.skipped
     assert skip.where == "3.mat"
@@ -208,20 +208,20 @@ def test_a_flipped_byte_in_a_zip_is_one_skip(zipped):
 
 def test_a_file_gone_since_the_listing_is_damage(data):
     source = FigshareSource(folder=data)
-    record = source.listing().records[0]
+    record = source.list_records().records[0]
     (data / "1.mat").unlink()
-    with pytest.raises(DamagedError, match=r"^1\.mat: cannot be read: No such file"):
+    with pytest.raises(DamagedSampleError, match=r"^1\.mat: cannot be read: No such file"):
         source.read(record)
 
 
 def test_author_folds_may_be_prescribed(data):
-    records = FigshareSource(folder=data, author_folds=True).listing().records
+    records = FigshareSource(folder=data, author_folds=True).list_records().records
     assert [(record.author_fold, record.fold) for record in records] == [(1, 0), (2, 1), (3, 2), (2, 1)]
 
 
 def test_author_folds_without_their_file(data):
     (data / "cvind.mat").unlink()
-    assert {record.author_fold for record in FigshareSource(folder=data).listing().records} == {None}
+    assert {record.author_fold for record in FigshareSource(folder=data).list_records().records} == {None}
     assert "--author-folds: there is no cvind.mat" in refusal(
         FigshareSource(folder=data, author_folds=True), UsageError
     )
@@ -230,12 +230,12 @@ def test_author_folds_without_their_file(data):
 def test_author_folds_in_a_zip_or_a_folder_below(zipped, tmp_path):
     (zipped / "below").mkdir()
     (zipped / "cvind.mat").rename(zipped / "below" / "cvind.mat")
-    assert FigshareSource(folder=zipped).listing().records[2].author_fold == 3
+    assert FigshareSource(folder=zipped).list_records().records[2].author_fold == 3
     with zipfile.ZipFile(zipped / "1512427.zip", "w") as archive:
         archive.write(zipped / "below" / "cvind.mat", "cvind.mat")
-    assert FigshareSource(folder=zipped).listing().records[2].author_fold == 3
+    assert FigshareSource(folder=zipped).list_records().records[2].author_fold == 3
     (zipped / "below" / "cvind.mat").unlink()
-    assert FigshareSource(folder=zipped).listing().records[2].author_fold == 3
+    assert FigshareSource(folder=zipped).list_records().records[2].author_fold == 3
     write_folds(zipped / "cvind.mat", FOLDS[::-1])
     assert refusal(FigshareSource(folder=zipped)) == "INPUT: 2 different cvind.mat are there: leave one"
 
@@ -252,14 +252,14 @@ def test_persons_of_slices_or_exams(data, tmp_path, column):
     else:
         lines = ["17,other,two", "1,other,one", "2.mat,other,one", "003,other,two", "3064,other,unused"]
     table = persons_csv(tmp_path, f"{column},more,person", *lines)
-    records = FigshareSource(folder=data, persons=table).listing().records
+    records = FigshareSource(folder=data, persons=table).list_records().records
     assert [record.person for record in records] == ["one", "one", "two", "two"]
 
 
 def test_a_damaged_slice_needs_no_person(data, tmp_path):
     (data / "17.mat").write_bytes(b"")
     table = persons_csv(tmp_path, "index,person", "1,a", "2,a", "3,b")
-    assert len(FigshareSource(folder=data, persons=table).listing().records) == 3
+    assert len(FigshareSource(folder=data, persons=table).list_records().records) == 3
 
 
 def test_a_slice_without_a_row_is_refused(data, tmp_path):

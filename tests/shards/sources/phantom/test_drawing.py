@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from hsadml_dist.shards.sources.phantom.anatomy import load_anatomy
-from hsadml_dist.shards.sources.phantom.drawing import STEP_MM, draw, exam_contrast, slice_levels, slice_places
+from hsadml_dist.shards.sources.phantom.drawing import STEP_MM, exam_contrast, render_slice, slice_levels, slice_places
 from hsadml_dist.shards.sources.phantom.lesion import SELLA_MM, make_lesion
-from hsadml_dist.shards.sources.phantom.person import make_person
+from hsadml_dist.shards.sources.phantom.person import make_patient
 from hsadml_dist.shards.sources.phantom.pose import AXES, make_pose
 
 SIZE = 96
@@ -18,7 +18,7 @@ def anatomy():
 
 
 def people(count, seed=3):
-    return [make_person(seed, patient) for patient in range(count)]
+    return [make_patient(seed, patient) for patient in range(count)]
 
 
 def test_all_planes_cut_one_body(anatomy):
@@ -28,7 +28,7 @@ def test_all_planes_cut_one_body(anatomy):
         lesion = make_lesion(person)
         for number in range(0, len(person.planes), 4):
             places_3P, _ = slice_places(person, number, SIZE)
-            mask = draw(person, number, SIZE).mask
+            mask = render_slice(person, number, SIZE).mask
             np.testing.assert_array_equal(mask > 0, lesion.depth(places_3P, anatomy) > 0)
             seen.add((person.class_name, person.planes[number]))
     assert len(seen) == 9
@@ -38,7 +38,7 @@ def test_masks_lie_where_each_kind_of_tumour_lies(anatomy):
     found = defaultdict(list)
     for person in people(45):
         places_3P, _ = slice_places(person, 0, SIZE)
-        inside = places_3P[:, draw(person, 0, SIZE).mask > 0]
+        inside = places_3P[:, render_slice(person, 0, SIZE).mask > 0]
         skull, white = anatomy.inner.at(inside).max(), np.mean(anatomy.white.at(inside) > 100)
         found[person.class_name].append((skull, white, np.linalg.norm(inside.mean(1) - SELLA_MM)))
     skull, white, sella = ({name: np.array(rows)[:, column] for name, rows in found.items()} for column in range(3))
@@ -61,7 +61,7 @@ def test_neighbouring_slices_are_a_slices_thickness_apart_or_closer_where_there_
 
 
 def test_a_slice_lies_at_its_level_in_the_scanner():
-    person = make_person(3, 4)
+    person = make_patient(3, 4)
     places_3P, _ = slice_places(person, 0, SIZE)
     plane, exam = person.planes[0], person.exams[0]
     back = make_pose(person, exam).to_scanner(places_3P.reshape(3, -1))
@@ -69,8 +69,8 @@ def test_a_slice_lies_at_its_level_in_the_scanner():
 
 
 def test_sizes_show_the_same_slice():
-    person = make_person(3, 2)
-    small, large = (draw(person, 0, size) for size in (64, 256))
+    person = make_patient(3, 2)
+    small, large = (render_slice(person, 0, size) for size in (64, 256))
     blocks = large.image.reshape(64, 4, 64, 4).mean((1, 3))
     assert np.corrcoef(blocks.ravel(), small.image.ravel())[0, 1] > 0.95
     assert large.mask.mean() == pytest.approx(small.mask.mean(), rel=0.1)
@@ -79,10 +79,10 @@ def test_sizes_show_the_same_slice():
 def test_a_second_exam_is_another_picture_of_the_same_head():
     person = next(p for p in people(200) if 1 in p.exams and p.exams.count(0) > 1 and len(set(p.planes)) == 1)
     other = next(p for p in people(200) if p.patient != person.patient and p.planes[0] == person.planes[0])
-    first, second = draw(person, 0, SIZE).image, draw(person, person.exams.index(1), SIZE).image
+    first, second = render_slice(person, 0, SIZE).image, render_slice(person, person.exams.index(1), SIZE).image
     assert exam_contrast(person, 0).grey != exam_contrast(person, 1).grey
     assert not np.array_equal(first, second)
-    assert np.abs(first - second).mean() < 0.8 * np.abs(first - draw(other, 0, SIZE).image).mean()
+    assert np.abs(first - second).mean() < 0.8 * np.abs(first - render_slice(other, 0, SIZE).image).mean()
 
 
 def axial_slices():
@@ -91,7 +91,7 @@ def axial_slices():
         for number, plane in enumerate(person.planes):
             places_3P, brain_3P = slice_places(person, number, SIZE)
             if plane == "axial" and places_3P[2].min() > 5:
-                yield draw(person, number, SIZE), places_3P, brain_3P
+                yield render_slice(person, number, SIZE), places_3P, brain_3P
                 break
 
 
@@ -120,7 +120,7 @@ def test_below_the_brain_the_neck_runs_out_of_the_picture_and_beside_it_is_air()
     seen = 0
     for person in people(60):
         if person.planes[0] == "sagittal" and abs(make_lesion(person).centre[0]) < 25:
-            image = draw(person, 0, SIZE).image
+            image = render_slice(person, 0, SIZE).image
             assert image[-6:, SIZE // 2 : 3 * SIZE // 4].mean() > 0.1
             assert max(image[:12, :12].mean(), image[:12, -12:].mean(), image[-6:, :12].mean()) < 0.08
             seen += 1

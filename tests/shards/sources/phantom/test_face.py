@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 
 from hsadml_dist.shards.sources.phantom.face import AIR, CORD, CORTEX, EYE, FAT, MARROW, MUSCLE, paint_soft_tissue
-from hsadml_dist.shards.sources.phantom.volume import Volume
+from hsadml_dist.shards.sources.phantom.volume import VoxelGrid
 
 
 @pytest.fixture(scope="module")
 def soft():
-    still = Volume(values=np.zeros((4, 4, 4), np.float32), origin=(0.0, 0.0, 0.0), step=1)
+    still = VoxelGrid(values=np.zeros((4, 4, 4), np.float32), origin=(0.0, 0.0, 0.0), step=1)
     return paint_soft_tissue(still)
 
 
@@ -34,7 +34,7 @@ def test_left_mirrors_right(soft):
 
 
 def test_texture_roughens_it():
-    rough = Volume(values=np.random.default_rng(0).standard_normal((7, 7, 7)), origin=(0.0, 0.0, 0.0), step=1)
+    rough = VoxelGrid(values=np.random.default_rng(0).standard_normal((7, 7, 7)), origin=(0.0, 0.0, 0.0), step=1)
     values = paint_soft_tissue(rough).values
     assert values.dtype == np.uint8
     assert values[:3].std() > 5

@@ -3,7 +3,7 @@ import pytest
 
 from hsadml_dist.shards.sources.phantom.anatomy import load_anatomy
 from hsadml_dist.shards.sources.phantom.lesion import LOWEST_MM, SELLA_MM, make_lesion
-from hsadml_dist.shards.sources.phantom.person import CLASSES, make_person
+from hsadml_dist.shards.sources.phantom.person import CLASSES, make_patient
 
 PATIENTS = 90
 
@@ -18,7 +18,7 @@ def bodies(anatomy):
     """Return for each class the tumours and the places inside them."""
     found = {name: [] for name in CLASSES}
     for patient in range(PATIENTS):
-        person = make_person(8, patient)
+        person = make_patient(8, patient)
         lesion = make_lesion(person)
         found[person.class_name].append((lesion, lesion.places_inside(anatomy)))
     return found

@@ -4,13 +4,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from hsadml_dist.shards.sources.phantom.person import CLASSES, PLANES_A_PERSON, Stream, make_person, stream
+from hsadml_dist.shards.sources.phantom.person import CLASSES, PLANES_A_PERSON, Stream, make_patient, stream
 from hsadml_dist.shards.sources.phantom.scan import SITES
 
 
 @pytest.fixture(scope="module")
 def people():
-    return [make_person(4, patient) for patient in range(3000)]
+    return [make_patient(4, patient) for patient in range(3000)]
 
 
 def test_the_site_is_drawn_without_looking_at_the_class(people):

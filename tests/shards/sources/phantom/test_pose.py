@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from hsadml_dist.shards.sources.phantom.person import make_person
+from hsadml_dist.shards.sources.phantom.person import make_patient
 from hsadml_dist.shards.sources.phantom.pose import VENTRICLES_MM, make_pose, scanner_places
 from hsadml_dist.shards.sources.phantom.scan import SITES
 
@@ -10,21 +10,21 @@ HEAD_3P = np.random.default_rng(0).uniform(-80, 80, (3, 200)).astype(np.float32)
 
 def test_back_and_forth_ends_at_the_start():
     for patient in range(20):
-        pose = make_pose(make_person(1, patient), 0)
+        pose = make_pose(make_patient(1, patient), 0)
         np.testing.assert_allclose(pose.to_template(pose.to_scanner(HEAD_3P)), HEAD_3P, atol=0.1)
 
 
 def test_people_differ_smoothly_and_by_much():
     steps = np.array([[0, 1], [0, 0], [0, 0]], np.float32)
-    places = [make_pose(make_person(1, patient), 0).to_template(HEAD_3P) for patient in range(30)]
+    places = [make_pose(make_patient(1, patient), 0).to_template(HEAD_3P) for patient in range(30)]
     assert 4 < np.std(places, axis=0).mean() < 15
     for patient in range(30):
-        moved = np.diff(make_pose(make_person(1, patient), 0).to_template(steps), axis=1)
+        moved = np.diff(make_pose(make_patient(1, patient), 0).to_template(steps), axis=1)
         assert 0.6 < np.linalg.norm(moved) < 1.6
 
 
 def test_a_second_exam_is_a_small_change_of_the_lie_and_none_of_the_build():
-    person = make_person(1, 3)
+    person = make_patient(1, 3)
     first, second = make_pose(person, 0), make_pose(person, 1)
     change = np.linalg.norm(first.to_template(HEAD_3P) - second.to_template(HEAD_3P), axis=0)
     assert 0.2 < change.mean() < 12
@@ -33,7 +33,7 @@ def test_a_second_exam_is_a_small_change_of_the_lie_and_none_of_the_build():
 
 
 def test_larger_ventricles_are_read_from_nearer_their_middle():
-    pose = next(p for p in (make_pose(make_person(1, n), 0) for n in range(50)) if p.swell > 0.2)
+    pose = next(p for p in (make_pose(make_patient(1, n), 0) for n in range(50)) if p.swell > 0.2)
     middle = np.array(VENTRICLES_MM, np.float32)[:, None]
     near, far = middle + np.float32(10), middle + np.float32(90)
     assert np.linalg.norm(pose.ventricles(near) - middle) < 0.85 * np.linalg.norm(near - middle)

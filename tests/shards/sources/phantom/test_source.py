@@ -9,7 +9,7 @@ import pytest
 
 from hsadml_dist.errors import UsageError
 from hsadml_dist.shards.pixels import to_uint16
-from hsadml_dist.shards.record import Listing
+from hsadml_dist.shards.record import SourceListing
 from hsadml_dist.shards.sources.phantom.anatomy import load_anatomy
 from hsadml_dist.shards.sources.phantom.source import PhantomSource
 from hsadml_dist.shards.split import assign_folds
@@ -20,7 +20,7 @@ STATISTICS = (1, 5, 10, 25, 50, 75, 90, 95, 99)
 
 def draw_all(seed):
     source = PhantomSource(patients=60, seed=seed, size=SIDE)
-    records = source.listing().records
+    records = source.list_records().records
     return records, [source.read(record) for record in records]
 
 
@@ -36,21 +36,21 @@ def cohort(cohorts):
 
 def test_the_listing_names_patients_in_turn_through_the_classes(cohort):
     source = PhantomSource(patients=60, seed=0, size=SIDE)
-    assert isinstance(source.listing(), Listing) and source.listing().skipped == ()
+    assert isinstance(source.list_records(), SourceListing) and source.list_records().skipped == ()
     assert source.name == "phantom"
     records, _ = cohort
     persons = {record.person: record.class_name for record in records}
     assert list(persons.values()) == ["meningioma", "glioma", "pituitary"] * 20
     assert {record.plane for record in records} == {"axial", "coronal", "sagittal"}
-    assert len({record.identity for record in records}) == len({record.handle for record in records}) == len(records)
+    assert len({record.record_id for record in records}) == len({record.handle for record in records}) == len(records)
     first = records[0]
-    assert (first.identity, first.where) == ("patient 0 slice 0", "patient 0, slice 0")
+    assert (first.record_id, first.where) == ("patient 0 slice 0", "patient 0, slice 0")
     assert (first.person, first.exam, first.handle) == ("patient 0", "exam 0", ("0", "0"))
 
 
 def test_the_pixel_size_is_the_sites_field_of_view_over_the_side():
     steps = {
-        side: [record.spacing_mm for record in PhantomSource(patients=30, seed=0, size=side).listing().records]
+        side: [record.spacing_mm for record in PhantomSource(patients=30, seed=0, size=side).list_records().records]
         for side in (64, 256)
     }
     assert all(coarse == (4 * fine[0], 4 * fine[0]) for coarse, fine in zip(steps[64], steps[256], strict=True))
@@ -67,11 +67,11 @@ def test_the_fingerprint_changes_with_each_argument():
 
 
 def test_drawings_follow_seed_patient_and_slice_alone():
-    record = PhantomSource(patients=3, seed=5, size=SIDE).listing().records[2]
+    record = PhantomSource(patients=3, seed=5, size=SIDE).list_records().records[2]
     few, many = (PhantomSource(patients=count, seed=5, size=SIDE) for count in (3, 9))
     np.testing.assert_array_equal(few.read(record).image, many.read(record).image)
     other = PhantomSource(patients=3, seed=6, size=SIDE)
-    assert not np.array_equal(few.read(record).image, other.read(other.listing().records[0]).image)
+    assert not np.array_equal(few.read(record).image, other.read(other.list_records().records[0]).image)
 
 
 def test_another_process_draws_the_same_bytes(cohort):
@@ -80,7 +80,7 @@ def test_another_process_draws_the_same_bytes(cohort):
     chosen = [len(records) - 1, 40, 0]
     program = (
         "import hashlib\nfrom hsadml_dist.shards.sources.phantom.source import PhantomSource\n"
-        f"source = PhantomSource(patients=60, seed=0, size={SIDE})\nrecords = source.listing().records\n"
+        f"source = PhantomSource(patients=60, seed=0, size={SIDE})\nrecords = source.list_records().records\n"
         f"for index in {chosen}:\n    one = source.read(records[index])\n"
         "    print(hashlib.sha256(one.image.tobytes() + one.mask.tobytes()).hexdigest())\n"
     )
@@ -92,7 +92,7 @@ def test_another_process_draws_the_same_bytes(cohort):
 def test_a_listing_needs_neither_nilearn_nor_scipy():
     program = (
         "import sys\nfrom hsadml_dist.shards.sources.phantom.source import PhantomSource\n"
-        "assert len(PhantomSource(patients=30, seed=0, size=64).listing().records) > 30\n"
+        "assert len(PhantomSource(patients=30, seed=0, size=64).list_records().records) > 30\n"
         "print(sorted({name.split('.')[0] for name in sys.modules} & {'nilearn', 'nibabel', 'scipy', 'sklearn'}))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -101,7 +101,7 @@ def test_a_listing_needs_neither_nilearn_nor_scipy():
 
 def test_without_nilearn_one_line_says_what_to_install(monkeypatch):
     source = PhantomSource(patients=3, seed=0, size=SIDE)
-    record = source.listing().records[0]
+    record = source.list_records().records[0]
     load_anatomy.cache_clear()
     for module in ("nilearn", "nilearn.datasets"):
         monkeypatch.setitem(sys.modules, module, None)
@@ -140,7 +140,7 @@ def test_meningioma_and_pituitary_are_bright_and_a_gliomas_core_is_dark(cohort):
 @pytest.mark.parametrize("size", [8, 32])
 def test_however_coarse_the_pixels_each_slice_cuts_the_tumour(size):
     source = PhantomSource(patients=12, seed=2, size=size)
-    for record in source.listing().records:
+    for record in source.list_records().records:
         one = source.read(record)
         assert one.image.shape == (size, size)
         assert one.mask.any()

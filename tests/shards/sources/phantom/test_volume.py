@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from hsadml_dist.shards.sources.phantom.volume import Volume, ellipsoid_distance
+from hsadml_dist.shards.sources.phantom.volume import VoxelGrid, ellipsoid_distance
 
 
 def ramp(mode):
     x, y, z = np.meshgrid(np.arange(4.0), np.arange(5.0), np.arange(6.0), indexing="ij")
-    return Volume(values=x + 10 * y + 100 * z, origin=(-2.0, 4.0, 6.0), step=2, mode=mode)
+    return VoxelGrid(values=x + 10 * y + 100 * z, origin=(-2.0, 4.0, 6.0), step=2, mode=mode)
 
 
 def test_between_the_grids_places_values_are_linear():
