@@ -52,7 +52,7 @@ chaos: $(READY)
 	$(BIN)/python -m tests.chaos.run --json out/chaos/chaos.json
 
 slurm:
-	@sh slurm/box/install.sh
+	@sh slurm/devcluster/install.sh
 
 # torch comes first and alone: what is installed after it takes the one that is there, never another.
 $(READY): setup.cfg pyproject.toml constraints.txt

@@ -32,11 +32,11 @@ import torch.distributed.checkpoint as dcp
 from hsadml_dist.checkpoint.background import CheckpointSaver
 from hsadml_dist.checkpoint.layout import CheckpointName, TrainingProgress, list_checkpoints
 from hsadml_dist.checkpoint.load import choose_checkpoint, load_checkpoint
-from hsadml_dist.checkpoint.state import TensorGroup, TrainingState
-from hsadml_dist.comm import TorchComm
-from hsadml_dist.config.checkpoint import CheckpointConfig
+from hsadml_dist.checkpoint.tensor_files import TensorGroup, TrainingState
+from hsadml_dist.config.recipe import CheckpointConfig
+from hsadml_dist.distributed.comm import TorchComm
+from hsadml_dist.distributed.topology import Topology
 from hsadml_dist.run.folder import RunFolder
-from hsadml_dist.topology import Topology
 
 COLUMNS = 512
 ROWS_A_TENSOR = 2048

@@ -25,19 +25,19 @@ import torch.distributed as dist
 from bare_loop import rank_environ
 from torch import nn
 
-from hsadml_dist.comm import topology_from_environ
-from hsadml_dist.config.run import RunConfig
-from hsadml_dist.run.entry import RankContext, join_run
+from hsadml_dist.config.recipe import RunConfig
+from hsadml_dist.distributed.comm import topology_from_environ
+from hsadml_dist.distributed.rendezvous import RankContext, join_run
+from hsadml_dist.health.external_watchdog import open_external_watchdog
+from hsadml_dist.health.heartbeat import AttemptHeartbeat
+from hsadml_dist.health.stragglers import StragglerMonitor
+from hsadml_dist.health.watchdog import HealthMonitor
+from hsadml_dist.preemption.agreement import StopAgreement
+from hsadml_dist.preemption.requests import RequestFiles
+from hsadml_dist.preemption.signals import StopSignal
 from hsadml_dist.run.folder import RunFolder
-from hsadml_dist.run.heartbeat import AttemptHeartbeat
-from hsadml_dist.run.log import configure_rank_logging
-from hsadml_dist.run.rows import read_jsonl
-from hsadml_dist.stop.agreement import StopAgreement
-from hsadml_dist.stop.deadman import open_external_watchdog
-from hsadml_dist.stop.pace import StragglerMonitor
-from hsadml_dist.stop.requests import RequestFiles
-from hsadml_dist.stop.signals import StopSignal
-from hsadml_dist.stop.watchdog import HealthMonitor
+from hsadml_dist.run.jsonl import read_jsonl
+from hsadml_dist.run.rank_log import configure_rank_logging
 
 STEP_SECONDS = 0.2
 """The shortest step that control's share is judged by."""

@@ -9,9 +9,9 @@ from typing import ClassVar
 import numpy as np
 
 from hsadml_dist.shards.build import BuildOptions, build_shards
-from hsadml_dist.shards.identity import load_or_create_key
-from hsadml_dist.shards.record import ImageSource, SourceListing, SourcePixels, SourceRecord
-from hsadml_dist.shards.sources.phantom.source import PhantomSource
+from hsadml_dist.shards.pseudonyms import load_or_create_key
+from hsadml_dist.shards.source import ImageSource, SourceListing, SourcePixels, SourceRecord
+from hsadml_dist.shards.sources.phantom.phantom_source import PhantomSource
 
 NOISE_SIDE = 181
 """Pixels a side of an image of noise whose PNG has 64 KiB: 16-bit noise does not compress."""

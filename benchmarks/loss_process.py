@@ -14,7 +14,7 @@ import torch
 from loss_ranks import centre_memory, messages
 from loss_ways import LOSSES_OF, WAYS, Answer, Problem, Way, problem_of, say
 
-from hsadml_dist.losses.distributed import MEBIBYTE
+from hsadml_dist.losses.distributed_loss import MEBIBYTE
 
 GIBIBYTE = 2**30
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64}

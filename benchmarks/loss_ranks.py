@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from loss_ways import SEED, Answer, our_margin, problem_of, say
 
-from hsadml_dist.comm import Comm, topology_from_environ
+from hsadml_dist.distributed.comm import Comm, topology_from_environ
+from hsadml_dist.distributed.rendezvous import join_run
 from hsadml_dist.engine.head import Head
 from hsadml_dist.losses.centres import Centres, Layout
-from hsadml_dist.losses.distributed import MEBIBYTE, DistributedLoss
-from hsadml_dist.run.entry import join_run
+from hsadml_dist.losses.distributed_loss import MEBIBYTE, DistributedLoss
 from hsadml_dist.run.folder import RunFolder
 
 

@@ -23,9 +23,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hsadml_dist.launch.prepare import prepare_run
-from hsadml_dist.launch.submission import JobOptions, Submission, plan_job
-from hsadml_dist.slurm.box.cluster import Cluster, up
+from hsadml_dist.jobs.prepare import prepare_run
+from hsadml_dist.jobs.submission import JobOptions, Submission, plan_job
+from hsadml_dist.slurm.devcluster.cluster import Cluster, up
 from hsadml_dist.slurm.sbatch import COMMON_PART_MARKER, JobRequest, render
 
 NODES, TASKS = 2, 2

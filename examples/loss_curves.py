@@ -22,7 +22,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from hsadml_dist.losses.margins import LOSSES, Annealing, Margin, MarginSettings, build_margin
-from hsadml_dist.report.drawing import COLOURS, FAINT, GRID, INK, style_axes
+from hsadml_dist.report.plot_style import COLOURS, FAINT, GRID, INK, style_axes
 
 DEGREES = torch.arange(1.5, 180, 1.5, dtype=torch.float64)
 """Angles where curves are drawn: without the ends, where some slopes have a pole."""

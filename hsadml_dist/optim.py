@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hsadml_dist.config.optim import OptimConfig
+from hsadml_dist.config.recipe import OptimConfig
 
 NO_DECAY_BELOW = 2
 """Tensors of fewer dimensions (biases, norms) are not decayed."""

@@ -13,9 +13,9 @@ from hsadml_dist.engine.learner import Learner
 from hsadml_dist.errors import CheckpointError, ConfigError, Fault
 from hsadml_dist.model_factory import build_network
 from hsadml_dist.models.network import EmbeddingNet
-from hsadml_dist.models.weights import load_pretrained
+from hsadml_dist.models.pretrained import load_pretrained
 from hsadml_dist.run.folder import RunFolder
-from hsadml_dist.run.records import Recorder
+from hsadml_dist.run.trackers import Recorder
 
 log = logging.getLogger(__name__)
 

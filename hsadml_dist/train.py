@@ -15,31 +15,30 @@ import torch
 from hsadml_dist.checkpoint.background import CheckpointSaver
 from hsadml_dist.checkpoint.layout import CheckpointName, TrainingProgress, list_checkpoints
 from hsadml_dist.checkpoint.load import CheckpointChoice, choose_checkpoint
-from hsadml_dist.checkpoint.state import TrainingState
-from hsadml_dist.comm import cpu_threads_for_rank, topology_from_environ
+from hsadml_dist.checkpoint.tensor_files import TrainingState
 from hsadml_dist.config import Recipe
-from hsadml_dist.data.feed import TrainData, build_train_data
-from hsadml_dist.data.loader import Batch
+from hsadml_dist.data.loader import Batch, TrainData, build_train_data
+from hsadml_dist.distributed.comm import cpu_threads_for_rank, topology_from_environ
+from hsadml_dist.distributed.rendezvous import RankContext, join_run
 from hsadml_dist.engine.guard import NonFiniteStep
 from hsadml_dist.engine.learner import Learner, StepReport, build_learner
 from hsadml_dist.errors import ConfigError, ExitCode, Fault, HsadmlError, NumericalError, RunError
-from hsadml_dist.evaluation.verdict import evaluate_training
-from hsadml_dist.garbage import resume_gc
+from hsadml_dist.evaluation.evaluate import evaluate_training
+from hsadml_dist.health.external_watchdog import ExternalWatchdog, open_external_watchdog
+from hsadml_dist.health.hang_report import raise_on_lost_peer
+from hsadml_dist.health.stragglers import StragglerMonitor
+from hsadml_dist.health.watchdog import HealthMonitor
 from hsadml_dist.models.network import EmbeddingNet, rank_dependent_layers
+from hsadml_dist.preemption.agreement import StopAgreement
+from hsadml_dist.preemption.requests import RequestFiles, StepDecision
+from hsadml_dist.preemption.signals import STOP_AFTER, StopSignal, job_end_time
+from hsadml_dist.process import resume_gc
 from hsadml_dist.resume import Resume, initial_network
-from hsadml_dist.run.code import save_code_snapshot
-from hsadml_dist.run.entry import RankContext, join_run
+from hsadml_dist.run.attempts import crash_loop_reason
+from hsadml_dist.run.code_snapshot import save_code_snapshot
 from hsadml_dist.run.folder import RunFolder, replace_text
-from hsadml_dist.run.log import configure_rank_logging
-from hsadml_dist.run.no_progress import crash_loop_reason
-from hsadml_dist.run.records import MetricsRow, Recorder, open_recorder
-from hsadml_dist.stop.agreement import StopAgreement
-from hsadml_dist.stop.deadman import ExternalWatchdog, open_external_watchdog
-from hsadml_dist.stop.pace import StragglerMonitor
-from hsadml_dist.stop.peers import raise_on_lost_peer
-from hsadml_dist.stop.requests import RequestFiles, StepDecision
-from hsadml_dist.stop.signals import STOP_AFTER, StopSignal, job_end_time
-from hsadml_dist.stop.watchdog import HealthMonitor
+from hsadml_dist.run.rank_log import configure_rank_logging
+from hsadml_dist.run.trackers import MetricsRow, Recorder, open_recorder
 
 log = logging.getLogger(__name__)
 

@@ -10,12 +10,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hsadml_dist.config.io import load_recipe
+from hsadml_dist.config.yaml_loader import load_recipe
 from hsadml_dist.errors import ExitCode, UsageError
-from hsadml_dist.garbage import pause_gc, resume_gc
-from hsadml_dist.launch.ending import run_with_exit_code
+from hsadml_dist.launch.exit_codes import run_with_exit_code
+from hsadml_dist.preemption.signals import StopSignal
+from hsadml_dist.process import pause_gc, resume_gc
 from hsadml_dist.run.folder import RunFolder
-from hsadml_dist.stop.signals import StopSignal
 
 
 def main(arguments: Sequence[str]) -> int:

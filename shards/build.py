@@ -13,16 +13,14 @@ from pathlib import Path
 from hsadml_dist.data.index import ShardFile, ShardIndex, SkippedSample, samples_table, table_digest, write_index
 from hsadml_dist.data.sample import SCHEMA_VERSION, SampleMeta
 from hsadml_dist.errors import DataError, UsageError
+from hsadml_dist.shards.build_folder import BuildFolder, open_build_folder, require_empty_folder
 from hsadml_dist.shards.card import CARD_JSON, CARD_PAGE, write_card
 from hsadml_dist.shards.encode import EncodeTask
-from hsadml_dist.shards.identity import IdKey
-from hsadml_dist.shards.leak import LeakageReport
-from hsadml_dist.shards.plan import plan_shards, shard_name
-from hsadml_dist.shards.record import ImageSource, SourceRecord
-from hsadml_dist.shards.split import assign_folds, check_split, choose_unit
-from hsadml_dist.shards.splits import SPLITS_NAME, splits_text
-from hsadml_dist.shards.staging import BuildFolder, open_build_folder, require_empty_folder
-from hsadml_dist.shards.writer import ShardResult, ShardTask, describe_file, write_shards
+from hsadml_dist.shards.leakage import LeakageReport
+from hsadml_dist.shards.pseudonyms import IdKey
+from hsadml_dist.shards.source import ImageSource, SourceRecord
+from hsadml_dist.shards.split import SPLITS_NAME, assign_folds, check_split, choose_unit, splits_text
+from hsadml_dist.shards.writer import ShardResult, ShardTask, describe_file, plan_shards, shard_name, write_shards
 
 LEAST_SIZE = 8
 MOST_SIZE = 4096

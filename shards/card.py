@@ -14,8 +14,8 @@ from hsadml_dist.report.page import Table, render_page
 from hsadml_dist.shards.summary import AuthorFolds, DatasetSummary, GroupCount, summarise
 
 if TYPE_CHECKING:  # numpy is not for a login node, which asks here for the card's figures alone
-    from hsadml_dist.shards.gallery import Strip
-    from hsadml_dist.shards.leak import LeakageReport
+    from hsadml_dist.shards.contact_sheet import Strip
+    from hsadml_dist.shards.leakage import LeakageReport
 
 CARD_JSON = "card.json"
 CARD_PAGE = "card.html"
@@ -28,8 +28,8 @@ RAW_PIXEL_KNN_KEY = "raw_pixel_knn"
 
 def write_card(folder: Path, index: ShardIndex, threads: int) -> LeakageReport:
     """Write ``card.json`` and ``card.html`` for the tars of ``index``, which lie in ``folder``; returns the control."""
-    from hsadml_dist.shards.gallery import strips, thumbnails
-    from hsadml_dist.shards.leak import measure_leakage, select_slices
+    from hsadml_dist.shards.contact_sheet import strips, thumbnails
+    from hsadml_dist.shards.leakage import measure_leakage, select_slices
 
     summary = summarise(index)
     rows = [index.samples[place] for place in select_slices(index)]

@@ -1,8 +1,9 @@
-"""Folds that share no person (or exam), balanced by class. Pure: the same input gives the same folds anywhere.
+"""Assign samples to folds by patient, exam or slice, balanced by class.
 
-The method is the greedy one of stratified grouped cross-validation: units (persons, exams or slices) from large to
-small, each to the fold that so far has least of the unit's classes. Ties fall by a hash of seed and unit, hence no
-random generator whose stream could change between versions, and no dependence on the order of the input.
+The method is greedy stratified group k-fold: groups (patients, exams or slices) are taken from large to small, and each
+goes to the fold that holds the smallest share of the group's classes so far. Ties are broken by a hash of seed and
+group. So no random generator is needed whose stream could change between versions, and the order of the input does not
+matter. The folds are also written in the format of nnU-Net's ``splits_final.json`` (Isensee et al. 2021).
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from typing import TypedDict
 
-from hsadml_dist.data.index import SPLIT_UNITS
+from hsadml_dist.data.index import SPLIT_UNITS, ShardIndex
 from hsadml_dist.errors import DataError, UsageError, did_you_mean
-from hsadml_dist.shards.record import SourceRecord
+from hsadml_dist.shards.source import SourceRecord
 
 LEAST_FOLDS = 2
 
@@ -133,3 +135,27 @@ def _prescribed(records: Sequence[SourceRecord], names: Sequence[str], split_by:
     if len(set(chosen)) < LEAST_FOLDS:
         raise DataError(f"fold: all samples are in fold {chosen[0]}: at least {LEAST_FOLDS} folds are needed")
     return tuple(chosen)
+
+
+SPLITS_NAME = "splits.json"
+
+
+class NnUNetSplit(TypedDict):
+    """One fold's entry: the keys of samples to train on, and of those held out."""
+
+    train: list[str]
+    val: list[str]
+
+
+def splits(index: ShardIndex) -> list[NnUNetSplit]:
+    """Return one entry a fold, ascending, keys in order of the alphabet."""
+    keys = {fold: sorted(index.samples[at].key for at in index.in_folds([fold])) for fold in index.fold_numbers}
+    return [
+        NnUNetSplit(train=sorted(key for other, held in keys.items() if other != fold for key in held), val=keys[fold])
+        for fold in keys
+    ]
+
+
+def splits_text(index: ShardIndex) -> str:
+    """Return the text of ``splits.json``."""
+    return json.dumps(splits(index), indent=1) + "\n"

@@ -1,7 +1,9 @@
-"""Writing tars: the same bytes for the same samples, whatever machine, day or number of workers.
+"""Assign samples to tars and write them: the same bytes on any machine, on any day, with any number of workers.
 
-Workers read and encode samples; this process alone writes, in the order of the plan.
-The only file of the builder that imports webdataset, and late: the import brings torch.
+A tar holds samples of one fold, so that a run need not open the tars of its test fold. Within a fold, samples of all
+patients are shuffled by a hash of the seed: a reader of whole tars sees many patients, not forty slices of one.
+Workers read and encode samples; this process alone writes, in the planned order. webdataset is imported late, because
+the import loads torch.
 """
 
 from __future__ import annotations
@@ -10,13 +12,13 @@ import hashlib
 import os
 import tarfile
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 
@@ -24,6 +26,34 @@ from hsadml_dist.data.index import SampleRow, ShardFile, SkippedSample
 from hsadml_dist.data.sample import IMAGE, SampleMeta, split_member_name
 from hsadml_dist.errors import DataError
 from hsadml_dist.shards.encode import EncodedSample, EncodeTask, encode_sample
+from hsadml_dist.shards.source import SourceRecord
+from hsadml_dist.shards.split import seeded_hash
+
+
+def plan_shards(
+    records: Sequence[SourceRecord], folds: Sequence[int], samples_per_shard: int, seed: int
+) -> tuple[tuple[int, ...], ...]:
+    """Return for each tar the places in ``records`` of its samples, in order; folds ascending."""
+    members: defaultdict[int, list[int]] = defaultdict(list)
+    for place, fold in enumerate(folds):
+        members[fold].append(place)
+    plan: list[tuple[int, ...]] = []
+    for fold in sorted(members):
+        mixed = sorted(members[fold], key=lambda place: seeded_hash(seed, "order", records[place].record_id))
+        plan.extend(_even(mixed, samples_per_shard))
+    return tuple(plan)
+
+
+def shard_name(number: int) -> str:
+    """Return the file name of tar ``number``."""
+    return f"shard-{number:05d}.tar"
+
+
+def _even(places: Sequence[int], most: int) -> list[tuple[int, ...]]:
+    count = -(-len(places) // most)
+    edges = [len(places) * part // count for part in range(count + 1)]
+    return [tuple(places[low:high]) for low, high in pairwise(edges)]
+
 
 OWNER = "hsadml"
 MODE = 0o444

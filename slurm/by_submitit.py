@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hsadml_dist.errors import ClusterError, ConfigError, Fault
-from hsadml_dist.slurm.jobs import SUBMITIT_FOLDER
+from hsadml_dist.slurm.job_records import SUBMITIT_FOLDER
 from hsadml_dist.slurm.sbatch import JobRequest, render_setup_and_teardown
 from hsadml_dist.slurm.submit import record_submission, run_folders_of
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from hsadml_dist.config.settings import load_settings
+from hsadml_dist.config.yaml_loader import load_settings
 from hsadml_dist.errors import ConfigError, Fault, UsageError, did_you_mean, os_error_reason
 from hsadml_dist.run.folder import replace_text
-from hsadml_dist.slurm.jobs import RequeueMode
+from hsadml_dist.slurm.job_records import RequeueMode
 from hsadml_dist.slurm.sbatch import MAX_SIGNAL_LEAD, parse_time_limit
 
 SHIPPED_PROFILES = Path(__file__).with_name("profiles")

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hsadml_dist.errors import ConfigError, Fault
-from hsadml_dist.slurm.jobs import REQUEUE_MODES, RequeueMode
+from hsadml_dist.slurm.job_records import REQUEUE_MODES, RequeueMode
 
 SCRIPT_TEMPLATE = Path(__file__).with_name("train.sbatch")
 SCRIPT_NAME = "job.sbatch"

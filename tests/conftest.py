@@ -99,8 +99,8 @@ def ranks(fork_server: RankForkServer, tmp_path_factory: pytest.TempPathFactory)
 def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of 9 generated patients at 64 pixels in 3 folds, several samples a shard; not to be written to."""
     from hsadml_dist.shards.build import BuildOptions, build_shards
-    from hsadml_dist.shards.identity import load_or_create_key
-    from hsadml_dist.shards.sources.phantom.source import PhantomSource
+    from hsadml_dist.shards.pseudonyms import load_or_create_key
+    from hsadml_dist.shards.sources.phantom.phantom_source import PhantomSource
 
     folder = tmp_path_factory.mktemp("tiny")
     options = BuildOptions(folds=3, samples_per_shard=8, size=64)
@@ -113,12 +113,14 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe(tiny_shards: Path) -> Any:
     """Settings of a training of five steps, in seconds, without a verdict."""
     from hsadml_dist.config import Recipe
-    from hsadml_dist.config.checkpoint import CheckpointConfig
-    from hsadml_dist.config.data import DataConfig
-    from hsadml_dist.config.evaluation import EvaluationConfig
-    from hsadml_dist.config.model import ModelConfig
-    from hsadml_dist.config.run import RunConfig
-    from hsadml_dist.config.train import TrainConfig
+    from hsadml_dist.config.recipe import (
+        CheckpointConfig,
+        DataConfig,
+        EvaluationConfig,
+        ModelConfig,
+        RunConfig,
+        TrainConfig,
+    )
 
     return Recipe(
         data=DataConfig(shards=str(tiny_shards), fold=0, image_size=16, transforms=()),

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from hsadml_dist.config.optim import OptimConfig
+from hsadml_dist.config.recipe import OptimConfig
 from hsadml_dist.optim import (
     build_optimizer,
     clip_gradients,

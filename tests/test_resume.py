@@ -7,9 +7,9 @@ import torch
 from hsadml_dist.checkpoint.digest import run_digest
 from hsadml_dist.checkpoint.layout import list_checkpoints
 from hsadml_dist.errors import CheckpointError, ConfigError, ExitCode
+from hsadml_dist.preemption.signals import StopSignal
 from hsadml_dist.run.folder import RunFolder
-from hsadml_dist.run.merged import merged_events
-from hsadml_dist.stop.signals import StopSignal
+from hsadml_dist.run.history import merged_events
 from hsadml_dist.train import train
 
 pytestmark = pytest.mark.usefixtures("as_before")

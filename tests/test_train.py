@@ -11,9 +11,9 @@ from hsadml_dist.checkpoint.digest import run_digest
 from hsadml_dist.checkpoint.layout import list_checkpoints
 from hsadml_dist.engine.learner import Learner
 from hsadml_dist.errors import CheckpointError, ConfigError, ExitCode, NumericalError, RunError
+from hsadml_dist.preemption.signals import STOP_AFTER, StopSignal
 from hsadml_dist.run.folder import RunFolder
-from hsadml_dist.run.merged import merged_events, merged_metrics
-from hsadml_dist.stop.signals import STOP_AFTER, StopSignal
+from hsadml_dist.run.history import merged_events, merged_metrics
 from hsadml_dist.train import train
 from tests.checkpoint.test_save import small_disk
 

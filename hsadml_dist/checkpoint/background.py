@@ -17,13 +17,12 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from hsadml_dist.checkpoint.files import raw_array
 from hsadml_dist.checkpoint.layout import CheckpointName
 from hsadml_dist.checkpoint.retention import prune_checkpoints
 from hsadml_dist.checkpoint.save import FileEntries, rank_files, run_on_all_ranks, save_checkpoint
-from hsadml_dist.checkpoint.state import TensorGroup, TrainingState
-from hsadml_dist.comm import Comm
-from hsadml_dist.config.checkpoint import CheckpointConfig
+from hsadml_dist.checkpoint.tensor_files import TensorGroup, TrainingState, raw_array
+from hsadml_dist.config.recipe import CheckpointConfig
+from hsadml_dist.distributed.comm import Comm
 from hsadml_dist.run.folder import AttemptFolder, RunFolder
 
 

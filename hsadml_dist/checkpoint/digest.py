@@ -6,8 +6,8 @@ import hashlib
 from pathlib import Path
 
 from hsadml_dist.checkpoint.layout import lineage, list_checkpoints, read_parents, read_progress
-from hsadml_dist.checkpoint.rows import group_file_name, list_groups, open_group, tensor_names
-from hsadml_dist.checkpoint.verify import find_damage
+from hsadml_dist.checkpoint.load import find_damage
+from hsadml_dist.checkpoint.tensor_files import group_file_name, list_groups, open_group, tensor_names
 from hsadml_dist.errors import CheckpointError, UsageError
 from hsadml_dist.run.folder import RunFolder
 

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from hsadml_dist.checkpoint.files import FileEntry, fsync_folder, write_bytes, write_tensors
 from hsadml_dist.checkpoint.layout import (
     COMMIT,
     LAYOUT_VERSION,
@@ -19,9 +18,17 @@ from hsadml_dist.checkpoint.layout import (
     temporary_checkpoint_folder,
 )
 from hsadml_dist.checkpoint.retention import remove_incomplete, require_free_space
-from hsadml_dist.checkpoint.rows import SHARDED_GROUPS, group_file_name
-from hsadml_dist.checkpoint.state import TensorGroup, TrainingState
-from hsadml_dist.comm import Comm, SoloComm
+from hsadml_dist.checkpoint.tensor_files import (
+    SHARDED_GROUPS,
+    FileEntry,
+    TensorGroup,
+    TrainingState,
+    fsync_folder,
+    group_file_name,
+    write_bytes,
+    write_tensors,
+)
+from hsadml_dist.distributed.comm import Comm, SoloComm
 from hsadml_dist.errors import CheckpointError, HsadmlError, RunLockedError, os_error_reason
 from hsadml_dist.run.attempts import is_superseded
 from hsadml_dist.run.folder import AttemptFolder, RunFolder

@@ -1,9 +1,9 @@
-"""The index beside a folder's shards: where each sample's bytes lie, whose they are, and what they must hash to.
+"""The index of a folder of shards, and the labels that the network learns from it.
 
-On disk: ``index.json``, a header of a few lines, and ``samples.jsonl``, one row a sample in the order of the shards.
-The SHA-256 of ``samples.jsonl`` is the folder's ``digest``: since each row holds the hash of its image, two folders
-of one digest hold the same images with the same labels, folds and positions.
-This file imports the standard library alone, so that a login node can read an index.
+On disk the index is ``index.json``, a header of a few lines, and ``samples.jsonl``, one row per sample in the order of
+the shards. The SHA-256 of ``samples.jsonl`` is the ``digest`` of the folder: each row holds the hash of its image, so
+two folders with the same digest hold the same images with the same labels, folds and positions.
+Imports only the standard library, so that a login node can read an index.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hsadml_dist.config.recipe import DataConfig
 from hsadml_dist.data.sample import (
     MEMBERS,
     REQUIRED_MEMBERS,
@@ -290,3 +291,52 @@ def _wrong_fields(row: SampleRow, classes: int, shards: int) -> list[str]:
         and all(is_count(place) for span in row.members.values() for place in span),
     }
     return [name for name, is_good in good.items() if not is_good]
+
+
+PERSON = "person"
+"""The value of ``data.label`` that makes each person a class."""
+
+
+def apply_label_setting(index: ShardIndex, data: DataConfig) -> ShardIndex:
+    """Return the index with the labels that the network learns.
+
+    For persons, ``classes`` are their keyed hashes, sorted, and each row's ``label`` is the place of its person among
+    them. All else, the digest too, stays: the samples are the same.
+
+    Raises:
+        DataError: The network cannot learn these labels from these shards.
+    """
+    if data.label != PERSON:
+        return index
+    problem = label_problem(index, data)
+    if problem is not None:
+        raise DataError(f"data.label: {problem}")
+    persons = sorted({row.person for row in index.samples if row.person is not None})
+    place = {person: label for label, person in enumerate(persons)}
+    samples = tuple(replace(row, label=place[row.person]) for row in index.samples if row.person is not None)
+    return replace(index, classes=tuple(persons), samples=samples)
+
+
+def label_problem(index: ShardIndex, data: DataConfig) -> str | None:
+    """Say in one line why the network cannot learn ``data.label`` from these shards; None if it can."""
+    if data.label != PERSON:
+        return None
+    nameless = sum(row.person is None for row in index.samples)
+    if nameless:
+        return (
+            f"'person' needs the person of every slice, and {nameless} of {len(index)} slices name none; "
+            "use shards whose source names persons, or 'class'"
+        )
+    if index.split_unit == PERSON:
+        return (
+            "'person' cannot be judged on folds split by person: training knows nobody of the test fold; "
+            "build the shards with --split-by slice or exam"
+        )
+    known = {row.person for row in index.samples if row.fold not in (data.fold, data.val_fold)}
+    tested = {row.person for row in index.samples if row.fold == data.fold}
+    if tested and not tested & known:
+        return (
+            f"'person' cannot be judged on fold {data.fold}: nobody in it has a slice in the training folds; "
+            "build the shards with --split-by slice"
+        )
+    return None

@@ -1,8 +1,8 @@
-"""Batches of a rank, prepared by worker processes that cannot change their order.
+"""Load the training batches of a rank with forked worker processes.
 
-Workers are forked before any thread, process group or device context exists, know neither epoch nor step, ignore the
-notices that end a run, and die with their parent. Who takes them down is :meth:`Loader.close`, by process id: asking
-them would mean waiting for whatever they read.
+Workers are forked before any thread, process group or device context exists. They know neither epoch nor step, ignore
+the signals that stop a run, and die with their parent. :meth:`Loader.close` kills them by process id, because a worker
+that waits for a read cannot answer a request to exit.
 """
 
 from __future__ import annotations
@@ -21,20 +21,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from hsadml_dist.data.ahead import ShardPrefetcher, ShardSchedule
-from hsadml_dist.data.child import setup_helper_process
-from hsadml_dist.data.fused import FusedAugmentation
-from hsadml_dist.data.index import ShardIndex
-from hsadml_dist.data.order import Order, SampleRef, sample_seed
-from hsadml_dist.data.prepared import PreparedImages, open_prepared_cache
+from hsadml_dist.config import Recipe
+from hsadml_dist.data.fused_augmentation import FusedAugmentation
+from hsadml_dist.data.index import ShardIndex, apply_label_setting
+from hsadml_dist.data.order import ExactOrder, Order, SampleRef, WindowOrder, sample_seed
+from hsadml_dist.data.prepared_cache import PreparedImages, open_prepared_cache
 from hsadml_dist.data.reader import ShardReader
-from hsadml_dist.data.staging import ShardCache, ShardLocation
+from hsadml_dist.data.remote import open_shard_index
+from hsadml_dist.data.shard_cache import ShardCache, ShardLocation, train_shard_location
+from hsadml_dist.data.shard_prefetch import ShardPrefetcher, ShardSchedule
 from hsadml_dist.data.transforms import Augmentation, Preprocessing
-from hsadml_dist.errors import DataError, WorkerLostError
-from hsadml_dist.topology import Topology
+from hsadml_dist.distributed.topology import Topology, allowed_world_sizes
+from hsadml_dist.errors import ConfigError, DataError, Fault, WorkerLostError
+from hsadml_dist.process import setup_helper_process
 
 LONGEST_TEMPORARY = 58
 """Letters of a temporary folder's path that leave room for a Unix socket's in the 107 that the kernel allows."""
@@ -309,3 +312,86 @@ def _settle(scratch: str | None, worker: int) -> None:
     """Make a fresh worker deaf to notices and mortal with its parent, with a place of its own for temporary files."""
     tempfile.tempdir = scratch
     setup_helper_process()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainData:
+    """What a training reads.
+
+    Attributes:
+        index: The shards' index, with the labels that the network learns.
+        order: Which samples each step takes.
+        loader: This rank's batches.
+        total_steps: Steps of the whole training.
+    """
+
+    index: ShardIndex
+    order: Order
+    loader: Loader
+    total_steps: int
+
+
+def held_out_folds(recipe: Recipe) -> tuple[int, ...]:
+    """Return the folds that training never reads."""
+    folds = (recipe.data.fold, recipe.data.val_fold)
+    return tuple(fold for fold in folds if fold is not None)
+
+
+def build_train_data(recipe: Recipe, topology: Topology) -> TrainData:
+    """Open the training input and fork the loader's workers.
+
+    To be called before any thread, process group or device context exists.
+
+    Raises:
+        DataError: The shards are missing, hold no such fold, do not have the labels to learn, or find no room.
+        ConfigError: The batch cannot be cut evenly, or a transform does not exist.
+    """
+    check_global_batch(recipe, topology.world_size)
+    place = train_shard_location(recipe.data.shards, recipe.data.stage)
+    index = apply_label_setting(open_shard_index(recipe.data.shards, fresh=False), recipe.data)
+    positions = index.outside_folds(held_out_folds(recipe))
+    if not positions:
+        raise DataError(f"{place}: no training samples are left outside folds {held_out_folds(recipe)}")
+    order = build_order(recipe, index, positions)
+    steps = recipe.train.steps if recipe.train.steps is not None else order.steps_for(recipe.train.epochs or 0)
+    if isinstance(place, ShardCache):
+        place.require_free_space(
+            ShardSchedule(index=index, positions=positions, order=order, topology=topology).training_shards(steps)
+        )
+    loader = build_loader(
+        place,
+        index,
+        positions,
+        order,
+        topology,
+        image_size=recipe.data.image_size,
+        transforms=recipe.data.transforms,
+        workers=recipe.data.workers,
+        prefetch=recipe.data.prefetch,
+        cache=None if recipe.data.cache is None else Path(os.path.expandvars(recipe.data.cache)),
+        augmentation=recipe.data.augmentation,
+    )
+    return TrainData(index=index, order=order, loader=loader, total_steps=steps)
+
+
+def build_order(recipe: Recipe, index: ShardIndex, positions: Sequence[int]) -> Order:
+    """Return the order in which the recipe takes the training samples, which stand at ``positions`` of the index."""
+    batch, seed = recipe.train.global_batch, recipe.train.seed
+    if recipe.data.order == "exact":
+        return ExactOrder(count=len(positions), global_batch=batch, seed=seed)
+    shard_N = np.array([index.samples[position].shard for position in positions], dtype=np.int64)
+    return WindowOrder(shard_N=shard_N, window=recipe.data.window, global_batch=batch, seed=seed)
+
+
+def check_global_batch(recipe: Recipe, world_size: int) -> None:
+    """Refuse a number of ranks that does not divide the global batch.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    batch = recipe.train.global_batch
+    if batch % world_size == 0:
+        return
+    allowed = ", ".join(map(str, allowed_world_sizes(batch, max(world_size, batch))))
+    problem = f"{batch} samples cannot be shared evenly by {world_size} ranks; numbers of ranks that can: {allowed}"
+    raise ConfigError([Fault(where="recipe", key="train.global_batch", problem=problem)])

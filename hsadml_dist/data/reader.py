@@ -12,7 +12,7 @@ from webdataset.autodecode import Decoder
 
 from hsadml_dist.data.index import SampleRow, ShardFile, ShardIndex
 from hsadml_dist.data.sample import IMAGE
-from hsadml_dist.data.staging import ShardCache, ShardLocation
+from hsadml_dist.data.shard_cache import ShardCache, ShardLocation
 from hsadml_dist.errors import DataError
 
 

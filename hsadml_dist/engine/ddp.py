@@ -10,13 +10,18 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hsadml_dist.comm import Comm
 from hsadml_dist.data.loader import Batch
-from hsadml_dist.engine.compiled import CompiledNetwork, disable_compilation
-from hsadml_dist.engine.forward import BufferSnapshot, forward_embeddings, preserve_buffers
-from hsadml_dist.engine.holding import BaseEngine
-from hsadml_dist.engine.protocol import BackwardResult, LossFn
-from hsadml_dist.engine.replicas import ReplicatedState
+from hsadml_dist.distributed.comm import Comm
+from hsadml_dist.engine.base import (
+    BackwardResult,
+    BaseEngine,
+    BufferSnapshot,
+    LossFn,
+    ReplicatedState,
+    forward_embeddings,
+    preserve_buffers,
+)
+from hsadml_dist.engine.compile import CompiledNetwork, disable_compilation
 from hsadml_dist.models.network import Precision
 from hsadml_dist.optim import clip_gradients, set_learning_rate
 
@@ -74,7 +79,7 @@ class DdpEngine(BaseEngine):
             self._settle_buckets(example, 2 if options.static_graph else 1)
 
     def backward(self, parts: Sequence[Batch], loss_fn: LossFn) -> BackwardResult:
-        """See :class:`~hsadml_dist.engine.protocol.Engine`."""
+        """See :class:`~hsadml_dist.engine.base.Engine`."""
         self._optimizer.zero_grad(set_to_none=True)
         self._buffers.note()
         losses = [self._backward(part, loss_fn, last=part is parts[-1]) for part in parts]
@@ -82,24 +87,24 @@ class DdpEngine(BaseEngine):
         return BackwardResult(loss=torch.stack(losses).sum(), grad_norm=self._norm)
 
     def apply(self, lr: float) -> None:
-        """See :class:`~hsadml_dist.engine.protocol.Engine`."""
+        """See :class:`~hsadml_dist.engine.base.Engine`."""
         clip_gradients(self._model, self._clip_norm, self._norm)
         set_learning_rate(self._optimizer, lr)
         self._optimizer.step()
         self._held.stepped()
 
     def discard(self) -> None:
-        """See :class:`~hsadml_dist.engine.protocol.Engine`."""
+        """See :class:`~hsadml_dist.engine.base.Engine`."""
         self._optimizer.zero_grad(set_to_none=True)
         self._buffers.put_back()
 
     def embed(self, image: torch.Tensor) -> torch.Tensor:
-        """See :class:`~hsadml_dist.engine.protocol.Engine`."""
+        """See :class:`~hsadml_dist.engine.base.Engine`."""
         with preserve_buffers(self._model):
             return forward_embeddings(self._model, image, self._precision)
 
     def gradients(self, part: Batch, loss_fn: LossFn) -> Iterator[tuple[str, torch.Tensor]]:
-        """See :class:`~hsadml_dist.engine.protocol.Engine`."""
+        """See :class:`~hsadml_dist.engine.base.Engine`."""
         with preserve_buffers(self._model), self._as_written():
             self._backward(part, loss_fn, last=True)
         yield from self._held.gradients()

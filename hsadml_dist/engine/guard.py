@@ -15,10 +15,10 @@ from typing import Literal
 import torch
 from torch import nn
 
-from hsadml_dist.comm import Comm
 from hsadml_dist.data.loader import Batch
+from hsadml_dist.distributed.comm import Comm
+from hsadml_dist.engine.base import Engine, LossFn
 from hsadml_dist.engine.head import Head
-from hsadml_dist.engine.protocol import Engine, LossFn
 from hsadml_dist.errors import DataError, NumericalError
 
 SHOWN = 8

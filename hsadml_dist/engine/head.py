@@ -9,9 +9,9 @@ from collections.abc import Mapping
 
 import torch
 
-from hsadml_dist.comm import Comm
-from hsadml_dist.losses.distributed import DistributedLoss
-from hsadml_dist.losses.energy import hyperspherical_energy
+from hsadml_dist.distributed.comm import Comm
+from hsadml_dist.losses.centres import hyperspherical_energy
+from hsadml_dist.losses.distributed_loss import DistributedLoss
 from hsadml_dist.optim import clip_gradients, load_moments, moments, nonfinite_gradient, set_learning_rate
 
 CENTRES_PARAMETER = "centres.weight"

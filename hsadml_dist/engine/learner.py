@@ -1,29 +1,63 @@
-"""Engine and head as one learner: what a step of the training does to the weights."""
+"""The learner: engine and head behind one training step, and its construction from a recipe."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
-from hsadml_dist.comm import Comm
 from hsadml_dist.config import Recipe
+from hsadml_dist.config.deepspeed_options import build_deepspeed_options
 from hsadml_dist.data.loader import Batch
 from hsadml_dist.data.order import step_seed
-from hsadml_dist.engine.build import build_engine
+from hsadml_dist.distributed.comm import Comm
+from hsadml_dist.engine.base import Engine
+from hsadml_dist.engine.ddp import DdpEngine, DdpOptions
 from hsadml_dist.engine.guard import Guard, NonFiniteStep, check_labels, rollback_and_diagnose
 from hsadml_dist.engine.head import Head
-from hsadml_dist.engine.protocol import Engine
 from hsadml_dist.engine.selfcheck import check_gradients, reference_gradients
+from hsadml_dist.engine.zero import DeepSpeedEngine
 from hsadml_dist.losses.centres import Centres, resolve_layout
-from hsadml_dist.losses.distributed import DistributedLoss, LossCompute
+from hsadml_dist.losses.distributed_loss import DistributedLoss, LossCompute
 from hsadml_dist.model_factory import build_margin_loss, build_network
+from hsadml_dist.models.activations import checkpoint_activations
+from hsadml_dist.models.batch_norm import check_sync_batch_norm
+from hsadml_dist.models.layer_depth import layer_depths
 from hsadml_dist.models.network import WEIGHT_DTYPES, EmbeddingNet, prepare_model
-from hsadml_dist.models.norms import check_sync_batch_norm
-from hsadml_dist.models.recompute import checkpoint_activations
-from hsadml_dist.optim import build_optimizer, learning_rate
+from hsadml_dist.optim import build_optimizer, layer_scales, learning_rate
+
+
+def build_engine(
+    recipe: Recipe, model: nn.Module, comm: Comm, example: torch.Tensor, bare: Callable[[], nn.Module]
+) -> Engine:
+    """Put the network into the recipe's engine, with the recipe's optimiser.
+
+    Args:
+        recipe: All settings.
+        model: The network, on its device and in its dtype.
+        comm: The ranks.
+        example: An input (1, C, H, W) of zeros.
+        bare: Builds the same network anew; its weights do not matter.
+
+    Raises:
+        ConfigError: The engine is not installed, or its own settings do not fit the recipe.
+    """
+    settings = recipe.engine
+    if settings.name == "deepspeed":
+        # Flat partitions know no other layout; images keep theirs, and the convolutions take it from them.
+        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # missing in torch's stubs
+    scales = layer_scales(model, layer_depths(model), recipe.optim.layer_decay)
+    optimizer = build_optimizer(model.parameters(), recipe.optim, decay=True, lr_scales=scales)
+    if settings.name == "deepspeed":
+        own = build_deepspeed_options(recipe, comm.topology.world_size)
+        return DeepSpeedEngine(model, optimizer, comm, settings.precision, own, bare, recipe.optim.ema_decay)
+    options = DdpOptions(
+        static_graph=settings.static_graph, compiled=settings.compile, ema_decay=recipe.optim.ema_decay
+    )
+    return DdpEngine(model, optimizer, comm, settings.precision, settings.clip_norm, example, options)
 
 
 @dataclass(frozen=True, kw_only=True)

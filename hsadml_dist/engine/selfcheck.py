@@ -17,13 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from hsadml_dist.comm import Comm, SoloComm
 from hsadml_dist.data.loader import Batch
-from hsadml_dist.engine.forward import forward_embeddings, preserve_buffers
-from hsadml_dist.engine.protocol import Engine
+from hsadml_dist.distributed.comm import Comm, SoloComm
+from hsadml_dist.engine.base import Engine, forward_embeddings, preserve_buffers
 from hsadml_dist.errors import EngineError
 from hsadml_dist.losses.centres import Centres, Layout
-from hsadml_dist.losses.distributed import DistributedLoss
+from hsadml_dist.losses.distributed_loss import DistributedLoss
 from hsadml_dist.losses.margins import MarginLoss
 from hsadml_dist.models.network import Precision
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hsadml_dist.errors import DataError
-from hsadml_dist.evaluation.scores import Floats, Ints
+from hsadml_dist.evaluation.metrics import Floats, Ints
 
 MIN_PROBABILITY = float(np.finfo(np.float64).eps)
 """What a probability of the true class is raised to before its logarithm, so that one slice cannot cost infinity."""

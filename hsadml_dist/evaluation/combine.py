@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from hsadml_dist.errors import DataError
-from hsadml_dist.evaluation.paired import Outcomes, PairedComparison, compare
-from hsadml_dist.evaluation.pooled import EvaluatedRun, Pool, PooledSlices, gather_slices, pool, shared
+from hsadml_dist.evaluation.comparison import Outcomes, PairedComparison, compare
+from hsadml_dist.evaluation.metrics import LEVEL
+from hsadml_dist.evaluation.pooling import EvaluatedRun, Pool, PooledSlices, gather_slices, pool, shared
 from hsadml_dist.evaluation.predictions import HEAD, KNN, RAW_PIXELS, Predictions
 from hsadml_dist.evaluation.result import BOOTSTRAP_SEED
-from hsadml_dist.evaluation.scores import LEVEL
 
 SCHEMA_VERSION = 1
 COMBINED_NAME = "combined.json"
@@ -55,7 +55,7 @@ class Comparison:
             shards; ``splits``: one loss on slices that are split in two ways, the leakier first.
         first: The side whose lead is measured.
         second: The other.
-        test: See :class:`~hsadml_dist.evaluation.paired.PairedComparison`.
+        test: See :class:`~hsadml_dist.evaluation.comparison.PairedComparison`.
         adjusted_p: The permutation p after Holm's correction for all comparisons of losses by the same method on the
             same shards (Holm, Scandinavian Journal of Statistics 6, 1979, 65-70); None for other kinds.
     """

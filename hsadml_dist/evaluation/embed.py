@@ -16,10 +16,10 @@ from torch import nn
 
 from hsadml_dist.data.index import ShardIndex
 from hsadml_dist.data.reader import ShardReader
-from hsadml_dist.data.staging import ShardLocation
+from hsadml_dist.data.shard_cache import ShardLocation
 from hsadml_dist.data.transforms import Preprocessing
-from hsadml_dist.evaluation.control import THUMBNAIL_SIDE, thumbnails
-from hsadml_dist.topology import Topology
+from hsadml_dist.distributed.topology import Topology
+from hsadml_dist.evaluation.baselines import THUMBNAIL_SIDE, thumbnails
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,10 +25,10 @@ from torch import nn
 from hsadml_dist.config import Recipe
 from hsadml_dist.data.index import ShardIndex
 from hsadml_dist.data.reader import ShardReader
-from hsadml_dist.data.staging import ShardLocation
+from hsadml_dist.data.shard_cache import ShardLocation
 from hsadml_dist.data.transforms import Preprocessing
 from hsadml_dist.errors import DataError, UsageError
-from hsadml_dist.evaluation.inference import Inference, open_training_shards
+from hsadml_dist.evaluation.model_loading import Inference, open_training_shards
 from hsadml_dist.model_factory import loss_scale
 from hsadml_dist.run.folder import replace_text
 

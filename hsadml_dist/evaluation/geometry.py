@@ -1,22 +1,162 @@
-"""How classes lie on the sphere: angles to the centres, within and between classes, and the centres' energy.
+"""Angles within and between classes on the sphere, the spread of the class centres, and their energy.
 
-No figure depends on threads, blocks or the machine: see :mod:`hsadml_dist.evaluation.whole_angles`.
+Angles are whole numbers of millionths of a degree, from exact products (see :mod:`hsadml_dist.evaluation.knn`). Sums
+of them are exact in any order, so that no figure depends on threads, block size or the machine's matrix product.
 
-Shapes: N slices, D components, C classes, K slices drawn, U classes among them.
+Shapes: N slices, D components, C classes, P pairs of centres, K sampled slices, U classes among them, M and R rows.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from hsadml_dist.errors import DataError
-from hsadml_dist.evaluation.centre_spread import CentreEnergy, CentreSpread, spread
-from hsadml_dist.evaluation.draw import stratified
-from hsadml_dist.evaluation.scores import Floats, Ints
-from hsadml_dist.evaluation.whole_angles import DEGREE, between, blocks, gridded
+from hsadml_dist.evaluation.knn import round_to_grid
+from hsadml_dist.evaluation.metrics import Floats, Ints, stratified
+
+DEGREE = 10**6
+"""Millionths in a degree: the embeddings' own precision."""
+
+BLOCK_ELEMENTS = 1 << 21
+
+
+def gridded(rows_MD: npt.NDArray[np.floating]) -> Floats:
+    """Return unit rows on the grid on which products are exact.
+
+    Raises:
+        DataError: A component that is not finite.
+    """
+    return round_to_grid(torch.tensor(rows_MD)).numpy()
+
+
+def between(gridded_MD: Floats, gridded_RD: Floats) -> Ints:
+    """Return the angles (M, R) between rows on the grid, in millionths of a degree.
+
+    From the lengths of difference and sum, because the arc cosine of a number near 1 keeps only half the digits.
+    """
+    dot_MR = gridded_MD @ gridded_RD.T
+    square_M1, square_R = (gridded_MD * gridded_MD).sum(axis=1)[:, None], (gridded_RD * gridded_RD).sum(axis=1)
+    apart_MR = (square_M1 - dot_MR) + (square_R - dot_MR)
+    along_MR = (square_M1 + dot_MR) + (square_R + dot_MR)
+    # Two rows of zeros: as far apart as along, which is 90 degrees.
+    nowhere_MR = apart_MR + along_MR == 0
+    apart_MR[nowhere_MR] = along_MR[nowhere_MR] = 1
+    return np.rint(np.degrees(2 * np.arctan2(np.sqrt(apart_MR), np.sqrt(along_MR))) * DEGREE).astype(np.int64)
+
+
+def blocks(rows: int, width: int) -> list[tuple[int, int]]:
+    """Return the ends of runs of rows that are few enough for the memory at ``width`` numbers a row."""
+    step = max(1, BLOCK_ELEMENTS // max(width, 1))
+    return [(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+MAX_CENTRES = 4096
+"""Classes up to which the pairs of centres are measured: eight million pairs, some seconds."""
+
+MAX_NEAREST_PAIRS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class CentreEnergy:
+    """Hyperspherical energy of the centres, mean over pairs; less is more evenly spread.
+
+    Source: Liu et al., Learning towards Minimum Hyperspherical Energy, NeurIPS 2018: the variant with angles in place
+    of chords, divided by the number of pairs. Angles are in radians.
+
+    Attributes:
+        s0: Mean of the logarithm of 1 / angle.
+        s1: Mean of 1 / angle.
+        s2: Mean of 1 / angle^2.
+    """
+
+    s0: float
+    s1: float
+    s2: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CentrePair:
+    """Two centres, by their labels, and the degrees between them."""
+
+    first: int
+    second: int
+    angle: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CentreSpread:
+    """Angles between class centres, in degrees.
+
+    Attributes:
+        mean: Over all pairs.
+        most: The widest pair.
+        neighbour: From a centre to the one nearest to it, mean over the centres.
+        nearest: The closest pairs, at most :data:`MAX_NEAREST_PAIRS`, closest first; of equal ones the lower labels first.
+    """
+
+    mean: float
+    most: float
+    neighbour: float
+    nearest: tuple[CentrePair, ...]
+
+
+def spread(unit_CD: Floats) -> tuple[CentreSpread | None, CentreEnergy | None]:
+    """Return how the centres, rows on the grid, are spread.
+
+    Neither is known for fewer than two centres or more than :data:`MAX_CENTRES`; where two coincide, the energy is
+    none.
+    """
+    if not 2 <= len(unit_CD) <= MAX_CENTRES:
+        return None, None
+    angle_P, neighbour_C = _pairs(unit_CD)
+    found = CentreSpread(
+        mean=int(angle_P.sum()) / len(angle_P) / DEGREE,
+        most=int(angle_P.max()) / DEGREE,
+        neighbour=int(neighbour_C.sum()) / len(unit_CD) / DEGREE,
+        nearest=_nearest(angle_P, len(unit_CD)),
+    )
+    return found, _energy(angle_P)
+
+
+def _pairs(unit_CD: Floats) -> tuple[Ints, Ints]:
+    """Return the angles of all pairs, first by first, and each centre's angle to the nearest other."""
+    every = np.arange(len(unit_CD))
+    pairs, neighbours = [], []
+    for start, stop in blocks(len(unit_CD), len(unit_CD)):
+        angle = between(unit_CD[start:stop], unit_CD)
+        pairs.append(angle[every > every[start:stop, None]])
+        angle[every == every[start:stop, None]] = 360 * DEGREE
+        neighbours.append(angle.min(axis=1))
+    return np.concatenate(pairs), np.concatenate(neighbours)
+
+
+def _nearest(angle_P: Ints, classes: int) -> tuple[CentrePair, ...]:
+    most = min(MAX_NEAREST_PAIRS, len(angle_P))
+    candidates = np.flatnonzero(angle_P <= np.partition(angle_P, most - 1)[most - 1])
+    kept = candidates[np.argsort(angle_P[candidates], kind="stable")[:most]]
+    # The pairs of first class c begin after those of the classes before it: (C - 1) + (C - 2) + ...
+    start_C = np.concatenate([[0], np.cumsum(np.arange(classes - 1, 0, -1))])
+    first = np.searchsorted(start_C, kept, side="right") - 1
+    second = kept - start_C[first] + first + 1
+    return tuple(
+        CentrePair(first=one, second=other, angle=angle / DEGREE)
+        for one, other, angle in zip(first.tolist(), second.tolist(), angle_P[kept].tolist(), strict=True)
+    )
+
+
+def _energy(angle_P: Ints) -> CentreEnergy | None:
+    if not angle_P.min():
+        return None
+    inverse_P = 1 / np.radians(angle_P / DEGREE)
+    # fsum rounds once, whatever the order.
+    s0, s1, s2 = (math.fsum(terms) / len(angle_P) for terms in (np.log(inverse_P), inverse_P, inverse_P**2))
+    return CentreEnergy(s0=s0, s1=s1, s2=s2)
+
 
 MAX_PAIRED_SLICES = 2000
 """Slices whose angles to each other are measured: two million pairs."""
@@ -70,7 +210,7 @@ class Geometry:
         per_class: Of each class, in the order of the labels.
         paired: Slices whose angles to each other were measured; below all of them, a draw by class.
         centre_angles: Degrees between class centres (C x C); None above :data:`MAX_LISTED_CENTRES` classes.
-        spread: Those angles in a few figures; None as :func:`~hsadml_dist.evaluation.centre_spread.spread` says.
+        spread: Those angles in a few figures; None as :func:`~hsadml_dist.evaluation.geometry.spread` says.
         energy: How evenly the centres are spread; None likewise.
         histogram: See :class:`AngleHistogram`.
     """

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
-from hsadml_dist.evaluation.inference import Image, Inference
+from hsadml_dist.evaluation.classifiers import class_probabilities
+from hsadml_dist.evaluation.gallery import Gallery
 from hsadml_dist.evaluation.knn import nearest
-from hsadml_dist.evaluation.methods import class_probabilities
-from hsadml_dist.evaluation.references import Gallery
+from hsadml_dist.evaluation.model_loading import Image, Inference
 from hsadml_dist.model_factory import loss_scale
 
 NEIGHBOURS = 3

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from hsadml_dist.errors import DataError
-from hsadml_dist.evaluation.scores import Floats, Ints
+from hsadml_dist.evaluation.metrics import Floats, Ints
 
 SCHEMA_VERSION = 1
 PREDICTIONS_NAME = "predictions.json"

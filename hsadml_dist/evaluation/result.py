@@ -11,13 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hsadml_dist.evaluation import scores
+from hsadml_dist.evaluation import metrics as scores
 from hsadml_dist.evaluation.calibration import Calibration, calibration
-from hsadml_dist.evaluation.confusions import ConfusionSummary, confusions
 from hsadml_dist.evaluation.geometry import Geometry
-from hsadml_dist.evaluation.people import PatientVote, person_vote
+from hsadml_dist.evaluation.metrics import Clusters, ConfusionSummary, Interval, confusions
+from hsadml_dist.evaluation.patient_metrics import PatientVote, person_vote
 from hsadml_dist.evaluation.predictions import HEAD, KNN, LOW_LEVEL, RAW_PIXELS, Predictions
-from hsadml_dist.evaluation.scores import Clusters, Interval
 
 SCHEMA_VERSION = 2
 RESULT_NAME = "result.json"

@@ -1,6 +1,10 @@
-"""Centres in blocks of rows, so that no copy of all of them is ever made.
+"""Iterate over class centres in blocks of rows, optionally over a random sample of the classes.
 
-Legend of shapes: K rows of a block, D embedding components, N samples.
+Class sampling follows An et al., PartialFC, CVPR 2022, with two differences: a hash of seed, step and class id decides
+whether a class is drawn, and a target class that was not drawn counts only for its own samples. The result therefore
+depends neither on the number of ranks nor on how a batch is split.
+
+Legend of shapes: K rows of a block, R sampled rows, D embedding components, N samples.
 """
 
 from __future__ import annotations
@@ -8,7 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+
+from hsadml_dist.hashing import hash_key, splitmix64
 
 MIN_ROW_NORM = 1e-12
 """Rows shorter than this have no direction: their cosines are 0, and so are their gradients."""
@@ -99,3 +106,23 @@ def normalize_backward_(grad_ND: torch.Tensor, unit_ND: torch.Tensor, inverse_N:
     """Turn derivatives by unit rows into those by the rows themselves, in place; returns them."""
     along_N = torch.linalg.vecdot(grad_ND, unit_ND)
     return grad_ND.addcmul_(unit_ND, along_N[:, None], value=-1).mul_(inverse_N[:, None])
+
+
+def sample_rows(rows: range, label_N: torch.Tensor, *, rate: float, seed: int, step: int) -> SampledRows:
+    """Return which of the rows, named by class id, take part: those drawn and those that are targets.
+
+    Args:
+        rows: Class ids of the local rows.
+        label_N: Targets of the compared samples.
+        rate: Share of the classes that is drawn, in (0, 1].
+        seed: The run's seed.
+        step: The run's global step.
+    """
+    hashes = splitmix64(np.arange(rows.start, rows.stop, dtype=np.uint64), hash_key(f"classes {seed} {step}"))
+    # Of the upper 63 bits; not "below rate * 2^63": at a rate of 1, no number of 64 signed bits holds that.
+    drawn_C = torch.from_numpy((hashes >> np.uint64(1)).astype(np.int64) <= int(rate * 2**63) - 1).to(label_N.device)
+    taken_C = drawn_C.clone()
+    here = (label_N >= rows.start) & (label_N < rows.stop)
+    taken_C[label_N[here] - rows.start] = True
+    position_R = taken_C.nonzero().squeeze(1)
+    return SampledRows(position_R=position_R, drawn_R=drawn_C[position_R])

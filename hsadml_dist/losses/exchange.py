@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-from hsadml_dist.comm import Comm
+from hsadml_dist.distributed.comm import Comm
 
 
 class Exchange(Protocol):

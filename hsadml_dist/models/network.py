@@ -1,19 +1,32 @@
-"""The whole network: a backbone and the neck that makes its features an embedding."""
+"""The embedding network: a backbone from the registry, dropout and a linear neck."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from hsadml_dist.backbones import TIMM_PREFIX, model_problems
 from hsadml_dist.errors import ConfigError, Fault
+from hsadml_dist.models.batch_norm import BatchNormMode, batch_norms, convert_batch_norms
 from hsadml_dist.models.freezing import freeze, frozen_line
-from hsadml_dist.models.norms import BatchNormMode, batch_norms, convert_batch_norms
-from hsadml_dist.models.registry import BACKBONES
-from hsadml_dist.models.timm_nets import build_timm
+from hsadml_dist.models.monai_backbones import CONVOLUTIONAL, TOKENS
+from hsadml_dist.models.registry import TIMM_PREFIX, model_problems
+from hsadml_dist.models.small_backbones import resnet_gn_small, resnet_gn_tiny, vit_small_patches
+from hsadml_dist.models.timm_backbones import build_timm
+
+BackboneBuilder = Callable[[int, int, int], tuple[nn.Module, int]]
+"""Maps (in_channels, spatial_dims, image_size) to (module of ``(B, C, H, W[, D]) -> (B, F)``, F)."""
+
+BACKBONES: dict[str, BackboneBuilder] = {
+    "resnet_gn_small": resnet_gn_small,
+    "resnet_gn_tiny": resnet_gn_tiny,
+    "vit_small_patches": vit_small_patches,
+    **CONVOLUTIONAL,
+    **TOKENS,
+}
+
 
 Precision = Literal["fp32", "bf16", "fp64"]
 
@@ -86,7 +99,7 @@ def build_model(
         in_channels: Channels of an image.
         spatial_dims: 2 or 3.
         seed: Of the weights.
-        batch_norm: What becomes of BatchNorm, see :func:`~hsadml_dist.models.norms.convert_batch_norms`.
+        batch_norm: What becomes of BatchNorm, see :func:`~hsadml_dist.models.batch_norm.convert_batch_norms`.
         frozen: Parts that are not trained, see :func:`~hsadml_dist.models.freezing.freeze`.
 
     Raises:

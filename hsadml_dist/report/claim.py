@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hsadml_dist.report.cases import MAX_EXAMPLES, NeighbourExample
+from hsadml_dist.report.accuracy_sections import vote_interval
+from hsadml_dist.report.formatting import controls, counted, level_text, remarks, share_text, span_text
+from hsadml_dist.report.neighbour_examples import MAX_EXAMPLES, NeighbourExample
 from hsadml_dist.report.page import Table
-from hsadml_dist.report.provenance import settings, software_text
-from hsadml_dist.report.votes import vote_interval
-from hsadml_dist.report.wording import controls, counted, level_text, remarks, share_text, span_text
+from hsadml_dist.report.run_facts import settings, software_text
 
 RUN, PART, AUTHOR = "run", "in part", "author"
 TO_FILL = "for the author"

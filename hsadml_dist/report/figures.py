@@ -1,6 +1,6 @@
 """The figures of a report's main parts: each a self-contained picture with a text that stands in for it.
 
-Colours and frames: see :mod:`hsadml_dist.report.drawing`.
+Colours and frames: see :mod:`hsadml_dist.report.plot_style`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from hsadml_dist.report.drawing import (
+from hsadml_dist.report.plot_style import (
     COLOURS,
     CONTROL_STYLES,
     FAINT,

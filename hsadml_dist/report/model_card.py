@@ -9,11 +9,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hsadml_dist.report.classifiers import method_title, ordered_methods
-from hsadml_dist.report.provenance import settings, software_text
-from hsadml_dist.report.sections import FIGURES
-from hsadml_dist.report.votes import vote_interval
-from hsadml_dist.report.wording import (
+from hsadml_dist.report.accuracy_sections import FIGURES, method_title, ordered_methods, vote_interval
+from hsadml_dist.report.formatting import (
     CONTROLS,
     NONE,
     classes_are_patients,
@@ -23,6 +20,7 @@ from hsadml_dist.report.wording import (
     share_text,
     span_text,
 )
+from hsadml_dist.report.run_facts import settings, software_text
 
 TO_FILL = "**For the author.**"
 NOTICE = "**Research use only.** Not a medical device; no figure here may guide the care of a person."

@@ -1,7 +1,8 @@
-"""Attempts: each start of a run takes a number of its own, so that attempts never share a file.
+"""Attempts: each start of a run gets a number and a folder of its own, so attempts never share a file.
 
-A rank that lives on, cut off from its cluster, keeps writing into its old attempt's folder, where it does no harm. That
-one attempt at a time goes on is decided before a number is taken: see :func:`take`.
+A rank that is cut off from its cluster keeps writing into its old attempt's folder, where it does no harm. Only one
+attempt may be active at a time; that is decided before a number is taken, see :func:`start_attempt`. A run whose
+attempts keep ending without a new checkpoint is in a crash loop and is not started again.
 """
 
 from __future__ import annotations
@@ -10,15 +11,15 @@ import json
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hsadml_dist.errors import RunError, RunLockedError, os_error_reason
+from hsadml_dist.errors import ExitCode, RunError, RunLockedError, os_error_reason
+from hsadml_dist.process import process_start_time
 from hsadml_dist.run.folder import AttemptFolder, RunFolder, replace_text
-from hsadml_dist.run.processes import process_start_time
-from hsadml_dist.run.rows import read_jsonl
+from hsadml_dist.run.jsonl import read_jsonl
 
 HEARTBEAT_TIMEOUT_SECONDS = 60.0
 """Heartbeats come every few seconds; after this much silence, by the file server's clock, a holder counts as dead."""
@@ -162,3 +163,51 @@ def _silent_for(attempt: AttemptFolder) -> float:
     probe.unlink()
     beat = attempt.heartbeat if attempt.heartbeat.exists() else attempt.path
     return now - beat.stat().st_mtime
+
+
+MAX_FAILED_ATTEMPTS = 3
+"""So many attempts in a row without progress end the run."""
+
+
+def crash_loop_reason(run: RunFolder, me: AttemptFolder, saved_by: Collection[int]) -> str | None:
+    """Return why a run should not go on, as one line, or None if it may.
+
+    An attempt made progress if it wrote a checkpoint. The row of those that made none is broken by one that did, by one
+    that finished, and by one that ended with an error of the user's: after that somebody has been there. As the stop
+    that this line explains is such an end itself, a start by hand counts anew.
+
+    Args:
+        run: The run folder.
+        me: The attempt that asks; those before it are looked at.
+        saved_by: Numbers of the attempts that have a checkpoint in the folder.
+    """
+    before = [attempt for attempt in run.attempts() if attempt.number < me.number][-MAX_FAILED_ATTEMPTS:]
+    if len(before) < MAX_FAILED_ATTEMPTS or any(_breaks_the_row(attempt, saved_by) for attempt in before):
+        return None
+    numbers = [str(attempt.number) for attempt in before]
+    return (
+        f"{run.path}: attempts {', '.join(numbers[:-1])} and {numbers[-1]} ended without a new checkpoint, the last "
+        f"{_how_it_ended(before[-1])}; see attempts/{before[-1].path.name}/logs. The run is not tried again by itself; "
+        "a start by hand counts anew"
+    )
+
+
+def _breaks_the_row(attempt: AttemptFolder, saved_by: Collection[int]) -> bool:
+    return attempt.number in saved_by or any(map(_is_progress_or_seen_to, read_jsonl(attempt.events)))
+
+
+def _is_progress_or_seen_to(row: dict[str, Any]) -> bool:
+    # The event, too: a later attempt may have removed the checkpoint. Rows of older versions name no exit code.
+    by_user = row["event"] == "failed" and row.get("exit_code", ExitCode.USER_ERROR) == ExitCode.USER_ERROR
+    return by_user or row["event"] in ("checkpoint", "finished")
+
+
+def _how_it_ended(attempt: AttemptFolder) -> str:
+    """Return the rest of the sentence ``the last ...``."""
+    rows = {row["event"]: row for row in read_jsonl(attempt.events)}
+    if "failed" in rows:
+        return f"with this error: {' '.join(str(rows['failed']['reason']).split())}"
+    if "stopped" in rows:
+        noticed = rows.get("signal", {}).get("noticed") or ["of itself"]
+        return f"stopped before its first checkpoint ({', '.join(noticed)})"
+    return "without a word: it was killed, or its machine was lost"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
 
 from hsadml_dist.errors import UsageError, did_you_mean
-from hsadml_dist.launch.ending import run_with_exit_code
+from hsadml_dist.launch.exit_codes import run_with_exit_code
 
 COMMANDS = (
     ("shards", "cmd_shards:app", "Turn images into shards that training reads; check and list them."),

@@ -17,8 +17,8 @@ from typing import ClassVar
 
 from hsadml_dist.data.index import SkippedSample
 from hsadml_dist.errors import DataError, UsageError
-from hsadml_dist.shards.record import SourceListing, SourcePixels, SourceRecord
-from hsadml_dist.shards.sources.pictures import IMAGE_EXTENSIONS, decode_image_file
+from hsadml_dist.shards.source import SourceListing, SourcePixels, SourceRecord
+from hsadml_dist.shards.sources.image_files import IMAGE_EXTENSIONS, decode_image_file
 
 CLASSES = {
     "glioma": "glioma",

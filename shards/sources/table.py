@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from hsadml_dist.errors import DataError, UsageError, did_you_mean
-from hsadml_dist.shards.record import PLANES, DamagedSampleError, SourceListing, SourcePixels, SourceRecord
-from hsadml_dist.shards.sources.pictures import IMAGE_EXTENSIONS, decode_image_file
+from hsadml_dist.shards.source import PLANES, DamagedSampleError, SourceListing, SourcePixels, SourceRecord
+from hsadml_dist.shards.sources.image_files import IMAGE_EXTENSIONS, decode_image_file
 
 ROLES = ("file", "class", "person", "exam", "plane", "fold", "mask")
 NEEDED = ("file", "class")

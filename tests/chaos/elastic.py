@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 from hsadml_dist.errors import ExitCode
-from hsadml_dist.run.merged import merged_ledger, merged_metrics
-from tests.chaos.calm import Workspace
-from tests.chaos.training import STEPS, TimedOut, TrainingJob
+from hsadml_dist.run.history import merged_ledger, merged_metrics
+from tests.chaos.baseline_runs import Workspace
+from tests.chaos.training_process import STEPS, TimedOut, TrainingJob
 
 WORLDS = (4, 2, 1, 4)
 TOLERANCE = 1e-9

@@ -13,12 +13,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.chaos import damaged, stuck, surrounded, told
-from tests.chaos.calm import Workspace
-from tests.chaos.cuts import MATRIX, run_cut
+from tests.chaos import damaged_files as damaged
+from tests.chaos import environment_faults as surrounded
+from tests.chaos import hang_faults as stuck
+from tests.chaos import signal_faults as told
+from tests.chaos.baseline_runs import Workspace
 from tests.chaos.elastic import elastic_chain
 from tests.chaos.evidence import Fault, as_document
-from tests.chaos.training import TimedOut
+from tests.chaos.interruptions import MATRIX, run_cut
+from tests.chaos.training_process import TimedOut
 
 PARTS = ("cuts", "faults", "elastic")
 LEAST_FAULTS, LEAST_KINDS = 50, 12

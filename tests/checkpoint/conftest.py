@@ -10,7 +10,7 @@ import torch
 
 from hsadml_dist.checkpoint.layout import CheckpointName, TrainingProgress
 from hsadml_dist.checkpoint.save import save_checkpoint
-from hsadml_dist.checkpoint.state import TrainingState
+from hsadml_dist.checkpoint.tensor_files import TrainingState
 from hsadml_dist.run.folder import RunFolder, replace_text
 
 

@@ -7,10 +7,9 @@ import torch
 from hsadml_dist.checkpoint import save
 from hsadml_dist.checkpoint.background import CheckpointSaver, HostCopy
 from hsadml_dist.checkpoint.layout import CheckpointName, list_checkpoints
-from hsadml_dist.checkpoint.load import choose_checkpoint, load_checkpoint
-from hsadml_dist.checkpoint.verify import find_damage
-from hsadml_dist.comm import SoloComm
-from hsadml_dist.config.checkpoint import CheckpointConfig
+from hsadml_dist.checkpoint.load import choose_checkpoint, find_damage, load_checkpoint
+from hsadml_dist.config.recipe import CheckpointConfig
+from hsadml_dist.distributed.comm import SoloComm
 from hsadml_dist.errors import CheckpointError, RunLockedError
 from hsadml_dist.run.folder import RunFolder
 from tests.checkpoint.test_save import small_disk

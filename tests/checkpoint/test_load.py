@@ -16,7 +16,7 @@ from hsadml_dist.checkpoint.load import (
     load_safetensors,
 )
 from hsadml_dist.checkpoint.save import save_checkpoint
-from hsadml_dist.comm import SoloComm
+from hsadml_dist.distributed.comm import SoloComm
 from hsadml_dist.errors import CheckpointError
 
 

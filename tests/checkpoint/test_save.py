@@ -7,11 +7,10 @@ from collections import namedtuple
 import pytest
 
 from hsadml_dist.checkpoint import save
-from hsadml_dist.checkpoint.files import write_tensors
 from hsadml_dist.checkpoint.layout import CheckpointName, list_checkpoints
-from hsadml_dist.checkpoint.load import load_checkpoint
+from hsadml_dist.checkpoint.load import find_damage, load_checkpoint
 from hsadml_dist.checkpoint.save import save_checkpoint
-from hsadml_dist.checkpoint.verify import find_damage
+from hsadml_dist.checkpoint.tensor_files import write_tensors
 from hsadml_dist.errors import CheckpointError, RunLockedError
 
 Usage = namedtuple("Usage", "total used free")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.server import Server
+from tests.data.shard_server import Server
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 from hsadml_dist.data.index import load_index
 from hsadml_dist.data.loader import Batch, StepSampler
 from hsadml_dist.data.order import ExactOrder
-from hsadml_dist.topology import Topology
+from hsadml_dist.distributed.topology import Topology
 
 MONAI = ["hsadml_dist.data.transforms:load_monai"]
 SCRIPT = "data/loader_ranks.py"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from hsadml_dist.data.order import ExactOrder, WindowOrder, epoch_order, sample_seed, step_seed, window_order
+from hsadml_dist.distributed.topology import Topology
 from hsadml_dist.hashing import hash_key, splitmix64
-from hsadml_dist.topology import Topology
 
 GOLDEN_TEN = [2, 9, 4, 5, 0, 6, 3, 1, 8, 7]
 GOLDEN_THOUSAND = "fa1c5ada33e7baaba3bf06ae347a51d07272557b682b19bd97cc68d5da530cea"

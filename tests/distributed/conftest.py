@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.jobs import SETTINGS, TrainingProcess, hsadml
+from tests.distributed.training_runs import SETTINGS, TrainingProcess, hsadml
 
 Launch = Callable[..., TrainingProcess]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tests.distributed.jobs import hsadml
+from tests.distributed.training_runs import hsadml
 
 CLASSES = ("glioma", "meningioma", "pituitary")
 PERSONS = 12

@@ -10,14 +10,14 @@ import torch
 from rank_script import with_comm
 from torch import nn
 
-from hsadml_dist.comm import Comm
-from hsadml_dist.config.optim import OptimConfig
+from hsadml_dist.config.recipe import OptimConfig
 from hsadml_dist.data.loader import Batch
-from hsadml_dist.engine import compiled as compiling
+from hsadml_dist.distributed.comm import Comm
+from hsadml_dist.engine import compile as compiling
+from hsadml_dist.engine.base import LossFn
 from hsadml_dist.engine.ddp import DdpEngine, DdpOptions
-from hsadml_dist.engine.protocol import LossFn
+from hsadml_dist.models.activations import checkpoint_activations
 from hsadml_dist.models.network import prepare_model
-from hsadml_dist.models.recompute import checkpoint_activations
 from hsadml_dist.optim import build_optimizer
 
 BATCH, WIDTH, OUT = 12, 10, 3

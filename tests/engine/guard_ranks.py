@@ -7,22 +7,17 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from hsadml_dist.model_factory import build_network
 from rank_script import with_comm
 from torch import nn
 
-from hsadml_dist.comm import Comm
 from hsadml_dist.config import Recipe
-from hsadml_dist.config.data import DataConfig
-from hsadml_dist.config.engine import EngineConfig
-from hsadml_dist.config.loss import LossConfig
-from hsadml_dist.config.model import ModelConfig
-from hsadml_dist.config.optim import OptimConfig
-from hsadml_dist.config.train import TrainConfig
+from hsadml_dist.config.recipe import DataConfig, EngineConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from hsadml_dist.data.loader import Batch
+from hsadml_dist.distributed.comm import Comm
 from hsadml_dist.engine.learner import Learner, build_learner
 from hsadml_dist.errors import NumericalError
 from hsadml_dist.losses.margins import MarginSettings, build_margin
+from hsadml_dist.model_factory import build_network
 from hsadml_dist.models.network import EmbeddingNet
 
 TOTAL, CLASSES, SIDE, SIZE = 10, 3, 8, 12

@@ -6,21 +6,16 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from hsadml_dist.model_factory import build_network
 from rank_script import with_comm
 
-from hsadml_dist.comm import Comm
 from hsadml_dist.config import Recipe
-from hsadml_dist.config.data import DataConfig
-from hsadml_dist.config.engine import EngineConfig
-from hsadml_dist.config.loss import LossConfig
-from hsadml_dist.config.model import ModelConfig
-from hsadml_dist.config.optim import OptimConfig
-from hsadml_dist.config.train import TrainConfig
+from hsadml_dist.config.recipe import DataConfig, EngineConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from hsadml_dist.data.loader import Batch
+from hsadml_dist.distributed.comm import Comm
 from hsadml_dist.engine import learner
 from hsadml_dist.engine.ddp import DdpEngine
 from hsadml_dist.engine.learner import Learner, build_learner
+from hsadml_dist.model_factory import build_network
 
 TOTAL, CLASSES, SIDE = 10, 3, 16
 RECIPE = Recipe(

@@ -9,11 +9,11 @@ import torch
 from rank_script import with_comm
 from torch import nn
 
-from hsadml_dist.comm import Comm
+from hsadml_dist.distributed.comm import Comm
 from hsadml_dist.engine import selfcheck
 from hsadml_dist.engine.ddp import DdpEngine
 from hsadml_dist.errors import EngineError
-from hsadml_dist.losses import distributed
+from hsadml_dist.losses import distributed_loss as distributed
 from hsadml_dist.losses.margins import LOSSES, MarginSettings, build_margin
 
 DIM = 4

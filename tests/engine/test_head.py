@@ -1,15 +1,14 @@
 import pytest
 import torch
 
-from hsadml_dist.comm import SoloComm
-from hsadml_dist.config.optim import OptimConfig
+from hsadml_dist.config.recipe import OptimConfig
+from hsadml_dist.distributed.comm import SoloComm
+from hsadml_dist.distributed.topology import Topology
 from hsadml_dist.engine.head import Head
-from hsadml_dist.losses.centres import Centres
-from hsadml_dist.losses.distributed import DistributedLoss
-from hsadml_dist.losses.energy import hyperspherical_energy
+from hsadml_dist.losses.centres import Centres, hyperspherical_energy
+from hsadml_dist.losses.distributed_loss import DistributedLoss
 from hsadml_dist.losses.margins import build_margin
 from hsadml_dist.optim import build_optimizer
-from hsadml_dist.topology import Topology
 
 
 class FourLikeMe(SoloComm):

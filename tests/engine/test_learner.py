@@ -2,23 +2,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hsadml_dist.model_factory import build_network, loss_scale
 from torch import nn
 
-from hsadml_dist.comm import SoloComm
 from hsadml_dist.config import Recipe
-from hsadml_dist.config.data import DataConfig
-from hsadml_dist.config.engine import EngineConfig
-from hsadml_dist.config.loss import LossConfig
-from hsadml_dist.config.model import ModelConfig
-from hsadml_dist.config.optim import OptimConfig
-from hsadml_dist.config.train import TrainConfig
+from hsadml_dist.config.recipe import DataConfig, EngineConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from hsadml_dist.data.loader import Batch
+from hsadml_dist.distributed.comm import SoloComm
+from hsadml_dist.distributed.topology import Topology
+from hsadml_dist.engine.base import BackwardResult
 from hsadml_dist.engine.learner import Learner, build_learner
-from hsadml_dist.engine.protocol import BackwardResult
 from hsadml_dist.errors import ConfigError
+from hsadml_dist.model_factory import build_network, loss_scale
 from hsadml_dist.optim import learning_rate
-from hsadml_dist.topology import Topology
 
 RECIPE = Recipe(
     data=DataConfig(shards="none", image_size=16),

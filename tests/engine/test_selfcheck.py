@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from hsadml_dist.comm import SoloComm
+from hsadml_dist.distributed.comm import SoloComm
 from hsadml_dist.engine.selfcheck import check_gradients, reference_gradients
 from hsadml_dist.errors import EngineError, ExitCode
 from hsadml_dist.losses.margins import build_margin

@@ -137,19 +137,14 @@ def other_shards(tmp_path: Path) -> Path:
 def run(tmp_path: Path, shards: Path) -> Path:
     """A run of two steps on fold 0, with one checkpoint of untrained weights."""
     # Written by the package's own parts, so that a change of their formats is met here.
-    from hsadml_dist.model_factory import build_network
-
     from hsadml_dist.checkpoint.layout import TrainingProgress
     from hsadml_dist.checkpoint.save import save_checkpoint
-    from hsadml_dist.checkpoint.state import TrainingState
-    from hsadml_dist.config.data import DataConfig
-    from hsadml_dist.config.evaluation import EvaluationConfig
-    from hsadml_dist.config.io import dump_recipe
-    from hsadml_dist.config.model import ModelConfig
-    from hsadml_dist.config.recipe import Recipe
-    from hsadml_dist.config.train import TrainConfig
+    from hsadml_dist.checkpoint.tensor_files import TrainingState
+    from hsadml_dist.config.recipe import DataConfig, EvaluationConfig, ModelConfig, Recipe, TrainConfig
+    from hsadml_dist.config.yaml_loader import dump_recipe
     from hsadml_dist.data.index import load_index
     from hsadml_dist.losses.centres import initial_rows
+    from hsadml_dist.model_factory import build_network
     from hsadml_dist.run.folder import RunFolder
 
     recipe = Recipe(

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from hsadml_dist.comm import StoreAddress, TorchComm, connect_store, create_store
-from hsadml_dist.topology import Topology
+from hsadml_dist.distributed.comm import StoreAddress, TorchComm, connect_store, create_store
+from hsadml_dist.distributed.topology import Topology
 
 SECONDS = 60
 

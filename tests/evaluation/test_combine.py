@@ -12,8 +12,8 @@ import pytest
 
 from hsadml_dist.errors import DataError
 from hsadml_dist.evaluation.combine import CombinedResult, Comparison, combine, holm
-from hsadml_dist.evaluation.pooled import EvaluatedRun, Pool
-from tests.evaluation.made_up_runs import Study
+from hsadml_dist.evaluation.pooling import EvaluatedRun, Pool
+from tests.evaluation.synthetic_evaluations import Study
 
 STUDY = Study(lead={"softmax": 0.0, "sphereface": 0.6, "cosface": 0.2})
 TWO = Study(lead={"softmax": 0.0, "sphereface": 0.6})

@@ -11,9 +11,9 @@ from torch import nn
 
 from hsadml_dist.data.index import load_index
 from hsadml_dist.data.reader import ShardReader
-from hsadml_dist.evaluation.control import thumbnails
+from hsadml_dist.distributed.topology import Topology
+from hsadml_dist.evaluation.baselines import thumbnails
 from hsadml_dist.evaluation.embed import SliceBatch, embed, rank_positions, slice_batches
-from hsadml_dist.topology import Topology
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hsadml_dist.data.index import load_index
 from hsadml_dist.errors import DataError, UsageError
 from hsadml_dist.evaluation import export as module
 from hsadml_dist.evaluation.export import check_export_packages, export_run, sidecar
-from hsadml_dist.evaluation.inference import open_inference
+from hsadml_dist.evaluation.model_loading import open_inference
 
 
 @pytest.fixture

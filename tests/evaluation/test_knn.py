@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hsadml_dist.comm import SoloComm
+from hsadml_dist.distributed.comm import SoloComm
 from hsadml_dist.errors import DataError
 from hsadml_dist.evaluation.knn import GRID, majority_label, nearest, nearest_distributed, round_to_grid
 

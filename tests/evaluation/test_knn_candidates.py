@@ -8,9 +8,18 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from hsadml_dist.evaluation import knn_candidates
-from hsadml_dist.evaluation.knn import GRID, nearest, round_to_grid, search, search_all, search_candidates
-from hsadml_dist.evaluation.knn_candidates import GalleryRows, crowd, find_candidates
+from hsadml_dist.evaluation import knn as knn_candidates
+from hsadml_dist.evaluation.knn import (
+    GRID,
+    GalleryRows,
+    crowd,
+    find_candidates,
+    nearest,
+    round_to_grid,
+    search,
+    search_all,
+    search_candidates,
+)
 
 Rows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 

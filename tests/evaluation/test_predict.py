@@ -4,9 +4,9 @@ import torch
 
 from hsadml_dist.data.index import load_index
 from hsadml_dist.data.reader import ShardReader
-from hsadml_dist.evaluation.inference import open_inference
+from hsadml_dist.evaluation.gallery import load_gallery
+from hsadml_dist.evaluation.model_loading import open_inference
 from hsadml_dist.evaluation.predict import predict_images
-from hsadml_dist.evaluation.references import load_gallery
 
 
 @pytest.fixture

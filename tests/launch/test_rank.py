@@ -5,8 +5,8 @@ import textwrap
 
 import pytest
 
-from hsadml_dist.config.fields import build_recipe
-from hsadml_dist.config.io import dump_recipe
+from hsadml_dist.config.validation import build_recipe
+from hsadml_dist.config.yaml_loader import dump_recipe
 
 
 @pytest.fixture

@@ -1,12 +1,13 @@
 import pytest
 import torch
 
-from hsadml_dist.comm import SoloComm
+from hsadml_dist.distributed.comm import SoloComm
 from hsadml_dist.losses.centres import Centres
-from hsadml_dist.losses.distributed import DistributedLoss, LossCompute
+from hsadml_dist.losses.distributed_loss import DistributedLoss, LossCompute
 from hsadml_dist.losses.margins import LOSSES, MarginSettings, build_margin
-from tests.losses import plain, slow_loop
-from tests.losses.cases import CASES, MODES, MORE_CASES, NORMS, STEP, WHOLE
+from tests.losses import autograd_losses as plain
+from tests.losses import slow_loop
+from tests.losses.loss_cases import CASES, MODES, MORE_CASES, NORMS, STEP, WHOLE
 
 
 def draw(*shape, seed=0, scale=1.0, dtype=torch.float64):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hsadml_dist.report.claim import AUTHOR, PART, RUN, TO_FILL, claim_tables
-from tests.report.made_up import VERSIONS, cases_of, full_result_of, result_of
+from tests.report.report_samples import VERSIONS, cases_of, full_result_of, result_of
 
 
 def rows(result: dict, cases: list = (), versions: dict = VERSIONS) -> dict[int, tuple[str, str]]:

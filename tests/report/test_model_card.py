@@ -7,7 +7,7 @@ import re
 import pytest
 
 from hsadml_dist.report.model_card import escape_markdown, model_card
-from tests.report.made_up import VERSIONS, full_result_of, persons_of, result_of
+from tests.report.report_samples import VERSIONS, full_result_of, persons_of, result_of
 
 SECTIONS = [
     "Model details",

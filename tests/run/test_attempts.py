@@ -13,7 +13,7 @@ from hsadml_dist.errors import ExitCode, RunError, RunLockedError
 from hsadml_dist.run import attempts
 from hsadml_dist.run.attempts import current_holder, find_rendezvous, is_superseded, start_attempt
 from hsadml_dist.run.folder import RunFolder, replace_text
-from hsadml_dist.run.rows import JsonlWriter
+from hsadml_dist.run.jsonl import JsonlWriter
 
 ME = current_holder("me", {})
 ELSEWHERE = replace(ME, token="other", host="elsewhere", boot="another boot", pid=1, born=1)

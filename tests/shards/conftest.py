@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from hsadml_dist.shards.build import BuildOptions, build_shards
-from hsadml_dist.shards.identity import load_or_create_key
-from hsadml_dist.shards.sources.phantom.source import PhantomSource
+from hsadml_dist.shards.pseudonyms import load_or_create_key
+from hsadml_dist.shards.sources.phantom.phantom_source import PhantomSource
 
 CLASSES = ("glioma", "meningioma", "pituitary")
 

@@ -7,7 +7,7 @@ import pytest
 
 from hsadml_dist.data.index import SkippedSample, load_index
 from hsadml_dist.shards.card import MOST_SKIPS, author_remark, card_page, remarks
-from hsadml_dist.shards.leak import LeakageReport
+from hsadml_dist.shards.leakage import LeakageReport
 from hsadml_dist.shards.summary import AuthorFolds, summarise
 
 LEAK = LeakageReport(accuracy={"person": 0.5, "slice": 0.75}, slices=40)

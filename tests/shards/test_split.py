@@ -1,11 +1,13 @@
+import json
 import random
 from collections import Counter, defaultdict
 
 import pytest
 
+from hsadml_dist.data.index import load_index
 from hsadml_dist.errors import DataError, UsageError
-from hsadml_dist.shards.record import SourceRecord
-from hsadml_dist.shards.split import assign_folds, check_split, choose_unit, units
+from hsadml_dist.shards.source import SourceRecord
+from hsadml_dist.shards.split import assign_folds, check_split, choose_unit, splits, splits_text, units
 
 
 def make_record(number: int, person: int, class_name: str = "a", fold: int | None = None) -> SourceRecord:
@@ -134,3 +136,21 @@ def test_prescribed_folds_that_tear_a_person_apart_are_refused():
 def test_half_a_fold_column_is_refused():
     with pytest.raises(DataError, match="row 2 has none"):
         assign_folds([make_record(1, 1, fold=0), make_record(2, 2)], "person", 5, 0)
+
+
+def test_each_fold_is_held_out_once_and_trains_on_the_rest(small_shards):
+    index = load_index(small_shards)
+    entries = splits(index)
+    assert len(entries) == index.folds
+    keys = {row.key for row in index.samples}
+    for fold, entry in enumerate(entries):
+        assert set(entry) == {"train", "val"}
+        assert set(entry["val"]) == {row.key for row in index.samples if row.fold == fold}
+        assert set(entry["train"]) == keys - set(entry["val"])
+        assert entry["val"] == sorted(entry["val"]) and entry["train"] == sorted(entry["train"])
+
+
+def test_the_file_holds_them(small_shards):
+    text = (small_shards / "splits.json").read_text()
+    assert text == splits_text(load_index(small_shards))
+    assert json.loads(text) == splits(load_index(small_shards))

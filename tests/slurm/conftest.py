@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from hsadml_dist.slurm.box.cluster import RECORD, Cluster, load, up
-from hsadml_dist.slurm.box.daemons import SYSTEM_PATHS
+from hsadml_dist.slurm.devcluster.cluster import RECORD, Cluster, load, up
+from hsadml_dist.slurm.devcluster.daemons import SYSTEM_PATHS
 from hsadml_dist.slurm.sbatch import JobRequest
 from hsadml_dist.slurm.submit import submit
-from tests.slurm.training_on_box import hsadml
+from tests.slurm.cluster_trainings import hsadml
 
 MakeCluster = Callable[..., Cluster]
 FAKE_RANK = Path(__file__).with_name("fake_rank.py")
@@ -32,7 +32,7 @@ def missing_daemons() -> list[str]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     missing = missing_daemons()
-    reason = f"Slurm is not installed ({', '.join(missing)} missing): run slurm/box/install.sh"
+    reason = f"Slurm is not installed ({', '.join(missing)} missing): run slurm/devcluster/install.sh"
     for item in items:
         if missing and item.get_closest_marker("slurm"):
             item.add_marker(pytest.mark.skip(reason=reason))

@@ -13,13 +13,12 @@ import sys
 import time
 from pathlib import Path
 
+from hsadml_dist.health.heartbeat import AttemptHeartbeat
 from hsadml_dist.run.attempts import current_holder, start_attempt
-from hsadml_dist.run.events import EventLog
 from hsadml_dist.run.folder import RunFolder, replace_text
-from hsadml_dist.run.heartbeat import AttemptHeartbeat
-from hsadml_dist.run.log import configure_rank_logging
-from hsadml_dist.run.merged import merged_events
-from hsadml_dist.run.rows import JsonlWriter
+from hsadml_dist.run.history import EventLog, merged_events
+from hsadml_dist.run.jsonl import JsonlWriter
+from hsadml_dist.run.rank_log import configure_rank_logging
 
 STEP_SECONDS = 0.1
 STOPPED = 85

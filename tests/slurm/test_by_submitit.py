@@ -14,13 +14,13 @@ import pytest
 from hsadml_dist.errors import ConfigError
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.slurm import client
-from hsadml_dist.slurm.box import daemons
-from hsadml_dist.slurm.box.cluster import Cluster
 from hsadml_dist.slurm.by_submitit import submit_by_submitit
-from hsadml_dist.slurm.jobs import SUBMITIT_FOLDER, job_output_paths, read_job_records
+from hsadml_dist.slurm.devcluster import daemons
+from hsadml_dist.slurm.devcluster.cluster import Cluster
+from hsadml_dist.slurm.job_records import SUBMITIT_FOLDER, job_output_paths, read_job_records
 from hsadml_dist.slurm.sbatch import JobRequest
-from tests.slurm.fake_rank import work
-from tests.slurm.jobs_on_box import count_events, preempt, show_job, wait_for, wait_state
+from tests.slurm.cluster_jobs import count_events, preempt, show_job, wait_for, wait_state
+from tests.slurm.fake_slurm_rank import work
 
 ROOT = Path(__file__).parents[2]
 RequestOf = Callable[..., JobRequest]

@@ -12,7 +12,7 @@ import pytest
 
 from hsadml_dist.errors import ConfigError
 from hsadml_dist.slurm import client
-from hsadml_dist.slurm.box.cluster import Cluster
+from hsadml_dist.slurm.devcluster.cluster import Cluster
 from hsadml_dist.slurm.environment import RankWrapper, bash_word, rank_interpreter, render_prologue, wrap_ranks
 from hsadml_dist.slurm.profiles import Container, Profile
 

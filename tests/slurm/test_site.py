@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from hsadml_dist.errors import ClusterError
-from hsadml_dist.slurm.box.cluster import Cluster
-from hsadml_dist.slurm.box.conf import SITES
+from hsadml_dist.slurm.devcluster.cluster import Cluster
+from hsadml_dist.slurm.devcluster.slurm_conf import SITES
 from hsadml_dist.slurm.site import (
     Partition,
     SlurmSite,

@@ -11,8 +11,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from hsadml_dist.shards.sources.phantom.anatomy import HeadAnatomy, load_anatomy
-from hsadml_dist.shards.sources.phantom.person import PhantomPatient, Stream
+from hsadml_dist.shards.sources.phantom.head_anatomy import HeadAnatomy, load_anatomy
+from hsadml_dist.shards.sources.phantom.patient import PhantomPatient, Stream
 
 SELLA_MM = (0.0, 3.0, -34.0)
 LOWEST_MM = -48.0

@@ -6,15 +6,14 @@ STEP = 4
 @pytest.fixture(scope="session")
 def opened_run(tiny_shards, tmp_path_factory):
     """A run on generated patients with one checkpoint of untrained weights, fold 0 held out; not to be written to."""
-    from hsadml_dist.model_factory import build_network
-
     from hsadml_dist.checkpoint.layout import TrainingProgress
     from hsadml_dist.checkpoint.save import save_checkpoint
-    from hsadml_dist.checkpoint.state import TrainingState
-    from hsadml_dist.config.fields import build_recipe
-    from hsadml_dist.config.io import dump_recipe
+    from hsadml_dist.checkpoint.tensor_files import TrainingState
+    from hsadml_dist.config.validation import build_recipe
+    from hsadml_dist.config.yaml_loader import dump_recipe
     from hsadml_dist.data.index import load_index
     from hsadml_dist.losses.centres import initial_rows
+    from hsadml_dist.model_factory import build_network
     from hsadml_dist.run.folder import RunFolder
 
     settings = {"data.shards": str(tiny_shards), "data.image_size": 32, "train.steps": STEP, "evaluation.batch": 4}

@@ -1,7 +1,7 @@
 import pytest
 
-from hsadml_dist.launch.doctor.answer import CollectiveTiming, GpuReport, GroupReport, RankReport
-from hsadml_dist.launch.doctor.machine import GIBIBYTE, UNLIMITED, HostLimits
+from hsadml_dist.launch.doctor.host_checks import GIBIBYTE, UNLIMITED, HostLimits
+from hsadml_dist.launch.doctor.rank_report import CollectiveTiming, GpuReport, GroupReport, RankReport
 
 MACHINE = HostLimits(
     umask=0o022, shared_total=8 * GIBIBYTE, shared_free=8 * GIBIBYTE, files=4096, locked=UNLIMITED, cpus=4

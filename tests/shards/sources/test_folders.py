@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from hsadml_dist.errors import DataError, UsageError
-from hsadml_dist.shards.record import DamagedSampleError
+from hsadml_dist.shards.source import DamagedSampleError
 from hsadml_dist.shards.sources.folders import FoldersSource
 
 NICKPARVAR = ("glioma", "meningioma", "notumor", "pituitary")

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from hsadml_dist.shards.sources.phantom.anatomy import load_anatomy
+from hsadml_dist.shards.sources.phantom.head_anatomy import load_anatomy
 from hsadml_dist.shards.sources.phantom.lesion import LOWEST_MM, SELLA_MM, make_lesion
-from hsadml_dist.shards.sources.phantom.person import CLASSES, make_patient
+from hsadml_dist.shards.sources.phantom.patient import CLASSES, make_patient
 
 PATIENTS = 90
 

@@ -1,0 +1,1 @@
+"""Find ranks that hang, die or fall behind."""

@@ -1,0 +1,108 @@
+"""``hsadml embed`` and ``hsadml export``: write a run's embeddings or its network for other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter
+
+from hsadml_dist.errors import DataError, UsageError
+from hsadml_dist.jobs.prepare import require_run_folder
+from hsadml_dist.launch.cli.terminal import progress
+
+EMBED_HELP = """Arrays, one row a slice: keys, persons (keyed hashes; empty where unknown), labels, folds, emb (fp32, not
+normalised). Beside them: classes, checkpoint, data_digest."""
+
+embed_app = App(name="embed", help_epilogue=EMBED_HELP, usage="Usage: hsadml embed RUN --out FILE.npz [OPTIONS]")
+
+
+@embed_app.default
+def embed(run: Path, /, *, out: Path, fold: int | None = None, shards: str | None = None) -> None:
+    """Write the embeddings of all slices of a run's shards, training folds and held-out ones, to an .npz file.
+
+    Args:
+        run: The run folder.
+        out: The file to write, FILE.npz.
+        fold: Only this fold; by default all.
+        shards: Other shards of the same classes, or the run's own, moved.
+    """
+    if out.suffix != ".npz":
+        raise UsageError(f"--out {out}: must end in .npz")
+    if not out.absolute().parent.is_dir():
+        raise UsageError(f"--out {out}: the folder {out.parent} does not exist")
+    folder = require_run_folder(run)
+    from hsadml_dist.evaluation.model_loading import embed_slices, open_inference, open_shards, save_columns
+
+    inference = open_inference(folder)
+    where, index = open_shards(inference, shards)
+    positions = range(len(index)) if fold is None else index.in_folds([fold])
+    with progress("slices") as show:
+        table, _ = embed_slices(inference, where, index, positions, show)
+    try:
+        save_columns(out, table.columns())
+    except OSError as error:
+        raise DataError(f"--out {out}: cannot be written: {error.strerror}") from error
+    unseen = sum(fold in inference.held_out_folds for fold in table.fold_N.tolist())
+    origin = f"{unseen} of them of folds that training never read"
+    if index.digest != inference.trained_on:
+        origin = "of other shards than the run was trained on"
+    step = inference.weights.checkpoint.step
+    print(f"{out}: {len(table)} embeddings of {table.emb_ND.shape[1]} components, {origin}; weights of step {step}")
+
+
+Format = Literal["torch", "onnx"]
+SUFFIXES: dict[Format, str] = {"torch": ".pt2", "onnx": ".onnx"}
+
+EXPORT_HELP = """The file maps prepared images (batch, 1, S, S), fp32, to embedding, unit embedding and the cosine with each
+class centre. FILE.json beside it tells classes and preparation. The file is compared with the network, on random images
+and on slices of the run's shards; one that differs by more than 1e-5 is not kept.
+
+Research use only; not a medical device."""
+
+export_app = App(name="export", help_epilogue=EXPORT_HELP, usage="Usage: hsadml export RUN [OPTIONS]")
+
+
+@export_app.default
+def export(
+    run: Path,
+    /,
+    *,
+    out: Path | None = None,
+    format_: Annotated[Format | None, Parameter(name="--format")] = None,
+    shards: str | None = None,
+) -> None:
+    """Write a run's network for other programs, checked against it on random images and on slices of its shards.
+
+    Args:
+        run: The run folder.
+        out: The file; by default model.pt2 or model.onnx in the run folder.
+        format_: torch (torch.export, .pt2) or onnx; by default as FILE ends, else torch. onnx needs the extra export.
+        shards: The run's shards, where they are not where they were in training.
+    """
+    folder = require_run_folder(run)
+    chosen, path = _target(folder, out, format_)
+    from hsadml_dist.evaluation.export import check_export_packages, export_run, sidecar
+    from hsadml_dist.evaluation.model_loading import open_inference
+
+    check_export_packages(chosen)
+    inference = open_inference(folder)
+    done = export_run(inference, path, chosen, shards)
+    print(
+        f"{path}: weights of step {inference.weights.checkpoint.step}; largest difference from the network "
+        f"{done.difference:.1e} on {done.random_images} random images and {done.real_slices} slices"
+    )
+    print(f"{sidecar(path)}: what goes in and what comes out")
+
+
+def _target(run: Path, out: Path | None, chosen: Format | None) -> tuple[Format, Path]:
+    if out is None:
+        chosen = chosen or "torch"
+        return chosen, run / f"model{SUFFIXES[chosen]}"
+    by_suffix = next((name for name, suffix in SUFFIXES.items() if out.suffix == suffix), None)
+    if by_suffix is None or chosen not in (None, by_suffix):
+        wanted = SUFFIXES[chosen] if chosen else " or ".join(SUFFIXES.values())
+        raise UsageError(f"--out {out}: must end in {wanted}")
+    if not out.absolute().parent.is_dir():
+        raise UsageError(f"--out {out}: the folder {out.parent} does not exist")
+    return by_suffix, out

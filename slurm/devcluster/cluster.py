@@ -1,0 +1,377 @@
+"""A private cluster as a value: bring it up in a folder, run commands against it, take it down without a trace."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import pwd
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Any
+
+from hsadml_dist.errors import ClusterError, UsageError
+from hsadml_dist.slurm.devcluster import cluster_files as files
+from hsadml_dist.slurm.devcluster import daemons, netns
+from hsadml_dist.slurm.devcluster import slurm_conf as conf
+from hsadml_dist.slurm.devcluster.daemons import Daemon
+from hsadml_dist.slurm.devcluster.slurm_conf import ClusterLayout, ClusterNode, NodeMode
+
+RECORD = "cluster.json"
+MAX_NODES = 64
+READY_SECONDS = 30.0
+_FOREIGN = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SCONTROL_")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterStatus:
+    """What a cluster looks like at one moment.
+
+    Attributes:
+        daemons: Whether each daemon runs, by name.
+        nodes: Slurm's word for each node's state, by name; empty where the controller does not answer.
+    """
+
+    daemons: Mapping[str, bool]
+    nodes: Mapping[str, str]
+
+    @property
+    def ready(self) -> bool:
+        """Whether every daemon runs and no node is down."""
+        lost = any(state.startswith(("down", "unk", "drain", "fail", "no")) for state in self.nodes.values())
+        return bool(self.nodes) and all(self.daemons.values()) and not lost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """A private cluster that was brought up; as a context manager it goes down at the end.
+
+    Attributes:
+        folder: Everything the cluster writes is under here; ``folder/slurm.conf`` selects it.
+        root: The same folder under a path short enough for Unix sockets.
+        mode: How the nodes are told apart.
+        site: Name of the computing centre that is played.
+        nodes: The compute nodes.
+        daemons: Every process that was started, in order.
+        bridge: The switch of a netns cluster.
+    """
+
+    folder: Path
+    root: Path
+    mode: NodeMode
+    site: str
+    nodes: tuple[ClusterNode, ...]
+    daemons: tuple[Daemon, ...] = ()
+    bridge: netns.Bridge | None = None
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.down()
+
+    @property
+    def conf_file(self) -> Path:
+        """Path of the cluster's slurm.conf."""
+        return self.folder / "slurm.conf"
+
+    def env(self) -> dict[str, str]:
+        """Return this process's environment, pointed at the cluster and free of another cluster's variables."""
+        own = {key: value for key, value in os.environ.items() if not key.startswith(_FOREIGN)}
+        return own | {"SLURM_CONF": str(self.conf_file)}
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float = 60.0,
+        check: bool = True,
+        cwd: Path | None = None,
+        extra_env: Mapping[str, str] | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command against the cluster and return its output as text.
+
+        Raises:
+            ClusterError: ``check`` is set and the command failed.
+            subprocess.TimeoutExpired: It took longer than ``timeout`` seconds.
+        """
+        env = self.env() | dict(extra_env or {})
+        done = subprocess.run(argv, env=env, cwd=cwd, timeout=timeout, capture_output=True, text=True, check=False)
+        if check and done.returncode != 0:
+            reason = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+            raise ClusterError(f"`{' '.join(argv)}` failed: {reason}")
+        return done
+
+    def status(self) -> ClusterStatus:
+        """Return which daemons run and what the controller says of the nodes."""
+        alive = {daemon.name: daemon.alive for daemon in self.daemons}
+        nodes: dict[str, str] = {}
+        if alive.get("slurmctld"):
+            answer = self.run(["sinfo", "-h", "-N", "-o", "%N %T"], check=False)
+            nodes = dict(line.split(maxsplit=1) for line in answer.stdout.splitlines())
+        return ClusterStatus(daemons=alive, nodes=nodes)
+
+    def daemon(self, name: str) -> Daemon:
+        """Return the running process called ``name``: munged, slurmctld or a node's name.
+
+        Raises:
+            ClusterError: There is none.
+        """
+        for daemon in reversed(self.daemons):
+            if daemon.name == name:
+                return daemon
+        raise ClusterError(f"the cluster in {self.folder} has no {name!r}; it has {', '.join(self._names())}")
+
+    def cut_power(self, node: str) -> None:
+        """End a node and all that runs on it at once, as a power loss does (mode netns only).
+
+        Raises:
+            ClusterError: Local nodes share the machine: they have no power of their own.
+        """
+        self._bridge()
+        daemons.kill([self.daemon(node)])
+
+    def cut_cable(self, node: str) -> None:
+        """Take a node off the network; its processes go on (mode netns only)."""
+        netns.cut_cable(self._bridge(), self._index(node))
+
+    def mend_cable(self, node: str) -> None:
+        """Undo ``cut_cable``."""
+        netns.mend_cable(self._bridge(), self._index(node))
+
+    def restart_controller(self, away: float = 0.0) -> Cluster:
+        """End slurmctld at once, start it again after ``away`` seconds and return the cluster with it; jobs go on."""
+        daemons.kill([self.daemon("slurmctld")])
+        time.sleep(away)
+        return _with(self, _start_controller(self))
+
+    def down(self) -> None:
+        """Cancel every job, end every process, remove every network device; a second call does nothing."""
+        if self.daemon_alive("slurmctld"):
+            self._cancel_jobs()
+        # The controller first: it must not requeue what the next lines take away.
+        daemons.stop(d for d in self.daemons if d.name == "slurmctld")
+        node_names = {node.name for node in self.nodes}
+        nodes = [d for d in self.daemons if d.name in node_names]
+        if self.mode is NodeMode.LOCAL:
+            daemons.kill(daemons.job_processes(self.root.resolve(), self.conf_file))
+        # A slurmd has nothing to save, but takes seconds to look after steps that are gone.
+        daemons.kill(nodes)
+        daemons.stop(self.daemons)
+        if self.bridge is not None:
+            netns.remove_bridge(self.bridge, len(self.nodes))
+        if self.root != self.folder:
+            self._remove_short_path()
+        (self.folder / RECORD).unlink(missing_ok=True)
+
+    def daemon_alive(self, name: str) -> bool:
+        """Whether a process called ``name`` was started and still runs."""
+        return any(d.name == name and d.alive for d in self.daemons)
+
+    def _cancel_jobs(self) -> None:
+        # A cancelled job is not brought back by the next `up` in this folder; job numbers go on from here.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            states = "--state=PENDING,RUNNING,SUSPENDED"
+            jobs = self.run(["squeue", "-h", "-o", "%A", states], check=False, timeout=5).stdout.split()
+            if jobs:
+                self.run(["scancel", "--full", "--signal=KILL", *jobs], check=False, timeout=5)
+                self.run(["scancel", *jobs], check=False, timeout=5)
+
+    def _remove_short_path(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.root.unlink()
+            self.root.parent.rmdir()
+
+    def _names(self) -> list[str]:
+        return sorted({daemon.name for daemon in self.daemons})
+
+    def _bridge(self) -> netns.Bridge:
+        if self.bridge is None:
+            raise ClusterError("only nodes of mode netns have a power plug and a cable of their own")
+        return self.bridge
+
+    def _index(self, node: str) -> int:
+        return 1 + [known.name for known in self.nodes].index(node)
+
+
+def up(folder: Path, *, nodes: int = 2, mode: str = "local", site: str = "friendly") -> Cluster:
+    """Bring up a private cluster and return it once every node is idle.
+
+    Args:
+        folder: Everything is written under here; it is made if need be.
+        nodes: How many compute nodes, ``n1`` to ``nN``.
+        mode: ``local`` or ``netns``.
+        site: ``friendly``, ``default`` or ``strict``: see ``conf.SimulatedSite``.
+
+    Raises:
+        UsageError: An argument is not one of those allowed.
+        ClusterError: Slurm is absent, a cluster runs in this folder already, or a daemon failed. Nothing is left
+            running then.
+    """
+    known_mode, known_site = conf.get_node_mode(mode), conf.get_simulated_site(site)
+    if not 1 <= nodes <= MAX_NODES:
+        raise UsageError(f"nodes is {nodes}; allowed: 1 to {MAX_NODES}")
+    for tool in ("munged", "slurmctld", "slurmd", "srun"):
+        daemons.find_tool(tool)
+    folder = folder.resolve()
+    _refuse_second(folder)
+    cluster = _claim(folder, nodes, known_mode, site)
+    try:
+        layout = _layout(cluster, known_site)
+        files.write_files(layout)
+        cluster = _start(cluster, layout)
+        _await_ready(cluster)
+    except BaseException:
+        load(folder).down()
+        raise
+    return cluster
+
+
+def load(folder: Path) -> Cluster:
+    """Return the cluster that was brought up in ``folder``.
+
+    Raises:
+        ClusterError: There is none.
+    """
+    record = folder.resolve() / RECORD
+    try:
+        raw: dict[str, Any] = json.loads(record.read_text())
+    except FileNotFoundError:
+        raise ClusterError(f"no private cluster runs in {folder}; start one: hsadml cluster up {folder}") from None
+    return Cluster(
+        folder=Path(raw["folder"]),
+        root=Path(raw["root"]),
+        mode=NodeMode(raw["mode"]),
+        site=raw["site"],
+        nodes=tuple(ClusterNode(**node) for node in raw["nodes"]),
+        daemons=tuple(Daemon(**daemon) for daemon in raw["daemons"]),
+        bridge=netns.Bridge(**raw["bridge"]) if raw["bridge"] else None,
+    )
+
+
+def _save(cluster: Cluster) -> None:
+    # Renamed into place: `down` must find every process even if `up` is killed between two lines.
+    record = cluster.folder / RECORD
+    temporary = record.with_suffix(".new")
+    temporary.write_text(json.dumps(dataclasses.asdict(cluster), default=str, indent=1))
+    temporary.replace(record)
+
+
+def _refuse_second(folder: Path) -> None:
+    if not (folder / RECORD).exists():
+        return
+    earlier = load(folder)
+    if any(daemon.alive for daemon in earlier.daemons):
+        raise ClusterError(f"a private cluster runs in {folder} already; stop it first: hsadml cluster down {folder}")
+    earlier.down()
+
+
+def _claim(folder: Path, count: int, mode: NodeMode, site: str) -> Cluster:
+    if mode is NodeMode.NETNS:
+        netns.require_namespaces()
+    folder.mkdir(parents=True, exist_ok=True)
+    bridge = netns.create_bridge() if mode is NodeMode.NETNS else None
+    names = [f"n{number}" for number in range(1, count + 1)]
+    if bridge is not None:
+        # One port for all: every node has an address of its own.
+        nodes = [ClusterNode(name=name, address=bridge.host(10 + i), port=6818) for i, name in enumerate(names)]
+    else:
+        ports = files.free_ports(count)
+        nodes = [
+            ClusterNode(name=name, address="127.0.0.1", port=port) for name, port in zip(names, ports, strict=True)
+        ]
+    cluster = Cluster(
+        folder=folder, root=files.short_path(folder), mode=mode, site=site, nodes=tuple(nodes), bridge=bridge
+    )
+    _save(cluster)
+    return cluster
+
+
+def _layout(cluster: Cluster, site: conf.SimulatedSite) -> ClusterLayout:
+    return ClusterLayout(
+        root=PurePosixPath(cluster.root),
+        user=pwd.getpwuid(os.geteuid()).pw_name,
+        controller_host=socket.gethostname().split(".")[0],
+        controller_address="127.0.0.1" if cluster.bridge is None else cluster.bridge.address,
+        controller_port=files.free_ports(1, taken=[node.port for node in cluster.nodes])[0],
+        nodes=cluster.nodes,
+        mode=cluster.mode,
+        site=site,
+        gpus=files.fake_gpus(cluster.root),
+    )
+
+
+def _start(cluster: Cluster, layout: ClusterLayout) -> Cluster:
+    root, env = cluster.root, cluster.env()
+    munged = daemons.spawn("munged", _munged_argv(layout), output=root / "log/munged.out", env=env)
+    cluster = _with(cluster, munged)
+    daemons.wait_until(lambda: Path(layout.munge_socket).exists() or not munged.alive, seconds=10)
+    if not munged.alive:
+        raise ClusterError(f"munged did not start: {_last_line(root / 'log/munged.log', root / 'log/munged.out')}")
+    cluster = _with(cluster, _start_controller(cluster))
+    for index, node in enumerate(cluster.nodes, start=1):
+        cluster = _with(cluster, *_start_node(cluster, node, index, layout.site))
+    return cluster
+
+
+def _start_controller(cluster: Cluster) -> Daemon:
+    argv = [daemons.find_tool("slurmctld"), "-D", "-f", str(cluster.conf_file)]
+    return daemons.spawn("slurmctld", argv, output=cluster.root / "log/slurmctld.out", env=cluster.env())
+
+
+def _with(cluster: Cluster, *started: Daemon) -> Cluster:
+    grown = dataclasses.replace(cluster, daemons=(*cluster.daemons, *started))
+    _save(grown)
+    return grown
+
+
+def _munged_argv(layout: ClusterLayout) -> list[str]:
+    root = layout.root
+    return [
+        daemons.find_tool("munged"),
+        # --force: the folder need not be one that only root can write to.
+        *("--foreground", "--force", f"--socket={layout.munge_socket}", f"--key-file={root}/munge/key"),
+        *(f"--pid-file={layout.pid_file('munged')}", f"--log-file={layout.log_file('munged')}"),
+        f"--seed-file={root}/munge/seed",
+    ]
+
+
+def _start_node(cluster: Cluster, node: ClusterNode, index: int, site: conf.SimulatedSite) -> tuple[Daemon, ...]:
+    argv = [daemons.find_tool("slurmd"), "-D", "-f", str(cluster.conf_file), "-N", node.name]
+    if cluster.bridge is None:
+        return (daemons.spawn(node.name, argv, output=cluster.root / f"log/{node.name}.out", env=cluster.env()),)
+    hide = [] if site.sbatch_on_nodes else [daemons.find_tool("sbatch")]
+    return netns.start_node(node, index, cluster.bridge, argv, root=cluster.root, env=cluster.env(), hide=hide)
+
+
+def _await_ready(cluster: Cluster) -> None:
+    def settled() -> bool:
+        if not all(daemon.alive for daemon in cluster.daemons):
+            return True
+        answer = cluster.run(["sinfo", "-h", "-N", "-o", "%N %T"], check=False, timeout=READY_SECONDS)
+        nodes = dict(line.split(maxsplit=1) for line in answer.stdout.splitlines())
+        return len(nodes) == len(cluster.nodes) and set(nodes.values()) == {"idle"}
+
+    in_time = daemons.wait_until(settled, seconds=READY_SECONDS, pause=0.05)
+    for daemon in cluster.daemons:
+        if not daemon.alive:
+            logs = [cluster.root / "log" / f"{daemon.name}{end}" for end in (".log", ".out", ".boot.log")]
+            raise ClusterError(f"{daemon.name} ended while the cluster came up: {_last_line(*logs)}")
+    if not in_time:
+        raise ClusterError(f"the nodes were not idle after {READY_SECONDS:.0f} s; see {cluster.root}/log")
+
+
+def _last_line(*logs: Path) -> str:
+    for log in logs:
+        lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+        if lines:
+            return lines[-1]
+    return "no reason given"

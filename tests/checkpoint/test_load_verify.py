@@ -1,0 +1,118 @@
+import hashlib
+import json
+import os
+
+import pytest
+
+from hsadml_dist.checkpoint.load import find_damage
+
+FILES = (
+    "model.safetensors",
+    "model_moments.safetensors",
+    "centres.safetensors",
+    "centres_moments.safetensors",
+    "progress.json",
+    "manifest.json",
+    "COMMIT",
+)
+
+
+@pytest.fixture
+def folder(run):
+    return run.path(run.save(1, 10))
+
+
+def test_a_whole_checkpoint_has_no_fault(folder):
+    assert {path.name for path in folder.iterdir()} == set(FILES)
+    assert find_damage(folder) is None
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("bit", [1, 128])
+def test_a_flipped_bit_is_found_in_every_file(folder, name, bit):
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= bit
+    (folder / name).write_bytes(content)
+    fault = find_damage(folder)
+    assert fault is not None
+    assert (name if name != "COMMIT" else "manifest.json") in fault
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("keep", [0, 5])
+def test_a_truncated_file_is_found(folder, name, keep):
+    (folder / name).write_bytes((folder / name).read_bytes()[:keep])
+    assert find_damage(folder) is not None
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    assert find_damage(folder) == f"{name}: No such file or directory"
+
+
+def test_sizes_are_told(folder):
+    with open(folder / "model.safetensors", "ab") as file:
+        file.write(b"x")
+    size = (folder / "model.safetensors").stat().st_size
+    assert find_damage(folder) == f"model.safetensors has {size} bytes, not {size - 1}"
+
+
+def test_a_layout_of_another_version_is_refused_by_number(folder):
+    manifest = json.dumps({**json.loads((folder / "manifest.json").read_text()), "layout": 9}).encode()
+    (folder / "manifest.json").write_bytes(manifest)
+    (folder / "COMMIT").write_text(hashlib.sha256(manifest).hexdigest())
+    assert find_damage(folder) == "layout 9 is unknown; this version reads layout 1"
+
+
+def rewritten(folder, **changes):
+    """A manifest with other content and the right COMMIT."""
+    record = json.loads((folder / "manifest.json").read_text()) | changes
+    manifest = json.dumps(record).encode()
+    (folder / "manifest.json").write_bytes(manifest)
+    (folder / "COMMIT").write_text(hashlib.sha256(manifest).hexdigest())
+
+
+ENTRY = {"bytes": 1, "sha256": "x"}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        None,
+        [],
+        {},
+        {"model.safetensors": ENTRY},
+        {"progress.json": None},
+        {"progress.json": {"bytes": "1", "sha256": "x"}},
+        {"progress.json": {"bytes": 1}},
+        {"progress.json": ENTRY, "../../secret": ENTRY},
+    ],
+)
+def test_a_manifest_of_another_shape_is_a_fault_and_no_traceback(folder, files):
+    rewritten(folder, files=files)
+    assert find_damage(folder).startswith("manifest.json ")
+
+
+def test_a_huge_commit_is_not_read_into_memory(folder):
+    with open(folder / "COMMIT", "wb") as file:
+        file.truncate(2**40)
+    assert find_damage(folder) == "manifest.json is not the one that was committed"
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(folder):
+    (folder / "model.safetensors").unlink()
+    os.mkfifo(folder / "model.safetensors")
+    assert find_damage(folder) == "model.safetensors is no plain file"
+
+
+def test_a_disk_error_while_reading_names_the_file(folder, monkeypatch):
+    def broken(file, algorithm):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(hashlib, "file_digest", broken)
+    assert find_damage(folder).endswith(".safetensors: Input/output error")
+
+
+def test_a_missing_folder(run):
+    assert find_damage(run.folder.checkpoints / "step-00000001.attempt-0001") is not None

@@ -1,0 +1,56 @@
+"""A training of two ranks on samples that a transform now and then makes too bright for any number."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+from pathlib import Path
+
+from hsadml_dist.errors import ExitCode
+from hsadml_dist.run.history import merged_events, merged_ledger, merged_metrics
+from tests.distributed.training_runs import HSADML, SECONDS, hsadml
+
+STEPS = 14
+"""So many that some are spoilt and some are not, whichever keys the samples have."""
+
+TOO_BRIGHT = "[{_target_: monai.transforms.RandScaleIntensity, factors: [3.0e+38, 3.1e+38], prob: 0.06}]"
+SETTINGS = (
+    "model.name=resnet_gn_tiny",
+    "model.embedding_dim=8",
+    "data.image_size=32",
+    f"data.transforms={TOO_BRIGHT}",
+    f"train.steps={STEPS}",
+    f"train.skip_limit={STEPS}",
+    "train.global_batch=12",
+    "evaluation.at_end=false",
+    "run.tensorboard=false",
+    "run.ledger=true",
+)
+
+
+def test_stop_ends_all_ranks_with_one_line_and_skip_goes_on_from_there(tiny_shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = ("train", "demo", f"data.shards={tiny_shards}", *SETTINGS, "--nproc", "2", "--run", str(run))
+    done = subprocess.run([*HSADML, *arguments], capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert done.returncode == ExitCode.USER_ERROR, done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("hsadml: rank ") and ": step" in line]
+    assert len(said) == 2 and len({line.partition(": step")[2] for line in said}) == 1, done.stderr
+    (failed,) = [row for row in merged_events(run) if row["event"] == "failed"]
+    assert failed["reason"] in said[0]
+
+    hsadml(*arguments, "train.on_nonfinite=skip")
+    rows, events = merged_metrics(run), merged_events(run)
+    skipped = [row for row in events if row["event"] == "skipped"]
+    first = skipped[0]
+    assert failed["reason"].startswith(first["reason"]), "what had ended the run is what is skipped"
+    assert f"step {first['step']}: the loss is nan; not finite by themselves: the image of " in first["reason"]
+    assert [row["step"] for row in events if row["event"] == "resumed"] == [first["step"] - 1] * (first["step"] > 1)
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    assert [row["step"] for row in rows if not math.isfinite(row["loss"])] == [row["step"] for row in skipped]
+    assert len(skipped) < STEPS, "the transform must not spoil all"
+    taken = {row["step"]: row["keys"] for row in merged_ledger(run)}
+    for row in skipped:
+        assert row["keys"] == taken[row["step"]]
+        assert row["suspects"]
+        assert {suspect["key"] for suspect in row["suspects"]} <= set(row["keys"])
+        assert {suspect["what"] for suspect in row["suspects"]} == {"image"}

@@ -1,0 +1,84 @@
+import json
+import sys
+import types
+
+import pytest
+
+from hsadml_dist.config.validation import build_recipe
+from hsadml_dist.config.yaml_loader import dump_recipe
+from hsadml_dist.launch import cli
+
+RESULT = {
+    "fold": 2,
+    "split_unit": "person",
+    "slices": 40,
+    "persons": 7,
+    "shared_persons": 0,
+    "reference_slices": 160,
+    "checkpoint": {"name": "step-00000009.attempt-0001", "step": 9, "attempt": 1},
+    "chosen_by": "last step",
+    "knn_accuracy": 0.9,
+    "balanced_accuracy": 0.85,
+    "head_accuracy": 0.8,
+    "raw_pixel_knn": 0.5,
+    "intervals": {
+        "knn_accuracy": [0.8, 0.95],
+        "balanced_accuracy": None,
+        "head_accuracy": [0.7, 0.9],
+        "raw_pixel_knn": [0.4, 0.6],
+        "interval_unit": "person",
+        "level": 0.95,
+    },
+}
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A run folder, with a verdict that says what it was asked."""
+    dump_recipe(build_recipe({"data.shards": "s", "train.steps": 3}), tmp_path / "config.yaml")
+    stub = types.ModuleType("hsadml_dist.evaluation.evaluate")
+    stub.evaluate_run = lambda run, shards, fold: RESULT | {"fold": fold, "shards": shards and str(shards)}
+    monkeypatch.setitem(sys.modules, stub.__name__, stub)
+    return str(tmp_path)
+
+
+def test_json_is_the_result_or_a_list_of_several(run, capsys):
+    assert cli.main(["evaluate", run, "--json", "--fold", "3", "--shards", "there"]) == 0
+    assert json.loads(capsys.readouterr().out) == RESULT | {"fold": 3, "shards": "there"}
+    assert cli.main(["evaluate", run, run, "--json"]) == 0
+    assert [result["fold"] for result in json.loads(capsys.readouterr().out)] == [None, None]
+
+
+def test_text_has_the_figures_their_intervals_and_the_control(run, capsys):
+    assert cli.main(["evaluate", run, "--fold", "2"]) == 0
+    text = capsys.readouterr().out
+    assert "split by person: 40 slices, 7 persons, 160 references; weights of step 9 (last step)" in text
+    assert "nearest neighbour      90.00%  [80.00%, 95.00%]\n" in text
+    assert "balanced accuracy      85.00%\n" in text
+    assert "raw pixels (control)   50.00%" in text
+    assert "warning" not in text and "report" not in text
+
+
+def test_shared_persons_are_warned_of_and_the_report_is_named(run, capsys, monkeypatch, tmp_path):
+    (tmp_path / "report.html").write_text("")
+    monkeypatch.setitem(RESULT, "shared_persons", 3)
+    monkeypatch.setitem(RESULT, "persons", None)
+    assert cli.main(["evaluate", run]) == 0
+    text = capsys.readouterr().out
+    assert "warning: 3 persons are on both sides" in text and "unknown persons" in text
+    assert f"report: {tmp_path / 'report.html'}" in text
+
+
+def test_persons_as_classes_are_on_both_sides_by_intent(run, capsys, monkeypatch):
+    monkeypatch.setitem(RESULT, "shared_persons", 7)
+    monkeypatch.setitem(RESULT, "label", "person")
+    monkeypatch.setitem(RESULT, "classes", ["00ff", "ff00"])
+    assert cli.main(["evaluate", run]) == 0
+    text = capsys.readouterr().out
+    assert "each of 2 persons is a class; training knows them, not these slices" in text and "warning" not in text
+
+
+def test_a_wrong_folder_is_found_before_any_work(run, capsys, monkeypatch):
+    monkeypatch.delitem(sys.modules, "hsadml_dist.evaluation.evaluate")
+    assert cli.main(["evaluate", run, "/no/run"]) == 2
+    assert "hsadml_dist.evaluation.evaluate" not in sys.modules

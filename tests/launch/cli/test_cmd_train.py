@@ -1,0 +1,95 @@
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from hsadml_dist.config.yaml_loader import load_recipe
+from hsadml_dist.launch import cli
+from hsadml_dist.launch.local import run_ranks
+
+RANK = """
+import json, os, sys
+from pathlib import Path
+run, stop = Path(sys.argv[1]), os.environ.get("HSADML_STOP_AFTER")
+with open(run / f"calls-{os.environ['RANK']}", "a") as file:
+    file.write(f"{stop}\\n")
+number = 1 if stop else 2
+attempt = run / "attempts" / f"000{number}"
+attempt.mkdir(parents=True)
+(attempt / "metrics.jsonl").write_text(json.dumps({"step": number, "attempt": number}) + "\\n")
+(run / "result.json").write_text("{}")
+sys.exit(85 if stop else 0)
+"""
+# What a smoke test must notice: (part of the code above, what replaces it, what is said).
+DEFECTS = {
+    "deaf": ("85 if", "0 if", "the stop ended with exit code 0"),
+    "lame": ("else 0", "else 75", "the resume ended with exit code 75"),
+    "forgetful": ('"step": number', '"step": 1', "the second start did not go on after step 1"),
+    "silent": ('"result.json"', '"other.json"', "no verdict"),
+}
+
+
+@pytest.fixture
+def ranks(monkeypatch):
+    """Takes the code that ranks run; at first they end at once and note whether they were to stop."""
+
+    def run(code):
+        command = [sys.executable, "-c", code]
+        monkeypatch.setattr("hsadml_dist.launch.cli.cmd_train.run_ranks", partial(run_ranks, command=command))
+
+    run(RANK)
+    return run
+
+
+def test_print_config_trains_nothing_and_is_a_recipe(recipe, capsys, tmp_path):
+    assert cli.main(["train", recipe, "train.seed=4", "--print-config", "--nproc", "3"]) == 0
+    text = capsys.readouterr().out
+    assert "seed: 4" in text and "# command line" in text and "# mine.yaml:2" in text and "# default" in text
+    (tmp_path / "printed.yaml").write_text(text)
+    assert load_recipe(tmp_path / "printed.yaml").recipe.train.seed == 4
+    assert not Path("runs").exists()
+
+
+def test_train_prepares_the_folder_and_starts_the_ranks(recipe, ranks, capfd):
+    ranks(RANK.replace("mkdir(parents=True", "mkdir(parents=True, exist_ok=True"))
+    assert cli.main(["train", recipe, "--nproc", "2", "--run", "mine", "train.seed=4"]) == 0
+    assert load_recipe(Path("mine/config.yaml")).recipe.train.seed == 4
+    assert [Path(f"mine/calls-{rank}").read_text() for rank in range(2)] == ["None\n"] * 2
+    assert capfd.readouterr().out.startswith("run folder: mine\n")
+
+
+def test_the_ranks_code_is_the_commands(recipe, ranks):
+    ranks("import sys; sys.exit(75)")
+    assert cli.main(["train", recipe]) == 75
+
+
+def test_a_stop_and_a_report_are_told(recipe, ranks, capfd):
+    ranks("import sys; sys.exit(85)")
+    assert cli.main(["train", recipe, "--run", "mine"]) == 85
+    assert "stopped; the same command goes on" in capfd.readouterr().out
+    ranks("import pathlib, sys; pathlib.Path(sys.argv[1], 'report.html').touch()")
+    assert cli.main(["train", recipe, "--run", "mine"]) == 0
+    assert "report: mine/report.html" in capfd.readouterr().out
+
+
+def test_smoke_stops_once_and_goes_on(recipe, ranks, capfd):
+    assert cli.main(["train", recipe, "--smoke", "--run", "mine"]) == 0
+    assert Path("mine-smoke/calls-0").read_text() == "1\nNone\n"
+    assert not Path("mine").exists()
+    assert capfd.readouterr().out.endswith("smoke: passed\n")
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_smoke_fails_if_a_part_does_not_work(recipe, ranks, capfd, defect):
+    part, instead, told = DEFECTS[defect]
+    assert part in RANK
+    ranks(RANK.replace(part, instead))
+    assert cli.main(["train", recipe, "--smoke"]) == (75 if defect == "lame" else 70)
+    assert f"smoke: failed: {told}" in capfd.readouterr().out
+
+
+def test_wrong_settings_come_before_any_process(recipe, ranks, capsys):
+    assert cli.main(["train", recipe, "train.sed=4", "train.global_batch=x", "--run", "mine"]) == 1
+    assert capsys.readouterr().err.count("command line: train.") == 2
+    assert not Path("mine").exists()

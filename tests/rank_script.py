@@ -1,0 +1,63 @@
+"""What every rank script of the tests begins and ends with."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hsadml_dist.distributed.comm import Comm, SoloComm, StoreAddress, TorchComm, connect_store, create_store
+from hsadml_dist.distributed.topology import Topology
+
+SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Call:
+    """How the script was called."""
+
+    folder: Path
+    world: int
+    rank: int
+    case: str
+
+    @staticmethod
+    def read() -> Call:
+        """Return this process's call."""
+        return Call(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+
+    def answer(self, value: Any) -> None:
+        """Leave the rank's answer for the test."""
+        torch.save(value, self.folder / f"answer-{self.rank}.pt")
+
+
+def with_comm(body: Callable[[Comm, str], Any]) -> None:
+    """Let the ranks meet, answer with what ``body(comm, case)`` returns, and leave together."""
+    call = Call.read()
+    comm = SoloComm() if call.world == 1 else meet(call)
+    call.answer(body(comm, call.case))
+    comm.close()
+
+
+def meet(call: Call) -> TorchComm:
+    """Rank 0 opens the store and publishes its address, the others wait for it."""
+    topology = Topology(rank=call.rank, world_size=call.world, local_rank=call.rank, local_world_size=call.world)
+    return TorchComm(topology, _store(call.folder / "address.json", topology), torch.device("cpu"), SECONDS)
+
+
+def _store(path: Path, topology: Topology) -> torch.distributed.Store:
+    if topology.is_rank_zero:
+        store, address = create_store(topology, SECONDS)
+        path.with_suffix(".new").write_text(json.dumps([address.host, address.port]))
+        path.with_suffix(".new").rename(path)
+        return store
+    while not path.exists():
+        time.sleep(0.005)
+    host, port = json.loads(path.read_text())
+    return connect_store(StoreAddress(host=host, port=port), SECONDS)

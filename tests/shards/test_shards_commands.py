@@ -1,0 +1,119 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from hsadml_dist.errors import DataError, UsageError
+from hsadml_dist.launch.cli.cmd_shards import app, pairs
+
+
+@pytest.fixture(autouse=True)
+def config_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+
+
+def run(*words: object) -> None:
+    """Call the command in this process; errors come through as they are."""
+    app([str(word) for word in words], exit_on_error=False, result_action="return_value")
+
+
+OPTIONS = ["--folds", 3, "--size", 16, "--workers", 1, "--samples-per-shard", 8]
+
+
+@pytest.fixture
+def phantom(tmp_path):
+    run("build", "phantom", 6, "--out", tmp_path / "phantom", *OPTIONS)
+    return tmp_path / "phantom"
+
+
+def test_build_tells_what_it_made(tmp_path, capsys):
+    run("build", "phantom", 6, "--out", tmp_path / "one", *OPTIONS)
+    said = capsys.readouterr().out
+    assert "made a new id key" in said and "slices written in" in said
+    assert (tmp_path / "config" / "hsadml" / "id.key").stat().st_size == 32
+    run("build", "phantom", 6, "--out", tmp_path / "two", *OPTIONS)
+    assert "made a new id key" not in capsys.readouterr().out
+
+
+def test_verify_and_info_of_a_good_folder(phantom, capsys):
+    capsys.readouterr()
+    run("verify", phantom)
+    assert "all bytes are as written" in capsys.readouterr().out
+    run("info", phantom, "--json")
+    told = json.loads(capsys.readouterr().out)
+    assert told["total"]["persons"] == 6
+    assert sum(fold["samples"] for fold in told["folds"].values()) == told["total"]["samples"]
+    assert {name: count["persons"] for name, count in told["classes"].items()} == {
+        "glioma": 2,
+        "meningioma": 2,
+        "pituitary": 2,
+    }
+    run("info", phantom)
+    assert "split by person" in capsys.readouterr().out
+
+
+def test_verify_ends_with_code_1_and_names_the_shard(phantom, capsys):
+    path = phantom / "shard-00000.tar"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(SystemExit) as caught:
+        run("verify", phantom)
+    assert caught.value.code == 1
+    assert "shard-00000.tar" in capsys.readouterr().out
+
+
+def test_table_options_reach_the_source(table, tmp_path, capsys):
+    out = tmp_path / "t"
+    options = ["--columns", "person=exam,exam=person", "--where", "class=glioma", "--where", "plane=axial"]
+    run("build", "table", table, "--out", out, "--folds", 2, "--size", 16, "--workers", 1, *options)
+    capsys.readouterr()
+    run("info", out, "--json")
+    told = json.loads(capsys.readouterr().out)
+    assert (told["total"]["persons"], told["total"]["samples"], list(told["classes"])) == (2, 10, ["glioma"])
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "text"),
+    [
+        (
+            ["tabel", "x"],
+            UsageError,
+            r"SOURCE 'tabel': allowed: table, figshare, folders, phantom \(did you mean 'table'\?\)",
+        ),
+        (["nifti", "x"], UsageError, r"SOURCE 'nifti': allowed: .*not built in yet"),
+        (["folders", "x", "--persons", "p.csv"], UsageError, r"--persons: only for SOURCE figshare; this is folders"),
+        (["table", "x", "--author-folds"], UsageError, r"--author-folds: only for SOURCE figshare or folders"),
+        (["phantom", "many"], UsageError, r"INPUT 'many'"),
+        (["phantom", "0"], UsageError, r"INPUT 0"),
+        (["phantom", "5", "--columns", "file=a"], UsageError, r"--columns: only for SOURCE table"),
+        (["phantom", "5", "--workers", "0"], UsageError, r"--workers 0: at least 1"),
+        (["phantom", "3"], DataError, r"--folds 5: .*persons \(3\)"),
+        (["phantom", "9", "--split-by", "slices"], UsageError, r"--split-by 'slices'.*mean 'slice'"),
+        (["table", "none.csv"], DataError, r"none.csv cannot be read"),
+        (["table", "none.csv", "--columns", "file"], UsageError, r"--columns 'file': write NAME=VALUE"),
+    ],
+)
+def test_wrong_words_are_one_clear_line(tmp_path, words, kind, text):
+    with pytest.raises(kind, match=text) as caught:
+        run("build", *words, "--out", tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_pairs():
+    assert pairs(["a=b", " c=d=e ", ""], "--x") == {"a": "b", "c": "d=e"}
+    with pytest.raises(UsageError, match="twice"):
+        pairs(["a=b", "a=c"], "--x")
+
+
+def test_verify_and_info_import_neither_torch_nor_numpy(phantom):
+    code = (
+        "import sys; from hsadml_dist.launch.cli.cmd_shards import app\n"
+        "for words in (['info'], ['info', '--json'], ['verify']):\n"
+        f"    app([words[0], {str(phantom)!r}, *words[1:]], result_action='return_value')\n"
+        "print(sorted({'torch', 'numpy', 'webdataset', 'matplotlib', 'PIL'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
