@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hsadml_dist.atomic import write_text
 from hsadml_dist.report.comparison_facts import (
     Comparison,
     Pool,
@@ -30,7 +31,6 @@ from hsadml_dist.report.formatting import (
     unit_title,
 )
 from hsadml_dist.report.page import render_page
-from hsadml_dist.run.folder import replace_text
 
 PAGE_NAME = "combined.html"
 QUOTED_CLASSES = frozenset(("glioma", "meningioma", "pituitary"))
@@ -48,7 +48,7 @@ def write_comparison_page(folder: Path, combined: Mapping[str, Any]) -> Path:
         combined: ``combined.json`` as a dictionary.
     """
     path = folder / PAGE_NAME
-    replace_text(path, render_comparison(combined))
+    write_text(path, render_comparison(combined))
     return path
 
 

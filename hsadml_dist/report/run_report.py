@@ -8,12 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hsadml_dist.atomic import write_text
 from hsadml_dist.report import run_figures, sphere
 from hsadml_dist.report.neighbour_examples import MAX_EXAMPLES, NeighbourExample, render_example
 from hsadml_dist.report.page import EmbeddedImage, render_markdown, render_page
 from hsadml_dist.report.run_facts import installed_versions, run_facts
 from hsadml_dist.report.sphere import SphereProjection
-from hsadml_dist.run.folder import RunFolder, replace_text
+from hsadml_dist.run.folder import RunFolder
 
 MAX_CLASSES = 12
 """Classes that tables and figures show by name; of more, those with most test slices."""
@@ -42,8 +43,8 @@ def write_run_report(
         The path of the page.
     """
     folder, name, versions = RunFolder(run), run.resolve().name, installed_versions()
-    replace_text(folder.model_card, render_model_card(name, result, versions))
-    replace_text(folder.report, render_run_report(name, result, metrics, projection, examples, versions))
+    write_text(folder.model_card, render_model_card(name, result, versions))
+    write_text(folder.report, render_run_report(name, result, metrics, projection, examples, versions))
     return folder.report
 
 
