@@ -18,8 +18,8 @@ MAX_PAIRS = 2
 """Pairs of losses with a sentence of their own."""
 _PAPERS_LOSS = "sphereface"
 
-Comparison = Mapping[str, Any]
-Pool = Mapping[str, Any]
+ComparisonDict = Mapping[str, Any]
+PoolDict = Mapping[str, Any]
 
 
 def headline(combined: Mapping[str, Any]) -> list[str]:
@@ -61,7 +61,7 @@ def remarks(combined: Mapping[str, Any]) -> list[str]:
     return render_paragraphs("comparison_remarks.txt.j2", facts)
 
 
-def main_comparisons(combined: Mapping[str, Any]) -> list[Comparison]:
+def main_comparisons(combined: Mapping[str, Any]) -> list[ComparisonDict]:
     """Return the comparisons of losses by k-NN under the strictest split, those with softmax and SphereFace first."""
     pool = combined["pools"][0]
     found = [
@@ -72,13 +72,18 @@ def main_comparisons(combined: Mapping[str, Any]) -> list[Comparison]:
     return sorted(found, key=lambda one: (one["second"]["loss"] != "softmax", one["first"]["loss"] != _PAPERS_LOSS))
 
 
-def strictest_pools(combined: Mapping[str, Any]) -> list[Pool]:
+def strictest_pools(combined: Mapping[str, Any]) -> list[PoolDict]:
     """Return the pools of the strictest split on the first shards; pools are sorted by split."""
     return [pool for pool in combined["pools"] if _shards(pool) == _shards(combined["pools"][0])]
 
 
-def conclusion(comparison: Comparison) -> str:
-    """Return ``better`` or ``worse`` if test and interval agree, ``unclear`` if not, else ``no_difference``."""
+def conclusion(comparison: ComparisonDict) -> str:
+    """Return what a comparison shows about its first side.
+
+    Returns:
+        ``better`` or ``worse`` if the test is significant and the interval excludes 0, ``unclear`` if only one of
+        them does, ``no_difference`` if neither.
+    """
     test = comparison["test"]
     interval, significant = test["interval"], deciding_p(comparison) < SIGNIFICANT
     excludes_zero = interval is not None and (interval[0] > 0 or interval[1] < 0)
@@ -87,7 +92,7 @@ def conclusion(comparison: Comparison) -> str:
     return "unclear" if significant or excludes_zero else "no_difference"
 
 
-def deciding_p(comparison: Comparison) -> float:
+def deciding_p(comparison: ComparisonDict) -> float:
     """Return the permutation p, corrected for the number of pairs where that applies."""
     adjusted = comparison["adjusted_p"]
     return comparison["test"]["permutation"]["p"] if adjusted is None else adjusted
@@ -120,7 +125,7 @@ def _shards(side: Mapping[str, Any]) -> tuple[str, str]:
     return side["split_unit"], side["data_digest"]
 
 
-def _worst_leak(combined: Mapping[str, Any]) -> Comparison | None:
+def _worst_leak(combined: Mapping[str, Any]) -> ComparisonDict | None:
     """Return the comparison of the leakiest split with the split by patient, of SphereFace if it is there."""
     found = [
         one
@@ -130,19 +135,19 @@ def _worst_leak(combined: Mapping[str, Any]) -> Comparison | None:
     return min(found, key=_leak_order, default=None)
 
 
-def _leak_order(comparison: Comparison) -> tuple[bool, bool]:
+def _leak_order(comparison: ComparisonDict) -> tuple[bool, bool]:
     first = comparison["first"]
     return first["split_unit"] != "slice", first["loss"] != _PAPERS_LOSS
 
 
-def _seed_spread(pool: Pool) -> float:
+def _seed_spread(pool: PoolDict) -> float:
     """Return the range of accuracies of the seeds that were evaluated on the same slices."""
     most = max(part["slices"] for part in pool["by_seed"])
     accuracies = [part["accuracy"] for part in pool["by_seed"] if part["slices"] == most]
     return max(accuracies) - min(accuracies)
 
 
-def _missing_folds(pools: Sequence[Pool]) -> Iterator[dict[str, Any]]:
+def _missing_folds(pools: Sequence[PoolDict]) -> Iterator[dict[str, Any]]:
     """Yield the missing folds and seeds with the losses that lack them; losses of one split are grouped."""
     losses: dict[tuple[Any, ...], list[str]] = {}
     for pool in pools:

@@ -8,8 +8,8 @@ from typing import Any
 
 from hsadml_dist.atomic import write_text
 from hsadml_dist.report.comparison_facts import (
-    Comparison,
-    Pool,
+    ComparisonDict,
+    PoolDict,
     header,
     headline,
     remarks,
@@ -37,7 +37,7 @@ QUOTED_CLASSES = frozenset(("glioma", "meningioma", "pituitary"))
 QUOTED = {"sphereface": 0.9869, "softmax": 0.9847}
 """k-NN accuracy (k = 1) by Verma and Singh 2022, arXiv 2201.12269, on the CE-MRI images."""
 
-Row = Sequence[str]
+Cells = Sequence[str]
 
 
 def write_comparison_page(folder: Path, combined: Mapping[str, Any]) -> Path:
@@ -76,7 +76,7 @@ def render_comparison(combined: Mapping[str, Any]) -> str:
 def _accuracy_section(combined: Mapping[str, Any]) -> dict[str, Any]:
     """Return the accuracies of all pools, with the raw-pixel control."""
     drawn: list[ForestRow] = []
-    rows: list[Row] = []
+    rows: list[Cells] = []
     for pool in combined["pools"]:
         knn, raw = pool["methods"]["knn"], pool["methods"].get("raw_pixels")
         series = [_point(method_title("knn"), knn)]
@@ -123,7 +123,7 @@ def _differences_section(combined: Mapping[str, Any]) -> dict[str, Any]:
 
 def _splits_section(combined: Mapping[str, Any]) -> dict[str, Any]:
     """Return the same slices under a leaky and a strict split; a control once, as it does not depend on the loss."""
-    found: dict[tuple[str, ...], Comparison] = {}
+    found: dict[tuple[str, ...], ComparisonDict] = {}
     for one in sorted(combined["comparisons"], key=lambda one: _is_control(one["first"])):
         if one["kind"] == "splits":
             first, second = one["first"], one["second"]
@@ -175,13 +175,13 @@ def _folds_section(combined: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _part_rows(pools: Sequence[Pool], part: str) -> list[Row]:
+def _part_rows(pools: Sequence[PoolDict], part: str) -> list[Cells]:
     """Return a row per fold or seed: the accuracy of each loss, slices and patients."""
     found: dict[int, dict[str, Mapping[str, Any]]] = {}
     for pool in pools:
         for one in pool[f"by_{part}"]:
             found.setdefault(one["number"], {})[pool["loss"]] = one
-    rows: list[Row] = []
+    rows: list[Cells] = []
     for number, by_loss in sorted(found.items()):
         cells = (percent(by_loss[pool["loss"]]["accuracy"]) if pool["loss"] in by_loss else MISSING for pool in pools)
         largest = max(by_loss.values(), key=lambda one: one["slices"])
@@ -189,7 +189,7 @@ def _part_rows(pools: Sequence[Pool], part: str) -> list[Row]:
     return rows
 
 
-def _test_row(name: str, split: str, comparison: Comparison, *, corrected: bool) -> Row:
+def _test_row(name: str, split: str, comparison: ComparisonDict, *, corrected: bool) -> Cells:
     test, adjusted = comparison["test"], comparison["adjusted_p"]
     ties = test["units"] - test["units_for"] - test["units_against"]
     return [
@@ -204,7 +204,7 @@ def _test_row(name: str, split: str, comparison: Comparison, *, corrected: bool)
     ]
 
 
-def _unclustered_row(name: str, split: str, comparison: Comparison) -> Row:
+def _unclustered_row(name: str, split: str, comparison: ComparisonDict) -> Cells:
     test = comparison["test"]
     unclustered = test["unclustered_misleading"]
     return [
@@ -217,7 +217,7 @@ def _unclustered_row(name: str, split: str, comparison: Comparison) -> Row:
     ]
 
 
-def _split_row(name: str, splits: str, comparison: Comparison) -> Row:
+def _split_row(name: str, splits: str, comparison: ComparisonDict) -> Cells:
     test = comparison["test"]
     return [
         splits,
@@ -231,7 +231,7 @@ def _split_row(name: str, splits: str, comparison: Comparison) -> Row:
     ]
 
 
-def _difference_row(name: str, group: str, comparison: Comparison) -> ForestRow:
+def _difference_row(name: str, group: str, comparison: ComparisonDict) -> ForestRow:
     is_control, test = _is_control(comparison["first"]), comparison["test"]
     series = "control" if is_control else "learnt"
     point = ForestPoint(series=series, value=test["difference"], interval=test["interval"], is_control=is_control)
@@ -249,7 +249,7 @@ def _short(figures: Mapping[str, Any]) -> str:
     return f"{100 * figures['accuracy']:.1f}{bounds}"
 
 
-def _difference_title(comparison: Comparison) -> str:
+def _difference_title(comparison: ComparisonDict) -> str:
     first, second = comparison["first"], comparison["second"]
     method = ", by centres" if first["method"] == "head" else ""
     subtrahend = "raw pixels" if comparison["kind"] == "control" else loss_title(second["loss"])
@@ -260,7 +260,7 @@ def _side_title(side: Mapping[str, Any]) -> str:
     return method_title(side["method"]) if side["method"] == "raw_pixels" else loss_title(side["loss"])
 
 
-def _split_pair(comparison: Comparison) -> str:
+def _split_pair(comparison: ComparisonDict) -> str:
     return " against ".join(unit_title(comparison[side]["split_unit"]) for side in ("first", "second"))
 
 
@@ -268,5 +268,5 @@ def _is_control(side: Mapping[str, Any]) -> bool:
     return side["method"] in CONTROLS
 
 
-def _unit(pools: Sequence[Pool]) -> str:
+def _unit(pools: Sequence[PoolDict]) -> str:
     return unit_title(pools[0]["split_unit"])

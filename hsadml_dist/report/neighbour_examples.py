@@ -26,7 +26,7 @@ class ExampleImage:
     Attributes:
         image_HW: Grey values of any number type, stretched between their 0.5th and 99.5th percentile.
         caption: For instance class and cosine.
-        same_class: Whether it is of the query's class; None for the query itself.
+        same_class: True if it is of the query's class; None for the query itself.
     """
 
     image_HW: np.ndarray
@@ -39,10 +39,10 @@ class NeighbourExample:
     """A test slice and its nearest training slices.
 
     Attributes:
-        title: What it is an example of.
+        title: Classes of the query and of its nearest neighbour.
         query: The test slice.
         neighbours: The nearest training slices, nearest first; the page shows :data:`MAX_NEIGHBOURS`.
-        is_correct: Whether the nearest one is of the query's class.
+        is_correct: True if the nearest one is of the query's class.
     """
 
     title: str

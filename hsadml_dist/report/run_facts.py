@@ -166,7 +166,7 @@ def weak_classifiers(result: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def miscalibration(calibration: Mapping[str, Any] | None) -> str | None:
-    """Return ``overconfident`` or ``underconfident`` for poorly calibrated probabilities, else None."""
+    """Return ``overconfident`` or ``underconfident`` for poorly calibrated probabilities; None for others."""
     if not calibration or calibration["expected_calibration_error"] < POOR_CALIBRATION:
         return None
     excess = sum(one["count"] * (one["confidence"] - one["accuracy"]) for one in calibration["reliability"])

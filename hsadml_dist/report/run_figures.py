@@ -109,8 +109,8 @@ def draw_outcomes(counts: Mapping[str, int], unit: str, by: str) -> EmbeddedImag
 
     Args:
         counts: Count of each outcome by its name.
-        unit: What is counted, in the plural.
-        by: What decides on the outcome, for the alternative text.
+        unit: Unit of the counts, in the plural.
+        by: Criterion of the outcomes, for the alternative text.
     """
     figure, axes = new_figure(WIDTH, 1.35)
     start = 0
