@@ -70,9 +70,9 @@ class ControlResult:
     Attributes:
         name: The control's name within a sentence.
         accuracy: Its accuracy.
-        status: ``exceeded``: the k-NN interval is above the control by at least ten points; ``close``: by less;
-            ``in_interval``: the interval includes the control; ``not_exceeded``: it is not above the control.
-        margin: k-NN accuracy less control.
+        status: ``not_exceeded``: the k-NN interval is not above the control; ``in_interval``: it includes the control;
+            ``close``: it is above the control, but the accuracy by less than ten points; ``exceeded`` otherwise.
+        margin: k-NN accuracy minus the control's.
     """
 
     name: str

@@ -33,6 +33,12 @@ def test_model_card_has_the_standard_sections(card: str) -> None:
     assert "**Research use only.**" in card.split("##", maxsplit=1)[0]
 
 
+def test_model_card_lists_values_on_the_line_of_their_bullet(card: str) -> None:
+    lines = card.splitlines()
+    assert r"- Settings: image size 112; embedding dim 64; loss.margin 4; optimiser \<adamw\>" in lines
+    assert r"- Classes (3): \<class 0\>, \<class 1\>, \<class 2\>" in lines
+
+
 def test_model_card_escapes_names(card: str) -> None:
     assert re.findall(r"^# (.*)$", card, re.MULTILINE) == [r"Model card: run \| \<b\> \# no heading"]
     assert not re.search(r"(?<!\\)<", card)
