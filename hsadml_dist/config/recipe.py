@@ -279,7 +279,7 @@ class RunConfig:
         tensorboard: Whether TensorBoard files are written.
         timeout_seconds: Longest wait for a peer before the rank gives up.
         step_timeout_seconds: Longest time for a step, including its data; the start, the first step, a save and the
-            evaluation get ten times as long. A rank that exceeds it writes its stacks and ends the run; None disables it.
+            evaluation get ten times as long. A rank that exceeds it writes its stacks and ends the run; None: never.
         stop_lead_seconds: How long before the end time of its job a run stops by itself.
         code_change: Reaction to a resume with other code than that of the first start. ``name``: log the files that
             differ; ``refuse``: do not start.
