@@ -17,9 +17,9 @@ from hsadml_dist.checkpoint.layout import CheckpointName, TrainingProgress, list
 from hsadml_dist.checkpoint.load import CheckpointChoice, choose_checkpoint
 from hsadml_dist.checkpoint.tensor_files import TrainingState
 from hsadml_dist.config import Recipe
-from hsadml_dist.data.loader import Batch, TrainData, build_train_data
-from hsadml_dist.distributed.comm import cpu_threads_for_rank, topology_from_environ
-from hsadml_dist.distributed.rendezvous import RankContext, join_run
+from hsadml_dist.data.batch import Batch
+from hsadml_dist.data.loader import TrainData, build_train_data
+from hsadml_dist.distributed.topology import cpu_threads_for_rank, topology_from_environ
 from hsadml_dist.engine.guard import NonFiniteStep
 from hsadml_dist.engine.learner import Learner, StepReport, build_learner
 from hsadml_dist.errors import ConfigError, ExitCode, Fault, HsadmlError, NumericalError, RunError
@@ -38,6 +38,7 @@ from hsadml_dist.run.attempts import crash_loop_reason
 from hsadml_dist.run.code_snapshot import save_code_snapshot
 from hsadml_dist.run.folder import RunFolder, replace_text
 from hsadml_dist.run.rank_log import configure_rank_logging
+from hsadml_dist.run.rendezvous import RankContext, join_run
 from hsadml_dist.run.trackers import MetricsRow, Recorder, open_recorder
 
 log = logging.getLogger(__name__)

@@ -13,14 +13,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 from hsadml_dist.run.folder import AttemptFolder
 from hsadml_dist.run.history import EventLog, EventName, StopReason, stop_event_details
 from hsadml_dist.run.jsonl import JsonlWriter
-
-if TYPE_CHECKING:  # imports torch, which a login node may not have
-    from hsadml_dist.distributed.rendezvous import RankContext
+from hsadml_dist.run.rendezvous import RankContext
 
 LINE_SECONDS = 30.0
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
