@@ -17,10 +17,10 @@ from hsadml_dist.run.folder import AttemptFolder, RunFolder
 log = logging.getLogger(__name__)
 
 SILENT_SECONDS = 2.5
-"""Heartbeats come every second; a rank without one for longer is suspended, cannot run Python, or its machine is down."""
+"""Heartbeats come every second; a rank without one for longer is suspended, or cannot run, or its machine is down."""
 
-# Messages of gloo about a peer that died or does not answer. Gloo's errors have no class of their own, and some lack the
-# name of its source file.
+# Messages of gloo about a peer that died or does not answer. Gloo's errors have no class of their own, and some lack
+# the name of its source file.
 LOST = re.compile(
     r"connection (?:was likely )?(?:closed|reset|refused)|broken pipe|socket closed|timed? ?out|timeout"
     r"|no route to host|network is unreachable|connectFullMesh|pair closure",

@@ -63,9 +63,7 @@ class PositionRecorder:
         same_span = step == before.step and (stage == before.stage or (in_step and before.stage in STEP_STAGES))
         span = before.span if same_span else before.span + 1
         # A single assignment, so that a thread sees either the old position or the new one.
-        self.position = RankPosition(
-            step=step, stage=stage, span=span, slow=not in_step or step == self._first_step
-        )
+        self.position = RankPosition(step=step, stage=stage, span=span, slow=not in_step or step == self._first_step)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +160,7 @@ class PeriodicTask:
 
     def _run(self) -> None:
         while not self._closed.wait(self._seconds):
-            # A short outage of the file server must not end the heartbeats, because others would then take over the run.
+            # A short outage of the file server must not end the heartbeats: another start would then take over the run.
             with contextlib.suppress(OSError):
                 self._function()
 

@@ -120,12 +120,12 @@ def _read_snapshot(run: RunFolder) -> CodeSnapshot | None:
 
 def _write_snapshot(run: RunFolder, snapshot: CodeSnapshot, package: Path) -> None:
     run.code.mkdir(parents=True, exist_ok=True)
-    with atomic_path(run.code / f"{snapshot.digest}.zip") as temporary:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, path in _package_files(package):
-                info = zipfile.ZipInfo(f"{package.name}/{name}", ZIP_TIMESTAMP)
-                info.compress_type = zipfile.ZIP_DEFLATED
-                archive.writestr(info, path.read_bytes())
+    archive_path = run.code / f"{snapshot.digest}.zip"
+    with atomic_path(archive_path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, path in _package_files(package):
+            info = zipfile.ZipInfo(f"{package.name}/{name}", ZIP_TIMESTAMP)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(info, path.read_bytes())
     # Written last, so that the archive it refers to exists.
     write_text(run.code / "code.json", json.dumps(asdict(snapshot), indent=2, sort_keys=True) + "\n")
 
