@@ -198,11 +198,11 @@ def test_a_save_that_fails_on_one_rank_ends_all_at_the_same_step_with_the_same_l
     assert choose_checkpoint(run, SoloComm()).rejected == []
 
 
-def test_a_rank_killed_in_the_midst_leaves_nothing_that_looks_like_a_checkpoint(nursery, ranks, tmp_path):
+def test_a_rank_killed_in_the_midst_leaves_nothing_that_looks_like_a_checkpoint(fork_server, ranks, tmp_path):
     run, script = RunFolder(tmp_path / "run"), "checkpoint/background_save_ranks.py"
     (tmp_path / "ranks").mkdir()
     job = {"script": f"tests/{script}", "folder": str(tmp_path / "ranks"), "world": 2, "preload": []}
-    codes = nursery.run(job | {"case": f"killed {run.path}"})
+    codes = fork_server.run(job | {"case": f"killed {run.path}"})
     assert codes == [70, -9]
     assert [name.step for name in list_checkpoints(run)] == [10]
     (half,) = [path for path in run.checkpoints.iterdir() if path.name.startswith(".")]
