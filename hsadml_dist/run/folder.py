@@ -16,6 +16,16 @@ SEARCH_DEPTH = 2
 """Levels below a folder in which runs are searched: ``runs/NAME/fold-0-seed-1``."""
 
 
+class _Child:
+    """Attribute with the path of an entry of the folder."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, folder: AttemptFolder | RunFolder, owner: type) -> Path:
+        return folder.path / self._name
+
+
 @dataclass(frozen=True)
 class AttemptFolder:
     """The folder of one attempt; no other attempt writes to it."""
@@ -27,50 +37,24 @@ class AttemptFolder:
         """The attempt's number, from 1."""
         return int(self.path.name)
 
-    @property
-    def record(self) -> Path:
-        """File with the attempt's holder and its settings, written once."""
-        return self.path / "attempt.json"
-
-    @property
-    def parent(self) -> Path:
-        """File with the name of the checkpoint that the attempt resumed from, written once."""
-        return self.path / "parent.json"
-
-    @property
-    def rendezvous(self) -> Path:
-        """File with the address at which rank 0 waits for its peers."""
-        return self.path / "rendezvous.json"
-
-    @property
-    def metrics(self) -> Path:
-        """File with one row per step."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def events(self) -> Path:
-        """File with one row per event."""
-        return self.path / "events.jsonl"
-
-    @property
-    def ledger(self) -> Path:
-        """File with the sample keys of each step."""
-        return self.path / "ledger.jsonl"
-
-    @property
-    def heartbeat(self) -> Path:
-        """File touched every few seconds while the attempt is alive."""
-        return self.path / "heartbeat"
-
-    @property
-    def tensorboard(self) -> Path:
-        """Folder of TensorBoard files."""
-        return self.path / "tensorboard"
-
-    @property
-    def rank_heartbeats(self) -> Path:
-        """Folder of the ranks' heartbeat files."""
-        return self.path / "ranks"
+    record = _Child("attempt.json")
+    """File with the attempt's holder and its settings, written once."""
+    parent = _Child("parent.json")
+    """File with the name of the checkpoint that the attempt resumed from, written once."""
+    rendezvous = _Child("rendezvous.json")
+    """File with the address at which rank 0 waits for its peers."""
+    metrics = _Child("metrics.jsonl")
+    """File with one row per step."""
+    events = _Child("events.jsonl")
+    """File with one row per event."""
+    ledger = _Child("ledger.jsonl")
+    """File with the sample keys of each step."""
+    heartbeat = _Child("heartbeat")
+    """File touched every few seconds while the attempt is alive."""
+    tensorboard = _Child("tensorboard")
+    """Folder of TensorBoard files."""
+    rank_heartbeats = _Child("ranks")
+    """Folder of the ranks' heartbeat files."""
 
     def rank_heartbeat(self, rank: int) -> Path:
         """Return the heartbeat file of a rank, rewritten about once per second with its step and stage."""
@@ -87,55 +71,26 @@ class RunFolder:
 
     path: Path
 
-    @property
-    def config(self) -> Path:
-        """File with the run's complete recipe."""
-        return self.path / "config.yaml"
-
-    @property
-    def stop_request(self) -> Path:
-        """File that a user creates to make the run save and stop."""
-        return self.path / "STOP"
-
-    @property
-    def save_request(self) -> Path:
-        """File that a user creates to request a checkpoint after the current step."""
-        return self.path / "SAVE"
-
-    @property
-    def code(self) -> Path:
-        """Folder with a snapshot of the code that the run was first started with."""
-        return self.path / "code"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of checkpoints."""
-        return self.path / "checkpoints"
-
-    @property
-    def result(self) -> Path:
-        """File with the evaluation's result."""
-        return self.path / "result.json"
-
-    @property
-    def predictions(self) -> Path:
-        """File with each method's prediction for each test slice."""
-        return self.path / "predictions.json"
-
-    @property
-    def report(self) -> Path:
-        """The evaluation report as a page."""
-        return self.path / "report.html"
-
-    @property
-    def model_card(self) -> Path:
-        """File that describes the weights, their intended use and their performance."""
-        return self.path / "MODEL_CARD.md"
-
-    @property
-    def attempts_root(self) -> Path:
-        """Folder of attempts."""
-        return self.path / "attempts"
+    config = _Child("config.yaml")
+    """File with the run's complete recipe."""
+    stop_request = _Child("STOP")
+    """File that a user creates to make the run save and stop."""
+    save_request = _Child("SAVE")
+    """File that a user creates to request a checkpoint after the current step."""
+    code = _Child("code")
+    """Folder with a snapshot of the code that the run was first started with."""
+    checkpoints = _Child("checkpoints")
+    """Folder of checkpoints."""
+    result = _Child("result.json")
+    """File with the evaluation's result."""
+    predictions = _Child("predictions.json")
+    """File with each method's prediction for each test slice."""
+    report = _Child("report.html")
+    """The evaluation report as a page."""
+    model_card = _Child("MODEL_CARD.md")
+    """File that describes the weights, their intended use and their performance."""
+    attempts_root = _Child("attempts")
+    """Folder of attempts."""
 
     def attempt(self, number: int) -> AttemptFolder:
         """Return the folder of an attempt, whether or not it exists."""
