@@ -24,11 +24,11 @@ from types import SimpleNamespace
 
 import torch
 from bare_loop import bare_step, rank_environ
-from hsadml_dist.data.batch import Batch
 
 from hsadml_dist.checkpoint.background import CheckpointSaver
 from hsadml_dist.config import Recipe
 from hsadml_dist.config.recipe import DataConfig, LossConfig, OptimConfig, TrainConfig
+from hsadml_dist.data.batch import Batch
 from hsadml_dist.data.order import ExactOrder
 from hsadml_dist.distributed.comm import Comm
 from hsadml_dist.distributed.topology import topology_from_environ

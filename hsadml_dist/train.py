@@ -63,7 +63,7 @@ def train(recipe: Recipe, path: Path, notice: StopSignal) -> ExitCode:
     notice.set_deadline(job_end_time(), recipe.run.stop_lead_seconds)
     # Both fork processes, so no thread, group or device may exist before them.
     with open_external_watchdog(recipe.run.step_timeout_seconds is not None) as external_watchdog:
-        train_data = build_train_data(recipe, topology)
+        train_data = build_train_data(recipe.data, recipe.train, topology)
         try:
             threads = recipe.engine.threads or cpu_threads_for_rank(topology)
             torch.set_num_threads(threads)

@@ -52,7 +52,7 @@ def build_engine(
     scales = layer_scales(model, layer_depths(model), recipe.optim.layer_decay)
     optimizer = build_optimizer(model.parameters(), recipe.optim, decay=True, lr_scales=scales)
     if settings.name == "deepspeed":
-        own = build_deepspeed_options(recipe, comm.topology.world_size)
+        own = build_deepspeed_options(recipe.engine, recipe.train.global_batch, comm.topology.world_size)
         return DeepSpeedEngine(model, optimizer, comm, settings.precision, own, bare, recipe.optim.ema_decay)
     options = DdpOptions(
         static_graph=settings.static_graph, compiled=settings.compile, ema_decay=recipe.optim.ema_decay

@@ -52,7 +52,7 @@ def test_shards_behind_a_server_train_go_on_and_are_judged(
 
     recipe = load_recipe(RunFolder(far).config).recipe
     assert (recipe.data.shards, recipe.data.stage) == (server.address, "$SCRATCH_HERE/shards")
-    asked = Counter(name for name in server.asked if name.endswith(".tar"))
+    asked = Counter(name for name in server.requested if name.endswith(".tar"))
     assert asked.pop(unlucky) == 3
     assert set(asked.values()) == {1}, "two ranks, a worker each, a process ahead, two starts: one transfer"
     result = json.loads(hsadml("evaluate", far, "--json"))

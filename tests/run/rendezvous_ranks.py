@@ -15,14 +15,15 @@ from hsadml_dist.run.rendezvous import join_run
 
 
 def main(call: Call) -> None:
-    """Answer with (attempt, sum over the ranks, token), or with the fault."""
-    path, _, token = call.case.partition(" ")
+    """Answer with (attempt, sum over the ranks, token), or with the type of the error."""
+    path, token, timeout_seconds = call.case.split(" ")
     os.environ["HSADML_LAUNCH"] = token
     topology = Topology(rank=call.rank, world_size=call.world, local_rank=call.rank, local_world_size=call.world)
+    facts = {"world_size": call.world}
     try:
-        context = join_run(RunFolder(Path(path)), topology, {"world_size": call.world}, 2, lambda: False)
-    except HsadmlError as fault:
-        call.answer(f"{type(fault).__name__}: {fault}")
+        context = join_run(RunFolder(Path(path)), topology, facts, int(timeout_seconds), lambda: False)
+    except HsadmlError as error:
+        call.answer(type(error).__name__)
         return
     total = context.comm.all_reduce_sum(torch.tensor(1.0 + call.rank))
     call.answer((context.attempt.number, float(total), context.holder.token))

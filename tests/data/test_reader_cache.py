@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from hsadml_dist.data.index import load_index
-from hsadml_dist.data.prepared_cache import HASH_BYTES, PreparedCache, PreparedImages, open_prepared_cache
-from hsadml_dist.data.reader import ShardReader
+from hsadml_dist.data.reader import HASH_BYTES, PreparedCache, PreparedImages, ShardReader, open_prepared_cache
 from hsadml_dist.data.transforms import Preprocessing
 from hsadml_dist.errors import ConfigError, DataError
 
@@ -43,7 +42,7 @@ def picture(seed, size=SIZE):
     return torch.randn(1, size, size, generator=torch.Generator().manual_seed(seed))
 
 
-def test_images_are_the_same_bit_by_bit_without_and_with_a_cache(tiny_shards, index, prepare, tmp_path):
+def test_cache_changes_no_bit_of_an_image(tiny_shards, index, prepare, tmp_path):
     reader = ShardReader(tiny_shards, index)
     store = open_prepared_cache(tmp_path / "new" / "cache", index, prepare)
     plain, cold, warm = (PreparedImages(reader, prepare, each) for each in (None, store, store))
@@ -58,7 +57,7 @@ def test_images_are_the_same_bit_by_bit_without_and_with_a_cache(tiny_shards, in
     store.close()
 
 
-def test_what_is_kept_is_neither_read_nor_prepared_again(tiny_shards, index, prepare, tmp_path):
+def test_cached_image_is_neither_read_nor_prepared_again(tiny_shards, index, prepare, tmp_path):
     shutil.copytree(tiny_shards, tmp_path / "shards")
     store = open_prepared_cache(tmp_path, index, prepare)
     images = PreparedImages(ShardReader(tmp_path / "shards", index), prepare, store)
@@ -78,7 +77,7 @@ def test_what_is_kept_is_neither_read_nor_prepared_again(tiny_shards, index, pre
     again.close()
 
 
-def test_damaged_shards_are_seen_when_an_image_is_kept(tiny_shards, index, prepare, tmp_path):
+def test_damaged_image_is_not_cached(tiny_shards, index, prepare, tmp_path):
     shutil.copytree(tiny_shards, tmp_path / "shards")
     row = index.samples[2]
     with open(tmp_path / "shards" / index.shards[row.shard].name, "r+b") as file:
@@ -93,24 +92,24 @@ def test_damaged_shards_are_seen_when_an_image_is_kept(tiny_shards, index, prepa
     store.close()
 
 
-def test_a_record_that_was_never_written_is_not_there(store):
+def test_unwritten_record_is_absent(store):
     assert [store.get(position, SOURCES[0]) for position in range(5)] == [None] * 5
 
 
-def test_a_record_belongs_to_the_image_that_it_came_from(store):
+def test_record_belongs_to_its_source_image(store):
     store.put(3, SOURCES[0], picture(1))
     assert store.get(3, SOURCES[1]) is None
     assert store.get(2, SOURCES[0]) is None
     assert torch.equal(store.get(3, SOURCES[0]), picture(1))
 
 
-def test_an_image_with_gaps_between_its_rows_is_kept_too(store):
+def test_non_contiguous_image_can_be_stored(store):
     wide = picture(1, 2 * SIZE)[:, ::2, ::2]
     store.put(0, SOURCES[0], wide)
     assert torch.equal(store.get(0, SOURCES[0]), wide)
 
 
-def test_no_byte_of_a_record_can_be_wrong(store):
+def test_changed_byte_invalidates_a_record(store):
     store.put(1, SOURCES[0], picture(1))
     content = bytearray(store.path.read_bytes())
     stride = HASH_BYTES + 4 * SIZE * SIZE
@@ -125,8 +124,8 @@ def test_no_byte_of_a_record_can_be_wrong(store):
 
 
 @pytest.mark.parametrize("before", ["nothing", "another image"])
-def test_no_record_that_was_cut_off_is_taken(store, before):
-    """Whatever part of the write reached the disk: a beginning, an end, or pages between."""
+def test_partly_written_record_is_absent(store, before):
+    """Whatever part of the write reached the disk: its beginning, its end, or pages in between."""
     stride = HASH_BYTES + 4 * SIZE * SIZE
     old = bytes(stride)
     if before != "nothing":
@@ -142,7 +141,7 @@ def test_no_record_that_was_cut_off_is_taken(store, before):
             assert store.get(0, SOURCES[0]) is None
 
 
-def test_a_file_that_was_cut_short_is_no_fault(store):
+def test_truncated_file_is_tolerated(store):
     store.put(4, SOURCES[0], picture(1))
     os.truncate(store.path, store.bytes - 1)
     assert store.get(4, SOURCES[0]) is None
@@ -150,8 +149,8 @@ def test_a_file_that_was_cut_short_is_no_fault(store):
     assert torch.equal(store.get(4, SOURCES[0]), picture(1))
 
 
-def write_for_ever(path, images, first, ready):
-    """Be a process that writes one record after another until it is killed; says when it has written all."""
+def write_forever(path, images, first, ready):
+    """Fork a process that writes one record after another until it is killed; it signals when it has written all."""
     child = os.fork()
     if child:
         return child
@@ -170,12 +169,12 @@ def kill(processes):
         os.waitpid(process, 0)
 
 
-def test_writers_killed_in_the_midst_leave_no_wrong_record(tmp_path):
+def test_killed_writers_leave_no_wrong_record(tmp_path):
     images = [picture(seed, 700) for seed in range(6)]  # 2 MB each: most of the time is spent inside a write
     found, draw = [], random.Random(0)
     outlet, ready = os.pipe()
     for number in range(12):
-        processes = [write_for_ever(tmp_path / f"{number}", images, first, ready) for first in (0, 3)]
+        processes = [write_forever(tmp_path / f"{number}", images, first, ready) for first in (0, 3)]
         time.sleep(draw.uniform(0, 0.05))
         kill(processes)
         store = PreparedCache(tmp_path / f"{number}", len(images), 700)
@@ -183,31 +182,31 @@ def test_writers_killed_in_the_midst_leave_no_wrong_record(tmp_path):
         store.close()
         found.append(sum(image is not None for image in kept))
         assert all(image is None or torch.equal(image, images[i]) for i, image in enumerate(kept))
-    assert sum(found) > 0, "else nothing was tried"
+    assert sum(found) > 0, "otherwise nothing was tested"
     os.close(outlet)
     os.close(ready)
 
 
-def test_several_may_write_at_once(tmp_path):
+def test_several_processes_may_write_at_once(tmp_path):
     images = [picture(seed, 200) for seed in range(12)]
     outlet, ready = os.pipe()
-    processes = [write_for_ever(tmp_path / "one", images, first, ready) for first in (0, 0, 5)]
+    processes = [write_forever(tmp_path / "one", images, first, ready) for first in (0, 0, 5)]
     said = b""
     while len(said) < 3:
         said += os.read(outlet, 1)
     store = PreparedCache(tmp_path / "one", len(images), 200)
     for position, image in enumerate(images):
-        kept = store.get(position, SOURCES[0])  # while the others go on writing the same bytes
+        kept = store.get(position, SOURCES[0])  # while the others write the same bytes
         assert kept is None or torch.equal(kept, image)
     kill(processes)
     whole = [store.get(position, SOURCES[0]) is not None for position in range(len(images))]
     store.close()
-    assert sum(whole) >= len(images) - 3, "each of the killed may leave one record cut off"
+    assert sum(whole) >= len(images) - 3, "each killed writer may leave one record incomplete"
     os.close(outlet)
     os.close(ready)
 
 
-def test_other_shards_sizes_and_versions_have_other_files(index, prepare, tmp_path, monkeypatch):
+def test_shards_sizes_and_versions_have_their_own_files(index, prepare, tmp_path, monkeypatch):
     other = replace(index, digest=hashlib.sha256(b"").hexdigest())
     stores = [open_prepared_cache(tmp_path, each, prepare) for each in (index, other, index)]
     stores.append(open_prepared_cache(tmp_path, index, Preprocessing(SIZE + 1)))
@@ -220,34 +219,34 @@ def test_other_shards_sizes_and_versions_have_other_files(index, prepare, tmp_pa
         store.close()
 
 
-def test_nobody_else_may_read_the_images(index, prepare, tmp_path):
+def test_cache_is_private(index, prepare, tmp_path):
     store = open_prepared_cache(tmp_path / "a" / "cache", index, prepare)
     assert (store.path.stat().st_mode & 0o777, store.path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
     store.close()
 
 
-def test_a_place_that_cannot_hold_it_is_one_line(index, prepare, tmp_path):
+def test_unusable_folder_is_refused(index, prepare, tmp_path):
     (tmp_path / "file").write_text("")
-    problem = "data.cache: .*file/cache cannot hold prepared images: Not a directory; name a folder"
+    problem = "data.cache: .*file/cache.*Not a directory"
     with pytest.raises(ConfigError, match=problem) as caught:
         open_prepared_cache(tmp_path / "file" / "cache", index, prepare)
     assert "\n" not in str(caught.value)
 
 
-def test_a_disk_that_is_too_full_is_left_alone(index, prepare, tmp_path, monkeypatch, caplog):
+def test_cache_is_not_opened_on_a_full_disk(index, prepare, tmp_path, monkeypatch, caplog):
     real = os.statvfs(tmp_path)
     full = os.statvfs_result((real.f_bsize, 1, 100, 0, 0, *list(real)[5:]))
     monkeypatch.setattr(os, "statvfs", lambda path: full)
     assert open_prepared_cache(tmp_path, index, prepare) is None
-    assert "0.0 GB are free: going on without a cache" in caplog.text
+    assert "data.cache" in caplog.text and "0.0 GB are free" in caplog.text
 
 
-def test_a_file_that_is_full_already_needs_no_more_room(index, prepare, tmp_path, monkeypatch):
+def test_complete_file_needs_no_more_space(index, prepare, tmp_path, monkeypatch):
     first = open_prepared_cache(tmp_path, index, prepare)
     for position, row in enumerate(index.samples):
         first.put(position, row.sha256, picture(position))
-    os.fsync(first._file)
     first.close()
+    os.sync()
     real = os.statvfs(tmp_path)
     full = os.statvfs_result((real.f_bsize, 1, 100, 0, 0, *list(real)[5:]))
     monkeypatch.setattr(os, "statvfs", lambda path: full)
@@ -257,7 +256,7 @@ def test_a_file_that_is_full_already_needs_no_more_room(index, prepare, tmp_path
 
 
 @pytest.mark.parametrize("call", ["pwritev", "preadv"])
-def test_a_disk_that_fails_costs_nothing_but_time(tiny_shards, index, prepare, tmp_path, monkeypatch, caplog, call):
+def test_failing_disk_disables_the_cache_only(tiny_shards, index, prepare, tmp_path, monkeypatch, caplog, call):
     def fails(*words):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -268,6 +267,6 @@ def test_a_disk_that_fails_costs_nothing_but_time(tiny_shards, index, prepare, t
     for position in (0, 1, 0, 1):
         assert torch.equal(images.image(position), expected.image(position))
     warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert len(warnings) == 1, "it is given up once, not again for each image"
+    assert len(warnings) == 1, "one warning, not one per image"
     assert "No space left on device" in warnings[0].getMessage()
     assert Path(store.path).exists()
