@@ -19,7 +19,7 @@ def with_statistics():
     return net
 
 
-def test_groups_keep_the_affine_weights_and_normalise_each_image_by_itself():
+def test_group_keeps_affine_weights_and_normalises_per_image():
     net = with_statistics()
     weight, bias = net[1].weight.detach().clone(), net[1].bias.detach().clone()
     line = convert_batch_norms(net, "group")
@@ -45,7 +45,7 @@ def test_groups_keep_the_affine_weights_and_normalise_each_image_by_itself():
     ]
 
 
-def test_a_network_becomes_the_same_function_on_any_number_of_ranks():
+def test_group_makes_network_independent_of_ranks():
     model = build_model("monai_resnet18", embedding_dim=4, image_size=32, batch_norm="group").double()
     assert rank_dependent_layers(model) == []
     assert model.changes == (
@@ -56,7 +56,7 @@ def test_a_network_becomes_the_same_function_on_any_number_of_ranks():
     torch.testing.assert_close(model(image), alone, rtol=1e-9, atol=1e-9)
 
 
-def test_synchronised_layers_have_the_names_the_weights_and_the_statistics():
+def test_sync_keeps_names_weights_and_statistics():
     net = with_statistics()
     net(torch.randn(2, 1, 8, 8))
     before, x = net.state_dict(), torch.randn(2, 1, 8, 8)
@@ -72,7 +72,7 @@ def test_synchronised_layers_have_the_names_the_weights_and_the_statistics():
     assert rank_dependent_layers(net) == []
 
 
-def test_synchronising_is_refused_where_pytorch_cannot():
+def test_check_sync_batch_norm_rejects_several_cpu_ranks():
     net = with_statistics()
     check_sync_batch_norm(net, CPU, ranks=2)
     convert_batch_norms(net, "sync")
@@ -83,7 +83,7 @@ def test_synchronising_is_refused_where_pytorch_cannot():
     assert str(fault.value).count("\n") == 0
 
 
-def test_a_network_without_batch_norm_says_so():
+def test_network_without_batch_norm_reports_no_change():
     model = build_model("resnet_gn_tiny", embedding_dim=4, batch_norm="group")
     assert model.changes == ("model.batch_norm group: the network has no BatchNorm layer, nothing changes",)
     assert build_model("resnet_gn_tiny", embedding_dim=4).changes == ()
@@ -101,7 +101,7 @@ class ActingNorm(nn.BatchNorm2d):
 
 
 @pytest.mark.parametrize("kind", ["group", "sync"])
-def test_what_follows_a_norm_inside_it_stays(kind):
+def test_convert_keeps_activation_inside_the_norm(kind):
     net = nn.Sequential(ActingNorm(16))
     names = set(net.state_dict())
     convert_batch_norms(net, kind)
