@@ -24,10 +24,10 @@ def equal(model, tensors):
 
 def test_load_pretrained_network_is_bit_identical():
     tensors, model = randomised(build()), build(seed=1)
-    adopted = load_pretrained(model, tensors)
+    report = load_pretrained(model, tensors)
     assert equal(model, tensors)
-    assert (adopted.taken, adopted.dropped, adopted.adapted, adopted.kept) == (len(tensors), (), (), ())
-    assert str(adopted) == f"{len(tensors)} tensors taken"
+    assert (report.loaded, report.dropped, report.adapted, report.missing) == (len(tensors), (), (), ())
+    assert str(report) == f"{len(tensors)} tensors loaded"
 
 
 @pytest.mark.parametrize("prefix", ["backbone.", ""])
@@ -35,11 +35,11 @@ def test_load_pretrained_backbone_keeps_initial_neck(prefix):
     tensors, model = randomised(build()), build(seed=1)
     neck = model.neck.weight.detach().clone()
     given = {prefix + n.removeprefix("backbone."): t for n, t in tensors.items() if n.startswith("backbone.")}
-    adopted = load_pretrained(model, given)
+    report = load_pretrained(model, given)
     assert equal(model.backbone, {n.removeprefix("backbone."): t for n, t in tensors.items()})
     assert torch.equal(model.neck.weight, neck)
-    assert adopted.kept == ("neck.weight", "neck.bias")
-    assert "neck.weight, neck.bias initialised from the seed" in str(adopted)
+    assert report.missing == ("neck.weight", "neck.bias")
+    assert "neck.weight, neck.bias initialised from the seed" in str(report)
 
 
 def test_classifier_is_dropped_and_reported():
@@ -47,8 +47,8 @@ def test_classifier_is_dropped_and_reported():
 
     torch.manual_seed(2)
     theirs, model = resnet18(spatial_dims=2, n_input_channels=1, num_classes=10).eval(), build().eval()
-    adopted = load_pretrained(model, theirs.state_dict())
-    assert adopted.dropped == ("backbone.fc.weight", "backbone.fc.bias")
+    report = load_pretrained(model, theirs.state_dict())
+    assert report.dropped == ("backbone.fc.weight", "backbone.fc.bias")
     theirs.fc = torch.nn.Identity()
     image = torch.randn(2, 1, 32, 32)
     assert torch.equal(model.backbone(image), theirs(image))
@@ -58,8 +58,8 @@ def test_rgb_convolution_is_summed_for_grey_images():
     from monai.networks.nets import resnet18
 
     theirs, model = resnet18(spatial_dims=2, n_input_channels=3, num_classes=10).eval(), build().eval()
-    adopted = load_pretrained(model, theirs.state_dict())
-    assert adopted.adapted == ("backbone.conv1.weight summed over its 3 colour channels",)
+    report = load_pretrained(model, theirs.state_dict())
+    assert report.adapted == ("backbone.conv1.weight summed over its 3 colour channels",)
     theirs.fc = torch.nn.Identity()
     image = torch.randn(2, 1, 32, 32)
     torch.testing.assert_close(model.backbone(image), theirs(image.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-5)
@@ -67,11 +67,11 @@ def test_rgb_convolution_is_summed_for_grey_images():
 
 def test_running_statistics_of_group_norms_are_dropped_and_reported():
     tensors, model = randomised(build()), build(seed=1, batch_norm="group")
-    adopted = load_pretrained(model, tensors)
-    assert len(adopted.dropped) == 3 * 20
+    report = load_pretrained(model, tensors)
+    assert len(report.dropped) == 3 * 20
     assert (
         "dropped backbone.bn1.running_mean, backbone.bn1.running_var, backbone.bn1.num_batches_tracked and 57 more"
-        in (str(adopted))
+        in (str(report))
     )
     assert torch.equal(model.backbone.bn1.weight, tensors["backbone.bn1.weight"])
 
@@ -83,8 +83,8 @@ def test_positions_of_another_grid_are_interpolated(name, key, dims):
     tensors = source.state_dict()
     place = torch.cartesian_prod(*[torch.arange(4.0)] * dims)
     ramp = (place[:, -1] + 10 * place[:, 0])[None, :, None].expand(-1, -1, 384)
-    adopted = load_pretrained(model, tensors | {key: ramp})
-    assert adopted.adapted == (f"{key} interpolated from (1, {4**dims}, 384) to (1, {2**dims}, 384)",)
+    report = load_pretrained(model, tensors | {key: ramp})
+    assert report.adapted == (f"{key} interpolated from (1, {4**dims}, 384) to (1, {2**dims}, 384)",)
     found = model.state_dict()[key][0, :, 0].view(2, -1, 2)
     # The halves of 0, 1, 2, 3 lie about 0.5 and 2.5, whatever a kernel does at the borders.
     assert 1 < found[0, 0, 1] - found[0, 0, 0] < 3
@@ -104,7 +104,7 @@ def test_mismatching_file_is_rejected_and_changes_nothing():
         load_pretrained(model, tensors, "w.safetensors")
     assert str(fault.value) == (
         "recipe: model.init_from: w.safetensors does not match the network: 4 missing (backbone.conv1.weight, "
-        "backbone.bn1.weight, backbone.bn1.bias and 1 more); 1 not known (backbone.other); "
+        "backbone.bn1.weight, backbone.bn1.bias and 1 more); 1 unknown (backbone.other); "
         "1 of another shape (backbone.layer1.0.conv1.weight (1, 2) for (64, 64, 3, 3))"
     )
     assert equal(model, before)

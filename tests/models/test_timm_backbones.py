@@ -36,7 +36,7 @@ def refusal(*arguments, **settings):
 
 def test_missing_timm_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    assert "'timm/resnet18' needs timm" in refusal("resnet18")
+    assert "'timm/resnet18' requires timm" in refusal("resnet18")
     assert 'pip install "hsadml-dist[timm]"' in refusal("resnet18")
 
 
@@ -49,7 +49,7 @@ def test_timm_import_error_gives_the_reason(monkeypatch, tmp_path):
 
 def test_volumes_are_rejected_before_timm_is_imported(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", ModuleType("timm"))
-    assert "takes images, not volumes" in refusal("resnet18", spatial_dims=3)
+    assert "supports images only" in refusal("resnet18", spatial_dims=3)
 
 
 def test_unknown_timm_name_is_rejected_with_suggestion(timm):
@@ -68,15 +68,15 @@ def test_timm_networks_become_backbones(timm, name):
 
 
 def test_unsupported_image_size_is_rejected(timm):
-    assert "timm's convnext_atto takes no images of 8 pixels: " in refusal("convnext_atto", size=8)
+    assert "timm's convnext_atto does not accept images of 8 pixels: " in refusal("convnext_atto", size=8)
 
 
 def test_published_weights_load_with_other_grid_channels_and_classes(timm):
     torch.manual_seed(1)
     theirs, model = timm.create_model("vit_tiny_patch16_224"), build("vit_tiny_patch16_224")
-    adopted = load_pretrained(model, theirs.state_dict())
-    assert adopted.dropped == ("backbone.head.weight", "backbone.head.bias")
-    assert adopted.adapted == (
+    report = load_pretrained(model, theirs.state_dict())
+    assert report.dropped == ("backbone.head.weight", "backbone.head.bias")
+    assert report.adapted == (
         "backbone.patch_embed.proj.weight summed over its 3 colour channels",
         "backbone.pos_embed interpolated from (1, 197, 192) to (1, 17, 192)",
     )
