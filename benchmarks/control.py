@@ -26,8 +26,7 @@ from bare_loop import rank_environ
 from torch import nn
 
 from hsadml_dist.config.recipe import RunConfig
-from hsadml_dist.distributed.comm import topology_from_environ
-from hsadml_dist.distributed.rendezvous import RankContext, join_run
+from hsadml_dist.distributed.topology import topology_from_environ
 from hsadml_dist.health.external_watchdog import open_external_watchdog
 from hsadml_dist.health.heartbeat import AttemptHeartbeat
 from hsadml_dist.health.stragglers import StragglerMonitor
@@ -38,6 +37,7 @@ from hsadml_dist.preemption.signals import StopSignal
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.jsonl import read_jsonl
 from hsadml_dist.run.rank_log import configure_rank_logging
+from hsadml_dist.run.rendezvous import RankContext, join_run
 
 STEP_SECONDS = 0.2
 """Step time that the overhead is compared with."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import webdataset
+from hsadml_dist.data.prepared_cache import PreparedImages, open_prepared_cache
 from monai.data import set_track_meta
 from monai.transforms import Compose
 from PIL import Image
@@ -22,7 +23,6 @@ from hsadml_dist.data.fused_augmentation import FusedAugmentation
 from hsadml_dist.data.index import load_index
 from hsadml_dist.data.loader import Loader, build_loader
 from hsadml_dist.data.order import ExactOrder, epoch_order
-from hsadml_dist.data.prepared_cache import PreparedImages, open_prepared_cache
 from hsadml_dist.data.reader import ShardReader, decode_image
 from hsadml_dist.data.transforms import Augmentation, Preprocessing, build_transforms
 from hsadml_dist.distributed.topology import Topology

@@ -18,10 +18,10 @@ from hsadml_dist.checkpoint.layout import CheckpointName, TrainingProgress, list
 from hsadml_dist.checkpoint.load import choose_checkpoint
 from hsadml_dist.checkpoint.tensor_files import TrainingState
 from hsadml_dist.config import Recipe
-from hsadml_dist.data.loader import Batch, TrainData, build_train_data
-from hsadml_dist.distributed.comm import Comm, cpu_threads_for_rank, topology_from_environ
-from hsadml_dist.distributed.rendezvous import RankContext, join_run
-from hsadml_dist.distributed.topology import Topology
+from hsadml_dist.data.batch import Batch
+from hsadml_dist.data.loader import TrainData, build_train_data
+from hsadml_dist.distributed.comm import Comm
+from hsadml_dist.distributed.topology import Topology, cpu_threads_for_rank, topology_from_environ
 from hsadml_dist.engine.guard import NonFiniteStep
 from hsadml_dist.engine.learner import Learner, StepReport, build_learner
 from hsadml_dist.errors import ConfigError, ExitCode, Fault, HsadmlError, NumericalError, RunError
@@ -40,6 +40,7 @@ from hsadml_dist.run.attempts import crash_loop_reason
 from hsadml_dist.run.code_snapshot import save_code_snapshot
 from hsadml_dist.run.folder import RunFolder, replace_text
 from hsadml_dist.run.rank_log import configure_rank_logging
+from hsadml_dist.run.rendezvous import RankContext, join_run
 from hsadml_dist.run.trackers import MetricsRow, Recorder, open_recorder
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def train(recipe: Recipe, path: Path, signal: StopSignal) -> ExitCode:
     signal.set_deadline(job_end_time(), recipe.run.stop_lead_seconds)
     # Watchdog and loader fork processes, so no thread, process group or device may exist before them.
     with open_external_watchdog(recipe.run.step_timeout_seconds is not None) as external_watchdog:
-        train_data = build_train_data(recipe, topology)
+        train_data = build_train_data(recipe.data, recipe.train, topology)
         with contextlib.closing(train_data.loader):
             context = _join(recipe, run, topology, train_data.total_steps, signal)
             with _open_session(recipe, run, context, signal, external_watchdog) as session:

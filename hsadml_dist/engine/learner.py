@@ -11,7 +11,7 @@ from torch import nn
 
 from hsadml_dist.config import Recipe
 from hsadml_dist.config.deepspeed_options import build_deepspeed_options
-from hsadml_dist.data.loader import Batch
+from hsadml_dist.data.batch import Batch
 from hsadml_dist.data.order import step_seed
 from hsadml_dist.distributed.comm import Comm
 from hsadml_dist.engine.base import Engine, Groups
@@ -167,7 +167,7 @@ def build_engine(
     scales = layer_scales(model, layer_depths(model), optim.layer_decay)
     optimizer = build_optimizer(model.parameters(), optim, decay=True, lr_scales=scales)
     if config.name == "deepspeed":
-        options = build_deepspeed_options(recipe, comm.topology.world_size)
+        options = build_deepspeed_options(config, recipe.train.global_batch, comm.topology.world_size)
         return DeepSpeedEngine(model, optimizer, comm, config.precision, options, build_copy, optim.ema_decay)
     ddp_options = DdpOptions(
         clip_norm=config.clip_norm,

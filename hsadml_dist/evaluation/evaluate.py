@@ -71,7 +71,7 @@ def evaluate_training(run: Path, recipe: Recipe, index: ShardIndex, learner: Lea
         chosen_by=chosen_by(recipe),
     )
     place = eval_shard_location(recipe.data.shards, recipe.data.stage)
-    split = make_split(place, index, recipe.data.fold, held_out_folds(recipe), closed=recipe.data.label == PERSON)
+    split = make_split(place, index, recipe.data.fold, held_out_folds(recipe.data), closed=recipe.data.label == PERSON)
     verdict = _judged(recipe, weights, split, comm)
     if comm.topology.is_rank_zero:
         _write(run, verdict, split, weights.centre_CD)
@@ -102,7 +102,7 @@ def evaluate_run(run: Path, shards: str | Path | None = None, fold: int | None =
     if own:
         _check_unseen(recipe, fold)
     split = make_split(
-        folder, index, fold, held_out_folds(recipe) if own else [fold], closed=recipe.data.label == PERSON
+        folder, index, fold, held_out_folds(recipe.data) if own else [fold], closed=recipe.data.label == PERSON
     )
     verdict = _judged(recipe, weights, split, SoloComm(opened.device))
     if own and fold == recipe.data.fold:
@@ -119,8 +119,8 @@ def _newest(run: RunFolder, comm: Comm) -> CheckpointRef:
 
 
 def _check_unseen(recipe: Recipe, fold: int) -> None:
-    if fold not in held_out_folds(recipe):
-        allowed = ", ".join(map(str, held_out_folds(recipe)))
+    if fold not in held_out_folds(recipe.data):
+        allowed = ", ".join(map(str, held_out_folds(recipe.data)))
         problem = f"{fold} was read in training by this run, a verdict on it means nothing; allowed: {allowed}"
         raise ConfigError([Fault(where="command line", key="fold", problem=problem)])
 

@@ -111,7 +111,7 @@ class Inference:
     @property
     def held_out_folds(self) -> tuple[int, ...]:
         """The folds that training never read."""
-        return held_out_folds(self.recipe)
+        return held_out_folds(self.recipe.data)
 
     def embedded(self, images: Iterable[Image]) -> Embeddings:
         """Return embeddings (N, D) and thumbnails (N, P) of images as shards hold them, (H, W), uint16."""

@@ -9,7 +9,6 @@ for the lock. Time during which the rank is stopped (SIGSTOP, a suspended job) d
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import mmap
 import os
@@ -23,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hsadml_dist.health.heartbeat import STAGES, RankPosition
-from hsadml_dist.process import read_proc_stat
+from hsadml_dist.process import STOP_SIGNALS, read_proc_stat, setup_helper_process
 from hsadml_dist.run.folder import AttemptFolder
 from hsadml_dist.run.history import event_row
 from hsadml_dist.run.jsonl import JsonlWriter
@@ -33,7 +32,6 @@ GRACE_SECONDS = 1.25
 """Time beyond the limit for a rank that can still end by itself, and say more than this process knows."""
 LONGEST_TICK = 1.0
 """A longer gap between two looks means that this process was stopped, most likely with the rank."""
-PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 STATE = struct.Struct("=qqqd")
 """In shared memory: number of the piece of work, step, stage, seconds that the piece may take (0: any)."""
 
@@ -102,11 +100,7 @@ def open_external_watchdog(wanted: bool) -> Iterator[ExternalWatchdog | None]:
 def _watch(parent: int, heard: int, state: mmap.mmap) -> None:
     """Be the watcher; never returns."""
     # The rank's handlers mean the rank. PDEATHSIG: whatever ends the rank ends this process in the same moment.
-    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    prctl = ctypes.CDLL(None).prctl
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    prctl(PR_SET_NAME, b"hsadml-watcher")
+    setup_helper_process("hsadml-watcher", (*STOP_SIGNALS, signal.SIGHUP))
     try:
         facts = _introduced(heard)
         if facts is not None and _overruns(parent, state):

@@ -10,7 +10,6 @@ import threading
 import time
 
 from hsadml_dist.config.recipe import RunConfig
-from hsadml_dist.distributed.rendezvous import RankContext
 from hsadml_dist.errors import ExitCode
 from hsadml_dist.health.external_watchdog import ExternalWatchdog, WatchedRank, hang_headline
 from hsadml_dist.health.hang_report import choose_reporter, describe_peer, find_hanging_ranks
@@ -24,6 +23,7 @@ from hsadml_dist.health.heartbeat import (
 )
 from hsadml_dist.run.history import event_row
 from hsadml_dist.run.jsonl import JsonlWriter
+from hsadml_dist.run.rendezvous import RankContext
 
 TICK_SECONDS = 0.25
 LONGEST_TICK = 1.0

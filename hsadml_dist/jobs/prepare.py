@@ -173,7 +173,7 @@ def _unfit_engine(recipe: Recipe, world_size: int) -> Iterator[Fault]:
         problem = "'deepspeed' needs the package deepspeed: pip install 'hsadml-dist[deepspeed]'"
         yield Fault(where="recipe", key="engine.name", problem=problem)
     try:
-        build_deepspeed_options(recipe, world_size)
+        build_deepspeed_options(recipe.engine, recipe.train.global_batch, world_size)
     except ConfigError as refused:
         yield from refused.faults
 

@@ -9,11 +9,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, TextIO
 
-from hsadml_dist.distributed.rendezvous import RankContext
 from hsadml_dist.health.heartbeat import AttemptHeartbeat
 from hsadml_dist.run.folder import AttemptFolder
 from hsadml_dist.run.history import EventLog, EventName
 from hsadml_dist.run.jsonl import JsonlWriter
+from hsadml_dist.run.rendezvous import RankContext
 
 LINE_SECONDS = 30.0
 

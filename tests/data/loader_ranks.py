@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hsadml_dist.data.prepared_cache import PreparedImages
 from rank_script import Call
 
 from hsadml_dist.data.index import load_index
 from hsadml_dist.data.loader import Loader, StepSampler, TrainingSamples, build_loader
 from hsadml_dist.data.order import ExactOrder
-from hsadml_dist.data.prepared_cache import PreparedImages
 from hsadml_dist.data.reader import ShardReader
 from hsadml_dist.distributed.topology import Topology
 from hsadml_dist.errors import DataError, WorkerLostError

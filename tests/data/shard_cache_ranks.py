@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 from data.loader_ranks import deliver, state_of
+from hsadml_dist.data.shard_prefetch import ShardPrefetcher, ShardSchedule
 from rank_script import Call
 
 from hsadml_dist.data.index import ShardIndex, load_index
 from hsadml_dist.data.loader import Loader, build_loader
 from hsadml_dist.data.order import ExactOrder, WindowOrder
 from hsadml_dist.data.shard_cache import ShardCache, ShardLocation, train_shard_location
-from hsadml_dist.data.shard_prefetch import ShardPrefetcher, ShardSchedule
 from hsadml_dist.distributed.topology import Topology
 
 BATCH, STEPS, SEED = 12, 7, 1

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from hsadml_dist.data.prepared_cache import HASH_BYTES, PreparedCache, PreparedImages, open_prepared_cache
 
 from hsadml_dist.data.index import load_index
-from hsadml_dist.data.prepared_cache import HASH_BYTES, PreparedCache, PreparedImages, open_prepared_cache
 from hsadml_dist.data.reader import ShardReader
 from hsadml_dist.data.transforms import Preprocessing
 from hsadml_dist.errors import ConfigError, DataError

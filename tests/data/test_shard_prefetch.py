@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hsadml_dist.data.shard_prefetch import ShardSchedule
 
 from hsadml_dist.data.index import load_index
 from hsadml_dist.data.order import ExactOrder, WindowOrder
-from hsadml_dist.data.shard_prefetch import ShardSchedule
 from hsadml_dist.distributed.topology import Topology
 from tests.data.test_loader import is_alive
 

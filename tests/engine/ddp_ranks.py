@@ -11,7 +11,7 @@ from rank_script import with_comm
 from torch import nn
 
 from hsadml_dist.config.recipe import OptimConfig
-from hsadml_dist.data.loader import Batch
+from hsadml_dist.data.batch import Batch
 from hsadml_dist.distributed.comm import Comm
 from hsadml_dist.engine import ddp
 from hsadml_dist.engine.base import LossFn

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hsadml_dist.config import Recipe
 from hsadml_dist.config.recipe import DataConfig, EngineConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
-from hsadml_dist.data.loader import Batch
+from hsadml_dist.data.batch import Batch
 from hsadml_dist.distributed.comm import Comm
 from hsadml_dist.engine import learner
 from hsadml_dist.engine.ddp import DdpEngine

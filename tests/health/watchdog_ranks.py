@@ -12,7 +12,6 @@ from rank_script import Call, meet
 
 from hsadml_dist.config.recipe import RunConfig
 from hsadml_dist.distributed.comm import SoloComm
-from hsadml_dist.distributed.rendezvous import RankContext
 from hsadml_dist.health import hang_report as hang
 from hsadml_dist.health import heartbeat
 from hsadml_dist.health.external_watchdog import open_external_watchdog
@@ -23,6 +22,7 @@ from hsadml_dist.preemption.signals import StopSignal
 from hsadml_dist.run.attempts import current_holder
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.rank_log import configure_rank_logging
+from hsadml_dist.run.rendezvous import RankContext
 
 LIMIT = 2
 STRIKE = 3

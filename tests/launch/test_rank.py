@@ -5,8 +5,7 @@ import textwrap
 
 import pytest
 
-from hsadml_dist.config.validation import build_recipe
-from hsadml_dist.config.yaml_loader import dump_recipe
+from hsadml_dist.config.yaml_loader import build_recipe, dump_recipe
 
 
 @pytest.fixture

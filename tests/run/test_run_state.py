@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hsadml_dist.config.validation import build_recipe
-from hsadml_dist.config.yaml_loader import dump_recipe
+from hsadml_dist.config.yaml_loader import build_recipe, dump_recipe
 from hsadml_dist.errors import ExitCode
 from hsadml_dist.process import process_start_time
 from hsadml_dist.run.attempts import crash_loop_reason, current_holder

@@ -4,12 +4,12 @@ from dataclasses import replace
 import pytest
 
 from hsadml_dist.distributed.comm import SoloComm
-from hsadml_dist.distributed.rendezvous import RankContext
 from hsadml_dist.distributed.topology import Topology
 from hsadml_dist.run import trackers as progress
 from hsadml_dist.run.attempts import current_holder, start_attempt
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.jsonl import read_jsonl
+from hsadml_dist.run.rendezvous import RankContext
 from hsadml_dist.run.trackers import (
     BarProgress,
     FileRecorder,

@@ -9,8 +9,7 @@ def opened_run(tiny_shards, tmp_path_factory):
     from hsadml_dist.checkpoint.layout import TrainingProgress
     from hsadml_dist.checkpoint.save import save_checkpoint
     from hsadml_dist.checkpoint.tensor_files import TrainingState
-    from hsadml_dist.config.validation import build_recipe
-    from hsadml_dist.config.yaml_loader import dump_recipe
+    from hsadml_dist.config.yaml_loader import build_recipe, dump_recipe
     from hsadml_dist.data.index import load_index
     from hsadml_dist.losses.centres import initial_rows
     from hsadml_dist.model_factory import build_network

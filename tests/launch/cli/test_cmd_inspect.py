@@ -4,8 +4,7 @@ import types
 
 import pytest
 
-from hsadml_dist.config.validation import build_recipe
-from hsadml_dist.config.yaml_loader import dump_recipe
+from hsadml_dist.config.yaml_loader import build_recipe, dump_recipe
 from hsadml_dist.launch import cli
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.jsonl import JsonlWriter
