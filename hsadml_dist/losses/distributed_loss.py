@@ -13,10 +13,11 @@ Legend of shapes: B local samples, N compared samples, W ranks, D embedding comp
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from hsadml_dist.distributed.comm import Comm
 from hsadml_dist.losses.centres import Centres, Layout, SampledRows, at_least_fp32, sample_rows
@@ -111,6 +112,7 @@ class DistributedLoss(nn.Module):
         bias: Parameter () of losses that have one, equal on all ranks; else None.
         norms: Statistics of adaptive losses, equal on all ranks; else None.
         layout: Whether every rank holds all centres or only its share.
+        comm: The ranks.
     """
 
     def __init__(
@@ -124,12 +126,14 @@ class DistributedLoss(nn.Module):
         super().__init__()
         self.centres = centres
         self.layout = layout
-        self._loss, self._comm, self._compute = loss, comm, compute or LossCompute()
+        self._loss, self.comm, self._compute = loss, comm, compute or LossCompute()
         start = loss.reducer.initial_bias(centres.classes)
         self.bias = None if start is None else nn.Parameter(torch.tensor(start))
         self.norms = None if loss.adaptive is None else EmbeddingNormStatistics(loss.adaptive)
 
-    def forward(self, emb_BD: torch.Tensor, label_B: torch.Tensor, *, step: int, count: int) -> torch.Tensor:
+    def forward(
+        self, emb_BD: torch.Tensor, label_B: torch.Tensor, *, step: int, count: int, average_gradients: bool = False
+    ) -> torch.Tensor:
         """Return the local share of the mean loss. Collective if the centres are sharded: every rank must call it.
 
         Args:
@@ -137,6 +141,8 @@ class DistributedLoss(nn.Module):
             label_B: Class ids (B,), int64, in [0, C).
             step: Global step of the run, from 1; determines annealing and sampling.
             count: Number of samples of the whole step over all ranks.
+            average_gradients: Average the gradients of replicated parameters over the ranks in the backward pass, which
+                is then collective; otherwise the caller averages them.
 
         Returns:
             Scalar: ``W / count * sum of local losses``. Its average over the ranks is the global mean.
@@ -144,7 +150,11 @@ class DistributedLoss(nn.Module):
         emb_BD = at_least_fp32(emb_BD)
         if self.norms is not None and emb_BD.requires_grad:
             self.norms.accumulate(torch.linalg.vector_norm(emb_BD, dim=1))
-        return global_loss(emb_BD, self.centres.weight, self.bias, label_B, self._plan(len(label_B), step, count))
+        weight_CD, bias = self.centres.weight, self.bias
+        if average_gradients and self.comm.topology.world_size > 1:
+            weight_CD = weight_CD if self.layout == "sharded" else _AverageGradient.apply(weight_CD, self.comm)
+            bias = None if bias is None else _AverageGradient.apply(bias, self.comm)
+        return global_loss(emb_BD, weight_CD, bias, label_B, self._plan(len(label_B), step, count))
 
     def to_training_dtype(self, dtype: torch.dtype) -> DistributedLoss:
         """Move the loss to the device of the ranks and its parameters to ``dtype``; statistics stay fp64.
@@ -152,7 +162,7 @@ class DistributedLoss(nn.Module):
         Returns:
             The loss itself.
         """
-        self.to(self._comm.device)
+        self.to(self.comm.device)
         for parameter in self.parameters():
             parameter.data = parameter.data.to(dtype)
         return self
@@ -160,7 +170,7 @@ class DistributedLoss(nn.Module):
     def end_step(self) -> None:
         """Update the statistics after the last micro-batch of a step. Collective: every rank must call it."""
         if self.norms is not None:
-            self.norms.update(self._comm)
+            self.norms.update(self.comm)
 
     def discard_step(self) -> None:
         """Drop what was accumulated for the statistics in the current step."""
@@ -168,8 +178,8 @@ class DistributedLoss(nn.Module):
             self.norms.discard()
 
     def _plan(self, local: int, step: int, count: int) -> StepPlan:
-        world, sharded = self._comm.topology.world_size, self.layout == "sharded"
-        exchange: Exchange = GatherExchange(self._comm) if sharded else LocalExchange()
+        world, sharded = self.comm.topology.world_size, self.layout == "sharded"
+        exchange: Exchange = GatherExchange(self.comm) if sharded else LocalExchange()
         return StepPlan(
             margin=self._loss.at(step),
             reducer=self._loss.reducer,
@@ -197,3 +207,19 @@ class DistributedLoss(nn.Module):
             return self._compute.backward == "store"
         size = compared * len(self.centres.rows) * self.centres.weight.element_size()
         return size <= self._compute.memory_mib * MEBIBYTE
+
+
+class _AverageGradient(torch.autograd.Function):
+    """The identity, whose gradient is averaged over the ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, parameter: torch.Tensor, comm: Comm) -> torch.Tensor:
+        """Return a view of the parameter."""
+        ctx.comm = comm
+        return parameter.view_as(parameter)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Return the average of the gradient."""
+        return ctx.comm.all_reduce_sum(grads[0].clone()) / ctx.comm.topology.world_size, None

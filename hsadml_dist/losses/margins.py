@@ -73,11 +73,17 @@ class MarginLoss:
         at: Maps the global step of the run to its curves and scale.
         reducer: Turns the logits of a sample into its loss.
         adaptive: Set if psi depends on the quality of the samples.
+        origin: Arguments of :func:`build_margin` that give this loss.
     """
 
     at: Callable[[int], Margin]
     reducer: Reducer = field(default_factory=SoftmaxReducer)
     adaptive: AdaptiveNorm | None = None
+    origin: tuple[str, MarginSettings] | tuple[()] = ()
+
+    def __reduce__(self) -> tuple[Callable[..., MarginLoss], tuple[object, ...]]:
+        """Pickle the loss as a call of :func:`build_margin`, because its curves are closures."""
+        return build_margin, self.origin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +198,8 @@ def build_margin(name: str, settings: MarginSettings | None = None) -> MarginLos
         loss = LOSSES[name](settings)
     except ValueError as fault:
         raise ConfigError([Fault(where="recipe", key="loss.margin", problem=str(fault))]) from fault
-    return loss if settings.grad_mode == "exact" else replace(loss, at=_detached(loss.at))
+    at = loss.at if settings.grad_mode == "exact" else _detached(loss.at)
+    return replace(loss, at=at, origin=(name, settings))
 
 
 def _fixed(psi: Curve, eta: Curve, settings: MarginSettings, *, scale: float) -> MarginLoss:
