@@ -44,8 +44,8 @@ def centre_memory(order: Answer) -> None:
     head = Head(loss, optimizer, comm, clip_norm=None)
     share = loss(*_own_samples(order, comm), step=1, count=order["batch"])
     share.backward()
-    head.average(share.detach())
-    head.apply(1e-3, head.norm())
+    head.average_gradients(share.detach())
+    head.apply(1e-3, head.grad_norm())
     weight = loss.centres.weight
     held = {"weights": weight, "gradient": weight.grad} | optimizer.state[weight]
     sizes = comm.all_gather_object({name: tensor.nbytes for name, tensor in held.items()})
@@ -136,7 +136,7 @@ def _sent(order: Answer, comm: Comm, layout: Layout) -> Answer:
     began = time.process_time()
     share = loss(emb_BD, label_B, step=1, count=order["batch"])
     share.backward()
-    head.average(share.detach())
+    head.average_gradients(share.detach())
     return {
         "seconds": time.process_time() - began,
         "sent_bytes": round(counting.sent),

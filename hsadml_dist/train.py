@@ -1,4 +1,4 @@
-"""A training from start to end, as each of its ranks sees it: the one place where all parts are put together."""
+"""Train a recipe as one rank: build all parts, resume, train the steps, save and evaluate."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,12 +15,13 @@ import torch
 
 from hsadml_dist.checkpoint.background import CheckpointSaver
 from hsadml_dist.checkpoint.layout import CheckpointName, TrainingProgress, list_checkpoints
-from hsadml_dist.checkpoint.load import CheckpointChoice, choose_checkpoint
+from hsadml_dist.checkpoint.load import choose_checkpoint
 from hsadml_dist.checkpoint.tensor_files import TrainingState
 from hsadml_dist.config import Recipe
 from hsadml_dist.data.batch import Batch
 from hsadml_dist.data.loader import TrainData, build_train_data
-from hsadml_dist.distributed.topology import cpu_threads_for_rank, topology_from_environ
+from hsadml_dist.distributed.comm import Comm
+from hsadml_dist.distributed.topology import Topology, cpu_threads_for_rank, topology_from_environ
 from hsadml_dist.engine.guard import NonFiniteStep
 from hsadml_dist.engine.learner import Learner, StepReport, build_learner
 from hsadml_dist.errors import ConfigError, ExitCode, Fault, HsadmlError, NumericalError, RunError
@@ -33,7 +35,7 @@ from hsadml_dist.preemption.agreement import StopAgreement
 from hsadml_dist.preemption.requests import RequestFiles, StepDecision
 from hsadml_dist.preemption.signals import STOP_AFTER, StopSignal, job_end_time
 from hsadml_dist.process import resume_gc
-from hsadml_dist.resume import Resume, initial_network
+from hsadml_dist.resume import initial_network, resume_from
 from hsadml_dist.run.attempts import crash_loop_reason
 from hsadml_dist.run.code_snapshot import save_code_snapshot
 from hsadml_dist.run.folder import RunFolder, replace_text
@@ -45,266 +47,269 @@ from hsadml_dist.run.trackers import MetricsRow, Recorder, open_recorder
 log = logging.getLogger(__name__)
 
 
-def train(recipe: Recipe, path: Path, notice: StopSignal) -> ExitCode:
-    """Train as one rank until the last step or a notice; go on from the run folder's newest good checkpoint.
+def train(recipe: Recipe, path: Path, signal: StopSignal) -> ExitCode:
+    """Train as one rank until the last step or a stop request, from the newest valid checkpoint of the run folder.
 
     Args:
-        recipe: All settings; relative paths are taken from the current directory.
+        recipe: All settings; relative paths refer to the current directory.
         path: The run folder.
-        notice: Listening already.
+        signal: Stop requests, already listening.
 
     Returns:
-        DONE after the last step, STOPPED after a notice.
+        SUCCESS after the last step, STOPPED after a stop request.
 
     Raises:
         HsadmlError: What a user can repair; see :mod:`hsadml_dist.errors`.
     """
     run, topology = RunFolder(path), topology_from_environ()
-    notice.set_deadline(job_end_time(), recipe.run.stop_lead_seconds)
-    # Both fork processes, so no thread, group or device may exist before them.
+    signal.set_deadline(job_end_time(), recipe.run.stop_lead_seconds)
+    # Watchdog and loader fork processes, so no thread, process group or device may exist before them.
     with open_external_watchdog(recipe.run.step_timeout_seconds is not None) as external_watchdog:
         train_data = build_train_data(recipe.data, recipe.train, topology)
-        try:
-            threads = recipe.engine.threads or cpu_threads_for_rank(topology)
-            torch.set_num_threads(threads)
-            facts = {"world_size": topology.world_size, "threads": threads, "total_steps": train_data.total_steps}
-            with raise_on_lost_peer(run, None, lambda: "while the ranks met"):
-                context = join_run(run, topology, facts, recipe.run.timeout_seconds, lambda: notice.is_set)
-            configure_rank_logging(context.attempt, topology.rank)
-            code = _attempt(recipe, run, train_data, context, notice, external_watchdog)
+        with contextlib.closing(train_data.loader):
+            context = _join(recipe, run, topology, train_data.total_steps, signal)
+            with _open_session(recipe, run, context, signal, external_watchdog) as session:
+                code = _train_attempt(recipe, train_data, session)
             with raise_on_lost_peer(run, context.attempt, lambda: "at the end"):
                 context.comm.close()
             return code
-        finally:
-            train_data.loader.close()
 
 
-def _attempt(
-    recipe: Recipe,
-    run: RunFolder,
-    train_data: TrainData,
-    context: RankContext,
-    notice: StopSignal,
-    external_watchdog: ExternalWatchdog | None,
-) -> ExitCode:
-    """Do this attempt's share of the training; whatever ends it is recorded."""
-    watch = HealthMonitor(context, recipe.run, external_watchdog)
-    records = open_recorder(context, recipe.run.tensorboard)
-    records.event(
-        "started", 0, world_size=context.comm.topology.world_size, threads_at_fork=train_data.loader.threads_at_fork
-    )
-    try:
-        with raise_on_lost_peer(run, context.attempt, lambda: watch.position, watch.wait_for_report):
-            _refuse_if_stuck(run, context)
-            _compare_code(recipe, run, context, records)
-            choice = choose_checkpoint(run, context.comm)
-            network = initial_network(recipe, fresh=choice.name is None)
-            _tell_of(network, records)
-            return _build(recipe, run, train_data, context, notice, records, watch, network).go_on_from(choice)
-    except HsadmlError as fault:
-        with contextlib.suppress(RunError):  # a full disk must not hide why the run ends
-            records.event("failed", 0, reason=str(fault), exit_code=int(fault.exit_code))
-        raise
-    finally:
-        watch.close()
-        records.close()
-
-
-def _build(
-    recipe: Recipe,
-    run: RunFolder,
-    train_data: TrainData,
-    context: RankContext,
-    notice: StopSignal,
-    records: Recorder,
-    watch: HealthMonitor,
-    network: EmbeddingNet,
-) -> Trainer:
-    """Put an attempt's parts together."""
-    learner = build_learner(recipe, network, len(train_data.index.classes), context.comm, train_data.total_steps)
-    requests = RequestFiles(run, context.attempt) if context.comm.topology.is_rank_zero else None
-    agreement = StopAgreement(context.comm, notice, requests)
-
-    def record_checkpoint(name: CheckpointName) -> None:
-        records.event("checkpoint", name.step, checkpoint=str(name))
-        agreement.mark_saved(name.step)
-
-    return Trainer(
-        recipe=recipe,
-        run=run,
-        train_data=train_data,
-        context=context,
-        notice=notice,
-        agreement=agreement,
-        watch=watch,
-        pace=StragglerMonitor(learner.engine.model, context.comm),
-        learner=learner,
-        resume=Resume(recipe=recipe, run=run, data_digest=train_data.index.digest, learner=learner, records=records),
-        saver=CheckpointSaver(run, context.attempt, context.comm, recipe.checkpoint, record_checkpoint),
-        records=records,
-    )
-
-
-def _refuse_if_stuck(run: RunFolder, context: RankContext) -> None:
-    """Rank 0 looks at the attempts before this one; all ranks hear what it says."""
-    saved_by = {name.attempt for name in list_checkpoints(run)}
-    first = context.comm.topology.is_rank_zero
-    reason = context.comm.broadcast_object(crash_loop_reason(run, context.attempt, saved_by) if first else None)
-    if reason is not None:
-        raise RunError(reason)
-
-
-def _compare_code(recipe: Recipe, run: RunFolder, context: RankContext, records: Recorder) -> None:
-    """Keep the first start's code in the run folder; say of a later start how its code differs."""
-    change = context.comm.broadcast_object(save_code_snapshot(run) if context.comm.topology.is_rank_zero else None)
-    if change is None:
-        return
-    if recipe.run.code_change == "refuse":
-        raise ConfigError([Fault(where="recipe", key="run.code_change", problem=f"is 'refuse', and {change}")])
-    log.warning("%s", change)
-    records.event("code_changed", 0, before=change.before, now=change.now, files=change.files)
-
-
-def _tell_of(network: EmbeddingNet, records: Recorder) -> None:
-    """Say what was done to the published net, and what of it voids the promise across numbers of ranks."""
-    for line in network.changes:
-        log.info("%s", line)
-    if network.changes:
-        records.event("network", 0, changes=list(network.changes))
-    layers = rank_dependent_layers(network)
-    if layers:
-        text = "%d layers (%s, ...) depend on how a batch is cut: results hold for this number of ranks only"
-        log.warning(text, len(layers), layers[0])
+def _train_attempt(recipe: Recipe, train_data: TrainData, session: Session) -> ExitCode:
+    """Train in this attempt, step by step from what the previous attempts have reached."""
+    threads = train_data.loader.threads_at_fork
+    session.recorder.event("started", 0, world_size=session.comm.topology.world_size, threads_at_fork=threads)
+    _check_crash_loop(session)
+    _check_code(recipe, session)
+    choice = choose_checkpoint(session.run, session.comm)
+    network = initial_network(recipe, fresh=choice.name is None)
+    _log_network(network, session)
+    learner = build_learner(recipe, network, len(train_data.index.classes), session.comm, train_data.total_steps)
+    trainer = Trainer(recipe, train_data, learner, session)
+    resume_gc()
+    done = resume_from(choice, learner, recipe, train_data.index.digest, session.run, session.recorder)
+    _save_parent(choice.name, session)
+    return trainer.run(done)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trainer:
-    """One attempt's parts, and the named steps that they go through."""
+class Session:
+    """What a rank has during an attempt, whatever it trains.
 
-    recipe: Recipe
+    Attributes:
+        run: The run folder.
+        context: The attempt and the ranks.
+        signal: Stop requests to this process.
+        monitor: Heartbeat and watchdog.
+        recorder: Writes events and metrics.
+    """
+
     run: RunFolder
-    train_data: TrainData
     context: RankContext
-    notice: StopSignal
-    agreement: StopAgreement
-    watch: HealthMonitor
-    pace: StragglerMonitor
-    learner: Learner
-    resume: Resume
-    saver: CheckpointSaver
-    records: Recorder
+    signal: StopSignal
+    monitor: HealthMonitor
+    recorder: Recorder
 
-    def go_on_from(self, choice: CheckpointChoice) -> ExitCode:
-        """Load, train to the last step or a notice, save, judge."""
-        resume_gc()
-        done = self.resume.go_on_from(choice)
-        self._remember_parent(choice.name)
+    @property
+    def comm(self) -> Comm:
+        """The ranks."""
+        return self.context.comm
+
+
+class Trainer:
+    """Trains, records and saves the steps of an attempt."""
+
+    def __init__(self, recipe: Recipe, train_data: TrainData, learner: Learner, session: Session) -> None:
+        self._recipe, self._train_data, self._learner, self._session = recipe, train_data, learner, session
+        self._comm, self._monitor, self._recorder = session.comm, session.monitor, session.recorder
+        attempt = session.context.attempt
+        requests = RequestFiles(session.run, attempt) if self._comm.topology.is_rank_zero else None
+        self._agreement = StopAgreement(self._comm, session.signal, requests)
+        self._stragglers = StragglerMonitor(learner.engine.model, self._comm)
+        self._saver = CheckpointSaver(session.run, attempt, self._comm, recipe.checkpoint, self._on_checkpoint)
+
+    def run(self, done: int) -> ExitCode:
+        """Train from step ``done + 1`` to the last step or a stop request, save, and evaluate."""
         try:
-            reached = self._do_steps(done + 1)
+            reached = self._train_steps(done + 1)
         except NumericalError as fault:
-            self._save_last(done, fault.step - 1)  # good weights: another policy may go on from them
+            self._save_last(done, fault.step - 1)  # these weights are good: a resume with another policy needs them
             raise
         self._save_last(done, reached)
-        if reached < self.train_data.total_steps:
+        if reached < self._train_data.total_steps:
             self._record_stop(reached)
             return ExitCode.STOPPED
-        self.watch.enter_stage(reached, "evaluate")
-        if self.recipe.evaluation.at_end:
-            evaluate_training(self.run.path, self.recipe, self.train_data.index, self.learner, self.context.comm)
-        self.records.event("finished", reached)
+        self._monitor.enter_stage(reached, "evaluate")
+        if self._recipe.evaluation.at_end:
+            evaluate_training(self._session.run.path, self._recipe, self._train_data.index, self._learner, self._comm)
+        self._recorder.event("finished", reached)
         return ExitCode.SUCCESS
 
-    def _remember_parent(self, name: CheckpointName | None) -> None:
-        """Fix what this attempt builds on; a later commit by an earlier attempt is in nobody's line."""
-        if self.context.comm.topology.is_rank_zero:
-            text = json.dumps({"checkpoint": None if name is None else str(name)})
-            replace_text(self.context.attempt.parent, text + "\n")
+    def train_step(self, step: int) -> StepDecision:
+        """Fetch a batch, agree with the other ranks whether to continue, and if so train and record the step."""
+        self._monitor.enter_stage(step, "data")
+        began = time.perf_counter()
+        batch = self._train_data.loader.next(lambda: self._session.signal.is_set)
+        waited = time.perf_counter() - began
+        # A failed save stops all ranks at the same step; each of them then raises it where it waits for the save.
+        ready = batch is not None and not self._saver.failed
+        self._monitor.enter_stage(step, "vote")
+        seconds = waited + self._stragglers.compute_seconds()
+        decision = self._agreement.decide(step, has_batch=ready, seconds=seconds)
+        if decision is StepDecision.STOP or batch is None:
+            return StepDecision.STOP
+        self._monitor.enter_stage(step, "step")
+        self._record_stragglers(step - 1)
+        report = self._learner.step(step, batch)
+        self._record(step, batch, report, time.perf_counter() - began, waited)
+        return decision
 
-    def _do_steps(self, first: int) -> int:
-        """Do steps from ``first`` on; return the last one done."""
-        total = self.train_data.total_steps
+    def _train_steps(self, first: int) -> int:
+        """Train the steps from ``first`` on; return the last one done."""
+        total = self._train_data.total_steps
         stop_after = int(os.environ.get(STOP_AFTER, "0"))
-        self.records.begin(first - 1, total)
-        self.train_data.loader.start(first, total)
+        self._recorder.begin(first - 1, total)
+        self._train_data.loader.start(first, total)
         for step in range(first, total + 1):
             decision = self.train_step(step)
             if decision is StepDecision.STOP:
                 return step - 1
             if step == stop_after:
-                self.notice.trigger(StopReason.REQUESTED)
-            if step < total and (decision is StepDecision.SAVE or step % self.recipe.checkpoint.every == 0):
-                self.watch.enter_stage(step, "save")
-                self.saver.save_async(self._state(step))
+                self._session.signal.trigger(StopReason.REQUESTED)
+            if step < total and (decision is StepDecision.SAVE or step % self._recipe.checkpoint.every == 0):
+                self._monitor.enter_stage(step, "save")
+                self._saver.save_async(self._state(step))
         return total
 
     def _save_last(self, done: int, reached: int) -> None:
-        self.watch.enter_stage(reached, "save")
-        self.saver.wait()
-        if reached > max(done, self.saver.last_step):
-            self.saver.save(self._state(reached))
+        self._monitor.enter_stage(reached, "save")
+        self._saver.wait()
+        if reached > max(done, self._saver.last_step):
+            self._saver.save(self._state(reached))
 
-    def train_step(self, step: int) -> StepDecision:
-        """Fetch a batch, decide with the other ranks whether to go on, and if so do the step and record it."""
-        self.watch.enter_stage(step, "data")
-        began = time.perf_counter()
-        batch = self.train_data.loader.next(lambda: self.notice.is_set)
-        waited = time.perf_counter() - began
-        # A save that failed stops all ranks alike: each of them then learns of it where it waits for the save.
-        ready = batch is not None and not self.saver.failed
-        self.watch.enter_stage(step, "vote")
-        decision = self.agreement.decide(step, has_batch=ready, seconds=waited + self.pace.compute_seconds())
-        if decision is StepDecision.STOP or batch is None:
-            return StepDecision.STOP
-        self.watch.enter_stage(step, "step")
-        self._name_stragglers(step - 1)
-        report = self.learner.step(step, batch)
-        self._record(step, batch, report, time.perf_counter() - began, waited)
-        return decision
+    def _state(self, step: int) -> TrainingState:
+        progress = TrainingProgress(
+            step=step,
+            consumed=step * self._recipe.train.global_batch,
+            seed=self._recipe.train.seed,
+            fingerprint=self._recipe.fingerprint(),
+            data_digest=self._train_data.index.digest,
+            world_size=self._comm.topology.world_size,
+            skipped=self._learner.guard.consecutive_skips,
+        )
+        return TrainingState(groups=self._learner.state(), progress=progress, rows=self._learner.head.rows)
 
-    def _name_stragglers(self, step: int) -> None:
-        for slow in self.pace.find_stragglers(self.agreement.seconds):
-            log.warning("%s", slow)
-            self.records.event("straggler", step, **asdict(slow))
+    def _on_checkpoint(self, name: CheckpointName) -> None:
+        self._recorder.event("checkpoint", name.step, checkpoint=str(name))
+        self._agreement.mark_saved(name.step)
 
     def _record(self, step: int, batch: Batch, report: StepReport, seconds: float, waited: float) -> None:
-        epoch = self.train_data.order.epoch_of(step)
+        epoch = self._train_data.order.epoch_of(step)
         row = MetricsRow(
             step=step,
-            attempt=self.context.attempt.number,
+            attempt=self._session.context.attempt.number,
             epoch=epoch,
             loss=report.loss,
             lr=report.lr,
             grad_norm=report.grad_norm,
-            samples=self.recipe.train.global_batch,
+            samples=self._recipe.train.global_batch,
             step_seconds=seconds,
             data_wait_seconds=waited,
         )
-        self.records.step(row)
+        self._recorder.step(row)
         if report.skipped is not None:
             self._record_skip(step, report.skipped)
-        if self.recipe.run.ledger:
-            keys = [key for part in self.context.comm.all_gather_object(batch.keys) for key in part]
-            self.records.samples(step, epoch, keys)
+        if self._recipe.run.ledger:
+            keys = [key for part in self._comm.all_gather_object(batch.keys) for key in part]
+            self._recorder.samples(step, epoch, keys)
 
-    def _record_skip(self, step: int, finding: NonFiniteStep) -> None:
-        log.warning("skipped: %s", finding)
-        suspects = [{"key": key, "what": what} for key, what in finding.suspects]
-        self.records.event("skipped", step, reason=str(finding), suspects=suspects, keys=finding.keys)
+    def _record_skip(self, step: int, diagnosis: NonFiniteStep) -> None:
+        log.warning("skipped: %s", diagnosis)
+        suspects = [{"key": key, "what": what} for key, what in diagnosis.suspects]
+        self._recorder.event("skipped", step, reason=str(diagnosis), suspects=suspects, keys=diagnosis.keys)
 
-    def _state(self, step: int) -> TrainingState:
-        return TrainingState(groups=self.learner.state(), progress=self._progress(step), rows=self.learner.head.rows)
-
-    def _progress(self, step: int) -> TrainingProgress:
-        return TrainingProgress(
-            step=step,
-            consumed=step * self.recipe.train.global_batch,
-            seed=self.recipe.train.seed,
-            fingerprint=self.recipe.fingerprint(),
-            data_digest=self.train_data.index.digest,
-            world_size=self.context.comm.topology.world_size,
-            skipped=self.learner.guard.consecutive_skips,
-        )
+    def _record_stragglers(self, step: int) -> None:
+        for straggler in self._stragglers.find_stragglers(self._agreement.seconds):
+            log.warning("%s", straggler)
+            self._recorder.event("straggler", step, **asdict(straggler))
 
     def _record_stop(self, step: int) -> None:
-        self.records.stopped(step, self.context.comm.all_gather_object(self.agreement.stop_reason))
-        self.agreement.mark_saved(step)
+        self._recorder.stopped(step, self._comm.all_gather_object(self._agreement.stop_reason))
+        self._agreement.mark_saved(step)
+
+
+def _join(recipe: Recipe, run: RunFolder, topology: Topology, total_steps: int, signal: StopSignal) -> RankContext:
+    """Join the other ranks in a new attempt, and configure threads and the log of this rank."""
+    threads = recipe.engine.threads or cpu_threads_for_rank(topology)
+    torch.set_num_threads(threads)
+    facts = {"world_size": topology.world_size, "threads": threads, "total_steps": total_steps}
+    with raise_on_lost_peer(run, None, lambda: "at the rendezvous"):
+        context = join_run(run, topology, facts, recipe.run.timeout_seconds, lambda: signal.is_set)
+    configure_rank_logging(context.attempt, topology.rank)
+    return context
+
+
+@contextlib.contextmanager
+def _open_session(
+    recipe: Recipe,
+    run: RunFolder,
+    context: RankContext,
+    signal: StopSignal,
+    external_watchdog: ExternalWatchdog | None,
+) -> Iterator[Session]:
+    """Monitor and record an attempt; an error that ends it is recorded."""
+    monitor = HealthMonitor(context, recipe.run, external_watchdog)
+    recorder = open_recorder(context, recipe.run.tensorboard)
+    try:
+        with raise_on_lost_peer(run, context.attempt, lambda: monitor.position, monitor.wait_for_report):
+            yield Session(run=run, context=context, signal=signal, monitor=monitor, recorder=recorder)
+    except HsadmlError as fault:
+        with contextlib.suppress(RunError):  # a full disk must not hide why the run ends
+            recorder.event("failed", 0, reason=str(fault), exit_code=int(fault.exit_code))
+        raise
+    finally:
+        monitor.close()
+        recorder.close()
+
+
+def _check_crash_loop(session: Session) -> None:
+    """Raise on all ranks if the previous attempts ended without a new checkpoint."""
+    reason = None
+    if session.comm.topology.is_rank_zero:
+        saved_by = {name.attempt for name in list_checkpoints(session.run)}
+        reason = crash_loop_reason(session.run, session.context.attempt, saved_by)
+    reason = session.comm.broadcast_object(reason)
+    if reason is not None:
+        raise RunError(reason)
+
+
+def _check_code(recipe: Recipe, session: Session) -> None:
+    """Save the code in the run folder at the first start; at later starts, report or refuse changes of the code."""
+    change = session.comm.broadcast_object(
+        save_code_snapshot(session.run) if session.comm.topology.is_rank_zero else None
+    )
+    if change is None:
+        return
+    if recipe.run.code_change == "refuse":
+        raise ConfigError([Fault(where="recipe", key="run.code_change", problem=f"is 'refuse', and {change}")])
+    log.warning("%s", change)
+    session.recorder.event("code_changed", 0, before=change.before, now=change.now, files=change.files)
+
+
+def _log_network(network: EmbeddingNet, session: Session) -> None:
+    """Report changes of the published network, and layers whose results depend on the number of ranks."""
+    for line in network.changes:
+        log.info("%s", line)
+    if network.changes:
+        session.recorder.event("network", 0, changes=list(network.changes))
+    layers = rank_dependent_layers(network)
+    if layers:
+        text = "%d layers (%s, ...) depend on how a batch is split: results hold for this number of ranks only"
+        log.warning(text, len(layers), layers[0])
+
+
+def _save_parent(name: CheckpointName | None, session: Session) -> None:
+    """Record the checkpoint that this attempt builds on; a later save of an earlier attempt is not part of it."""
+    if session.comm.topology.is_rank_zero:
+        text = json.dumps({"checkpoint": None if name is None else str(name)})
+        replace_text(session.context.attempt.parent, text + "\n")

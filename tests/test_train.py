@@ -27,7 +27,7 @@ def events(run):
     return [row["event"] for row in merged_events(run)]
 
 
-def test_from_the_first_step_to_the_last(recipe, tmp_path):
+def test_train_from_first_to_last_step(recipe, tmp_path):
     assert train(recipe, tmp_path / "run", StopSignal()) is ExitCode.SUCCESS
     assert steps(tmp_path / "run") == [4, 5]
     assert events(tmp_path / "run") == ["started", "checkpoint", "checkpoint", "checkpoint", "finished"]
@@ -35,7 +35,7 @@ def test_from_the_first_step_to_the_last(recipe, tmp_path):
 
 
 @pytest.mark.parametrize("stop", [1, 2, 4])
-def test_a_stop_at_any_step_is_saved_once_and_leaves_no_trace_in_the_end(recipe, tmp_path, monkeypatch, stop):
+def test_stop_and_resume_at_any_step_is_bit_identical(recipe, tmp_path, monkeypatch, stop):
     """2 and 4: a periodic checkpoint has just been written."""
     monkeypatch.setenv(STOP_AFTER, str(stop))
     assert train(recipe, tmp_path / "run", StopSignal()) is ExitCode.STOPPED
@@ -50,7 +50,7 @@ def test_a_stop_at_any_step_is_saved_once_and_leaves_no_trace_in_the_end(recipe,
     ]
 
 
-def test_told_to_stop_before_the_first_step(recipe, tmp_path):
+def test_stop_request_before_the_first_step(recipe, tmp_path):
     notice = StopSignal()
     notice.trigger(StopReason.SIGTERM)
     assert train(recipe, tmp_path / "run", notice) is ExitCode.STOPPED
@@ -58,7 +58,7 @@ def test_told_to_stop_before_the_first_step(recipe, tmp_path):
     assert merged_events(tmp_path / "run")[-2]["noticed"] == ["rank 0: SIGTERM"]
 
 
-def test_a_finished_run_is_not_trained_further(recipe, tmp_path):
+def test_finished_run_is_not_trained_again(recipe, tmp_path):
     for _ in range(2):
         assert train(recipe, tmp_path / "run", StopSignal()) is ExitCode.SUCCESS
     assert len(merged_metrics(tmp_path / "run")) == 5
@@ -84,7 +84,7 @@ def skipping(recipe, **changes):
 
 
 @pytest.mark.parametrize("stop", [1, 3])
-def test_a_run_cut_among_skipped_steps_goes_on_as_if_it_had_not_been(recipe, tmp_path, monkeypatch, spoil, stop):
+def test_resume_amid_skipped_steps_is_bit_identical(recipe, tmp_path, monkeypatch, spoil, stop):
     """The first step too: its checkpoint has no moments yet."""
     spoil(1, 2, 4)
     monkeypatch.setenv(STOP_AFTER, str(stop))
@@ -100,7 +100,7 @@ def test_a_run_cut_among_skipped_steps_goes_on_as_if_it_had_not_been(recipe, tmp
     assert run_digest(tmp_path / "run") == run_digest(tmp_path / "calm")
 
 
-def test_the_limit_counts_skipped_steps_before_a_cut(recipe, tmp_path, monkeypatch, spoil):
+def test_skip_limit_counts_skipped_steps_before_a_resume(recipe, tmp_path, monkeypatch, spoil):
     spoil(2, 3, 4, 5)
     limited = skipping(recipe, skip_limit=2)
     monkeypatch.setenv(STOP_AFTER, "3")
@@ -116,7 +116,7 @@ def test_the_limit_counts_skipped_steps_before_a_cut(recipe, tmp_path, monkeypat
     assert run_digest(tmp_path / "run") == run_digest(tmp_path / "calm")
 
 
-def test_a_run_that_stopped_at_what_is_not_finite_loses_no_step(recipe, tmp_path, spoil):
+def test_run_ended_by_nonfinite_step_keeps_all_good_steps(recipe, tmp_path, spoil):
     spoil(4)
     with pytest.raises(NumericalError, match="step 4: "):
         train(recipe, tmp_path / "run", StopSignal())
@@ -127,7 +127,7 @@ def test_a_run_that_stopped_at_what_is_not_finite_loses_no_step(recipe, tmp_path
     assert run_digest(tmp_path / "run") == run_digest(tmp_path / "calm")
 
 
-def test_a_disk_that_fills_up_ends_the_run_with_one_line_and_room_lets_it_go_on(recipe, tmp_path):
+def test_full_disk_ends_the_run_and_free_space_lets_it_resume(recipe, tmp_path):
     assert train(recipe, tmp_path / "calm", StopSignal()) is ExitCode.SUCCESS
     newest = RunFolder(tmp_path / "calm").checkpoints / str(list_checkpoints(RunFolder(tmp_path / "calm"))[-1])
     size = sum(path.stat().st_size for path in newest.iterdir()) >> 10
@@ -147,7 +147,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_one_line_and_room_lets_it_go_on(
     assert run_digest(run.path) == run_digest(tmp_path / "calm")
 
 
-def test_a_run_that_gets_no_further_ends_and_a_start_by_hand_counts_anew(recipe, tmp_path):
+def test_crash_loop_ends_the_run_until_started_by_hand(recipe, tmp_path):
     run = RunFolder(tmp_path / "run")
     for number in (1, 2, 3):  # as attempts that were killed at once
         run.attempt(number).path.mkdir(parents=True)
@@ -158,7 +158,7 @@ def test_a_run_that_gets_no_further_ends_and_a_start_by_hand_counts_anew(recipe,
     assert train(recipe, run.path, StopSignal()) is ExitCode.SUCCESS
 
 
-def test_other_code_is_named_or_refused(recipe, tmp_path):
+def test_changed_code_is_reported_or_refused(recipe, tmp_path):
     run = RunFolder(tmp_path / "run")
     notice = StopSignal()
     notice.trigger(StopReason.REQUESTED)

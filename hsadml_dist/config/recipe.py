@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hsadml_dist.config.schema import iter_settings, setting
+from hsadml_dist.loss_names import LossName
 
 TRANSFORM_NAME = re.compile(r"monai\.transforms\.[A-Z]\w*\Z")
 _LENGTHS = ("train.steps", "train.epochs")
@@ -123,9 +124,7 @@ class LossConfig:
         norm_momentum: AdaFace: weight of a step's mean and standard deviation in their running values.
     """
 
-    name: Literal[
-        "softmax", "sphereface", "sphereface_r_v1", "sphereface_r_v2", "cosface", "arcface", "sphereface2", "adaface"
-    ] = setting("sphereface")
+    name: LossName = setting("sphereface")  # noqa: RUF009  # a Literal, which ruff does not see
     margin: float | None = setting(None, ge=0)
     scale: float | None = setting(None, gt=0)
     grad_mode: Literal["exact", "characteristic"] = setting("exact")

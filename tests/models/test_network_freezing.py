@@ -9,7 +9,7 @@ def trained(model):
     return {name for name, p in model.named_parameters() if p.requires_grad}
 
 
-def test_parts_and_single_weights_are_frozen_and_nothing_beside_them():
+def test_freeze_modules_and_single_weights():
     model = build_model(
         "vit_small_patches", embedding_dim=4, frozen=("backbone.positions", "backbone.encoder.layers.1")
     )
@@ -20,7 +20,7 @@ def test_parts_and_single_weights_are_frozen_and_nothing_beside_them():
     assert line.startswith("frozen: backbone.positions, backbone.encoder.layers.1 (13 tensors, ")
 
 
-def test_a_frozen_batch_norm_keeps_its_statistics_in_training():
+def test_frozen_batch_norm_keeps_its_statistics_in_training():
     model = build_model("monai_resnet18", embedding_dim=4, image_size=32, frozen=("backbone.layer1", "backbone.bn1"))
     assert "5 BatchNorm layers in them keep their running statistics" in model.changes[0]
     model.train()
@@ -48,7 +48,7 @@ def test_a_frozen_batch_norm_keeps_its_statistics_in_training():
         (("",), r".*the network has no ''; it has backbone, dropout, neck"),
     ],
 )
-def test_what_cannot_be_frozen_is_one_line(names, text):
+def test_freeze_rejects_unknown_parts_and_whole_network(names, text):
     with pytest.raises(ConfigError, match=text) as fault:
         build_model("resnet_gn_tiny", embedding_dim=4, frozen=names)
     assert str(fault.value).count("\n") == 0

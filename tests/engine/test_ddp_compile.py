@@ -3,8 +3,8 @@ import torch
 import torch._inductor.config
 from torch import nn
 
-from hsadml_dist.engine import compile as compiled
-from hsadml_dist.engine.compile import CompiledNetwork, disable_compilation
+from hsadml_dist.engine import ddp
+from hsadml_dist.engine.ddp import CompiledNetwork, disable_compilation
 from hsadml_dist.errors import ConfigError
 
 OPTIONS = "engine/ddp_ranks.py"
@@ -21,7 +21,7 @@ def assert_near(one, other, within):
         assert norm == pytest.approx(norm_too, abs=within)
 
 
-def test_options_go_together_with_a_compiled_net_and_leave_names_as_they_were(ranks):
+def test_compiled_network_combines_with_all_options(ranks):
     for answer in ranks(OPTIONS, 2, "traced"):
         way = ("thirds", "frozen", "drawing", "static", "recomputing")
         assert_near(answer["compiled", *way], answer[way], 1e-12)
@@ -43,12 +43,12 @@ class Counting(nn.Linear):
 @pytest.fixture
 def net(monkeypatch):
     """A network that is traced, but whose kernels are those of PyTorch."""
-    monkeypatch.setattr(compiled, "_compiled", lambda f: torch.compile(f, dynamic=False, backend="aot_eager"))
+    monkeypatch.setattr(ddp, "compile_function", lambda f: torch.compile(f, dynamic=False, backend="aot_eager"))
     monkeypatch.setattr(Counting, "calls", 0)
     return Counting(3, 2)
 
 
-def test_only_calls_through_the_wrapper_are_compiled_and_hooks_run_all_the_same(net):
+def test_only_calls_through_the_wrapper_are_compiled(net):
     calls, image = [], torch.ones(4, 3)
     net.register_forward_hook(lambda *parts: calls.append("after"))
     net.register_forward_pre_hook(lambda *parts: calls.append("before"))
@@ -64,13 +64,13 @@ def test_only_calls_through_the_wrapper_are_compiled_and_hooks_run_all_the_same(
     assert "forward" not in net.__dict__
 
 
-def test_a_fault_inside_leaves_the_network_as_it_was(net):
+def test_error_in_compiled_forward_leaves_network_unchanged(net):
     with pytest.raises(RuntimeError):
         CompiledNetwork(net, torch.device("cpu"))(torch.ones(4, 5))
     assert "forward" not in net.__dict__
 
 
-def test_without_a_compiler_one_line_says_so(monkeypatch):
+def test_missing_compiler_is_a_config_error(monkeypatch):
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
     monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
     torch._dynamo.reset()
@@ -83,7 +83,7 @@ def test_without_a_compiler_one_line_says_so(monkeypatch):
 
 @pytest.mark.soak
 @pytest.mark.parametrize("world", [1, 2])
-def test_real_kernels_change_no_digit_that_counts_and_a_resumed_run_none_at_all(nursery, ranks, world, monkeypatch):
+def test_real_kernels_match_eager_and_resume_is_bit_identical(nursery, ranks, world, monkeypatch):
     monkeypatch.setattr("tests.conftest.SECONDS", 1200)
     for answer in ranks(OPTIONS, world, "compiled"):
         for way, plain in answer.items():

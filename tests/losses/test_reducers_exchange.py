@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hsadml_dist.losses.exchange import LocalExchange
+from hsadml_dist.losses.reducers import LocalExchange
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3, 4])
@@ -14,11 +14,11 @@ def counts(world):
     return [(3 * rank + 2) % 4 for rank in range(world)]
 
 
-def test_the_ranks_here_hold_uneven_numbers_of_samples():
+def test_ranks_hold_uneven_numbers_of_samples():
     assert counts(4) == [2, 1, 0, 3]
 
 
-def test_all_ranks_get_the_samples_of_all_in_the_order_of_the_ranks(told):
+def test_gather_returns_samples_in_rank_order(told):
     embs = [
         100.0 * r + torch.arange(2.0 * n, dtype=torch.float64).reshape(n, 2) for r, n in enumerate(counts(len(told)))
     ]
@@ -28,33 +28,33 @@ def test_all_ranks_get_the_samples_of_all_in_the_order_of_the_ranks(told):
         assert torch.equal(answer["uneven"]["label"], torch.cat(labels))
 
 
-def test_totals_and_largest(told):
+def test_sum_and_max_over_ranks(told):
     for answer in told:
-        assert answer["uneven"]["total"].tolist() == [float("1" * len(told))] * 3
-        assert answer["uneven"]["largest"].tolist() == [len(told) - 1, 0, 7]
+        assert answer["uneven"]["sum"].tolist() == [float("1" * len(told))] * 3
+        assert answer["uneven"]["max"].tolist() == [len(told) - 1, 0, 7]
 
 
-def test_a_ranks_own_samples_come_back_to_it(told):
+def test_select_own_and_reduce_own_return_local_samples(told):
     sizes = counts(len(told))
     for rank, answer in enumerate(told):
         mine = torch.arange(sum(sizes))[sum(sizes[:rank]) : sum(sizes[: rank + 1])]
-        assert torch.equal(answer["uneven"]["own"], mine)
+        assert torch.equal(answer["uneven"]["select own"], mine)
         expected = float("1" * len(told)) * (1 + mine[:, None]).double().expand(-1, 2)
-        assert torch.equal(answer["uneven"]["own total"], expected)
+        assert torch.equal(answer["uneven"]["reduce own"], expected)
 
 
-def test_no_rank_has_a_sample(told):
+def test_exchange_without_samples(told):
     for answer in told:
         none = answer["none"]
-        assert none["emb"].shape == none["own total"].shape == (0, 2)
-        assert none["label"].shape == none["own"].shape == (0,)
-        assert none["total"].tolist() == [float("1" * len(told))] * 3
+        assert none["emb"].shape == none["reduce own"].shape == (0, 2)
+        assert none["label"].shape == none["select own"].shape == (0,)
+        assert none["sum"].tolist() == [float("1" * len(told))] * 3
 
 
-def test_without_an_exchange_all_stays_as_it_is():
+def test_local_exchange_returns_its_arguments():
     exchange, emb_BD, label_B = LocalExchange(), torch.rand(3, 2), torch.arange(3)
     gathered = exchange.gather(emb_BD, label_B)
     assert gathered[0] is emb_BD
     assert gathered[1] is label_B
-    for method in (exchange.total, exchange.largest, exchange.own, exchange.own_total):
+    for method in (exchange.sum, exchange.max, exchange.select_own, exchange.reduce_own):
         assert method(emb_BD) is emb_BD
