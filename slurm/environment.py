@@ -118,8 +118,7 @@ def _scratch_lines(scratch: str | None) -> Iterator[str]:
     # On every node, and before TMPDIR is set, because Slurm replaces a TMPDIR that does not exist by /tmp.
     yield (
         'srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task=1'
-        ' mkdir -p -m 700 -- "$scratch" || '
-        + _fail("scratch: the folder cannot be created on every node")
+        ' mkdir -p -m 700 -- "$scratch" || ' + _fail("scratch: the folder cannot be created on every node")
     )
     yield 'export TMPDIR="$scratch"'
 

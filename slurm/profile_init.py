@@ -78,11 +78,7 @@ def draft_profile(survey: SiteSurvey, partition: str | None = None) -> ProfileDr
         *_node_choices(node_types),
         *_time_choices(selected, survey.default_times.get(selected.name)),
         *requeue,
-        ProfileChoice(
-            key="signal_lead",
-            value=SIGNAL_LEAD,
-            reason="seconds to save before the end; `hsadml doctor` measures a save",
-        ),
+        ProfileChoice(key="signal_lead", value=SIGNAL_LEAD, reason="seconds for a save; `hsadml doctor` measures one"),
     )
     site = survey.site
     title = f"Cluster {site.cluster or 'without a name'}, Slurm {site.version}: written by `hsadml profile init`."
