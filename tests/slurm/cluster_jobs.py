@@ -76,7 +76,7 @@ def wait_empty(cluster: Cluster) -> None:
     assert is_empty, cluster.run(argv).stdout
 
 
-def preempt(cluster: Cluster) -> str:
-    """Queue a short job that takes all nodes from other jobs; return its id."""
-    argv = ["sbatch", "--parsable", "-p", "high", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1"]
-    return cluster.run(argv).stdout.strip()
+def preempt(cluster: Cluster, seconds: int = 1) -> str:
+    """Queue a job that takes both nodes from other jobs for ``seconds``; return its id."""
+    options = ["--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null"]
+    return cluster.run(["sbatch", "--parsable", *options, f"--wrap=sleep {seconds}"]).stdout.strip()

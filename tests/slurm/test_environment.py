@@ -202,7 +202,8 @@ def test_ranks_of_a_real_job_get_the_settings_of_the_profile(local_cluster: Clus
     while client.job_state(job, local_cluster.env()) in ("PENDING", "RUNNING", "COMPLETING"):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    lines = (folder / "out").read_text().splitlines()
+    # On a busy machine srun reports that it waits for its nodes.
+    lines = [line for line in (folder / "out").read_text().splitlines() if not line.startswith("srun: ")]
     rows = [json.loads(line) for line in lines if line.startswith("{")]
     assert len(rows) == 4, lines
     assert {row["umask"] for row in rows} == {0o027}

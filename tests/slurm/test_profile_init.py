@@ -72,7 +72,7 @@ def test_draft_refuses_partitions_that_are_hidden_or_down() -> None:
     with pytest.raises(ConfigError) as caught:
         draft_profile(survey(site(*hidden_or_down)))
     assert caught.value.faults[0].key == "partition"
-    with pytest.raises(ConfigError, match="'gqu'.*allowed: gpu .*'gpu'"):
+    with pytest.raises(ConfigError, match=r"'gqu'.*allowed: gpu .*'gpu'"):
         draft_profile(survey(), "gqu")
 
 
