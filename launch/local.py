@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import site
@@ -11,13 +10,14 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 import hsadml_dist
 from hsadml_dist.errors import ExitCode
+from hsadml_dist.process import die_with_this_process
 
 RANK_COMMAND = (sys.executable, "-P", "-m", "hsadml_dist.launch.rank")
 POLL_SECONDS = 0.05
@@ -34,7 +34,6 @@ FORWARDED = {
 }
 GOOD = (ExitCode.SUCCESS, ExitCode.STOPPED)
 USER_ERRORS = (ExitCode.USER_ERROR, ExitCode.USAGE_ERROR, ExitCode.RUN_LOCKED)
-PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,8 +187,7 @@ def _listening(signals: list[int]) -> Iterator[None]:
 
 
 def _start(run: Path, nproc: int, environ: Mapping[str, str], command: Sequence[str]) -> list[subprocess.Popen[bytes]]:
-    token = uuid.uuid4().hex
-    bind = _bound_to_this_process()
+    token, bind = uuid.uuid4().hex, die_with_this_process(ExitCode.INTERNAL_ERROR)
     processes: list[subprocess.Popen[bytes]] = []
     for rank in range(nproc):
         place = {"RANK": rank, "WORLD_SIZE": nproc, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": nproc}
@@ -214,16 +212,3 @@ def _import_path(environ: Mapping[str, str]) -> dict[str, str]:
         return {}
     others = environ.get("PYTHONPATH", "")
     return {"PYTHONPATH": f"{root}{os.pathsep}{others}" if others else root}
-
-
-def _bound_to_this_process() -> Callable[[], None]:
-    """Return what a child calls before exec so that the kernel kills it when this process dies, however it dies."""
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    parent = os.getpid()
-
-    def bind() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(ExitCode.INTERNAL_ERROR)
-
-    return bind
