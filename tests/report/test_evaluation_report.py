@@ -1,3 +1,5 @@
+"""Choice of example slices, and the report of an evaluation."""
+
 from dataclasses import replace
 
 import numpy as np
