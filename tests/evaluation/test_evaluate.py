@@ -20,6 +20,7 @@ from hsadml_dist.errors import CheckpointError, ConfigError, DataError
 from hsadml_dist.evaluation.evaluate import evaluate_run
 from hsadml_dist.evaluation.result import read_predictions
 from hsadml_dist.model_factory import build_network
+from hsadml_dist.report.evaluation_report import evaluate_and_report
 from hsadml_dist.run.folder import RunFolder
 
 RANKS = Path(__file__).with_name("evaluate_ranks.py")
@@ -65,6 +66,13 @@ def test_evaluate_run_equals_slow_loops_and_is_stored(run: Path, shards: Path) -
     for method, metrics in result["methods"].items():
         assert metrics["accuracy"] == predictions.correct(method).mean()
     assert result["recipe"]["loss"]["name"] == result["loss"]
+
+
+def test_report_of_an_evaluation_shows_its_accuracy(run: Path) -> None:
+    result = evaluate_and_report(run)
+    page = (run / "report.html").read_text()
+    assert f"{result['knn_accuracy']:.1%}" in page and "Training" in page
+    assert (run / "MODEL_CARD.md").exists()
 
 
 def test_evaluate_run_stores_results_on_moved_shards_but_not_on_other_shards(
