@@ -141,9 +141,19 @@ class Trainer:
             return ExitCode.STOPPED
         self._monitor.enter_stage(reached, "evaluate")
         if self._recipe.evaluation.at_end:
-            evaluate_training(self._session.run.path, self._recipe, self._train_data.index, self._learner, self._comm)
+            self._evaluate()
         self._recorder.event("finished", reached)
         return ExitCode.SUCCESS
+
+    def _evaluate(self) -> None:
+        """Evaluate the final weights and write the report."""
+        run, learner = self._session.run.path, self._learner
+        model, centre_CD = learner.engine.evaluation_model(), learner.head.gather_centres()
+        evaluation = evaluate_training(run, self._recipe, self._train_data.index, model, centre_CD, self._comm)
+        if self._comm.topology.is_rank_zero:
+            from hsadml_dist.report.evaluation_report import write_evaluation_report  # matplotlib: seconds
+
+            write_evaluation_report(run, evaluation)
 
     def train_step(self, step: int) -> StepDecision:
         """Fetch a batch, agree with the other ranks whether to continue, and if so train and record the step."""

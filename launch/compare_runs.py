@@ -12,13 +12,11 @@ from hsadml_dist.checkpoint.layout import lineage, list_checkpoints, read_parent
 from hsadml_dist.config.yaml_loader import load_recipe
 from hsadml_dist.data.remote import open_shard_index
 from hsadml_dist.errors import DataError
-from hsadml_dist.evaluation import predictions
-from hsadml_dist.evaluation.combine import COMBINED_NAME, agree, combine
-from hsadml_dist.evaluation.evaluate import evaluate_run
+from hsadml_dist.evaluation.combine import COMBINED_NAME, belong_together, combine
 from hsadml_dist.evaluation.pooling import EvaluatedRun
-from hsadml_dist.evaluation.predictions import Predictions
-from hsadml_dist.evaluation.result import SCHEMA_VERSION
+from hsadml_dist.evaluation.result import SCHEMA_VERSION, Predictions, read_predictions
 from hsadml_dist.report.comparison_page import write_comparison_page
+from hsadml_dist.report.evaluation_report import evaluate_and_report
 from hsadml_dist.run.folder import RunFolder, replace_text
 
 StoredResult = tuple[Mapping[str, Any], Predictions]
@@ -59,7 +57,7 @@ def load_or_evaluate(run: Path, name: str) -> EvaluatedRun:
     recipe = load_recipe(RunFolder(run).config).recipe
     verdict = load_stored_result(run)
     if verdict is None or not _is_of_newest(run, verdict):
-        result = evaluate_run(run)
+        result = evaluate_and_report(run)
         verdict = load_stored_result(run)
         if verdict is None or verdict[0] != result:
             where = f"{run}: {recipe.data.shards} no longer holds the samples that it was trained on"
@@ -73,11 +71,11 @@ def load_stored_result(run: Path) -> StoredResult | None:
     folder = RunFolder(run)
     try:
         result = json.loads(folder.result.read_bytes())
-        said = predictions.read(folder.predictions)
+        said = read_predictions(folder.predictions)
         known = result["schema_version"] == SCHEMA_VERSION
     except (OSError, ValueError, LookupError, TypeError, DataError):
         return None
-    return (result, said) if known and agree(result, said) else None
+    return (result, said) if known and belong_together(result, said) else None
 
 
 def short_names(runs: Sequence[Path]) -> list[str]:

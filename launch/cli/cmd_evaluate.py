@@ -48,11 +48,11 @@ def evaluate(
     if not runs:
         raise UsageError("evaluate: name at least one run folder")
     folders = [require_run_folder(run) for run in runs]
-    from hsadml_dist.evaluation.evaluate import evaluate_run
+    from hsadml_dist.report.evaluation_report import evaluate_and_report
 
     results = []
     for run in folders:
-        results.append(evaluate_run(run, shards, fold))
+        results.append(evaluate_and_report(run, shards, fold))
         if not as_json:
             print(as_text(run, results[-1]))
     if as_json:
