@@ -51,6 +51,7 @@ class RunState:
             it said so. Seconds since 1970 UTC.
         reason: Why it failed, what stopped it, or what is known of its silence; one line.
         exit_code: That of a failure.
+        stop_is_final: Whether a STOP file asked the newest attempt to stop: no job resumes the run.
     """
 
     phase: RunPhase
@@ -67,6 +68,7 @@ class RunState:
     last_sign: float | None = None
     reason: str | None = None
     exit_code: int | None = None
+    stop_is_final: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,7 @@ class _End:
     time: float | None
     reason: str | None = None
     exit_code: int | None = None
+    stop_is_final: bool = False
 
 
 def read_run_state(run: RunFolder, now: float) -> RunState:
@@ -106,6 +109,7 @@ def read_run_state(run: RunFolder, now: float) -> RunState:
         last_sign=end.time,
         reason=end.reason,
         exit_code=end.exit_code,
+        stop_is_final=end.stop_is_final,
     )
 
 
@@ -123,7 +127,10 @@ def _end(events: Sequence[Mapping[str, Any]]) -> _End | None:
             return _End(phase="failed", time=row.get("time"), exit_code=code, reason=_hang(row, text))
     if "stopped" in last:
         noticed = last.get("signal", {}).get("noticed") or ()
-        return _End(phase="stopped", time=last["stopped"].get("time"), reason=_told_by(noticed))
+        stopped = last["stopped"]
+        # Before the field existed, only the text named the STOP file.
+        final = bool(stopped.get("final")) or any(str(text).endswith(": STOP file") for text in noticed)
+        return _End(phase="stopped", time=stopped.get("time"), reason=_told_by(noticed), stop_is_final=final)
     return None
 
 

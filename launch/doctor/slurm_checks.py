@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from hsadml_dist.errors import ClusterError, UsageError, did_you_mean
 from hsadml_dist.launch.doctor import CheckResult, check_result, unknown_result
 from hsadml_dist.slurm.job_records import REQUEUE_MODES
-from hsadml_dist.slurm.site import Partition, SlurmSite, query_site, requeue_problem, requeue_warning, submit_limit
+from hsadml_dist.slurm.site import Partition, SlurmSite, query_site, submit_limit
+from hsadml_dist.slurm.submit import requeue_problem, requeue_warning
 
 GROUP = "slurm"
 PROGRAMS = ("sbatch", "srun", "scontrol", "squeue", "scancel")
