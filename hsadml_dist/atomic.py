@@ -1,0 +1,54 @@
+"""Write files atomically: a reader sees the old content or the new one, never half of it.
+
+The content goes to a temporary file in the same folder, is forced to disk and takes its name with one rename, so it
+also survives a crash of the machine.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Provide a temporary path next to ``path``; move what was written there to ``path`` if the body succeeds.
+
+    Args:
+        path: The file to write or replace; its folder exists.
+        durable: Whether to force the content to disk before the rename. Without it a crash of the machine may leave
+            an empty file.
+
+    Raises:
+        OSError: The file cannot be written; no temporary file is left.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        if durable:
+            _force_to_disk(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes, *, durable: bool = True, mode: int = 0o666) -> None:
+    """Write or replace ``path``; ``mode`` are its permissions before the umask."""
+    with atomic_path(path, durable=durable) as temporary:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+            file.write(content)
+
+
+def write_text(path: Path, text: str, *, durable: bool = True, mode: int = 0o666) -> None:
+    """Write or replace ``path`` with UTF-8 text; see :func:`write_bytes`."""
+    write_bytes(path, text.encode(), durable=durable, mode=mode)
+
+
+def _force_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
