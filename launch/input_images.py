@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hsadml_dist.errors import DataError, UsageError
-from hsadml_dist.shards.sources.image_files import IMAGE_EXTENSIONS, decode_image_file
+from hsadml_dist.shards.image_codec import IMAGE_EXTENSIONS, decode_image_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,7 +87,7 @@ def read_input_image(path: Path, size: int) -> InputImage:
     Raises:
         DataError: The file cannot be used. The message gives the reason without the file's name.
     """
-    from hsadml_dist.shards.encode import to_uint16
+    from hsadml_dist.shards.image_codec import to_uint16
     from hsadml_dist.shards.source import DamagedSampleError
 
     problem = _problem(path)

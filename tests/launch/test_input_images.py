@@ -6,7 +6,7 @@ from PIL import Image
 
 from hsadml_dist.errors import DataError, UsageError
 from hsadml_dist.launch.input_images import list_input_files, read_input_image
-from hsadml_dist.shards.encode import to_uint16
+from hsadml_dist.shards.image_codec import to_uint16
 
 DICOM = bytes(128) + b"DICM" + bytes(300)
 NIFTI = bytes(344) + b"n+1\0" + bytes(100)
