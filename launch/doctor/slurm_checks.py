@@ -136,9 +136,9 @@ def check_requeue_modes(site: SlurmSite, partition: Partition | None) -> Iterato
     partition_name = None if partition is None else partition.name
     problems = {mode: requeue_problem(site, mode, partition_name) for mode in REQUEUE_MODES}
     none_works = all(problems[mode] is not None for mode in ("chain", "self"))
+    warning = requeue_warning(site)
     for mode, problem in problems.items():
         name = f"--requeue {mode}"
-        warning = requeue_warning(site, mode)
         if problem is not None:
             remedy = problem.remedy
             yield check_result(GROUP, name, problem.reason, fail=remedy if none_works else "", warn=remedy)

@@ -1,11 +1,13 @@
 import pytest
 
+from tests.jobs.conftest import recipe, shards  # noqa: F401  fixtures
+
 STEP = 4
 
 
 @pytest.fixture(scope="session")
 def opened_run(tiny_shards, tmp_path_factory):
-    """A run on generated patients with one checkpoint of untrained weights, fold 0 held out; not to be written to."""
+    """A run on generated patients with a checkpoint of untrained weights, fold 0 held out. Tests must not write to it."""
     from hsadml_dist.checkpoint.layout import TrainingProgress
     from hsadml_dist.checkpoint.save import save_checkpoint
     from hsadml_dist.checkpoint.tensor_files import TrainingState
