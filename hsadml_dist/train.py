@@ -208,9 +208,20 @@ class Trainer:
             return ExitCode.STOPPED
         self.watch.enter_stage(reached, "evaluate")
         if self.recipe.evaluation.at_end:
-            evaluate_training(self.run.path, self.recipe, self.train_data.index, self.learner, self.context.comm)
+            self._evaluate()
         self.records.event("finished", reached)
         return ExitCode.SUCCESS
+
+    def _evaluate(self) -> None:
+        model, centre_CD = self.learner.engine.evaluation_model(), self.learner.head.gather_centres()
+        evaluation = evaluate_training(
+            self.run.path, self.recipe, self.train_data.index, model, centre_CD, self.context.comm
+        )
+        if self.context.comm.topology.is_rank_zero:
+            # Imported by the one rank that draws: matplotlib takes a second and 60 MB.
+            from hsadml_dist.report.evaluation_report import write_evaluation_report
+
+            write_evaluation_report(self.run.path, evaluation)
 
     def _remember_parent(self, name: CheckpointName | None) -> None:
         """Fix what this attempt builds on; a later commit by an earlier attempt is in nobody's line."""

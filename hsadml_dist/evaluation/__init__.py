@@ -1,1 +1,1 @@
-"""What the embeddings are worth: neighbours, figures with intervals, controls, and the verdict on a run."""
+"""Evaluation of embeddings: nearest neighbours, classifiers, baselines, metrics with intervals, and inference."""

@@ -1,10 +1,9 @@
 """Run all classification methods on one set of query slices.
 
-Methods: nearest neighbours, class centres, scikit-learn classifiers on the embeddings, and the baselines. The
+The methods are nearest neighbours, class centres, scikit-learn classifiers on the embeddings, and the baselines. The
 scikit-learn classifiers use their default settings and are not tuned, so that no figure is the best of several tries.
 
-Shapes: N gallery slices and M queries (:func:`classify`); N queries, R gallery slices, C classes, D components,
-F features, K neighbours (:func:`predict_all`).
+Shapes: N query slices, R gallery slices, C classes, D components, F features, K neighbours.
 """
 
 from __future__ import annotations
@@ -25,97 +24,25 @@ from hsadml_dist.evaluation.baselines import features, nearest_low_level, neares
 from hsadml_dist.evaluation.embed import Embeddings
 from hsadml_dist.evaluation.knn import GRID, majority_label, nearest, nearest_distributed, round_to_grid
 from hsadml_dist.evaluation.metrics import Floats, Ints, stratified
-from hsadml_dist.evaluation.predictions import HEAD, KNN, LOW_LEVEL, RAW_PIXELS, VOTES
+from hsadml_dist.evaluation.result import HEAD, KNN, LOW_LEVEL, RAW_PIXELS, VOTES
 
 if TYPE_CHECKING:
     from sklearn.base import ClassifierMixin
 
 METHODS = ("svm", "logistic_regression", "random_forest", "naive_bayes")
 TREES = 100
-
-_STEPS = 1000
-
-
-def classify(
-    train_ND: npt.NDArray[np.floating],
-    label_N: Ints,
-    test_MD: npt.NDArray[np.floating],
-    *,
-    seed: int,
-    most: int = 10000,
-) -> dict[str, Ints]:
-    """Return what each of :data:`METHODS` says of each test slice, int64 arrays (M,).
-
-    Rows are scaled to unit length first, as for the neighbours. Of more than ``most`` training rows only ``most`` are
-    learnt from, because the time of a support vector machine grows with their square: a seeded draw without
-    replacement in which every class keeps its share and at least one row (:func:`stratified`).
-
-    The same rows, labels and seed give the same answers whatever the number of threads. Another processor may add in
-    another order; only a slice that lies on a border between classes to the last bits could then change sides.
-
-    Args:
-        train_ND: Embeddings to learn from, of any length.
-        label_N: Their classes; classes may be missing. Where there is only one, or all rows are the same, every
-            answer is the most frequent class, of equally frequent ones the lowest.
-        test_MD: Embeddings to judge; may be none.
-        seed: Seed of the draw and of the random forest.
-        most: Training rows learnt from at most.
-
-    Raises:
-        DataError: No training rows, or a component that is not finite.
-    """
-    if not len(train_ND):
-        raise DataError("no training embeddings to learn from: the classifiers need at least one")
-    kept_N = stratified(label_N, most=most, seed=seed)
-    train, label, test = _unit(train_ND)[kept_N], label_N[kept_N], _unit(test_MD)
-    if not len(test) or (label == label[0]).all() or (train == train[0]).all():
-        usual = np.bincount(label).argmax()
-        return {method: np.full(len(test), usual, dtype=np.int64) for method in METHODS}
-    return _answers(_models(seed), train, label, test)
-
-
-def _unit(rows_ND: npt.NDArray[np.floating]) -> Floats:
-    """Return rows of unit length, rounded as the neighbours' are."""
-    return round_to_grid(torch.tensor(rows_ND)).numpy() / GRID
-
-
-def _models(seed: int) -> Mapping[str, ClassifierMixin]:
-    # Imported late: scikit-learn takes 1.5 s, which only a verdict should pay for.
-    from sklearn.ensemble import RandomForestClassifier
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.naive_bayes import GaussianNB
-    from sklearn.svm import SVC
-
-    models = (
-        SVC(kernel="rbf", C=1.0, gamma="scale"),
-        LogisticRegression(C=1.0, solver="lbfgs", max_iter=_STEPS),
-        RandomForestClassifier(n_estimators=TREES, random_state=seed % 2**32, n_jobs=1),
-        GaussianNB(),
-    )
-    return dict(zip(METHODS, models, strict=True))
-
-
-def _answers(models: Mapping[str, Any], train_ND: Floats, label_N: Ints, test_MD: Floats) -> dict[str, Ints]:
-    from sklearn.exceptions import ConvergenceWarning
-    from threadpoolctl import threadpool_limits
-
-    # One thread: how many share a sum decides its last bits.
-    with threadpool_limits(limits=1), warnings.catch_warnings():
-        # Only the logistic regression warns so. Its objective is strictly convex: after so many steps it is near its
-        # one minimum, and going on would move borders by less than the draw of the folds does.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return {name: model.fit(train_ND, label_N).predict(test_MD).astype(np.int64) for name, model in models.items()}
+LOGISTIC_STEPS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodPredictions:
-    """What the methods say; the same on all ranks.
+    """Predictions of all methods, the same on every rank.
 
     Attributes:
         predicted: Method to its predicted classes (N,), int64.
-        neighbour_NK: Positions of the nearest references, nearest first, int64.
+        neighbour_NK: Gallery positions of the nearest neighbours, nearest first, int64.
         cosine_NK: Their cosines, fp64.
-        emb_ND: The test slices' embeddings, not normalised.
+        emb_ND: Embeddings of the queries, not normalised.
     """
 
     predicted: Mapping[str, Ints]
@@ -126,12 +53,12 @@ class MethodPredictions:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodSettings:
-    """How the methods are asked.
+    """Settings of :func:`predict_all`.
 
     Attributes:
-        block: References compared at a time; bounds the memory and nothing else.
-        classifiers: Whether scikit-learn's classifiers are fitted too.
-        seed: What the classifiers that draw are drawn from.
+        block: Gallery slices compared at a time; affects the memory use only.
+        classifiers: Whether to fit scikit-learn's classifiers.
+        seed: Seed of the classifiers.
     """
 
     block: int
@@ -140,65 +67,145 @@ class MethodSettings:
 
 
 def predict_all(
-    test: Embeddings, references: Embeddings, label_R: Ints, centre_CD: torch.Tensor, comm: Comm, asking: MethodSettings
+    queries: Embeddings,
+    gallery: Embeddings,
+    label_R: Ints,
+    centre_CD: torch.Tensor,
+    comm: Comm,
+    settings: MethodSettings,
 ) -> MethodPredictions:
-    """Return every method's answers for the test slices of all ranks; all ranks take part.
+    """Classify the queries of all ranks by every method. Collective: every rank must call it.
 
     Args:
-        test: This rank's test slices.
-        references: This rank's references.
-        label_R: The classes of all ranks' references, int64.
-        centre_CD: The class centres.
+        queries: Query slices of this rank.
+        gallery: Gallery slices of this rank.
+        label_R: Classes of the gallery slices of all ranks, int64.
+        centre_CD: Class centres.
         comm: The ranks.
-        asking: How.
+        settings: See :class:`MethodSettings`.
     """
-    most = min(max(VOTES), len(label_R))
-    cosine, neighbour = nearest_distributed(test.emb_ND, references.emb_ND, comm, k=most, block=asking.block)
-    alike = nearest_pixels_distributed(test.thumbnail_NP, references.thumbnail_NP, comm, block=asking.block)
-    whole = {"test": _whole(test, comm), "references": _whole(references, comm)}
-    emb_ND = whole["test"].emb_ND
-    centre = nearest(emb_ND, centre_CD.detach().to(emb_ND.dtype), k=1, block=asking.block)[1][:, 0]
+    block, most = settings.block, min(max(VOTES), len(label_R))
+    cosine, neighbour = nearest_distributed(queries.emb_ND, gallery.emb_ND, comm, k=most, block=block)
+    pixels = nearest_pixels_distributed(queries.thumbnail_NP, gallery.thumbnail_NP, comm, block=block)
+    queries, gallery = _all_ranks(queries, comm), _all_ranks(gallery, comm)
+    centre = nearest(queries.emb_ND, centre_CD.detach().to(queries.emb_ND.dtype), k=1, block=block)[1][:, 0]
     label_NK = torch.as_tensor(label_R, device=neighbour.device)[neighbour]
-    said = {KNN: _numbers(label_NK[:, 0])}
-    said |= {f"{KNN}_{k}": _numbers(majority_label(label_NK[:, :k])) for k in VOTES if k <= most}
-    said |= {HEAD: _numbers(centre), RAW_PIXELS: label_R[_numbers(alike)]}
-    said |= comm.broadcast_object(
-        _by_one_rank(**whole, label_R=label_R, asking=asking) if comm.topology.is_rank_zero else {}
-    )
+    predicted = {KNN: _to_numpy(label_NK[:, 0])}
+    predicted |= {f"{KNN}_{k}": _to_numpy(majority_label(label_NK[:, :k])) for k in VOTES if k <= most}
+    predicted |= {HEAD: _to_numpy(centre), RAW_PIXELS: label_R[_to_numpy(pixels)]}
+    # Not worth distributing: rank 0 computes the rest.
+    first = comm.topology.is_rank_zero
+    predicted |= comm.broadcast_object(_predict_on_one_rank(queries, gallery, label_R, settings) if first else {})
     return MethodPredictions(
-        predicted=said, neighbour_NK=_numbers(neighbour), cosine_NK=cosine.cpu().double().numpy(), emb_ND=emb_ND
+        predicted=predicted,
+        neighbour_NK=_to_numpy(neighbour),
+        cosine_NK=cosine.cpu().double().numpy(),
+        emb_ND=queries.emb_ND,
     )
+
+
+def classify(
+    gallery_RD: npt.NDArray[np.floating],
+    label_R: Ints,
+    queries_ND: npt.NDArray[np.floating],
+    *,
+    seed: int,
+    limit: int = 10000,
+) -> dict[str, Ints]:
+    """Fit each of :data:`METHODS` on the gallery and return its predictions for the queries, int64 arrays (N,).
+
+    Rows are first scaled to unit length, as for the nearest neighbours. Of a gallery of more than ``limit`` rows only a
+    stratified sample of ``limit`` rows is used (:func:`stratified`), because the training time of a support vector
+    machine grows with the square of their number.
+
+    The same rows, labels and seed give the same predictions for any number of threads. Another processor may sum in
+    another order; only a slice on the border between classes to the last bits could then change its class.
+
+    Args:
+        gallery_RD: Embeddings to fit on, of any length.
+        label_R: Their classes; classes may be missing. With a single class, or equal rows only, every prediction is the
+            most frequent class, the lowest of equally frequent ones.
+        queries_ND: Embeddings to classify; may be empty.
+        seed: Seed of the sample and of the random forest.
+        limit: Largest number of gallery rows to fit on.
+
+    Raises:
+        DataError: The gallery is empty, or a component is not finite.
+    """
+    if not len(gallery_RD):
+        raise DataError("gallery: it is empty; the classifiers need at least one embedding")
+    kept_R = stratified(label_R, limit=limit, seed=seed)
+    gallery, label, queries = _unit(gallery_RD)[kept_R], label_R[kept_R], _unit(queries_ND)
+    if not len(queries) or (label == label[0]).all() or (gallery == gallery[0]).all():
+        most_frequent = np.bincount(label).argmax()
+        return {method: np.full(len(queries), most_frequent, dtype=np.int64) for method in METHODS}
+    return _fit_predict(_models(seed), gallery, label, queries)
 
 
 def class_probabilities(emb_ND: torch.Tensor, centre_CD: torch.Tensor, scale: float | None) -> torch.Tensor:
-    """Return the loss's own probabilities (N, C), fp64: softmax over scale times the cosine to each class centre.
+    """Return the probabilities (N, C), fp64, of the loss: the softmax of scale times the cosine to each class centre.
 
     Args:
         emb_ND: Embeddings, not normalised.
         centre_CD: Class centres, not normalised.
-        scale: The loss's scale; None: each embedding's norm (A-Softmax).
+        scale: Scale of the loss; None means the norm of each embedding (A-Softmax).
     """
     emb, centres = emb_ND.double(), centre_CD.detach().double()
     cos_NC = functional.normalize(emb, dim=1) @ functional.normalize(centres, dim=1).T
     return torch.softmax((emb.norm(dim=1, keepdim=True) if scale is None else scale) * cos_NC, dim=1)
 
 
-def _whole(part: Embeddings, comm: Comm) -> Embeddings:
-    """Return the slices of all ranks."""
+def _all_ranks(part: Embeddings, comm: Comm) -> Embeddings:
     return Embeddings(emb_ND=comm.all_gather_rows(part.emb_ND), thumbnail_NP=comm.all_gather_rows(part.thumbnail_NP))
 
 
-def _by_one_rank(*, test: Embeddings, references: Embeddings, label_R: Ints, asking: MethodSettings) -> dict[str, Ints]:
-    """Return the answers that are not worth spreading over ranks."""
-    test_NF, reference_RF = (features(part.thumbnail_NP.cpu().numpy()) for part in (test, references))
-    said = {LOW_LEVEL: label_R[nearest_low_level(test_NF, reference_RF)]}
-    if asking.classifiers:
+def _predict_on_one_rank(
+    queries: Embeddings, gallery: Embeddings, label_R: Ints, settings: MethodSettings
+) -> dict[str, Ints]:
+    queries_NF, gallery_RF = (features(part.thumbnail_NP.cpu().numpy()) for part in (queries, gallery))
+    predicted = {LOW_LEVEL: label_R[nearest_low_level(queries_NF, gallery_RF)]}
+    if settings.classifiers:
         unit_R, unit_N = (
-            functional.normalize(part.emb_ND.double(), dim=1).cpu().numpy() for part in (references, test)
+            functional.normalize(part.emb_ND.double(), dim=1).cpu().numpy() for part in (gallery, queries)
         )
-        said |= classify(unit_R, label_R, unit_N, seed=asking.seed)
-    return said
+        predicted |= classify(unit_R, label_R, unit_N, seed=settings.seed)
+    return predicted
 
 
-def _numbers(rows: torch.Tensor) -> Ints:
+def _to_numpy(rows: torch.Tensor) -> Ints:
     return rows.cpu().numpy().astype(np.int64)
+
+
+def _unit(rows_ND: npt.NDArray[np.floating]) -> Floats:
+    """Return rows of unit length, rounded as for the nearest neighbours."""
+    return round_to_grid(torch.tensor(rows_ND)).numpy() / GRID
+
+
+def _models(seed: int) -> Mapping[str, ClassifierMixin]:
+    # Imported late: scikit-learn takes 1.5 s, which only an evaluation should pay for.
+    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.naive_bayes import GaussianNB
+    from sklearn.svm import SVC
+
+    models = (
+        SVC(kernel="rbf", C=1.0, gamma="scale"),
+        LogisticRegression(C=1.0, solver="lbfgs", max_iter=LOGISTIC_STEPS),
+        RandomForestClassifier(n_estimators=TREES, random_state=seed % 2**32, n_jobs=1),
+        GaussianNB(),
+    )
+    return dict(zip(METHODS, models, strict=True))
+
+
+def _fit_predict(models: Mapping[str, Any], gallery_RD: Floats, label_R: Ints, queries_ND: Floats) -> dict[str, Ints]:
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
+    # One thread: the number of threads that share a sum decides its last bits.
+    with threadpool_limits(limits=1), warnings.catch_warnings():
+        # Only the logistic regression warns. Its objective is strictly convex: after this many steps it is near its
+        # only minimum, and more steps would move borders by less than another draw of the folds does.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return {
+            name: model.fit(gallery_RD, label_R).predict(queries_ND).astype(np.int64) for name, model in models.items()
+        }

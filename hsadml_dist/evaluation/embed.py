@@ -1,4 +1,4 @@
-"""Embeddings and thumbnails of slices, each rank its part.
+"""Split slices into queries and gallery, and compute their embeddings and thumbnails, distributed over ranks.
 
 Shapes: N slices of this rank, B slices of one batch, D components, P pixels of a thumbnail.
 """
@@ -19,16 +19,81 @@ from hsadml_dist.data.reader import ShardReader
 from hsadml_dist.data.shard_cache import ShardLocation
 from hsadml_dist.data.transforms import Preprocessing
 from hsadml_dist.distributed.topology import Topology
+from hsadml_dist.errors import DataError
 from hsadml_dist.evaluation.baselines import THUMBNAIL_SIDE, thumbnails
+from hsadml_dist.evaluation.metrics import Ints
+from hsadml_dist.evaluation.patient_metrics import PatientIds
+
+Image = npt.NDArray[np.uint16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSplit:
+    """Slices of an evaluation: queries from one fold, the gallery from the training folds.
+
+    Attributes:
+        shards: Location of the shards.
+        index: Their index.
+        fold: The evaluated fold.
+        queries: Index positions of its slices.
+        gallery: Index positions of the slices of the training folds.
+        left_out: Slices of the fold that are not evaluated, because training has no slices of their class.
+    """
+
+    shards: ShardLocation
+    index: ShardIndex
+    fold: int
+    queries: tuple[int, ...]
+    gallery: tuple[int, ...]
+    left_out: int = 0
+
+    def labels(self, positions: Sequence[int]) -> Ints:
+        """Return the classes, int64, of the slices at ``positions``."""
+        return np.array([self.index.samples[position].label for position in positions], dtype=np.int64)
+
+    def patient_ids(self, positions: Sequence[int]) -> PatientIds:
+        """Return the patients and exams of the slices at ``positions``."""
+        rows = [self.index.samples[position] for position in positions]
+        return PatientIds(persons=[row.person for row in rows], exams=[row.exam for row in rows])
+
+
+def make_split(
+    shards: ShardLocation, index: ShardIndex, fold: int, held_out: Sequence[int], *, closed_set: bool = False
+) -> EvaluationSplit:
+    """Take the slices of ``fold`` as queries and those of the folds that are not ``held_out`` as gallery.
+
+    Args:
+        shards: Location of the shards.
+        index: Their index, with the labels that the network learns.
+        fold: The fold to evaluate.
+        held_out: The folds that training does not read.
+        closed_set: Whether to leave out queries whose class is not in the gallery. Needed if patients are the classes,
+            because all slices of a patient may be in one fold.
+
+    Raises:
+        DataError: There is no such fold, no training fold, or no query in a closed set.
+    """
+    gallery = index.outside_folds(held_out)
+    if not gallery:
+        folds = ", ".join(map(str, sorted(held_out)))
+        raise DataError(f"{shards}: all folds are held out ({folds}); evaluation needs a training fold as gallery")
+    every = index.in_folds([fold])
+    known = {index.samples[position].label for position in gallery}
+    queries = tuple(position for position in every if not closed_set or index.samples[position].label in known)
+    if not queries:
+        raise DataError(f"{shards}: fold {fold} has no slice of a class in the training folds")
+    return EvaluationSplit(
+        shards=shards, index=index, fold=fold, queries=queries, gallery=gallery, left_out=len(every) - len(queries)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SliceBatch:
-    """A batch to be judged.
+    """A batch of slices.
 
     Attributes:
-        image_B1HW: The network's input, fp32.
-        thumbnail_BP: For the raw-pixel control, uint8; from the stored pixels, whatever size the network sees.
+        image_B1HW: Input of the network, fp32.
+        thumbnail_BP: Thumbnails for the baselines, uint8, from the stored pixels at any input size of the network.
     """
 
     image_B1HW: torch.Tensor
@@ -37,11 +102,11 @@ class SliceBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Embeddings:
-    """What one rank holds of a set of slices.
+    """Embeddings and thumbnails of a set of slices.
 
     Attributes:
-        emb_ND: Embeddings, not normalised, of the model's dtype, on the device.
-        thumbnail_NP: Thumbnails for the raw-pixel control, uint8, on the device.
+        emb_ND: Embeddings, not normalised, in the dtype and on the device of the model.
+        thumbnail_NP: Thumbnails for the baselines, uint8, on the same device.
     """
 
     emb_ND: torch.Tensor
@@ -61,7 +126,7 @@ def rank_positions(positions: Sequence[int], batch: int, topology: Topology) -> 
 def slice_batches(
     shards: ShardLocation, index: ShardIndex, positions: Sequence[int], *, image_size: int, batch: int
 ) -> Iterator[SliceBatch]:
-    """Yield the slices at ``positions`` of the index, without augmentation, in that order, ``batch`` at a time.
+    """Yield the slices at ``positions`` of the index in batches, in that order, without augmentation.
 
     Raises:
         DataError: A shard is missing or damaged.
@@ -70,8 +135,8 @@ def slice_batches(
     yield from image_batches((reader.image(position) for position in positions), image_size=image_size, batch=batch)
 
 
-def image_batches(images: Iterable[npt.NDArray[np.uint16]], *, image_size: int, batch: int) -> Iterator[SliceBatch]:
-    """Yield images as shards hold them, (H, W), as batches to be judged, in their order, ``batch`` at a time."""
+def image_batches(images: Iterable[Image], *, image_size: int, batch: int) -> Iterator[SliceBatch]:
+    """Yield images (H, W), scaled as in shards, in batches, in their order."""
     prepare, rest = Preprocessing(image_size), iter(images)
     while pixels := list(islice(rest, batch)):
         small = [thumbnails(torch.from_numpy(image.astype(np.float32))[None, None]) for image in pixels]
@@ -82,13 +147,13 @@ def image_batches(images: Iterable[npt.NDArray[np.uint16]], *, image_size: int, 
 
 @torch.no_grad()
 def embed(model: nn.Module, batches: Iterable[SliceBatch], *, embedding_dim: int, device: torch.device) -> Embeddings:
-    """Return embeddings and thumbnails of all batches, in their order.
+    """Compute embeddings and thumbnails of all batches, in their order.
 
     Args:
         model: Maps images (B, 1, H, W) to embeddings (B, D), on ``device``; its training mode is restored afterwards.
-        batches: There may be none.
+        batches: May be empty.
         embedding_dim: D.
-        device: Where the model is.
+        device: Device of the model.
     """
     dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
     embeddings = [torch.empty((0, embedding_dim), dtype=dtype, device=device)]

@@ -1,169 +1,191 @@
-"""From weights to ``result.json`` and ``report.html``: at the end of a training, and afterwards from its folder.
+"""Evaluate a run on slices that training has not read, at the end of a training or later from the run folder.
 
 Shapes: N test slices of all ranks, D components, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
+from torch import nn
 
+from hsadml_dist import atomic
 from hsadml_dist.checkpoint.layout import lineage, list_checkpoints, read_parents
 from hsadml_dist.config import Recipe
 from hsadml_dist.data.index import PERSON, ShardIndex
 from hsadml_dist.data.loader import held_out_folds
-from hsadml_dist.data.reader import ShardReader
 from hsadml_dist.data.shard_cache import eval_shard_location
 from hsadml_dist.distributed.comm import Comm, SoloComm
-from hsadml_dist.engine.learner import Learner
 from hsadml_dist.errors import CheckpointError, ConfigError, Fault
+from hsadml_dist.evaluation import metrics
 from hsadml_dist.evaluation.classifiers import MethodPredictions, MethodSettings, class_probabilities, predict_all
-from hsadml_dist.evaluation.embed import Embeddings, embed, rank_positions, slice_batches
-from hsadml_dist.evaluation.examples import cases
-from hsadml_dist.evaluation.gallery import EvaluationSplit, make_split
-from hsadml_dist.evaluation.geometry import geometry
+from hsadml_dist.evaluation.embed import Embeddings, EvaluationSplit, embed, make_split, rank_positions, slice_batches
+from hsadml_dist.evaluation.geometry import Geometry, geometry
+from hsadml_dist.evaluation.metrics import Floats, Ints
 from hsadml_dist.evaluation.model_loading import Weights, checkpoint_ref, chosen_by, open_inference, open_shards
-from hsadml_dist.evaluation.predictions import NEIGHBOURS, Predictions
-from hsadml_dist.evaluation.result import CheckpointRef, Result, ResultContext, judge
+from hsadml_dist.evaluation.patient_metrics import (
+    LEVEL,
+    Clusters,
+    Interval,
+    PatientIds,
+    accuracy_tally,
+    bootstrap_interval,
+    class_tally,
+    clusters,
+    patient_vote,
+    tallied_accuracy,
+    tallied_balanced_accuracy,
+)
+from hsadml_dist.evaluation.result import (
+    BOOTSTRAP_SEED,
+    HEAD,
+    KNN,
+    LOW_LEVEL,
+    MAX_CONFUSION_CLASSES,
+    RAW_PIXELS,
+    STORED_NEIGHBOURS,
+    CheckpointRef,
+    Intervals,
+    MethodMetrics,
+    Predictions,
+    Result,
+    ResultContext,
+)
 from hsadml_dist.model_factory import loss_scale
-from hsadml_dist.run.folder import RunFolder, replace_text
-from hsadml_dist.run.history import merged_metrics
+from hsadml_dist.run.folder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """A judged run.
+    """An evaluated run.
 
     Attributes:
-        result: The figures.
-        predictions: What they are counted from.
-        emb_ND: The test slices' embeddings, fp64, not normalised.
+        result: The metrics.
+        predictions: The predictions behind them.
+        split: Queries and gallery.
+        emb_ND: Embeddings of the test slices, fp64, not normalised.
+        centre_CD: Class centres, fp64, not normalised.
+        stored: Whether ``result.json`` and ``predictions.json`` in the run folder hold this evaluation.
     """
 
     result: Result
     predictions: Predictions
-    emb_ND: np.ndarray
+    split: EvaluationSplit
+    emb_ND: Floats
+    centre_CD: Floats
+    stored: bool = False
 
 
-def evaluate_training(run: Path, recipe: Recipe, index: ShardIndex, learner: Learner, comm: Comm) -> Result:
-    """Judge a training by its present weights and write ``result.json`` and ``report.html``; all ranks take part.
+def evaluate_training(
+    run: Path, recipe: Recipe, index: ShardIndex, model: nn.Module, centre_CD: torch.Tensor, comm: Comm
+) -> Evaluation:
+    """Evaluate a training after its last step and store the result. Collective: every rank must call it.
 
     Args:
-        run: The run folder; its newest checkpoint holds the learner's weights.
-        recipe: The run's settings.
-        index: The index of the recipe's shards, with the labels that the learner learns.
-        learner: Backbone and centres after the last step.
+        run: The run folder; its newest checkpoint holds the same weights.
+        recipe: The settings of the run.
+        index: Index of the recipe's shards, with the labels that the network learns.
+        model: The network, without an engine.
+        centre_CD: All class centres.
         comm: The ranks.
+
+    Returns:
+        The evaluation, the same on every rank; only rank 0 writes it to the run folder.
 
     Raises:
         CheckpointError: The run has no checkpoint yet.
-        DataError: Shards that cannot be read, folds that leave nothing to compare with, or a diverged model.
+        DataError: The shards cannot be read, no training fold is left as gallery, or the model has diverged.
     """
     weights = Weights(
-        model=learner.engine.evaluation_model(),
-        centre_CD=learner.head.gather_centres(),
-        checkpoint=_newest(RunFolder(run), comm),
-        chosen_by=chosen_by(recipe),
+        model=model,
+        centre_CD=centre_CD,
+        checkpoint=_newest_checkpoint(RunFolder(run), comm),
+        chosen_by=chosen_by(recipe.optim.ema_decay),
     )
-    place = eval_shard_location(recipe.data.shards, recipe.data.stage)
-    split = make_split(place, index, recipe.data.fold, held_out_folds(recipe), closed=recipe.data.label == PERSON)
-    verdict = _judged(recipe, weights, split, comm)
+    data = recipe.data
+    location = eval_shard_location(data.shards, data.stage)
+    split = make_split(location, index, data.fold, held_out_folds(recipe), closed_set=data.label == PERSON)
+    evaluation = _evaluate(recipe, weights, split, comm)
     if comm.topology.is_rank_zero:
-        _write(run, verdict, split, weights.centre_CD)
-    return verdict.result
+        _store(run, evaluation)
+    return dataclasses.replace(evaluation, stored=True)
 
 
-def evaluate_run(run: Path, shards: str | Path | None = None, fold: int | None = None) -> dict[str, Any]:
-    """Judge the newest checkpoint of a run that verifies, in this process alone; returns ``result.json`` as a dict.
+def evaluate_run(run: Path, shards: str | Path | None = None, fold: int | None = None) -> Evaluation:
+    """Evaluate the newest valid checkpoint of a run in this process.
 
-    The run's files are written only if this is the run's own verdict: the samples it was trained on, wherever their
-    shards lie now, and its own test fold.
+    The result is stored in the run folder only if it is the run's own: on the samples of its training, in their old
+    location or a new one, and on its own test fold.
 
     Args:
         run: The run folder.
-        shards: Other shards than the recipe's, or the same ones moved; none: the recipe's.
-        fold: The fold to judge; none: the recipe's test fold.
+        shards: Other shards, or the new location of the run's; None means those of the recipe.
+        fold: The fold to evaluate; None means the test fold of the recipe.
 
     Raises:
-        CheckpointError: No checkpoint verifies.
-        ConfigError: A fold that the run has seen in training.
-        DataError: Shards that cannot be read, or classes that are not the run's.
+        CheckpointError: There is no valid checkpoint.
+        ConfigError: Training has read the fold.
+        DataError: The shards cannot be read, or have other classes than the run.
     """
-    opened = open_inference(run)
-    recipe, weights = opened.recipe, opened.weights
-    folder, index = open_shards(opened, shards)
+    inference = open_inference(run)
+    recipe = inference.recipe
+    location, index = open_shards(inference, shards)
     fold = recipe.data.fold if fold is None else fold
-    own = index.digest == opened.trained_on
-    if own:
-        _check_unseen(recipe, fold)
-    split = make_split(
-        folder, index, fold, held_out_folds(recipe) if own else [fold], closed=recipe.data.label == PERSON
-    )
-    verdict = _judged(recipe, weights, split, SoloComm(opened.device))
-    if own and fold == recipe.data.fold:
-        _write(run, verdict, split, weights.centre_CD)
-    return verdict.result.to_dict()
+    own_shards = index.digest == inference.trained_on
+    if own_shards:
+        _check_unseen(fold, held_out_folds(recipe))
+    held_out = held_out_folds(recipe) if own_shards else [fold]
+    split = make_split(location, index, fold, held_out, closed_set=recipe.data.label == PERSON)
+    evaluation = _evaluate(recipe, inference.weights, split, SoloComm(inference.device))
+    if not own_shards or fold != recipe.data.fold:
+        return evaluation
+    _store(run, evaluation)
+    return dataclasses.replace(evaluation, stored=True)
 
 
-def _newest(run: RunFolder, comm: Comm) -> CheckpointRef:
-    """Return the newest checkpoint in the run's line, as rank 0 sees it."""
+def _newest_checkpoint(run: RunFolder, comm: Comm) -> CheckpointRef:
+    """Return the newest checkpoint in the run's lineage, as seen by rank 0."""
     line = comm.broadcast_object(lineage(list_checkpoints(run), read_parents(run)))
     if not line:
-        raise CheckpointError(f"{run.path}: there is no checkpoint; a verdict names the weights that it is about")
+        raise CheckpointError(f"{run.path}: has no checkpoint; an evaluation needs one to name its weights")
     return checkpoint_ref(line[0])
 
 
-def _check_unseen(recipe: Recipe, fold: int) -> None:
-    if fold not in held_out_folds(recipe):
-        allowed = ", ".join(map(str, held_out_folds(recipe)))
-        problem = f"{fold} was read in training by this run, a verdict on it means nothing; allowed: {allowed}"
+def _check_unseen(fold: int, held_out: Sequence[int]) -> None:
+    if fold not in held_out:
+        allowed = ", ".join(map(str, held_out))
+        problem = f"{fold} was read in training by this run, so its evaluation means nothing; allowed: {allowed}"
         raise ConfigError([Fault(where="command line", key="fold", problem=problem)])
 
 
-def _judged(recipe: Recipe, weights: Weights, split: EvaluationSplit, comm: Comm) -> Evaluation:
-    """Return the verdict, the same on all ranks."""
-    test, references = (_embedded(recipe, weights, split, part, comm) for part in (split.test, split.references))
-    asking = MethodSettings(
-        block=recipe.evaluation.block, classifiers=recipe.evaluation.classifiers, seed=recipe.train.seed
+def _evaluate(recipe: Recipe, weights: Weights, split: EvaluationSplit, comm: Comm) -> Evaluation:
+    queries, gallery = (_embed(recipe, weights, split, part, comm) for part in (split.queries, split.gallery))
+    settings = recipe.evaluation
+    methods = predict_all(
+        queries,
+        gallery,
+        split.labels(split.gallery),
+        weights.centre_CD,
+        comm,
+        MethodSettings(block=settings.block, classifiers=settings.classifiers, seed=recipe.train.seed),
     )
-    answers = predict_all(test, references, split.labels(split.references), weights.centre_CD, comm, asking)
-    predictions = _predictions(recipe, weights, split, answers)
-    emb_ND, centre_CD = (rows.detach().cpu().double().numpy() for rows in (answers.emb_ND, weights.centre_CD))
-    result = judge(
-        _setting(recipe, weights, split, comm),
+    predictions = _predictions(weights, split, methods, loss_scale(recipe.loss))
+    emb_ND, centre_CD = (rows.detach().cpu().double().numpy() for rows in (methods.emb_ND, weights.centre_CD))
+    result = evaluate_predictions(
+        _context(recipe, weights, split, comm),
         predictions,
         geometry(emb_ND, predictions.label_N, centre_CD),
-        references=split.people(split.references),
-        resamples=recipe.evaluation.resamples,
+        gallery=split.patient_ids(split.gallery),
+        resamples=settings.resamples,
     )
-    return Evaluation(result=result, predictions=predictions, emb_ND=emb_ND)
+    return Evaluation(result=result, predictions=predictions, split=split, emb_ND=emb_ND, centre_CD=centre_CD)
 
 
-def _predictions(recipe: Recipe, weights: Weights, split: EvaluationSplit, answers: MethodPredictions) -> Predictions:
-    people, samples = split.people(split.test), split.index.samples
-    scale = loss_scale(recipe.loss)
-    return Predictions(
-        classes=split.index.classes,
-        keys=tuple(samples[position].key for position in split.test),
-        persons=tuple(people.persons),
-        exams=tuple(people.exams),
-        label_N=split.labels(split.test),
-        predicted=answers.predicted,
-        probability_NC=class_probabilities(answers.emb_ND, weights.centre_CD, scale).cpu().numpy(),
-        neighbour_keys=tuple(
-            tuple(samples[split.references[place]].key for place in places[:NEIGHBOURS])
-            for places in answers.neighbour_NK
-        ),
-        cosine_NK=answers.cosine_NK[:, :NEIGHBOURS],
-    )
-
-
-def _embedded(
+def _embed(
     recipe: Recipe, weights: Weights, split: EvaluationSplit, positions: Sequence[int], comm: Comm
 ) -> Embeddings:
     batch = recipe.evaluation.batch
@@ -172,7 +194,26 @@ def _embedded(
     return embed(weights.model, batches, embedding_dim=recipe.model.embedding_dim, device=comm.device)
 
 
-def _setting(recipe: Recipe, weights: Weights, split: EvaluationSplit, comm: Comm) -> ResultContext:
+def _predictions(
+    weights: Weights, split: EvaluationSplit, methods: MethodPredictions, scale: float | None
+) -> Predictions:
+    ids, samples = split.patient_ids(split.queries), split.index.samples
+    return Predictions(
+        classes=split.index.classes,
+        keys=tuple(samples[position].key for position in split.queries),
+        persons=tuple(ids.persons),
+        exams=tuple(ids.exams),
+        label_N=split.labels(split.queries),
+        predicted=methods.predicted,
+        probability_NC=class_probabilities(methods.emb_ND, weights.centre_CD, scale).cpu().numpy(),
+        neighbour_keys=tuple(
+            tuple(samples[split.gallery[row]].key for row in rows[:STORED_NEIGHBOURS]) for rows in methods.neighbour_NK
+        ),
+        cosine_NK=methods.cosine_NK[:, :STORED_NEIGHBOURS],
+    )
+
+
+def _context(recipe: Recipe, weights: Weights, split: EvaluationSplit, comm: Comm) -> ResultContext:
     return ResultContext(
         split_unit=split.index.split_unit,
         label=recipe.data.label,
@@ -197,15 +238,86 @@ def _setting(recipe: Recipe, weights: Weights, split: EvaluationSplit, comm: Com
     )
 
 
-def _write(run: Path, verdict: Evaluation, split: EvaluationSplit, centre_CD: torch.Tensor) -> None:
-    # Imported by the one rank that draws: matplotlib takes a second and 60 MB.
-    from hsadml_dist.report.run_report import write_run_report
-    from hsadml_dist.report.sphere import project_on_sphere
-
+def _store(run: Path, evaluation: Evaluation) -> None:
     folder = RunFolder(run)
-    replace_text(folder.predictions, verdict.predictions.to_json())
-    replace_text(folder.result, verdict.result.to_json())
-    reader = ShardReader(split.shards, split.index)
-    shown = cases(verdict.predictions, split.index, reader.image)
-    sphere = project_on_sphere(verdict.emb_ND, verdict.predictions.label_N, centre_CD.detach().cpu().double().numpy())
-    write_run_report(run, verdict.result.to_dict(), merged_metrics(run), sphere, shown)
+    atomic.write_text(folder.predictions, evaluation.predictions.to_json())
+    atomic.write_text(folder.result, evaluation.result.to_json())
+
+
+def evaluate_predictions(
+    context: ResultContext, predictions: Predictions, geometry: Geometry, *, gallery: PatientIds, resamples: int
+) -> Result:
+    """Compute all metrics and intervals from the predictions on the test slices.
+
+    Args:
+        context: Origin of the result.
+        predictions: Predictions of every method.
+        geometry: Geometry of the classes.
+        gallery: Patients of the gallery slices.
+        resamples: Number of bootstrap samples.
+    """
+    test = PatientIds(persons=predictions.persons, exams=predictions.exams)
+    patients, known = test.distinct_patients(), gallery.distinct_patients()
+    groups = clusters(test.persons, test.exams)
+    methods = {name: _method_metrics(predictions, name, groups, resamples) for name in predictions.predicted}
+    predicted_N, label_N = predictions.predicted[KNN], predictions.label_N
+    return Result(
+        **{field.name: getattr(context, field.name) for field in dataclasses.fields(ResultContext)},
+        persons=None if patients is None else len(patients),
+        slices=len(predictions),
+        reference_slices=len(gallery.persons),
+        shared_persons=None if patients is None or known is None else len(patients & known),
+        knn_accuracy=methods[KNN].accuracy,
+        balanced_accuracy=methods[KNN].balanced_accuracy,
+        head_accuracy=methods[HEAD].accuracy,
+        raw_pixel_knn=methods[RAW_PIXELS].accuracy,
+        low_level_knn=methods[LOW_LEVEL].accuracy,
+        methods=methods,
+        person_vote=patient_vote(predicted_N, label_N, predictions.persons),
+        calibration=metrics.calibration(predictions.probability_NC, label_N),
+        geometry=geometry,
+        intervals=_intervals(predictions, methods, groups, resamples),
+        confusion=_confusion_matrix(label_N, predicted_N, len(predictions.classes)),
+        confusions=metrics.summarise_confusions(label_N, predicted_N),
+    )
+
+
+def _confusion_matrix(label_N: Ints, predicted_N: Ints, classes: int) -> tuple[tuple[int, ...], ...] | None:
+    if classes > MAX_CONFUSION_CLASSES:
+        return None
+    return tuple(tuple(row) for row in metrics.confusion_matrix(label_N, predicted_N, classes).tolist())
+
+
+def _method_metrics(predictions: Predictions, method: str, groups: Clusters, resamples: int) -> MethodMetrics:
+    correct_N = predictions.correct(method)
+    return MethodMetrics(
+        accuracy=metrics.accuracy(correct_N),
+        balanced_accuracy=metrics.balanced_accuracy(correct_N, predictions.label_N),
+        interval=bootstrap_interval(
+            accuracy_tally(correct_N), groups, tallied_accuracy, resamples=resamples, seed=BOOTSTRAP_SEED
+        ),
+    )
+
+
+def _intervals(
+    predictions: Predictions, methods: Mapping[str, MethodMetrics], groups: Clusters, resamples: int
+) -> Intervals:
+    return Intervals(
+        knn_accuracy=methods[KNN].interval,
+        balanced_accuracy=_balanced_interval(predictions, groups, resamples),
+        head_accuracy=methods[HEAD].interval,
+        raw_pixel_knn=methods[RAW_PIXELS].interval,
+        low_level_knn=methods[LOW_LEVEL].interval,
+        interval_unit=groups.unit,
+        units=groups.count,
+        level=LEVEL,
+        resamples=resamples,
+    )
+
+
+def _balanced_interval(predictions: Predictions, groups: Clusters, resamples: int) -> Interval | None:
+    classes = len(predictions.classes)
+    if classes > MAX_CONFUSION_CLASSES:
+        return None
+    tally = class_tally(predictions.correct(KNN), predictions.label_N, classes)
+    return bootstrap_interval(tally, groups, tallied_balanced_accuracy, resamples=resamples, seed=BOOTSTRAP_SEED)

@@ -1,4 +1,4 @@
-"""A run's network as a file for other programs, compared with the network before it is kept.
+"""Export a run's network to a file for other programs, after comparing its outputs with the network's.
 
 Shapes: B images, S pixels a side, D components, C classes.
 """
@@ -10,7 +10,6 @@ import hashlib
 import importlib.util
 import json
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from hsadml_dist import atomic
+from hsadml_dist.atomic import atomic_path
 from hsadml_dist.config import Recipe
 from hsadml_dist.data.index import ShardIndex
 from hsadml_dist.data.reader import ShardReader
@@ -30,12 +31,11 @@ from hsadml_dist.data.transforms import Preprocessing
 from hsadml_dist.errors import DataError, UsageError
 from hsadml_dist.evaluation.model_loading import Inference, open_training_shards
 from hsadml_dist.model_factory import loss_scale
-from hsadml_dist.run.folder import replace_text
 
 Format = Literal["torch", "onnx"]
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-5
-"""Largest difference allowed: absolute; of an embedding longer than 1, as a share of its length, since fp32 holds no
+"""Largest allowed difference: absolute, but relative to the norm for an embedding longer than 1, because fp32 holds no
 more digits of it."""
 INPUT = "image"
 OUTPUTS = ("embedding", "unit_embedding", "cosine")
@@ -53,7 +53,7 @@ Runner = Callable[[torch.Tensor], Sequence[torch.Tensor]]
 
 
 class ExportedNet(nn.Module):
-    """What a file holds: ``(B, 1, S, S) -> embedding (B, D), unit embedding (B, D), cosine (B, C)``."""
+    """The exported network: ``(B, 1, S, S) -> embedding (B, D), unit embedding (B, D), cosine (B, C)``."""
 
     centre_CD: torch.Tensor
 
@@ -71,14 +71,14 @@ class ExportedNet(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedModel:
-    """A file that was checked.
+    """An exported file that was compared with the network.
 
     Attributes:
-        path: The file; its description lies beside it, with ``.json`` added to the name.
+        path: The file; its description has the same name with ``.json`` appended.
         format: ``torch`` or ``onnx``.
-        difference: Largest difference from the network over all outputs and images, as :data:`TOLERANCE` counts.
-        random_images: How many random images were compared.
-        real_slices: How many slices of the run's shards were compared.
+        difference: Largest difference from the network over all outputs and images, measured as for :data:`TOLERANCE`.
+        random_images: Number of random images compared.
+        real_slices: Number of slices of the run's shards compared.
     """
 
     path: Path
@@ -89,64 +89,67 @@ class ExportedModel:
 
 
 def check_export_packages(chosen: Format) -> None:
-    """Refuse a format whose packages are not installed.
+    """Check that the packages of a format are installed.
 
     Raises:
-        UsageError: They are not.
+        UsageError: A package is missing.
     """
     missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None] if chosen == "onnx" else []
     if missing:
         raise UsageError(
-            f"--format onnx: not installed: {', '.join(missing)}; pip install 'hsadml-dist[export]', "
-            "or choose --format torch, which needs nothing more"
+            f"--format onnx: needs {', '.join(missing)}; run pip install 'hsadml-dist[export]', "
+            "or use --format torch, which needs no further package"
         )
 
 
 def export_run(inference: Inference, out: Path, chosen: Format, shards: str | Path | None) -> ExportedModel:
-    """Write a run's network to ``out`` and its description beside it, if its outputs are the network's.
+    """Write a run's network to ``out`` and its description to the sidecar, if its outputs equal the network's.
 
     Args:
         inference: The run.
-        out: The file; an older one is replaced, but only by one that has passed.
+        out: The file; an existing one is replaced only if the comparison succeeds.
         chosen: The format.
-        shards: Where the run's shards lie, if not where they were in training: slices of them are compared.
+        shards: New location of the run's shards, whose slices are compared; None means that of the recipe.
 
     Raises:
         DataError: An output differs by more than :data:`TOLERANCE`, the file cannot be written, or the shards cannot
-            be read or are not the run's.
+            be read or are not those of the training.
     """
-    size = inference.recipe.data.image_size
-    folder, index = open_training_shards(inference, shards)
-    real = _real_images(folder, index, size)
-    random = torch.randn(5, 1, size, size, generator=torch.Generator().manual_seed(RANDOM_SEED))
-    temporary = out.with_name(f".{os.getpid()}.{out.name}")
+    location, index = open_training_shards(inference, shards)
+    slices = _stored_slices(location, index, inference.recipe.data.image_size)
     try:
-        {"torch": _write_torch, "onnx": _write_onnx}[chosen](_net(inference), size, temporary)
-        run = {"torch": _torch_runner, "onnx": _onnx_runner}[chosen](temporary)
-        # One image alone, several, and all: a graph that froze its number of images would fail or differ.
-        difference = max(_difference(inference, run, images) for images in (random[:1], random, real))
-        if not difference <= TOLERANCE:
-            raise DataError(f"{out}: differs from the network by {difference:.1e}, allowed: {TOLERANCE:.0e}; not kept")
-        exported = ExportedModel(
-            path=out, format=chosen, difference=difference, random_images=len(random), real_slices=len(real)
-        )
-        text = description(inference, exported, index, hashlib.sha256(temporary.read_bytes()).hexdigest())
-        os.replace(temporary, out)
-        replace_text(sidecar(out), text)
+        with atomic_path(out) as temporary:
+            exported = _write_and_compare(inference, out, temporary, chosen, slices)
+            text = description(inference, exported, index, hashlib.sha256(temporary.read_bytes()).hexdigest())
+        atomic.write_text(sidecar(out), text)
     except OSError as error:
         raise DataError(f"{out}: cannot be written: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return exported
 
 
+def _write_and_compare(
+    inference: Inference, out: Path, temporary: Path, chosen: Format, slices: torch.Tensor
+) -> ExportedModel:
+    size = inference.recipe.data.image_size
+    random = torch.randn(5, 1, size, size, generator=torch.Generator().manual_seed(RANDOM_SEED))
+    {"torch": _write_torch, "onnx": _write_onnx}[chosen](_net(inference), size, temporary)
+    run = {"torch": torch_runner, "onnx": onnx_runner}[chosen](temporary)
+    # Batches of different sizes: a graph with a fixed batch size would fail or differ.
+    difference = max(_difference(inference, run, images) for images in (random[:1], random, slices))
+    if not difference <= TOLERANCE:
+        raise DataError(f"{out}: differs from the network by {difference:.1e}; allowed: {TOLERANCE:.0e}; not kept")
+    return ExportedModel(
+        path=out, format=chosen, difference=difference, random_images=len(random), real_slices=len(slices)
+    )
+
+
 def sidecar(out: Path) -> Path:
-    """Return where the description of an exported file lies."""
+    """Return the path of the description of an exported file."""
     return out.with_name(out.name + ".json")
 
 
 def description(inference: Inference, exported: ExportedModel, index: ShardIndex, sha256: str) -> str:
-    """Return the text of the sidecar: what goes in, what comes out, and whose weights they are."""
+    """Return the text of the sidecar: inputs, outputs, preprocessing and origin of the weights."""
     recipe, checkpoint = inference.recipe, inference.weights.checkpoint
     size, classes = recipe.data.image_size, len(index.classes)
     values: dict[str, Any] = {
@@ -164,7 +167,7 @@ def description(inference: Inference, exported: ExportedModel, index: ShardIndex
             {"name": "unit_embedding", "shape": ["batch", recipe.model.embedding_dim], "meaning": "of length 1"},
             {"name": "cosine", "shape": ["batch", classes], "meaning": "with each class centre, in classes' order"},
         ],
-        "probability": f"softmax({_scale_words(recipe)} * cosine), not calibrated",
+        "probability": f"softmax({_scale_text(recipe)} * cosine), not calibrated",
         "checkpoint": checkpoint.name,
         "data_digest": inference.trained_on,
         "checked": {
@@ -178,13 +181,13 @@ def description(inference: Inference, exported: ExportedModel, index: ShardIndex
     return json.dumps(values, indent=2) + "\n"
 
 
-def _scale_words(recipe: Recipe) -> str:
+def _scale_text(recipe: Recipe) -> str:
     scale = loss_scale(recipe.loss)
     return "length of embedding" if scale is None else f"{scale:g}"
 
 
 def _net(inference: Inference) -> ExportedNet:
-    """Return an fp32 copy on the CPU, in plain memory order: what other programs expect."""
+    """Return an fp32 copy on the CPU in contiguous memory format, as other programs expect."""
     net = ExportedNet(copy.deepcopy(inference.weights.model), inference.weights.centre_CD)
     net = net.to("cpu", torch.float32).eval().requires_grad_(False)
     return net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # missing in torch's stubs
@@ -199,13 +202,13 @@ def _write_onnx(net: ExportedNet, size: int, path: Path) -> None:
     with _quiet():
         program = torch.onnx.export(_program(net, size), input_names=[INPUT], output_names=list(OUTPUTS), verbose=False)
     if program is None:
-        raise DataError(f"{path}: torch's ONNX exporter gave nothing")
+        raise DataError(f"{path}: torch's ONNX exporter returned no program")
     program.save(path)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back what the exporter says of torchvision, which is not needed, and of torch's own future."""
+    """Silence the exporter's warnings on torchvision, which is not needed, and on deprecations in torch itself."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -219,16 +222,18 @@ def _quiet() -> Iterator[None]:
 
 def _program(net: ExportedNet, size: int) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=1)
-    # Two images: with one, the exporter would take the batch for a constant.
+    # Two images: with one, the exporter would treat the batch size as a constant.
     return torch.export.export(net, (torch.zeros(2, 1, size, size),), dynamic_shapes={"image": {0: batch}})
 
 
-def _torch_runner(path: Path) -> Runner:
+def torch_runner(path: Path) -> Runner:
+    """Load an exported program."""
     with path.open("rb") as file:
         return torch.export.load(file).module()
 
 
-def _onnx_runner(path: Path) -> Runner:
+def onnx_runner(path: Path) -> Runner:
+    """Load an ONNX file."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
@@ -241,7 +246,7 @@ def _onnx_runner(path: Path) -> Runner:
 
 @torch.no_grad()
 def _difference(inference: Inference, run: Runner, images: torch.Tensor) -> float:
-    """Return the largest difference between the file's outputs and the network's; infinity for NaN."""
+    """Return the largest difference between the outputs of the file and of the network; infinity for NaN."""
     model, centre_CD = inference.weights.model.eval(), inference.weights.centre_CD
     dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
     expected = ExportedNet(model, centre_CD)(images.to(inference.device, dtype))
@@ -253,7 +258,7 @@ def _difference(inference: Inference, run: Runner, images: torch.Tensor) -> floa
     return float(torch.cat([gap.abs().flatten() for gap in gaps]).nan_to_num(nan=float("inf")).max())
 
 
-def _real_images(folder: ShardLocation, index: ShardIndex, size: int) -> torch.Tensor:
-    reader, prepare = ShardReader(folder, index), Preprocessing(size)
-    places = np.linspace(0, len(index) - 1, min(len(index), REAL_SLICES)).round().astype(int).tolist()
-    return torch.stack([prepare(reader.image(place)) for place in places]).float()
+def _stored_slices(location: ShardLocation, index: ShardIndex, size: int) -> torch.Tensor:
+    reader, prepare = ShardReader(location, index), Preprocessing(size)
+    positions = np.linspace(0, len(index) - 1, min(len(index), REAL_SLICES)).round().astype(int).tolist()
+    return torch.stack([prepare(reader.image(position)) for position in positions]).float()

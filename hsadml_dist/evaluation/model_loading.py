@@ -1,11 +1,10 @@
-"""Load a trained run for inference and embed images with it.
+"""Load the weights of a trained run for inference, and embed images or slices of shards with them.
 
 Shapes: N images, D components, C classes, P pixels of a thumbnail.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from hsadml_dist.atomic import atomic_path
 from hsadml_dist.checkpoint.layout import CheckpointName
 from hsadml_dist.checkpoint.load import load_inference_state
 from hsadml_dist.config import Recipe
@@ -27,7 +27,7 @@ from hsadml_dist.data.shard_cache import ShardLocation, eval_shard_location
 from hsadml_dist.distributed.comm import local_device
 from hsadml_dist.distributed.topology import Topology
 from hsadml_dist.errors import DataError
-from hsadml_dist.evaluation.embed import Embeddings, embed, image_batches
+from hsadml_dist.evaluation.embed import Embeddings, Image, embed, image_batches
 from hsadml_dist.evaluation.metrics import Ints
 from hsadml_dist.evaluation.result import CheckpointRef
 from hsadml_dist.model_factory import build_network
@@ -37,16 +37,19 @@ from hsadml_dist.run.folder import RunFolder
 LAST_STEP = "last step"
 AVERAGE = "last step, its running average of weights"
 
+Progress = Callable[[int, int], None]
+"""Called with (done, total)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """What is judged.
+    """Trained weights.
 
     Attributes:
-        model: The bare network, on the ranks' device.
+        model: The network, without an engine, on the device of the ranks.
         centre_CD: All class centres, on the same device.
-        checkpoint: Where they are kept.
-        chosen_by: How these weights were chosen among all that the training went through.
+        checkpoint: The checkpoint that holds them.
+        chosen_by: Rule that chose these weights among all of the training.
     """
 
     model: nn.Module
@@ -55,51 +58,16 @@ class Weights:
     chosen_by: str = LAST_STEP
 
 
-def chosen_by(recipe: Recipe) -> str:
-    """Return in words which weights of a run are judged."""
-    return LAST_STEP if recipe.optim.ema_decay is None else AVERAGE
-
-
-def checkpoint_ref(name: CheckpointName) -> CheckpointRef:
-    """Return a checkpoint as results name it."""
-    return CheckpointRef(name=str(name), step=name.step, attempt=name.attempt)
-
-
-def load_weights(run: RunFolder, recipe: Recipe, device: torch.device) -> tuple[Weights, str]:
-    """Return the newest weights that verify, and the digest of the samples they were trained on.
-
-    Raises:
-        CheckpointError: No checkpoint verifies, or there is none.
-    """
-    state = load_inference_state(run)
-    network = build_network(recipe)
-    network.load_state_dict(state.model)
-    model = prepare_model(network, device, recipe.engine.precision)
-    weights = Weights(
-        model=model,
-        centre_CD=state.centres.to(device),
-        checkpoint=checkpoint_ref(state.name),
-        chosen_by=chosen_by(recipe),
-    )
-    return weights, state.data_digest
-
-
-Image = npt.NDArray[np.uint16]
-Singles = npt.NDArray[np.float32]
-Progress = Callable[[int, int], None]
-"""Called with (done, total)."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Inference:
-    """A run's newest good weights with all that is needed to use them.
+    """The newest valid weights of a run, and its settings.
 
     Attributes:
-        run: Its folder.
-        recipe: Its settings.
+        run: The run folder.
+        recipe: The settings.
         weights: Network and centres.
-        trained_on: Digest of the shards it was trained on.
-        device: Where the network is.
+        trained_on: Digest of the shards of the training.
+        device: Device of the network.
     """
 
     run: RunFolder
@@ -110,11 +78,11 @@ class Inference:
 
     @property
     def held_out_folds(self) -> tuple[int, ...]:
-        """The folds that training never read."""
+        """The folds that training has not read."""
         return held_out_folds(self.recipe)
 
-    def embedded(self, images: Iterable[Image]) -> Embeddings:
-        """Return embeddings (N, D) and thumbnails (N, P) of images as shards hold them, (H, W), uint16."""
+    def embed(self, images: Iterable[Image]) -> Embeddings:
+        """Embed images (H, W), uint16, scaled as in shards."""
         size, batch = self.recipe.data.image_size, self.recipe.evaluation.batch
         batches = image_batches(images, image_size=size, batch=batch)
         return embed(self.weights.model, batches, embedding_dim=self.recipe.model.embedding_dim, device=self.device)
@@ -122,24 +90,24 @@ class Inference:
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingTable:
-    """Embedded slices of shards; a row in each column.
+    """Embeddings of slices of shards, one row per slice.
 
     Attributes:
         keys: Sample keys.
-        persons: Keyed hashes of persons; empty where a slice names none.
+        persons: Keyed hashes of patients; empty if unknown.
         label_N: Classes, int64.
         fold_N: Folds, int64.
         emb_ND: Embeddings, fp32, not normalised.
-        classes: Class names in the order of their labels.
-        checkpoint: The weights.
-        data_digest: The shards' identity.
+        classes: Class names in label order.
+        checkpoint: Name of the checkpoint.
+        data_digest: Digest of the shards.
     """
 
     keys: tuple[str, ...]
     persons: tuple[str, ...]
     label_N: Ints
     fold_N: Ints
-    emb_ND: Singles
+    emb_ND: npt.NDArray[np.float32]
     classes: tuple[str, ...]
     checkpoint: str
     data_digest: str
@@ -148,7 +116,7 @@ class EmbeddingTable:
         return len(self.keys)
 
     def columns(self) -> dict[str, np.ndarray]:
-        """Return the arrays of the ``.npz``; texts as unicode arrays, so that no pickle is ever read."""
+        """Return the arrays of the ``.npz``; strings as unicode arrays, so that reading needs no pickle."""
         return {
             "keys": np.array(self.keys, dtype=np.str_),
             "persons": np.array(self.persons, dtype=np.str_),
@@ -162,7 +130,7 @@ class EmbeddingTable:
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, np.ndarray]) -> EmbeddingTable:
-        """Read what :meth:`columns` gave.
+        """Create the table from the arrays of :meth:`columns`.
 
         Raises:
             KeyError: A column is missing.
@@ -179,11 +147,39 @@ class EmbeddingTable:
         )
 
 
-def open_inference(run: Path) -> Inference:
-    """Return a run's newest weights that verify, on this process's device.
+def chosen_by(ema_decay: float | None) -> str:
+    """Return the rule that chooses the weights of a run, as stored in results."""
+    return LAST_STEP if ema_decay is None else AVERAGE
+
+
+def checkpoint_ref(name: CheckpointName) -> CheckpointRef:
+    """Return the reference to a checkpoint that results store."""
+    return CheckpointRef(name=str(name), step=name.step, attempt=name.attempt)
+
+
+def load_weights(run: RunFolder, recipe: Recipe, device: torch.device) -> tuple[Weights, str]:
+    """Load the newest valid weights of a run, and the digest of the samples they were trained on.
 
     Raises:
-        CheckpointError: No checkpoint verifies, or there is none.
+        CheckpointError: There is no valid checkpoint.
+    """
+    state = load_inference_state(run)
+    network = build_network(recipe)
+    network.load_state_dict(state.model)
+    weights = Weights(
+        model=prepare_model(network, device, recipe.engine.precision),
+        centre_CD=state.centres.to(device),
+        checkpoint=checkpoint_ref(state.name),
+        chosen_by=chosen_by(recipe.optim.ema_decay),
+    )
+    return weights, state.data_digest
+
+
+def open_inference(run: Path) -> Inference:
+    """Load the newest valid weights of a run on the device of this process.
+
+    Raises:
+        CheckpointError: There is no valid checkpoint.
     """
     folder = RunFolder(run)
     recipe, device = load_recipe(folder.config).recipe, local_device(Topology())
@@ -192,80 +188,74 @@ def open_inference(run: Path) -> Inference:
 
 
 def open_shards(inference: Inference, shards: str | Path | None) -> tuple[ShardLocation, ShardIndex]:
-    """Return the place and the index of the run's shards, or of those given, with the labels that the run has learnt.
+    """Open the shards of the run, or others, with the labels that the run has learnt.
 
     Raises:
-        DataError: They cannot be read, their classes are not as many as the run's, or the run has learnt persons and
-            they are not the shards that it was trained on.
+        DataError: They cannot be read or have another number of classes, or the classes of the run are patients and
+            the shards are not those of the training.
     """
     data = inference.recipe.data
     where = str(shards or data.shards)
-    folder, index = eval_shard_location(where, data.stage), open_shard_index(where, fresh=True)
+    location, index = eval_shard_location(where, data.stage), open_shard_index(where, fresh=True)
     learnt = len(inference.weights.centre_CD)
     if data.label == PERSON and index.digest != inference.trained_on:
-        raise DataError(f"{folder}: other shards than the run's own; it has learnt the persons of those and no others")
+        raise DataError(f"{location}: not the shards of the training; the run has learnt their patients and no others")
     index = apply_label_setting(index, data)
     if len(index.classes) != learnt:
-        raise DataError(f"{folder}: {len(index.classes)} classes, the run has learnt {learnt}: other classes than its")
-    return folder, index
+        raise DataError(f"{location}: has {len(index.classes)} classes; the run has learnt {learnt}")
+    return location, index
 
 
 def open_training_shards(inference: Inference, shards: str | Path | None) -> tuple[ShardLocation, ShardIndex]:
-    """As :func:`open_shards`, but none other than the shards that the run was trained on, wherever they lie now.
+    """Open the shards that the run was trained on, in their old location or a new one.
 
     Raises:
-        DataError: They cannot be read, or are others.
+        DataError: They cannot be read, or are different shards.
     """
-    folder, index = open_shards(inference, shards)
+    location, index = open_shards(inference, shards)
     if index.digest != inference.trained_on:
         raise DataError(
-            f"{folder}: digest {index.digest[:16]}, the run was trained on {inference.trained_on[:16]}: other shards "
-            "than its; name its own by --shards"
+            f"{location}: has digest {index.digest[:16]}; the run was trained on shards with digest "
+            f"{inference.trained_on[:16]}; name their folder with --shards"
         )
-    return folder, index
+    return location, index
 
 
 def embed_slices(
     inference: Inference, shards: ShardLocation, index: ShardIndex, positions: Sequence[int], progress: Progress
 ) -> tuple[EmbeddingTable, torch.Tensor]:
-    """Return the embedded slices at ``positions`` of the index, and their thumbnails (N, P), uint8, on the CPU.
+    """Embed the slices at ``positions`` of the index; return also their thumbnails (N, P), uint8, on the CPU.
 
     Raises:
         DataError: A shard is missing or damaged.
     """
     reader, rows = ShardReader(shards, index), [index.samples[position] for position in positions]
-    found = inference.embedded(_counted((reader.image(position) for position in positions), len(positions), progress))
+    images = (reader.image(position) for position in positions)
+    embeddings = inference.embed(_with_progress(images, len(positions), progress))
     table = EmbeddingTable(
         keys=tuple(row.key for row in rows),
         persons=tuple(row.person or "" for row in rows),
         label_N=np.array([row.label for row in rows], dtype=np.int64),
         fold_N=np.array([row.fold for row in rows], dtype=np.int64),
-        emb_ND=found.emb_ND.float().cpu().numpy(),
+        emb_ND=embeddings.emb_ND.float().cpu().numpy(),
         classes=index.classes,
         checkpoint=inference.weights.checkpoint.name,
         data_digest=index.digest,
     )
-    return table, found.thumbnail_NP.cpu()
+    return table, embeddings.thumbnail_NP.cpu()
 
 
 def save_columns(path: Path, columns: Mapping[str, np.ndarray]) -> None:
-    """Write an ``.npz`` so that a reader sees the old file or the new one, never half of it.
+    """Write or replace an ``.npz`` atomically.
 
     Raises:
         OSError: It cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, **columns)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **columns)
 
 
-def _counted(images: Iterable[Image], total: int, progress: Progress) -> Iterator[Image]:
+def _with_progress(images: Iterable[Image], total: int, progress: Progress) -> Iterator[Image]:
     for done, image in enumerate(images, start=1):
         yield image
         progress(done, total)

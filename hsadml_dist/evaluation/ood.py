@@ -1,11 +1,11 @@
-"""How far an image may lie from all training cases before its class means nothing.
+"""Detect out-of-distribution images, for which a predicted class is meaningless.
 
-Two distances, since a network maps what it has never seen (a photograph, an inverted slice) among its training cases
-as readily as a brain: that of embeddings, and that of the pictures' plain looks, which no training has touched. What
-is far by either is told. Each threshold is a quantile over training cases, of the distance to the nearest case of
-another person: what a new person is to the run.
+A network maps a photograph or an inverted slice among its training cases as readily as a brain. Two distances are
+therefore checked: that of the embeddings, and that of thumbnails, which no training has influenced. An image is out of
+distribution if either exceeds its threshold. A threshold is a quantile, over training cases, of the distance to the
+nearest training case of another patient, which is the distance of a new patient to the run.
 
-Shapes: N references, Q queries, D components, P pixels of a thumbnail, G cells of a look.
+Shapes: N gallery slices (training cases), Q queries, D components, P pixels of a thumbnail, G cells of a thumbnail.
 """
 
 from __future__ import annotations
@@ -17,41 +17,48 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hsadml_dist.evaluation.baselines import THUMBNAIL_SIDE
+from hsadml_dist.evaluation.baselines import THUMBNAIL_SIDE, Bytes
 from hsadml_dist.evaluation.metrics import Floats, Ints
 
 CELLS = 8
-"""A look is the mean brightness in CELLS x CELLS cells."""
+"""Thumbnails are compared by the mean brightness of CELLS x CELLS cells."""
 QUANTILE = 0.995
 MIN_STD = 0.05
-"""Cells that are black in all training cases would otherwise count any grey in them as endlessly far."""
+"""Without it, any grey in a cell that is black in all training cases would be infinitely far."""
 MAX_QUERIES = 4096
-"""References, evenly spaced, that a threshold is taken from."""
-_QUERIES_AT_A_TIME = 512
+"""Training cases, evenly spaced, from which a threshold is computed."""
+QUERY_BATCH = 512
+"""Training cases compared at a time; affects the memory use only."""
 
-Bytes = npt.NDArray[np.uint8]
 Distances = Callable[[Ints], Floats]
-"""Maps positions (Q,) of references to their distances (Q, N) to all references."""
+"""Maps gallery positions (Q,) to their distances (Q, N) to the whole gallery."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ThumbnailStats:
-    """The looks of the training cases.
+    """Standardised cell brightnesses of the training cases.
 
     Attributes:
-        look_NG: One row a case, each cell standardised.
-        mean_G: What was taken off each cell.
-        spread_G: What each cell was divided by.
+        cells_NG: One row per case, each cell standardised.
+        mean_G: Mean of each cell.
+        std_G: Standard deviation of each cell, at least :data:`MIN_STD`.
     """
 
-    look_NG: Floats
+    cells_NG: Floats
     mean_G: Floats
-    spread_G: Floats
+    std_G: Floats
+
+    @classmethod
+    def from_thumbnails(cls, thumbnail_NP: Bytes) -> ThumbnailStats:
+        """Compute the statistics of training cases from their thumbnails (N, P)."""
+        plain = brightness(thumbnail_NP)
+        mean, std = plain.mean(axis=0), np.maximum(plain.std(axis=0), MIN_STD)
+        return cls(cells_NG=(plain - mean) / std, mean_G=mean, std_G=std)
 
     def distance(self, thumbnail_QP: Bytes) -> Floats:
-        """Return each image's root-mean-square distance (Q,) to the look that is most like it."""
-        look_QG = (brightness(thumbnail_QP) - self.mean_G) / self.spread_G
-        return np.array([_look_distances(row[None], self.look_NG).min() for row in look_QG])
+        """Return the root-mean-square distance (Q,) of each image to the most similar training case."""
+        cells_QG = (brightness(thumbnail_QP) - self.mean_G) / self.std_G
+        return np.array([_rms_distances(row[None], self.cells_NG).min() for row in cells_QG])
 
 
 def brightness(thumbnail_NP: Bytes) -> Floats:
@@ -61,47 +68,44 @@ def brightness(thumbnail_NP: Bytes) -> Floats:
     return cells.reshape(len(thumbnail_NP), CELLS * CELLS) / 255
 
 
-def looks(thumbnail_NP: Bytes) -> ThumbnailStats:
-    """Return the looks of training cases from their thumbnails (N, P)."""
-    plain = brightness(thumbnail_NP)
-    mean, spread = plain.mean(axis=0), np.maximum(plain.std(axis=0), MIN_STD)
-    return ThumbnailStats(look_NG=(plain - mean) / spread, mean_G=mean, spread_G=spread)
-
-
-def embedding_threshold(emb_ND: npt.NDArray[np.float32], persons: Sequence[str]) -> float:
-    """Return the distance (1 - cosine) beyond which an embedding is far from all of ``emb_ND``."""
+def embedding_threshold(
+    emb_ND: npt.NDArray[np.float32], persons: Sequence[str], *, max_queries: int = MAX_QUERIES, batch: int = QUERY_BATCH
+) -> float:
+    """Return the distance (1 - cosine) above which an embedding is far from all of ``emb_ND``."""
     unit = torch.nn.functional.normalize(torch.from_numpy(emb_ND).double(), dim=1)
-    return _threshold(persons, lambda chosen: (1 - unit[torch.from_numpy(chosen)] @ unit.T).numpy())
+    return _threshold(persons, lambda chosen: (1 - unit[torch.from_numpy(chosen)] @ unit.T).numpy(), max_queries, batch)
 
 
-def look_threshold(known: ThumbnailStats, persons: Sequence[str]) -> float:
-    """Return the distance beyond which a look is far from all known ones."""
-    return _threshold(persons, lambda chosen: _look_distances(known.look_NG[chosen], known.look_NG))
+def thumbnail_threshold(stats: ThumbnailStats, persons: Sequence[str]) -> float:
+    """Return the distance above which a thumbnail is far from all training cases."""
+    cells_NG = stats.cells_NG
+    return _threshold(persons, lambda chosen: _rms_distances(cells_NG[chosen], cells_NG), MAX_QUERIES, QUERY_BATCH)
 
 
-def groups(persons: Sequence[str]) -> Ints:
-    """Return a number (N,) for each slice, the same where slices must not vouch for one another.
+def patient_groups(persons: Sequence[str]) -> Ints:
+    """Return a group number (N,) for each slice; slices of one group are not compared with each other.
 
-    Slices of one person share it. A slice without a person has its own; so has each where there is but one person.
+    Slices of one patient form a group. A slice without a patient id is a group of its own; with only one patient, every
+    slice is.
     """
-    names = [person or f" {place}" for place, person in enumerate(persons)]
-    if len(set(names)) == 1:
-        return np.arange(len(names), dtype=np.int64)
-    return np.unique(np.array(names), return_inverse=True)[1].astype(np.int64)
+    ids = [person or f" {row}" for row, person in enumerate(persons)]
+    if len(set(ids)) == 1:
+        return np.arange(len(ids), dtype=np.int64)
+    return np.unique(np.array(ids), return_inverse=True)[1].astype(np.int64)
 
 
-def _threshold(persons: Sequence[str], distances: Distances) -> float:
-    group = groups(persons)
+def _threshold(persons: Sequence[str], distances: Distances, max_queries: int, batch: int) -> float:
+    group = patient_groups(persons)
     if len(group) < 2:
         return float("inf")
-    every = np.linspace(0, len(group) - 1, min(len(group), MAX_QUERIES)).round().astype(np.int64)
-    least = [
+    queries = np.linspace(0, len(group) - 1, min(len(group), max_queries)).round().astype(np.int64)
+    nearest = [
         np.where(group[chosen][:, None] == group, np.inf, distances(chosen)).min(axis=1)
-        for chosen in np.array_split(every, -(-len(every) // _QUERIES_AT_A_TIME))
+        for chosen in np.array_split(queries, -(-len(queries) // batch))
     ]
-    return float(np.quantile(np.concatenate(least), QUANTILE))
+    return float(np.quantile(np.concatenate(nearest), QUANTILE))
 
 
-def _look_distances(look_QG: Floats, look_NG: Floats) -> Floats:
-    squares = (look_QG**2).sum(axis=1)[:, None] + (look_NG**2).sum(axis=1) - 2 * look_QG @ look_NG.T
-    return np.sqrt(np.maximum(squares, 0) / look_NG.shape[1])
+def _rms_distances(cells_QG: Floats, cells_NG: Floats) -> Floats:
+    squares = (cells_QG**2).sum(axis=1)[:, None] + (cells_NG**2).sum(axis=1) - 2 * cells_QG @ cells_NG.T
+    return np.sqrt(np.maximum(squares, 0) / cells_NG.shape[1])

@@ -1,4 +1,4 @@
-"""Runs of one loss on one set of shards as one: each slice judged by the run that held it out.
+"""Pool the folds and seeds of one loss on one set of shards: each slice is classified by the runs that held it out.
 
 Shapes: N slices, C classes.
 """
@@ -12,31 +12,30 @@ from typing import Any
 import numpy as np
 
 from hsadml_dist.evaluation.comparison import Outcomes
-from hsadml_dist.evaluation.metrics import (
+from hsadml_dist.evaluation.metrics import Ints, balanced_accuracy
+from hsadml_dist.evaluation.patient_metrics import (
     Clusters,
-    Floats,
     Interval,
-    Ints,
-    balanced_accuracy,
+    accuracy_tally,
     bootstrap_interval,
+    class_tally,
     clusters,
-    mean_share,
-    share,
+    tallied_accuracy,
+    tallied_balanced_accuracy,
 )
-from hsadml_dist.evaluation.predictions import KNN, Predictions
-from hsadml_dist.evaluation.result import BOOTSTRAP_SEED, MAX_CONFUSION_CLASSES
+from hsadml_dist.evaluation.result import BOOTSTRAP_SEED, KNN, MAX_CONFUSION_CLASSES, Predictions
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluatedRun:
-    """A run with its verdict.
+    """A run with its stored evaluation.
 
     Attributes:
-        name: How the user named it: for messages, and on the page.
+        name: Name of the run in messages and on the page.
         result: ``result.json`` as a dictionary.
         predictions: ``predictions.json``.
-        folds: All folds of its shards; empty where the shards are not at hand.
-        settings: The recipe's settings that make the run what it is, by dotted key.
+        folds: All folds of its shards; empty if the shards are not available.
+        settings: Recipe settings that define the training, by dotted key.
     """
 
     name: str
@@ -47,20 +46,20 @@ class EvaluatedRun:
 
     @property
     def group(self) -> tuple[str, str, str]:
-        """What is pooled: split unit, data digest and loss."""
+        """The pool of the run: split unit, data digest and loss."""
         return self.result["split_unit"], self.result["data_digest"], self.result["loss"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PooledSlices:
-    """All slices of a pool, in the order in which its runs name them.
+    """All slices of a pool, each once, in the order of its runs.
 
     Attributes:
         keys: Sample keys.
-        persons: Keyed hashes of persons, None where a slice names none.
-        exams: Keyed hashes of exams, None where a slice names none.
+        persons: Keyed hashes of patients, None if unknown.
+        exams: Keyed hashes of exams, None if unknown.
         label_N: True classes, int64.
-        outcomes: Method to how often it was right; only methods that all runs of the pool have.
+        outcomes: Method to its outcomes; only methods that all runs of the pool have.
     """
 
     keys: tuple[str, ...]
@@ -70,19 +69,19 @@ class PooledSlices:
     outcomes: Mapping[str, Outcomes]
 
     def clusters(self, rows: Sequence[int]) -> Clusters:
-        """Return whose the slices at ``rows`` are."""
+        """Group the slices at ``rows`` by patient."""
         return clusters([self.persons[row] for row in rows], [self.exams[row] for row in rows])
 
 
 @dataclass(frozen=True, kw_only=True)
 class PooledMetrics:
-    """A method's figures over all folds of a pool; intervals by person, None for a single person.
+    """Metrics of a method over all folds of a pool, with intervals by patient; None for a single patient.
 
     Attributes:
-        accuracy: Mean over slices of the share of seeds that were right.
+        accuracy: Mean over slices of the share of seeds that are correct.
         interval: Its interval.
         balanced_accuracy: The same averaged over classes.
-        balanced_interval: Its interval; None above 256 classes too.
+        balanced_interval: Its interval; None above 256 classes, too.
     """
 
     accuracy: float
@@ -93,13 +92,13 @@ class PooledMetrics:
 
 @dataclass(frozen=True, kw_only=True)
 class SubsetAccuracy:
-    """The nearest neighbour's accuracy in one fold or by one seed.
+    """Accuracy of the nearest neighbour on one fold or with one seed.
 
     Attributes:
         number: The fold, or the seed.
-        slices: Slices judged.
-        persons: Their persons; None where the data name none.
-        accuracy: Share of them that is right.
+        slices: Number of slices.
+        persons: Number of patients; None if unknown.
+        accuracy: Share of correct slices.
     """
 
     number: int
@@ -110,24 +109,25 @@ class SubsetAccuracy:
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """What the runs of one loss on one set of shards say together.
+    """Pooled results of the runs of one loss on one set of shards.
 
     Attributes:
-        split_unit: What no two folds share: person, exam or slice.
+        split_unit: Unit that is never split between folds: person, exam or slice.
         data_digest: SHA-256 of the shards' samples table, in hex.
         loss: Name of the loss.
-        seeds: Seeds that were trained.
-        folds: Folds that at least one run has judged.
-        expected_folds: All folds: those of the shards, or, unknown, those that any run on these shards has judged.
-        missing: (seed, fold) that no run has judged.
-        slices: Distinct slices judged.
-        persons: Their persons; None where the data name none.
-        unit: What the intervals draw as a whole: ``person``, else ``exam``, else ``slice``.
-        units: How many of them.
-        shared_persons: Most persons on both sides of a run; above 0 the figures are flattered. None where unknown.
-        methods: Method to its figures.
-        by_fold: The nearest neighbour fold by fold, seeds averaged.
-        by_seed: The nearest neighbour seed by seed, folds pooled.
+        seeds: Seeds of the trainings.
+        folds: Folds that at least one run has evaluated.
+        expected_folds: All folds of the shards or, if unknown, those that any run on these shards has evaluated.
+        missing: (seed, fold) that no run has evaluated.
+        slices: Number of distinct slices.
+        persons: Number of patients; None if unknown.
+        unit: Unit that the intervals resample: ``person``, otherwise ``exam``, otherwise ``slice``.
+        units: Number of units.
+        shared_persons: Largest number of patients on both sides of a run; above 0 the figures are too optimistic. None
+            if unknown.
+        methods: Method to its metrics.
+        by_fold: Accuracy of the nearest neighbour by fold, averaged over seeds.
+        by_seed: Accuracy of the nearest neighbour by seed, pooled over folds.
         runs: Names of the runs.
     """
 
@@ -150,47 +150,49 @@ class Pool:
 
 
 def gather_slices(runs: Sequence[EvaluatedRun]) -> PooledSlices:
-    """Return the slices of runs, each once, with how often each method was right on it."""
-    place: dict[str, int] = {}
+    """Merge the slices of runs and count the correct predictions of each method."""
+    row_of: dict[str, int] = {}
     for run in runs:
         for key in run.predictions.keys:
-            place.setdefault(key, len(place))
-    rows = [np.array([place[key] for key in run.predictions.keys], dtype=np.int64) for run in runs]
-    persons: list[str | None] = [None] * len(place)
-    exams: list[str | None] = [None] * len(place)
-    label_N = np.zeros(len(place), dtype=np.int64)
+            row_of.setdefault(key, len(row_of))
+    rows = [np.array([row_of[key] for key in run.predictions.keys], dtype=np.int64) for run in runs]
+    persons: list[str | None] = [None] * len(row_of)
+    exams: list[str | None] = [None] * len(row_of)
+    label_N = np.zeros(len(row_of), dtype=np.int64)
     for run, mine in zip(runs, rows, strict=True):
         label_N[mine] = run.predictions.label_N
         for row, person, exam in zip(mine.tolist(), run.predictions.persons, run.predictions.exams, strict=True):
             persons[row], exams[row] = person, exam
-    trials_N = np.bincount(np.concatenate(rows), minlength=len(place)).astype(np.int64)
-    outcomes = {method: Outcomes(correct_N=_right(runs, rows, method), trials_N=trials_N) for method in shared(runs)}
+    trials_N = np.bincount(np.concatenate(rows), minlength=len(row_of)).astype(np.int64)
+    outcomes = {
+        method: Outcomes(correct_N=_count_correct(runs, rows, method), trials_N=trials_N)
+        for method in shared_methods(runs)
+    }
     return PooledSlices(
-        keys=tuple(place), persons=tuple(persons), exams=tuple(exams), label_N=label_N, outcomes=outcomes
+        keys=tuple(row_of), persons=tuple(persons), exams=tuple(exams), label_N=label_N, outcomes=outcomes
     )
 
 
-def shared(runs: Sequence[EvaluatedRun]) -> list[str]:
+def shared_methods(runs: Sequence[EvaluatedRun]) -> list[str]:
     """Return the methods that all runs have, in the order of the first."""
-    return [
-        method for method in runs[0].predictions.predicted if all(method in run.predictions.predicted for run in runs)
-    ]
+    first, *others = (run.predictions.predicted for run in runs)
+    return [method for method in first if all(method in predicted for predicted in others)]
 
 
 def pool(runs: Sequence[EvaluatedRun], slices: PooledSlices, expected_folds: Sequence[int], resamples: int) -> Pool:
-    """Return what the runs of one group say together.
+    """Pool the runs of one group.
 
     Args:
         runs: All runs of one split unit, data digest and loss.
-        slices: What :func:`gathered` makes of them.
-        expected_folds: The folds that a whole cross-validation has.
+        slices: Their slices, from :func:`gather_slices`.
+        expected_folds: Folds of a complete cross-validation.
         resamples: Number of bootstrap samples.
     """
     split_unit, digest, loss = runs[0].group
     done = {(run.result["seed"], run.result["fold"]) for run in runs}
     seeds, folds = (tuple(sorted(set(column))) for column in zip(*done, strict=True))
-    of = slices.clusters(range(len(slices.keys)))
-    unknown = any(run.result["shared_persons"] is None for run in runs)
+    groups = slices.clusters(range(len(slices.keys)))
+    shared_persons = [run.result["shared_persons"] for run in runs]
     return Pool(
         split_unit=split_unit,
         data_digest=digest,
@@ -200,55 +202,52 @@ def pool(runs: Sequence[EvaluatedRun], slices: PooledSlices, expected_folds: Seq
         expected_folds=tuple(expected_folds),
         missing=tuple((seed, fold) for seed in seeds for fold in expected_folds if (seed, fold) not in done),
         slices=len(slices.keys),
-        persons=_persons(slices.persons),
-        unit=of.unit,
-        units=of.count,
-        shared_persons=None if unknown else max(run.result["shared_persons"] for run in runs),
-        methods={method: _merit(slices, method, of, resamples) for method in slices.outcomes},
-        by_fold=tuple(_part(fold, [run for run in runs if run.result["fold"] == fold]) for fold in folds),
-        by_seed=tuple(_part(seed, [run for run in runs if run.result["seed"] == seed]) for seed in seeds),
+        persons=_count_patients(slices.persons),
+        unit=groups.unit,
+        units=groups.count,
+        shared_persons=None if None in shared_persons else max(shared_persons),
+        methods={method: _pooled_metrics(slices, method, groups, resamples) for method in slices.outcomes},
+        by_fold=tuple(_subset(fold, [run for run in runs if run.result["fold"] == fold]) for fold in folds),
+        by_seed=tuple(_subset(seed, [run for run in runs if run.result["seed"] == seed]) for seed in seeds),
         runs=tuple(run.name for run in runs),
     )
 
 
-def _right(runs: Sequence[EvaluatedRun], rows: Sequence[Ints], method: str) -> Ints:
+def _count_correct(runs: Sequence[EvaluatedRun], rows: Sequence[Ints], method: str) -> Ints:
     hits = np.concatenate([mine[run.predictions.correct(method)] for run, mine in zip(runs, rows, strict=True)])
     return np.bincount(hits, minlength=1 + max(int(mine.max()) for mine in rows)).astype(np.int64)
 
 
-def _merit(slices: PooledSlices, method: str, of: Clusters, resamples: int) -> PooledMetrics:
+def _pooled_metrics(slices: PooledSlices, method: str, groups: Clusters, resamples: int) -> PooledMetrics:
     outcomes = slices.outcomes[method]
-    value_N = outcomes.correct_N / outcomes.trials_N
-    plain = np.stack([value_N, np.ones_like(value_N)], axis=1)
+    share_N = outcomes.correct_N / outcomes.trials_N
     classes = int(slices.label_N.max()) + 1
-    spans = {"resamples": resamples, "seed": BOOTSTRAP_SEED}
     balanced = None
     if classes <= MAX_CONFUSION_CLASSES:
-        balanced = bootstrap_interval(_class_tally(value_N, slices.label_N, classes), of, mean_share, **spans)
+        tally = class_tally(share_N, slices.label_N, classes)
+        balanced = bootstrap_interval(
+            tally, groups, tallied_balanced_accuracy, resamples=resamples, seed=BOOTSTRAP_SEED
+        )
     return PooledMetrics(
-        accuracy=float(value_N.mean()),
-        interval=bootstrap_interval(plain, of, share, **spans),
-        balanced_accuracy=balanced_accuracy(value_N, slices.label_N),
+        accuracy=float(share_N.mean()),
+        interval=bootstrap_interval(
+            accuracy_tally(share_N), groups, tallied_accuracy, resamples=resamples, seed=BOOTSTRAP_SEED
+        ),
+        balanced_accuracy=balanced_accuracy(share_N, slices.label_N),
         balanced_interval=balanced,
     )
 
 
-def _class_tally(value_N: Floats, label_N: Ints, classes: int) -> Floats:
-    """Return what each slice adds to ``scores.mean_share`` when it is right in part: (N, 2 C)."""
-    member_NC = np.eye(classes)[label_N]
-    return np.concatenate([member_NC * value_N[:, None], member_NC], axis=1)
-
-
-def _part(number: int, runs: Sequence[EvaluatedRun]) -> SubsetAccuracy:
+def _subset(number: int, runs: Sequence[EvaluatedRun]) -> SubsetAccuracy:
     slices = gather_slices(runs)
     outcomes = slices.outcomes[KNN]
     return SubsetAccuracy(
         number=number,
         slices=len(slices.keys),
-        persons=_persons(slices.persons),
+        persons=_count_patients(slices.persons),
         accuracy=float(np.mean(outcomes.correct_N / outcomes.trials_N)),
     )
 
 
-def _persons(persons: Sequence[str | None]) -> int | None:
-    return None if any(person is None for person in persons) else len(set(persons))
+def _count_patients(persons: Sequence[str | None]) -> int | None:
+    return None if None in persons else len(set(persons))

@@ -1,41 +1,178 @@
-"""The verdict on a run as a value, and as ``result.json``.
+"""Results of an evaluation: ``predictions.json``, with every prediction, and ``result.json``, with the metrics.
 
-Shapes: N test slices, C classes.
+Shapes: N test slices, C classes, K neighbours.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from hsadml_dist.evaluation import metrics as scores
-from hsadml_dist.evaluation.calibration import Calibration, calibration
+import numpy as np
+
+from hsadml_dist.errors import DataError
 from hsadml_dist.evaluation.geometry import Geometry
-from hsadml_dist.evaluation.metrics import Clusters, ConfusionSummary, Interval, confusions
-from hsadml_dist.evaluation.patient_metrics import PatientVote, person_vote
-from hsadml_dist.evaluation.predictions import HEAD, KNN, LOW_LEVEL, RAW_PIXELS, Predictions
+from hsadml_dist.evaluation.metrics import Calibration, ConfusionSummary, Floats, Ints
+from hsadml_dist.evaluation.patient_metrics import Interval, PatientVote
 
 SCHEMA_VERSION = 2
-RESULT_NAME = "result.json"
-BOOTSTRAP_SEED = 0
-"""Fixed, so that two runs with the same predictions have the same intervals whatever their training seeds."""
+PREDICTIONS_SCHEMA_VERSION = 1
 
+KNN = "knn"
+HEAD = "head"
+RAW_PIXELS = "raw_pixels"
+LOW_LEVEL = "low_level"
+VOTES = (5, 11, 21)
+"""Numbers of neighbours for majority votes, besides the nearest one: methods ``knn_5`` and so on."""
 
+STORED_NEIGHBOURS = 5
+"""Neighbours of each slice in ``predictions.json``."""
+MAX_LISTED_CLASSES = 32
+"""Largest number of classes for which ``predictions.json`` holds all probabilities."""
+TOP_PROBABILITIES = 5
+"""Above that number, only this many of the most probable classes of each slice are stored."""
 MAX_CONFUSION_CLASSES = 256
-"""Classes up to which a result holds what grows with their square: 256 are half a megabyte of ``result.json``."""
+"""Largest number of classes for which a result holds C x C values: 256 take half a megabyte of ``result.json``."""
+
+BOOTSTRAP_SEED = 0
+"""Fixed, so that runs with the same predictions have the same intervals whatever their training seeds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """Predictions of every method, one entry per test slice in every column, in the order of the index.
+
+    Attributes:
+        classes: Class names in label order.
+        keys: Sample keys.
+        persons: Keyed hashes of patients, None if unknown.
+        exams: Keyed hashes of exams, None if unknown.
+        label_N: True classes, int64.
+        predicted: Method to its predicted classes (N,), int64.
+        probability_NC: Softmax over the scaled cosines to the class centres, fp64. Read from a file with more than
+            :data:`MAX_LISTED_CLASSES` classes, all but the :data:`TOP_PROBABILITIES` highest are 0.
+        neighbour_keys: Sample keys of the nearest neighbours by cosine, nearest first.
+        cosine_NK: Their cosines, fp64.
+    """
+
+    classes: tuple[str, ...]
+    keys: tuple[str, ...]
+    persons: tuple[str | None, ...]
+    exams: tuple[str | None, ...]
+    label_N: Ints
+    predicted: Mapping[str, Ints]
+    probability_NC: Floats
+    neighbour_keys: tuple[tuple[str, ...], ...]
+    cosine_NK: Floats
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def correct(self, method: str) -> np.ndarray:
+        """Return which slices (N,) a method classifies correctly, bool.
+
+        Raises:
+            KeyError: There is no such method.
+        """
+        return self.predicted[method] == self.label_N
+
+    def to_json(self) -> str:
+        """Return the text of ``predictions.json``; floats keep all digits.
+
+        Above :data:`MAX_LISTED_CLASSES` classes a row of ``probabilities`` holds the highest ones in descending order,
+        and the column ``probable`` their classes.
+        """
+        columns = {
+            "schema_version": PREDICTIONS_SCHEMA_VERSION,
+            "classes": self.classes,
+            "keys": self.keys,
+            "persons": self.persons,
+            "exams": self.exams,
+            "labels": self.label_N.tolist(),
+            "said": {method: labels.tolist() for method, labels in self.predicted.items()},
+            **self._probability_columns(),
+            "neighbours": self.neighbour_keys,
+            "cosines": self.cosine_NK.tolist(),
+        }
+        return json.dumps(columns, allow_nan=False) + "\n"
+
+    def _probability_columns(self) -> dict[str, list]:
+        if len(self.classes) <= MAX_LISTED_CLASSES:
+            return {"probabilities": self.probability_NC.tolist()}
+        probable_NK = np.argsort(-self.probability_NC, axis=1, kind="stable")[:, :TOP_PROBABILITIES]
+        highest_NK = np.take_along_axis(self.probability_NC, probable_NK, axis=1)
+        return {"probabilities": highest_NK.tolist(), "probable": probable_NK.tolist()}
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read a run's ``predictions.json``.
+
+    Raises:
+        DataError: It is missing, damaged, or has another schema version.
+    """
+    try:
+        return parse_predictions(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}; run hsadml evaluate again") from error
+    except DataError as error:
+        raise DataError(f"{path}: {error}; run hsadml evaluate again") from error
+
+
+def parse_predictions(text: str | bytes) -> Predictions:
+    """Parse the text of :meth:`Predictions.to_json`.
+
+    Raises:
+        DataError: It is not JSON, has another schema version, or columns are missing or of different lengths.
+    """
+    try:
+        values = json.loads(text)
+        version = values["schema_version"]
+        if version != PREDICTIONS_SCHEMA_VERSION:
+            raise DataError(f"schema_version: {version!r} is not supported; allowed: {PREDICTIONS_SCHEMA_VERSION}")
+        found = _from_columns(values)
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise DataError(f"damaged or truncated ({type(error).__name__})") from error
+    columns = (found.persons, found.exams, found.label_N, *found.predicted.values(), found.probability_NC)
+    if any(len(column) != len(found) for column in (*columns, found.neighbour_keys, found.cosine_NK)):
+        raise DataError("damaged: the columns differ in length")
+    return found
+
+
+def _from_columns(values: Mapping[str, Any]) -> Predictions:
+    return Predictions(
+        classes=tuple(values["classes"]),
+        keys=tuple(values["keys"]),
+        persons=tuple(values["persons"]),
+        exams=tuple(values["exams"]),
+        label_N=np.array(values["labels"], dtype=np.int64),
+        predicted={method: np.array(labels, dtype=np.int64) for method, labels in values["said"].items()},
+        probability_NC=_dense_probabilities(values),
+        neighbour_keys=tuple(tuple(keys) for keys in values["neighbours"]),
+        cosine_NK=np.array(values["cosines"], dtype=np.float64),
+    )
+
+
+def _dense_probabilities(values: Mapping[str, Any]) -> Floats:
+    rows = np.array(values["probabilities"], dtype=np.float64)
+    if "probable" not in values:
+        return rows
+    dense_NC = np.zeros((len(rows), len(values["classes"])))
+    np.put_along_axis(dense_NC, np.array(values["probable"], dtype=np.int64), rows, axis=1)
+    return dense_NC
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointRef:
-    """The weights that were judged.
+    """The checkpoint whose weights were evaluated.
 
     Attributes:
-        name: The checkpoint's folder name.
-        step: The training step after which they were taken.
-        attempt: The attempt that wrote them.
+        name: Folder name of the checkpoint.
+        step: Last training step before it.
+        attempt: The attempt that wrote it.
     """
 
     name: str
@@ -45,7 +182,7 @@ class CheckpointRef:
 
 @dataclass(frozen=True, kw_only=True)
 class Intervals:
-    """Intervals of the figures by whole persons; None where there are fewer than two.
+    """Bootstrap intervals by patient; None for fewer than two.
 
     The balanced accuracy has one up to :data:`MAX_CONFUSION_CLASSES` classes.
 
@@ -55,9 +192,9 @@ class Intervals:
         head_accuracy: See :class:`Result`.
         raw_pixel_knn: See :class:`Result`.
         low_level_knn: See :class:`Result`.
-        interval_unit: What was drawn again as a whole: ``person``, else ``exam``, else ``slice``.
-        units: How many of them the test fold holds.
-        level: Share of the bootstrap distribution inside.
+        interval_unit: The resampled unit: ``person``, otherwise ``exam``, otherwise ``slice``.
+        units: Number of such units in the test fold.
+        level: Share of the bootstrap distribution inside each interval.
         resamples: Number of bootstrap samples.
     """
 
@@ -74,12 +211,12 @@ class Intervals:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodMetrics:
-    """How well one method does.
+    """Metrics of one method.
 
     Attributes:
-        accuracy: Share of test slices that it has right.
-        balanced_accuracy: The same, averaged over classes in place of slices.
-        interval: Of the accuracy, by whole persons; None where there are fewer than two.
+        accuracy: Share of correct test slices.
+        balanced_accuracy: The same averaged over classes.
+        interval: Bootstrap interval of the accuracy by patient; None for fewer than two.
     """
 
     accuracy: float
@@ -89,24 +226,24 @@ class MethodMetrics:
 
 @dataclass(frozen=True, kw_only=True)
 class ResultContext:
-    """What a result says about where it comes from, beside the figures.
+    """Origin of a result: data, checkpoint and settings.
 
     Attributes:
-        split_unit: What no two folds share: person, exam or (a leaky control) slice.
-        label: What a class is: ``class``, or ``person``, where each person is one and ``classes`` are keyed hashes.
-        classes: Class names in the order of their labels.
-        fold: The fold that was held out and judged.
-        left_out: Slices of the fold that were not judged, of persons whom training does not know; 0 where a class is
-            no person.
-        checkpoint: The weights that were judged.
-        chosen_by: ``last step``, with a word on the running average where it is judged in their place; or
-            ``validation fold`` where the weights were chosen on one.
+        split_unit: Unit that is never split between folds: person, exam or (a leaky control) slice.
+        label: What a class is: ``class``, or ``person`` if each patient is one and ``classes`` are keyed hashes.
+        classes: Class names in label order.
+        fold: The held-out fold that was evaluated.
+        left_out: Slices of the fold that were not evaluated, of patients without slices in training; 0 unless patients
+            are the classes.
+        checkpoint: The evaluated weights.
+        chosen_by: ``last step``, with a remark if its running average of weights was evaluated; ``validation fold`` if
+            the weights were chosen on one.
         seed: Seed of the training.
         loss: Name of the loss.
         model: Name of the backbone.
-        world_size: Number of ranks that judged; the figures do not depend on it.
+        world_size: Number of ranks of the evaluation; does not affect the metrics.
         data_digest: SHA-256 of the shards' samples table, in hex.
-        recipe: The settings that made the weights, section to key to value; no paths.
+        recipe: Settings that define the weights, section to key to value; no paths.
     """
 
     split_unit: str
@@ -126,26 +263,26 @@ class ResultContext:
 
 @dataclass(frozen=True, kw_only=True)
 class Result(ResultContext):
-    """How well a run's embeddings separate the classes of slices that it has not seen.
+    """Result of an evaluation on slices that training has not read.
 
     Attributes:
-        persons: Persons in the test fold; None where the data name none.
+        persons: Patients in the test fold; None if unknown.
         slices: Slices in the test fold.
-        reference_slices: Slices of the training folds, without augmentation: where neighbours are looked for.
-        shared_persons: Persons on both sides; above 0 the figures are flattered. None where the data name none.
-        knn_accuracy: Share of test slices whose nearest reference by cosine is of their class (k = 1).
-        balanced_accuracy: The same, averaged over classes in place of slices.
-        head_accuracy: Share of test slices that lie nearest to their own class's centre.
-        raw_pixel_knn: As ``knn_accuracy`` on 64 x 64 pixels in place of embeddings: the control, without learning.
-        low_level_knn: The same on brightness and edge statistics: what the scanner's habits alone tell.
-        methods: The figures of every method, by its name.
-        person_vote: How many persons the majority of their slices has right (k = 1); None where persons are unknown.
-        calibration: Whether the loss's own probabilities mean what they say.
-        geometry: How the classes lie on the sphere.
+        reference_slices: Slices of the training folds, without augmentation: the gallery.
+        shared_persons: Patients on both sides; above 0 the metrics are too optimistic. None if unknown.
+        knn_accuracy: Share of test slices whose nearest gallery slice by cosine is of their class (k = 1).
+        balanced_accuracy: The same averaged over classes.
+        head_accuracy: Share of test slices that are nearest to the centre of their class.
+        raw_pixel_knn: As ``knn_accuracy``, on 64 x 64 pixels instead of embeddings: a baseline without training.
+        low_level_knn: The same on brightness and edge statistics: a baseline of acquisition effects.
+        methods: Metrics of every method, by name.
+        person_vote: Accuracy of the majority vote of each patient's slices (k = 1); None if patients are unknown.
+        calibration: Calibration of the probabilities of the loss.
+        geometry: Geometry of the classes on the sphere.
         intervals: See :class:`Intervals`.
-        confusion: Counts of the nearest neighbour's classes: a row a true class, a column a predicted one. None
-            above :data:`MAX_CONFUSION_CLASSES` classes.
-        confusions: The same in a few figures: how many classes come out well, and the pairs mixed up most.
+        confusion: Confusion matrix of the nearest neighbour: rows are true classes, columns predicted ones. None above
+            :data:`MAX_CONFUSION_CLASSES` classes.
+        confusions: Summary of the confusion matrix.
         schema_version: Version of these fields.
     """
 
@@ -168,95 +305,9 @@ class Result(ResultContext):
     schema_version: int = SCHEMA_VERSION
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain dictionaries, lists, numbers and texts, as they stand in ``result.json``."""
+        """Return the content of ``result.json`` as plain dictionaries, lists, numbers and strings."""
         return json.loads(self.to_json())
 
     def to_json(self) -> str:
-        """Return the text of ``result.json``; floats keep all their digits."""
+        """Return the text of ``result.json``; floats keep all digits."""
         return json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PatientIds:
-    """Whose slices they are: one entry a slice, None where the data name nobody."""
-
-    persons: Sequence[str | None]
-    exams: Sequence[str | None]
-
-    def distinct_persons(self) -> frozenset[str] | None:
-        """Return the persons, or None where a slice names none."""
-        if not self.persons or any(person is None for person in self.persons):
-            return None
-        return frozenset(person for person in self.persons if person is not None)
-
-
-def judge(
-    setting: ResultContext, predictions: Predictions, geometry: Geometry, *, references: PatientIds, resamples: int
-) -> Result:
-    """Return the verdict: figures, confusion and intervals, from what each method says of each test slice."""
-    test = PatientIds(persons=predictions.persons, exams=predictions.exams)
-    persons, known = test.distinct_persons(), references.distinct_persons()
-    of = scores.clusters(test.persons, test.exams)
-    methods = {name: _figures(predictions, name, of, resamples) for name in predictions.predicted}
-    return Result(
-        **{field.name: getattr(setting, field.name) for field in dataclasses.fields(ResultContext)},
-        persons=None if persons is None else len(persons),
-        slices=len(predictions),
-        reference_slices=len(references.persons),
-        shared_persons=None if persons is None or known is None else len(persons & known),
-        knn_accuracy=methods[KNN].accuracy,
-        balanced_accuracy=methods[KNN].balanced_accuracy,
-        head_accuracy=methods[HEAD].accuracy,
-        raw_pixel_knn=methods[RAW_PIXELS].accuracy,
-        low_level_knn=methods[LOW_LEVEL].accuracy,
-        methods=methods,
-        person_vote=person_vote(predictions.predicted[KNN], predictions.label_N, predictions.persons),
-        calibration=calibration(predictions.probability_NC, predictions.label_N),
-        geometry=geometry,
-        intervals=_intervals(predictions, methods, of, resamples),
-        confusion=_confusion(predictions),
-        confusions=confusions(predictions.label_N, predictions.predicted[KNN]),
-    )
-
-
-def _confusion(predictions: Predictions) -> tuple[tuple[int, ...], ...] | None:
-    classes = len(predictions.classes)
-    if classes > MAX_CONFUSION_CLASSES:
-        return None
-    return tuple(
-        tuple(row) for row in scores.confusion(predictions.label_N, predictions.predicted[KNN], classes).tolist()
-    )
-
-
-def _figures(predictions: Predictions, method: str, of: Clusters, resamples: int) -> MethodMetrics:
-    correct = predictions.correct(method)
-    tally = scores.accuracy_tally(correct)
-    return MethodMetrics(
-        accuracy=scores.accuracy(correct),
-        balanced_accuracy=scores.balanced_accuracy(correct, predictions.label_N),
-        interval=scores.bootstrap_interval(tally, of, scores.share, resamples=resamples, seed=BOOTSTRAP_SEED),
-    )
-
-
-def _intervals(
-    predictions: Predictions, methods: Mapping[str, MethodMetrics], of: Clusters, resamples: int
-) -> Intervals:
-    return Intervals(
-        knn_accuracy=methods[KNN].interval,
-        balanced_accuracy=_balanced_interval(predictions, of, resamples),
-        head_accuracy=methods[HEAD].interval,
-        raw_pixel_knn=methods[RAW_PIXELS].interval,
-        low_level_knn=methods[LOW_LEVEL].interval,
-        interval_unit=of.unit,
-        units=of.count,
-        level=scores.LEVEL,
-        resamples=resamples,
-    )
-
-
-def _balanced_interval(predictions: Predictions, of: Clusters, resamples: int) -> Interval | None:
-    classes = len(predictions.classes)
-    if classes > MAX_CONFUSION_CLASSES:
-        return None
-    tally = scores.class_tally(predictions.correct(KNN), predictions.label_N, classes)
-    return scores.bootstrap_interval(tally, of, scores.mean_share, resamples=resamples, seed=BOOTSTRAP_SEED)

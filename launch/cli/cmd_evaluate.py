@@ -19,7 +19,7 @@ from hsadml_dist.run.folder import RunFolder
 
 if TYPE_CHECKING:
     from hsadml_dist.evaluation.pooling import EvaluatedRun
-    from hsadml_dist.evaluation.predictions import Predictions
+    from hsadml_dist.evaluation.result import Predictions
 
 METRICS = (
     ("nearest neighbour", "knn_accuracy"),
@@ -55,9 +55,12 @@ def evaluate(
         return _compare([*runs, *combine[1:]], combine[0] if combine else DEFAULT_COMBINED_FOLDER, as_json)
     if not runs:
         raise UsageError("evaluate: name at least one run folder")
+    folders = [require_run_folder(run) for run in runs]
+    from hsadml_dist.report.evaluation_report import evaluate_and_report
+
     results = []
-    for run in [require_run_folder(run) for run in runs]:
-        results.append(_evaluate(run, shards, fold))
+    for run in folders:
+        results.append(evaluate_and_report(run, shards, fold))
         if not as_json:
             print(format_result(run, results[-1]))
     if as_json:
@@ -77,11 +80,12 @@ def load_or_evaluate(run: Path, name: str) -> EvaluatedRun:
         DataError: The shards cannot be read, or are not those that the run was trained on.
     """
     from hsadml_dist.evaluation.pooling import EvaluatedRun
+    from hsadml_dist.report.evaluation_report import evaluate_and_report
 
     recipe = load_recipe(RunFolder(run).config).recipe
     stored = load_stored_result(run)
     if stored is None or not _is_of_newest_checkpoint(run, stored[0]):
-        result = _evaluate(run, None, None)
+        result = evaluate_and_report(run)
         stored = load_stored_result(run)
         if stored is None or stored[0] != result:
             raise DataError(
@@ -95,18 +99,17 @@ def load_or_evaluate(run: Path, name: str) -> EvaluatedRun:
 
 def load_stored_result(run: Path) -> tuple[Mapping[str, Any], Predictions] | None:
     """Return the evaluation in a run folder; None if it is missing, damaged or of another version."""
-    from hsadml_dist.evaluation import predictions
-    from hsadml_dist.evaluation.combine import agree
-    from hsadml_dist.evaluation.result import SCHEMA_VERSION
+    from hsadml_dist.evaluation.combine import belong_together
+    from hsadml_dist.evaluation.result import SCHEMA_VERSION, read_predictions
 
     folder = RunFolder(run)
     try:
         result = json.loads(folder.result.read_bytes())
-        predicted = predictions.read(folder.predictions)
+        predictions = read_predictions(folder.predictions)
         known = result["schema_version"] == SCHEMA_VERSION
     except (OSError, ValueError, LookupError, TypeError, DataError):
         return None
-    return (result, predicted) if known and agree(result, predicted) else None
+    return (result, predictions) if known and belong_together(result, predictions) else None
 
 
 def short_names(runs: Sequence[Path]) -> list[str]:
@@ -170,12 +173,6 @@ def format_result(run: Path, result: Mapping[str, Any]) -> str:
     lines.append(f"  brackets: {intervals['level']:.0%} intervals, resampled by {intervals['interval_unit']}")
     report = RunFolder(run).report
     return "\n".join([*lines, f"  report: {report}"] if report.exists() else lines)
-
-
-def _evaluate(run: Path, shards: str | None, fold: int | None) -> dict[str, Any]:
-    from hsadml_dist.evaluation.evaluate import evaluate_run
-
-    return evaluate_run(run, shards, fold)
 
 
 def _compare(runs: Sequence[Path], folder: Path, as_json: bool) -> None:

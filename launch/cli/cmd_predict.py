@@ -20,9 +20,8 @@ from hsadml_dist.launch.cli.terminal import AsJson, progress
 from hsadml_dist.launch.input_images import InputImage, list_input_files, read_input_image
 
 if TYPE_CHECKING:
-    from hsadml_dist.evaluation.gallery import Gallery
     from hsadml_dist.evaluation.model_loading import Inference
-    from hsadml_dist.evaluation.predict import ImagePrediction
+    from hsadml_dist.evaluation.predict import Gallery, ImagePrediction
 
 RESEARCH_ONLY = "Research use only; not a medical device: no result may guide the care of a patient."
 NEAREST = (1, 2, 3)
@@ -88,8 +87,8 @@ def predict(
     if csv_file is not None and not csv_file.absolute().parent.is_dir():
         raise UsageError(f"--csv {csv_file}: the folder {csv_file.parent} does not exist")
     folder, inputs = require_run_folder(run), list_input_files(paths)
-    from hsadml_dist.evaluation.gallery import load_gallery
     from hsadml_dist.evaluation.model_loading import open_inference
+    from hsadml_dist.evaluation.predict import load_gallery
 
     _log(RESEARCH_ONLY)
     _log_skipped(inputs.skipped)

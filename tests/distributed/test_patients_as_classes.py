@@ -10,7 +10,7 @@ import pytest
 from hsadml_dist.data.index import ShardIndex, load_index
 from hsadml_dist.evaluation.evaluate import evaluate_run
 from hsadml_dist.evaluation.model_loading import embed_slices, open_inference, open_training_shards
-from hsadml_dist.evaluation.predictions import read
+from hsadml_dist.evaluation.result import read_predictions
 from tests.distributed.training_runs import hsadml
 
 PERSONS = 12
@@ -52,14 +52,14 @@ def test_the_network_tells_persons_apart(run: Path, index: ShardIndex) -> None:
     tested = [row for row in index.samples if row.fold == 0 and row.person in known]
     assert (result["slices"], result["world_size"]) == (len(tested), 2)
     assert result["left_out"] == sum(row.fold == 0 for row in index.samples) - len(tested)
-    said = read(run / "predictions.json")
+    said = read_predictions(run / "predictions.json")
     assert [said.classes[label] for label in said.label_N] == list(said.persons) == [row.person for row in tested]
     assert said.probability_NC.shape == (len(tested), PERSONS)
 
 
 def test_one_process_reads_the_shares_of_both_and_comes_to_the_same_verdict(run: Path) -> None:
     said = json.loads((run / "result.json").read_text())
-    assert evaluate_run(run) == said | {"world_size": 1}
+    assert evaluate_run(run).result.to_dict() == said | {"world_size": 1}
 
 
 def test_embeddings_are_written_with_persons_as_classes(run: Path, index: ShardIndex) -> None:

@@ -1,4 +1,4 @@
-"""One rank of the neighbour search: run as ``python knn_ranks.py FOLDER WORLD RANK``."""
+"""Search neighbours on one rank; run as ``python knn_ranks.py FOLDER WORLD RANK``."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ from hsadml_dist.evaluation.knn import nearest_distributed
 
 
 def main(folder: Path, world: int, rank: int) -> None:
-    """Search with an uneven share of the rows: the last rank of several holds no references at all."""
+    """Search with uneven parts of the rows; of several ranks the last holds no gallery rows."""
     comm = meet(folder / "address.json", world, rank)
     rows = torch.load(folder / "rows.pt")
     queries = rows["queries"][slice_of(len(rows["queries"]), rank, world)]
     holders = max(1, world - 1)
-    references = rows["references"][slice_of(len(rows["references"]), rank, holders)] if rank < holders else None
-    references = rows["references"][:0] if references is None else references
-    cosines, positions = nearest_distributed(queries, references, comm, k=4, block=10)
+    gallery = rows["gallery"][slice_of(len(rows["gallery"]), rank, holders) if rank < holders else slice(0)]
+    cosines, positions = nearest_distributed(queries, gallery, comm, k=4, block=10)
     answer = {"cosines": cosines.tolist(), "positions": positions.tolist()}
     (folder / f"{rank}.json").write_text(json.dumps(answer))
     comm.close()
 
 
 def slice_of(count: int, index: int, parts: int) -> slice:
-    """Cut unevenly: part i takes i + 1 shares."""
+    """Return the slice of part ``index`` of an uneven split: part i gets i + 1 shares."""
     shares = parts * (parts + 1) // 2
     return slice(count * (index * (index + 1) // 2) // shares, count * ((index + 1) * (index + 2) // 2) // shares)
 

@@ -1,4 +1,4 @@
-"""Embedding in fixed batches."""
+"""Splitting slices into queries and gallery, and embedding them in fixed batches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hsadml_dist.evaluation.embed import SliceBatch, embed, rank_positions, slic
 @pytest.mark.parametrize(
     ("count", "batch", "world"), [(24, 5, 1), (24, 5, 3), (24, 5, 4), (3, 5, 4), (0, 5, 2), (40, 1, 7)]
 )
-def test_ranks_share_whole_batches_in_order(count: int, batch: int, world: int) -> None:
+def test_rank_positions_assign_whole_batches_in_order(count: int, batch: int, world: int) -> None:
     positions = tuple(range(100, 100 + count))
     parts = [rank_positions(positions, batch, Topology(rank=rank, world_size=world)) for rank in range(world)]
     assert tuple(itertools.chain(*parts)) == positions
@@ -27,7 +27,7 @@ def test_ranks_share_whole_batches_in_order(count: int, batch: int, world: int) 
     assert starts == list(positions[::batch])
 
 
-def test_slices_are_read_in_order_and_thumbnails_come_from_the_stored_pixels(shards: Path) -> None:
+def test_slice_batches_keep_order_and_take_thumbnails_from_stored_pixels(shards: Path) -> None:
     index = load_index(shards)
     batches = list(slice_batches(shards, index, [40, 3, 7], image_size=16, batch=2))
     assert [tuple(batch.image_B1HW.shape) for batch in batches] == [(2, 1, 16, 16), (1, 1, 16, 16)]
@@ -36,7 +36,7 @@ def test_slices_are_read_in_order_and_thumbnails_come_from_the_stored_pixels(sha
 
 
 class Noisy(nn.Module):
-    """Flattens, then drops out: in training mode its output is random."""
+    """Flatten, then apply dropout: random in training mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Noisy(nn.Module):
         return nn.functional.dropout(image.flatten(1) * self.weight, training=self.training)
 
 
-def test_the_model_is_in_evaluation_mode_and_gets_its_mode_and_dtype() -> None:
+def test_embed_uses_evaluation_mode_and_restores_training_mode() -> None:
     model = Noisy()
     images = torch.rand(4, 1, 3, 3)
     batches = [SliceBatch(image_B1HW=part, thumbnail_BP=thumbnails(part)) for part in images.split(3)]
@@ -57,6 +57,6 @@ def test_the_model_is_in_evaluation_mode_and_gets_its_mode_and_dtype() -> None:
     assert torch.equal(found.thumbnail_NP, thumbnails(images))
 
 
-def test_a_rank_without_slices_gives_no_rows_of_the_right_shape() -> None:
+def test_embed_without_slices_returns_empty_rows() -> None:
     found = embed(Noisy(), [], embedding_dim=9, device=torch.device("cpu"))
     assert (found.emb_ND.shape, found.emb_ND.dtype, found.thumbnail_NP.shape) == ((0, 9), torch.float64, (0, 4096))

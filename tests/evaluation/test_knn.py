@@ -1,4 +1,4 @@
-"""Neighbours against a slow exact oracle, over blocks, ties and real processes."""
+"""Nearest neighbours against a slow exact reference, with ties, several block sizes and real processes."""
 
 from __future__ import annotations
 
@@ -18,66 +18,64 @@ RunRanks = Callable[[Path, int, Path], None]
 RANKS = Path(__file__).with_name("knn_ranks.py")
 
 
-def with_ties(
-    queries: int = 23, references: int = 41, dim: int = 5, seed: int = 3
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of small whole numbers: many are equal in direction, and many cosines tie."""
+def rows_with_ties(queries: int = 23, gallery: int = 41) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return rows of small whole numbers: many have the same direction, and many cosines tie."""
     generator = torch.Generator().manual_seed(3)
-    both = torch.randint(-1, 2, (queries + references, 5), generator=generator).float()
+    both = torch.randint(-1, 2, (queries + gallery, 5), generator=generator).float()
     both *= torch.randint(1, 4, (len(both), 1), generator=generator)
     return both[:queries], both[queries:]
 
 
-def oracle(queries: torch.Tensor, references: torch.Tensor, k: int) -> list[list[int]]:
-    """Sort all references by exact rational cosine (squared, signed), then by position."""
+def exact_positions(queries: torch.Tensor, gallery: torch.Tensor, k: int) -> list[list[int]]:
+    """Sort the whole gallery by exact rational cosine (squared, signed), then by position."""
 
     def key(query: list[float], row: list[float]) -> Fraction:
         dot = sum((Fraction(a) * Fraction(b) for a, b in zip(query, row, strict=True)), Fraction(0))
         length = sum((Fraction(a) ** 2 for a in row), Fraction(0))
         return Fraction(0) if length == 0 else dot * abs(dot) / length
 
-    rows = references.tolist()
+    rows = gallery.tolist()
     return [sorted(range(len(rows)), key=lambda r: (-key(q, rows[r]), r))[:k] for q in queries.tolist()]
 
 
 @pytest.mark.parametrize("k", [1, 2, 7, 41])
 @pytest.mark.parametrize("block", [1, 3, 8, 40, 41, 1000])
-def test_ties_go_to_the_lowest_position_whatever_the_block(k: int, block: int) -> None:
-    queries, references = with_ties()
-    _, positions = nearest(queries, references, k=k, block=block)
-    assert positions.tolist() == oracle(queries, references, k)
+def test_nearest_resolves_ties_by_position_for_any_block_size(k: int, block: int) -> None:
+    queries, gallery = rows_with_ties()
+    _, positions = nearest(queries, gallery, k=k, block=block)
+    assert positions.tolist() == exact_positions(queries, gallery, k)
 
 
-def test_the_oracle_meets_ties() -> None:
-    queries, references = with_ties()
-    cosines, _ = nearest(queries, references, k=7, block=100)
+def test_rows_with_ties_have_ties() -> None:
+    queries, gallery = rows_with_ties()
+    cosines, _ = nearest(queries, gallery, k=7, block=100)
     assert (cosines[:, 1:] == cosines[:, :-1]).sum() > 20
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_cosines_are_right_and_keep_the_dtype(dtype: torch.dtype) -> None:
+def test_nearest_returns_cosines_in_the_dtype_of_the_queries(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(1)
     queries = torch.randn(50, 33, generator=generator, dtype=dtype) * 1e3
-    references = torch.randn(200, 33, generator=generator, dtype=dtype) * 1e-3
-    cosines, positions = nearest(queries, references, k=3, block=64)
-    unit = [torch.nn.functional.normalize(rows.double(), dim=1) for rows in (queries, references)]
+    gallery = torch.randn(200, 33, generator=generator, dtype=dtype) * 1e-3
+    cosines, positions = nearest(queries, gallery, k=3, block=64)
+    unit = [torch.nn.functional.normalize(rows.double(), dim=1) for rows in (queries, gallery)]
     expected = (unit[0] @ unit[1].T).sort(dim=1, descending=True)
     assert cosines.dtype == dtype
     assert positions.tolist() == expected.indices[:, :3].tolist()
     assert (cosines.double() - expected.values[:, :3]).abs().max() < 2e-7
 
 
-def test_every_bit_is_the_same_for_every_cut_of_queries_and_references() -> None:
+def test_nearest_is_bit_identical_for_any_split_of_queries_and_gallery() -> None:
     generator = torch.Generator().manual_seed(2)
-    queries, references = torch.randn(1100, 129, generator=generator), torch.randn(300, 129, generator=generator)
-    whole = nearest(queries, references, k=5, block=300)
+    queries, gallery = torch.randn(1100, 129, generator=generator), torch.randn(300, 129, generator=generator)
+    whole = nearest(queries, gallery, k=5, block=300)
     for block in (3, 17, 256):
-        cut = [nearest(part, references, k=5, block=block) for part in queries.split([1, 2, 37, 1060])]
+        cut = [nearest(part, gallery, k=5, block=block) for part in queries.split([1, 2, 37, 1060])]
         assert torch.equal(torch.cat([cosines for cosines, _ in cut]), whole[0])
         assert torch.equal(torch.cat([positions for _, positions in cut]), whole[1])
 
 
-def test_rows_that_differ_by_less_than_fp32_can_sum_still_order() -> None:
+def test_nearest_orders_rows_that_differ_by_less_than_fp32_rounding() -> None:
     base = torch.ones(1, 512, dtype=torch.float64)
     nearby = base.repeat(4, 1)
     for row, shift in enumerate((3e-5, 1e-5, 0.0, 2e-5)):
@@ -85,7 +83,7 @@ def test_rows_that_differ_by_less_than_fp32_can_sum_still_order() -> None:
     assert nearest(base, nearby, k=4, block=2)[1].tolist() == [[2, 1, 3, 0]]
 
 
-def test_the_grid_is_the_unit_sphere_at_any_length() -> None:
+def test_round_to_grid_normalises_rows_of_any_length() -> None:
     rows = torch.tensor([[3.0, 4.0], [3e37, 4e37], [3e-44, 4e-44], [0.0, 0.0]])
     grid = round_to_grid(rows) / GRID
     assert torch.allclose(grid[:2], torch.tensor([[0.6, 0.8]], dtype=torch.float64), atol=1e-8)
@@ -94,30 +92,28 @@ def test_the_grid_is_the_unit_sphere_at_any_length() -> None:
     assert torch.equal(round_to_grid(rows), round_to_grid(rows).round())
 
 
-def test_a_diverged_model_and_too_few_references_are_said() -> None:
+def test_nearest_refuses_bad_k_and_non_finite_rows() -> None:
     rows = torch.ones(3, 2)
-    with pytest.raises(DataError, match="k is 4: must be between 1 and the number of references, 3"):
+    with pytest.raises(DataError, match=r"k: 4 .*1 to 3"):
         nearest(rows, rows, k=4, block=2)
     rows = torch.tensor([[1.0, float("nan")], [1.0, 1.0]])
-    with pytest.raises(DataError, match="1 of 2 embeddings hold NaN or infinity"):
+    with pytest.raises(DataError, match="1 of 2 embeddings"):
         nearest(rows, rows, k=1, block=2)
 
 
-def test_votes() -> None:
+def test_majority_label_breaks_ties_by_the_nearest_neighbour() -> None:
     labels = torch.tensor([[2, 1, 1], [2, 1, 0], [0, 0, 1], [1, 2, 2]])
     assert majority_label(labels).tolist() == [1, 2, 0, 2]
     assert majority_label(torch.tensor([[2, 1, 1, 2], [1, 2, 2, 1], [0, 1, 2, 2]])).tolist() == [2, 1, 2]
     assert majority_label(torch.tensor([[4], [3]])).tolist() == [4, 3]
 
 
-# 1300 references are enough for the search to sort out candidates in fp32; 53 are not.
+# A gallery of 1300 rows is large enough for the candidate search in fp32; 53 rows are not.
 @pytest.mark.parametrize(("world", "count"), [(1, 53), (2, 53), (3, 53), (4, 53), (2, 1300), (3, 1300)])
-def test_ranks_find_the_same_neighbours_as_one_process(
-    world: int, count: int, tmp_path: Path, run_ranks: RunRanks
-) -> None:
-    queries, references = with_ties(29, count)
-    expected = nearest_distributed(queries, references, SoloComm(), k=4, block=10)
-    torch.save({"queries": queries, "references": references}, tmp_path / "rows.pt")
+def test_nearest_distributed_equals_one_process(world: int, count: int, tmp_path: Path, run_ranks: RunRanks) -> None:
+    queries, gallery = rows_with_ties(29, count)
+    expected = nearest_distributed(queries, gallery, SoloComm(), k=4, block=10)
+    torch.save({"queries": queries, "gallery": gallery}, tmp_path / "rows.pt")
     run_ranks(RANKS, world, tmp_path)
     for rank in range(world):
         answer = json.loads((tmp_path / f"{rank}.json").read_text())

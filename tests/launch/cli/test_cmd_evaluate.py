@@ -36,8 +36,8 @@ RESULT = {
 def run(tmp_path, monkeypatch):
     """A run folder, with a verdict that says what it was asked."""
     dump_recipe(build_recipe({"data.shards": "s", "train.steps": 3}), tmp_path / "config.yaml")
-    stub = types.ModuleType("hsadml_dist.evaluation.evaluate")
-    stub.evaluate_run = lambda run, shards, fold: RESULT | {"fold": fold, "shards": shards and str(shards)}
+    stub = types.ModuleType("hsadml_dist.report.evaluation_report")
+    stub.evaluate_and_report = lambda run, shards, fold: RESULT | {"fold": fold, "shards": shards and str(shards)}
     monkeypatch.setitem(sys.modules, stub.__name__, stub)
     return str(tmp_path)
 
@@ -79,6 +79,6 @@ def test_persons_as_classes_are_on_both_sides_by_intent(run, capsys, monkeypatch
 
 
 def test_a_wrong_folder_is_found_before_any_work(run, capsys, monkeypatch):
-    monkeypatch.delitem(sys.modules, "hsadml_dist.evaluation.evaluate")
+    monkeypatch.delitem(sys.modules, "hsadml_dist.report.evaluation_report")
     assert cli.main(["evaluate", run, "/no/run"]) == 2
-    assert "hsadml_dist.evaluation.evaluate" not in sys.modules
+    assert "hsadml_dist.report.evaluation_report" not in sys.modules

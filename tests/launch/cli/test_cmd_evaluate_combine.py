@@ -45,7 +45,7 @@ class Judge:
 @pytest.fixture
 def judge(monkeypatch: pytest.MonkeyPatch) -> Judge:
     stand_in = Judge()
-    monkeypatch.setattr(judging, "evaluate_run", stand_in)
+    monkeypatch.setattr(judging, "evaluate_and_report", stand_in)
     return stand_in
 
 
