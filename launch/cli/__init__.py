@@ -27,7 +27,7 @@ COMMANDS = (
     ("metrics", "cmd_logs:metrics", "Print the steps or the events of a run over all its attempts."),
     ("checkpoint", "cmd_logs:checkpoint_app", "Inspect the checkpoints of a run."),
     ("models", "cmd_models:models", "List the backbones and the memory that training them takes."),
-    ("recipes", "cmd_models:recipes_app", "List, show and copy the shipped recipes."),
+    ("recipes", "cmd_train:recipes_app", "List, show and copy the shipped recipes."),
     ("profile", "cmd_profile:app", "Save the options that every job on your cluster needs."),
     ("doctor", "cmd_doctor:doctor", "Check whether this machine and its cluster can run a training."),
     ("cluster", "cmd_cluster:app", "Start and stop a private Slurm cluster on this machine."),

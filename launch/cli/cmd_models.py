@@ -1,4 +1,4 @@
-"""``hsadml models`` and ``hsadml recipes``: list the backbones and the shipped recipes."""
+"""``hsadml models``: list the backbones and the memory that training them takes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,8 @@ import json
 import sys
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
-
-from cyclopts import App
 
 from hsadml_dist.errors import ConfigError, Fault, UsageError
-from hsadml_dist.jobs.prepare import find_recipe, shipped_recipes
 from hsadml_dist.launch.cli.terminal import AsJson, align_columns, terminal_width
 from hsadml_dist.models.registry import (
     BACKBONE_FACTS,
@@ -30,46 +26,6 @@ PIPED_WIDTH = 120
 TITLES = ("backbone", "weights", "features", "ddp", "zero-1", "zero-2", "zero-3", "image")
 WIDE_TITLES = ("norm", "pixels per side")
 TEXT_COLUMNS = (0, len(TITLES), len(TITLES) + 1)
-
-recipes_app = App(name="recipes", help="List, show and copy the shipped recipes.")
-
-
-@recipes_app.command(name="list")
-def list_recipes() -> None:
-    """List the shipped recipes, each with its first line."""
-    for name, path in shipped_recipes().items():
-        first = path.read_text(encoding="utf-8").partition("\n")[0]
-        print(f"{name:<12} {first.removeprefix('#').strip()}")
-
-
-@recipes_app.command(name="show")
-def show_recipe(name: str, /) -> None:
-    """Print a recipe.
-
-    Args:
-        name: The recipe.
-    """
-    print(find_recipe(name).read_text(encoding="utf-8"), end="")
-
-
-@recipes_app.command(name="copy")
-def copy_recipe(name: str, /, *, to: Path | None = None) -> None:
-    """Copy a recipe to a file that you can edit.
-
-    Args:
-        name: The recipe.
-        to: The file to write, which must not exist; by default NAME.yaml in the current folder.
-    """
-    target = to or Path(f"{name}.yaml")
-    text = find_recipe(name).read_text(encoding="utf-8")
-    try:
-        with target.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError as fault:
-        raise UsageError(f"--to {target}: exists already; name another file") from fault
-    except OSError as fault:
-        raise UsageError(f"--to {target}: cannot be written: {fault.strerror}") from fault
-    print(f"wrote {target}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""``hsadml train`` and ``hsadml submit``: train a recipe on this machine, or as a Slurm job."""
+"""``hsadml train``, ``submit`` and ``recipes``: train a recipe on this machine or as a Slurm job."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import os
 import sys
 from pathlib import Path
 
+from cyclopts import App
+
 from hsadml_dist.config.yaml_loader import print_config as format_config
 from hsadml_dist.errors import ExitCode, UsageError
-from hsadml_dist.jobs.prepare import prepare_run, resolve_recipe
+from hsadml_dist.jobs.prepare import find_recipe, prepare_run, resolve_recipe, shipped_recipes
 from hsadml_dist.launch.local import run_ranks
 from hsadml_dist.preemption.signals import STOP_AFTER
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.history import merged_metrics
 from hsadml_dist.slurm.job_records import Backend, RequeueMode
+
+recipes_app = App(name="recipes", help="List, show and copy the shipped recipes.")
 
 
 def train(
@@ -147,6 +151,44 @@ def submit(
         print(f"run folder: {plan_job(submission).run_dir}", file=sys.stderr)
         print(job)
     return ExitCode.SUCCESS
+
+
+@recipes_app.command(name="list")
+def list_recipes() -> None:
+    """List the shipped recipes, each with its first line."""
+    for name, path in shipped_recipes().items():
+        first = path.read_text(encoding="utf-8").partition("\n")[0]
+        print(f"{name:<12} {first.removeprefix('#').strip()}")
+
+
+@recipes_app.command(name="show")
+def show_recipe(name: str, /) -> None:
+    """Print a recipe.
+
+    Args:
+        name: The recipe.
+    """
+    print(find_recipe(name).read_text(encoding="utf-8"), end="")
+
+
+@recipes_app.command(name="copy")
+def copy_recipe(name: str, /, *, to: Path | None = None) -> None:
+    """Copy a recipe to a file that you can edit.
+
+    Args:
+        name: The recipe.
+        to: The file to write, which must not exist; by default NAME.yaml in the current folder.
+    """
+    target = to or Path(f"{name}.yaml")
+    text = find_recipe(name).read_text(encoding="utf-8")
+    try:
+        with target.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as fault:
+        raise UsageError(f"--to {target}: exists already; name another file") from fault
+    except OSError as fault:
+        raise UsageError(f"--to {target}: cannot be written: {fault.strerror}") from fault
+    print(f"wrote {target}")
 
 
 def smoke_test(folder: Path, nproc: int) -> int:
