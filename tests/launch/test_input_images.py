@@ -1,4 +1,5 @@
 import os
+import re
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def test_missing_path_and_folder_without_images_are_usage_errors(tmp_path):
     with pytest.raises(UsageError, match="^PATH /no/such: "):
         list_input_files([type(tmp_path)("/no/such")])
     touch(tmp_path, "notes.txt")
-    with pytest.raises(UsageError, match=f"^PATH {tmp_path}: .*png"):
+    with pytest.raises(UsageError, match=re.escape(f"PATH {tmp_path}: ")):
         list_input_files([tmp_path])
 
 
