@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from loss_ways import SEED, Answer, our_margin, problem_of, say
 
-from hsadml_dist.distributed.comm import Comm, topology_from_environ
-from hsadml_dist.distributed.rendezvous import join_run
+from hsadml_dist.distributed.comm import Comm
+from hsadml_dist.distributed.topology import topology_from_environ
 from hsadml_dist.engine.head import Head
 from hsadml_dist.losses.centres import Centres, Layout
 from hsadml_dist.losses.distributed_loss import MEBIBYTE, DistributedLoss
 from hsadml_dist.run.folder import RunFolder
+from hsadml_dist.run.rendezvous import join_run
 
 
 def messages(order: Answer) -> None:

@@ -24,14 +24,14 @@ from types import SimpleNamespace
 
 import torch
 from bare_loop import bare_step, rank_environ
+from hsadml_dist.data.batch import Batch
 
 from hsadml_dist.checkpoint.background import CheckpointSaver
 from hsadml_dist.config import Recipe
 from hsadml_dist.config.recipe import DataConfig, LossConfig, OptimConfig, TrainConfig
-from hsadml_dist.data.loader import Batch
 from hsadml_dist.data.order import ExactOrder
-from hsadml_dist.distributed.comm import Comm, topology_from_environ
-from hsadml_dist.distributed.rendezvous import join_run
+from hsadml_dist.distributed.comm import Comm
+from hsadml_dist.distributed.topology import topology_from_environ
 from hsadml_dist.engine.learner import build_learner
 from hsadml_dist.health.stragglers import StragglerMonitor
 from hsadml_dist.health.watchdog import HealthMonitor
@@ -41,6 +41,7 @@ from hsadml_dist.preemption.requests import RequestFiles
 from hsadml_dist.preemption.signals import StopSignal
 from hsadml_dist.resume import Resume
 from hsadml_dist.run.folder import RunFolder
+from hsadml_dist.run.rendezvous import join_run
 from hsadml_dist.run.trackers import open_recorder
 from hsadml_dist.train import Trainer
 

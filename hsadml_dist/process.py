@@ -12,8 +12,6 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from hsadml_dist.errors import ExitCode
-
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 """Signals that ask a rank to save and stop; its helper processes leave the answer to it."""
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
@@ -53,15 +51,19 @@ def setup_helper_process(name: str | None = None, ignored: tuple[signal.Signals,
         prctl(PR_SET_NAME, name.encode())
 
 
-def die_with_this_process() -> Callable[[], None]:
-    """Return a ``preexec_fn`` that has the kernel kill the child when the calling process dies, for whatever reason."""
+def die_with_this_process(exit_code: int) -> Callable[[], None]:
+    """Return a ``preexec_fn`` that has the kernel kill the child when the calling process dies, for whatever reason.
+
+    Args:
+        exit_code: Exit code of a child whose parent has died before this took effect.
+    """
     # Looked up before the fork: between fork and exec only system calls are safe.
     prctl, parent = _prctl(), os.getpid()
 
     def bind() -> None:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the call took effect
-            os._exit(ExitCode.INTERNAL_ERROR)
+        if os.getppid() != parent:
+            os._exit(exit_code)
 
     return bind
 

@@ -17,9 +17,9 @@ from hsadml_dist.checkpoint.layout import CheckpointName, TrainingProgress, list
 from hsadml_dist.checkpoint.load import CheckpointChoice, choose_checkpoint
 from hsadml_dist.checkpoint.tensor_files import TrainingState
 from hsadml_dist.config import Recipe
-from hsadml_dist.data.loader import Batch, TrainData, build_train_data
-from hsadml_dist.distributed.comm import cpu_threads_for_rank, topology_from_environ
-from hsadml_dist.distributed.rendezvous import RankContext, join_run
+from hsadml_dist.data.batch import Batch
+from hsadml_dist.data.loader import TrainData, build_train_data
+from hsadml_dist.distributed.topology import cpu_threads_for_rank, topology_from_environ
 from hsadml_dist.engine.guard import NonFiniteStep
 from hsadml_dist.engine.learner import Learner, StepReport, build_learner
 from hsadml_dist.errors import ConfigError, ExitCode, Fault, HsadmlError, NumericalError, RunError
@@ -37,7 +37,9 @@ from hsadml_dist.resume import Resume, initial_network
 from hsadml_dist.run.attempts import crash_loop_reason
 from hsadml_dist.run.code_snapshot import save_code_snapshot
 from hsadml_dist.run.folder import RunFolder, replace_text
+from hsadml_dist.run.history import StopReason
 from hsadml_dist.run.rank_log import configure_rank_logging
+from hsadml_dist.run.rendezvous import RankContext, join_run
 from hsadml_dist.run.trackers import MetricsRow, Recorder, open_recorder
 
 log = logging.getLogger(__name__)
@@ -240,7 +242,7 @@ class Trainer:
             if decision is StepDecision.STOP:
                 return step - 1
             if step == stop_after:
-                self.notice.trigger("requested")
+                self.notice.trigger(StopReason.REQUESTED)
             if step < total and (decision is StepDecision.SAVE or step % self.recipe.checkpoint.every == 0):
                 self.watch.enter_stage(step, "save")
                 self.saver.save_async(self._state(step))
@@ -315,8 +317,5 @@ class Trainer:
         )
 
     def _record_stop(self, step: int) -> None:
-        noticed = self.context.comm.all_gather_object(self.agreement.stop_reason)
-        reasons = [f"rank {rank}: {name}" for rank, name in enumerate(noticed) if name]
-        self.records.event("signal", step, noticed=reasons)
-        self.records.event("stopped", step)
+        self.records.stopped(step, self.context.comm.all_gather_object(self.agreement.stop_reason))
         self.agreement.mark_saved(step)

@@ -188,7 +188,7 @@ def _collect_signals(signals: list[int]) -> Iterator[None]:
 
 def _start(run: Path, nproc: int, environ: Mapping[str, str], command: Sequence[str]) -> list[subprocess.Popen[bytes]]:
     shared = {**environ, **_import_path(environ), "HSADML_LAUNCH": uuid.uuid4().hex}
-    bind = die_with_this_process()
+    bind = die_with_this_process(ExitCode.INTERNAL_ERROR)
     processes: list[subprocess.Popen[bytes]] = []
     for rank in range(nproc):
         place = {"RANK": rank, "WORLD_SIZE": nproc, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": nproc}

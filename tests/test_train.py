@@ -2,7 +2,6 @@ import json
 import math
 import os
 import shutil
-import signal
 from dataclasses import replace
 
 import pytest
@@ -13,7 +12,7 @@ from hsadml_dist.engine.learner import Learner
 from hsadml_dist.errors import CheckpointError, ConfigError, ExitCode, NumericalError, RunError
 from hsadml_dist.preemption.signals import STOP_AFTER, StopSignal
 from hsadml_dist.run.folder import RunFolder
-from hsadml_dist.run.history import merged_events, merged_metrics
+from hsadml_dist.run.history import StopReason, merged_events, merged_metrics
 from hsadml_dist.train import train
 from tests.checkpoint.test_save import small_disk
 
@@ -53,7 +52,7 @@ def test_a_stop_at_any_step_is_saved_once_and_leaves_no_trace_in_the_end(recipe,
 
 def test_told_to_stop_before_the_first_step(recipe, tmp_path):
     notice = StopSignal()
-    notice.trigger(signal.Signals.SIGTERM.name)
+    notice.trigger(StopReason.SIGTERM)
     assert train(recipe, tmp_path / "run", notice) is ExitCode.STOPPED
     assert steps(tmp_path / "run") == []
     assert merged_events(tmp_path / "run")[-2]["noticed"] == ["rank 0: SIGTERM"]
@@ -162,7 +161,7 @@ def test_a_run_that_gets_no_further_ends_and_a_start_by_hand_counts_anew(recipe,
 def test_other_code_is_named_or_refused(recipe, tmp_path):
     run = RunFolder(tmp_path / "run")
     notice = StopSignal()
-    notice.trigger("requested")
+    notice.trigger(StopReason.REQUESTED)
     train(recipe, run.path, notice)
     assert "code_changed" not in events(run.path)
     record = json.loads((run.code / "code.json").read_text())

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from hsadml_dist.data.loader import Batch
+from hsadml_dist.data.batch import Batch
 from hsadml_dist.engine.ema import ModelEma
 from hsadml_dist.models.network import Precision
 from hsadml_dist.optim import gradient_norm, load_moments, moments, nonfinite_gradient

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hsadml_dist.data.loader import Batch
+from hsadml_dist.data.batch import Batch
 from hsadml_dist.distributed.comm import Comm
 from hsadml_dist.engine.base import (
     BackwardResult,

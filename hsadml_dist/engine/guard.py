@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from hsadml_dist.data.loader import Batch
+from hsadml_dist.data.batch import Batch
 from hsadml_dist.distributed.comm import Comm
 from hsadml_dist.engine.base import Engine, LossFn
 from hsadml_dist.engine.head import Head

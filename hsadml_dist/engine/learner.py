@@ -11,7 +11,7 @@ from torch import nn
 
 from hsadml_dist.config import Recipe
 from hsadml_dist.config.deepspeed_options import build_deepspeed_options
-from hsadml_dist.data.loader import Batch
+from hsadml_dist.data.batch import Batch
 from hsadml_dist.data.order import step_seed
 from hsadml_dist.distributed.comm import Comm
 from hsadml_dist.engine.base import Engine

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from hsadml_dist.data.loader import Batch
+from hsadml_dist.data.batch import Batch
 from hsadml_dist.distributed.comm import Comm, SoloComm
 from hsadml_dist.engine.base import Engine, forward_embeddings, preserve_buffers
 from hsadml_dist.errors import EngineError

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hsadml_dist.data.loader import Batch
+from hsadml_dist.data.batch import Batch
 from hsadml_dist.distributed.comm import Comm, ensure_process_group
 from hsadml_dist.engine.base import (
     BackwardResult,

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
 def _probe(arguments: Sequence[str]) -> None:
     if len(arguments) != 1:
         raise UsageError("usage: python -m hsadml_dist.launch.doctor.probe_rank FOLDER")
-    from hsadml_dist.distributed.comm import topology_from_environ
+    from hsadml_dist.distributed.topology import topology_from_environ
     from hsadml_dist.launch.doctor.probe_network import measure_group
 
     folder, topology = Path(arguments[0]), topology_from_environ()

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from hsadml_dist.data.batch import Batch
 
 from hsadml_dist.data.index import load_index
-from hsadml_dist.data.loader import Batch, StepSampler
+from hsadml_dist.data.loader import StepSampler
 from hsadml_dist.data.order import ExactOrder
 from hsadml_dist.distributed.topology import Topology
 

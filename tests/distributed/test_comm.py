@@ -4,8 +4,8 @@ import socket
 import pytest
 import torch
 
-from hsadml_dist.distributed.comm import SoloComm, cpu_threads_for_rank, launch_token, topology_from_environ
-from hsadml_dist.distributed.topology import Topology
+from hsadml_dist.distributed.comm import SoloComm
+from hsadml_dist.distributed.topology import Topology, cpu_threads_for_rank, launch_token, topology_from_environ
 from hsadml_dist.errors import UsageError
 
 

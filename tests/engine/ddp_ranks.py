@@ -7,11 +7,11 @@ from functools import partial
 from typing import Any
 
 import torch
+from hsadml_dist.data.batch import Batch
 from rank_script import with_comm
 from torch import nn
 
 from hsadml_dist.config.recipe import OptimConfig
-from hsadml_dist.data.loader import Batch
 from hsadml_dist.distributed.comm import Comm
 from hsadml_dist.engine import compile as compiling
 from hsadml_dist.engine.base import LossFn

@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from hsadml_dist.data.batch import Batch
 from rank_script import with_comm
 from torch import nn
 
 from hsadml_dist.config import Recipe
 from hsadml_dist.config.recipe import DataConfig, EngineConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
-from hsadml_dist.data.loader import Batch
 from hsadml_dist.distributed.comm import Comm
 from hsadml_dist.engine.learner import Learner, build_learner
 from hsadml_dist.errors import NumericalError

@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from hsadml_dist.data.batch import Batch
 from rank_script import with_comm
 
 from hsadml_dist.config import Recipe
 from hsadml_dist.config.recipe import DataConfig, EngineConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
-from hsadml_dist.data.loader import Batch
 from hsadml_dist.distributed.comm import Comm
 from hsadml_dist.engine import learner
 from hsadml_dist.engine.ddp import DdpEngine

@@ -1,8 +1,8 @@
 import pytest
 import torch
+from hsadml_dist.data.batch import Batch
 from torch import nn
 
-from hsadml_dist.data.loader import Batch
 from hsadml_dist.distributed.comm import SoloComm
 from hsadml_dist.engine.ddp import DdpEngine
 from hsadml_dist.losses.margins import build_margin

@@ -1,8 +1,8 @@
 import pytest
 import torch
+from hsadml_dist.data.batch import Batch
 from torch import nn
 
-from hsadml_dist.data.loader import Batch
 from hsadml_dist.distributed.comm import SoloComm
 from hsadml_dist.engine.ddp import DdpEngine, DdpOptions
 from hsadml_dist.engine.ema import EMA_COUNT_GROUP, EMA_GROUP, ExponentialMovingAverage, ModelEma, with_weights

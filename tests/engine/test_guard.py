@@ -2,8 +2,8 @@ import math
 
 import pytest
 import torch
+from hsadml_dist.data.batch import Batch
 
-from hsadml_dist.data.loader import Batch
 from hsadml_dist.engine.guard import SHOWN, Guard, NonFiniteStep, check_labels
 from hsadml_dist.errors import DataError, NumericalError
 

@@ -2,11 +2,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hsadml_dist.data.batch import Batch
 from torch import nn
 
 from hsadml_dist.config import Recipe
 from hsadml_dist.config.recipe import DataConfig, EngineConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
-from hsadml_dist.data.loader import Batch
 from hsadml_dist.distributed.comm import SoloComm
 from hsadml_dist.distributed.topology import Topology
 from hsadml_dist.engine.base import BackwardResult

@@ -72,7 +72,7 @@ def test_signal_before_the_trainer_starts_is_passed_to_it(run, name):
         rank.load_recipe = slow
         import types
         stub = sys.modules["hsadml_dist.train"] = types.ModuleType("hsadml_dist.train")
-        stub.train = lambda recipe, path, stop_signal: print(stop_signal.reason) or 85
+        stub.train = lambda recipe, path, stop_signal: print(stop_signal.reason.name) or 85
         rank.hard_exit(rank.main(sys.argv[1:]))
     """
     words = [sys.executable, "-c", textwrap.dedent(code), str(run)]

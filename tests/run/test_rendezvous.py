@@ -4,18 +4,18 @@ import time
 import pytest
 
 from hsadml_dist.distributed.comm import SoloComm
-from hsadml_dist.distributed.rendezvous import join_run
 from hsadml_dist.distributed.topology import Topology
 from hsadml_dist.errors import RunLockedError
 from hsadml_dist.run.attempts import current_holder, start_attempt
 from hsadml_dist.run.folder import RunFolder
+from hsadml_dist.run.rendezvous import join_run
 
 PEER = Topology(rank=1, world_size=2, local_rank=1, local_world_size=2)
 
 
 def test_ranks_of_a_start_meet_in_one_attempt_and_the_next_start_in_the_next(ranks, tmp_path):
-    first = ranks("distributed/rendezvous_ranks.py", 3, f"{tmp_path} one")
-    second = ranks("distributed/rendezvous_ranks.py", 3, f"{tmp_path} two")
+    first = ranks("run/rendezvous_ranks.py", 3, f"{tmp_path} one")
+    second = ranks("run/rendezvous_ranks.py", 3, f"{tmp_path} two")
     assert first == [(1, 6.0, "one")] * 3
     assert second == [(2, 6.0, "two")] * 3
     attempt = RunFolder(tmp_path).attempt(2)
@@ -26,7 +26,7 @@ def test_ranks_of_a_start_meet_in_one_attempt_and_the_next_start_in_the_next(ran
 
 def test_a_start_on_a_held_run_ends_on_every_rank(ranks, tmp_path):
     start_attempt(RunFolder(tmp_path), current_holder("holder"), {})
-    said = ranks("distributed/rendezvous_ranks.py", 2, f"{tmp_path} late")
+    said = ranks("run/rendezvous_ranks.py", 2, f"{tmp_path} late")
     assert said[0].startswith("RunLockedError: ") and "still written by process" in said[0]
     assert said[1].startswith("RunLockedError: ") and "rank 0 of this start did not appear within 2 s" in said[1]
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from rank_script import Call
 
-from hsadml_dist.distributed.rendezvous import join_run
 from hsadml_dist.distributed.topology import Topology
 from hsadml_dist.errors import HsadmlError
 from hsadml_dist.run.folder import RunFolder
+from hsadml_dist.run.rendezvous import join_run
 
 
 def main(call: Call) -> None:
