@@ -15,7 +15,6 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from hsadml_dist.errors import UsageError
-from hsadml_dist.jobs.prepare import require_run_folder
 from hsadml_dist.launch.cli.cmd_status import query_queue_for
 from hsadml_dist.launch.cli.terminal import AsJson, align_columns
 from hsadml_dist.run.folder import AttemptFolder, RunFolder, find_runs
@@ -78,7 +77,7 @@ def metrics(run: Path, /, *, events: bool = False, as_json: AsJson = False) -> N
         events: Print events (starts, checkpoints, stops, fallbacks) instead of steps.
         as_json: Print a JSON list with all fields.
     """
-    folder = require_run_folder(run)
+    folder = _single_run(run).path
     rows = merged_events(folder) if events else merged_metrics(folder)
     if as_json:
         print(json.dumps(rows, indent=1))
@@ -94,7 +93,7 @@ def digest(run: Path, /, *, step: int | None = None) -> None:
         run: The run folder.
         step: The step of the checkpoint; by default the newest. A damaged checkpoint is an error.
     """
-    folder = require_run_folder(run)
+    folder = _single_run(run).path
     from hsadml_dist.checkpoint.digest import run_digest
 
     print(run_digest(folder, step))

@@ -14,7 +14,6 @@ from datetime import datetime
 from pathlib import Path
 
 from hsadml_dist.errors import ExitCode, UsageError
-from hsadml_dist.jobs.prepare import RUNS
 from hsadml_dist.launch.cli.terminal import AsJson, align_columns, display_path, terminal_width
 from hsadml_dist.run.folder import RunFolder, discover_runs, find_runs
 from hsadml_dist.run.run_state import format_age
@@ -22,6 +21,7 @@ from hsadml_dist.slurm.job_queue import QueueSnapshot, query_queue
 from hsadml_dist.slurm.job_records import JOBS_FILE
 from hsadml_dist.slurm.run_status import StatusRow, read_status
 
+RUNS = Path("runs")
 TITLES = ("run", "step", "loss", "samples/s", "seen", "job", "state")
 INDENT = "    "
 SOON_SECONDS = 60.0

@@ -1,5 +1,4 @@
 import os
-import re
 
 import numpy as np
 import pytest
@@ -37,10 +36,10 @@ def test_folder_lists_unsupported_medical_images(tmp_path):
 
 
 def test_missing_path_and_folder_without_images_are_usage_errors(tmp_path):
-    with pytest.raises(UsageError, match="^PATH /no/such: "):
+    with pytest.raises(UsageError, match=r"^PATH /no/such: "):
         list_input_files([type(tmp_path)("/no/such")])
     touch(tmp_path, "notes.txt")
-    with pytest.raises(UsageError, match=re.escape(f"PATH {tmp_path}: ")):
+    with pytest.raises(UsageError, match=rf"^PATH {tmp_path}: "):
         list_input_files([tmp_path])
 
 
