@@ -149,7 +149,7 @@ def check_rendezvous(reports: RankReports) -> CheckResult:
         "check that node names resolve to addresses that the other nodes reach (getent hosts NODE) and that no "
         "firewall blocks them, and set GLOO_SOCKET_IFNAME in the profile's env"
     )
-    return check_result(NETWORK, "meeting", found, fail=todo)
+    return check_result(NETWORK, "connection", found, fail=todo)
 
 
 def check_network(connected: GroupReports, reports: RankReports) -> Iterator[CheckResult]:
@@ -166,21 +166,27 @@ def check_network(connected: GroupReports, reports: RankReports) -> Iterator[Che
         yield check_collective_speed(backend, [one for one in connected[0].timings if one.backend == backend])
 
 
-def check_clocks(connected: GroupReports, reports: RankReports) -> CheckResult:
-    """Check how much the clocks differ: the median over all-reduces that all ranks left at about the same time."""
+def clock_offsets(connected: GroupReports) -> dict[int, float]:
+    """Return by how many seconds each clock is ahead of that of the lowest rank.
+
+    This is the median over all-reduces, which all ranks leave at about the same time.
+    """
     reference = connected[min(connected)].stamps
-    offset = {
+    return {
         rank: statistics.median(mine - theirs for mine, theirs in zip(one.stamps, reference, strict=True))
         for rank, one in connected.items()
     }
-    low, high = min(offset, key=lambda rank: offset[rank]), max(offset, key=lambda rank: offset[rank])
-    skew = offset[high] - offset[low]
+
+
+def check_clocks(connected: GroupReports, reports: RankReports) -> CheckResult:
+    """Check how much the clocks differ."""
+    offsets = clock_offsets(connected)
+    low, high = min(offsets, key=lambda rank: offsets[rank]), max(offsets, key=lambda rank: offsets[rank])
+    skew = offsets[high] - offsets[low]
     uncertainty = max(one.round_trip for one in connected.values()) / 2
     found = f"within {skew * 1e3:.1f} ms of each other, +- {uncertainty * 1e3:.1f} ms"
-    todo = (
-        f"{_rank_and_host(reports[high])} is ahead of {_rank_and_host(reports[low])}: "
-        "synchronise the clocks (chrony, ntp)"
-    )
+    ahead = f"{_rank_and_host(reports[high])} is ahead of {_rank_and_host(reports[low])}"
+    todo = f"{ahead}: synchronise the clocks (chrony, ntp)"
     return check_result(NETWORK, "clocks", found, warn=todo if skew > MAX_SKEW_SECONDS else "")
 
 
