@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ("hsadml_dist", "launch", "shards", "slurm", "setup.cfg", "pyproject.toml", "README.md")
-PACKAGED = {".py", ".yaml", ".sbatch", ".html", ".css", ".typed"}
+PACKAGED = {".py", ".yaml", ".sbatch", ".html", ".j2", ".css", ".typed"}
 # What make uses and what builds an image from a clone: a wheel does not need them.
 LEFT_OUT = {".sh", ".def"}
 LIST = ("-m", "hsadml_dist.launch.cli", "recipes", "list")
