@@ -10,7 +10,6 @@ from hsadml_dist.launch.doctor.probe_job import PROBE_MODULE, probe_request, run
 from hsadml_dist.slurm.profiles import Container, Profile
 from hsadml_dist.slurm.sbatch import render
 
-
 PROFILE = Profile()
 
 
