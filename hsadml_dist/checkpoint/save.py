@@ -157,8 +157,8 @@ def require_free_space(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise CheckpointError(
-            f"{folder}: a checkpoint needs {needed / MEBIBYTE:.0f} MiB, but only {free / MEBIBYTE:.0f} MiB are free; "
-            "free some space, or lower checkpoint.keep"
+            f"{folder}: a checkpoint needs {needed / MEBIBYTE:.0f} MiB and {free / MEBIBYTE:.0f} MiB are free; "
+            "make room, or lower checkpoint.keep"
         )
 
 

@@ -82,7 +82,7 @@ def damaged_newest(sequence: FaultSequence, entry: PendingFault, damage: Callabl
         (resumed,), fell_back = start.events("resumed"), start.events("fell_back")
         start.wait_for_step(before.step + sequence.rng.randint(1, 3))
         start.process.terminate()
-        sequence.note_end(entry, start)
+        sequence.record_end(entry, start)
     sequence.expect_code(entry, ExitCode.STOPPED)
     if resumed["checkpoint"] != str(before):
         entry.problems.append(f"resumed from {resumed['checkpoint']}, not from {before}")
@@ -147,7 +147,7 @@ def read_damaged_sample(sequence: FaultSequence, entry: PendingFault) -> None:
     flip_bit(shard, offset + size // 2)
     try:
         with sequence.started() as start:
-            sequence.note_end(entry, start)
+            sequence.record_end(entry, start)
             entry.step = start.step()
     finally:
         flip_bit(shard, offset + size // 2)

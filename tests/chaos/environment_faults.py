@@ -76,7 +76,7 @@ def read_only(workspace: Workspace, rng: random.Random) -> Iterable[Fault]:
         with mounted(["--bind", str(sequence.job.run)], sequence.job.run):
             _command("mount", "-o", "remount,bind,ro", str(sequence.job.run))
             with sequence.started() as start:
-                sequence.note_end(entry, start)
+                sequence.record_end(entry, start)
         entry.step = sequence.reached
         sequence.expect_clear_error(entry, start, str(sequence.job.run))
         entry.problems += snapshot_problems(before, snapshot(sequence.job.run))
@@ -114,7 +114,7 @@ def clock_jump(sequence: FaultSequence, seconds: int) -> None:
         step = start.wait_for_step(sequence.next_step())
         switch = start.job.switches / "clock"
         switch.write_text(str(seconds))
-        sequence.cut(entry, start, [start.process.pid], signal.SIGTERM, step + 3)
+        sequence.signal_at_step(entry, start, [start.process.pid], signal.SIGTERM, step + 3)
         times = [row["time"] for row in start.events("stopped")]
         switch.unlink()
         sequence.expect_code(entry, ExitCode.STOPPED)
@@ -129,7 +129,7 @@ def changed_recipe(sequence: FaultSequence, override: str) -> None:
     with sequence.fault(f"changed recipe ({key})", good="clear_error") as entry:
         before = snapshot(sequence.job.run)
         with sequence.started(override) as start:
-            sequence.note_end(entry, start)
+            sequence.record_end(entry, start)
         entry.step = sequence.reached
         sequence.expect_code(entry, ExitCode.USER_ERROR)
         sequence.expect_clear_error(entry, start, key, "was started with", value.lstrip("1e-"))
@@ -143,12 +143,12 @@ def second_start(sequence: FaultSequence) -> None:
         entry.step = first.wait_for_step(sequence.reached + 1)
         os.kill(first.rank_pids()[0], signal.SIGSTOP)  # so that it does not end before the second start is rejected
         with sequence.started() as second:
-            sequence.note_end(entry, second)
+            sequence.record_end(entry, second)
         os.kill(first.rank_pids()[0], signal.SIGCONT)
         sequence.expect_code(entry, ExitCode.RUN_LOCKED)
         sequence.expect_clear_error(entry, second, "is still written by process")
         first.process.terminate()
-        sequence.note_end(entry, first)
+        sequence.record_end(entry, first)
         sequence.expect_code(entry, ExitCode.STOPPED)
         sequence.expect_loss(entry, 0)
 
@@ -164,7 +164,7 @@ def nonfinite_batch(sequence: FaultSequence) -> None:
         switch = sequence.job.switches / "nonfinite"
         switch.write_text(key)
         with sequence.started() as start:
-            sequence.note_end(entry, start)
+            sequence.record_end(entry, start)
         switch.unlink()
         entry.step = sequence.reached
         sequence.expect_code(entry, ExitCode.USER_ERROR)
@@ -182,7 +182,7 @@ def disk_full(sequence: FaultSequence, when: str, leave_free: int = 0) -> None:
                 (sequence.job.switches / "slow-disk").write_text(SLOW_DISK_SECONDS)
                 start.wait(lambda: any((sequence.job.run / "checkpoints").glob(".step-*.tmp")), "a save")
             _fill(filler, leave_free)
-            sequence.note_end(entry, start)
+            sequence.record_end(entry, start)
         entry.detail.append(f"full at step {entry.step}, ended after step {sequence.reached}")
         filler.unlink()
         (sequence.job.switches / "slow-disk").unlink(missing_ok=True)

@@ -70,7 +70,7 @@ def suspend_and_time(sequence: FaultSequence, entry: PendingFault, start: Launch
     entry.figures["told_after"] = round(time.monotonic() - stopped, 2)
     if entry.figures["told_after"] > STEP_TIMEOUT + REPORT_WITHIN:
         entry.problems.append(f"reported after {entry.figures['told_after']} s, with a time limit of {STEP_TIMEOUT} s")
-    sequence.note_end(entry, start)
+    sequence.record_end(entry, start)
     sequence.expect_code(entry, ExitCode.INTERNAL_ERROR)
 
 
@@ -91,7 +91,7 @@ def wake_replaced(sequence: FaultSequence, *, while_running: bool) -> None:
             if while_running:
                 wake(sequence, entry, old, new)
             new.process.terminate()
-            sequence.note_end(entry, new)
+            sequence.record_end(entry, new)
             sequence.expect_code(entry, ExitCode.STOPPED)
         if not while_running:
             wake(sequence, entry, old, None)

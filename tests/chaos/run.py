@@ -73,10 +73,10 @@ def _fault_groups() -> list[FaultGroup]:
     return groups
 
 
-def _run_group(group: FaultGroup, workspace: Workspace, draw: random.Random) -> Iterable[Fault]:
+def _run_group(group: FaultGroup, workspace: Workspace, rng: random.Random) -> Iterable[Fault]:
     """Run a group of faults; a time-out between its faults counts as a lost fault."""
     try:
-        yield from group(workspace, draw)
+        yield from group(workspace, rng)
     except TimedOut as fault:
         name = f"group {group.__name__}"
         yield Fault(kind=name, step=None, pids=(), exit_codes=(), outcome="lost", detail=str(fault))
@@ -128,9 +128,7 @@ def _parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, default=Path("out/chaos/chaos.json"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument(
-        "--only", default="", help="text in the kind of an interruption or the name of a group of faults"
-    )
+    parser.add_argument("--only", default="", help="text in an interruption's kind or in the name of a fault group")
     return parser.parse_args(arguments)
 
 

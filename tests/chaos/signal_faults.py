@@ -50,7 +50,8 @@ def kills(workspace: Workspace, rng: random.Random) -> Iterable[Fault]:
 def signal_at_a_step(sequence: FaultSequence) -> None:
     """Send USR2 to one rank."""
     with sequence.fault("USR2 at a step") as entry, sequence.started() as start:
-        sequence.cut(entry, start, [sequence.rng.choice(start.rank_pids())], signal.SIGUSR2, sequence.next_step())
+        rank = sequence.rng.choice(start.rank_pids())
+        sequence.signal_at_step(entry, start, [rank], signal.SIGUSR2, sequence.next_step())
         sequence.expect_code(entry, ExitCode.STOPPED)
         sequence.expect_loss(entry, 0)
 
@@ -69,7 +70,7 @@ def second_notice_while_stopping(sequence: FaultSequence) -> None:
         step = sequence.next_step()
         start.wait_for_step(step)
         _set_disk_delay(start, SLOW_DISK_SECONDS)
-        sequence.cut(entry, start, [start.process.pid], signal.SIGTERM, step, again)
+        sequence.signal_at_step(entry, start, [start.process.pid], signal.SIGTERM, step, again)
         sequence.expect_code(entry, ExitCode.STOPPED)
         sequence.expect_loss(entry, 0)
 
@@ -85,7 +86,7 @@ def save_file(sequence: FaultSequence) -> None:
         entry.pids = tuple(start.rank_pids())
         for pid in entry.pids:
             os.kill(pid, signal.SIGKILL)
-        sequence.note_end(entry, start)
+        sequence.record_end(entry, start)
         sequence.expect_code(entry, ExitCode.INTERNAL_ERROR)
         sequence.expect_loss(entry, max(0, sequence.reached - saved))
         entry.detail.append(f"saved at step {saved}")
@@ -97,7 +98,7 @@ def stop_file(sequence: FaultSequence) -> None:
         entry.step = start.wait_for_step(sequence.next_step())
         request = RunFolder(start.job.run).stop_request
         request.touch()
-        sequence.note_end(entry, start)
+        sequence.record_end(entry, start)
         sequence.expect_code(entry, ExitCode.STOPPED)
         sequence.expect_loss(entry, 0)
         if request.exists():
@@ -112,7 +113,7 @@ def short_pause(sequence: FaultSequence) -> None:
         os.kill(pid, signal.SIGSTOP)
         time.sleep(PAUSE_SECONDS)
         os.kill(pid, signal.SIGCONT)
-        sequence.cut(entry, start, [start.process.pid], signal.SIGTERM, step + 2)
+        sequence.signal_at_step(entry, start, [start.process.pid], signal.SIGTERM, step + 2)
         entry.pids = (pid,)
         sequence.expect_code(entry, ExitCode.STOPPED)
         sequence.expect_loss(entry, 0)
@@ -121,7 +122,7 @@ def short_pause(sequence: FaultSequence) -> None:
 def hang_up(sequence: FaultSequence) -> None:
     """Send HUP to the launcher, as when the terminal is closed."""
     with sequence.fault("HUP") as entry, sequence.started() as start:
-        sequence.cut(entry, start, [start.process.pid], signal.SIGHUP, sequence.next_step())
+        sequence.signal_at_step(entry, start, [start.process.pid], signal.SIGHUP, sequence.next_step())
         sequence.expect_code(entry, ExitCode.STOPPED)
         sequence.expect_loss(entry, 0)
 
@@ -130,7 +131,7 @@ def kill_launcher(sequence: FaultSequence) -> None:
     """Kill only the launcher; no rank may keep running."""
     with sequence.fault("SIGKILL of the launcher") as entry, sequence.started() as start:
         ranks = start.rank_pids()
-        sequence.cut(entry, start, [start.process.pid], signal.SIGKILL, sequence.next_step())
+        sequence.signal_at_step(entry, start, [start.process.pid], signal.SIGKILL, sequence.next_step())
         sequence.expect_code(entry, -signal.SIGKILL)
         sequence.expect_loss(entry)
         deadline = time.monotonic() + ENDS_WITHIN
@@ -148,7 +149,7 @@ def killed_in_a_save(sequence: FaultSequence, mode: str, override: str) -> None:
         _set_disk_delay(start, SLOW_DISK_SECONDS)
         start.wait(lambda: _is_saving(start), "a save")
         time.sleep(sequence.rng.uniform(0.0, 1.0))
-        sequence.cut(entry, start, pids, signal.SIGKILL, 0)
+        sequence.signal_at_step(entry, start, pids, signal.SIGKILL, 0)
         _set_disk_delay(start, None)
         sequence.expect_code(entry, ExitCode.INTERNAL_ERROR)
         sequence.expect_loss(entry)
@@ -163,7 +164,9 @@ def signal_in_a_save(sequence: FaultSequence) -> None:
         start.wait_for_step(sequence.reached + 1)
         _set_disk_delay(start, SLOW_DISK_SECONDS)
         start.wait(lambda: _is_saving(start), "a save")
-        sequence.cut(entry, start, [start.process.pid], signal.SIGTERM, 0, lambda: _set_disk_delay(start, None))
+        sequence.signal_at_step(
+            entry, start, [start.process.pid], signal.SIGTERM, 0, lambda: _set_disk_delay(start, None)
+        )
         sequence.expect_code(entry, ExitCode.STOPPED)
         sequence.expect_loss(entry, 0)
 
@@ -178,7 +181,7 @@ def second_interrupt(sequence: FaultSequence) -> None:
             _set_disk_delay(start, None)
 
         _set_disk_delay(start, SLOW_DISK_SECONDS)
-        sequence.cut(entry, start, [start.process.pid], signal.SIGINT, sequence.next_step(), again)
+        sequence.signal_at_step(entry, start, [start.process.pid], signal.SIGINT, sequence.next_step(), again)
         sequence.expect_code(entry, ExitCode.STOPPED)
         sequence.expect_loss(entry)
 
@@ -188,7 +191,7 @@ def kill_worker(sequence: FaultSequence) -> None:
     with sequence.fault("SIGKILL of a loader worker", good="clear_error") as entry, sequence.started() as start:
         start.wait_for_step(sequence.reached + 1)
         pid = sequence.rng.choice(start.worker_pids(sequence.rng.randrange(2)))
-        sequence.cut(entry, start, [pid], signal.SIGKILL, sequence.next_step())
+        sequence.signal_at_step(entry, start, [pid], signal.SIGKILL, sequence.next_step())
         sequence.expect_clear_error(entry, start)
         sequence.expect_loss(entry)
 

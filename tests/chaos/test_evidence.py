@@ -113,16 +113,14 @@ def test_other_samples_in_a_step_are_a_problem() -> None:
 
 def test_other_sample_order_is_a_problem() -> None:
     reordered = dataclasses.replace(ATTEMPTS[0], ledger=((1, ("b", "a")), *ATTEMPTS[0].ledger[1:]))
-    assert ledger_problems([reordered, ATTEMPTS[1]], BASELINE) == [
-        "attempt 1 used other samples at step 1 than the baseline run"
-    ]
+    (problem,) = ledger_problems([reordered, ATTEMPTS[1]], BASELINE)
+    assert problem.startswith("attempt 1 used other samples at step 1")
 
 
 def test_other_samples_in_a_repeated_step_are_a_problem() -> None:
     wrong = dataclasses.replace(ATTEMPTS[0], ledger=(*ATTEMPTS[0].ledger[:2], (3, ("f", "e"))))
-    assert ledger_problems([wrong, ATTEMPTS[1]], BASELINE) == [
-        "attempt 1 used other samples at step 3 than the baseline run"
-    ]
+    (problem,) = ledger_problems([wrong, ATTEMPTS[1]], BASELINE)
+    assert problem.startswith("attempt 1 used other samples at step 3")
 
 
 def test_missing_step_is_a_problem() -> None:
