@@ -132,7 +132,7 @@ def _write_and_compare(
 ) -> ExportedModel:
     size = inference.recipe.data.image_size
     random = torch.randn(5, 1, size, size, generator=torch.Generator().manual_seed(RANDOM_SEED))
-    {"torch": _write_torch, "onnx": _write_onnx}[chosen](_net(inference), size, temporary)
+    {"torch": write_torch, "onnx": write_onnx}[chosen](_net(inference), size, temporary)
     run = {"torch": torch_runner, "onnx": onnx_runner}[chosen](temporary)
     # Batches of different sizes: a graph with a fixed batch size would fail or differ.
     difference = max(_difference(inference, run, images) for images in (random[:1], random, slices))
@@ -193,12 +193,14 @@ def _net(inference: Inference) -> ExportedNet:
     return net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # missing in torch's stubs
 
 
-def _write_torch(net: ExportedNet, size: int, path: Path) -> None:
+def write_torch(net: ExportedNet, size: int, path: Path) -> None:
+    """Write a network as an exported program of torch."""
     with path.open("wb") as file:
         torch.export.save(_program(net, size), file)
 
 
-def _write_onnx(net: ExportedNet, size: int, path: Path) -> None:
+def write_onnx(net: ExportedNet, size: int, path: Path) -> None:
+    """Write a network as an ONNX file."""
     with _quiet():
         program = torch.onnx.export(_program(net, size), input_names=[INPUT], output_names=list(OUTPUTS), verbose=False)
     if program is None:

@@ -67,7 +67,7 @@ class Submission:
         folds: Held-out folds. More than one fold, or more than one seed, makes an array.
         seeds: Seeds.
         profile: Path or name of a profile.
-        backend: What writes the batch script and starts the ranks.
+        backend: Writer of the batch script and launcher of the ranks.
         options: Options that override the profile.
     """
 

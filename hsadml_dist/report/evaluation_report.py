@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +35,28 @@ def evaluate_and_report(run: Path, shards: str | Path | None = None, fold: int |
 def write_evaluation_report(run: Path, evaluation: Evaluation) -> None:
     """Write ``report.html`` and ``MODEL_CARD.md`` of an evaluation into the run folder."""
     projection = project_on_sphere(evaluation.emb_ND, evaluation.predictions.label_N, evaluation.centre_CD)
-    examples = build_examples(evaluation)
+    reader = ShardReader(evaluation.split.shards, evaluation.split.index)
+    examples = build_examples(evaluation.predictions, evaluation.split.index, reader.image)
     write_run_report(run, evaluation.result.to_dict(), merged_metrics(run), projection, examples)
 
 
-def build_examples(evaluation: Evaluation) -> list[NeighbourExample]:
-    """Return the chosen test slices and their nearest training slices, with images and captions."""
-    predictions, index = evaluation.predictions, evaluation.split.index
-    reader = ShardReader(evaluation.split.shards, index)
+def build_examples(
+    predictions: Predictions, index: ShardIndex, image_at: Callable[[int], np.ndarray]
+) -> list[NeighbourExample]:
+    """Return the chosen test slices and their nearest training slices, with images and captions.
+
+    Args:
+        predictions: Predictions for the test slices.
+        index: Index of the shards that hold test and training slices.
+        image_at: Reads the image (H, W) at a position of the index.
+    """
     position_of = {row.key: position for position, row in enumerate(index.samples)}
 
     def image(key: str, note: str, label: int | None) -> ExampleImage:
         position = position_of[key]
         own = index.samples[position].label
         return ExampleImage(
-            image_HW=reader.image(position),
+            image_HW=image_at(position),
             caption=index.classes[own] + note,
             same_class=None if label is None else own == label,
         )

@@ -54,7 +54,7 @@ class PredictionRow:
     Attributes:
         path: Path as given by the user; for a file in a folder, below that folder.
         prediction: The prediction; None if the file could not be read.
-        warnings: What to consider before using the class.
+        warnings: Remarks to consider before using the class.
         error: Why the file could not be read.
     """
 

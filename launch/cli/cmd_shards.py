@@ -58,7 +58,7 @@ def build(
             folder per class, as in the Kaggle datasets of Nickparvar and Sartaj) or phantom (generated patients).
         input_: The CSV, the folder, or the number of patients.
         out: The folder to create. It must not exist, or be empty.
-        split_by: What no two folds share: person, exam or slice. By default the largest unit that the source names.
+        split_by: Unit that no two folds share: person, exam or slice. By default the largest that the source names.
             With slice, results are optimistic, because patients are in training and test.
         folds: Number of folds; ignored if the table has a fold column.
         seed: Seed for folds, order and generated patients.

@@ -106,7 +106,7 @@ def submit(
         requeue: How a stopped job resumes. self: it requeues itself. chain: its successor is queued when it starts,
             and runs next; this needs sbatch on the nodes. none: it ends with exit code 85. Default self.
         signal_lead: Seconds before the time limit at which the job is signalled: time for one checkpoint. Default 30.
-        backend: What writes the batch script: sbatch (our own script) or submitit.
+        backend: Writer of the batch script: sbatch (this package) or submitit.
         folds: Folds to hold out, such as 0-4: a job array with one run folder for each, RUN/fold-0.
         seeds: Seeds, such as 0,1,2; together with folds every pair: RUN/fold-0-seed-1.
         dry_run: Print the batch script; write and queue nothing.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 class CheckStatus(enum.StrEnum):
-    """What the result of a check means for a run."""
+    """Meaning of the result of a check for a run."""
 
     OK = "ok"
     WARN = "warn"
@@ -24,8 +24,8 @@ class CheckResult:
 
     Attributes:
         group: Heading under which it is listed.
-        name: What was checked.
-        verdict: What the result means for a run.
+        name: Subject of the check.
+        verdict: Meaning of the result for a run.
         found: The result, with numbers and units.
         todo: The remedy; empty if there is none or none is needed.
     """

@@ -70,7 +70,7 @@ class DiskSpeed:
 
 @dataclass(frozen=True, kw_only=True)
 class SaveCost:
-    """What a run saves, from its run folder.
+    """Size of a run's checkpoints and duration of its steps.
 
     Attributes:
         size: Bytes of the newest checkpoint.
@@ -88,7 +88,7 @@ class SaveCost:
 
 
 def read_save_cost(run: RunFolder) -> SaveCost | None:
-    """Return what a run saves; None without a checkpoint or a step."""
+    """Return the save cost of a run; None without a checkpoint or a step."""
     folders = [run.checkpoints / str(name) for name in list_checkpoints(run)]
     sizes = [sum(file.stat().st_size for file in path.iterdir()) for path in folders if (path / COMMIT).exists()]
     steps = [row["step_seconds"] for row in merged_metrics(run.path)[-RECENT_STEPS:]]

@@ -65,7 +65,7 @@ class CollectiveTiming:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupReport:
-    """What a rank measured together with its peers.
+    """Measurements of a rank together with its peers.
 
     Attributes:
         address: This rank's address as its peers see it.
@@ -104,7 +104,7 @@ class RankReport:
         submit: Why sbatch refuses a job from this node; empty if it accepts one; None if another rank of the node tests
             it.
         gpus: Its GPUs.
-        together: What it measured with its peers; None if the ranks did not connect.
+        together: Measurements with its peers; None if the ranks did not connect.
         error: Why they did not connect.
     """
 
@@ -122,7 +122,7 @@ class RankReport:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeResult:
-    """What came back from the job.
+    """Reports and output of the job.
 
     Attributes:
         reports: Reports by rank; ranks may be missing.

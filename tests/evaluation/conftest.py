@@ -1,4 +1,4 @@
-"""Real processes for the ranks, a small folder of shards, and a run that has a checkpoint."""
+"""Fixtures: ranks as real processes, small folders of shards, and a run with a checkpoint."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from PIL import Image
 
 from hsadml_dist.data.index import SampleRow, ShardFile, ShardIndex, samples_table, table_digest, write_index
 
-SECONDS = 90
+SECONDS = 280
 CLASSES = ("glioma", "meningioma", "pituitary")
 SIDE = 24
 
 
 @pytest.fixture
 def run_ranks() -> Callable[[Path, int, Path], None]:
-    """Run ``python SCRIPT FOLDER WORLD RANK`` for each rank; a hang and a failure end the test with their reason."""
+    """Return a function that runs ``python SCRIPT FOLDER WORLD RANK`` for each rank and fails on hangs and errors."""
 
     def run(script: Path, world: int, folder: Path) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -35,20 +35,20 @@ def run_ranks() -> Callable[[Path, int, Path], None]:
             for rank in range(world)
         ]
         try:
-            complaints = [rank.communicate(timeout=SECONDS)[1] for rank in ranks]
+            errors = [rank.communicate(timeout=SECONDS)[1] for rank in ranks]
         except subprocess.TimeoutExpired:
             pytest.fail(f"{world} ranks hang: no answer within {SECONDS} s")
         finally:
             for rank in ranks:
                 rank.kill()
                 rank.wait()
-        assert [rank.returncode for rank in ranks] == [0] * world, "\n".join(complaints)
+        assert [rank.returncode for rank in ranks] == [0] * world, "\n".join(errors)
 
     return run
 
 
 def write_shards(folder: Path, *, seed: int, name_persons: bool = True) -> ShardIndex:
-    """Write one shard: 12 persons of 4 slices each in 3 classes and 3 folds, split by person."""
+    """Write one shard: 12 patients of 4 slices each in 3 classes and 3 folds, split by patient."""
     generator = np.random.default_rng(seed)
     folder.mkdir()
     images, rows = [], []
@@ -121,22 +121,22 @@ def _add(archive: tarfile.TarFile, name: str, data: bytes) -> tuple[int, int]:
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
-    """A small folder of shards."""
+    """Write a small folder of shards."""
     write_shards(tmp_path / "shards", seed=0)
     return tmp_path / "shards"
 
 
 @pytest.fixture
 def other_shards(tmp_path: Path) -> Path:
-    """Other images of the same classes, of nobody known by name."""
+    """Write other images of the same classes, without patient ids."""
     write_shards(tmp_path / "others", seed=1, name_persons=False)
     return tmp_path / "others"
 
 
 @pytest.fixture
 def run(tmp_path: Path, shards: Path) -> Path:
-    """A run of two steps on fold 0, with one checkpoint of untrained weights."""
-    # Written by the package's own parts, so that a change of their formats is met here.
+    """Create a run of two steps on fold 0, with one checkpoint of untrained weights."""
+    # Written with the package's own functions, so that a change of their formats shows here.
     from hsadml_dist.checkpoint.layout import TrainingProgress
     from hsadml_dist.checkpoint.save import save_checkpoint
     from hsadml_dist.checkpoint.tensor_files import TrainingState

@@ -1,4 +1,4 @@
-"""One rank of a verdict at the end of a training: run as ``python verdict_ranks.py RUN WORLD RANK``."""
+"""Evaluate a training on one rank; run as ``python evaluate_ranks.py RUN WORLD RANK``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hsadml_dist.run.folder import RunFolder
 
 
 def main(run: Path, world: int, rank: int) -> None:
-    """Judge the run's checkpoint as a training of ``world`` ranks would."""
+    """Evaluate the run's checkpoint as a training of ``world`` ranks does."""
     torch.set_num_threads(1)
     comm = meet(run / "address.json", world, rank)
     recipe = load_recipe(RunFolder(run).config).recipe
@@ -28,8 +28,9 @@ def main(run: Path, world: int, rank: int) -> None:
     network.load_state_dict(state.model)
     learner = build_learner(recipe, network, len(state.centres), comm, 2)
     learner.head.loss.centres.load_state_dict({"weight": state.centres})
-    result = evaluate_training(run, recipe, load_index(Path(recipe.data.shards)), learner, comm)
-    (run / f"rank-{rank}.json").write_text(result.to_json())
+    model, centre_CD = learner.engine.evaluation_model(), learner.head.gather_centres()
+    evaluation = evaluate_training(run, recipe, load_index(Path(recipe.data.shards)), model, centre_CD, comm)
+    (run / f"rank-{rank}.json").write_text(evaluation.result.to_json())
     comm.close()
 
 

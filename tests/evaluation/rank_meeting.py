@@ -1,4 +1,4 @@
-"""How the ranks that a test starts find each other: shared by the scripts beside it."""
+"""Rendezvous of the ranks that a test starts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SECONDS = 60
 
 
 def meet(path: Path, world: int, rank: int) -> TorchComm:
-    """Rank 0 opens the store and publishes its address at ``path``, the others wait for it."""
+    """Open the store on rank 0, publish its address at ``path``, and connect the other ranks to it."""
     topology = Topology(rank=rank, world_size=world, local_rank=rank, local_world_size=world)
     return TorchComm(topology, _store(path, topology), torch.device("cpu"), SECONDS)
 

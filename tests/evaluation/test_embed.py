@@ -9,11 +9,44 @@ import pytest
 import torch
 from torch import nn
 
-from hsadml_dist.data.index import load_index
+from hsadml_dist.data.index import ShardIndex, load_index
 from hsadml_dist.data.reader import ShardReader
 from hsadml_dist.distributed.topology import Topology
+from hsadml_dist.errors import DataError
 from hsadml_dist.evaluation.baselines import thumbnails
-from hsadml_dist.evaluation.embed import SliceBatch, embed, rank_positions, slice_batches
+from hsadml_dist.evaluation.embed import SliceBatch, embed, make_split, rank_positions, slice_batches
+from tests.data.test_index import make_index, make_row
+
+# Labels 0, 1, 2, 0, ...; only fold 0 has slices of class 2.
+FOLDS = (0, 0, 0, 1, 1, 2)
+
+
+@pytest.fixture
+def index() -> ShardIndex:
+    return make_index(
+        [make_row(number, fold=fold, label=(0, 1, 2, 0, 1, 1)[number]) for number, fold in enumerate(FOLDS)]
+    )
+
+
+def test_make_split_takes_the_whole_fold_as_queries(index: ShardIndex) -> None:
+    split = make_split(Path("s"), index, 0, [0, 1])
+    assert (split.queries, split.gallery, split.left_out) == ((0, 1, 2), (5,), 0)
+    assert split.labels(split.queries).tolist() == [0, 1, 2]
+    assert split.patient_ids((0, 5)).persons == ["p0", "p2"]
+
+
+def test_make_split_of_a_closed_set_leaves_out_unknown_classes(index: ShardIndex) -> None:
+    split = make_split(Path("s"), index, 0, [0], closed_set=True)
+    assert (split.queries, split.gallery, split.left_out) == ((0, 1), (3, 4, 5), 1)
+    split = make_split(Path("s"), index, 0, [0, 1], closed_set=True)
+    assert (split.queries, split.gallery, split.left_out) == ((1,), (5,), 2)
+
+
+def test_make_split_refuses_empty_gallery_and_empty_queries(index: ShardIndex) -> None:
+    with pytest.raises(DataError, match=r"all folds are held out \(0, 1, 2\)"):
+        make_split(Path("s"), index, 0, [0, 1, 2])
+    with pytest.raises(DataError, match="fold 1 has no slice"):
+        make_split(Path("s"), make_index([make_row(number) for number in range(2)]), 1, [1], closed_set=True)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A verdict from a run folder, against slow loops, and from real ranks."""
+"""Evaluation of a run folder against slow loops, and on real ranks."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from hsadml_dist.data.reader import ShardReader
 from hsadml_dist.data.transforms import Preprocessing
 from hsadml_dist.errors import CheckpointError, ConfigError, DataError
 from hsadml_dist.evaluation.evaluate import evaluate_run
-from hsadml_dist.evaluation.predictions import read
+from hsadml_dist.evaluation.result import read_predictions
 from hsadml_dist.model_factory import build_network
+from hsadml_dist.report.evaluation_report import evaluate_and_report
 from hsadml_dist.run.folder import RunFolder
 
-RANKS = Path(__file__).with_name("verdict_ranks.py")
+RANKS = Path(__file__).with_name("evaluate_ranks.py")
 
 
-def slow_figures(run: Path, shards: Path, fold: int) -> dict[str, float]:
-    """Embed one slice at a time and look at every pair."""
+def slow_metrics(run: Path, shards: Path, fold: int) -> dict[str, float]:
+    """Embed one slice at a time and compare every pair."""
     recipe, state = load_recipe(RunFolder(run).config).recipe, load_inference_state(RunFolder(run))
     network = build_network(recipe).eval()
     network.load_state_dict(state.model)
@@ -47,10 +48,12 @@ def slow_figures(run: Path, shards: Path, fold: int) -> dict[str, float]:
     }
 
 
-def test_the_verdict_is_that_of_slow_loops_and_lies_in_the_run_folder(run: Path, shards: Path) -> None:
-    result = evaluate_run(run)
+def test_evaluate_run_equals_slow_loops_and_is_stored(run: Path, shards: Path) -> None:
+    evaluation = evaluate_run(run)
+    result = evaluation.result.to_dict()
+    assert evaluation.stored
     assert result == json.loads((run / "result.json").read_text())
-    expected = slow_figures(run, shards, fold=0)
+    expected = slow_metrics(run, shards, fold=0)
     assert {name: result[name] for name in expected} == expected
     assert (result["split_unit"], result["fold"], result["chosen_by"]) == ("person", 0, "last step")
     assert (result["persons"], result["slices"], result["reference_slices"], result["shared_persons"]) == (6, 24, 24, 0)
@@ -58,45 +61,55 @@ def test_the_verdict_is_that_of_slow_loops_and_lies_in_the_run_folder(run: Path,
     assert result["data_digest"] == load_index(shards).digest
     assert result["intervals"]["interval_unit"] == "person"
     assert sum(map(sum, result["confusion"])) == 24
-    said = read(run / "predictions.json")
-    assert result["methods"].keys() == said.predicted.keys() >= {"knn", "head", "raw_pixels", "low_level", "svm"}
-    for method, figures in result["methods"].items():
-        assert figures["accuracy"] == said.correct(method).mean()
+    predictions = read_predictions(run / "predictions.json")
+    assert result["methods"].keys() == predictions.predicted.keys() >= {"knn", "head", "raw_pixels", "low_level", "svm"}
+    for method, metrics in result["methods"].items():
+        assert metrics["accuracy"] == predictions.correct(method).mean()
     assert result["recipe"]["loss"]["name"] == result["loss"]
+
+
+def test_report_of_an_evaluation_shows_its_accuracy(run: Path) -> None:
+    result = evaluate_and_report(run)
     page = (run / "report.html").read_text()
-    assert f"{result['knn_accuracy']:.1%}" in page
-    assert "Training" in page
+    assert f"{result['knn_accuracy']:.1%}" in page and "Training" in page
+    assert (run / "MODEL_CARD.md").exists()
 
 
-def test_moved_shards_are_the_runs_own_and_others_are_not(run: Path, shards: Path, other_shards: Path) -> None:
+def test_evaluate_run_stores_results_on_moved_shards_but_not_on_other_shards(
+    run: Path, shards: Path, other_shards: Path
+) -> None:
     moved = shards.rename(shards.with_name("moved"))
-    own = evaluate_run(run, shards=moved)
+    own = evaluate_run(run, shards=moved).result.to_dict()
     assert json.loads((run / "result.json").read_text()) == own
-    foreign = evaluate_run(run, shards=other_shards, fold=1)
+    evaluation = evaluate_run(run, shards=other_shards, fold=1)
+    foreign = evaluation.result.to_dict()
+    assert not evaluation.stored
     assert json.loads((run / "result.json").read_text()) == own
     assert foreign["data_digest"] != own["data_digest"]
     assert (foreign["fold"], foreign["persons"], foreign["shared_persons"]) == (1, None, None)
     assert foreign["intervals"]["interval_unit"] == "slice"
 
 
-def test_a_fold_that_was_trained_on_is_refused(run: Path) -> None:
-    with pytest.raises(ConfigError, match=r"fold: 1 was read in training by this run.*allowed: 0$"):
+def test_evaluate_run_refuses_a_training_fold(run: Path) -> None:
+    with pytest.raises(ConfigError, match=r"fold: 1 .*allowed: 0$"):
         evaluate_run(run, fold=1)
     assert not (run / "result.json").exists()
 
 
-def test_unusable_runs_and_shards_are_said(run: Path, other_shards: Path) -> None:
-    with pytest.raises(DataError, match="fold 9: these shards have no such fold"):
+def test_evaluate_run_refuses_unknown_fold_and_missing_checkpoint(run: Path, other_shards: Path) -> None:
+    with pytest.raises(DataError, match="fold 9"):
         evaluate_run(run, shards=other_shards, fold=9)
     shutil.rmtree(run / "checkpoints")
-    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+    with pytest.raises(CheckpointError, match="no checkpoint"):
         evaluate_run(run)
 
 
-def test_ranks_come_to_the_verdict_of_one_process(run: Path, run_ranks: Callable[[Path, int, Path], None]) -> None:
-    world = 3  # 5 batches each of test and reference slices: no rank holds as many as another
-    alone = evaluate_run(run)
+def test_evaluate_training_on_several_ranks_equals_one_process(
+    run: Path, run_ranks: Callable[[Path, int, Path], None]
+) -> None:
+    world = 3  # 5 batches each of queries and gallery, so the ranks hold different numbers of slices
+    single = evaluate_run(run).result.to_dict()
     run_ranks(RANKS, world, run)
     for rank in range(world):
-        assert json.loads((run / f"rank-{rank}.json").read_text()) == alone | {"world_size": world}
-    assert json.loads((run / "result.json").read_text()) == alone | {"world_size": world}
+        assert json.loads((run / f"rank-{rank}.json").read_text()) == single | {"world_size": world}
+    assert json.loads((run / "result.json").read_text()) == single | {"world_size": world}

@@ -1,4 +1,4 @@
-"""Angles between rows, against the definition."""
+"""Exact angles, centre spread and class geometry against their definitions in slow loops."""
 
 from __future__ import annotations
 
@@ -12,28 +12,26 @@ import pytest
 import torch
 
 from hsadml_dist.errors import DataError
-from hsadml_dist.evaluation import geometry as centre_spread
 from hsadml_dist.evaluation import geometry as module
-from hsadml_dist.evaluation import geometry as whole_angles
 from hsadml_dist.evaluation.geometry import (
     BLOCK_ELEMENTS,
     DEGREE,
     MAX_NEAREST_PAIRS,
     CentrePair,
     MeanAngles,
-    between,
     blocks,
+    centre_spread,
+    exact_angles,
     geometry,
-    gridded,
-    spread,
+    unit_on_grid,
 )
 from hsadml_dist.evaluation.metrics import stratified
 
 
-def test_angles_are_whole_millionths_of_a_degree_of_the_definition() -> None:
+def test_exact_angles_equal_the_arc_cosine() -> None:
     generator = np.random.default_rng(0)
     one, other = generator.normal(size=(7, 5)), generator.normal(size=(4, 5))
-    found = between(gridded(one), gridded(other))
+    found = exact_angles(unit_on_grid(one), unit_on_grid(other))
     assert found.dtype == np.int64
     for row in range(7):
         for column in range(4):
@@ -41,30 +39,30 @@ def test_angles_are_whole_millionths_of_a_degree_of_the_definition() -> None:
             assert found[row, column] / DEGREE == pytest.approx(np.degrees(np.arccos(cosine)), abs=1e-4)
 
 
-def test_blocks_cover_all_rows_once_and_never_hold_none() -> None:
+def test_blocks_cover_all_rows_once_and_are_never_empty() -> None:
     assert blocks(5, 10 * BLOCK_ELEMENTS) == [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)]
     assert blocks(5, BLOCK_ELEMENTS // 2) == [(0, 2), (2, 4), (4, 5)]
     assert blocks(0, 0) == []
 
 
-def test_a_diverged_row_is_refused() -> None:
-    with pytest.raises(DataError, match="NaN or infinity"):
-        gridded(np.array([[np.nan, 1.0]]))
+def test_unit_on_grid_refuses_non_finite_rows() -> None:
+    with pytest.raises(DataError, match="1 of 1 embeddings"):
+        unit_on_grid(np.array([[np.nan, 1.0]]))
 
 
 @pytest.fixture
 def centres() -> np.ndarray:
-    return gridded(np.random.default_rng(3).normal(size=(23, 6)))
+    return unit_on_grid(np.random.default_rng(3).normal(size=(23, 6)))
 
 
 def slow_pairs(unit_CD: np.ndarray) -> dict[tuple[int, int], float]:
-    angles = between(unit_CD, unit_CD) / DEGREE
+    angles = exact_angles(unit_CD, unit_CD) / DEGREE
     return {pair: float(angles[pair]) for pair in itertools.combinations(range(len(unit_CD)), 2)}
 
 
-def test_the_figures_are_those_of_a_loop_over_pairs(centres: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(whole_angles, "BLOCK_ELEMENTS", 100)
-    found, energy = spread(centres)
+def test_centre_spread_equals_loop_over_pairs(centres: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BLOCK_ELEMENTS", 100)
+    found, energy = centre_spread(centres)
     assert found is not None and energy is not None
     pairs = slow_pairs(centres)
     assert found.mean == pytest.approx(np.mean(list(pairs.values())), rel=1e-12)
@@ -76,8 +74,8 @@ def test_the_figures_are_those_of_a_loop_over_pairs(centres: np.ndarray, monkeyp
     assert energy.s1 == pytest.approx(np.mean([1 / np.radians(angle) for angle in pairs.values()]), rel=1e-12)
 
 
-def test_of_equal_pairs_the_lower_labels_come_first() -> None:
-    found, _ = spread(gridded(np.eye(9)))
+def test_centre_spread_sorts_equal_pairs_by_label() -> None:
+    found, _ = centre_spread(unit_on_grid(np.eye(9)))
     assert found is not None
     assert [(one.first, one.second) for one in found.nearest] == [
         *((0, label) for label in range(1, 9)),
@@ -87,16 +85,16 @@ def test_of_equal_pairs_the_lower_labels_come_first() -> None:
     assert {one.angle for one in found.nearest} == {90.0} == {found.mean, found.most, found.neighbour}
 
 
-def test_two_centres_are_one_pair_and_equal_ones_have_no_energy() -> None:
-    found, energy = spread(gridded(np.array([[1.0, 0], [1, 0]])))
+def test_centre_spread_of_equal_centres_has_no_energy() -> None:
+    found, energy = centre_spread(unit_on_grid(np.array([[1.0, 0], [1, 0]])))
     assert found is not None and found.nearest == (CentrePair(first=0, second=1, angle=0.0),)
     assert energy is None
 
 
 @pytest.mark.parametrize("classes", [0, 1, 5])
-def test_too_few_and_too_many_centres_are_not_measured(classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_centre_spread_is_none_for_too_few_and_too_many_centres(classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_CENTRES", 4)
-    assert spread(gridded(np.eye(5)[:classes])) == (None, None)
+    assert centre_spread(unit_on_grid(np.eye(5)[:classes])) == (None, None)
 
 
 Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -106,8 +104,8 @@ TOLERANCE = 2e-6
 
 
 @pytest.fixture
-def drawn() -> Sample:
-    """80 slices of 3 of 4 classes, and 4 centres."""
+def sample() -> Sample:
+    """Return 80 slices of 3 of 4 classes, and 4 centres."""
     generator = np.random.default_rng(0)
     centre, label = generator.normal(size=(4, 6)), generator.integers(0, 3, 80)
     return centre[label] + 0.7 * generator.normal(size=(80, 6)), label, centre
@@ -122,9 +120,9 @@ def mean(values: list[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def slow(emb: np.ndarray, label: np.ndarray, centre: np.ndarray, of: list[int]) -> MeanAngles:
-    """The angles of the classes ``of``."""
-    rows = [row for row in range(len(label)) if label[row] in of]
+def slow_angles(emb: np.ndarray, label: np.ndarray, centre: np.ndarray, classes: list[int]) -> MeanAngles:
+    """Compute the mean angles of slices of ``classes``."""
+    rows = [row for row in range(len(label)) if label[row] in classes]
     pairs = [(one, other) for one in rows for other in range(len(label)) if one != other]
     others = [[c for c in range(len(centre)) if c != label[row]] for row in rows]
     return MeanAngles(
@@ -138,23 +136,23 @@ def slow(emb: np.ndarray, label: np.ndarray, centre: np.ndarray, of: list[int]) 
     )
 
 
-def assert_alike(found: MeanAngles, expected: MeanAngles) -> None:
+def assert_close(found: MeanAngles, expected: MeanAngles) -> None:
     for name, value in dataclasses.asdict(expected).items():
         assert getattr(found, name) == (None if value is None else pytest.approx(value, abs=TOLERANCE)), name
 
 
-def test_mean_angles_are_those_of_slow_loops(drawn: Sample) -> None:
-    found = geometry(*drawn)
-    assert_alike(found.overall, slow(*drawn, [0, 1, 2]))
+def test_mean_angles_equal_slow_loops(sample: Sample) -> None:
+    found = geometry(*sample)
+    assert_close(found.overall, slow_angles(*sample, [0, 1, 2]))
     assert len(found.per_class) == 4 and found.paired == 80
     for label in range(4):
-        assert_alike(found.per_class[label], slow(*drawn, [label]))
+        assert_close(found.per_class[label], slow_angles(*sample, [label]))
     assert found.per_class[3] == MeanAngles(slices=0, own_centre=None, other_centre=None, within=None, between=None)
 
 
-def test_centre_angles_and_histograms_are_those_of_slow_loops(drawn: Sample) -> None:
-    emb, label, centre = drawn
-    found = geometry(*drawn)
+def test_centre_angles_and_histograms_equal_slow_loops(sample: Sample) -> None:
+    emb, label, centre = sample
+    found = geometry(*sample)
     expected = [[angle(one, other) if one is not other else 0 for other in centre] for one in centre]
     assert np.array(found.centre_angles) == pytest.approx(np.array(expected), abs=TOLERANCE)
     own, other = [0] * 90, [0] * 90
@@ -165,16 +163,16 @@ def test_centre_angles_and_histograms_are_those_of_slow_loops(drawn: Sample) -> 
     assert list(found.histogram.own_centre) == own and list(found.histogram.other_centre) == other
 
 
-def test_energy_is_that_of_slow_loops(drawn: Sample) -> None:
-    pairs = [math.radians(angle(*two)) for two in itertools.combinations(drawn[2], 2)]
-    found = geometry(*drawn).energy
+def test_energy_equals_slow_loop(sample: Sample) -> None:
+    pairs = [math.radians(angle(*two)) for two in itertools.combinations(sample[2], 2)]
+    found = geometry(*sample).energy
     assert found is not None
     assert found.s2 == pytest.approx(np.mean([value**-2 for value in pairs]), rel=1e-6)
     assert found.s1 == pytest.approx(np.mean([1 / value for value in pairs]), rel=1e-6)
     assert found.s0 == pytest.approx(np.mean([-math.log(value) for value in pairs]), rel=1e-6)
 
 
-def test_three_centres_at_120_degrees_have_the_least_energy() -> None:
+def test_energy_is_lowest_for_three_centres_at_120_degrees() -> None:
     turns = np.radians([[0, 120, 240], [0, 137, 240]])
     even, uneven = (np.stack([np.cos(turn), np.sin(turn)], axis=1) for turn in turns)
     energies = [geometry(centre, np.arange(3), centre).energy for centre in (even, uneven)]
@@ -183,7 +181,7 @@ def test_three_centres_at_120_degrees_have_the_least_energy() -> None:
     assert energies[0].s2 < energies[1].s2 and energies[0].s1 < energies[1].s1 and energies[0].s0 < energies[1].s0
 
 
-def test_small_angles_keep_their_digits() -> None:
+def test_small_angles_keep_their_precision() -> None:
     tiny = 1e-5
     centre = np.array([[1.0, 0], [-1.0, 0]])
     found = geometry(np.array([[math.cos(tiny), math.sin(tiny)]]), np.array([0]), centre)
@@ -192,7 +190,7 @@ def test_small_angles_keep_their_digits() -> None:
     assert found.overall.other_centre == pytest.approx(180 - math.degrees(tiny), abs=TOLERANCE)
 
 
-def test_equal_and_opposite_rows_are_at_exactly_0_and_180_degrees() -> None:
+def test_equal_and_opposite_rows_are_exactly_0_and_180_degrees_apart() -> None:
     row = np.random.default_rng(0).normal(size=(1, 50))
     found = geometry(np.concatenate([row, -3 * row]), np.array([0, 0]), np.concatenate([row, -row]))
     assert found.centre_angles == ((0.0, 180.0), (180.0, 0.0))
@@ -200,69 +198,69 @@ def test_equal_and_opposite_rows_are_at_exactly_0_and_180_degrees() -> None:
     assert found.histogram.own_centre[0] == 1 == found.histogram.own_centre[89]
 
 
-def test_rows_of_zeros_stand_at_right_angles_to_everything() -> None:
+def test_rows_of_zeros_are_at_right_angles_to_everything() -> None:
     found = geometry(np.zeros((3, 3)), np.array([0, 1, 1]), np.eye(3)[:2])
     assert found.overall == MeanAngles(slices=3, own_centre=90, other_centre=90, within=90, between=90)
 
 
-def test_only_the_direction_counts_and_the_precision_is_that_of_fp32(drawn: Sample) -> None:
-    emb, label, centre = drawn
+def test_geometry_ignores_row_lengths_and_accepts_fp32(sample: Sample) -> None:
+    emb, label, centre = sample
     length = np.exp2(np.arange(80) % 7 - 3)[:, None]
     assert geometry(emb, label, centre) == geometry(emb * length, label, centre * 4)
     single = geometry(emb.astype(np.float32), label, centre.astype(np.float32))
-    assert single.overall.within == pytest.approx(geometry(*drawn).overall.within, abs=1e-5)
+    assert single.overall.within == pytest.approx(geometry(*sample).overall.within, abs=1e-5)
 
 
-def test_the_order_of_slices_blocks_and_threads_change_nothing(drawn: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
-    emb, label, centre = drawn
+def test_geometry_is_independent_of_order_blocks_and_threads(sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
+    emb, label, centre = sample
     turn = np.random.default_rng(1).permutation(80)
-    expected = geometry(*drawn)
+    expected = geometry(*sample)
     assert geometry(emb[turn], label[turn], centre) == expected
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
-    monkeypatch.setattr(whole_angles, "BLOCK_ELEMENTS", 9)
-    assert geometry(*drawn) == expected
+    monkeypatch.setattr(module, "BLOCK_ELEMENTS", 9)
+    assert geometry(*sample) == expected
     torch.set_num_threads(threads)
 
 
-def test_above_the_cap_pairs_are_those_of_a_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_geometry_samples_pairs_above_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(2)
     centre, label = generator.normal(size=(3, 6)), np.repeat([0, 1, 2], [300, 199, 1])
-    sample = centre[label] + generator.normal(size=(500, 6)), label, centre
-    everything = geometry(*sample)
+    whole = centre[label] + generator.normal(size=(500, 6)), label, centre
+    everything = geometry(*whole)
     monkeypatch.setattr(module, "MAX_PAIRED_SLICES", 100)
-    drawn, again, other = (geometry(*sample, seed=seed) for seed in (0, 0, 1))
-    assert (everything.paired, drawn.paired) == (500, 100)
-    assert drawn == again != other
-    kept = stratified(label, most=100, seed=0)
-    part = geometry(sample[0][kept], label[kept], centre)
-    for found, expected in zip((drawn.overall, *drawn.per_class), (part.overall, *part.per_class), strict=True):
+    sampled, again, other = (geometry(*whole, seed=seed) for seed in (0, 0, 1))
+    assert (everything.paired, sampled.paired) == (500, 100)
+    assert sampled == again != other
+    kept = stratified(label, limit=100, seed=0)
+    part = geometry(whole[0][kept], label[kept], centre)
+    for found, expected in zip((sampled.overall, *sampled.per_class), (part.overall, *part.per_class), strict=True):
         assert (found.within, found.between) == (expected.within, expected.between)
-    assert drawn.per_class[2].between is not None and drawn.per_class[2].within is None
-    # Only pairs are drawn.
-    assert drawn.overall.own_centre == everything.overall.own_centre and drawn.histogram == everything.histogram
+    assert sampled.per_class[2].between is not None and sampled.per_class[2].within is None
+    # Only pairs are sampled.
+    assert sampled.overall.own_centre == everything.overall.own_centre and sampled.histogram == everything.histogram
 
 
-def test_what_cannot_be_measured_is_none_and_all_is_json() -> None:
-    alone = geometry(np.eye(2), np.array([0, 0]), np.eye(2)[:1])
-    assert alone.energy is None and sum(alone.histogram.other_centre) == 0
-    assert alone.overall == MeanAngles(slices=2, own_centre=45, other_centre=None, within=90, between=None)
-    nobody = geometry(np.empty((0, 2)), np.empty(0, dtype=np.int64), np.eye(2))
-    assert nobody.overall == MeanAngles(slices=0, own_centre=None, other_centre=None, within=None, between=None)
+def test_geometry_is_none_where_nothing_can_be_measured() -> None:
+    single = geometry(np.eye(2), np.array([0, 0]), np.eye(2)[:1])
+    assert single.energy is None and sum(single.histogram.other_centre) == 0
+    assert single.overall == MeanAngles(slices=2, own_centre=45, other_centre=None, within=90, between=None)
+    empty = geometry(np.empty((0, 2)), np.empty(0, dtype=np.int64), np.eye(2))
+    assert empty.overall == MeanAngles(slices=0, own_centre=None, other_centre=None, within=None, between=None)
     assert geometry(np.eye(2), np.array([0, 1]), np.ones((2, 2))).energy is None
-    for found in (alone, nobody):
+    for found in (single, empty):
         json.dumps(dataclasses.asdict(found), allow_nan=False)
 
 
-def test_above_so_many_classes_no_square_table_is_kept(monkeypatch: pytest.MonkeyPatch, drawn: Sample) -> None:
+def test_geometry_omits_centre_angles_above_the_class_limit(monkeypatch: pytest.MonkeyPatch, sample: Sample) -> None:
     monkeypatch.setattr(module, "MAX_LISTED_CENTRES", 3)
-    assert geometry(*drawn).centre_angles is None and geometry(*drawn).energy is not None
-    monkeypatch.setattr(centre_spread, "MAX_CENTRES", 3)
-    assert geometry(*drawn).energy is None and geometry(*drawn).spread is None
+    assert geometry(*sample).centre_angles is None and geometry(*sample).energy is not None
+    monkeypatch.setattr(module, "MAX_CENTRES", 3)
+    assert geometry(*sample).energy is None and geometry(*sample).spread is None
 
 
-def test_labels_without_a_centre_and_diverged_rows_are_refused() -> None:
-    with pytest.raises(DataError, match="labels from 0 to 2: must lie in 0 to 1"):
+def test_geometry_refuses_labels_without_centre_and_non_finite_rows() -> None:
+    with pytest.raises(DataError, match="labels: found 0 to 2; allowed: 0 to 1"):
         geometry(np.eye(3), np.arange(3), np.eye(3)[:2])
-    with pytest.raises(DataError, match="NaN or infinity"):
+    with pytest.raises(DataError, match="1 of 1 embeddings"):
         geometry(np.full((1, 2), np.inf), np.array([0]), np.eye(2))

@@ -1,3 +1,5 @@
+"""Loading of weights and shards for inference, and tables of embeddings."""
+
 import dataclasses
 import shutil
 from dataclasses import replace
@@ -34,7 +36,7 @@ from hsadml_dist.model_factory import build_network
 from hsadml_dist.run.folder import RunFolder
 
 
-def test_weights_are_those_of_the_checkpoint_and_know_their_samples(run, shards):
+def test_load_weights_returns_the_checkpoint_and_its_data_digest(run, shards):
     folder = RunFolder(run)
     weights, trained_on = load_weights(folder, load_recipe(folder.config).recipe, torch.device("cpu"))
     state = load_inference_state(folder)
@@ -44,7 +46,7 @@ def test_weights_are_those_of_the_checkpoint_and_know_their_samples(run, shards)
     torch.testing.assert_close(weights.centre_CD, state.centres, rtol=0, atol=0)
 
 
-def test_where_weights_are_averaged_the_averages_are_judged_after_the_run_as_at_its_end(tmp_path, run, shards):
+def test_load_weights_returns_the_running_average_as_at_the_end_of_training(tmp_path, run, shards):
     plain = load_recipe(RunFolder(run).config).recipe
     recipe = replace(plain, optim=replace(plain.optim, ema_decay=0.5))
     learner = build_learner(recipe, build_network(recipe), 3, SoloComm(), 2)
@@ -56,10 +58,13 @@ def test_where_weights_are_averaged_the_averages_are_judged_after_the_run_as_at_
     progress = replace(read_progress(RunFolder(run).checkpoints / "step-00000002.attempt-0001"), fingerprint="")
     save_checkpoint(folder, folder.attempt(1), TrainingState(groups=learner.state(), progress=progress))
     weights, _ = load_weights(folder, recipe, torch.device("cpu"))
-    judged, trained = dict(learner.engine.evaluation_model().state_dict()), dict(learner.engine.model.state_dict())
-    torch.testing.assert_close(dict(weights.model.state_dict()), judged, rtol=0, atol=0)
-    assert not any(torch.equal(value, trained[name]) for name, value in judged.items())
-    assert (chosen_by(plain), weights.chosen_by) == ("last step", "last step, its running average of weights")
+    evaluated, trained = dict(learner.engine.evaluation_model().state_dict()), dict(learner.engine.model.state_dict())
+    torch.testing.assert_close(dict(weights.model.state_dict()), evaluated, rtol=0, atol=0)
+    assert not any(torch.equal(value, trained[name]) for name, value in evaluated.items())
+    assert (chosen_by(plain.optim.ema_decay), weights.chosen_by) == (
+        "last step",
+        "last step, its running average of weights",
+    )
 
 
 @pytest.fixture
@@ -68,21 +73,21 @@ def opened(run):
 
 
 def silent(done, total):
-    """Show nothing."""
+    """Ignore progress."""
 
 
-def test_images_are_embedded_one_by_one_as_the_network_does(opened, shards):
+def test_inference_embed_equals_the_network_on_single_images(opened, shards):
     index = load_index(shards)
     reader, prepare = ShardReader(shards, index), Preprocessing(opened.recipe.data.image_size)
     images = [reader.image(position) for position in range(7)]  # a batch of 5 and one of 2
-    found = opened.embedded(images).emb_ND
+    found = opened.embed(images).emb_ND
     net = opened.weights.model.eval()
     with torch.no_grad():
         for row, image in zip(found, images, strict=True):
             torch.testing.assert_close(row, net(prepare(image)[None])[0], rtol=1e-5, atol=1e-6)
 
 
-def test_they_are_bit_for_bit_those_of_the_verdict(opened, shards):
+def test_embed_slices_is_bit_identical_to_evaluation(opened, shards):
     index, positions = load_index(shards), [40, 3, 4, 5, 6, 7, 8]
     batches = slice_batches(shards, index, positions, image_size=16, batch=5)
     expected = embed(opened.weights.model, batches, embedding_dim=8, device=torch.device("cpu"))
@@ -91,18 +96,18 @@ def test_they_are_bit_for_bit_those_of_the_verdict(opened, shards):
     np.testing.assert_array_equal(thumbnails, expected.thumbnail_NP)
 
 
-def test_a_table_names_its_rows_and_tells_how_far_it_is(opened, shards):
-    index, told = load_index(shards), []
-    table, _ = embed_slices(opened, shards, index, [1, 47], lambda done, total: told.append((done, total)))
+def test_embed_slices_fills_all_columns_and_reports_progress(opened, shards):
+    index, steps = load_index(shards), []
+    table, _ = embed_slices(opened, shards, index, [1, 47], lambda done, total: steps.append((done, total)))
     rows = [index.samples[1], index.samples[47]]
     assert table.keys == tuple(row.key for row in rows)
     assert table.persons == tuple(row.person for row in rows)
     assert [*table.label_N, *table.fold_N] == [*(row.label for row in rows), *(row.fold for row in rows)]
     assert (table.classes, table.data_digest) == (index.classes, index.digest)
-    assert told == [(1, 2), (2, 2)]
+    assert steps == [(1, 2), (2, 2)]
 
 
-def test_a_table_comes_back_from_its_file(opened, other_shards, tmp_path):
+def test_embedding_table_round_trip(opened, other_shards, tmp_path):
     table, _ = embed_slices(opened, other_shards, load_index(other_shards), range(3), silent)
     assert table.persons == ("", "", "")
     save_columns(tmp_path / "a.npz", table.columns())
@@ -112,7 +117,7 @@ def test_a_table_comes_back_from_its_file(opened, other_shards, tmp_path):
         np.testing.assert_array_equal(getattr(found, field.name), getattr(table, field.name))
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+def test_save_columns_keeps_the_old_file_if_writing_fails(tmp_path, monkeypatch):
     def half(file, **_):
         file.write(b"half")
         raise OSError(28, "No space left on device")
@@ -125,7 +130,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     assert len(np.load(tmp_path / "a.npz")["x"]) == 3
 
 
-def test_who_has_learnt_persons_is_asked_about_its_own_shards_alone(opened, shards, other_shards, tmp_path):
+def test_run_with_patients_as_classes_opens_only_its_own_shards(opened, shards, other_shards, tmp_path):
     index = load_index(shards)
     rows = [dataclasses.replace(row, fold=place % 3) for place, row in enumerate(index.samples)]
     sliced = shutil.copytree(shards, tmp_path / "sliced")
@@ -136,18 +141,18 @@ def test_who_has_learnt_persons_is_asked_about_its_own_shards_alone(opened, shar
     )
     centres = torch.ones(12, 8)
     weights = dataclasses.replace(opened.weights, centre_CD=centres)
-    of_persons = dataclasses.replace(opened, recipe=recipe, weights=weights, trained_on=digest)
-    folder, found = open_training_shards(of_persons, None)
+    of_patients = dataclasses.replace(opened, recipe=recipe, weights=weights, trained_on=digest)
+    folder, found = open_training_shards(of_patients, None)
     assert folder == sliced
     assert found.classes == tuple(sorted({row.person for row in rows}))
-    table, _ = embed_slices(of_persons, folder, found, [0, 5], silent)
+    table, _ = embed_slices(of_patients, folder, found, [0, 5], silent)
     assert [table.classes[label] for label in table.label_N] == [rows[0].person, rows[5].person]
-    with pytest.raises(DataError, match="it has learnt the persons of those and no others"):
-        open_shards(of_persons, other_shards)
+    with pytest.raises(DataError, match="not the shards of the training"):
+        open_shards(of_patients, other_shards)
 
 
-def test_other_shards_may_be_embedded_but_are_not_the_runs_own(opened, shards, other_shards):
+def test_open_training_shards_refuses_other_shards(opened, shards, other_shards):
     assert open_training_shards(opened, None)[0] == shards
     assert open_shards(opened, other_shards)[0] == other_shards
-    with pytest.raises(DataError, match=r"digest \w{16}, the run was trained on \w{16}: other shards.*--shards"):
+    with pytest.raises(DataError, match=r"digest \w{16}.*digest \w{16}.*--shards"):
         open_training_shards(opened, other_shards)

@@ -47,7 +47,7 @@ def test_check_disk_fails_for_an_unwritable_folder():
 
 
 @pytest.mark.parametrize(
-    ("free", "needed", "verdict"),
+    ("free", "needed", "status"),
     [
         (100, None, "ok"),
         (5, None, "warn"),
@@ -56,23 +56,23 @@ def test_check_disk_fails_for_an_unwritable_folder():
         (40, 50, "fail"),
     ],
 )
-def test_check_free_space(free, needed, verdict):
-    assert disk_checks.check_free_space(free * GIBIBYTE, needed and needed * GIBIBYTE).verdict == verdict
+def test_check_free_space(free, needed, status):
+    assert disk_checks.check_free_space(free * GIBIBYTE, needed and needed * GIBIBYTE).verdict == status
 
 
 @pytest.mark.parametrize(
-    ("total", "free", "verdict"), [(0, 0, "ok"), (1e7, 1e6, "ok"), (1e7, 5e4, "warn"), (9, 3, "fail")]
+    ("total", "free", "status"), [(0, 0, "ok"), (1e7, 1e6, "ok"), (1e7, 5e4, "warn"), (9, 3, "fail")]
 )
-def test_check_free_inodes(total, free, verdict):
-    assert disk_checks.check_free_inodes(int(total), int(free)).verdict == verdict
+def test_check_free_inodes(total, free, status):
+    assert disk_checks.check_free_inodes(int(total), int(free)).verdict == status
 
 
 @pytest.mark.parametrize(
-    ("seconds", "verdict", "text"), [(0.01, "ok", "0.1 s"), (-1, "ok", "1.0 s behind"), (3, "warn", "3.0 s ahead")]
+    ("seconds", "status", "text"), [(0.01, "ok", "0.1 s"), (-1, "ok", "1.0 s behind"), (3, "warn", "3.0 s ahead")]
 )
-def test_check_file_clock(seconds, verdict, text):
+def test_check_file_clock(seconds, status, text):
     found = disk_checks.check_file_clock(seconds)
-    assert found.verdict == verdict and text in found.found
+    assert found.verdict == status and text in found.found
 
 
 def test_slow_writes_torn_reads_and_lost_races_are_reported():

@@ -79,20 +79,20 @@ def test_host_limits_in_a_job_step_count_the_cpus_of_the_task(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("umask", "verdict"), [(0o022, "ok"), (0o027, "ok"), (0o077, "ok"), (0o020, "warn"), (0, "warn")]
+    ("umask", "status"), [(0o022, "ok"), (0o027, "ok"), (0o077, "ok"), (0o020, "warn"), (0, "warn")]
 )
-def test_check_umask(umask, verdict):
-    assert check_umask(umask, "g").verdict == verdict
+def test_check_umask(umask, status):
+    assert check_umask(umask, "g").verdict == status
 
 
-@pytest.mark.parametrize(("free", "verdict"), [(8 * GIBIBYTE, "ok"), (2**26, "warn"), (None, "unknown")])
-def test_check_shared_memory(free, verdict):
-    assert check_shared_memory(8 * GIBIBYTE if free else None, free, "g").verdict == verdict
+@pytest.mark.parametrize(("free", "status"), [(8 * GIBIBYTE, "ok"), (2**26, "warn"), (None, "unknown")])
+def test_check_shared_memory(free, status):
+    assert check_shared_memory(8 * GIBIBYTE if free else None, free, "g").verdict == status
 
 
-@pytest.mark.parametrize(("files", "verdict"), [(UNLIMITED, "ok"), (1024, "ok"), (256, "warn")])
-def test_check_open_files(files, verdict):
-    assert check_open_files(files, "g").verdict == verdict
+@pytest.mark.parametrize(("files", "status"), [(UNLIMITED, "ok"), (1024, "ok"), (256, "warn")])
+def test_check_open_files(files, status):
+    assert check_open_files(files, "g").verdict == status
 
 
 ROOT = Path(__file__).parents[3]

@@ -36,7 +36,7 @@ def test_healthy_ranks_are_ok(reports):
 
 
 @pytest.mark.parametrize(
-    ("rank", "values", "name", "verdict", "text"),
+    ("rank", "values", "name", "status", "text"),
     [
         (2, {"versions": {"python": "3.11.7", "torch": "2.9"}}, "torch", "fail", "2.13.0, but 2.9 on rank 2"),
         (2, {"versions": {}}, "monai", "fail", "1.6.0, but not installed on rank 2"),
@@ -53,9 +53,9 @@ def test_healthy_ranks_are_ok(reports):
         (1, {"gpus": GpuReport(names=("T4",))}, "GPUs", "warn", "none, but T4 on rank 1"),
     ],
 )
-def test_rank_that_differs_is_named(reports, rank, values, name, verdict, text):
+def test_rank_that_differs_is_named(reports, rank, values, name, status, text):
     by_name, bad = check(changed(reports, rank, **values))
-    assert bad.get(name) == verdict, bad
+    assert bad.get(name) == status, bad
     assert text in by_name[name].found
 
 
@@ -101,9 +101,9 @@ def test_ranks_that_did_not_connect_report_the_reason(reports):
     assert check(hung)[1] == {"connection": "fail"}
 
 
-@pytest.mark.parametrize(("workers", "verdict"), [(None, None), (3, None), (4, "warn")])
-def test_rank_needs_a_cpu_for_itself_and_each_worker(reports, workers, verdict):
-    assert check(reports, workers=workers)[1].get("CPUs of a rank") == verdict
+@pytest.mark.parametrize(("workers", "status"), [(None, None), (3, None), (4, "warn")])
+def test_rank_needs_a_cpu_for_itself_and_each_worker(reports, workers, status):
+    assert check(reports, workers=workers)[1].get("CPUs of a rank") == status
 
 
 @pytest.mark.parametrize(("place", "seconds", "text"), [(0, 0.01, "small messages"), (1, 0.5, "1 Gbit/s")])

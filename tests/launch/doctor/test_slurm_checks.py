@@ -52,7 +52,7 @@ def test_check_partition_reports_state_and_limits():
 
 
 @pytest.mark.parametrize(
-    ("mode", "grace", "needs", "verdict"),
+    ("mode", "grace", "needs", "status"),
     [
         ("OFF", 0, 99.0, "ok"),
         ("SUSPEND", 0, 99.0, "ok"),
@@ -63,9 +63,9 @@ def test_check_partition_reports_state_and_limits():
         ("CANCEL", 60, 46.0, "warn"),
     ],
 )
-def test_check_preemption_compares_half_the_time_until_the_kill_with_a_save(mode, grace, needs, verdict):
+def test_check_preemption_compares_half_the_time_until_the_kill_with_a_save(mode, grace, needs, status):
     partition = replace(LOW, preempt_mode=mode, grace_seconds=grace)
-    assert slurm_checks.check_preemption(SITE, partition, needs).verdict == verdict
+    assert slurm_checks.check_preemption(SITE, partition, needs).verdict == status
 
 
 @pytest.mark.parametrize(("user_signal", "grace", "signal"), [(True, 5, "USR2"), (True, 0, "TERM"), (False, 5, "TERM")])
@@ -102,9 +102,9 @@ def test_long_requeue_wait_and_short_job_memory_are_warnings():
     assert slurm_checks.check_min_job_age(replace(SITE, min_job_age_seconds=10)).verdict == "warn"
 
 
-@pytest.mark.parametrize(("limit", "verdict"), [(None, "ok"), (2, "ok"), (1, "warn")])
-def test_submit_limit_below_two_jobs_is_a_warning(limit, verdict):
-    assert slurm_checks.check_submit_limit(limit).verdict == verdict
+@pytest.mark.parametrize(("limit", "status"), [(None, "ok"), (2, "ok"), (1, "warn")])
+def test_submit_limit_below_two_jobs_is_a_warning(limit, status):
+    assert slurm_checks.check_submit_limit(limit).verdict == status
 
 
 def test_submit_limit_is_queried_only_with_accounting(tmp_path):

@@ -1,4 +1,4 @@
-"""The verdict as a value and as text."""
+"""Metrics and intervals computed from predictions, and ``result.json``."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import json
 import numpy as np
 import pytest
 
+from hsadml_dist.evaluation.evaluate import evaluate_predictions
 from hsadml_dist.evaluation.geometry import geometry
-from hsadml_dist.evaluation.predictions import Predictions
-from hsadml_dist.evaluation.result import CheckpointRef, MethodMetrics, PatientIds, Result, ResultContext, judge
+from hsadml_dist.evaluation.patient_metrics import PatientIds
+from hsadml_dist.evaluation.result import CheckpointRef, MethodMetrics, Predictions, Result, ResultContext
 
-SETTING = ResultContext(
+CONTEXT = ResultContext(
     split_unit="person",
     classes=("a", "b", "c"),
     fold=1,
@@ -32,7 +33,9 @@ LABEL = np.array([0, 0, 1, 1, 1, 1])
 GEOMETRY = geometry(np.eye(6)[:, :4] + 0.1, LABEL, np.eye(3, 4))
 
 
-def said(knn: list[int], persons: list[str | None], classes: tuple[str, ...] = SETTING.classes) -> Predictions:
+def make_predictions(
+    knn: list[int], persons: list[str | None], classes: tuple[str, ...] = CONTEXT.classes
+) -> Predictions:
     probability = np.full((6, len(classes)), 1 / len(classes))
     return Predictions(
         classes=classes,
@@ -53,13 +56,13 @@ def said(knn: list[int], persons: list[str | None], classes: tuple[str, ...] = S
     )
 
 
-def judged(knn: list[int], test: list[str | None], references: list[str | None]) -> Result:
-    others = PatientIds(persons=references, exams=[None] * len(references))
-    return judge(SETTING, said(knn, test), GEOMETRY, references=others, resamples=300)
+def evaluate(knn: list[int], test: list[str | None], gallery: list[str | None]) -> Result:
+    others = PatientIds(persons=gallery, exams=[None] * len(gallery))
+    return evaluate_predictions(CONTEXT, make_predictions(knn, test), GEOMETRY, gallery=others, resamples=300)
 
 
-def test_figures_by_hand() -> None:
-    result = judged([0, 2, 1, 1, 1, 0], PERSONS, ["s", "t", "t"])
+def test_metrics_of_a_few_slices() -> None:
+    result = evaluate([0, 2, 1, 1, 1, 0], PERSONS, ["s", "t", "t"])
     assert result.knn_accuracy == 4 / 6
     assert result.balanced_accuracy == (1 / 2 + 3 / 4) / 2
     assert (result.head_accuracy, result.raw_pixel_knn, result.low_level_knn) == (1.0, 1 / 6, 2 / 6)
@@ -79,36 +82,36 @@ def test_figures_by_hand() -> None:
     assert spans.knn_accuracy[0] < 4 / 6 < spans.knn_accuracy[1]
 
 
-def test_what_is_mixed_up_is_that_of_the_nearest_neighbour() -> None:
-    found = judged([0, 2, 1, 1, 1, 0], PERSONS, ["s"]).confusions
+def test_confusions_are_those_of_the_nearest_neighbour() -> None:
+    found = evaluate([0, 2, 1, 1, 1, 0], PERSONS, ["s"]).confusions
     assert (found.classes, found.all_right, found.none_right, found.pairs) == (2, 0, 0, 2)
     assert [(one.label, one.said, one.slices) for one in found.worst] == [(0, 2, 1), (1, 0, 1)]
 
 
-def test_persons_on_both_sides_are_counted_and_unknown_ones_are_not_called_none() -> None:
-    assert judged([0] * 6, PERSONS, ["q", "r", "s", "q"]).shared_persons == 2
-    unknown = judged([0] * 6, [*PERSONS[:5], None], ["q"])
+def test_shared_patients_are_counted_and_unknown_ones_are_none() -> None:
+    assert evaluate([0] * 6, PERSONS, ["q", "r", "s", "q"]).shared_persons == 2
+    unknown = evaluate([0] * 6, [*PERSONS[:5], None], ["q"])
     assert (unknown.persons, unknown.shared_persons, unknown.intervals.interval_unit) == (None, None, "slice")
 
 
-def test_the_text_keeps_every_digit() -> None:
-    result = judged([0, 2, 1, 1, 1, 0], PERSONS, ["s"])
+def test_result_json_keeps_every_digit() -> None:
+    result = evaluate([0, 2, 1, 1, 1, 0], PERSONS, ["s"])
     assert json.loads(result.to_json()) == result.to_dict()
     assert json.loads(result.to_json())["knn_accuracy"] == 4 / 6
 
 
-def test_thousands_of_classes_leave_out_what_grows_with_their_square() -> None:
+def test_result_of_many_classes_omits_the_confusion_matrix() -> None:
     classes = 5000
-    many = dataclasses.replace(SETTING, classes=tuple(map(str, range(classes))))
-    people = PatientIds(persons=PERSONS, exams=PERSONS)
-    predictions = said([0, 4999, 1, 1, 1, 0], PERSONS, many.classes)
-    result = judge(many, predictions, GEOMETRY, references=people, resamples=100)
+    many = dataclasses.replace(CONTEXT, classes=tuple(map(str, range(classes))))
+    ids = PatientIds(persons=PERSONS, exams=PERSONS)
+    predictions = make_predictions([0, 4999, 1, 1, 1, 0], PERSONS, many.classes)
+    result = evaluate_predictions(many, predictions, GEOMETRY, gallery=ids, resamples=100)
     assert (result.confusion, result.intervals.balanced_accuracy) == (None, None)
     assert result.balanced_accuracy == (1 / 2 + 3 / 4) / 2
 
 
-def test_the_keys_that_other_programs_read_are_there() -> None:
-    values = judged([0] * 6, PERSONS, ["s"]).to_dict()
+def test_result_has_the_documented_keys() -> None:
+    values = evaluate([0] * 6, PERSONS, ["s"]).to_dict()
     assert values.keys() >= {
         *("split_unit", "classes", "fold", "persons", "slices", "reference_slices", "knn_accuracy"),
         *("balanced_accuracy", "head_accuracy", "raw_pixel_knn", "intervals", "confusion", "checkpoint", "chosen_by"),
