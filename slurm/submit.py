@@ -11,6 +11,7 @@ How requeueing depends on the site was observed on real clusters (Slurm 22.05):
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from hsadml_dist.atomic import write_text
 from hsadml_dist.errors import ClusterError, ExitCode, RunLockedError, did_you_mean
@@ -37,7 +38,7 @@ def check_request(request: JobRequest) -> str:
     site = try_query_site()
     problem = None if site is None else requeue_problem(site, request.requeue, request.partition)
     if problem is not None:
-        raise ClusterError(problem)
+        raise ClusterError(str(problem))
     for run in run_folders_of(request):
         _refuse_second_job(run)
     try:
@@ -75,8 +76,26 @@ def run_folders_of(request: JobRequest) -> Iterator[RunFolder]:
     yield from map(RunFolder, request.elements or (request.run_dir,))
 
 
-def requeue_problem(site: SlurmSite, mode: str, partition: str | None = None) -> str | None:
-    """Return in one line why a requeue mode cannot work at a site; None if it can.
+@dataclass(frozen=True)
+class RequeueProblem:
+    """Why a requeue mode cannot work at a site.
+
+    Attributes:
+        mode: ``chain``, ``self`` or ``none``.
+        reason: The setting of the site that prevents it.
+        remedy: What to do.
+    """
+
+    mode: str
+    reason: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"--requeue {self.mode}: {self.reason}; {self.remedy}"
+
+
+def requeue_problem(site: SlurmSite, mode: str, partition: str | None = None) -> RequeueProblem | None:
+    """Return why a requeue mode cannot work at a site; None if it can.
 
     Args:
         site: Settings of the cluster.
@@ -85,17 +104,15 @@ def requeue_problem(site: SlurmSite, mode: str, partition: str | None = None) ->
     """
     option = _option_with(site, ExitCode.SUCCESS)
     if option is not None:
-        return (
-            f"--requeue {mode}: this site requeues jobs that exit with 0 ({option}), so a finished run would "
-            f"start again and again; ask the site to remove 0"
-        )
+        reason = f"this site requeues jobs that exit with 0 ({option}), so a finished run would start again and again"
+        return RequeueProblem(mode, reason, "ask the site to remove 0")
     if mode == "none":
         return _none_problem(site)
     return _self_problem(site, partition) if mode == "self" else None
 
 
-def requeue_warning(site: SlurmSite, mode: str) -> str | None:
-    """Return in one line what is unusual about a requeue mode at a site, although it works; None if nothing is."""
+def requeue_warning(site: SlurmSite) -> str | None:
+    """Return in one line what is unusual about requeueing at a site, although it works; None if nothing is."""
     requeued = site.requeue_exit & {
         ExitCode.USER_ERROR,
         ExitCode.USAGE_ERROR,
@@ -105,7 +122,7 @@ def requeue_warning(site: SlurmSite, mode: str) -> str | None:
     if not requeued:
         return None
     return (
-        f"--requeue {mode}: this site requeues jobs that exit with {_listed(requeued)} "
+        f"this site requeues jobs that exit with {_listed(requeued)} "
         f"(RequeueExit={_listed(site.requeue_exit)}): a failed job starts once more and exits with 0, "
         f"so Slurm reports it as COMPLETED"
     )
@@ -132,24 +149,26 @@ def _refuse_second_job(run: RunFolder) -> None:
             )
 
 
-def _none_problem(site: SlurmSite) -> str | None:
+def _none_problem(site: SlurmSite) -> RequeueProblem | None:
     option = _option_with(site, ExitCode.STOPPED)
     if option is None:
         return None
-    return (
-        f"--requeue none: this site requeues jobs that exit with {ExitCode.STOPPED:d}, as a stopped run does "
-        f"({option}), so it would not end with that code; use chain or self"
+    reason = (
+        f"this site requeues jobs that exit with {ExitCode.STOPPED:d}, as a stopped run does ({option}), "
+        "so it would not end with that code"
     )
+    return RequeueProblem("none", reason, "use chain or self")
 
 
-def _self_problem(site: SlurmSite, partition: str | None) -> str | None:
+def _self_problem(site: SlurmSite, partition: str | None) -> RequeueProblem | None:
     known = site.partition(partition)
     if known is None or known.grace_seconds > 0 or known.preempt_mode != "CANCEL":
         return None
-    return (
-        f"--requeue self: jobs that are preempted in partition {known.name} are cancelled at once and not requeued "
-        f"(PreemptMode=CANCEL, GraceTime=0); use chain"
+    reason = (
+        f"jobs that are preempted in partition {known.name} are cancelled at once and not requeued "
+        "(PreemptMode=CANCEL, GraceTime=0)"
     )
+    return RequeueProblem("self", reason, "use chain")
 
 
 def _option_with(site: SlurmSite, code: int) -> str | None:

@@ -84,7 +84,8 @@ def test_requeue_problem_names_mode_and_option_in_one_line(known: SlurmSite, pro
         problem = requeue_problem(known, mode)
         assert (problem is not None) == (mode in problems), problem
         if problem is not None:
-            assert problem.startswith(f"--requeue {mode}: ") and problems[mode] in problem and "\n" not in problem
+            assert problem.mode == mode and problems[mode] in problem.reason and problem.remedy
+            assert str(problem).startswith(f"--requeue {mode}: ") and "\n" not in str(problem)
 
 
 def test_requeue_problem_depends_on_the_partition() -> None:
@@ -95,9 +96,8 @@ def test_requeue_problem_depends_on_the_partition() -> None:
 
 
 def test_requeue_warning_names_the_failure_codes_that_are_requeued() -> None:
-    assert requeue_warning(site(85), "chain") is None
-    warning = requeue_warning(site(1, 70, 85), "chain") or ""
-    assert warning.startswith("--requeue chain: ")
+    assert requeue_warning(site(85)) is None
+    warning = requeue_warning(site(1, 70, 85)) or ""
     assert "exit with 1,70 (RequeueExit=1,70,85)" in warning
 
 

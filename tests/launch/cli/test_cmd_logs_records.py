@@ -12,7 +12,7 @@ from hsadml_dist.run.jsonl import JsonlWriter
 
 @pytest.fixture
 def run(tmp_path):
-    """Two attempts; the second did step 2 again."""
+    """A run with two attempts, of which the second repeated step 2."""
     dump_recipe(build_recipe({"data.shards": "s", "train.steps": 3}), tmp_path / "config.yaml")
     for number, steps in ((1, (1, 2)), (2, (2, 3))):
         attempt = RunFolder(tmp_path).attempt(number)
@@ -25,14 +25,14 @@ def run(tmp_path):
     return str(tmp_path)
 
 
-def test_json_has_one_row_a_step_with_all_digits_of_the_last_attempt(run, capsys):
+def test_metrics_json_has_the_last_attempt_of_each_step_with_all_digits(run, capsys):
     assert cli.main(["metrics", run, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [(row["step"], row["attempt"]) for row in rows] == [(1, 1), (2, 2), (3, 2)]
     assert rows[0] == {"step": 1, "attempt": 1, "loss": 1 / 3, "note": "x"}
 
 
-def test_the_table_shows_known_columns_aligned(run, capsys):
+def test_metrics_table_has_the_known_columns_aligned(run, capsys):
     assert cli.main(["metrics", run]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines] == [
@@ -44,14 +44,14 @@ def test_the_table_shows_known_columns_aligned(run, capsys):
     assert len({len(line) for line in lines}) == 1
 
 
-def test_events(run, capsys):
+def test_metrics_prints_events(run, capsys):
     assert cli.main(["metrics", run, "--events", "--json"]) == 0
     assert [row["attempt"] for row in json.loads(capsys.readouterr().out)] == [1, 2]
     assert cli.main(["metrics", run, "--events"]) == 0
     assert capsys.readouterr().out.count("started") == 2
 
 
-def test_digest_prints_the_runs(tmp_path, capsys, monkeypatch):
+def test_checkpoint_digest_prints_the_digest_of_the_run(tmp_path, capsys, monkeypatch):
     dump_recipe(build_recipe({"data.shards": "s", "train.steps": 3}), tmp_path / "config.yaml")
     stub = types.ModuleType("hsadml_dist.checkpoint.digest")
     stub.run_digest = lambda run, step: f"{run.name} {step}"

@@ -1,7 +1,8 @@
-from hsadml_dist.launch.doctor.check_results import CheckStatus, as_table, check_result, summary, unknown_result
+from hsadml_dist.launch.cli.cmd_doctor import count_statuses, format_results
+from hsadml_dist.launch.doctor import CheckStatus, check_result, unknown_result
 
 
-def test_the_gravest_verdict_that_says_what_to_do_counts():
+def test_check_result_takes_the_most_severe_status_with_a_remedy():
     assert check_result("g", "n", "f").verdict is CheckStatus.OK
     assert check_result("g", "n", "f", warn="w").verdict is CheckStatus.WARN
     both = check_result("g", "n", "f", fail="do", warn="w")
@@ -9,7 +10,7 @@ def test_the_gravest_verdict_that_says_what_to_do_counts():
     assert unknown_result("g", "n", "f", "ask").verdict is CheckStatus.UNKNOWN
 
 
-FINDINGS = [
+RESULTS = [
     check_result("disk", "room", "3 GiB"),
     check_result(
         "disk", "speed of writing", "a text that is too long for one line", warn="and something to do about it"
@@ -33,28 +34,28 @@ slurm
 1 failed, 1 warning, 1 unknown, 1 ok"""
 
 
-def test_the_table_is_grouped_and_wrapped():
-    assert as_table(FINDINGS, 54) == NARROW
+def test_format_results_groups_and_wraps():
+    assert format_results(RESULTS, 54) == NARROW
 
 
-def test_a_narrow_terminal_keeps_every_word():
-    words = as_table(FINDINGS, 10).split()
-    assert all(word in words for one in FINDINGS for word in f"{one.found} {one.todo}".split())
+def test_format_results_keeps_every_word_on_a_narrow_terminal():
+    words = format_results(RESULTS, 10).split()
+    assert all(word in words for one in RESULTS for word in f"{one.found} {one.todo}".split())
 
 
-def test_a_wide_terminal_is_not_used_beyond_120_columns():
+def test_format_results_uses_at_most_120_columns():
     long = check_result("disk", "room", "word " * 100)
-    assert max(map(len, as_table([long], 500).splitlines())) <= 120
+    assert max(map(len, format_results([long], 500).splitlines())) <= 120
 
 
-def test_colours_change_nothing_else():
-    coloured = as_table(FINDINGS, 54, colour=True)
+def test_format_results_in_colour_has_the_same_text():
+    coloured = format_results(RESULTS, 54, colour=True)
     assert "\033[1;31mFAIL\033[0m" in coloured
     for code in ("\033[32m", "\033[33m", "\033[1;31m", "\033[2m", "\033[0m"):
         coloured = coloured.replace(code, "")
     assert "\n".join(line.rstrip() for line in coloured.splitlines()) == NARROW
 
 
-def test_verdicts_are_counted():
-    assert summary([FINDINGS[1]] * 2) == "2 warnings"
-    assert summary([]) == ""
+def test_count_statuses_uses_the_plural():
+    assert count_statuses([RESULTS[1]] * 2) == "2 warnings"
+    assert count_statuses([]) == ""
