@@ -27,7 +27,7 @@ def phantom(tmp_path):
     return tmp_path / "phantom"
 
 
-def test_build_tells_what_it_made(tmp_path, capsys):
+def test_build_command_creates_key_once(tmp_path, capsys):
     run("build", "phantom", 6, "--out", tmp_path / "one", *OPTIONS)
     said = capsys.readouterr().out
     assert "made a new id key" in said and "slices written in" in said
@@ -36,7 +36,7 @@ def test_build_tells_what_it_made(tmp_path, capsys):
     assert "made a new id key" not in capsys.readouterr().out
 
 
-def test_verify_and_info_of_a_good_folder(phantom, capsys):
+def test_verify_and_info_commands_of_valid_folder(phantom, capsys):
     capsys.readouterr()
     run("verify", phantom)
     assert "all bytes are as written" in capsys.readouterr().out
@@ -53,7 +53,7 @@ def test_verify_and_info_of_a_good_folder(phantom, capsys):
     assert "split by person" in capsys.readouterr().out
 
 
-def test_verify_ends_with_code_1_and_names_the_shard(phantom, capsys):
+def test_verify_command_exits_with_1_and_names_the_shard(phantom, capsys):
     path = phantom / "shard-00000.tar"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
@@ -64,7 +64,7 @@ def test_verify_ends_with_code_1_and_names_the_shard(phantom, capsys):
     assert "shard-00000.tar" in capsys.readouterr().out
 
 
-def test_table_options_reach_the_source(table, tmp_path, capsys):
+def test_build_command_passes_table_options(table, tmp_path, capsys):
     out = tmp_path / "t"
     options = ["--columns", "person=exam,exam=person", "--where", "class=glioma", "--where", "plane=axial"]
     run("build", "table", table, "--out", out, "--folds", 2, "--size", 16, "--workers", 1, *options)
@@ -95,20 +95,20 @@ def test_table_options_reach_the_source(table, tmp_path, capsys):
         (["table", "none.csv", "--columns", "file"], UsageError, r"--columns 'file': write NAME=VALUE"),
     ],
 )
-def test_wrong_words_are_one_clear_line(tmp_path, words, kind, text):
+def test_build_command_errors_are_one_line(tmp_path, words, kind, text):
     with pytest.raises(kind, match=text) as caught:
         run("build", *words, "--out", tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
-def test_pairs():
+def test_pairs_parses_name_value_items():
     assert pairs(["a=b", " c=d=e ", ""], "--x") == {"a": "b", "c": "d=e"}
     with pytest.raises(UsageError, match="twice"):
         pairs(["a=b", "a=c"], "--x")
 
 
-def test_verify_and_info_import_neither_torch_nor_numpy(phantom):
+def test_verify_and_info_commands_import_neither_torch_nor_numpy(phantom):
     code = (
         "import sys; from hsadml_dist.launch.cli.cmd_shards import app\n"
         "for words in (['info'], ['info', '--json'], ['verify']):\n"
