@@ -69,4 +69,4 @@ def test_contact_strips_outline_lesions_per_class(small_shards):
         shown = min(COLUMNS, sum(row.label == label for row in index.samples))
         assert pixels.shape == (TILE_SIDE, TILE_SIDE * shown, 3)
         assert (pixels == OUTLINE).all(axis=2).any()
-        assert strip.class_name in strip.alt and "person" in strip.alt
+        assert strip.class_name in strip.alt and "patient" in strip.alt

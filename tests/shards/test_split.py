@@ -91,18 +91,18 @@ def test_split_groups_separates_equal_exams_of_two_patients():
 
 
 def test_assign_folds_rejects_more_folds_than_groups():
-    with pytest.raises(DataError, match=r"--folds 5: .*persons \(2\).*2 \.\.\. 2"):
+    with pytest.raises(DataError, match=r"--folds 5: .*2 patients.*2 \.\.\. 2"):
         assign_folds([make_record(n, n % 2) for n in range(9)], "person", 5, 0)
 
 
 @pytest.mark.parametrize("folds", [1, 0, -3])
 def test_check_split_rejects_too_few_folds(folds):
-    with pytest.raises(UsageError, match="at least 2"):
+    with pytest.raises(UsageError, match=rf"--folds {folds}: .*allowed: 2"):
         check_split("person", folds)
 
 
 def test_check_split_suggests_nearest_unit():
-    with pytest.raises(UsageError, match=r"person, exam, slice.*mean 'person'"):
+    with pytest.raises(UsageError, match=r"--split-by 'persons': .*person, exam, slice.*'person'"):
         check_split("persons", 5)
 
 
@@ -125,7 +125,7 @@ def test_choose_split_unit_defaults_to_largest_named_unit(records, unit):
 
 def test_assign_folds_missing_patient_names_the_row():
     records = [make_record(1, 1), SourceRecord(record_id="row 2", where="row 2", class_name="a")]
-    with pytest.raises(DataError, match=r"row 2 names no person.*exam, slice"):
+    with pytest.raises(DataError, match=r"row 2 .*exam, slice"):
         assign_folds(records, "person", 2, 0)
     assert set(assign_folds(records, "slice", 2, 0)) == {0, 1}
 
@@ -143,7 +143,7 @@ def test_assign_folds_rejects_prescribed_folds_that_split_a_patient():
 
 
 def test_assign_folds_rejects_incomplete_fold_column():
-    with pytest.raises(DataError, match="row 2 has none"):
+    with pytest.raises(DataError, match="row 2"):
         assign_folds([make_record(1, 1, fold=0), make_record(2, 2)], "person", 5, 0)
 
 

@@ -86,13 +86,13 @@ def test_verify_reports_patient_in_two_folds(shards):
     rewrite(shards, lambda position, row: replace(row, fold=(row.fold + 1) % 3) if position == place else row)
     faults = verify_shards(shards)
     assert any(f"person {persons[place]} is in folds" in fault for fault in faults)
-    assert any("its json and its row differ in: fold" in fault for fault in faults)
+    assert any("differ in: fold" in fault for fault in faults)
 
 
 def test_verify_reports_wrong_offset(shards):
     shift = lambda members: {name: (offset + 512, size) for name, (offset, size) in members.items()}  # noqa: E731
     rewrite(shards, lambda position, row: replace(row, members=shift(row.members)) if position == 0 else row)
-    assert any("elsewhere" in fault for fault in verify_shards(shards))
+    assert any("offset" in fault for fault in verify_shards(shards))
 
 
 def test_verify_reports_label_that_differs_from_json(shards):
@@ -104,7 +104,7 @@ def test_verify_reports_duplicate_key_and_sample_without_row(shards):
     first = load_index(shards).samples[0]
     rewrite(shards, lambda position, row: first if position == 1 else row)
     faults = "\n".join(verify_shards(shards))
-    assert f"key {first.key} comes twice" in faults
+    assert f"duplicate key {first.key}" in faults
     assert "is not in samples.jsonl" in faults
 
 
@@ -119,9 +119,11 @@ def test_verify_reports_wrong_size_in_header(shards):
 @pytest.mark.parametrize("name", ["card.html", "card.json", "splits.json"])
 def test_verify_reports_changed_or_missing_card_and_splits(shards, name):
     (shards / name).write_text((shards / name).read_text().replace("0", "1", 1))
-    assert verify_shards(shards) == (f"{name}: its SHA-256 is not the one in index.json: damaged",)
+    (fault,) = verify_shards(shards)
+    assert fault.startswith(f"{name}: ") and "SHA-256" in fault
     (shards / name).unlink()
-    assert verify_shards(shards) == (f"{name}: cannot be read: No such file or directory",)
+    (fault,) = verify_shards(shards)
+    assert fault.startswith(f"{name}: ") and "No such file" in fault
 
 
 def test_verify_reports_damaged_index_once(shards):
