@@ -31,6 +31,7 @@ from hsadml_dist.shards.summary import summarise
 from hsadml_dist.shards.verify import verify_shards
 from tests.shards.matlab_files import write_folds, write_slice
 
+HANG_SECONDS = 240
 OPTIONS = BuildOptions(samples_per_shard=4, size=32, folds=4)
 
 
@@ -96,7 +97,7 @@ def test_build_writes_no_identifier_of_the_input(built, table):
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
-    """The same 24 slices of 6 persons, 2 exams each, as original files, zipped files, a table, and class folders."""
+    """The same 24 slices of 6 patients, 2 exams each, as original files, zipped files, a table, and class folders."""
     root = tmp_path_factory.mktemp("cohort")
     classes = ("meningioma", "glioma", "pituitary")
     for folder in ("mat/SECRETWARD", "pictures"):
@@ -181,7 +182,7 @@ def fail(*_: object) -> None:
 
 
 def holds(path: Path, words: list[bytes]) -> bool:
-    """Say whether a file's name or content has a word, in one byte a letter or in two."""
+    """Return whether the name or content of a file contains a word, in ASCII or UTF-16."""
     content = (path.read_bytes() + os.fsencode(path.name)).lower()
     return any(word.lower() in content or word.decode().lower().encode("utf-16-le") in content for word in words)
 
@@ -277,7 +278,7 @@ def test_build_reports_patients_in_two_classes_by_row(small_table, key, tmp_path
 
 @pytest.fixture
 def full_disk(tmp_path):
-    """A file system of 300 KB."""
+    """File system of 300 KB."""
     folder = tmp_path / "full"
     folder.mkdir()
     done = subprocess.run(
@@ -339,7 +340,7 @@ build_shards(TableSource(table=Path(table)), Path(out), options, key, int(worker
 
 
 def children(pid: int) -> list[int]:
-    """Return the processes that ``pid`` started, its pool's workers."""
+    """Return the child processes of ``pid``: the workers of its pool."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
@@ -360,7 +361,7 @@ def test_build_killed_repeatedly_resumes_to_the_same_bytes(table, tmp_path, work
     for kill in range(1, 6):
         words = [sys.executable, "-c", BUILDER, str(table), str(out), str(key_path), str(workers)]
         process = subprocess.Popen(words)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + HANG_SECONDS
         while len(list((tmp_path / ".out.building").glob(".done-*"))) < kill and time.monotonic() < deadline:
             assert process.poll() is None
             time.sleep(0.005)
@@ -376,7 +377,7 @@ def test_build_killed_repeatedly_resumes_to_the_same_bytes(table, tmp_path, work
     build_shards(TableSource(table=table), tmp_path / "reference", options, key, 1, quiet)
     assert contents(out) == contents(tmp_path / "reference")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["key", "out", "reference"]
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + HANG_SECONDS
     while not all(map(is_gone, orphans)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert [pid for pid in orphans if not is_gone(pid)] == []

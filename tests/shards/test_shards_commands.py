@@ -14,7 +14,7 @@ def config_folder(monkeypatch, tmp_path):
 
 
 def run(*words: object) -> None:
-    """Call the command in this process; errors come through as they are."""
+    """Call the command in this process; exceptions propagate."""
     app([str(word) for word in words], exit_on_error=False, result_action="return_value")
 
 

@@ -5,7 +5,7 @@ from hsadml_dist.shards.summary import summarise
 
 
 def make_row(number: int) -> SampleRow:
-    """Sixteen slices of 4 persons with 2 exams each; the publisher's folds tear persons, not exams."""
+    """Return one of 16 slices of 4 patients with 2 exams each; the author folds split patients, not exams."""
     return SampleRow(
         key=f"{number:016x}",
         shard=0,

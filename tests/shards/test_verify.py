@@ -30,7 +30,7 @@ def flip(path, offset):
 
 
 def rewrite(folder, change_row):
-    """Write the index again after ``change_row(position, row)``, with a digest that fits."""
+    """Rewrite the index with ``change_row(position, row)`` applied, and with the matching digest."""
     index = load_index(folder)
     rows = tuple(change_row(position, row) for position, row in enumerate(index.samples))
     write_index(folder, replace(index, samples=rows, digest=table_digest(samples_table(rows))))

@@ -78,7 +78,7 @@ def data(tmp_path):
 
 @pytest.fixture
 def zipped(data, tmp_path):
-    """The same in two of the original zips, one with a folder inside, beside the folds."""
+    """The same slices in two of the original zips, one with a folder inside, and the folds."""
     folder = tmp_path / "zips"
     folder.mkdir()
     with zipfile.ZipFile(folder / ORIGINAL_ZIPS[0], "w", zipfile.ZIP_DEFLATED) as archive:
@@ -99,7 +99,7 @@ def persons_csv(tmp_path, *lines):
 
 
 def refusal(source, kind=DataError):
-    """Return the one line of a refused listing; no identifier in it."""
+    """Return the error of a listing, which must be one line without identifiers."""
     with pytest.raises(kind) as caught:
         source.list_records()
     assert "\n" not in str(caught.value)

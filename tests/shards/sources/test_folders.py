@@ -21,7 +21,7 @@ def put(folder, *names, value=0):
 
 
 def fill(root, classes, parts=("Training", "Testing")):
-    """Put two PNGs and a JPEG a class and part, each with its own grey value."""
+    """Write two PNGs and a JPEG per class and part, each with its own grey value."""
     for part_number, part in enumerate(parts):
         for number, name in enumerate(classes):
             put(

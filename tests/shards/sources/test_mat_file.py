@@ -42,7 +42,7 @@ def test_read_v5_array_ignores_non_numeric_variables(value):
 
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_read_v5_array_reads_doubles_stored_as_bytes_in_either_byte_order(order):
-    """As MATLAB itself writes them: class double, data uint8; scipy never does."""
+    """MATLAB itself writes class double with data uint8; scipy never does."""
 
     def element(kind, data):
         return struct.pack(order + "II", kind, len(data)) + data + bytes(-len(data) % 8)
@@ -104,7 +104,7 @@ def slice_file(tmp_path):
 
 
 def damage_of(path):
-    """Return why the file cannot be used; nothing in it may be the PID."""
+    """Return the reason why the file cannot be used, which must not contain the PID."""
     with pytest.raises(DamagedSampleError) as caught:
         read_header(path, "17.mat")
     assert caught.value.skip.where == "17.mat"

@@ -27,7 +27,7 @@ def test_site_is_independent_of_the_class(patients):
     expected = len(patients) / (len(CLASSES) * len(SITES))
     assert len(pairs) == len(CLASSES) * len(SITES)
     squares = sum((count - expected) ** 2 / expected for count in pairs.values())
-    assert squares < 25, "chi-square with 11 degrees of freedom: 0.99 of all draws lie below"
+    assert squares < 25, "chi-square with 11 degrees of freedom: 99 % of all samples are below"
 
 
 def test_site_is_not_periodic(patients):
@@ -118,7 +118,7 @@ def test_pose_enlarges_ventricles_by_reading_nearer_their_centre():
     [("axial", (0, 1), (1, 1), 2), ("coronal", (0, 1), (2, 1), 1), ("sagittal", (1, 1), (2, 1), 0)],
 )
 def test_scanner_points_follow_radiological_orientation(plane, left, top, flat):
-    """Left of the picture: the patient's right, or the front in sagittal ones; top: front, or the head's top."""
+    """Left of the image: the patient's right, or the front if sagittal; top of the image: front, or top of the head."""
     across, down = np.array([-0.5, 0.5, 0, 0], np.float32), np.array([0, 0, -0.5, 0.5], np.float32)
     points = scanner_points(plane, 7.0, 1, across, down)
     half = SITES[1].field_of_view_mm / 2

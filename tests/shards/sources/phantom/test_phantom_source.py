@@ -75,7 +75,7 @@ def test_phantom_image_depends_only_on_seed_patient_and_slice():
 
 
 def test_phantom_image_is_identical_in_another_process(cohort):
-    """It draws few slices and the last first, so that no state left by earlier slices can hide."""
+    """The process draws few slices and the last one first, so that state left by earlier slices would show."""
     records, pixels = cohort
     chosen = [len(records) - 1, 40, 0]
     program = (
@@ -121,7 +121,7 @@ def test_phantom_images_and_masks_have_documented_ranges(cohort):
 
 
 def brain_brightness(one):
-    """Return the usual brightness of what is neither air nor bone nor fat."""
+    """Return the median brightness without air, bone and fat."""
     return np.median(one.image[(one.image > 0.15) & (one.image < 0.6)])
 
 

@@ -27,7 +27,7 @@ def patients(count, seed=3):
 
 
 def test_mask_is_the_tumour_in_every_plane_and_exam(anatomy):
-    """A pixel is inside the mask where its place is inside the patient's tumour, in whatever plane and exam."""
+    """A pixel is in the mask if its coordinates are inside the patient's tumour, in any plane and exam."""
     seen = set()
     for patient in patients(30):
         lesion = make_lesion(patient)
@@ -91,7 +91,7 @@ def test_render_slice_of_second_exam_resembles_the_first():
 
 
 def axial_slices():
-    """Return axial slices well above the skull's base: each with its template points."""
+    """Yield axial slices well above the base of the skull, with their template coordinates."""
     for patient in patients(120):
         for number, plane in enumerate(patient.planes):
             points_3P, brain_3P = slice_points(patient, number, SIZE)
