@@ -12,6 +12,7 @@ from hsadml_dist import atomic
 from hsadml_dist.data.index import ShardIndex
 from hsadml_dist.errors import DataError
 from hsadml_dist.report.page import Table, render_page
+from hsadml_dist.shards.split import unit_name
 from hsadml_dist.shards.summary import AuthorFolds, DatasetSummary, GroupCount, summarise
 
 if TYPE_CHECKING:  # these modules need numpy, and a login node reads the card's figures without it
@@ -79,8 +80,8 @@ def remarks(summary: DatasetSummary) -> Iterator[str]:
     if summary.unit != "person":
         known = "are not known" if summary.total.persons is None else "were not kept apart"
         yield (
-            f"Split by {summary.unit}. Patients {known}: slices of one patient may be in both training and test folds, "
-            "which inflates every accuracy measured on these folds."
+            f"Split by {unit_name(summary.unit)}. Patients {known}: slices of one patient may be in both training and "
+            "test folds, which inflates every accuracy measured on these folds."
         )
     if summary.persons_in_two_classes:
         yield f"{plural(summary.persons_in_two_classes, 'patient')} with slices of more than one class."
@@ -115,11 +116,6 @@ def author_folds_remark(folds: AuthorFolds) -> str:
 def plural(count: int, noun: str) -> str:
     """Return count and noun, for instance ``1 patient`` or ``2 patients``."""
     return f"{count} {noun}{'s' * (count != 1)}"
-
-
-def unit_name(unit: str) -> str:
-    """Return the name of a split unit on pages: ``patient`` for the column ``person``."""
-    return "patient" if unit == "person" else unit
 
 
 def _headline(summary: DatasetSummary) -> str:

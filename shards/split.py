@@ -43,6 +43,11 @@ def check_split(split_by: str | None, folds: int) -> None:
         raise UsageError(f"--folds {folds}: out of range; allowed: {MIN_FOLDS} or more")
 
 
+def unit_name(unit: str) -> str:
+    """Return the name of a split unit in texts for users: ``patient`` for the column ``person``."""
+    return "patient" if unit == "person" else unit
+
+
 def choose_split_unit(records: Sequence[SourceRecord], split_by: str | None) -> str:
     """Return ``split_by``, or by default the largest unit that the source names for any record.
 
@@ -65,7 +70,7 @@ def split_groups(records: Sequence[SourceRecord], split_by: str) -> tuple[str, .
         if getattr(record, split_by) is None:
             others = ", ".join(unit for unit in SPLIT_UNITS if unit != split_by)
             raise DataError(
-                f"--split-by {split_by}: {record.where} has no {split_by}, and every sample needs one; "
+                f"--split-by {split_by}: {record.where} has no {unit_name(split_by)}, and every sample needs one; "
                 f"name the table's column with --columns {split_by}=NAME, pass --persons for figshare, "
                 f"or split by another unit ({others})"
             )
@@ -85,7 +90,9 @@ def assign_folds(records: Sequence[SourceRecord], split_by: str, folds: int, see
         return _prescribed_folds(records, groups, split_by)
     count = len(set(groups))
     if folds > count:
-        raise DataError(f"--folds {folds}: the source has only {count} {split_by}s; allowed: {MIN_FOLDS} ... {count}")
+        raise DataError(
+            f"--folds {folds}: the source has only {count} {unit_name(split_by)}s; allowed: {MIN_FOLDS} ... {count}"
+        )
     return balance_folds(groups, [record.class_name for record in records], folds, seed)
 
 
@@ -183,8 +190,8 @@ def _prescribed_folds(records: Sequence[SourceRecord], groups: Sequence[str], sp
         other = first.setdefault(group, record)
         if other.fold != record.fold:
             raise DataError(
-                f"fold: one {split_by} is in two folds: {other.where} in {other.fold}, {record.where} in {record.fold}"
-                f"; correct the folds or choose another --split-by"
+                f"fold: one {unit_name(split_by)} is in two folds: {other.where} in {other.fold}, "
+                f"{record.where} in {record.fold}; correct the folds or choose another --split-by"
             )
         folds.append(record.fold)
     if len(set(folds)) < MIN_FOLDS:

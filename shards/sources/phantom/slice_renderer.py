@@ -1,7 +1,7 @@
 """Render one slice of a generated patient: geometry, tissues, vessels, tumour, scanner.
 
-Shapes in names: ``_3P`` coordinates and ``_P`` one value per pixel, with trailing axes (size, size); ``_3N`` coordinates
-of a coarse grid. Brightness: about 0 ... 1.
+Shapes in names: ``_3P`` coordinates and ``_P`` one value per pixel, both with trailing axes (size, size); ``_3N``
+coordinates of a coarse grid. Brightness: about 0 ... 1.
 """
 
 from __future__ import annotations
