@@ -38,7 +38,7 @@ from hsadml_dist.preemption.signals import StopSignal
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.rendezvous import join_run
 from hsadml_dist.run.trackers import open_recorder
-from hsadml_dist.train import Session, Trainer
+from hsadml_dist.trainer import Session, Trainer
 
 CLASSES = 3
 SEED = 0

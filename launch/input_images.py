@@ -102,6 +102,22 @@ def read_input_image(path: Path, size: int) -> InputImage:
     return InputImage(pixels=pixels, notes=_conversion_notes(path))
 
 
+def scale_input_array(image_HW: np.ndarray, size: int) -> np.ndarray:
+    """Scale an array (H, W) of any integer or float dtype as ``hsadml shards build`` does; return (size, size), uint16.
+
+    Raises:
+        DataError: The array has another number of dimensions, or values that are not finite.
+    """
+    from hsadml_dist.shards.image_codec import to_uint16
+
+    if image_HW.ndim != 2:
+        raise DataError(f"image: has shape {image_HW.shape}; allowed: (height, width)")
+    try:
+        return to_uint16(image_HW, size)
+    except ValueError as error:
+        raise DataError(f"image: {error}") from error
+
+
 def _walk(folder: Path) -> Iterator[Path]:
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]

@@ -49,7 +49,7 @@ def _train(arguments: Sequence[str], stop_signal: StopSignal) -> int:
         raise UsageError("usage: python -m hsadml_dist.launch.rank RUN")
     run = Path(arguments[0])
     recipe = load_recipe(RunFolder(run).config).recipe
-    from hsadml_dist.train import train  # imports torch, which takes seconds; an invalid recipe is reported before
+    from hsadml_dist.trainer import train  # imports torch, which takes seconds; an invalid recipe is reported before
 
     return train(recipe, run, stop_signal)
 

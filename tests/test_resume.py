@@ -10,7 +10,7 @@ from hsadml_dist.errors import CheckpointError, ConfigError, ExitCode
 from hsadml_dist.preemption.signals import StopSignal
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.history import merged_events
-from hsadml_dist.train import train
+from hsadml_dist.trainer import train
 
 pytestmark = pytest.mark.usefixtures("as_before")
 

@@ -84,7 +84,7 @@ def save_code_snapshot(run: RunFolder, package: Path = PACKAGE) -> CodeChange | 
     digest = _digest(files)
     first = _read_snapshot(run)
     if first is None:
-        snapshot = CodeSnapshot(version=_package_version(), digest=digest, commit=_clean_commit(package), files=files)
+        snapshot = CodeSnapshot(version=package_version(), digest=digest, commit=_clean_commit(package), files=files)
         try:
             _write_snapshot(run, snapshot, package)
         except OSError as fault:
@@ -130,7 +130,8 @@ def _write_snapshot(run: RunFolder, snapshot: CodeSnapshot, package: Path) -> No
     write_text(run.code / "code.json", json.dumps(asdict(snapshot), indent=2, sort_keys=True) + "\n")
 
 
-def _package_version() -> str:
+def package_version() -> str:
+    """Return the version of the installed package, ``unknown`` if it is not installed."""
     try:
         return metadata.version("hsadml-dist")
     except metadata.PackageNotFoundError:  # run from a clone that is not installed

@@ -124,7 +124,7 @@ def test_rank_heartbeat_describes_the_main_thread():
         ("torch.nn.parallel.distributed", "_sync_buffers", True),
         ("torch.autograd.graph", "_engine_run_backward", True),
         ("torch.nn.parallel.replicate", "all_reduce", False),
-        ("hsadml_dist.train", "train_step", False),
+        ("hsadml_dist.trainer", "train_step", False),
     ],
 )
 def test_rank_waits_in_collectives_and_in_the_backward_pass(module, function, waits):

@@ -20,7 +20,7 @@ def rank(run, body, **environ):
         "import os, signal, sys, threading, time, types\n"
         "from hsadml_dist.errors import CheckpointError\n"
         f"def train(recipe, path, stop_signal):\n{textwrap.indent(textwrap.dedent(body), '    ')}\n"
-        "stub = sys.modules['hsadml_dist.train'] = types.ModuleType('hsadml_dist.train')\n"
+        "stub = sys.modules['hsadml_dist.trainer'] = types.ModuleType('hsadml_dist.trainer')\n"
         "stub.train = train\n"
         "from hsadml_dist.launch.rank import hard_exit, main\n"
         "hard_exit(main(sys.argv[1:]))\n"
@@ -70,7 +70,7 @@ def test_signal_before_the_trainer_starts_is_passed_to_it(run, name):
             return loaded(path)
         rank.load_recipe = slow
         import types
-        stub = sys.modules["hsadml_dist.train"] = types.ModuleType("hsadml_dist.train")
+        stub = sys.modules["hsadml_dist.trainer"] = types.ModuleType("hsadml_dist.trainer")
         stub.train = lambda recipe, path, stop_signal: print(stop_signal.reason.name) or 85
         rank.hard_exit(rank.main(sys.argv[1:]))
     """

@@ -42,7 +42,7 @@ def test_resnet_accepts_volumes():
 
 
 def test_training_module_does_not_import_monai():
-    code = "import sys, hsadml_dist.train; print('monai' in sys.modules)"
+    code = "import sys, hsadml_dist.trainer; print('monai' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 

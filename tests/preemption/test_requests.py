@@ -12,7 +12,7 @@ from hsadml_dist.preemption.requests import POLL_SECONDS, RequestFiles, StepDeci
 from hsadml_dist.preemption.signals import StopSignal
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.history import StopReason, merged_events, merged_metrics, read_stop_reasons
-from hsadml_dist.train import train
+from hsadml_dist.trainer import train
 
 pytestmark = pytest.mark.usefixtures("as_before")
 

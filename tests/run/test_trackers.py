@@ -165,7 +165,7 @@ from pathlib import Path
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.trackers import configure_rank_logging
 configure_rank_logging(RunFolder(Path(sys.argv[1])).attempt(1), int(sys.argv[2]))
-logging.getLogger("hsadml_dist.train").warning("checkpoint %s rejected", "x")
+logging.getLogger("hsadml_dist.trainer").warning("checkpoint %s rejected", "x")
 logging.getLogger("other").debug("too detailed")
 ctypes.string_at(0)
 """
@@ -183,7 +183,7 @@ def test_rank_log_gets_log_records_and_the_stacks_of_a_crash(tmp_path):
     attempt, done = crash(tmp_path, 2)
     assert done.returncode < 0
     text = attempt.log(2).read_text()
-    assert f"{logging.getLevelName(logging.WARNING)} hsadml_dist.train: checkpoint x rejected" in text
+    assert f"{logging.getLevelName(logging.WARNING)} hsadml_dist.trainer: checkpoint x rejected" in text
     assert "too detailed" not in text
     assert "Fatal Python error: Segmentation fault" in text
     assert 'File "<string>", line 9' in text

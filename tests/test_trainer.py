@@ -13,7 +13,7 @@ from hsadml_dist.errors import CheckpointError, ConfigError, ExitCode, Numerical
 from hsadml_dist.preemption.signals import STOP_AFTER, StopSignal
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.history import StopReason, merged_events, merged_metrics
-from hsadml_dist.train import train
+from hsadml_dist.trainer import train
 from tests.checkpoint.test_save import small_disk
 
 pytestmark = pytest.mark.usefixtures("as_before")
