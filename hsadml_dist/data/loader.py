@@ -49,7 +49,7 @@ LIKELY_CAUSES: Mapping[int | None, str] = {
 """Likely cause by exit code of a worker."""
 
 
-class ImageSource(Protocol):
+class PreparedImageSource(Protocol):
     """A source of prepared images.
 
     Attributes:
@@ -72,7 +72,9 @@ class BatchAugmentation(Protocol):
 class TrainingSamples(Dataset[Batch | DataError]):
     """Augmented training samples, one batch of references at a time, or the error of a batch that cannot be read."""
 
-    def __init__(self, images: ImageSource, positions: Sequence[int], augment: BatchAugmentation, seed: int) -> None:
+    def __init__(
+        self, images: PreparedImageSource, positions: Sequence[int], augment: BatchAugmentation, seed: int
+    ) -> None:
         self._images, self._positions, self._augment, self._seed = images, positions, augment, seed
 
     def __getitem__(self, ref: SampleRef) -> Batch | DataError:

@@ -32,7 +32,7 @@ class Slow(torch.autograd.Function):
         return gradient, None
 
 
-class Net(nn.Module):
+class TinyNet(nn.Module):
     """A network that takes at least ``seconds`` in each pass."""
 
     def __init__(self, seconds):
@@ -44,7 +44,7 @@ class Net(nn.Module):
 
 
 def test_compute_timer_measures_both_passes_and_nothing_between_them():
-    net = Net(0.05)
+    net = TinyNet(0.05)
     timer = ComputeTimer(net, CPU)
     began = time.perf_counter()
     out = net(torch.ones(1, 2))
@@ -57,7 +57,7 @@ def test_compute_timer_measures_both_passes_and_nothing_between_them():
 
 
 def test_compute_timer_adds_up_accumulated_microbatches():
-    net = Net(0.02)
+    net = TinyNet(0.02)
     timer = ComputeTimer(net, CPU)
     for _ in range(3):
         net(torch.ones(1, 2)).sum().backward()
@@ -65,7 +65,7 @@ def test_compute_timer_adds_up_accumulated_microbatches():
 
 
 def test_compute_timer_ignores_evaluation():
-    net = Net(0.02)
+    net = TinyNet(0.02)
     timer = ComputeTimer(net, CPU)
     with torch.no_grad():
         net(torch.ones(1, 2))
@@ -74,7 +74,7 @@ def test_compute_timer_ignores_evaluation():
 
 def test_compute_timer_does_not_change_gradients():
     torch.manual_seed(0)
-    nets = [Net(0.0), Net(0.0)]
+    nets = [TinyNet(0.0), Net(0.0)]
     nets[1].load_state_dict(nets[0].state_dict())
     ComputeTimer(nets[1], CPU)
     x = torch.randn(5, 2)
@@ -85,7 +85,7 @@ def test_compute_timer_does_not_change_gradients():
 
 
 def test_compute_timer_works_with_frozen_first_parameters():
-    net = Net(0.02)
+    net = TinyNet(0.02)
     net.first.requires_grad_(False)
     timer = ComputeTimer(net, CPU)
     net(torch.ones(1, 2)).sum().backward()

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hsadml_dist.config.validation import build_recipe
 
-from hsadml_dist.config.yaml_loader import dump_recipe
+from hsadml_dist.config.yaml_loader import build_recipe, dump_recipe
 from hsadml_dist.errors import DataError
 from hsadml_dist.evaluation.pooling import EvaluatedRun
 from hsadml_dist.launch import cli

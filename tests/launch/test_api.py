@@ -77,7 +77,7 @@ def test_train_resumes_the_same_run(trained, settings):
 def test_evaluate_returns_the_result(trained):
     result = hsadml.evaluate(trained.run)
     assert result["slices"] > 0
-    assert hsadml.train.__module__ == "hsadml_dist.api"
+    assert hsadml.train.__module__ == "hsadml_dist.launch.api"
 
 
 def test_load_embeds_and_predicts_arrays_and_files(trained, tiny_shards, tmp_path):
