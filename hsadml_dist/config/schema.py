@@ -64,7 +64,8 @@ def setting_fields(recipe_type: type) -> Mapping[str, SettingField]:
 
 def iter_settings(recipe: object) -> Iterator[tuple[str, Any, SettingRule]]:
     """Yield (dotted key, value, rule) for every setting of a recipe, in the order of declaration."""
-    for key, field in setting_fields(type(recipe)).items():
+    recipe_type: Any = type(recipe)
+    for key, field in setting_fields(recipe_type).items():
         section, _, name = key.partition(".")
         yield key, getattr(getattr(recipe, section), name), field.rule
 
