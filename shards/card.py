@@ -97,7 +97,7 @@ def remarks(summary: DatasetSummary) -> Iterator[str]:
     if summary.source == "phantom":
         yield "Generated patients: results on them say nothing about real patients."
     else:
-        yield "Pixels are unchanged: check the images for burned-in names before you share the shards."
+        yield "Images are not de-identified: check them for burned-in names before you share the shards."
 
 
 def author_folds_remark(folds: AuthorFolds) -> str:

@@ -9,8 +9,9 @@ from hsadml_dist.launch.cli.cmd_shards import app, pairs
 
 
 @pytest.fixture(autouse=True)
-def config_folder(monkeypatch, tmp_path):
+def environment(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("COLUMNS", "120")
 
 
 def run(*words: object) -> None:
