@@ -85,9 +85,9 @@ def load_or_evaluate(run: Path, name: str) -> EvaluatedRun:
     recipe = load_recipe(RunFolder(run).config).recipe
     stored = load_stored_result(run)
     if stored is None or not _is_of_newest_checkpoint(run, stored[0]):
-        result = evaluate_and_report(run)
+        evaluated = evaluate_and_report(run)
         stored = load_stored_result(run)
-        if stored is None or stored[0] != result:
+        if stored is None or stored[0] != evaluated:
             raise DataError(
                 f"{run}: {recipe.data.shards} does not contain the samples that the run was trained on; "
                 "its evaluation would be on other data"
