@@ -102,6 +102,20 @@ def read_input_image(path: Path, size: int) -> InputImage:
     return InputImage(pixels=pixels, notes=_conversion_notes(path))
 
 
+def scale_input_array(image: np.ndarray, size: int) -> np.ndarray:
+    """Scale an array (H, W) of an integer or float dtype to (size, size), uint16, as in shards.
+
+    Raises:
+        DataError: The array has another shape or dtype, or a value that is not finite.
+    """
+    from hsadml_dist.shards.image_codec import to_uint16
+
+    try:
+        return to_uint16(image, size)
+    except ValueError as error:
+        raise DataError(f"image array: {error}") from error
+
+
 def _walk(folder: Path) -> Iterator[Path]:
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
