@@ -1,16 +1,16 @@
 #!/bin/sh
-# Installs Debian's Slurm packages for the private cluster, without starting a daemon.
+# Install Debian's Slurm packages for the private cluster, without starting a daemon.
 #
-# Does nothing where Slurm is present, where this is not root, where apt is missing, where a site
-# has an /etc/slurm/slurm.conf, or with INSTALL_SLURM=0. Prints one line that says what it did or
-# why not, and always ends with 0: without Slurm the rest still works, in local processes.
-# A second call is a no-op.
+# Does nothing if Slurm is installed, the user is not root, apt is missing, /etc/slurm/slurm.conf
+# exists (the machine belongs to a cluster), or INSTALL_SLURM=0. Prints one line with what it did
+# or why not, and always exits with 0: without Slurm the rest still works, in local processes.
+# A second call does nothing.
 
 POLICY=/usr/sbin/policy-rc.d
 WANTED="slurmctld slurmd slurm-client munge"
 LOG="${TMPDIR:-/tmp}/install-slurm.$$.log"
 
-say() { printf 'slurm: %s\n' "$*"; }
+log() { printf 'slurm: %s\n' "$*"; }
 
 present() {
     for tool in slurmctld slurmd srun sbatch munged; do
@@ -18,7 +18,7 @@ present() {
     done
 }
 
-# Some images lack iproute2, which the netns mode needs; one that is there is not upgraded.
+# Some images lack iproute2, which mode netns needs; an installed one is not upgraded.
 packages() {
     echo "$WANTED"
     PATH="$PATH:/usr/sbin:/sbin" command -v ip >/dev/null 2>&1 || echo iproute2
@@ -44,17 +44,17 @@ apt_install() {
     DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $(packages) </dev/null >>"$LOG" 2>&1
 }
 
-if [ "${INSTALL_SLURM:-1}" = 0 ]; then say "not installed: INSTALL_SLURM=0"; exit 0; fi
-if present; then say "already installed ($(PATH="$PATH:/usr/sbin:/sbin" slurmctld -V))"; exit 0; fi
-if [ -e /etc/slurm/slurm.conf ]; then say "not installed: this machine belongs to a cluster (/etc/slurm/slurm.conf exists)"; exit 0; fi
-if [ "$(id -u)" != 0 ]; then say "not installed: needs root; an administrator can install: $WANTED"; exit 0; fi
-if ! command -v apt-get >/dev/null 2>&1; then say "not installed: no apt-get here; install by hand: $WANTED"; exit 0; fi
-if ! forbid_daemons; then say "not installed: cannot write $POLICY, so daemons might start"; exit 0; fi
+if [ "${INSTALL_SLURM:-1}" = 0 ]; then log "not installed: INSTALL_SLURM=0"; exit 0; fi
+if present; then log "already installed ($(PATH="$PATH:/usr/sbin:/sbin" slurmctld -V))"; exit 0; fi
+if [ -e /etc/slurm/slurm.conf ]; then log "not installed: this machine belongs to a cluster (/etc/slurm/slurm.conf exists)"; exit 0; fi
+if [ "$(id -u)" != 0 ]; then log "not installed: needs root; an administrator can install: $WANTED"; exit 0; fi
+if ! command -v apt-get >/dev/null 2>&1; then log "not installed: no apt-get here; install by hand: $WANTED"; exit 0; fi
+if ! forbid_daemons; then log "not installed: cannot write $POLICY, so daemons might start"; exit 0; fi
 
 if apt_install || { apt-get update >>"$LOG" 2>&1; apt_install; }; then
     rm -f "$LOG"
-    say "installed $(packages | tr '\n' ' ')with apt-get; no daemon was started"
+    log "installed $(packages | tr '\n' ' ')with apt-get; no daemon was started"
 else
-    say "not installed: apt-get failed ($(grep -m1 '^E:' "$LOG" || echo 'no reason given'); log: $LOG)"
+    log "not installed: apt-get failed ($(grep -m1 '^E:' "$LOG" || echo 'no reason given'); log: $LOG)"
 fi
 exit 0
