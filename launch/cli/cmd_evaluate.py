@@ -69,7 +69,7 @@ def evaluate(
 
 
 def load_or_evaluate(run: Path, name: str) -> EvaluatedRun:
-    """Return a run with its evaluation, which is made if it is missing, damaged or not of the newest checkpoint.
+    """Return a run with its stored evaluation, or evaluate it if that is missing, damaged or outdated.
 
     Args:
         run: The run folder.
