@@ -102,20 +102,18 @@ def read_input_image(path: Path, size: int) -> InputImage:
     return InputImage(pixels=pixels, notes=_conversion_notes(path))
 
 
-def scale_input_array(image_HW: np.ndarray, size: int) -> np.ndarray:
-    """Scale an array (H, W) of any integer or float dtype as ``hsadml shards build`` does; return (size, size), uint16.
+def scale_input_array(image: np.ndarray, size: int) -> np.ndarray:
+    """Scale an array (H, W) of an integer or float dtype to (size, size), uint16, as in shards.
 
     Raises:
-        DataError: The array has another number of dimensions, or values that are not finite.
+        DataError: The array has another shape or dtype, or a value that is not finite.
     """
     from hsadml_dist.shards.image_codec import to_uint16
 
-    if image_HW.ndim != 2:
-        raise DataError(f"image: has shape {image_HW.shape}; allowed: (height, width)")
     try:
-        return to_uint16(image_HW, size)
+        return to_uint16(image, size)
     except ValueError as error:
-        raise DataError(f"image: {error}") from error
+        raise DataError(f"image array: {error}") from error
 
 
 def _walk(folder: Path) -> Iterator[Path]:

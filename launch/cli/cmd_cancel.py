@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from hsadml_dist.errors import ClusterError, ExitCode, UsageError
@@ -48,12 +48,22 @@ def cancel(*runs: Path) -> int:
 class JobCanceller:
     """Cancels the jobs of runs until none is left.
 
+    Args:
+        runs: The runs.
+        clock: Returns a time in seconds.
+        sleep: Waits for a number of seconds.
+
     Attributes:
         refused: Jobs that Slurm refused to cancel.
     """
 
-    def __init__(self, runs: Sequence[RunFolder]) -> None:
-        self._runs = runs
+    def __init__(
+        self,
+        runs: Sequence[RunFolder],
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._runs, self._clock, self._sleep = runs, clock, sleep
         self._requested: dict[str, float] = {}
         self._printed = ""
         self.refused: set[str] = set()
@@ -69,16 +79,16 @@ class JobCanceller:
         Raises:
             ClusterError: Slurm is missing or does not answer.
         """
-        start, pause = time.monotonic(), POLL_SECONDS
+        start, pause = self._clock(), POLL_SECONDS
         while True:
             ids = self._job_ids()
             left = self._poll(ids)
             # A job that ended during this poll may have queued another one before.
-            if (not left and self._job_ids() == ids) or time.monotonic() > start + TIMEOUT_SECONDS:
+            if (not left and self._job_ids() == ids) or self._clock() > start + TIMEOUT_SECONDS:
                 break
-            if left and time.monotonic() > start + QUIET_SECONDS:
+            if left and self._clock() > start + QUIET_SECONDS:
                 self._print_once(f"waiting for job {', '.join(left)} to end")
-            time.sleep(pause)
+            self._sleep(pause)
             pause = min(pause * 1.5, MAX_POLL_SECONDS)
         if left:
             self._print_once(f"job {', '.join(left)} has not ended yet; hsadml status shows when it has")
@@ -107,14 +117,14 @@ class JobCanceller:
 
     def _cancel(self, run: RunFolder, job: SlurmJob) -> None:
         before = self._requested.get(job.job)
-        if job.state == COMPLETING or (before is not None and time.monotonic() < before + RETRY_SECONDS):
+        if job.state == COMPLETING or (before is not None and self._clock() < before + RETRY_SECONDS):
             return
         try:
             client.cancel(job.job)
         except ClusterError as fault:
             self.refused.add(job.job)
             print(f"hsadml: {display_path(run.path)}: job {job.job}: {fault}", file=sys.stderr)
-        self._requested[job.job] = time.monotonic()
+        self._requested[job.job] = self._clock()
         if job.job not in self.refused:
             state = "pending" if job.is_pending else "running"
             print(f"{display_path(run.path)}: cancelled job {job.job} ({state})", flush=True)

@@ -69,7 +69,7 @@ def evaluate(
 
 
 def load_or_evaluate(run: Path, name: str) -> EvaluatedRun:
-    """Return a run with its evaluation, which is made if it is missing, damaged or not of the newest checkpoint.
+    """Return a run with its stored evaluation, or evaluate it if that is missing, damaged or outdated.
 
     Args:
         run: The run folder.
@@ -85,9 +85,9 @@ def load_or_evaluate(run: Path, name: str) -> EvaluatedRun:
     recipe = load_recipe(RunFolder(run).config).recipe
     stored = load_stored_result(run)
     if stored is None or not _is_of_newest_checkpoint(run, stored[0]):
-        fresh = evaluate_and_report(run)
+        evaluated = evaluate_and_report(run)
         stored = load_stored_result(run)
-        if stored is None or stored[0] != fresh:
+        if stored is None or stored[0] != evaluated:
             raise DataError(
                 f"{run}: {recipe.data.shards} does not contain the samples that the run was trained on; "
                 "its evaluation would be on other data"
@@ -156,12 +156,12 @@ def format_comparison(combined: Mapping[str, Any], folder: Path) -> str:
 
 def format_result(run: Path, result: Mapping[str, Any]) -> str:
     """Return a result as a few lines."""
-    from hsadml_dist.report.formatting import classes_are_patients
+    from hsadml_dist.report.formatting import classes_are_patients, unit_title
 
     intervals = result["intervals"]
     patients = "unknown patients" if result["persons"] is None else f"{result['persons']} patients"
     lines = [
-        f"{run}: fold {result['fold']} of shards split by {result['split_unit']}: "
+        f"{run}: fold {result['fold']} of shards split by {unit_title(result['split_unit'])}: "
         f"{result['slices']} slices, {patients}, {result['reference_slices']} gallery slices; "
         f"weights of step {result['checkpoint']['step']} ({result['chosen_by']})"
     ]
@@ -170,7 +170,9 @@ def format_result(run: Path, result: Mapping[str, Any]) -> str:
     elif result["shared_persons"]:
         lines.append(f"  warning: {result['shared_persons']} patients are in training and test: results are optimistic")
     lines += [f"  {title:<22}{result[key]:7.2%}{_format_interval(intervals[key])}" for title, key in METRICS]
-    lines.append(f"  brackets: {intervals['level']:.0%} intervals, resampled by {intervals['interval_unit']}")
+    lines.append(
+        f"  brackets: {intervals['level']:.0%} intervals, resampled by {unit_title(intervals['interval_unit'])}"
+    )
     report = RunFolder(run).report
     return "\n".join([*lines, f"  report: {report}"] if report.exists() else lines)
 
@@ -198,7 +200,10 @@ def _compare(runs: Sequence[Path], folder: Path, as_json: bool) -> None:
 
 
 def _format_progress(name: str, result: Mapping[str, Any]) -> str:
-    setting = f"{result['loss']}, seed {result['seed']}, split by {result['split_unit']}, fold {result['fold']}"
+    from hsadml_dist.report.formatting import unit_title
+
+    split = f"split by {unit_title(result['split_unit'])}, fold {result['fold']}"
+    setting = f"{result['loss']}, seed {result['seed']}, {split}"
     return f"{name}: {setting}: {result['knn_accuracy']:.2%} of {result['slices']} slices"
 
 

@@ -17,11 +17,11 @@ from hsadml_dist.atomic import write_text
 from hsadml_dist.errors import DataError, ExitCode, UsageError
 from hsadml_dist.jobs.prepare import require_run_folder
 from hsadml_dist.launch.cli.terminal import AsJson, progress
-from hsadml_dist.launch.input_images import InputImage, list_input_files, read_input_image
 
 if TYPE_CHECKING:
     from hsadml_dist.evaluation.model_loading import Inference
     from hsadml_dist.evaluation.predict import Gallery, ImagePrediction
+    from hsadml_dist.launch.input_images import InputImage
 
 RESEARCH_ONLY = "Research use only; not a medical device: no result may guide the care of a patient."
 NEAREST = (1, 2, 3)
@@ -86,7 +86,10 @@ def predict(
         raise UsageError("predict: name at least one image file or folder after the run folder")
     if csv_file is not None and not csv_file.absolute().parent.is_dir():
         raise UsageError(f"--csv {csv_file}: the folder {csv_file.parent} does not exist")
-    folder, inputs = require_run_folder(run), list_input_files(paths)
+    folder = require_run_folder(run)
+    from hsadml_dist.launch.input_images import list_input_files
+
+    inputs = list_input_files(paths)
     from hsadml_dist.evaluation.model_loading import open_inference
     from hsadml_dist.evaluation.predict import load_gallery
 
@@ -110,6 +113,7 @@ def predict(
 def predict_files(inference: Inference, gallery: Gallery, files: Sequence[Path]) -> Iterator[PredictionRow]:
     """Yield a row for each file, in order. Holds no more images in memory than the run's evaluation batch."""
     from hsadml_dist.evaluation.predict import predict_images
+    from hsadml_dist.launch.input_images import InputImage
 
     batch = inference.recipe.evaluation.batch
     for start in range(0, len(files), batch):
@@ -153,6 +157,8 @@ def printable(path: Path) -> str:
 
 
 def _read_or_error(path: Path, size: int) -> InputImage | str:
+    from hsadml_dist.launch.input_images import read_input_image
+
     try:
         return read_input_image(path, size)
     except DataError as error:

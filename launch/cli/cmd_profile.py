@@ -62,9 +62,9 @@ def init(
     survey = survey_site()
     cluster = survey.site.cluster
     name = name or (cluster if PROFILE_NAME.match(cluster) else "cluster")
-    made = draft_profile(survey, partition)
-    path = write_profile(name, made.text(), force)
-    print(json.dumps(_as_json(name, path, made)) if as_json else _report(name, path, made))
+    draft = draft_profile(survey, partition)
+    path = write_profile(name, draft.text(), force)
+    print(json.dumps(_as_json(name, path, draft)) if as_json else _format_draft(name, path, draft))
 
 
 @app.command(name="list")
@@ -122,30 +122,30 @@ def _row(name: str, path: Path) -> ProfileRow:
     return dataclasses.replace(row, about=about)
 
 
-def _as_json(name: str, path: Path, made: ProfileDraft) -> dict[str, object]:
-    chosen = [dataclasses.asdict(choice) for choice in made.chosen]
-    unknown = [{"key": key, "advice": text} for key, text in made.unknown]
+def _as_json(name: str, path: Path, draft: ProfileDraft) -> dict[str, object]:
+    chosen = [dataclasses.asdict(choice) for choice in draft.chosen]
+    unknown = [{"key": key, "advice": text} for key, text in draft.unknown]
     return {"name": name, "path": str(path), "chosen": chosen, "unknown": unknown}
 
 
-def _report(name: str, path: Path, made: ProfileDraft) -> str:
-    keys = [choice.key for choice in made.chosen] + [key for key, _ in made.unknown]
+def _format_draft(name: str, path: Path, draft: ProfileDraft) -> str:
+    keys = [choice.key for choice in draft.chosen] + [key for key, _ in draft.unknown]
     width = max(map(len, keys))
-    values = {choice.key: _shown(choice.value) for choice in made.chosen}
+    values = {choice.key: _format_value(choice.value) for choice in draft.chosen}
     column = max(map(len, values.values()))
     lines = [f"wrote {path}", "", "chosen:"]
-    lines += [_line(f"  {c.key:<{width}}  {values[c.key]:<{column}}  ", c.reason) for c in made.chosen]
-    lines += ["", "to find out:", *(_line(f"  {key:<{width}}  ", text) for key, text in made.unknown)]
-    gpus = next((choice.value.rpartition(":")[2] for choice in made.chosen if choice.key == "gres"), "M")
+    lines += [_wrap_line(f"  {c.key:<{width}}  {values[c.key]:<{column}}  ", c.reason) for c in draft.chosen]
+    lines += ["", "to find out:", *(_wrap_line(f"  {key:<{width}}  ", text) for key, text in draft.unknown)]
+    gpus = next((choice.value.rpartition(":")[2] for choice in draft.chosen if choice.key == "gres"), "M")
     use = f"hsadml submit RECIPE --nodes N --tasks-per-node {gpus} --profile {name}"
     return "\n".join([*lines, "", f"check it, then: {use}"])
 
 
-def _shown(value: object) -> str:
+def _format_value(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _line(head: str, text: str) -> str:
+def _wrap_line(head: str, text: str) -> str:
     """Return a line; on a terminal the text is wrapped with a hanging indent."""
     width = terminal_width()
     if width is None:

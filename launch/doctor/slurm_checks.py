@@ -24,7 +24,7 @@ CHAIN_JOBS = 2
 
 
 def find_site(env: Mapping[str, str] | None = None) -> tuple[SlurmSite | None, list[CheckResult]]:
-    """Query the site.
+    """Query the settings of the site.
 
     Args:
         env: Whole environment for Slurm's commands; None means this process's own.

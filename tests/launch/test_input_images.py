@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from hsadml_dist.errors import DataError, UsageError
-from hsadml_dist.launch.input_images import list_input_files, read_input_image
+from hsadml_dist.launch.input_images import list_input_files, read_input_image, scale_input_array
 from hsadml_dist.shards.image_codec import to_uint16
 
 DICOM = bytes(128) + b"DICM" + bytes(300)
@@ -108,3 +108,17 @@ def test_pipe_is_an_error_and_not_opened(tmp_path):
     os.mkfifo(tmp_path / "a.png")
     with pytest.raises(DataError, match="neither a file"):
         read_input_image(tmp_path / "a.png", 24)
+
+
+def test_scale_input_array_scales_like_a_file(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (30, 20), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    scaled = scale_input_array(pixels, 24)
+    assert (scaled.shape, scaled.dtype) == ((24, 24), np.uint16)
+    np.testing.assert_array_equal(scaled, read_input_image(tmp_path / "a.png", 24).pixels)
+
+
+@pytest.mark.parametrize("image", [np.zeros((2, 3, 3, 1)), np.full((4, 4), np.nan)])
+def test_scale_input_array_refuses_other_arrays(image):
+    with pytest.raises(DataError):
+        scale_input_array(image, 24)

@@ -25,7 +25,8 @@ def rank(run, body, **environ):
         "from hsadml_dist.launch.rank import hard_exit, main\n"
         "hard_exit(main(sys.argv[1:]))\n"
     )
-    environ = {name: value for name, value in os.environ.items() if name not in ("RANK", "SLURM_PROCID")} | environ
+    unset = ("RANK", "SLURM_PROCID", "OPENBLAS_NUM_THREADS")
+    environ = {name: value for name, value in os.environ.items() if name not in unset} | environ
     words = [sys.executable, "-c", code, str(run)]
     return subprocess.run(words, env=environ, capture_output=True, text=True, timeout=300, check=False)
 

@@ -5,6 +5,16 @@ from tests.jobs.conftest import recipe, shards  # noqa: F401  fixtures
 STEP = 4
 
 
+@pytest.fixture(autouse=True)
+def caller_environment(tmp_path, monkeypatch):
+    """Make the commands independent of the caller's terminal, cluster, cache and configuration."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    for name in ("NO_COLOR", "FORCE_COLOR", "SLURM_CONF", "HSADML_STOP_AFTER"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture(scope="session")
 def opened_run(tiny_shards, tmp_path_factory):
     """A run on generated patients with a checkpoint of untrained weights; fold 0 is held out. Do not write to it."""

@@ -89,13 +89,24 @@ def test_completing_job_is_waited_for_because_it_may_queue_a_successor(capsys):
     assert cancelled() == ["12", "13"]
 
 
-def test_cancel_reports_jobs_that_do_not_end_in_time(capsys, monkeypatch):
-    monkeypatch.setattr(cmd_cancel, "TIMEOUT_SECONDS", 0.3)
-    monkeypatch.setattr(cmd_cancel, "QUIET_SECONDS", 0.1)
-    make("one", "12")
+class FakeClock:
+    """A clock that advances by sleeping."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+def test_cancel_reports_jobs_that_do_not_end_in_time(capsys):
+    run, clock = make("one", "12"), FakeClock()
     queue(line("12", "COMPLETING"))
-    assert cli.main(["cancel", "one"]) == 0
+    cmd_cancel.JobCanceller([run], clock, clock.sleep).run()
     waiting, timeout, *_ = capsys.readouterr().out.splitlines()
+    assert cmd_cancel.TIMEOUT_SECONDS < clock.now < 2 * cmd_cancel.TIMEOUT_SECONDS
     assert "job 12" in waiting and "job 12" in timeout and "hsadml status" in timeout
 
 
