@@ -1,4 +1,4 @@
-"""Ways to read shards, from the bytes to a batch: the package's own and webdataset's, each as a round to be timed."""
+"""Implementations of reading shards, from bytes to a batch: ours and webdataset's, each as a timed round."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 import webdataset
-from hsadml_dist.data.prepared_cache import PreparedImages, open_prepared_cache
 from monai.data import set_track_meta
 from monai.transforms import Compose
 from PIL import Image
 
+from hsadml_dist.config.recipe import DataConfig
 from hsadml_dist.data.fused_augmentation import FusedAugmentation
 from hsadml_dist.data.index import load_index
 from hsadml_dist.data.loader import Loader, build_loader
-from hsadml_dist.data.order import ExactOrder, epoch_order
-from hsadml_dist.data.reader import ShardReader, decode_image
+from hsadml_dist.data.order import ExactOrder, ShardSchedule, epoch_order
+from hsadml_dist.data.reader import PreparedImages, ShardReader, decode_image, open_prepared_cache
 from hsadml_dist.data.transforms import Augmentation, Preprocessing, build_transforms
 from hsadml_dist.distributed.topology import Topology
 
@@ -33,7 +33,7 @@ IMAGE_SIZE = 112
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is read.
+    """Input of a round.
 
     Attributes:
         shards: Folder of the shards.
@@ -58,7 +58,7 @@ Round = Callable[[], object]
 
 
 def indexed(setting: Setting, checked: bool) -> Round:
-    """Read the bytes of the images at the places that the index names, with or without comparing their SHA-256."""
+    """Read the bytes of the images at the offsets of the index, with or without comparing their SHA-256."""
     index = load_index(setting.shards)
     reader = ShardReader(setting.shards, index)
     order = epoch_order(len(index), SEED, 0)[: setting.count].tolist()
@@ -95,22 +95,15 @@ def ours(setting: Setting, augmentation: str, cached: bool) -> Round:
 
 
 def own_loader(setting: Setting, rows: int, augmentation: str = "monai", cached: bool = False) -> Loader:
-    """Return the loader of a training over as many rows, those of the shards over and over again."""
+    """Return a training loader over ``rows`` rows that repeat those of the shards."""
     index = load_index(setting.shards)
     index = replace(index, samples=tuple(itertools.islice(itertools.cycle(index.samples), rows)))
-    return build_loader(
-        setting.shards,
-        index,
-        range(rows),
-        ExactOrder(count=rows, global_batch=setting.batch, seed=SEED),
-        Topology(),
-        image_size=IMAGE_SIZE,
-        transforms=None,
-        workers=0,
-        prefetch=2,
-        cache=setting.cache if cached else None,
-        augmentation=augmentation,
-    )
+    order = ExactOrder(count=rows, global_batch=setting.batch, seed=SEED)
+    schedule = ShardSchedule(index=index, positions=range(rows), order=order, topology=Topology())
+    cache = str(setting.cache) if cached else None
+    shards = str(setting.shards)
+    data = DataConfig(shards=shards, image_size=IMAGE_SIZE, workers=0, cache=cache, augmentation=augmentation)
+    return build_loader(setting.shards, schedule, data)
 
 
 def rival(setting: Setting, track_meta: bool, lazy: bool) -> Round:
@@ -134,7 +127,7 @@ def rival(setting: Setting, track_meta: bool, lazy: bool) -> Round:
 
 
 def composed(track_meta: bool, lazy: bool) -> Callable[[np.ndarray], torch.Tensor]:
-    """Return MONAI's transforms put together by MONAI.
+    """Return the transforms composed by MONAI.
 
     Lazy are the random ones alone: MONAI's lazy resampling knows no resizing by area.
     """
@@ -179,7 +172,7 @@ WAYS = {"reading": READING, "path": PATH, "resume": RESUME}
 
 
 def distances(setting: Setting) -> dict[str, float]:
-    """Return how far each way's pixels are from ours, at most, as a share of an image's range."""
+    """Return each implementation's largest pixel difference from ours, as a share of the image's range."""
     index = load_index(setting.shards)
     reader, prepare = ShardReader(setting.shards, index), Preprocessing(IMAGE_SIZE)
     stored = [reader.image(position) for position in range(min(8, len(index)))]
@@ -216,7 +209,7 @@ def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def stages(setting: Setting) -> Iterator[tuple[str, Callable[[Any], Any]]]:
-    """Yield the stages of the path: a name, and what turns one sample's state into the next."""
+    """Yield the stages: a name and the function from one state of a sample to the next."""
     index = load_index(setting.shards)
     reader, prepare = ShardReader(setting.shards, index), Preprocessing(IMAGE_SIZE)
     augment, seeds = Augmentation(None), itertools.count()
@@ -228,7 +221,7 @@ def stages(setting: Setting) -> Iterator[tuple[str, Callable[[Any], Any]]]:
 
 
 def batch_stages(setting: Setting) -> dict[str, Callable[[list[torch.Tensor]], Any]]:
-    """Return what can be done with a batch of prepared images, and reading as many of them from the cache."""
+    """Return the stages on batches of prepared images, and reading such images from the cache."""
     index = load_index(setting.shards)
     store = open_prepared_cache(setting.cache, index, Preprocessing(IMAGE_SIZE))
     fused, sources = FusedAugmentation(None), [row.sha256 for row in index.samples]
@@ -246,7 +239,7 @@ def batch_stages(setting: Setting) -> dict[str, Callable[[list[torch.Tensor]], A
 
 
 def parsed(order: str) -> tuple[dict[str, Any], Setting]:
-    """Return an order as it came, and what is read."""
+    """Parse a request; return it and its input."""
     words = json.loads(order)
     setting = words.pop("setting")
     return words, Setting(**setting | {name: Path(setting[name]) for name in ("shards", "cache")})

@@ -7,7 +7,7 @@
     ├── DataError                    1    images, tables or shards are missing, damaged or do not match
     ├── CheckpointError              1    there is no intact checkpoint to resume from, or one cannot be written
     ├── ClusterError                 1    Slurm is missing or refused the request, or a private cluster failed
-    ├── NumericalError               1    a loss or gradient is NaN or Inf, and the recipe says to stop
+    ├── NumericalError               1    a loss or gradient is NaN or Inf, with on_nonfinite: stop
     ├── RunError                     1    the run folder cannot be written, or the run makes no progress
     ├── UsageError                   2    the command line is wrong
     ├── EngineError                  70   the engine's gradients are not those of the loss: training is refused
@@ -86,7 +86,7 @@ class ClusterError(HsadmlError):
 
 
 class NumericalError(HsadmlError):
-    """A loss or gradient is NaN or Inf, and the recipe says to stop; the state is that after the previous step."""
+    """A loss or gradient is NaN or Inf, with ``on_nonfinite: stop``; the state is that after the previous step."""
 
     def __init__(self, text: str, step: int) -> None:
         self.step = step

@@ -1,7 +1,7 @@
 """DeepSpeed options: those of a user's JSON file merged with those that follow from the recipe.
 
 Does not import DeepSpeed, so that a login node can check the file. The recipe alone determines what is learned; the
-file may repeat its values (or say "auto"), but not contradict them.
+file may repeat its values (or write "auto"), but not contradict them.
 """
 
 from __future__ import annotations

@@ -29,24 +29,24 @@ class DataConfig:
     Attributes:
         shards: Folder written by ``hsadml shards build``, or its URL: ``http://``, ``https://`` or ``s3://``.
         stage: Folder on the node's own disk to which shards are copied before they are read. Environment variables are
-            expanded on the node, so ``$TMPDIR/shards`` may differ between nodes. None: shards at a URL are copied to
-            the user's cache, others are read where they are.
+            expanded on the node, so ``$TMPDIR/shards`` may differ between nodes. None means that shards at a URL are
+            copied to the user's cache and others are read where they are.
         label: The classes to learn: those of the shards, or ``person``, which makes each patient a class. The latter
             needs shards split by slice or exam, so that the patients of the test fold occur in training.
         fold: Test fold; never read in training.
-        val_fold: Validation fold for choosing a checkpoint, never read in training; None: the last weights are used.
+        val_fold: Validation fold for choosing a checkpoint, never read in training; None keeps the last weights.
         workers: Loader processes per rank; 0 loads in the rank itself.
         prefetch: Batches that each worker prepares ahead.
         order: ``exact`` permutes all samples in each epoch. ``window`` permutes the shards, takes ``window`` of them at
             a time and permutes the samples inside: one pass over the shards per epoch.
         window: Number of shards mixed at a time by ``order: window``.
         image_size: Side length to which images are resized, in pixels.
-        transforms: Random augmentations of the training images, MONAI transforms by ``_target_``. None: the default
-            set, an affine map with changes of intensity. An empty list: no augmentation.
+        transforms: Random augmentations of the training images, MONAI transforms by ``_target_``. None means the
+            default set, an affine map with changes of intensity; an empty list means no augmentation.
         augmentation: ``monai`` applies the transforms one after another; ``fused`` applies mirror, affine map and
             changes of intensity in one resampling of the whole batch, with the same random numbers.
         cache: Folder on the node's own disk for images prepared up to the augmentation; environment variables are
-            expanded on the node. None: each image is read and resized every time.
+            expanded on the node. None reads and resizes each image every time.
     """
 
     shards: str = setting(fixed=False)
@@ -104,8 +104,8 @@ class LossConfig:
     Attributes:
         name: softmax (NormFace), sphereface (A-Softmax), sphereface_r_v1, sphereface_r_v2, cosface, arcface,
             sphereface2 (type C) or adaface.
-        margin: Margin m of the loss; None: the default of its paper.
-        scale: Factor s on all cosines; None: the default of its paper, for sphereface the norm of the embedding.
+        margin: Margin m of the loss; None means the default of its paper.
+        scale: Factor s on all cosines; None means the default of its paper, for sphereface the embedding's norm.
         grad_mode: exact: true derivatives; characteristic: the offset of the margin is held constant.
         energy: Weight of the hyperspherical energy of the class centres (MHE); 0: none.
         layout: replicated: every rank has all class centres; sharded: each rank has a part of them; auto: the layout
@@ -159,9 +159,9 @@ class OptimConfig:
         schedule: cosine down to ``lr_end``, or constant; both after the warm-up.
         warmup_steps: Steps of linear warm-up from 0.
         lr_end: Final learning rate of the cosine, as a fraction of ``lr``.
-        layer_decay: Factor on the learning rate per layer of distance from the embedding; None: one rate for all.
+        layer_decay: Factor on the learning rate per layer of distance from the embedding; None means 1.
         ema_decay: Decay of an exponential moving average (EMA) of the backbone's weights, which is then evaluated;
-            None: no average.
+            None disables it.
     """
 
     name: Literal["adamw", "sgd"] = setting("adamw")
@@ -207,18 +207,18 @@ class EngineConfig:
 
     Attributes:
         name: ddp: PyTorch's DistributedDataParallel; deepspeed: DeepSpeed with ZeRO.
-        zero_stage: What DeepSpeed partitions among the ranks; 0: nothing, 1: the optimiser states, 2: the gradients
-            too, 3: the weights too. Every stage resumes from checkpoints of every other.
+        zero_stage: The ZeRO stage, that is, which states DeepSpeed partitions among the ranks: 0 none, 1 those of the
+            optimiser, 2 the gradients too, 3 the weights too. Every stage resumes from checkpoints of every other.
         offload_optimizer: Whether the partitioned optimiser states, and the optimiser step, are on the CPU.
         deepspeed_config: A DeepSpeed JSON file for options that the recipe does not set, such as bucket sizes.
         precision: fp32; bf16: autocast with fp32 weights; fp64: for verification.
         accumulate: Microbatches into which a rank's part of the batch is cut to save memory.
-        clip_norm: Largest gradient norm, of backbone and class centres separately; None: no clipping.
+        clip_norm: Largest gradient norm, of backbone and class centres separately; None disables clipping.
         static_graph: Tell DistributedDataParallel that every step has the same graph; allows unused parameters.
         compile: Compile the backbone with torch.compile, which takes tens of seconds at each start; ddp only.
         activation_checkpointing: Recompute the activations inside the backbone's blocks in the backward pass instead of
             storing them: less memory for about a third more time.
-        threads: CPU threads per rank; None: the available processors divided among the ranks of a node.
+        threads: CPU threads per rank; None divides the available processors among the ranks of a node.
     """
 
     name: Literal["ddp", "deepspeed"] = setting("ddp", fixed=False)
@@ -261,7 +261,7 @@ class CheckpointConfig:
         background: Whether training continues while a checkpoint is written, which needs memory for a second copy of
             the state. The checkpoints at a stop and at the end are always waited for.
         keep: Number of newest checkpoints to keep.
-        keep_every: Also keep the checkpoints at multiples of this step; None: only the newest.
+        keep_every: Also keep the checkpoints at multiples of this step; None keeps only the newest.
     """
 
     every: int = setting(200, fixed=False, ge=1)
@@ -279,7 +279,7 @@ class RunConfig:
         tensorboard: Whether TensorBoard files are written.
         timeout_seconds: Longest wait for a peer before the rank gives up.
         step_timeout_seconds: Longest time for a step, including its data; the start, the first step, a save and the
-            evaluation get ten times as long. A rank that exceeds it writes its stacks and ends the run; None: no limit.
+            evaluation get ten times as long. A rank that exceeds it writes its stacks and ends the run; None: never.
         stop_lead_seconds: How long before the end time of its job a run stops by itself.
         code_change: Reaction to a resume with other code than that of the first start. ``name``: log the files that
             differ; ``refuse``: do not start.

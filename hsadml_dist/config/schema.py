@@ -62,7 +62,7 @@ def setting_fields(recipe_type: type) -> Mapping[str, SettingField]:
     return found
 
 
-def iter_settings(recipe: Any) -> Iterator[tuple[str, Any, SettingRule]]:
+def iter_settings(recipe: object) -> Iterator[tuple[str, Any, SettingRule]]:
     """Yield (dotted key, value, rule) for every setting of a recipe, in the order of declaration."""
     for key, field in setting_fields(type(recipe)).items():
         section, _, name = key.partition(".")

@@ -148,7 +148,7 @@ def load_settings(
         path: The YAML file.
         kind: A frozen dataclass. Every field has a default and is a text, a number, a truth value, a tuple or a mapping
             of texts, or such a dataclass, whose own fields may be required.
-        word: What the file is, for instance ``profile``.
+        word: The kind of file, for instance ``profile``.
         problems: Yields (dotted key, problem) for faults of the settings beyond their types.
 
     Raises:
@@ -361,7 +361,7 @@ def _read(
     node = located.node
     try:
         if node.tag in (f"{TAG}int", f"{TAG}float") and str in (kind, *typing.get_args(kind)):
-            raise _BadValue(f'{node.value} is a number, and text is expected; write it in quotes: "{node.value}"')
+            raise _BadValue(f'{node.value} is a number, and text is wanted; write it in quotes: "{node.value}"')
         value = _plain(node)
         adapter = TypeAdapter(Annotated[kind, Field(**(constraints or {}))], config=ConfigDict(strict=True))
         yield adapter.validate_python(tuple(value) if isinstance(value, list) else value)
@@ -411,8 +411,8 @@ def _compose_file(path: Path, word: str, content: str, faults: list[Fault]) -> M
 
     Args:
         path: The file.
-        word: What it is, for instance ``recipe``: the key of a fault of the whole file.
-        content: What its mapping contains, in words.
+        word: The kind of file, for instance ``recipe``: the key of a fault of the whole file.
+        content: Description of the entries of its mapping.
         faults: Receives the faults.
     """
     try:

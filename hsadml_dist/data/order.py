@@ -79,7 +79,7 @@ class _EpochSequence:
 
 @dataclass(frozen=True, kw_only=True)
 class ExactOrder(_EpochSequence):
-    """All samples, permuted anew in each epoch.
+    """All samples, in another permutation in each epoch.
 
     Attributes:
         count: Number of training samples.

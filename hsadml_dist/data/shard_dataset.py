@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
@@ -60,7 +62,6 @@ class ShardDataset(Dataset[tuple[Any, int]]):
         self._positions = _positions(self._index, fold, split)
         self.classes = self._index.classes
         self.keys = tuple(self._index.samples[position].key for position in self._positions)
-        self._pipeline: tuple[ShardReader, Preprocessing] | None = None
 
     def __len__(self) -> int:
         return len(self._positions)
@@ -74,19 +75,29 @@ class ShardDataset(Dataset[tuple[Any, int]]):
         position = self._positions[item]
         # One thread and no metadata, as in training; both are settings of the caller's process and are restored.
         with single_threaded(), metadata_tracking_off():
-            reader, preprocess = self._opened()
-            image = preprocess(reader.image(position))
+            image = self._preprocess(self._reader.image(position))
         label = self._index.samples[position].label
         return (image if self._transform is None else self._transform(image)), label
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_pipeline": None}  # open files and MONAI's objects belong to one process
+    def raw(self, item: int) -> np.ndarray:
+        """Return the image as stored, (H, W), uint16.
 
-    def _opened(self) -> tuple[ShardReader, Preprocessing]:
-        if self._pipeline is None:
-            location = train_shard_location(self._folder, None)
-            self._pipeline = ShardReader(location, self._index), Preprocessing(self._image_size)
-        return self._pipeline
+        Raises:
+            DataError: The image cannot be read, or does not match its hash.
+        """
+        return self._reader.image(self._positions[item])
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Open files and MONAI's objects belong to one process; another one makes its own.
+        return {name: value for name, value in self.__dict__.items() if name not in ("_reader", "_preprocess")}
+
+    @functools.cached_property
+    def _reader(self) -> ShardReader:
+        return ShardReader(train_shard_location(self._folder, None), self._index)
+
+    @functools.cached_property
+    def _preprocess(self) -> Preprocessing:
+        return Preprocessing(self._image_size)
 
 
 def _positions(index: ShardIndex, fold: int | None, split: str) -> tuple[int, ...]:

@@ -270,7 +270,7 @@ def ensure_process_group(device: torch.device) -> None:
 
 
 def local_device(topology: Topology) -> torch.device:
-    """Return the GPU of this local rank if there is one, else the CPU."""
+    """Return the GPU of this local rank, or the CPU if there is no GPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     device = torch.device("cuda", topology.local_rank % torch.cuda.device_count())
@@ -287,7 +287,7 @@ class StoreAddress:
 
 
 def create_store(topology: Topology, timeout_seconds: int) -> tuple[dist.TCPStore, StoreAddress]:
-    """Start rank 0's store on a free port; publishing the port afterwards means that nobody can take it in between."""
+    """Start rank 0's store on a free port; no other process can take the port before it is published."""
     host = LOOPBACK if topology.num_nodes == 1 else _resolvable_hostname()
     timeout = datetime.timedelta(seconds=timeout_seconds)
     store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout)

@@ -79,7 +79,7 @@ def launch_token(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def cpu_threads_for_rank(topology: Topology, environ: Mapping[str, str] = os.environ) -> int:
-    """Return how many CPU threads this rank may use: what Slurm gave its task, else an even share of the processors."""
+    """Return how many CPU threads this rank may use: those of its Slurm task, or an even share of the processors."""
     given = environ.get("SLURM_CPUS_PER_TASK", "") if "SLURM_STEP_ID" in environ else ""
     if given.isdecimal():
         return max(1, int(given))

@@ -126,6 +126,6 @@ def test_monai_that_draws_differently_is_refused(monkeypatch):
 
     call = RandAffineGrid.__call__
     once = {"randomize": False}
-    monkeypatch.setattr(RandAffineGrid, "__call__", lambda grid, *words, **more: call(grid, *words, **more | once))
+    monkeypatch.setattr(RandAffineGrid, "__call__", lambda self, *words, **more: call(self, *words, **more | once))
     with pytest.raises(ConfigError, match=r"data\.augmentation: .*use monai"):
         FusedAugmentation(DEFAULT_AUGMENTATION)

@@ -1,6 +1,7 @@
 import pickle
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -80,6 +81,15 @@ def test_dataset_can_be_pickled(tiny_shards):
     image, label = dataset[3]
     copy = pickle.loads(pickle.dumps(dataset))
     assert torch.equal(copy[3][0], image) and copy[3][1] == label
+
+
+def test_raw_returns_the_stored_image(tiny_shards, index):
+    dataset = ShardDataset(tiny_shards, fold=0, split="test")
+    reader = ShardReader(tiny_shards, index)
+    for item in (0, -1):
+        image = dataset.raw(item)
+        assert image.dtype == np.uint16
+        np.testing.assert_array_equal(image, reader.image(index.in_folds([0])[item]))
 
 
 def test_transform_is_applied_to_the_prepared_image(tiny_shards, prepared):

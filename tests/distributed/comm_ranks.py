@@ -1,7 +1,7 @@
 """Every collective once, with values that show each rank's contribution.
 
-The case ``own`` uses the groups of a training run; ``borrowed`` a process group that somebody else made, ``subgroup``
-a borrowed group of half the ranks.
+The case ``own`` uses the groups of a training run; ``borrowed`` an existing process group, ``subgroup`` an
+existing group of half the ranks.
 """
 
 from __future__ import annotations
