@@ -18,12 +18,11 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
-import hsadml_dist
 from hsadml_dist.atomic import atomic_path, write_text
 from hsadml_dist.errors import RunError
 from hsadml_dist.run.folder import RunFolder
 
-PACKAGE = Path(hsadml_dist.__file__).parent
+PACKAGE = Path(__file__).parents[1]
 EXCLUDED_NAMES = ("__pycache__",)
 MAX_LISTED_FILES = 5
 GIT_TIMEOUT_SECONDS = 10.0
