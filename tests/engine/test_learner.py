@@ -35,7 +35,7 @@ def make(recipe=RECIPE):
 
 
 class FakeEngine:
-    """Reports an outcome and remembers what it was asked."""
+    """Returns a fixed result and records its calls."""
 
     def __init__(self):
         self.model, self.calls, self.rates, self.drawn = nn.Identity(), [], [], []
@@ -70,7 +70,7 @@ class FakeHead:
 
 
 class RankOfTwo(SoloComm):
-    """Rank 1 of two; the other one's loss was 2."""
+    """Rank 1 of two; the loss of the other one is 2."""
 
     def __init__(self, rank=1):
         super().__init__()

@@ -9,7 +9,7 @@ SHAPES = {name: tensor.shape for name, tensor in WHOLE.items()}
 
 
 def fragments(rank):
-    """Return a rank's pieces of a flat row of all eight elements, five on rank 0."""
+    """Return the fragments of a rank; rank 0 holds five of eight elements."""
     row = torch.cat([tensor.flatten() for tensor in WHOLE.values()])
     flat, spans = (
         (row[:5].clone(), {"a": (0, 5, 0)}) if rank == 0 else (row[5:].clone(), {"a": (5, 1, 0), "b": (0, 2, 1)})
@@ -63,7 +63,7 @@ def test_gather_full_tensors_is_bit_identical():
     assert whole.keys() == WHOLE.keys()
     for name, tensor in WHOLE.items():
         assert whole[name].shape == tensor.shape
-        assert whole[name].view(torch.int32).tolist() == tensor.view(torch.int32).tolist(), "also -0, nan and inf"
+        assert whole[name].view(torch.int32).tolist() == tensor.view(torch.int32).tolist(), "including -0, NaN and Inf"
 
 
 def test_gather_full_tensors_without_keep_still_takes_part():

@@ -37,10 +37,7 @@ def test_facts_match_norm_of_the_network(name):
 
 @pytest.mark.parametrize("name", EACH)
 def test_facts_match_activations_saved_by_autograd(name):
-    assert (
-        activation_bytes(meta_backbone(name, REFERENCE)[0], REFERENCE)
-        == BACKBONE_FACTS[name].activations
-    )
+    assert activation_bytes(meta_backbone(name, REFERENCE)[0], REFERENCE) == BACKBONE_FACTS[name].activations
 
 
 @pytest.mark.parametrize("name", ["vit_small_patches", "monai_resnet18", "monai_vit_small_16"])
@@ -64,7 +61,9 @@ def test_activation_bytes_match_a_real_forward_pass():
     own.add(image.data_ptr())
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         real(image)
-    assert activation_bytes(net, InputSpec(image_size=64)) == sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    assert activation_bytes(net, InputSpec(image_size=64)) == sum(
+        tensor.untyped_storage().nbytes() for tensor in kept.values()
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in EACH if name not in ("resnet_gn_tiny", "vit_small_patches")])
