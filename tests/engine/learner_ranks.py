@@ -38,11 +38,18 @@ def body(comm: Comm, case: str) -> Any:
 def train_all_variants(comm: Comm) -> dict[str, Any]:
     """Return state and reports after three steps: accumulated or not, and with SGD, AdamW and bf16."""
     exact = RECIPE
-    thirds = replace(exact, engine=replace(exact.engine, accumulate=3))
+    accumulated = replace(exact, engine=replace(exact.engine, accumulate=3))
     sgd = replace(exact, optim=replace(exact.optim, name="sgd"))
     bf16 = replace(exact, engine=replace(exact.engine, precision="bf16"))
     fp32 = replace(exact, engine=replace(exact.engine, precision="fp32"))
-    recipes = {"plain": exact, "thirds": thirds, "sgd": sgd, "sgd thirds": _thirds(sgd), "bf16": bf16, "fp32": fp32}
+    recipes = {
+        "plain": exact,
+        "accumulated": accumulated,
+        "sgd": sgd,
+        "sgd accumulated": _accumulated(sgd),
+        "bf16": bf16,
+        "fp32": fp32,
+    }
     return {name: _train(recipe, comm, 3) for name, recipe in recipes.items()}
 
 
@@ -58,7 +65,7 @@ def train_all_layouts(comm: Comm) -> dict[tuple[str, str], dict[str, Any]]:
     for name, loss in losses.items():
         answers[name, "replicated"] = _train_head(replace(RECIPE, loss=replace(loss, layout="replicated")), comm)
         sharded = replace(RECIPE, loss=replace(loss, layout="sharded"))
-        answers[name, "sharded"] = _train_head(_thirds(sharded), comm)
+        answers[name, "sharded"] = _train_head(_accumulated(sharded), comm)
     return answers
 
 
@@ -96,7 +103,7 @@ def batch_of(step: int, comm: Comm) -> Batch:
     return Batch(image=image[mine.start : mine.stop], label=label[mine.start : mine.stop], keys=("",) * len(mine))
 
 
-def _thirds(recipe: Recipe) -> Recipe:
+def _accumulated(recipe: Recipe) -> Recipe:
     return replace(recipe, engine=replace(recipe.engine, accumulate=3))
 
 
