@@ -2,8 +2,7 @@ import pytest
 import torch
 
 from hsadml_dist.config.recipe import OptimConfig
-from hsadml_dist.distributed.comm import SoloComm
-from hsadml_dist.distributed.topology import Topology
+from hsadml_dist.distributed.comm import FakeComm, SoloComm
 from hsadml_dist.engine.head import Head
 from hsadml_dist.losses.centres import Centres, hyperspherical_energy
 from hsadml_dist.losses.distributed_loss import DistributedLoss
@@ -11,23 +10,22 @@ from hsadml_dist.losses.margins import build_margin
 from hsadml_dist.optim import build_optimizer
 
 
-class OneOfFour(SoloComm):
+class OneOfFour(FakeComm):
     """One of four ranks; rank r contributes r + 1 times the local values."""
 
     def __init__(self):
-        super().__init__()
-        self.topology = Topology(world_size=4)
+        super().__init__(0, 4)
 
     def all_reduce_sum(self, tensor):
         return tensor.mul_(1 + 2 + 3 + 4)
 
 
-class RankZeroOfTwo(SoloComm):
+class RankZeroOfTwo(FakeComm):
     """Rank 0 of two; rank 1 contributes ``factor`` times the local values."""
 
     def __init__(self, factor):
-        super().__init__()
-        self.topology, self.factor, self.messages = Topology(world_size=2), factor, []
+        super().__init__(0, 2)
+        self.factor, self.messages = factor, []
 
     def all_reduce_sum(self, tensor):
         self.messages.append(tensor.numel())

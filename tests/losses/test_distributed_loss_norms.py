@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from hsadml_dist.distributed.comm import SoloComm
+from hsadml_dist.distributed.comm import FakeComm, SoloComm
 from hsadml_dist.losses.distributed_loss import EmbeddingNormStatistics
 from hsadml_dist.losses.margins import AdaptiveNorm
 from tests.losses import slow_loop
@@ -24,11 +24,11 @@ def state(norms):
     return float(norms.mean), float(norms.deviation)
 
 
-class Peers(SoloComm):
+class Peers(FakeComm):
     """Other ranks with these embedding norms."""
 
     def __init__(self, *norms_seen):
-        super().__init__()
+        super().__init__(0, 1 + len(norms_seen))
         self.norms_seen = [torch.as_tensor(one).double().clamp(0.001, 100.0) for one in norms_seen]
 
     def all_reduce_sum(self, tensor):
