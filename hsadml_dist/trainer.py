@@ -18,6 +18,7 @@ from hsadml_dist.checkpoint.layout import CheckpointName, TrainingProgress, list
 from hsadml_dist.checkpoint.load import choose_checkpoint
 from hsadml_dist.checkpoint.tensor_files import TrainingState
 from hsadml_dist.config import Recipe
+from hsadml_dist.config.recipe import RunConfig
 from hsadml_dist.data.batch import Batch
 from hsadml_dist.data.loader import TrainData, build_train_data
 from hsadml_dist.distributed.comm import Comm
@@ -68,7 +69,7 @@ def train(recipe: Recipe, path: Path, signal: StopSignal) -> ExitCode:
         train_data = build_train_data(recipe.data, recipe.train, topology)
         with contextlib.closing(train_data.loader):
             context = _join(recipe, run, topology, train_data.total_steps, signal)
-            with _open_session(recipe, run, context, signal, external_watchdog) as session:
+            with _open_session(recipe.run, run, context, signal, external_watchdog) as session:
                 code = _train_attempt(recipe, train_data, session)
             with raise_on_lost_peer(run, context.attempt, lambda: "at the end"):
                 context.comm.close()
@@ -80,7 +81,7 @@ def _train_attempt(recipe: Recipe, train_data: TrainData, session: Session) -> E
     threads = train_data.loader.threads_at_fork
     session.recorder.event("started", 0, world_size=session.comm.topology.world_size, threads_at_fork=threads)
     _check_crash_loop(session)
-    _check_code(recipe, session)
+    _check_code(recipe.run, session)
     choice = choose_checkpoint(session.run, session.comm)
     network = initial_network(recipe, fresh=choice.name is None)
     _log_network(network, session)
@@ -261,15 +262,15 @@ def _join(recipe: Recipe, run: RunFolder, topology: Topology, total_steps: int, 
 
 @contextlib.contextmanager
 def _open_session(
-    recipe: Recipe,
+    config: RunConfig,
     run: RunFolder,
     context: RankContext,
     signal: StopSignal,
     external_watchdog: ExternalWatchdog | None,
 ) -> Iterator[Session]:
     """Monitor and record an attempt; an error that ends it is recorded."""
-    monitor = HealthMonitor(context, recipe.run, external_watchdog)
-    recorder = open_recorder(context, recipe.run.tensorboard)
+    monitor = HealthMonitor(context, config, external_watchdog)
+    recorder = open_recorder(context, config.tensorboard)
     try:
         with raise_on_lost_peer(run, context.attempt, lambda: monitor.position, monitor.wait_for_report):
             yield Session(run=run, context=context, signal=signal, monitor=monitor, recorder=recorder)
@@ -293,14 +294,14 @@ def _check_crash_loop(session: Session) -> None:
         raise RunError(reason)
 
 
-def _check_code(recipe: Recipe, session: Session) -> None:
+def _check_code(config: RunConfig, session: Session) -> None:
     """Save the code in the run folder at the first start; at later starts, report or refuse changes of the code."""
     change = session.comm.broadcast_object(
         save_code_snapshot(session.run) if session.comm.topology.is_rank_zero else None
     )
     if change is None:
         return
-    if recipe.run.code_change == "refuse":
+    if config.code_change == "refuse":
         raise ConfigError([Fault(where="recipe", key="run.code_change", problem=f"is 'refuse', and {change}")])
     log.warning("%s", change)
     session.recorder.event("code_changed", 0, before=change.before, now=change.now, files=change.files)

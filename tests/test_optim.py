@@ -69,7 +69,7 @@ def test_warmup_as_long_as_the_training():
 
 
 def undecayed(net, optimizer):
-    """Name the parameters that a step with zero gradients leaves alone."""
+    """Return the names of parameters that a step with zero gradients does not change."""
     for p in net.parameters():
         nn.init.ones_(p)  # a bias of 0 would not show its decay
         p.grad = torch.zeros_like(p)
@@ -116,8 +116,8 @@ def test_layer_scales_decrease_with_distance_from_deepest():
     assert layer_scales(net, DEPTHS, None) is None
 
 
-def by_hand(net, config, rates, steps):
-    """Return the weights after some steps with a learning rate for each parameter, in fp64 and the plainest way."""
+def manual_steps(net, config, rates, steps):
+    """Return the weights after some steps with individual learning rates, computed in fp64."""
     weights = {name: p.detach().double().clone() for name, p in net.named_parameters()}
     first, second = ({name: torch.zeros_like(w) for name, w in weights.items()} for _ in range(2))
     twin = small_net().double()
@@ -145,7 +145,7 @@ def by_hand(net, config, rates, steps):
 def test_steps_with_layer_decay_match_manual_updates(name, layer_decay):
     config = OptimConfig(name=name, lr=0.01, weight_decay=0.3)
     net = small_net().double()
-    expected = by_hand(net, config, {n: 0.01 * (layer_decay or 1.0) ** (3 - d) for n, d in DEPTHS.items()}, 3)
+    expected = manual_steps(net, config, {n: 0.01 * (layer_decay or 1.0) ** (3 - d) for n, d in DEPTHS.items()}, 3)
     scales = layer_scales(net, DEPTHS, layer_decay)
     optimizer = build_optimizer(net.parameters(), config, decay=True, lr_scales=scales)
     for step in range(1, 4):
@@ -225,7 +225,7 @@ def test_nonfinite_gradient_shows_in_norm_and_is_named(value):
 
 
 def test_finite_norm_means_finite_squares():
-    """Else a gradient without bounds could fill the second moment with infinities."""
+    """Otherwise an unbounded gradient could make the second moment infinite."""
     net = small_net()
     for exponent in (18, 19, 20, 30):
         for p in net.parameters():

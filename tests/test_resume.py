@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("as_before")
 def test_resume_rejects_checkpoint_of_other_settings(recipe, tmp_path):
     train(recipe, tmp_path / "run", StopSignal())
     other = replace(recipe, train=replace(recipe.train, seed=9))
-    with pytest.raises(CheckpointError, match="written under other settings"):
+    with pytest.raises(CheckpointError, match=r"other settings than config\.yaml"):
         train(other, tmp_path / "run", StopSignal())
     assert merged_events(tmp_path / "run")[-1]["event"] == "failed"
 
@@ -32,7 +32,7 @@ def test_resume_skips_damaged_checkpoint_and_repeats_its_steps(recipe, tmp_path)
     assert train(recipe, run, StopSignal()) is ExitCode.SUCCESS
     [fall] = [row for row in merged_events(run) if row["event"] == "fell_back"]
     assert (fall["step"], fall["checkpoint"]) == (5, newest.name)
-    assert fall["reason"] == "rank 0: COMMIT: No such file or directory"
+    assert "COMMIT" in fall["reason"]
     assert run_digest(run) == expected
 
 

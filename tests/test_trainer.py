@@ -36,17 +36,17 @@ def test_train_from_first_to_last_step(recipe, tmp_path):
 
 @pytest.mark.parametrize("stop", [1, 2, 4])
 def test_stop_and_resume_at_any_step_is_bit_identical(recipe, tmp_path, monkeypatch, stop):
-    """2 and 4: a periodic checkpoint has just been written."""
+    """After steps 2 and 4 a periodic checkpoint has just been written."""
     monkeypatch.setenv(STOP_AFTER, str(stop))
     assert train(recipe, tmp_path / "run", StopSignal()) is ExitCode.STOPPED
     assert steps(tmp_path / "run")[-1] == stop
     assert events(tmp_path / "run")[-3:] == ["checkpoint", "signal", "stopped"]
     monkeypatch.delenv(STOP_AFTER)
     assert train(recipe, tmp_path / "run", StopSignal()) is ExitCode.SUCCESS
-    assert train(recipe, tmp_path / "calm", StopSignal()) is ExitCode.SUCCESS
-    assert run_digest(tmp_path / "run") == run_digest(tmp_path / "calm")
+    assert train(recipe, tmp_path / "reference", StopSignal()) is ExitCode.SUCCESS
+    assert run_digest(tmp_path / "run") == run_digest(tmp_path / "reference")
     assert [row["loss"] for row in merged_metrics(tmp_path / "run")] == [
-        row["loss"] for row in merged_metrics(tmp_path / "calm")
+        row["loss"] for row in merged_metrics(tmp_path / "reference")
     ]
 
 
@@ -66,17 +66,17 @@ def test_finished_run_is_not_trained_again(recipe, tmp_path):
 
 
 @pytest.fixture
-def spoil(monkeypatch):
-    """Spoil all samples of the named steps from here on."""
+def corrupt(monkeypatch):
+    """Set all samples of the given steps to NaN from now on."""
     plain = Learner.step
 
-    def spoil(*steps):
+    def corrupt(*steps):
         def step(self, step, batch):
             return plain(self, step, replace(batch, image=batch.image * math.nan) if step in steps else batch)
 
         monkeypatch.setattr(Learner, "step", step)
 
-    return spoil
+    return corrupt
 
 
 def skipping(recipe, **changes):
@@ -84,67 +84,67 @@ def skipping(recipe, **changes):
 
 
 @pytest.mark.parametrize("stop", [1, 3])
-def test_resume_amid_skipped_steps_is_bit_identical(recipe, tmp_path, monkeypatch, spoil, stop):
-    """The first step too: its checkpoint has no moments yet."""
-    spoil(1, 2, 4)
+def test_resume_amid_skipped_steps_is_bit_identical(recipe, tmp_path, monkeypatch, corrupt, stop):
+    """Includes the first step, whose checkpoint has no moments."""
+    corrupt(1, 2, 4)
     monkeypatch.setenv(STOP_AFTER, str(stop))
     assert train(skipping(recipe), tmp_path / "run", StopSignal()) is ExitCode.STOPPED
     monkeypatch.delenv(STOP_AFTER)
-    for run in ("run", "calm"):
+    for run in ("run", "reference"):
         assert train(skipping(recipe), tmp_path / run, StopSignal()) is ExitCode.SUCCESS
         rows = [row for row in merged_events(tmp_path / run) if row["event"] == "skipped"]
         assert [row["step"] for row in rows] == [1, 2, 4]
         assert all(len(row["keys"]) == len(row["suspects"]) == 6 for row in rows)
         losses = [row["loss"] for row in merged_metrics(tmp_path / run)]
         assert [math.isnan(loss) for loss in losses] == [True, True, False, True, False]
-    assert run_digest(tmp_path / "run") == run_digest(tmp_path / "calm")
+    assert run_digest(tmp_path / "run") == run_digest(tmp_path / "reference")
 
 
-def test_skip_limit_counts_skipped_steps_before_a_resume(recipe, tmp_path, monkeypatch, spoil):
-    spoil(2, 3, 4, 5)
+def test_skip_limit_counts_skipped_steps_before_a_resume(recipe, tmp_path, monkeypatch, corrupt):
+    corrupt(2, 3, 4, 5)
     limited = skipping(recipe, skip_limit=2)
     monkeypatch.setenv(STOP_AFTER, "3")
     assert train(limited, tmp_path / "run", StopSignal()) is ExitCode.STOPPED
     monkeypatch.delenv(STOP_AFTER)
-    said = []
-    for run in ("run", "calm"):
-        with pytest.raises(NumericalError, match="2 steps before it had to be skipped too") as caught:
+    messages = []
+    for run in ("run", "reference"):
+        with pytest.raises(NumericalError, match=r"train\.skip_limit is 2") as caught:
             train(limited, tmp_path / run, StopSignal())
-        said.append(str(caught.value))
-    assert said[0] == said[1]
-    assert said[0].startswith("step 4: ")
-    assert run_digest(tmp_path / "run") == run_digest(tmp_path / "calm")
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+    assert messages[0].startswith("step 4: ")
+    assert run_digest(tmp_path / "run") == run_digest(tmp_path / "reference")
 
 
-def test_run_ended_by_nonfinite_step_keeps_all_good_steps(recipe, tmp_path, spoil):
-    spoil(4)
+def test_run_ended_by_nonfinite_step_keeps_all_good_steps(recipe, tmp_path, corrupt):
+    corrupt(4)
     with pytest.raises(NumericalError, match="step 4: "):
         train(recipe, tmp_path / "run", StopSignal())
     assert steps(tmp_path / "run")[-1] == 3
     assert events(tmp_path / "run")[-2:] == ["checkpoint", "failed"]
-    for run in ("run", "calm"):
+    for run in ("run", "reference"):
         assert train(skipping(recipe), tmp_path / run, StopSignal()) is ExitCode.SUCCESS
-    assert run_digest(tmp_path / "run") == run_digest(tmp_path / "calm")
+    assert run_digest(tmp_path / "run") == run_digest(tmp_path / "reference")
 
 
 def test_full_disk_ends_the_run_and_free_space_lets_it_resume(recipe, tmp_path):
-    assert train(recipe, tmp_path / "calm", StopSignal()) is ExitCode.SUCCESS
-    newest = RunFolder(tmp_path / "calm").checkpoints / str(list_checkpoints(RunFolder(tmp_path / "calm"))[-1])
+    assert train(recipe, tmp_path / "reference", StopSignal()) is ExitCode.SUCCESS
+    newest = RunFolder(tmp_path / "reference").checkpoints / str(
+        list_checkpoints(RunFolder(tmp_path / "reference"))[-1]
+    )
     size = sum(path.stat().st_size for path in newest.iterdir()) >> 10
     run = RunFolder(tmp_path / "run")
     with small_disk(run.checkpoints, kibibytes=size * 3 // 2 + 1100):
-        with pytest.raises(
-            CheckpointError, match=r"a checkpoint needs \d MiB and \d MiB are free; make room"
-        ) as caught:
+        with pytest.raises(CheckpointError, match=r"\d MiB .*\d MiB") as caught:
             train(recipe, run.path, StopSignal())
         assert "\n" not in str(caught.value)
         assert steps(run.path) == [2]
         failed = merged_events(run.path)[-1]
         assert (failed["event"], failed["exit_code"], failed["reason"]) == ("failed", 1, str(caught.value))
-        shutil.copytree(run.checkpoints, tmp_path / "aside")
-    shutil.copytree(tmp_path / "aside", run.checkpoints, dirs_exist_ok=True)
+        shutil.copytree(run.checkpoints, tmp_path / "copy")
+    shutil.copytree(tmp_path / "copy", run.checkpoints, dirs_exist_ok=True)
     assert train(recipe, run.path, StopSignal()) is ExitCode.SUCCESS
-    assert run_digest(run.path) == run_digest(tmp_path / "calm")
+    assert run_digest(run.path) == run_digest(tmp_path / "reference")
 
 
 def test_crash_loop_ends_the_run_until_started_by_hand(recipe, tmp_path):
@@ -152,7 +152,7 @@ def test_crash_loop_ends_the_run_until_started_by_hand(recipe, tmp_path):
     for number in (1, 2, 3):  # as attempts that were killed at once
         run.attempt(number).path.mkdir(parents=True)
         os.utime(run.attempt(number).path, (1, 1))
-    with pytest.raises(RunError, match="attempts 1, 2 and 3 ended without a new checkpoint"):
+    with pytest.raises(RunError, match=r"\b1\b.*\b2\b.*\b3\b"):
         train(recipe, run.path, StopSignal())
     assert [(row["event"], row["attempt"]) for row in merged_events(run.path)] == [("started", 4), ("failed", 4)]
     assert train(recipe, run.path, StopSignal()) is ExitCode.SUCCESS
@@ -168,7 +168,7 @@ def test_changed_code_is_reported_or_refused(recipe, tmp_path):
     changed = record | {"digest": "0" * 12, "files": record["files"] | {"optim.py": "0" * 64}}
     (run.code / "code.json").write_text(json.dumps(changed))
     refusing = replace(recipe, run=replace(recipe.run, code_change="refuse"))
-    with pytest.raises(ConfigError, match=r"run\.code_change: is 'refuse', and the code is not .*: 1 file: optim\.py"):
+    with pytest.raises(ConfigError, match=r"run\.code_change: .*optim\.py"):
         train(refusing, run.path, StopSignal())
     assert train(recipe, run.path, StopSignal()) is ExitCode.SUCCESS
     [row] = [row for row in merged_events(run.path) if row["event"] == "code_changed"]

@@ -38,7 +38,7 @@ class BackwardResult:
 
 
 class ModelState(Protocol):
-    """The tensors of a network as one rank holds them, whole or partitioned.
+    """The tensors of a network as one rank holds them, full or partitioned.
 
     Collective: every rank must call the same methods, because partitioned tensors have to be gathered.
     """

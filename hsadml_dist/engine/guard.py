@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -34,20 +34,29 @@ class NonFiniteStep:
 
     Attributes:
         step: The step, from 1.
-        problem: What was not finite, as text.
+        loss: Mean loss of the global batch.
+        gradient: The first parameter whose gradient is not finite, or None.
         weight: The first weight or buffer that was not finite before the step; then no sample is the cause.
         suspects: The samples that are not finite by themselves.
         keys: All samples of the step, in global order.
     """
 
     step: int
-    problem: str
+    loss: float = field(compare=False)  # NaN is not equal to itself
+    gradient: str | None
     weight: str | None
     suspects: tuple[Suspect, ...]
     keys: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"step {self.step}: {self.problem}; {self._cause()}"
+        return f"step {self.step}: {self._problem()}; {self._cause()}"
+
+    def _problem(self) -> str:
+        if not math.isfinite(self.loss):
+            return f"the loss is {self.loss}"
+        if self.gradient is not None:
+            return f"the loss is {self.loss:.6g}, but the gradient of {self.gradient!r} is not finite"
+        return f"the loss is {self.loss:.6g}, but the norm of the gradient overflows"
 
     def _cause(self) -> str:
         if self.weight is not None:
@@ -124,19 +133,12 @@ def rollback_and_diagnose(
     gradients, weights, suspect_lists, key_lists = zip(*gathered, strict=True)
     return NonFiniteStep(
         step=step,
-        problem=_problem(loss, _first(gradients)),
+        loss=loss,
+        gradient=_first(gradients),
         weight=_first(weights),
         suspects=tuple(suspect for part in suspect_lists for suspect in part),
         keys=tuple(key for part in key_lists for key in part),
     )
-
-
-def _problem(loss: float, gradient: str | None) -> str:
-    if not math.isfinite(loss):
-        return f"the loss is {loss}"
-    if gradient is not None:
-        return f"the loss is {loss:.6g}, but the gradient of {gradient!r} is not finite"
-    return f"the loss is {loss:.6g}, but the norm of the gradient overflows"
 
 
 @torch.no_grad()

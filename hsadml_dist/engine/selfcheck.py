@@ -1,7 +1,7 @@
 """Check at the start of a job that the engine computes the gradients of the mean over the global batch.
 
 An engine that sums where it should average, a loss scaled for the other case, or two nested wrappers still train, with
-a learning rate that is wrong by the number of ranks, and nothing shows it. Therefore, with several ranks, a small
+a learning rate off by the number of ranks, and nothing shows it. Therefore, with several ranks, a small
 uneven batch is passed through the bare network and a loss over all samples before any engine wraps the network, and
 then through engine and loss; their gradients must agree.
 

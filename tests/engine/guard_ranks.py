@@ -1,4 +1,4 @@
-"""Trainings in which one step is not finite, beside slow obvious ones that never do that step."""
+"""Rank script: trainings with a non-finite step, and reference trainings that omit this step."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ RECIPE = Recipe(
 )
 
 
-class NeedsOthers(nn.Module):
-    """Knows no single sample while it is in training mode, as batch norms of one value a channel."""
+class BatchDependent(nn.Module):
+    """Returns NaN for a single sample in training mode, like a batch norm with one value per channel."""
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the rows; of a single one, no numbers."""
+        """Return the rows, or NaN for a single one in training mode."""
         return rows * (1 + 0 * rows.std(dim=0)) if self.training else rows
 
 
 def recipes() -> dict[str, Recipe]:
-    """Return what the guard must hold for: every precision, accumulation, optimiser, layout and kind of head."""
+    """Return recipes for every precision, accumulation, optimizer, layout and kind of head."""
     adaface = LossConfig(name="adaface", norm_momentum=0.5, layout="replicated")
     return {
         "fp32": RECIPE,
@@ -64,58 +64,62 @@ def recipes() -> dict[str, Recipe]:
 
 
 def body(comm: Comm, case: str) -> Any:
-    """Return what the case's function gives."""
+    """Run the named case."""
     torch.set_num_threads(1)
-    return {"skip": skipped_in_all_ways, "causes": causes, "stop": stops}[case](comm)
+    return {"skip": skip_all_variants, "causes": causes, "stop": stops}[case](comm)
 
 
-def skipped_in_all_ways(comm: Comm) -> dict[str, dict[str, Any]]:
-    """Return, by recipe, what a training with a bad pixel in one step comes to, and one without the step."""
+def skip_all_variants(comm: Comm) -> dict[str, dict[str, Any]]:
+    """Return the results of a training with a bad pixel in one step, and of one without that step, by recipe."""
     answers = {}
     for number, (name, recipe) in enumerate(recipes().items()):
         value = (math.nan, -math.inf)[number % 2]
-        guarded, obvious = _learner(name, recipe, comm), _learner(name, recipe, comm)
+        guarded, reference = _learner(name, recipe, comm), _learner(name, recipe, comm)
         reports, states = [], []
         for step in range(1, LAST + 1):
             batch = batch_of(step, comm)
             reports.append(guarded.step(step, poisoned(batch, comm, value) if step == BAD else batch))
             states.append(copied(guarded))
             if step != BAD:
-                obvious.step(step, batch_of(step, comm))
-        last = copied(obvious)
-        answers[name] = {"reports": reports, "states": states, "obvious": last, "modes": _modes(guarded)}
+                reference.step(step, batch_of(step, comm))
+        last = copied(reference)
+        answers[name] = {"reports": reports, "states": states, "reference": last, "modes": _modes(guarded)}
     return answers
 
 
 def causes(comm: Comm) -> dict[str, Any]:
-    """Return the findings of steps that are not finite for one reason each."""
+    """Return the diagnoses of steps that are not finite for one reason each."""
     return {
-        "two samples": _finding(comm, RECIPE, lambda learner, batch: _two_bad(batch, comm)),
-        "weight": _finding(comm, RECIPE, _spoil_weight),
-        "buffer": _finding(comm, RECIPE, _spoil_buffer, name="batch norm"),
-        "centre": _finding(comm, replace(RECIPE, loss=LossConfig(layout="sharded")), _spoil_centre),
-        "loss": _finding(comm, RECIPE, lambda learner, batch: _scale(learner, comm, 3e38)),
-        "norm": _finding(comm, RECIPE, lambda learner, batch: _scale(learner, comm, 1e30)),
-        "gradient": _finding(comm, RECIPE, _spoil_gradient),
+        "two samples": _diagnose(comm, RECIPE, lambda learner, batch: _two_bad(batch, comm)),
+        "weight": _diagnose(comm, RECIPE, _corrupt_weight),
+        "buffer": _diagnose(comm, RECIPE, _corrupt_buffer, name="batch norm"),
+        "centre": _diagnose(comm, replace(RECIPE, loss=LossConfig(layout="sharded")), _corrupt_centre),
+        "loss": _diagnose(comm, RECIPE, lambda learner, batch: _scale(learner, comm, 3e38)),
+        "norm": _diagnose(comm, RECIPE, lambda learner, batch: _scale(learner, comm, 1e30)),
+        "gradient": _diagnose(comm, RECIPE, _corrupt_gradient),
     }
 
 
 def stops(comm: Comm) -> dict[str, Any]:
-    """Return what ranks say that stop, at once or at the limit, and whether that left a trace."""
+    """Return how trainings end at once or at the limit, and whether the last step changed the state."""
     stopping = replace(RECIPE, train=replace(RECIPE.train, on_nonfinite="stop"))
     limited = replace(RECIPE, train=replace(RECIPE.train, skip_limit=2))
-    at_once = _until_the_end(_learner("", stopping, comm), comm, bad={BAD})
-    in_the_end = _until_the_end(_learner("", limited, comm), comm, bad={2, 3, 5, 6, 7})
+    immediately = _train_until_error(_learner("", stopping, comm), comm, bad={BAD})
+    at_limit = _train_until_error(_learner("", limited, comm), comm, bad={2, 3, 5, 6, 7})
     cut = _learner("", limited, comm)
-    first = _until_the_end(cut, comm, bad={2, 3, 5, 6, 7}, last=6)
+    first = _train_until_error(cut, comm, bad={2, 3, 5, 6, 7}, last=6)
     again = _learner("", limited, comm)
     again.load(copied(cut))
     again.guard.consecutive_skips = cut.guard.consecutive_skips
-    return {"at once": at_once, "limit": in_the_end, "cut": (first, _until_the_end(again, comm, bad={7}, first=7))}
+    return {
+        "immediately": immediately,
+        "limit": at_limit,
+        "cut": (first, _train_until_error(again, comm, bad={7}, first=7)),
+    }
 
 
 def batch_of(step: int, comm: Comm) -> Batch:
-    """Return this rank's part of a step's batch, drawn from the step alone."""
+    """Return the local part of the random batch of a step."""
     generator = torch.Generator().manual_seed(step)
     image = torch.randn(SIZE, 1, SIDE, SIDE, generator=generator)
     mine = comm.topology.rank_range(SIZE)
@@ -125,14 +129,14 @@ def batch_of(step: int, comm: Comm) -> Batch:
 
 
 def poisoned(batch: Batch, comm: Comm, value: float) -> Batch:
-    """Return the batch with one pixel of the last rank's last sample spoilt."""
+    """Return the batch with one bad pixel in the last sample of the last rank."""
     if comm.topology.rank == comm.topology.world_size - 1:
         batch.image[-1, 0, 2, 3] = value
     return batch
 
 
 def copied(learner: Learner) -> dict[str, dict[str, torch.Tensor]]:
-    """Return the state, apart from what the learner goes on changing."""
+    """Return a copy of the state."""
     state = learner.state()
     return {group: {n: t.detach().contiguous().clone() for n, t in tensors.items()} for group, tensors in state.items()}
 
@@ -142,7 +146,7 @@ def _learner(name: str, recipe: Recipe, comm: Comm) -> Learner:
     if name.startswith("batch norm"):
         torch.manual_seed(0)
         features = 4 * (SIDE - 2) ** 2
-        layers = (nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), NeedsOthers())
+        layers = (nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), BatchDependent())
         network = EmbeddingNet(nn.Sequential(*layers), features, 8, dropout=0.3, spec=InputSpec(image_size=SIDE))
     return build_learner(recipe, network, CLASSES, comm, TOTAL)
 
@@ -151,11 +155,11 @@ def _modes(learner: Learner) -> set[bool]:
     return {layer.training for layer in learner.engine.model.modules()}
 
 
-def _finding(comm: Comm, recipe: Recipe, spoil: Any = None, name: str = "") -> dict[str, Any]:
+def _diagnose(comm: Comm, recipe: Recipe, corrupt: Any = None, name: str = "") -> dict[str, Any]:
     learner = _learner(name, recipe, comm)
     batch = batch_of(1, comm)
-    if spoil is not None:
-        spoil(learner, batch)
+    if corrupt is not None:
+        corrupt(learner, batch)
     before = copied(learner)
     report = learner.step(1, batch)
     return {"report": report, "before": before, "after": copied(learner)}
@@ -166,30 +170,30 @@ def _two_bad(batch: Batch, comm: Comm) -> None:
     poisoned(batch, comm, math.nan)
 
 
-def _spoil_weight(learner: Learner, batch: Batch) -> None:
+def _corrupt_weight(learner: Learner, batch: Batch) -> None:
     learner.engine.model.get_parameter("neck.weight").data[1, 2] = math.inf
 
 
-def _spoil_buffer(learner: Learner, batch: Batch) -> None:
-    """Spoil what evaluation alone reads, and by a weight what training reads, or nothing would be found."""
+def _corrupt_buffer(learner: Learner, batch: Batch) -> None:
+    """Set NaN in a buffer that only evaluation reads, and Inf in a weight, so that training notices it."""
     learner.engine.model.get_buffer("backbone.1.running_var")[0] = math.nan
     learner.engine.model.get_parameter("neck.bias").data[0] = math.inf
 
 
-def _spoil_centre(learner: Learner, batch: Batch) -> None:
-    """Spoil the last class's centre, which the last rank alone holds."""
+def _corrupt_centre(learner: Learner, batch: Batch) -> None:
+    """Set NaN in the centre of the last class, which only the last rank holds."""
     if learner.head.loss.centres.rows.stop == CLASSES:
         learner.head.loss.centres.weight.data[-1, 0] = math.nan
 
 
 def _scale(learner: Learner, comm: Comm, scale: float) -> None:
-    """Scale the loss by so much that sums or squares overflow, and no single sample's loss does."""
+    """Scale the loss such that sums or squares overflow, but not the loss of a single sample."""
     margin = build_margin("cosface", MarginSettings(scale=scale))
     learner.head.loss = DistributedLoss(learner.head.loss.centres, margin, comm)
 
 
-def _spoil_gradient(learner: Learner, batch: Batch) -> None:
-    """Let the loss stay finite and the gradient of the neck's bias not: a root at zero."""
+def _corrupt_gradient(learner: Learner, batch: Batch) -> None:
+    """Make the gradient of the neck bias infinite with a finite loss: a square root at zero."""
 
     def forward(image: torch.Tensor, net: Any = learner.engine.model.forward) -> torch.Tensor:
         bias = learner.engine.model.get_parameter("neck.bias")
@@ -198,10 +202,10 @@ def _spoil_gradient(learner: Learner, batch: Batch) -> None:
     learner.engine.model.forward = forward  # type: ignore[method-assign]
 
 
-def _until_the_end(
+def _train_until_error(
     learner: Learner, comm: Comm, bad: set[int], first: int = 1, last: int = TOTAL
 ) -> tuple[list[int], tuple[str, int] | None, bool]:
-    """Return the steps that were skipped, what ended the training, and whether that step left everything as it was."""
+    """Return the skipped steps, the error that ended the training, and whether its step left the state unchanged."""
     skipped = []
     for step in range(first, last + 1):
         batch, before = batch_of(step, comm), copied(learner)
@@ -215,7 +219,7 @@ def _until_the_end(
 
 
 def equal(one: dict[str, dict[str, torch.Tensor]], other: dict[str, dict[str, torch.Tensor]]) -> bool:
-    """Tell whether two states are the same to the last bit, also where they are not finite."""
+    """Return whether two states are bit-identical, including NaN."""
     if [(g, list(one[g])) for g in one] != [(g, list(other[g])) for g in other]:
         return False
     pairs = ((value, other[group][name]) for group in one for name, value in one[group].items())

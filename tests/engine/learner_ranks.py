@@ -1,4 +1,4 @@
-"""Trainings of a few steps on drawn batches, from build to state, as the ranks of a job."""
+"""Rank script: trainings of a few steps on random batches."""
 
 from __future__ import annotations
 
@@ -30,24 +30,31 @@ RECIPE = Recipe(
 
 
 def body(comm: Comm, case: str) -> Any:
-    """Return what the case's function gives."""
+    """Run the named case."""
     torch.set_num_threads(1)
-    return {"train": train_in_all_ways, "layouts": train_in_all_layouts, "resume": resume, "clip": clip}[case](comm)
+    return {"train": train_all_variants, "layouts": train_all_layouts, "resume": resume, "clip": clip}[case](comm)
 
 
-def train_in_all_ways(comm: Comm) -> dict[str, Any]:
+def train_all_variants(comm: Comm) -> dict[str, Any]:
     """Return state and reports after three steps: accumulated or not, and with SGD, AdamW and bf16."""
     exact = RECIPE
-    thirds = replace(exact, engine=replace(exact.engine, accumulate=3))
+    accumulated = replace(exact, engine=replace(exact.engine, accumulate=3))
     sgd = replace(exact, optim=replace(exact.optim, name="sgd"))
     bf16 = replace(exact, engine=replace(exact.engine, precision="bf16"))
     fp32 = replace(exact, engine=replace(exact.engine, precision="fp32"))
-    recipes = {"plain": exact, "thirds": thirds, "sgd": sgd, "sgd thirds": _thirds(sgd), "bf16": bf16, "fp32": fp32}
-    return {name: _trained(recipe, comm, 3) for name, recipe in recipes.items()}
+    recipes = {
+        "plain": exact,
+        "accumulated": accumulated,
+        "sgd": sgd,
+        "sgd accumulated": _accumulated(sgd),
+        "bf16": bf16,
+        "fp32": fp32,
+    }
+    return {name: _train(recipe, comm, 3) for name, recipe in recipes.items()}
 
 
-def train_in_all_layouts(comm: Comm) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return what three steps come to, by loss and layout: reports, all centres, and the head's other tensors."""
+def train_all_layouts(comm: Comm) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return reports, centres and other head tensors after three steps, by loss and layout."""
     losses = {
         "sphereface": LossConfig(name="sphereface"),
         "sphereface2 and energy": LossConfig(name="sphereface2", energy=0.1),
@@ -56,14 +63,14 @@ def train_in_all_layouts(comm: Comm) -> dict[tuple[str, str], dict[str, Any]]:
     }
     answers = {}
     for name, loss in losses.items():
-        answers[name, "replicated"] = _headed(replace(RECIPE, loss=replace(loss, layout="replicated")), comm)
+        answers[name, "replicated"] = _train_head(replace(RECIPE, loss=replace(loss, layout="replicated")), comm)
         sharded = replace(RECIPE, loss=replace(loss, layout="sharded"))
-        answers[name, "sharded"] = _headed(_thirds(sharded), comm)
+        answers[name, "sharded"] = _train_head(_accumulated(sharded), comm)
     return answers
 
 
 def resume(comm: Comm) -> dict[str, Any]:
-    """Return the states of an uninterrupted training and of resumed ones, with and without settled buckets."""
+    """Return the states of an uninterrupted training and of resumed ones, with and without bucket warm-up."""
     recipe = replace(RECIPE, engine=replace(RECIPE.engine, precision="fp32"))
     whole = _learner(recipe, comm)
     _steps(whole, comm, 1, 2)
@@ -72,23 +79,23 @@ def resume(comm: Comm) -> dict[str, Any]:
     resumed.load(saved)
     DdpEngine.warm_up_buckets = _do_nothing  # type: ignore[method-assign]
     learner.check_gradients = _do_nothing  # another backward pass before the first step
-    unsettled = _learner(recipe, comm)
-    unsettled.load(saved)
+    without_warm_up = _learner(recipe, comm)
+    without_warm_up.load(saved)
     loaded = _copied(resumed.state())
-    reports = [_steps(one, comm, 3, 3) for one in (whole, resumed, unsettled)]
-    states = [_copied(one.state()) for one in (whole, resumed, unsettled)]
+    reports = [_steps(one, comm, 3, 3) for one in (whole, resumed, without_warm_up)]
+    states = [_copied(one.state()) for one in (whole, resumed, without_warm_up)]
     return {"saved": saved, "loaded": loaded, "states": states, "reports": reports}
 
 
 def clip(comm: Comm) -> dict[str, Any]:
-    """Return what one SGD step without momentum changed, clipped and not."""
+    """Return the change by one SGD step without momentum, clipped and not."""
     plain = replace(RECIPE, optim=OptimConfig(name="sgd", lr=1.0, momentum=0.0, weight_decay=0.0, schedule="constant"))
     clipped = replace(plain, engine=replace(plain.engine, clip_norm=0.01))
     return {"plain": _change(plain, comm), "clipped": _change(clipped, comm)}
 
 
 def batch_of(step: int, comm: Comm) -> Batch:
-    """Return this rank's part of a step's batch, drawn from the step alone."""
+    """Return the local part of the random batch of a step."""
     generator = torch.Generator().manual_seed(step)
     image = torch.randn(12, 1, SIDE, SIDE, generator=generator)
     mine = comm.topology.rank_range(12)
@@ -96,7 +103,7 @@ def batch_of(step: int, comm: Comm) -> Batch:
     return Batch(image=image[mine.start : mine.stop], label=label[mine.start : mine.stop], keys=("",) * len(mine))
 
 
-def _thirds(recipe: Recipe) -> Recipe:
+def _accumulated(recipe: Recipe) -> Recipe:
     return replace(recipe, engine=replace(recipe.engine, accumulate=3))
 
 
@@ -108,16 +115,16 @@ def _steps(learner: Learner, comm: Comm, first: int, last: int) -> list[Any]:
     return [learner.step(step, batch_of(step, comm)) for step in range(first, last + 1)]
 
 
-def _trained(recipe: Recipe, comm: Comm, steps: int) -> dict[str, Any]:
+def _train(recipe: Recipe, comm: Comm, steps: int) -> dict[str, Any]:
     learner = _learner(recipe, comm)
     with mock.patch.object(
         DistributedDataParallel, "no_sync", autospec=True, side_effect=DistributedDataParallel.no_sync
     ) as no_sync:
         reports = _steps(learner, comm, 1, steps)
-    return {"reports": reports, "state": _copied(learner.state()), "quiet": no_sync.call_count}
+    return {"reports": reports, "state": _copied(learner.state()), "unsynchronised": no_sync.call_count}
 
 
-def _headed(recipe: Recipe, comm: Comm) -> dict[str, Any]:
+def _train_head(recipe: Recipe, comm: Comm) -> dict[str, Any]:
     learner = _learner(recipe, comm)
     reports = _steps(learner, comm, 1, 3)
     others = {name: group for name, group in _copied(learner.head.state()).items() if name.startswith("head")}
@@ -142,8 +149,8 @@ def _copied(state: dict[str, dict[str, torch.Tensor]]) -> dict[str, dict[str, to
     return {group: {n: t.detach().contiguous().clone() for n, t in tensors.items()} for group, tensors in state.items()}
 
 
-def _do_nothing(*parts: Any) -> None:
-    """Stand in for what a test shows to be needed."""
+def _do_nothing(*args: Any, **kwargs: Any) -> None:
+    """Replace a function to show that it is needed."""
 
 
 if __name__ == "__main__":

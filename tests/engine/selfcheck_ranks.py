@@ -1,4 +1,4 @@
-"""The question at the start, asked of a right engine and of wrong ones."""
+"""Rank script: the gradient check on correct and incorrect engines."""
 
 from __future__ import annotations
 
@@ -20,51 +20,51 @@ from hsadml_dist.losses.margins import LOSSES, MarginLoss, MarginSettings, build
 DIM = 4
 
 
-class AddsUp(DdpEngine):
-    """Adds the ranks' gradients where it should average them."""
+class SumsGradients(DdpEngine):
+    """Sums the gradients of the ranks instead of averaging them."""
 
     def gradients(self, part: Any, loss_fn: Any) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield gradients that are as many times too long as there are ranks."""
+        """Yield gradients that are too long by a factor."""
         yield from ((name, grad * 2) for name, grad in super().gradients(part, loss_fn))
 
 
 class MeanOfMeans(DdpEngine):
-    """Averages the ranks' own means, whatever their numbers of samples."""
+    """Averages the means of the ranks regardless of their numbers of samples."""
 
     def gradients(self, part: Any, loss_fn: Any) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield the gradient of the wrong mean."""
+        """Yield the gradient of the mean of means."""
         return super().gradients(part, lambda emb, label: loss_fn(emb * 1.0, label) * (3 / len(label)))
 
 
-class Alone(DdpEngine):
-    """Forgets to reduce."""
+class LocalGradients(DdpEngine):
+    """Does not reduce gradients over the ranks."""
 
     def gradients(self, part: Any, loss_fn: Any) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield this rank's own gradient."""
+        """Yield the local gradient."""
         loss_fn(self.embed(part.image), part.label).backward()
         yield from ((name, p.grad.clone()) for name, p in self.model.named_parameters() if p.grad is not None)
         self.model.zero_grad()
 
 
-class Forgets(DdpEngine):
-    """Leaves out one parameter."""
+class OmitsParameter(DdpEngine):
+    """Omits one parameter."""
 
     def gradients(self, part: Any, loss_fn: Any) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield all gradients but the largest parameter's."""
+        """Yield all gradients except that of the largest parameter."""
         yield from ((name, grad) for name, grad in super().gradients(part, loss_fn) if name != "3.weight")
 
 
 def body(comm: Comm, case: str) -> dict[str, Any]:
-    """Return what each kind of engine is results, and whether its weights and buffers stayed as they were."""
+    """Return the result of the check for each engine: an error, or whether weights and buffers are unchanged."""
     results = {}
     for precision in ("fp32", "bf16", "fp64"):
         for layout in ("replicated", "sharded"):
             for name in LOSSES:
-                results[f"right {precision} {layout} {name}"] = _check(comm, DdpEngine, layout, name, precision)
-    for wrong in (AddsUp, MeanOfMeans, Alone, Forgets):
-        results[wrong.__name__] = _check(comm, wrong, "replicated", "softmax", "fp32")
-    results["centres"] = _with_wrong_centres(comm)
-    results["too much"] = _check(comm, DdpEngine, "replicated", "cosface", "fp32", scale=3e38)
+                results[f"correct {precision} {layout} {name}"] = _check(comm, DdpEngine, layout, name, precision)
+    for incorrect in (SumsGradients, MeanOfMeans, LocalGradients, OmitsParameter):
+        results[incorrect.__name__] = _check(comm, incorrect, "replicated", "softmax", "fp32")
+    results["centres"] = _check_wrong_centres(comm)
+    results["overflow"] = _check(comm, DdpEngine, "replicated", "cosface", "fp32", scale=3e38)
     return results
 
 
@@ -85,7 +85,7 @@ def _check(
     except EngineError as fault:
         return str(fault)
     same = all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    return "right" if same and all(p.grad is None for p in model.parameters()) else "changed"
+    return "unchanged" if same and all(p.grad is None for p in model.parameters()) else "changed"
 
 
 class WrongCentres(DistributedLoss):
@@ -97,7 +97,7 @@ class WrongCentres(DistributedLoss):
             self.centres.weight.register_hook(lambda grad: grad * comm.topology.world_size)
 
 
-def _with_wrong_centres(comm: Comm) -> str:
+def _check_wrong_centres(comm: Comm) -> str:
     selfcheck.DistributedLoss = WrongCentres  # type: ignore[misc]
     try:
         return _check(comm, DdpEngine, "sharded", "softmax", "fp32")

@@ -12,7 +12,7 @@ SCRIPT = "engine/learner_ranks.py"
 
 @pytest.fixture(scope="module")
 def trained(ranks):
-    """Answers of all ranks after three steps, by the number of ranks."""
+    """Answers of all ranks after three steps, by world size."""
     return {world: ranks(SCRIPT, world, "train") for world in (1, 2, 3, 4)}
 
 
@@ -30,15 +30,15 @@ def assert_same(one, other, *, within=0.0):
 def test_all_ranks_are_bit_identical(trained, world):
     first = trained[world][0]
     for answer in trained[world][1:]:
-        for way in ("plain", "thirds", "sgd", "bf16"):
-            assert_same(answer[way]["state"], first[way]["state"])
-            assert answer[way]["reports"] == first[way]["reports"]
+        for variant in ("plain", "accumulated", "sgd", "bf16"):
+            assert_same(answer[variant]["state"], first[variant]["state"])
+            assert answer[variant]["reports"] == first[variant]["reports"]
 
 
 @pytest.mark.parametrize("world", [2, 3, 4])
-@pytest.mark.parametrize("way", ["plain", "sgd"])
-def test_result_does_not_depend_on_world_size(trained, world, way):
-    one, many = trained[1][0][way], trained[world][0][way]
+@pytest.mark.parametrize("variant", ["plain", "sgd"])
+def test_result_does_not_depend_on_world_size(trained, world, variant):
+    one, many = trained[1][0][variant], trained[world][0][variant]
     assert_same(one["state"], many["state"], within=1e-12)
     for alone, together in zip(one["reports"], many["reports"], strict=True):
         assert together.loss == pytest.approx(alone.loss, rel=1e-12)
@@ -49,16 +49,16 @@ def test_result_does_not_depend_on_world_size(trained, world, way):
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_result_does_not_depend_on_accumulation(trained, world):
     answer = trained[world][0]
-    assert_same(answer["plain"]["state"], answer["thirds"]["state"], within=1e-12)
-    assert_same(answer["sgd"]["state"], answer["sgd thirds"]["state"], within=1e-12)
-    norms = [[report.grad_norm for report in answer[way]["reports"]] for way in ("plain", "thirds")]
+    assert_same(answer["plain"]["state"], answer["accumulated"]["state"], within=1e-12)
+    assert_same(answer["sgd"]["state"], answer["sgd accumulated"]["state"], within=1e-12)
+    norms = [[report.grad_norm for report in answer[variant]["reports"]] for variant in ("plain", "accumulated")]
     assert norms[0] == pytest.approx(norms[1], rel=1e-11)
 
 
 @pytest.mark.parametrize("world", [2, 3, 4])
 def test_gradients_are_reduced_once_per_step(trained, world):
-    assert trained[world][0]["plain"]["quiet"] == 0
-    assert trained[world][0]["thirds"]["quiet"] == 3 * 2, "of three parts, two go without a reduction"
+    assert trained[world][0]["plain"]["unsynchronised"] == 0
+    assert trained[world][0]["accumulated"]["unsynchronised"] == 3 * 2, "of three micro-batches, two have no reduction"
 
 
 @pytest.mark.parametrize("world", [1, 3])
@@ -67,21 +67,21 @@ def test_bf16_trains_fp32_weights_close_to_fp32(trained, world):
     assert {t.dtype for group in half["state"].values() for t in group.values()} == {torch.float32}
     for low, high in zip(half["reports"], full["reports"], strict=True):
         assert low.loss == pytest.approx(high.loss, rel=0.05)
-        assert low.loss != high.loss, "nothing was rounded: this was no bf16"
+        assert low.loss != high.loss, "identical losses: bf16 was not used"
 
 
 @pytest.fixture(scope="module")
-def laid_out(ranks):
-    """Answers of all ranks after three steps with either layout of the centres, by the number of ranks."""
+def by_layout(ranks):
+    """Answers of all ranks after three steps with each layout, by world size."""
     return {world: ranks(SCRIPT, world, "layouts") for world in (1, 2, 3, 4)}
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 @pytest.mark.parametrize("layout", ["replicated", "sharded"])
 @pytest.mark.parametrize("loss", ["sphereface", "sphereface2 and energy", "adaface", "sampled"])
-def test_result_does_not_depend_on_layout_or_world_size(laid_out, loss, layout, world):
-    one = laid_out[1][0][loss, "replicated"]
-    answers = [answer[loss, layout] for answer in laid_out[world]]
+def test_result_does_not_depend_on_layout_or_world_size(by_layout, loss, layout, world):
+    one = by_layout[1][0][loss, "replicated"]
+    answers = [answer[loss, layout] for answer in by_layout[world]]
     assert sum(answer["rows"] for answer in answers) == 3 * (world if layout == "replicated" else 1)
     for many in answers:
         assert_same({"centres": {"all": one["centres"]}}, {"centres": {"all": many["centres"]}}, within=1e-12)
@@ -92,10 +92,10 @@ def test_result_does_not_depend_on_layout_or_world_size(laid_out, loss, layout, 
 
 
 @pytest.mark.parametrize(("loss", "group"), [("sphereface2 and energy", "bias"), ("adaface", "norms.mean")])
-def test_bias_and_norm_statistics_are_trained(laid_out, loss, group):
-    """Else its being the same everywhere would show nothing."""
+def test_bias_and_norm_statistics_are_trained(by_layout, loss, group):
+    """Otherwise the comparison of ranks and layouts would not test them."""
     start = {"bias": build_margin("sphereface2").reducer.initial_bias(3), "norms.mean": 20.0}[group]
-    assert abs(float(laid_out[1][0][loss, "replicated"]["head"][group]) - start) > 1e-3
+    assert abs(float(by_layout[1][0][loss, "replicated"]["head"][group]) - start) > 1e-3
 
 
 @pytest.fixture(scope="module")
@@ -116,9 +116,9 @@ def test_step_after_resume_is_bit_identical(resumed):
 
 
 def test_step_after_resume_differs_without_bucket_warm_up(resumed):
-    """What the dry pass at the start is for: else the reduction adds in another order once, after each resume."""
-    whole, _, unsettled = resumed[0]["states"]
-    assert any(not torch.equal(value, unsettled["model"][name]) for name, value in whole["model"].items())
+    """Shows why the warm-up is needed: otherwise one reduction after each resume adds in another order."""
+    whole, _, without_warm_up = resumed[0]["states"]
+    assert any(not torch.equal(value, without_warm_up["model"][name]) for name, value in whole["model"].items())
 
 
 @pytest.fixture(scope="module", params=[1, 2])
@@ -158,66 +158,66 @@ def test_backward_accepts_empty_microbatches():
     assert float(outcome.grad_norm) > 0
 
 
-OPTIONS = "engine/ddp_ranks.py"
+OPTIONS_SCRIPT = "engine/ddp_ranks.py"
 
 
 @pytest.fixture(scope="module")
 def optional(ranks):
-    """Answers of all ranks after three steps in all ways of the options, by the number of ranks."""
-    return {world: ranks(OPTIONS, world, "ways") for world in (1, 2, 3)}
+    """Answers of all ranks after three steps with all options, by world size."""
+    return {world: ranks(OPTIONS_SCRIPT, world, "variants") for world in (1, 2, 3)}
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_all_ranks_are_bit_identical_with_options(optional, world):
     first = optional[world][0]
     for answer in optional[world][1:]:
-        for way in first:
-            assert_same(answer[way]["state"], first[way]["state"])
-            assert_same({"": answer[way]["gradients"]}, {"": first[way]["gradients"]})
-            assert [norm for _, norm in answer[way]["told"]] == [norm for _, norm in first[way]["told"]]
+        for variant in first:
+            assert_same(answer[variant]["state"], first[variant]["state"])
+            assert_same({"": answer[variant]["gradients"]}, {"": first[variant]["gradients"]})
+            assert [norm for _, norm in answer[variant]["metrics"]] == [norm for _, norm in first[variant]["metrics"]]
 
 
 SAME = {
     ("static",): (),
-    ("static", "thirds"): ("thirds",),
-    ("recomputing",): (),
-    ("recomputing", "thirds", "drawing"): ("drawing", "thirds"),
-    ("static", "recomputing", "thirds", "drawing"): ("drawing", "thirds"),
-    ("bf16", "thirds", "static"): ("bf16", "thirds"),
-    ("bf16", "thirds", "recomputing"): ("bf16", "thirds"),
+    ("static", "accumulated"): ("accumulated",),
+    ("checkpointing",): (),
+    ("checkpointing", "accumulated", "dropout"): ("dropout", "accumulated"),
+    ("static", "checkpointing", "accumulated", "dropout"): ("dropout", "accumulated"),
+    ("bf16", "accumulated", "static"): ("bf16", "accumulated"),
+    ("bf16", "accumulated", "checkpointing"): ("bf16", "accumulated"),
 }
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-@pytest.mark.parametrize(("way", "plain"), SAME.items(), ids=" ".join)
-def test_static_graph_and_checkpointing_are_bit_identical(optional, way, plain, world):
+@pytest.mark.parametrize(("variant", "plain"), SAME.items(), ids=" ".join)
+def test_static_graph_and_checkpointing_are_bit_identical(optional, variant, plain, world):
     for answer in optional[world]:
-        assert_same(answer[way]["state"], answer[plain]["state"])
-        assert_same({"": answer[way]["gradients"]}, {"": answer[plain]["gradients"]})
-        assert answer[way]["told"] == answer[plain]["told"]
+        assert_same(answer[variant]["state"], answer[plain]["state"])
+        assert_same({"": answer[variant]["gradients"]}, {"": answer[plain]["gradients"]})
+        assert answer[variant]["metrics"] == answer[plain]["metrics"]
 
 
 @pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize(
-    "way", [(), ("thirds",), ("static", "thirds", "frozen", "unused"), ("average", "frozen", "sgd")]
+    "variant", [(), ("accumulated",), ("static", "accumulated", "frozen", "unused"), ("ema", "frozen", "sgd")]
 )
-def test_result_with_options_does_not_depend_on_world_size(optional, way, world):
-    one, many = optional[1][0][way], optional[world][0][way]
+def test_result_with_options_does_not_depend_on_world_size(optional, variant, world):
+    one, many = optional[1][0][variant], optional[world][0][variant]
     assert_same(one["state"], many["state"], within=1e-12)
     assert_same({"": one["gradients"]}, {"": many["gradients"]}, within=1e-12)
 
 
 def test_network_with_dropout_draws_random_numbers(optional):
-    one, other = (optional[1][0][way]["told"] for way in (("thirds",), ("drawing", "thirds")))
+    one, other = (optional[1][0][variant]["metrics"] for variant in (("accumulated",), ("dropout", "accumulated")))
     assert one != other
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-@pytest.mark.parametrize("way", [("frozen", "thirds"), ("static", "thirds", "frozen", "unused")])
-def test_frozen_and_unused_parameters_do_not_change(optional, way, world):
+@pytest.mark.parametrize("variant", [("frozen", "accumulated"), ("static", "accumulated", "frozen", "unused")])
+def test_frozen_and_unused_parameters_do_not_change(optional, variant, world):
     start = dict(optional[1][0][()]["start"])
-    answer = optional[world][0][way]
-    still = {"stem.weight", "stem.bias", "blocks.0.1.weight"} | ({"lost"} if "unused" in way else set())
+    answer = optional[world][0][variant]
+    still = {"stem.weight", "stem.bias", "blocks.0.1.weight"} | ({"lost"} if "unused" in variant else set())
     for name, value in answer["state"]["model"].items():
         before = start.get(name, torch.ones(7, dtype=torch.float64))
         assert torch.equal(value, before) == (name in still), name
@@ -227,13 +227,13 @@ def test_frozen_and_unused_parameters_do_not_change(optional, way, world):
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_gradients_are_views_of_the_buckets(optional, world):
-    for way, answer in optional[world][0].items():
-        assert answer["homes"] == 1, way
+    for variant, answer in optional[world][0].items():
+        assert answer["storages"] == 1, variant
 
 
 @pytest.fixture(scope="module")
 def resumed_with_options(ranks):
-    return ranks(OPTIONS, 3, "resume")
+    return ranks(OPTIONS_SCRIPT, 3, "resume")
 
 
 def test_resume_with_options_is_bit_identical(resumed_with_options):
@@ -243,7 +243,7 @@ def test_resume_with_options_is_bit_identical(resumed_with_options):
 
 
 def test_static_graph_needs_a_second_warm_up_pass(resumed_with_options):
-    """What the second dry pass is for."""
-    for way, (whole, _, once) in resumed_with_options[0].items():
+    """Shows why the second warm-up pass is needed."""
+    for variant, (whole, _, once) in resumed_with_options[0].items():
         same = all(torch.equal(value, once["model"][name]) for name, value in whole["model"].items())
-        assert same == ("static" not in way), way
+        assert same == ("static" not in variant), variant

@@ -7,7 +7,7 @@ from hsadml_dist.engine import ddp
 from hsadml_dist.engine.ddp import CompiledNetwork, disable_compilation
 from hsadml_dist.errors import ConfigError
 
-OPTIONS = "engine/ddp_ranks.py"
+OPTIONS_SCRIPT = "engine/ddp_ranks.py"
 
 
 def assert_near(one, other, within):
@@ -16,21 +16,21 @@ def assert_near(one, other, within):
         for name, value in tensors.items():
             torch.testing.assert_close(value, other["state"][group][name], rtol=0, atol=within)
     assert one["gradients"].keys() == other["gradients"].keys()
-    for (loss, norm), (loss_too, norm_too) in zip(one["told"], other["told"], strict=True):
-        assert loss == pytest.approx(loss_too, abs=within)
-        assert norm == pytest.approx(norm_too, abs=within)
+    for (loss, norm), (expected_loss, expected_norm) in zip(one["metrics"], other["metrics"], strict=True):
+        assert loss == pytest.approx(expected_loss, abs=within)
+        assert norm == pytest.approx(expected_norm, abs=within)
 
 
 def test_compiled_network_combines_with_all_options(ranks):
-    for answer in ranks(OPTIONS, 2, "traced"):
-        way = ("thirds", "frozen", "drawing", "static", "recomputing")
-        assert_near(answer["compiled", *way], answer[way], 1e-12)
-        assert answer["graphs",]["unique_graphs"] == 3, "the trial at the start, and one a size of a part"
-        assert not any("_orig_mod" in name for name in answer["compiled", *way]["state"]["model"])
+    for answer in ranks(OPTIONS_SCRIPT, 2, "traced"):
+        variant = ("accumulated", "frozen", "dropout", "static", "checkpointing")
+        assert_near(answer["compiled", *variant], answer[variant], 1e-12)
+        assert answer["graphs",]["unique_graphs"] == 3, "the check of the compiler, and one per micro-batch size"
+        assert not any("_orig_mod" in name for name in answer["compiled", *variant]["state"]["model"])
 
 
 class Counting(nn.Linear):
-    """Counts how often Python runs it."""
+    """Counts its uncompiled calls."""
 
     calls = 0
 
@@ -42,7 +42,7 @@ class Counting(nn.Linear):
 
 @pytest.fixture
 def net(monkeypatch):
-    """A network that is traced, but whose kernels are those of PyTorch."""
+    """A network that is traced, but not compiled to kernels."""
     monkeypatch.setattr(ddp, "compile_function", lambda f: torch.compile(f, dynamic=False, backend="aot_eager"))
     monkeypatch.setattr(Counting, "calls", 0)
     return Counting(3, 2)
@@ -76,19 +76,19 @@ def test_missing_compiler_is_a_config_error(monkeypatch):
     torch._dynamo.reset()
     with pytest.raises(
         ConfigError, match=r"^recipe: engine\.compile: true, but this machine cannot compile \(.*\)"
-    ) as told:
+    ) as caught:
         CompiledNetwork(nn.Linear(2, 2), torch.device("cpu"))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("world", [1, 2])
-def test_real_kernels_match_eager_and_resume_is_bit_identical(nursery, ranks, world, monkeypatch):
+def test_real_kernels_match_eager_and_resume_is_bit_identical(ranks, world, monkeypatch):
     monkeypatch.setattr("tests.conftest.SECONDS", 1200)
-    for answer in ranks(OPTIONS, world, "compiled"):
-        for way, plain in answer.items():
-            if "compiled" not in way and "resumed" not in way:
-                assert_near(answer["compiled", *way], plain, 2e-5 if "fp32" in way else 1e-12)
+    for answer in ranks(OPTIONS_SCRIPT, world, "compiled"):
+        for variant, plain in answer.items():
+            if "compiled" not in variant and "resumed" not in variant:
+                assert_near(answer["compiled", *variant], plain, 2e-5 if "fp32" in variant else 1e-12)
         whole, again, _ = answer["resumed",]["states"]
         for group, tensors in whole.items():
             assert all(torch.equal(value, again[group][name]) for name, value in tensors.items()), group

@@ -7,16 +7,16 @@ from hsadml_dist.distributed.comm import SoloComm
 from hsadml_dist.engine.ddp import DdpEngine, DdpOptions
 from hsadml_dist.engine.ema import EMA_COUNT_GROUP, EMA_GROUP, ExponentialMovingAverage, ModelEma, with_weights
 
-OPTIONS = "engine/ddp_ranks.py"
+OPTIONS_SCRIPT = "engine/ddp_ranks.py"
 
 
-def course(steps, shape=(5, 3), dtype=torch.float32):
+def random_walk(steps, shape=(5, 3), dtype=torch.float32):
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype) for _ in range(steps)]
 
 
 def averaged(values, decay):
-    """Average step by step, in the plainest way."""
+    """Compute the average in a loop."""
     average = values[0].double()
     for done, value in enumerate(values[1:], start=1):
         share = min(decay, (1 + done) / (10 + done))
@@ -27,7 +27,7 @@ def averaged(values, decay):
 @pytest.mark.parametrize("decay", [0.05, 0.5, 0.9999])
 @pytest.mark.parametrize(("dtype", "within"), [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 1e-6)])
 def test_average_follows_the_formula(decay, dtype, within):
-    values = course(40, dtype=dtype)
+    values = random_walk(40, dtype=dtype)
     weights = [torch.empty(5, 3, dtype=dtype), torch.empty(2, dtype=dtype)]
     average = ExponentialMovingAverage(weights, decay)
     for value in values:
@@ -51,7 +51,7 @@ def test_initial_weights_have_no_lasting_influence():
 def test_loaded_average_continues_bit_identically_in_any_memory_format():
     weight = torch.empty(8, 4, 3, 3).to(memory_format=torch.channels_last)
     whole, again = ExponentialMovingAverage([weight], 0.7), ExponentialMovingAverage([weight], 0.7)
-    for step, value in enumerate(course(20, weight.shape)):
+    for step, value in enumerate(random_walk(20, weight.shape)):
         if step == 9:
             again.load([whole.values[0].contiguous()], whole.updates)
         weight.copy_(value)
@@ -92,20 +92,20 @@ def engine_with_average(net, decay=0.25):
 def test_evaluation_model_has_averages_and_current_buffers():
     net = small_net()
     engine = engine_with_average(net)
-    assert engine.evaluation_model() is net, "nothing is averaged yet"
+    assert engine.evaluation_model() is net, "no average before the first step"
     seen = []
     for seed in range(4):
         engine.backward([batch(seed)], lambda emb, label: emb.square().sum())
         engine.apply(0.1)
         seen.append({name: p.detach().clone() for name, p in net.named_parameters()})
-    judged = engine.evaluation_model()
-    for name, p in judged.named_parameters():
+    evaluated = engine.evaluation_model()
+    for name, p in evaluated.named_parameters():
         expected = averaged([weights[name] for weights in seen], 0.25)
         torch.testing.assert_close(p.double(), expected, rtol=0, atol=1e-6)
-    assert not torch.equal(judged[3].weight, net[3].weight)
-    assert torch.equal(judged[0].bias, net[0].bias), "frozen"
-    assert all(torch.equal(one, other) for one, other in zip(judged.buffers(), net.buffers(), strict=True))
-    assert torch.equal(net[3].weight, seen[-1]["3.weight"]), "the network keeps its weights"
+    assert not torch.equal(evaluated[3].weight, net[3].weight)
+    assert torch.equal(evaluated[0].bias, net[0].bias), "frozen"
+    assert all(torch.equal(one, other) for one, other in zip(evaluated.buffers(), net.buffers(), strict=True))
+    assert torch.equal(net[3].weight, seen[-1]["3.weight"]), "the network itself must not change"
 
 
 def test_discarded_step_is_not_averaged():
@@ -167,13 +167,13 @@ def test_averaged_model_keeps_tied_weights():
     net[1].weight = net[0].weight
     average = ModelEma(net, 0.5)
     average.update()
-    judged = average.averaged_model()
-    assert judged[0].weight is judged[1].weight
+    averaged_model = average.averaged_model()
+    assert averaged_model[0].weight is averaged_model[1].weight
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_average_matches_loop_on_any_world_size(ranks, world):
-    for answer in ranks(OPTIONS, world, "averages"):
+    for answer in ranks(OPTIONS_SCRIPT, world, "averages"):
         expected, found = answer
         assert expected.keys() == found.keys()
         for name, value in found.items():
@@ -182,11 +182,11 @@ def test_average_matches_loop_on_any_world_size(ranks, world):
 
 def test_average_loads_on_other_world_sizes(ranks, tmp_path):
     path = tmp_path / "state.pt"
-    ranks(OPTIONS, 2, f"keep {path}")
+    ranks(OPTIONS_SCRIPT, 2, f"save {path}")
     saved = torch.load(path)
     assert saved[EMA_GROUP]
     for world in (1, 3):
-        for loaded in ranks(OPTIONS, world, f"load {path}"):
+        for loaded in ranks(OPTIONS_SCRIPT, world, f"load {path}"):
             assert loaded.keys() == saved.keys()
             for group, tensors in saved.items():
                 assert all(torch.equal(value, loaded[group][name]) for name, value in tensors.items()), group

@@ -7,8 +7,7 @@ from torch import nn
 from hsadml_dist.config import Recipe
 from hsadml_dist.config.recipe import DataConfig, EngineConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from hsadml_dist.data.batch import Batch
-from hsadml_dist.distributed.comm import SoloComm
-from hsadml_dist.distributed.topology import Topology
+from hsadml_dist.distributed.comm import FakeComm, SoloComm
 from hsadml_dist.engine.base import BackwardResult
 from hsadml_dist.engine.learner import Learner, build_learner
 from hsadml_dist.errors import ConfigError
@@ -35,7 +34,7 @@ def make(recipe=RECIPE):
 
 
 class FakeEngine:
-    """Reports an outcome and remembers what it was asked."""
+    """Returns a fixed result and records its calls."""
 
     def __init__(self):
         self.model, self.calls, self.rates, self.drawn = nn.Identity(), [], [], []
@@ -69,12 +68,11 @@ class FakeHead:
         self.rates.append(lr)
 
 
-class RankOfTwo(SoloComm):
-    """Rank 1 of two; the other one's loss was 2."""
+class RankOfTwo(FakeComm):
+    """Rank 1 of two; the loss of the other one is 2."""
 
     def __init__(self, rank=1):
-        super().__init__()
-        self.topology = Topology(rank=rank, world_size=2)
+        super().__init__(rank, 2)
 
     def all_reduce_sum(self, tensor):
         return tensor.add_(2.0)

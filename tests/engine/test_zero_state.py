@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hsadml_dist.distributed.comm import SoloComm
+from hsadml_dist.distributed.comm import FakeComm
 from hsadml_dist.engine.zero_state import FlatFragment, gather_full_tensors, squared_norm
 
 WHOLE = {"a": torch.tensor([[1.0, -0.0, torch.nan], [3e-42, -torch.inf, 5.0]]), "b": torch.tensor([-0.0, 7.0])}
@@ -9,7 +9,7 @@ SHAPES = {name: tensor.shape for name, tensor in WHOLE.items()}
 
 
 def fragments(rank):
-    """Return a rank's pieces of a flat row of all eight elements, five on rank 0."""
+    """Return the fragments of a rank; rank 0 holds five of eight elements."""
     row = torch.cat([tensor.flatten() for tensor in WHOLE.values()])
     flat, spans = (
         (row[:5].clone(), {"a": (0, 5, 0)}) if rank == 0 else (row[5:].clone(), {"a": (5, 1, 0), "b": (0, 2, 1)})
@@ -24,15 +24,15 @@ def parts(rank):
     return {fragment.name: (fragment, fragment.view_of(fragment.flat)) for fragment in fragments(rank)}
 
 
-class RankZeroOfTwo(SoloComm):
+class RankZeroOfTwo(FakeComm):
     """Rank 0 of two; ``others`` are the summands of rank 1."""
 
     def __init__(self, others):
-        super().__init__()
-        self._others = iter(others)
+        super().__init__(0, 2)
+        self.others = iter(others)
 
     def all_reduce_sum(self, tensor):
-        return tensor.add_(next(self._others))
+        return tensor.add_(next(self.others))
 
 
 def bits_of_rank_1():
@@ -63,7 +63,7 @@ def test_gather_full_tensors_is_bit_identical():
     assert whole.keys() == WHOLE.keys()
     for name, tensor in WHOLE.items():
         assert whole[name].shape == tensor.shape
-        assert whole[name].view(torch.int32).tolist() == tensor.view(torch.int32).tolist(), "also -0, nan and inf"
+        assert whole[name].view(torch.int32).tolist() == tensor.view(torch.int32).tolist(), "including -0, NaN and Inf"
 
 
 def test_gather_full_tensors_without_keep_still_takes_part():
@@ -74,9 +74,9 @@ def test_gather_full_tensors_without_keep_still_takes_part():
 
 
 def test_squared_norm_counts_each_element_once():
-    class Second(SoloComm):
+    class OneOfTwo(FakeComm):
         def all_reduce_sum(self, tensor):
             return tensor + 16.0
 
-    assert float(squared_norm([torch.tensor([1.0, 2.0]), torch.tensor([2.0])], Second())) == 25.0
-    assert float(squared_norm([], Second())) == 16.0
+    assert float(squared_norm([torch.tensor([1.0, 2.0]), torch.tensor([2.0])], OneOfTwo(0, 2))) == 25.0
+    assert float(squared_norm([], OneOfTwo(0, 2))) == 16.0

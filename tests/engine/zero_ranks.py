@@ -1,4 +1,4 @@
-"""One step and more from the same saved states under every engine and ZeRO stage, as the ranks of a job."""
+"""Rank script: steps from the same saved states under every engine and ZeRO stage."""
 
 from __future__ import annotations
 
@@ -43,15 +43,21 @@ Groups = dict[str, dict[str, torch.Tensor]]
 
 
 def body(comm: Comm, case: str) -> Any:
-    """Return what the case's function gives; ``name:argument`` passes the argument on."""
+    """Run the named case; ``name:argument`` passes an argument."""
     torch.set_num_threads(1)
     name, _, argument = case.partition(":")
-    cases = {"steps": one_step_each, "courses": courses, "hand over": hand_over, "not finite": not_finite, "bf16": bf16}
+    cases = {
+        "steps": one_step_from_each_state,
+        "courses": courses,
+        "handover": handover,
+        "nonfinite": nonfinite,
+        "bf16": bf16,
+    }
     return cases[name](comm, argument)
 
 
-def one_step_each(comm: Comm, names: str) -> dict[Any, Any]:
-    """Return gradients and weights of one step from each saved state: (way, engine, state) to both."""
+def one_step_from_each_state(comm: Comm, names: str) -> dict[Any, Any]:
+    """Return gradients, report and state of one step by (variant, engine, step of the saved state)."""
     found = {}
     for layout in ("replicated", "sharded"):
         saved = _saved_states(comm, layout)
@@ -67,7 +73,7 @@ def one_step_each(comm: Comm, names: str) -> dict[Any, Any]:
 
 
 def courses(comm: Comm, names: str) -> dict[str, Any]:
-    """Return losses and weights of 20 unclipped steps under each engine, from the same fresh weights."""
+    """Return losses and weights of 20 unclipped steps under each engine, from the same initial weights."""
     found = {}
     for name in names.split(","):
         learner = learner_of(name, comm)
@@ -76,8 +82,8 @@ def courses(comm: Comm, names: str) -> dict[str, Any]:
     return found
 
 
-def hand_over(comm: Comm, argument: str) -> dict[str, Any]:
-    """Go on under an engine from a state in a file, if there is one; leave the state after some steps in another.
+def handover(comm: Comm, argument: str) -> dict[str, Any]:
+    """Resume an engine from a saved state, if one is given; save the state after some steps.
 
     The argument is JSON: engine, load (a path or null), save (a path or null), first and last step.
     """
@@ -92,29 +98,29 @@ def hand_over(comm: Comm, argument: str) -> dict[str, Any]:
     state = whole_state(learner, comm)
     if job["save"] and comm.topology.is_rank_zero:
         torch.save(state, job["save"])
-    judged = learner.engine.evaluation_model()
-    found |= {"state": state, "judged": {name: t.clone() for name, t in judged.state_dict().items()}}
+    evaluated = learner.engine.evaluation_model()
+    found |= {"state": state, "evaluated": {name: t.clone() for name, t in evaluated.state_dict().items()}}
     return found
 
 
-def not_finite(comm: Comm, name: str) -> dict[str, Any]:
-    """Return what became of a step that was not finite, and of the same training without it."""
-    skipping, calm = learner_of(name, comm), learner_of(name, comm)
-    told = []
+def nonfinite(comm: Comm, name: str) -> dict[str, Any]:
+    """Return the results of a training with a non-finite step, and of one without that step."""
+    skipping, reference = learner_of(name, comm), learner_of(name, comm)
+    diagnoses = []
     for step in (1, 2, 3, 4):
         if step == 3:
             before = copied(skipping.state())
-            told = [skipping.step(step, _spoilt(batch_of(step, comm), comm)).skipped]
+            diagnoses = [skipping.step(step, _with_bad_pixel(batch_of(step, comm), comm)).skipped]
             after = copied(skipping.state())
-            grown = _with_great_head(skipping, comm, step)
+            head_skipped = _skips_nonfinite_head(skipping, comm, step)
         else:
             skipping.step(step, batch_of(step, comm))
-            calm.step(step, batch_of(step, comm))
+            reference.step(step, batch_of(step, comm))
     weight = skipping.engine.nonfinite_weight()
-    state, expected = copied(skipping.state()), copied(calm.state())
+    state, expected = copied(skipping.state()), copied(reference.state())
     return {
-        "told": told,
-        "grown": grown,
+        "diagnoses": diagnoses,
+        "head_skipped": head_skipped,
         "before": before,
         "after": after,
         "state": state,
@@ -135,7 +141,7 @@ def bf16(comm: Comm, names: str) -> dict[str, list[float]]:
 
 
 def learner_of(name: str, comm: Comm, recipe: Recipe = RECIPE) -> Learner:
-    """Return a fresh learner under the named engine; stage 3 shares out all weights, even the small ones."""
+    """Return a new learner with the named engine; stage 3 partitions all weights, even small ones."""
     asked, chosen = recipe.engine, ENGINES[name]
     engine = replace(chosen, clip_norm=asked.clip_norm, accumulate=asked.accumulate, precision=asked.precision)
     if engine.name == "deepspeed":
@@ -145,7 +151,7 @@ def learner_of(name: str, comm: Comm, recipe: Recipe = RECIPE) -> Learner:
 
 
 def small_settings() -> Path:
-    """Return a DeepSpeed JSON under which nothing is too small to be shared out, or to fill a bucket."""
+    """Return a DeepSpeed JSON that partitions tensors of any size and uses small buckets."""
     path = Path(tempfile.mkdtemp()) / "ds.json"
     zero = {"stage3_param_persistence_threshold": 0, "reduce_bucket_size": 4000, "allgather_bucket_size": 4000}
     path.write_text(json.dumps({"zero_optimization": zero}))
@@ -153,7 +159,7 @@ def small_settings() -> Path:
 
 
 def batch_of(step: int, comm: Comm) -> Batch:
-    """Return this rank's part of a step's batch, drawn from the step alone."""
+    """Return the local part of the random batch of a step."""
     generator = torch.Generator().manual_seed(step)
     image = torch.randn(BATCH, 1, SIDE, SIDE, generator=generator)
     mine = comm.topology.rank_range(BATCH)
@@ -168,7 +174,7 @@ def copied(groups: Groups) -> Groups:
 
 
 def whole_state(learner: Learner, comm: Comm) -> Groups:
-    """Return rank 0's state on every rank, as the checkpoint file would hold it (the centres are replicated here)."""
+    """Return the state of rank 0 on every rank, as in a checkpoint (the centres are replicated here)."""
     return comm.broadcast_object(copied(learner.state()))
 
 
@@ -201,7 +207,7 @@ def _one_step(learner: Learner, comm: Comm, step: int) -> dict[str, Any]:
     return {"report": report, "gradients": taken, "state": copied(learner.state())}
 
 
-def _spoilt(batch: Batch, comm: Comm) -> Batch:
+def _with_bad_pixel(batch: Batch, comm: Comm) -> Batch:
     if not comm.topology.is_rank_zero:
         return batch
     image = batch.image.clone()
@@ -209,8 +215,8 @@ def _spoilt(batch: Batch, comm: Comm) -> Batch:
     return replace(batch, image=image)
 
 
-def _with_great_head(learner: Learner, comm: Comm, step: int) -> bool:
-    """Return whether a step is left out whose backbone is finite but whose head is not."""
+def _skips_nonfinite_head(learner: Learner, comm: Comm, step: int) -> bool:
+    """Return whether a step is skipped if only the gradient of the head is not finite."""
     head: Any = learner.head
     norm = head.grad_norm
     head.grad_norm = lambda: norm() * math.inf

@@ -1,4 +1,4 @@
-"""The losses as one writes them with autograd: normalise, multiply, arccosine, cosine, cross-entropy. For any dtype."""
+"""Straightforward autograd implementations of the losses, for any dtype."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.losses.slow_loop import CONCENTRATION, PULL, SHARPNESS, Rule
 
 
 def mean_loss(emb_BD, centre_CD, label_B, rule: Rule, *, bias=None, norms=(0.0, 1.0)):
-    """Return the mean loss by torch's own losses."""
+    """Return the mean loss, computed by the losses of torch."""
     logit_BC, target_BC = logits(emb_BD, centre_CD, label_B, rule, bias, norms)
     if rule.name != "sphereface2":
         return cross_entropy(logit_BC, label_B)
@@ -21,7 +21,7 @@ def mean_loss(emb_BD, centre_CD, label_B, rule: Rule, *, bias=None, norms=(0.0, 
 
 
 def careful_mean_loss(emb_BD, centre_CD, label_B, rule: Rule, *, bias=None, norms=(0.0, 1.0)):
-    """Return the same in a form that keeps the digits of well separated samples."""
+    """Return the mean loss in a form that is accurate for well separated samples."""
     logit_BC, target_BC = logits(emb_BD, centre_CD, label_B, rule, bias, norms)
     target_B = logit_BC[target_BC]
     if rule.name != "sphereface2":
@@ -31,12 +31,12 @@ def careful_mean_loss(emb_BD, centre_CD, label_B, rule: Rule, *, bias=None, norm
 
 
 def softplus(x):
-    """Return log(1 + exp(x)); torch's own cuts off digits from 20 on."""
+    """Return log(1 + exp(x)); that of torch loses digits from 20 on."""
     return torch.logaddexp(x, torch.zeros_like(x))
 
 
 def logits(emb_BD, centre_CD, label_B, rule: Rule, bias, norms):
-    """Return logits (B, C), and where the targets stand."""
+    """Return logits (B, C) and the mask of the targets."""
     cos_BC = normalize(emb_BD, dim=1) @ normalize(centre_CD, dim=1).T
     norm_B = torch.linalg.vector_norm(emb_BD, dim=1)
     target_BC = one_hot(label_B, len(centre_CD)).bool()
@@ -46,7 +46,7 @@ def logits(emb_BD, centre_CD, label_B, rule: Rule, bias, norms):
 
 
 def psi(cos, rule, norm, norms):
-    """Return the target's curve."""
+    """Return the target curve."""
     m = rule.m
     k = torch.floor(m * torch.acos(cos.detach()) / math.pi)
     q = (CONCENTRATION * (norm.clamp(0.001, 100) - norms[0]) / norms[1]).clamp(-1, 1)
@@ -66,7 +66,7 @@ def psi(cos, rule, norm, norms):
 
 
 def eta(cos, rule):
-    """Return the others' curve."""
+    """Return the curve of the other classes."""
     if rule.name == "sphereface_r_v2":
         return torch.cos(torch.acos(cos) / rule.m)
     return 2 * ((cos + 1) / 2) ** SHARPNESS - 1 + rule.m if rule.name == "sphereface2" else cos

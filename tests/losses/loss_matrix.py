@@ -112,7 +112,7 @@ def expected(case: str, mode: str, classes: int, rate: float) -> Mapping[str, to
         data["x"] @ leaves["backbone"],
         leaves["centres"],
         data["label"],
-        CASES[case].ruled(mode),
+        CASES[case].slow_rule(mode),
         bias=leaves.get("bias"),
         norms=NORMS,
         drawn=drawn,

@@ -32,7 +32,7 @@ class Backbone(nn.Module):
 
 
 def body(comm: Comm, case: str) -> Any:
-    """Return loss and gradients of each job in the file ``case``, and which errors are raised."""
+    """Return loss and gradients of each job in the file ``case``, and whether torch.distributed is initialised."""
     torch.set_num_threads(1)
     inputs = torch.load(case, weights_only=False)
     answers = [run(comm, job, inputs) for job in inputs["jobs"]]

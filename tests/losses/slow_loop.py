@@ -1,4 +1,4 @@
-"""The losses sample by sample, as the papers write them: slow, obvious, with arccosines. For fp64 only."""
+"""Reference implementation of the losses, sample by sample as in the papers, with arccosines. For fp64 only."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """A loss with all its numbers.
+    """A loss with all settings.
 
     Attributes:
         name: As in a recipe.
         m: Margin.
-        s: Factor on all cosines; None: the embedding's norm.
+        s: Factor on all cosines; None means the norm of the embedding.
         weight: A-Softmax's lambda.
-        detached: Whether the margin's offset is held constant.
+        detached: Whether the offset of the margin is treated as a constant.
     """
 
     name: str
@@ -29,19 +29,19 @@ class Rule:
 
 
 PULL, SHARPNESS = 0.7, 3
-"""SphereFace2's lambda and t."""
+"""Lambda and t of SphereFace2."""
 
 CONCENTRATION = 0.333
-"""AdaFace's h."""
+"""h of AdaFace."""
 
 
 def losses(emb_BD, centre_CD, label_B, rule, *, bias=None, norms=(0.0, 1.0), drawn=None):
-    """Return each sample's loss.
+    """Return the loss of each sample.
 
     Args:
         bias: SphereFace2's.
         norms: Mean and deviation of the norms that AdaFace goes by.
-        drawn: The classes that count beside the target; None: all.
+        drawn: The other classes to compare with; None means all.
     """
     return [
         _loss(emb_D, centre_CD, int(label), rule, bias, norms, drawn)
@@ -67,12 +67,12 @@ def _loss(emb_D, centre_CD, label, rule, bias, norms, drawn):
 
 
 def held(rule, cos, value):
-    """Return the value, or one of the same size whose gradient is that of the cosine."""
+    """Return the value, or if detached the same value with the gradient of the cosine."""
     return cos + (value - cos).detach() if rule.detached else value
 
 
 def psi(rule, cos, norm, norms):
-    """Return the target's curve at a cosine."""
+    """Return the target curve at a cosine."""
     theta, m = torch.acos(cos), rule.m
     k = math.floor(m * float(theta.detach()) / math.pi)
     q = quality(norm, norms)
@@ -90,25 +90,25 @@ def psi(rule, cos, norm, norms):
 
 
 def eta(rule, cos):
-    """Return the others' curve at a cosine."""
+    """Return the curve of the other classes at a cosine."""
     if rule.name == "sphereface_r_v2":
         return torch.cos(torch.acos(cos) / rule.m)
     return sharpened(cos) + rule.m if rule.name == "sphereface2" else cos
 
 
 def sharpened(cos):
-    """Return SphereFace2's g."""
+    """Return g of SphereFace2."""
     return 2 * ((cos + 1) / 2) ** SHARPNESS - 1
 
 
 def quality(norm, norms):
-    """Return AdaFace's quality of a sample, from its norm and from mean and deviation."""
+    """Return the AdaFace quality of a sample from its norm and the running mean and deviation."""
     mean, deviation = norms
     return max(-1.0, min(1.0, CONCENTRATION * (min(max(norm, 0.001), 100.0) - mean) / deviation))
 
 
 def is_drawn(class_id, *, rate, seed, step):
-    """Return whether a step compares with a class: SplitMix64's output from a state that the class's id moves on."""
+    """Return whether a class is drawn in a step, by a SplitMix64 hash of the class id."""
     whole = 2**64
     key = hashlib.blake2b(f"classes {seed} {step}".encode(), digest_size=8).digest()
     state = (int.from_bytes(key, "little") + class_id * 0x9E3779B97F4A7C15) % whole

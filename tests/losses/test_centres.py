@@ -74,7 +74,7 @@ def test_at_least_fp32_raises_half_precision_only():
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3, 4])
-def told(request, ranks):
+def results(request, ranks):
     """Energies and gradients from each of W real processes."""
     return ranks("losses/exchange_ranks.py", request.param, "energy")
 
@@ -94,18 +94,18 @@ def centres_of(rows_CD):
 @pytest.mark.parametrize("layout", ["replicated", "sharded"])
 @pytest.mark.parametrize("block", [2, 64])
 @pytest.mark.parametrize("classes", [2, 9])
-def test_energy_on_ranks_matches_slow_loop(told, layout, block, classes):
+def test_energy_on_ranks_matches_slow_loop(results, layout, block, classes):
     value, grad_CD = slow(initial_rows(range(classes), 4, seed=0))
-    answers = [answer[layout, classes, block] for answer in told]
-    assert sum(len(grad) for _, grad in answers) == classes * (len(told) if layout == "replicated" else 1)
+    answers = [answer[layout, classes, block] for answer in results]
+    assert sum(len(grad) for _, grad in answers) == classes * (len(results) if layout == "replicated" else 1)
     found = torch.cat([grad for _, grad in answers]) if layout == "sharded" else answers[-1][1]
     assert (found - grad_CD).norm() <= 1e-10 * grad_CD.norm()
     for one, _ in answers:
         assert float(one) == pytest.approx(float(value), rel=1e-12)
 
 
-def test_energy_of_single_class_is_zero(told):
-    for answer in told:
+def test_energy_of_single_class_is_zero(results):
+    for answer in results:
         for layout in ("replicated", "sharded"):
             value, grad_CD = answer[layout, 1, 2]
             assert float(value) == 0

@@ -28,7 +28,7 @@ def test_iter_blocks_yields_views_of_all_rows(size):
     assert [len(block.class_K) for block in blocks[:-1]] == [size] * (len(blocks) - 1)
     for block in blocks:
         assert torch.equal(weight_CD[block.index], block.weight_KD)
-        assert block.weight_KD.data_ptr() == weight_CD[block.index].data_ptr(), "whole blocks are not copied"
+        assert block.weight_KD.data_ptr() == weight_CD[block.index].data_ptr(), "blocks of all rows must be views"
         assert block.drawn_K is None
 
 
@@ -44,8 +44,8 @@ def test_iter_blocks_yields_sampled_rows(size):
 
 def test_iter_blocks_without_rows_yields_nothing():
     assert list(iter_blocks(draw(0, 3), 5, 4, None)) == []
-    nobody = SampledRows(position_R=torch.empty(0, dtype=torch.int64), drawn_R=torch.empty(0, dtype=torch.bool))
-    assert list(iter_blocks(draw(7, 3), 5, 4, nobody)) == []
+    no_rows = SampledRows(position_R=torch.empty(0, dtype=torch.int64), drawn_R=torch.empty(0, dtype=torch.bool))
+    assert list(iter_blocks(draw(7, 3), 5, 4, no_rows)) == []
 
 
 @pytest.mark.parametrize(
@@ -86,10 +86,10 @@ def test_normalize_backward_of_zero_rows_is_zero():
     assert torch.equal(normalize_backward_(torch.ones(2, 3), *normalize_rows(rows_ND)), torch.zeros(2, 3))
 
 
-NOBODY = torch.empty(0, dtype=torch.int64)
+NO_LABELS = torch.empty(0, dtype=torch.int64)
 
 
-def chosen(rows, label=NOBODY, *, rate=0.3, seed=1, step=5):
+def sampled(rows, label=NO_LABELS, *, rate=0.3, seed=1, step=5):
     choice = sample_rows(rows, torch.as_tensor(label), rate=rate, seed=seed, step=step)
     return [rows.start + place for place in choice.position_R.tolist()], choice.drawn_R.tolist()
 
@@ -99,45 +99,47 @@ def chosen(rows, label=NOBODY, *, rate=0.3, seed=1, step=5):
 def test_sample_rows_matches_slow_loop(rate, seed, step):
     for rows in (range(300), range(10**9, 10**9 + 300), range(2**40, 2**40 + 50)):
         expected = [c for c in rows if is_drawn(c, rate=rate, seed=seed, step=step)]
-        assert chosen(rows, rate=rate, seed=seed, step=step) == (expected, [True] * len(expected))
+        assert sampled(rows, rate=rate, seed=seed, step=step) == (expected, [True] * len(expected))
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.3, 0.9])
 def test_sample_rows_draws_the_given_rate(rate):
     count = 200_000
     for step in (1, 2, 3):
-        drawn, _ = chosen(range(count), rate=rate, step=step)
+        drawn, _ = sampled(range(count), rate=rate, step=step)
         # Five standard deviations of a binomial number.
         assert abs(len(drawn) - count * rate) < 5 * (count * rate * (1 - rate)) ** 0.5
 
 
 def test_sample_rows_does_not_depend_on_sharding():
-    whole, _ = chosen(range(1000))
+    whole, _ = sampled(range(1000))
     for edges in ((0, 500, 1000), (0, 1, 333, 333, 1000)):
-        parts = [chosen(range(*edge))[0] for edge in itertools.pairwise(edges)]
+        parts = [sampled(range(*edge))[0] for edge in itertools.pairwise(edges)]
         assert list(itertools.chain(*parts)) == whole
 
 
 def test_sample_rows_is_independent_between_steps_and_seeds():
-    first, later, other = (set(chosen(range(10_000), rate=0.5, step=s, seed=k)[0]) for s, k in ((5, 1), (6, 1), (5, 2)))
+    first, later, other = (
+        set(sampled(range(10_000), rate=0.5, step=s, seed=k)[0]) for s, k in ((5, 1), (6, 1), (5, 2))
+    )
     for one in (later, other):
         assert abs(len(first & one) - 2500) < 5 * (10_000 * 0.25 * 0.75) ** 0.5
 
 
 def test_sample_rows_is_independent_between_neighbouring_classes():
-    drawn = set(chosen(range(100_000), rate=0.5)[0])
+    drawn = set(sampled(range(100_000), rate=0.5)[0])
     both = sum(c in drawn and c + 1 in drawn for c in range(99_999))
     assert abs(both - 25_000) < 5 * (100_000 * 0.25 * 0.75) ** 0.5 * 1.3
 
 
 def test_sample_rows_includes_undrawn_targets():
-    drawn = set(chosen(range(50, 100))[0])
+    drawn = set(sampled(range(50, 100))[0])
     left = next(c for c in range(50, 100) if c not in drawn)
     hit = next(iter(drawn))
-    rows, marks = chosen(range(50, 100), [left, hit, left, 3, 100, 49])
+    rows, marks = sampled(range(50, 100), [left, hit, left, 3, 100, 49])
     assert rows == sorted(drawn | {left})
     assert [c for c, mark in zip(rows, marks, strict=True) if not mark] == [left]
 
 
 def test_sample_rows_without_rows_is_empty():
-    assert chosen(range(5, 5), [5, 4]) == ([], [])
+    assert sampled(range(5, 5), [5, 4]) == ([], [])

@@ -109,7 +109,7 @@ def test_multiplied_angle_decreases_continuously(m):
 
 
 def test_multiplied_angle_matches_released_code_for_m_2_and_4():
-    """The released code writes psi with signs of polynomials instead of k."""
+    """The released code uses signs of polynomials instead of k."""
     cos = grid()
     sign_0 = torch.sign(cos)
     torch.testing.assert_close(curves.multiplied_angle(2)(cos)[0], 2 * sign_0 * cos**2 - 1, rtol=0, atol=1e-12)
@@ -141,7 +141,7 @@ def cosines(*angles):
 
 @pytest.mark.parametrize("theta", [1e-2, 1e-3, 1e-4, 1e-6])
 def test_slopes_are_accurate_near_the_pole(theta):
-    """The cosine is rounded, so the angle that it stands for is asked, not the one it was made from."""
+    """The reference uses the angle of the rounded cosine, not the angle it was computed from."""
     cos = torch.tensor([math.cos(theta)], dtype=torch.float64)
     sine = math.sqrt((1 - float(cos)) * (1 + float(cos)))
     slope = curves.added_angle(0.5)(cos)[1]

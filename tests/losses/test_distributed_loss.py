@@ -72,18 +72,18 @@ def test_sampled_cases_include_undrawn_targets():
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_norm_statistics_follow_global_batch_in_every_variant(computed, world):
-    seen = 0
+    checked = 0
     for job, answers in computed[world]:
         if job.case != "adaface":
             continue
-        seen += 1
+        checked += 1
         data = batch(job.classes)
         norm = (data["x"] @ data["backbone"]).norm(dim=1)
         means = [0.99 * old + 0.01 * new for old, new in zip(NORMS, (norm.mean(), norm.std()), strict=True)]
         for answer in answers:
             torch.testing.assert_close(answer["norms"], torch.stack(means), rtol=1e-12, atol=0, msg=str(job))
             assert torch.equal(answer["norms"], answers[0]["norms"])
-    assert seen >= 8
+    assert checked >= 8
 
 
 def make(name="cosface", *, classes=5, dim=6, comm=None, layout="replicated", compute=None):
@@ -141,7 +141,7 @@ def test_single_class_gives_zero_loss_and_gradients(name):
 
 
 def test_local_share_averages_to_the_global_mean():
-    """Three samples here, 12 in the step, 4 ranks: 4 / 12 times the sum of the losses."""
+    """Three local samples of 12 on 4 ranks: 4 / 12 times the sum of the local losses."""
     emb, label = draw(3, 6), torch.tensor([0, 1, 2])
     alone = make()(emb, label, step=1, count=3)
     for count, part in ((12, 1), (24, 0.5)):
@@ -176,7 +176,7 @@ class CountProducts(TorchDispatchMode):
 
 
 def count_products(loss, *, count):
-    """Return the number of matrix products of a forward and backward pass: 3 if cosines are stored, else 4."""
+    """Return the number of matrix products of a forward and backward pass: 3 if cosines are stored, 4 otherwise."""
     with CountProducts() as products:
         loss(draw(8, 6).requires_grad_(), torch.arange(8) % 5, step=1, count=count).backward()
     return products.count

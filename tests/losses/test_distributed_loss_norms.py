@@ -3,18 +3,18 @@ import math
 import pytest
 import torch
 
-from hsadml_dist.distributed.comm import SoloComm
+from hsadml_dist.distributed.comm import FakeComm, SoloComm
 from hsadml_dist.losses.distributed_loss import EmbeddingNormStatistics
 from hsadml_dist.losses.margins import AdaptiveNorm
 from tests.losses import slow_loop
 
 SETTINGS = AdaptiveNorm(concentration=slow_loop.CONCENTRATION, momentum=0.1)
-LENGTHS = torch.tensor([3.0, 8.0, 5.5, 0.0, 7.0, 400.0, 6.0])
-"""One is below and one above what counts."""
+NORMS = torch.tensor([3.0, 8.0, 5.5, 0.0, 7.0, 400.0, 6.0])
+"""One norm is below and one above the clamping range."""
 
 
-def expected(lengths, mean=20.0, deviation=100.0, momentum=0.1):
-    cut = [min(max(float(length), 0.001), 100.0) for length in lengths]
+def expected(norms_seen, mean=20.0, deviation=100.0, momentum=0.1):
+    cut = [min(max(float(norm), 0.001), 100.0) for norm in norms_seen]
     new = sum(cut) / len(cut)
     spread = math.sqrt(sum((one - new) ** 2 for one in cut) / (len(cut) - 1))
     return mean + momentum * (new - mean), deviation + momentum * (spread - deviation)
@@ -24,15 +24,15 @@ def state(norms):
     return float(norms.mean), float(norms.deviation)
 
 
-class Peers(SoloComm):
-    """Other ranks, that have seen these lengths."""
+class Peers(FakeComm):
+    """Other ranks with these embedding norms."""
 
-    def __init__(self, *lengths):
-        super().__init__()
-        self.lengths = [torch.as_tensor(one).double().clamp(0.001, 100.0) for one in lengths]
+    def __init__(self, *norms_seen):
+        super().__init__(0, 1 + len(norms_seen))
+        self.norms_seen = [torch.as_tensor(one).double().clamp(0.001, 100.0) for one in norms_seen]
 
     def all_reduce_sum(self, tensor):
-        for one in self.lengths:
+        for one in self.norms_seen:
             tensor = tensor + torch.stack([torch.tensor(float(len(one))), one.sum(), one.square().sum()])
         return tensor
 
@@ -43,42 +43,42 @@ def test_norm_statistics_start_as_in_released_code():
 
 def test_update_moves_statistics_towards_the_batch():
     norms = EmbeddingNormStatistics(SETTINGS)
-    norms.accumulate(LENGTHS)
-    assert state(norms) == (20.0, 100.0), "not before the step ends"
+    norms.accumulate(NORMS)
+    assert state(norms) == (20.0, 100.0), "statistics must not change before the step ends"
     norms.update(SoloComm())
-    assert state(norms) == pytest.approx(expected(LENGTHS), rel=1e-14)
+    assert state(norms) == pytest.approx(expected(NORMS), rel=1e-14)
     once = state(norms)
-    norms.accumulate(LENGTHS[:3])
+    norms.accumulate(NORMS[:3])
     norms.update(SoloComm())
-    assert state(norms) == pytest.approx(expected(LENGTHS[:3], *once), rel=1e-14)
+    assert state(norms) == pytest.approx(expected(NORMS[:3], *once), rel=1e-14)
 
 
 @pytest.mark.parametrize("cuts", [[7], [3, 4], [1, 0, 6], [1] * 7])
 def test_update_does_not_depend_on_microbatches(cuts):
     norms = EmbeddingNormStatistics(SETTINGS)
-    for part in LENGTHS.split(cuts):
+    for part in NORMS.split(cuts):
         norms.accumulate(part)
     norms.update(SoloComm())
-    assert state(norms) == pytest.approx(expected(LENGTHS), rel=1e-14)
+    assert state(norms) == pytest.approx(expected(NORMS), rel=1e-14)
 
 
 @pytest.mark.parametrize("mine", [0, 1, 4])
 def test_update_includes_samples_of_other_ranks(mine):
     norms = EmbeddingNormStatistics(SETTINGS)
-    norms.accumulate(LENGTHS[:mine])
-    norms.update(Peers(LENGTHS[mine:5], LENGTHS[5:]))
-    assert state(norms) == pytest.approx(expected(LENGTHS), rel=1e-14)
+    norms.accumulate(NORMS[:mine])
+    norms.update(Peers(NORMS[mine:5], NORMS[5:]))
+    assert state(norms) == pytest.approx(expected(NORMS), rel=1e-14)
 
 
-@pytest.mark.parametrize("lengths", [[], [5.0]])
-def test_update_with_fewer_than_two_samples_changes_nothing(lengths):
+@pytest.mark.parametrize("norms_seen", [[], [5.0]])
+def test_update_with_fewer_than_two_samples_changes_nothing(norms_seen):
     norms = EmbeddingNormStatistics(SETTINGS)
-    norms.accumulate(torch.tensor(lengths))
+    norms.accumulate(torch.tensor(norms_seen))
     norms.update(SoloComm())
     assert state(norms) == (20.0, 100.0)
-    norms.accumulate(LENGTHS)
+    norms.accumulate(NORMS)
     norms.update(SoloComm())
-    assert state(norms) == pytest.approx(expected(LENGTHS), rel=1e-14), "and are forgotten"
+    assert state(norms) == pytest.approx(expected(NORMS), rel=1e-14), "earlier samples must not count"
 
 
 def test_update_with_equal_norms_gives_zero_deviation():
@@ -95,8 +95,8 @@ def test_qualities_match_slow_loop(dtype):
     norms = EmbeddingNormStatistics(SETTINGS)
     norms.mean.fill_(6.0)
     norms.deviation.fill_(1.5)
-    qualities_N = norms.qualities(LENGTHS.to(dtype))
-    right = [slow_loop.quality(float(length), (6.0, 1.5)) for length in LENGTHS]
+    qualities_N = norms.qualities(NORMS.to(dtype))
+    right = [slow_loop.quality(float(norm), (6.0, 1.5)) for norm in NORMS]
     assert qualities_N.tolist() == pytest.approx(right, rel=1e-6 if dtype == torch.float32 else 1e-14)
     assert qualities_N.dtype == dtype
     assert (min(right), max(right)) == (-1.0, 1.0)
@@ -104,7 +104,7 @@ def test_qualities_match_slow_loop(dtype):
 
 def test_statistics_are_saved_and_hold_no_graph():
     norms = EmbeddingNormStatistics(SETTINGS)
-    norms.accumulate(LENGTHS.clone().requires_grad_())
+    norms.accumulate(NORMS.clone().requires_grad_())
     norms.update(SoloComm())
     assert not norms.mean.requires_grad
     assert norms.state_dict().keys() == {"mean", "deviation"}

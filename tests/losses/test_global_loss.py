@@ -8,7 +8,7 @@ from hsadml_dist.losses.global_loss import ScratchMatrix
 from hsadml_dist.losses.margins import LOSSES, MarginSettings, build_margin
 from tests.losses import autograd_losses as plain
 from tests.losses import slow_loop
-from tests.losses.loss_cases import CASES, MODES, MORE_CASES, NORMS, STEP, WHOLE
+from tests.losses.loss_cases import CASES, FULL_MARGIN, MODES, MORE_CASES, NORMS, STEP
 
 
 def draw(*shape, seed=0, scale=1.0, dtype=torch.float64):
@@ -29,7 +29,7 @@ def make(weight_CD, settings, *, norms=NORMS, **compute):
 
 
 def ours(loss, emb_BD, label_B):
-    """Return mean loss and gradients of embeddings and of all that the loss trains."""
+    """Return mean loss and gradients of embeddings and loss parameters."""
     emb_BD = emb_BD.clone().requires_grad_()
     value = loss(emb_BD, label_B, step=STEP, count=len(label_B))
     trained = [loss.centres.weight] + ([] if loss.bias is None else [loss.bias])
@@ -37,7 +37,7 @@ def ours(loss, emb_BD, label_B):
 
 
 def by_formula(formula, emb_BD, weight_CD, bias, dtype):
-    """Return the same of a formula in a dtype."""
+    """Return mean loss and gradients of a formula in a dtype."""
     leaves = [
         leaf.detach().to(dtype).clone().requires_grad_() for leaf in (emb_BD, weight_CD, bias) if leaf is not None
     ]
@@ -50,7 +50,7 @@ def relative(one, other):
 
 
 def with_numbers(form, label_B, rule, norms=NORMS):
-    """Return a plain formula with all filled in but the tensors that are differentiated by."""
+    """Return a formula of everything except the differentiable tensors."""
     return lambda emb_BD, weight_CD, bias: form(emb_BD, weight_CD, label_B, rule, bias=bias, norms=norms)
 
 
@@ -63,7 +63,7 @@ def slow_mean_loss(emb_BD, weight_CD, label_B, rule, *, bias, norms):
 def test_loss_and_gradients_match_slow_loop(case, mode):
     emb_BD, weight_CD, label_B = draw(40, 6, scale=2.0), draw(5, 6, seed=1, scale=3.0), torch.arange(40) % 5
     loss = make(weight_CD, MORE_CASES[case].settings(mode), block=3)
-    slow = with_numbers(slow_mean_loss, label_B, MORE_CASES[case].ruled(mode))
+    slow = with_numbers(slow_mean_loss, label_B, MORE_CASES[case].slow_rule(mode))
     expected = by_formula(slow, emb_BD, weight_CD, loss.bias, torch.float64)
     for one, other in zip(ours(loss, emb_BD, label_B), expected, strict=True):
         assert relative(one, other) <= 1e-10
@@ -83,7 +83,7 @@ def test_autograd_reference_matches_slow_loop(case):
 
 
 DISTANCES = {"random": None, "loose": 1.0, "near": 0.3, "nearer": 0.1, "nearest": 0.03}
-"""Deviation of each component from the sample's own centre, whose components have deviation 1."""
+"""Standard deviation of a component around the centre of the sample, whose components have deviation 1."""
 DRAWS = 40
 
 
@@ -91,7 +91,7 @@ DRAWS = 40
 @pytest.mark.parametrize("case", [*CASES, "sphereface m=4"])
 def test_fp32_error_is_at_most_twice_that_of_autograd(case, distance):
     wrong = torch.tensor([fp32_errors(case, seed, DISTANCES[distance]) for seed in range(DRAWS)])
-    # The loss itself is left out: both are right to the last digit or two, and which is nearer is luck.
+    # The loss itself is left out: both are accurate to the last digit or two, and which is closer is chance.
     mine, theirs = wrong.square().mean(dim=0).sqrt()[:, 1:]
     assert theirs.isfinite().all(), "nothing to compare with"
     assert (mine <= 2 * theirs).all(), f"root mean squares of errors: {mine.tolist()}, plain {theirs.tolist()}"
@@ -99,17 +99,17 @@ def test_fp32_error_is_at_most_twice_that_of_autograd(case, distance):
 
 
 def fp32_errors(case, seed, distance):
-    """Return relative errors, ours and plain autograd's, of loss and gradients."""
+    """Return relative errors of loss and gradients, of the package and of autograd."""
     emb_BD, weight_CD, label_B = sphere(seed, distance)
     norm_B = emb_BD.norm(dim=1)
     norms, rule = (float(norm_B.mean()), float(norm_B.std())), MORE_CASES[case].rule
     loss = make(weight_CD, MORE_CASES[case].settings("exact"), norms=norms, block=8)
-    right, naive = (
+    reference, naive = (
         by_formula(with_numbers(form, label_B, rule, norms), emb_BD, weight_CD, loss.bias, dtype)
         for form, dtype in ((plain.careful_mean_loss, torch.float64), (plain.mean_loss, torch.float32))
     )
     answers = (ours(loss, emb_BD, label_B), naive)
-    return [[relative(one, other) for one, other in zip(answer, right, strict=True)] for answer in answers]
+    return [[relative(one, other) for one, other in zip(answer, reference, strict=True)] for answer in answers]
 
 
 def sphere(seed, distance):
@@ -121,7 +121,7 @@ def sphere(seed, distance):
 
 
 def test_autograd_loses_gradient_of_well_separated_samples():
-    """Else the comparison above would show less than it says."""
+    """Otherwise the comparison above would be too easy."""
     mine, theirs = fp32_errors("softmax", 0, DISTANCES["nearest"])
     assert theirs[1] > 1e-4
     assert mine[1] < 1e-5
@@ -174,7 +174,7 @@ def test_gradients_are_finite_at_poles_and_zero(name, scale, mode, dtype):
     weight_CD[3] = 0
     rows = [[1, 0, 0, 0, 0], [-1, 0, 0, 0, 0], [0, 3, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 50, 0, 0], [0, 0, 0, 0, 2]]
     emb_BD, label_B = torch.tensor(rows, dtype=dtype), torch.tensor([0, 0, 1, 2, 3, 3])
-    loss = make(weight_CD, (name, MarginSettings(scale=scale, grad_mode=mode, annealing=WHOLE)))
+    loss = make(weight_CD, (name, MarginSettings(scale=scale, grad_mode=mode, annealing=FULL_MARGIN)))
     value, emb_grad_BD, *others = ours(loss, emb_BD, label_B)
     assert all(tensor.isfinite().all() for tensor in (value, emb_grad_BD, *others))
     assert value.dtype == emb_grad_BD.dtype == dtype
@@ -185,16 +185,16 @@ def test_gradients_are_finite_at_poles_and_zero(name, scale, mode, dtype):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_embeddings_equal_to_their_centres_are_finite(name):
-    """Rounding takes some of their cosines beyond 1."""
+    """Some cosines are rounded beyond 1."""
     weight_CD = torch.nn.functional.normalize(draw(500, 16, dtype=torch.float32), dim=1)
     unit_CD = torch.nn.functional.normalize(weight_CD, dim=1)
     assert ((unit_CD @ unit_CD.T).diagonal() > 1).any(), "no cosine is beyond 1 here: the test shows nothing"
-    found = ours(make(weight_CD, (name, MarginSettings(annealing=WHOLE))), weight_CD, torch.arange(500))
+    found = ours(make(weight_CD, (name, MarginSettings(annealing=FULL_MARGIN))), weight_CD, torch.arange(500))
     assert all(tensor.isfinite().all() for tensor in found)
 
 
 def test_embeddings_opposite_to_their_centres_are_finite():
-    """Rounding takes some of their cosines below -1, where a power of (cos + 1) / 2 is no number."""
+    """Some cosines are rounded below -1, where a power of (cos + 1) / 2 is NaN."""
     weight_CD = torch.nn.functional.normalize(draw(500, 16, dtype=torch.float32), dim=1)
     unit_CD = torch.nn.functional.normalize(weight_CD, dim=1)
     assert ((unit_CD @ -unit_CD.T).diagonal() < -1).any(), "no cosine is below -1 here: the test shows nothing"
@@ -207,14 +207,14 @@ def test_embeddings_opposite_to_their_centres_are_finite():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("scale", [100.0, 5000.0])
 def test_sample_next_to_another_centre_has_finite_loss(dtype, scale):
-    """exp of the distance between the logits overflows; the loss is that distance."""
+    """The exponential of the difference of the logits overflows; the loss is that difference."""
     weight_CD = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=dtype)
     emb_BD = torch.tensor([[-1.0, 0.1]], dtype=dtype)
     value, emb_grad_BD, _ = ours(make(weight_CD, ("cosface", MarginSettings(scale=scale))), emb_BD, torch.tensor([0]))
     cos = 1 / 1.01**0.5
     assert float(value) == pytest.approx(scale * (2 * cos + 0.35), rel=1e-6)
     assert emb_grad_BD.isfinite().all()
-    assert emb_grad_BD[0, 0] < 0, "the gradient points from the right centre to the wrong one"
+    assert emb_grad_BD[0, 0] < 0, "the gradient points from the correct centre to the incorrect one"
 
 
 def drawn(classes, seed):
@@ -224,15 +224,15 @@ def drawn(classes, seed):
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("scale", [64.0, 5000.0])
 def test_undrawn_classes_do_not_affect_the_loss(name, scale):
-    """Its logit is larger than all that count: its exponential overflows."""
+    """The logit of an undrawn class is the largest, and its exponential overflows."""
     seed = next(seed for seed in range(100) if drawn(2, seed) == {1})
     weight_CD = torch.tensor([[1.0, 0.0, 0.0], [-1.0, 0.01, 0.0]])
     emb_BD, label_B = torch.tensor([[1.0, 0.0, 0.02], [-1.0, 0.0, 0.01], [1.0, 0.01, 0.0]]), torch.tensor([0, 1, 1])
-    loss = make(weight_CD, (name, MarginSettings(scale=scale, annealing=WHOLE)), sample_rate=0.5, seed=seed)
+    loss = make(weight_CD, (name, MarginSettings(scale=scale, annealing=FULL_MARGIN)), sample_rate=0.5, seed=seed)
     found = ours(loss, emb_BD, label_B)
     assert all(tensor.isfinite().all() for tensor in found)
     # The third sample is the nearest to class 0, which does not count for it; nothing but its target does.
-    alone = make(weight_CD[1:], (name, MarginSettings(scale=scale, annealing=WHOLE)))
+    alone = make(weight_CD[1:], (name, MarginSettings(scale=scale, annealing=FULL_MARGIN)))
     if loss.bias is not None:
         alone.bias.data = loss.bias.data.clone()
     torch.testing.assert_close(found[1][2], ours(alone, emb_BD[2:], torch.tensor([0]))[1][0] / 3, rtol=1e-4, atol=1e-6)

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from hsadml_dist import losses
+from hsadml_dist.distributed.comm import FakeComm
 from hsadml_dist.errors import ConfigError, UsageError
 from hsadml_dist.loss_names import LossName
-from hsadml_dist.losses import AdaFace, ArcFace, CosFace, NormFace, SphereFace, SphereFace2
+from hsadml_dist.losses import AdaFace, ArcFace, CosFace, NormFace, SphereFace, SphereFace2, modules
 from hsadml_dist.losses.margins import LOSSES, MarginSettings
 from hsadml_dist.losses.modules import MarginLossModule, exclude_sharded_centres
 from tests.losses.loss_cases import CASES, NORMS, STEP
@@ -161,3 +162,11 @@ def test_exclude_sharded_centres_lists_only_sharded_parameters():
     model = nn.Sequential(nn.Linear(2, 2), ArcFace(3, 4, layout="sharded"), ArcFace(3, 4))
     assert exclude_sharded_centres(model) == ["1.loss.centres.weight"]
     assert exclude_sharded_centres(ArcFace(3, 4, layout="sharded")) == ["loss.centres.weight"]
+
+
+def test_sharded_module_rejects_a_later_change_of_world_size(monkeypatch):
+    loss, (emb, label) = ArcFace(3, 4, layout="sharded"), inputs()
+    monkeypatch.setattr(modules, "comm_from_process_group", lambda group, device: FakeComm(0, 2))
+    with pytest.raises(UsageError, match="created for 1 ranks, called by 2"):
+        loss(emb, label)
+    assert ArcFace(3, 4, layout="sharded").loss.centres.rows == FakeComm(0, 2).topology.rank_range(3)

@@ -14,7 +14,7 @@ def draw(*shape, scale=1.0, seed=0):
 
 
 def slow_loss(reducer, target, others):
-    """Return one sample's loss, as the papers write it."""
+    """Return the loss of one sample as in the papers."""
     if reducer == SoftmaxReducer():
         return -torch.log(torch.exp(target) / (torch.exp(target) + torch.exp(others).sum()))
     positive, negatives = torch.log(1 + torch.exp(-target)), torch.log(1 + torch.exp(others)).sum()
@@ -22,7 +22,7 @@ def slow_loss(reducer, target, others):
 
 
 def reduce(reducer, target_N, blocks, exchange=None):
-    """Return losses, the target's gradients, and the others', put together from blocks."""
+    """Return losses and gradients of target and other logits, combined from blocks."""
     total = reducer.partial(torch.full_like(target_N, -torch.inf)[:, None])
     for block_NK in blocks:
         total = reducer.combine(total, reducer.partial(block_NK.clone()))
@@ -45,7 +45,7 @@ def test_reducer_over_blocks_matches_autograd(reducer, sizes, scale):
 
 
 class TwoRanks(LocalExchange):
-    """Joins what this rank has with what another would bring, message by message."""
+    """Combines local values with those of another rank, message by message."""
 
     def __init__(self, others):
         self.others = list(others)
@@ -113,7 +113,7 @@ def test_reducer_without_samples(reducer):
 
 
 def test_gradient_of_well_separated_sample_is_accurate():
-    """The target's probability is 1 up to 1e-22: p - 1 is exactly 0 in any float."""
+    """The target probability is 1 up to 1e-22, so p - 1 is exactly 0 in floating point."""
     loss_N, target_grad_N, grad_NK = reduce(SoftmaxReducer(), torch.tensor([50.0]), [torch.tensor([[0.0, -1.0]])])
     share = math.exp(-50) + math.exp(-51)
     assert float(loss_N) == pytest.approx(share, rel=1e-6, abs=0)
@@ -122,7 +122,7 @@ def test_gradient_of_well_separated_sample_is_accurate():
 
 
 def test_gradient_of_misclassified_sample_is_accurate():
-    """Logits that many classes share: their probabilities lose what a sum of logit and logarithm would round away."""
+    """Many equal logits, for which the sum of logit and logarithm would lose digits."""
     other_NK = 60 + draw(50, 40).float()
     _, _, grad_NK = reduce(SoftmaxReducer(), torch.full((50,), -60.0), other_NK.split(8, dim=1))
     expected_NK = torch.softmax(other_NK.double(), dim=1)

@@ -81,7 +81,7 @@ def test_copy_of_checkpointed_network_uses_its_own_weights():
 
 
 class Growing(nn.Module):
-    """Hands a list to its blocks and lets it grow, as some dense nets do."""
+    """Passes a growing list to its blocks, like some dense networks."""
 
     def __init__(self):
         super().__init__()

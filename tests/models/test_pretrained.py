@@ -13,7 +13,7 @@ def build(name="monai_resnet18", seed=0, **settings):
 
 
 def randomised(model):
-    """Give statistics and scales values that a mix-up would show."""
+    """Return the state with random statistics and scales, so that swapped tensors are noticed."""
     torch.manual_seed(9)
     return {n: torch.rand_like(t) + 0.5 if t.is_floating_point() else t + 7 for n, t in model.state_dict().items()}
 
@@ -86,7 +86,7 @@ def test_positions_of_another_grid_are_interpolated(name, key, dims):
     report = load_pretrained(model, tensors | {key: ramp})
     assert report.adapted == (f"{key} interpolated from (1, {4**dims}, 384) to (1, {2**dims}, 384)",)
     found = model.state_dict()[key][0, :, 0].view(2, -1, 2)
-    # The halves of 0, 1, 2, 3 lie about 0.5 and 2.5, whatever a kernel does at the borders.
+    # The means of the halves of 0, 1, 2, 3 are about 0.5 and 2.5 for any kernel.
     assert 1 < found[0, 0, 1] - found[0, 0, 0] < 3
     assert 10 < found[1, 0, 0] - found[0, 0, 0] < 30
     assert found.mean() == pytest.approx(1.5 + 15, abs=1e-3)

@@ -1,4 +1,4 @@
-"""What needs timm itself is skipped where timm cannot be imported."""
+"""Tests that need timm are skipped if it cannot be imported."""
 
 import copy
 import sys
@@ -54,7 +54,7 @@ def test_volumes_are_rejected_before_timm_is_imported(monkeypatch):
 
 def test_unknown_timm_name_is_rejected_with_suggestion(timm):
     assert f"timm {timm.__version__} has no 'resnet18x' (did you mean 'resnet18'?)" in refusal("resnet18x")
-    assert "has no 'hf-hub:a/b'" in refusal("hf-hub:a/b"), "nothing is fetched from anywhere"
+    assert "has no 'hf-hub:a/b'" in refusal("hf-hub:a/b"), "nothing may be downloaded"
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "mobilenetv3_small_100"])
