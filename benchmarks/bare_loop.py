@@ -1,4 +1,4 @@
-"""A bare PyTorch loop, as a user would write it, and the environment of ranks: what several benchmarks need."""
+"""A plain PyTorch training step as a user would write it, and environment variables of local ranks."""
 
 from __future__ import annotations
 
@@ -36,6 +36,6 @@ def bare_step(net: nn.Module, comm: Comm, recipe: Recipe, batch: Batch, classes:
 
 
 def rank_environ(rank: int, world: int, token: str) -> dict[str, str]:
-    """Return the variables that make a process one of the ranks of a launch on this machine."""
+    """Return the environment variables of one local rank."""
     place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world}
     return {name: str(value) for name, value in place.items()} | {"HSADML_LAUNCH": token}

@@ -1,9 +1,10 @@
-"""How long a save holds the training up: ours in the background, in the foreground, and what else one would pick.
+"""Measure how long saving a checkpoint stalls training: background and foreground saves, torch.save and DCP.
 
-The state is that of AdamW: parameters and two moments, fp32, a fifth of it centres that the ranks share out. The ways
-take turns, in an order drawn anew for each round; a way's seconds are those of the slowest rank from the call until the
-next step may begin. What goes on in the background afterwards is waited for and timed by itself. Every way forces its
-files to disk. Then: seconds until a state is verified and in memory, the files being in the page cache.
+The state is AdamW's: parameters and two moments in fp32, one fifth of it class centres sharded over the ranks. The
+implementations run interleaved, in a new random order for each round. A stall is the time of the slowest rank from the
+call until the next step can start; the rest of a background save is waited for and timed separately. Every
+implementation forces its files to disk. Loading is timed until the state is verified and in memory, from a warm page
+cache.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ SEED = 0
 SECONDS = 600
 BACKGROUND, FOREGROUND, PICKLE, DCP = "ours-background", "ours-foreground", "torch.save", "dcp-async_save"
 NEEDED = 0.10
-"""Largest stall of a background save, as a part of the same save in the foreground."""
+"""Largest allowed stall of a background save relative to the same save in the foreground."""
 
 Seconds = dict[str, dict[str, list[float]]]
 
@@ -77,7 +78,7 @@ def main() -> None:
 def measured(folder: Path, millions: float, world: int, rounds: int) -> list[dict[str, Any]]:
     """Run the ranks, print the medians, and return the cases of ``--json``."""
     order = {"folder": str(folder), "world": world, "parameters": round(millions * 1e6), "rounds": rounds}
-    # Threads that wait for one another would measure what else the machine does.
+    # With several threads the result would depend on other load of the machine.
     environ = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, "--as-rank"]
     ranks = [subprocess.Popen([*command, json.dumps(order | {"rank": rank})], env=environ) for rank in range(world)]
@@ -96,8 +97,8 @@ def measured(folder: Path, millions: float, world: int, rounds: int) -> list[dic
 
 def _print(name: str, seconds: Seconds) -> None:
     for what, ways in seconds.items():
-        told = ", ".join(f"{way} {statistics.median(values):.3f} s" for way, values in ways.items())
-        sys.stdout.write(f"{name}: {what}: {told}\n")
+        summary = ", ".join(f"{way} {statistics.median(values):.3f} s" for way, values in ways.items())
+        sys.stdout.write(f"{name}: {what}: {summary}\n")
     stalls = seconds["stall"]
     ratios = [ours / fore for ours, fore in zip(stalls[BACKGROUND], stalls[FOREGROUND], strict=True)]
     ratio = statistics.median(ratios)
@@ -109,7 +110,7 @@ def _print(name: str, seconds: Seconds) -> None:
 
 
 def _be_rank(folder: str, world: int, rank: int, parameters: int, rounds: int) -> None:
-    """As one rank: save and load in turns."""
+    """Run one rank: save and load alternately."""
     place = Topology(rank=rank, world_size=world, local_rank=rank, local_world_size=world)
     store = dist.FileStore(f"{folder}/store", world)
     comm = TorchComm(place, store, torch.device("cpu"), SECONDS)
@@ -131,7 +132,7 @@ def _be_rank(folder: str, world: int, rank: int, parameters: int, rounds: int) -
 
 
 class Ways:
-    """The ways to save and to load, for one rank."""
+    """Save and load implementations of one rank."""
 
     def __init__(self, folder: Path, comm: TorchComm, parameters: int) -> None:
         self._comm, self._folder = comm, folder
@@ -147,7 +148,7 @@ class Ways:
         self._taken = 0
 
     def save(self, way: str, step: int) -> tuple[float, float]:
-        """Save; return (seconds until the next step may begin, seconds until all is on the disk) of the slowest."""
+        """Save; return the slowest rank's seconds (until the next step can start, until everything is on disk)."""
         self._taken += 1
         for part in self._groups.values():
             for tensor in part.values():
@@ -163,7 +164,7 @@ class Ways:
         return max(self._comm.all_gather_object(stall)), max(self._comm.all_gather_object(whole))
 
     def load(self, way: str) -> float:
-        """Load what was saved last; return the seconds of the slowest rank."""
+        """Load the newest save; return the slowest rank's seconds."""
         self._comm.all_gather_object(None)
         began = time.perf_counter()
         {BACKGROUND: self._load_ours, PICKLE: self._load_pickle, DCP: self._load_dcp}[way]()
@@ -189,7 +190,7 @@ class Ways:
         return lambda: None
 
     def _pickle(self) -> Callable[[], None]:
-        """Rank 0 all that is shared, every rank its rows."""
+        """Save with torch.save: rank 0 the replicated state, every rank its rows."""
         folder = self._folder / PICKLE
         folder.mkdir(exist_ok=True)
         rank = self._comm.topology.rank
@@ -206,7 +207,7 @@ class Ways:
         return lambda: (future.result(), None)[1]
 
     def _named(self) -> dict[str, torch.Tensor]:
-        """One name a tensor; rows that this rank alone has, under a name of its own."""
+        """Map names to tensors; rows of this rank have a name of their own."""
         rank = self._comm.topology.rank
         return {
             f"{group}.{name}" + (f".{rank}" if group.startswith("centres") else ""): tensor
@@ -234,7 +235,7 @@ class Ways:
 
 
 def _groups(parameters: int, rows: range) -> dict[str, TensorGroup]:
-    """Return parameters and moments of a network, and this rank's rows of the centres."""
+    """Return parameters and moments of a network and this rank's rows of the centres."""
     torch.manual_seed(SEED)
     count = max(1, round((1 - CENTRES_SHARE) * parameters / COLUMNS / ROWS_A_TENSOR))
     height = max(1, round((1 - CENTRES_SHARE) * parameters / COLUMNS / count))

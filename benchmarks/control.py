@@ -1,9 +1,9 @@
-"""What control costs a step, and how soon a hang is reported.
+"""Measure the control overhead of a step and the time until a hang is reported.
 
-Control is all that a step does besides learning: noting where the rank is, the vote, the look for files and for a later
-attempt, the comparison of the ranks' times; signs of life, heartbeat and watchdog run beside it. It is timed directly,
-with the ranks aligned by a barrier before each vote, so that nobody's lateness counts. A hang is a rank that is stopped
-by SIGSTOP in the middle of a step, timed from there to its peer's report and end.
+Control is everything a step does besides learning: recording the position of the rank, the stop agreement, checking for
+STOP and SAVE files and a later attempt, and comparing step times, while heartbeat and watchdog threads run. It is timed
+directly; a barrier before each agreement aligns the ranks, so that waiting for a late rank does not count. A hang is a
+rank stopped by SIGSTOP in the middle of a step, timed until its peer has reported it and exited.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from hsadml_dist.run.jsonl import read_jsonl
 from hsadml_dist.run.rank_log import configure_rank_logging
 
 STEP_SECONDS = 0.2
-"""The shortest step that control's share is judged by."""
+"""Step time that the overhead is compared with."""
 WARM_UP = 10
 LIMIT_SECONDS = 3
 
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def cost(world: int, steps: int) -> dict[str, object]:
-    """Return the seconds that control takes from each step, on the slowest rank of it."""
+    """Return the control seconds of each step on its slowest rank."""
     with tempfile.TemporaryDirectory() as folder:
         ranks = start(Path(folder), world, steps)
         codes = [rank.wait(timeout=600) for rank in ranks]
@@ -85,7 +85,7 @@ def cost(world: int, steps: int) -> dict[str, object]:
 
 
 def report(count: int) -> dict[str, object]:
-    """Return the seconds from a rank's stop to the end of the peer that reports it."""
+    """Return the seconds from stopping a rank to the exit of the peer that reports it."""
     seconds = [one_report() for _ in range(count)]
     sys.stdout.write(
         f"a stopped rank is reported and its peer gone after {statistics.median(seconds):.2f} s "
@@ -100,7 +100,7 @@ def report(count: int) -> dict[str, object]:
 
 
 def one_report() -> float:
-    """Let one of two ranks stop itself; return how long the other takes to name it and leave."""
+    """Let one of two ranks stop itself; return the seconds until the other has named it and exited."""
     with tempfile.TemporaryDirectory() as folder:
         ranks = start(Path(folder), 2, 10**6, "--hang")
         try:
@@ -120,7 +120,7 @@ def start(folder: Path, world: int, steps: int, *more: str) -> list[subprocess.P
     """Start the ranks."""
     token = uuid.uuid4().hex
     command = [sys.executable, __file__, "--rank-in", str(folder), "--steps", str(steps), *more]
-    silent = subprocess.DEVNULL if more else None  # a hang is told aloud
+    silent = subprocess.DEVNULL if more else None  # a hang is printed
     return [
         subprocess.Popen(command, env=os.environ | rank_environ(rank, world, token), stderr=silent)
         for rank in range(world)
@@ -128,7 +128,7 @@ def start(folder: Path, world: int, steps: int, *more: str) -> list[subprocess.P
 
 
 def be_rank(folder: Path, steps: int, *, hang: bool) -> None:
-    """As one rank: do steps that do nothing but control."""
+    """Run one rank: steps with control only."""
     run, topology = RunFolder(folder), topology_from_environ()
     torch.set_num_threads(1)
     with open_external_watchdog(True) as external_watchdog:
@@ -167,7 +167,7 @@ def measure(
         if stopped is not None and step > 2 * WARM_UP and not comm.topology.is_rank_zero:
             stopped.write_text(repr(time.time()))
             os.kill(os.getpid(), signal.SIGSTOP)
-        time.sleep(0.01)  # the threads beside it get their turns as in a real step
+        time.sleep(0.01)  # the other threads run as in a real step
     return seconds
 
 

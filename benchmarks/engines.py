@@ -1,8 +1,8 @@
-"""What a step takes and a rank holds under each engine, beside a plain loop of PyTorch: same net, batches in memory.
+"""Measure step time and memory of each engine next to a plain PyTorch loop: same network, batches in memory.
 
-Each engine has ranks of its own, started anew, since a process gives little memory back. Memory is what the system
-counts as resident: the most of the whole life of the process, and what is held between two steps, once all that is free
-has been given back. What the imports alone took is told apart.
+Each engine runs in new processes, because a process returns little memory to the system. Memory is the resident set:
+its peak over the whole process, and its size between two steps after free memory was returned. The share of the imports
+is listed separately.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def measured(options: argparse.Namespace, engine: str) -> dict[str, object]:
-    """Let ranks train a few steps under an engine; return what they took, of the rank that took most."""
+    """Train a few steps under an engine; return seconds and memory of the rank with the largest values."""
     with tempfile.TemporaryDirectory() as folder:
         token, given = uuid.uuid4().hex, vars(options) | {"engines": engine, "rank_in": folder, "json": None}
         words = [f"--{key.replace('_', '-')}={value}" for key, value in given.items() if value is not None]
@@ -87,7 +87,7 @@ def measured(options: argparse.Namespace, engine: str) -> dict[str, object]:
 
 
 def table(options: argparse.Namespace, cases: list[dict[str, object]]) -> str:
-    """Return the cases as text, each beside the plain loop if there is one."""
+    """Return the cases as a table, with ratios to the plain loop where it ran."""
     plain = next((case for case in cases if case["implementation"] == PLAIN), cases[0])
     lines = [f"{cases[0]['case']}; resident memory of a rank, MiB; {options.steps} steps, median"]
     titles = f"{'s a step':>9}{'ratio':>7}{'peak':>8}{'imports':>9}{'the rest':>10}{'ratio':>7}{'held':>8}{'ratio':>7}"
@@ -103,7 +103,7 @@ def table(options: argparse.Namespace, cases: list[dict[str, object]]) -> str:
 
 
 def be_rank(options: argparse.Namespace) -> None:
-    """As one rank: train under one engine."""
+    """Run one rank: train under one engine."""
     engine, topology = options.engines, topology_from_environ()
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // topology.world_size))
     importlib.import_module("monai.networks.nets")
@@ -160,7 +160,7 @@ def _timed(step: Callable[[int], object], number: int) -> float:
 
 
 def _memory(field: str) -> float:
-    """Return a line of this process's status in MiB."""
+    """Return an entry of /proc/self/status in MiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))
 

@@ -1,8 +1,8 @@
-"""What the exact neighbour search costs beside FAISS's exact index and scikit-learn's brute force, in one run.
+"""Compare the exact nearest-neighbour search with FAISS's exact index and scikit-learn's brute force.
 
-All search the same unit rows in fp32 with the same number of threads, in turns, in an order drawn anew for each round.
-Before anything is timed, the neighbours of each are compared with those of a slow search in fp64. Ours must agree in
-every place; FAISS and scikit-learn round, and may swap neighbours that are nearly equally near: those are counted.
+All search the same fp32 unit rows with the same number of threads, interleaved in a new random order for each round.
+Before timing, the neighbours of each are compared with a slow fp64 search. Ours must agree at every position; FAISS and
+scikit-learn round and may swap neighbours at nearly equal distances: such swaps are counted.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ Neighbours = Callable[[], np.ndarray]
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One measurement: what is asked, and who answers.
+    """One measurement: a search problem and its implementations.
 
     Attributes:
-        name: In words.
+        name: Title of the case.
         ways: Implementation -> function that returns positions (Q, k).
     """
 
@@ -47,7 +47,7 @@ class Case:
 
 
 def main() -> None:
-    """Compare the answers, measure, print medians, write JSON."""
+    """Compare results, measure, print medians, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--rounds", type=int, default=9)
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def compare(dim: int, options: argparse.Namespace) -> list[dict[str, object]]:
-    """Check and time all ways for rows of ``dim`` components; return the cases of ``--json``."""
+    """Check and time all implementations for rows of ``dim`` components; return the cases of ``--json``."""
     generator = torch.Generator().manual_seed(SEED)
     both = torch.randn(options.queries + options.references, dim, generator=generator)
     both = torch.nn.functional.normalize(both)
@@ -93,14 +93,14 @@ def compare(dim: int, options: argparse.Namespace) -> list[dict[str, object]]:
 
 
 def slow_neighbours(queries_QD: torch.Tensor, references_RD: torch.Tensor, k: int) -> np.ndarray:
-    """Return the positions (Q, k) by cosine in fp64, query by query, each from all references sorted."""
+    """Return the positions (Q, k) by cosine in fp64, sorting the whole gallery for each query."""
     unit = torch.nn.functional.normalize(references_RD.double())
     directions = torch.nn.functional.normalize(queries_QD.double())
     return np.stack([(unit @ query).sort(descending=True, stable=True).indices[:k].numpy() for query in directions])
 
 
 def _search_only(queries: torch.Tensor, references: torch.Tensor, k: int, shape: str) -> Case:
-    """References are prepared beforehand: on our grid, in FAISS's index, in scikit-learn's estimator."""
+    """Search a prepared gallery: our grid, FAISS's index, scikit-learn's estimator."""
     grid, no_bias = round_to_grid(references), torch.zeros(len(references), dtype=torch.float64)
     on_ours = round_to_grid(queries)
     index = faiss.IndexFlatIP(references.shape[1])
@@ -119,7 +119,7 @@ def _search_only(queries: torch.Tensor, references: torch.Tensor, k: int, shape:
 
 
 def _from_rows(queries: torch.Tensor, references: torch.Tensor, k: int, shape: str) -> Case:
-    """From rows in memory to neighbours, with all preparation; nobody is told that the rows have unit length."""
+    """Search from raw rows, preparation included; no implementation knows that the rows have unit length."""
 
     def by_faiss() -> np.ndarray:
         unit = [rows.numpy().copy() for rows in (queries, references)]

@@ -1,12 +1,12 @@
-"""What reading and augmenting costs beside webdataset with MONAI, and where the time goes.
+"""Compare reading and augmenting with webdataset plus MONAI, and list the time of each stage.
 
-Each way has a process of its own with one thread; they take turns, in an order drawn anew for each round. The shards
-are built here and lie in the page cache; nothing is shuffled but by our own order. Before anything is timed, the pixels
-of all ways are compared under the same seeds. Seconds are CPU seconds of the process for one round.
+Each implementation runs in its own process with one thread, interleaved in a new random order for each round. The
+shards are built by the benchmark and are in the page cache; only our own order shuffles. Before timing, the pixels of
+all implementations are compared under the same seeds. Seconds are CPU seconds of the process per round.
 
 Reading: PNGs of 64 KiB, not decoded. Path: from 256-pixel slices to batches of 112 pixels, with the same transforms of
 MONAI (resize by area, normalise, mirror, affine map, scale, shift). The first batch after a resume: from a large
-made-up index, whose rows are those of the shards over and over again.
+synthetic index that repeats the rows of the shards.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ READING = ("ours", "ours-sha256", "webdataset")
 PATH = (*RIVALS, "ours", "ours-fused", "ours-cached", "ours-fused-cached")
 RESUME = ("at 10 %", "at 90 %")
 MOST_DISTANCE = {"ours-cached": 0.0, "ours-fused": 0.01, "webdataset-monai": 0.0, "webdataset-monai-no-meta": 0.0}
-"""Largest distance of a pixel from ours under the same seed, as a share of the image's range; others: 0.01."""
+"""Largest allowed pixel difference from ours under the same seed, as a share of the image's range; others: 0.01."""
 
 Case = dict[str, Any]
 
 
 class Process:
-    """A process that carries out one order."""
+    """A process that runs one implementation."""
 
     def __init__(self, order: Case, setting: Case) -> None:
         script = str(Path(__file__).with_name("loader_process.py"))
@@ -51,20 +51,20 @@ class Process:
         )
 
     def ask(self) -> Case:
-        """Let it take a round."""
+        """Run one round."""
         self._process.stdin.write("\n")
         self._process.stdin.flush()
         return self.answer()
 
     def answer(self) -> Case:
-        """Return its next answer."""
+        """Return its next result."""
         line = self._process.stdout.readline()
         if not line:
             raise SystemExit(f"a process ended with exit code {self._process.wait()}")
         return json.loads(line)
 
     def end(self) -> None:
-        """Wait until it has ended."""
+        """Wait until it has exited."""
         self._process.stdin.close()
         self._process.stdout.close()
         if code := self._process.wait():
@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def read_options() -> argparse.Namespace:
-    """Return what was asked for on the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--rounds", type=int, default=9)
@@ -110,21 +110,25 @@ def reading(folder: Path, options: argparse.Namespace) -> list[Case]:
 
 
 def slices_setting(folder: Path, options: argparse.Namespace) -> Case:
-    """Build the slices; return what the other cases read."""
+    """Build the slices; return the input of the other cases."""
     shards = build_slices(folder, options.patients, options.size)
     count = json.loads((shards / "index.json").read_text())["count"]
     return _setting(folder, shards, count - count % options.batch, options)
 
 
 def refuse_other_pixels(setting: Case) -> None:
-    """Refuse to measure ways that do not give the same images."""
+    """Refuse to time implementations whose images differ."""
     process = Process({"role": "distances"}, setting)
     found = process.answer()
     process.end()
     wrong = [f"{name} by {share:.1e}" for name, share in found.items() if not share <= MOST_DISTANCE.get(name, 0.01)]
     if wrong:
         raise SystemExit(f"pixels differ from ours, as a share of the range: {', '.join(wrong)}")
-    sys.stdout.write("pixels beside ours: " + ", ".join(f"{name} {share:.0e}" for name, share in found.items()) + "\n")
+    sys.stdout.write(
+        "largest pixel difference from ours: "
+        + ", ".join(f"{name} {share:.0e}" for name, share in found.items())
+        + "\n"
+    )
 
 
 def path(setting: Case, options: argparse.Namespace) -> list[Case]:
@@ -137,7 +141,7 @@ def path(setting: Case, options: argparse.Namespace) -> list[Case]:
 
 
 def time_goes(setting: Case, options: argparse.Namespace) -> list[Case]:
-    """Print and return what each stage of the path takes."""
+    """Print and return the seconds of each stage."""
     process = Process({"role": "stages"}, setting)
     process.answer()
     answers = [process.ask() for _ in range(options.rounds)]
@@ -165,7 +169,7 @@ def resuming(setting: Case, options: argparse.Namespace) -> list[Case]:
 def side_by_side(
     role: str, ways: tuple[str, ...], setting: Case, options: argparse.Namespace, title: str
 ) -> list[Case]:
-    """Let the ways take turns; print their medians and return the cases of ``--json``."""
+    """Run the implementations interleaved; print medians and return the cases of ``--json``."""
     processes = {way: Process({"role": role, "way": way}, setting) for way in ways}
     for process in processes.values():
         process.answer()
@@ -186,7 +190,7 @@ def side_by_side(
 
 
 def say_ratios(cases: list[Case], wanted: list[tuple[str, tuple[str, ...], float | None]]) -> None:
-    """Print how many times as fast as the fastest of its rivals each way is."""
+    """Print the speed of each implementation relative to its fastest rival."""
     medians = {case["implementation"]: statistics.median(case["seconds"]) for case in cases}
     for way, rivals, needed in wanted:
         best = min(rivals, key=medians.__getitem__)
@@ -196,7 +200,7 @@ def say_ratios(cases: list[Case], wanted: list[tuple[str, tuple[str, ...], float
 
 
 def machine() -> Case:
-    """Return what the figures depend on."""
+    """Describe the machine."""
     names = ("torch", "monai", "webdataset", "pillow", "numpy")
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return {

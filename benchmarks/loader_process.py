@@ -1,4 +1,4 @@
-"""One way of reading in a process of its own: prepares itself, then takes a round each time it is asked to."""
+"""One reading implementation in its own process: prepare, then run a round per request on stdin."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from loader_ways import WAYS, Setting, batch_stages, distances, parsed, stages
 
 
 def main() -> None:
-    """Carry out the order on the command line; answers are lines of JSON."""
+    """Run the request of the command line; results are lines of JSON."""
     torch.set_num_threads(1)
     order, setting = parsed(sys.argv[1])
     if order["role"] == "distances":
@@ -37,7 +37,7 @@ def _timed(take: Callable[[], object]) -> Callable[[Setting], Any]:
 
 
 def _stage_seconds(setting: Setting) -> dict[str, float]:
-    """Return the CPU seconds a sample of each stage."""
+    """Return the CPU seconds per sample of each stage."""
     seconds = {}
     states: list[Any] = list(range(setting.batch))
     for name, stage in stages(setting):

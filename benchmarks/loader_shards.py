@@ -1,4 +1,4 @@
-"""The shards that the benchmark of the input reads: it builds them itself, anew each time."""
+"""Build the shards that the loader benchmark reads."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ NOISE_SIDE = 181
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """Images of noise, one a person."""
+    """Noise images, one per patient."""
 
     name: ClassVar[str] = "noise"
 
     count: int
 
     def list_records(self) -> SourceListing:
-        """List them."""
+        """List the images."""
         names = [(number, ("a", "b")[number % 2]) for number in range(self.count)]
         records = [
             SourceRecord(record_id=f"{number}", where=f"image {number}", class_name=name, person=f"{number}")
@@ -35,33 +35,33 @@ class Noise:
         return SourceListing(records=tuple(records))
 
     def read(self, record: SourceRecord) -> SourcePixels:
-        """Draw one."""
+        """Draw one image."""
         generator = np.random.default_rng(int(record.record_id))
         return SourcePixels(image=generator.integers(0, 2**16, (NOISE_SIDE, NOISE_SIDE), dtype=np.uint16))
 
     def fingerprint(self) -> str:
-        """Return all that they depend on."""
+        """Return everything that the images depend on."""
         return f"noise {self.count}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slices:
-    """Slices of generated patients without masks, so that nobody reads past them in vain."""
+    """Slices of generated patients without masks, which no implementation would use."""
 
     name: ClassVar[str] = "slices"
 
     source: PhantomSource
 
     def list_records(self) -> SourceListing:
-        """List them."""
+        """List the images."""
         return self.source.list_records()
 
     def read(self, record: SourceRecord) -> SourcePixels:
-        """Draw one."""
+        """Draw one image."""
         return replace(self.source.read(record), mask=None)
 
     def fingerprint(self) -> str:
-        """Return all that they depend on."""
+        """Return everything that the images depend on."""
         return f"slices {self.source.fingerprint()}"
 
 

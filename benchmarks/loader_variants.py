@@ -1,4 +1,4 @@
-"""Ways to read shards, from the bytes to a batch: the package's own and webdataset's, each as a round to be timed."""
+"""Implementations of reading shards, from bytes to a batch: ours and webdataset's, each as a timed round."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ IMAGE_SIZE = 112
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is read.
+    """Input of a round.
 
     Attributes:
         shards: Folder of the shards.
@@ -58,7 +58,7 @@ Round = Callable[[], object]
 
 
 def indexed(setting: Setting, checked: bool) -> Round:
-    """Read the bytes of the images at the places that the index names, with or without comparing their SHA-256."""
+    """Read the bytes of the images at the offsets of the index, with or without comparing their SHA-256."""
     index = load_index(setting.shards)
     reader = ShardReader(setting.shards, index)
     order = epoch_order(len(index), SEED, 0)[: setting.count].tolist()
@@ -95,7 +95,7 @@ def ours(setting: Setting, augmentation: str, cached: bool) -> Round:
 
 
 def own_loader(setting: Setting, rows: int, augmentation: str = "monai", cached: bool = False) -> Loader:
-    """Return the loader of a training over as many rows, those of the shards over and over again."""
+    """Return a training loader over ``rows`` rows that repeat those of the shards."""
     index = load_index(setting.shards)
     index = replace(index, samples=tuple(itertools.islice(itertools.cycle(index.samples), rows)))
     return build_loader(
@@ -134,7 +134,7 @@ def rival(setting: Setting, track_meta: bool, lazy: bool) -> Round:
 
 
 def composed(track_meta: bool, lazy: bool) -> Callable[[np.ndarray], torch.Tensor]:
-    """Return MONAI's transforms put together by MONAI.
+    """Return the transforms composed by MONAI.
 
     Lazy are the random ones alone: MONAI's lazy resampling knows no resizing by area.
     """
@@ -179,7 +179,7 @@ WAYS = {"reading": READING, "path": PATH, "resume": RESUME}
 
 
 def distances(setting: Setting) -> dict[str, float]:
-    """Return how far each way's pixels are from ours, at most, as a share of an image's range."""
+    """Return each implementation's largest pixel difference from ours, as a share of the image's range."""
     index = load_index(setting.shards)
     reader, prepare = ShardReader(setting.shards, index), Preprocessing(IMAGE_SIZE)
     stored = [reader.image(position) for position in range(min(8, len(index)))]
@@ -216,7 +216,7 @@ def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def stages(setting: Setting) -> Iterator[tuple[str, Callable[[Any], Any]]]:
-    """Yield the stages of the path: a name, and what turns one sample's state into the next."""
+    """Yield the stages: a name and the function from one state of a sample to the next."""
     index = load_index(setting.shards)
     reader, prepare = ShardReader(setting.shards, index), Preprocessing(IMAGE_SIZE)
     augment, seeds = Augmentation(None), itertools.count()
@@ -228,7 +228,7 @@ def stages(setting: Setting) -> Iterator[tuple[str, Callable[[Any], Any]]]:
 
 
 def batch_stages(setting: Setting) -> dict[str, Callable[[list[torch.Tensor]], Any]]:
-    """Return what can be done with a batch of prepared images, and reading as many of them from the cache."""
+    """Return the stages on batches of prepared images, and reading such images from the cache."""
     index = load_index(setting.shards)
     store = open_prepared_cache(setting.cache, index, Preprocessing(IMAGE_SIZE))
     fused, sources = FusedAugmentation(None), [row.sha256 for row in index.samples]
@@ -246,7 +246,7 @@ def batch_stages(setting: Setting) -> dict[str, Callable[[list[torch.Tensor]], A
 
 
 def parsed(order: str) -> tuple[dict[str, Any], Setting]:
-    """Return an order as it came, and what is read."""
+    """Parse a request; return it and its input."""
     words = json.loads(order)
     setting = words.pop("setting")
     return words, Setting(**setting | {name: Path(setting[name]) for name in ("shards", "cache")})

@@ -1,9 +1,8 @@
-"""What a step of the margin loss costs beside pytorch-metric-learning, plain autograd and PartialFC's way.
+"""Compare the margin loss with pytorch-metric-learning, plain autograd and a PartialFC-style implementation.
 
-Each way has a process of its own, so that its memory is its own; they take turns, in an order drawn anew for each
-round. Before anything is timed, all gradients are compared: in fp64 on a small problem, in fp32 on the one that is
-measured. Then come the bytes that two ranks send in a step, what the centres take of each of four, and a million
-classes on one rank.
+Each implementation runs in its own process, so that memory can be attributed to it, interleaved in a new random order
+for each round. Before timing, all gradients are compared: in fp64 on a small problem, in fp32 on the timed one. Further
+cases: bytes sent per step by two ranks, memory of sharded centres on each of four ranks, a million classes on one rank.
 
 Seconds are CPU seconds of the process (on a GPU: the device's own clock). Extra memory is how far the resident set (on
 a GPU: the allocated memory) rises during a step above what embeddings, centres and the libraries take beforehand; the
@@ -35,13 +34,13 @@ MAIN_RIVAL = "pytorch-metric-learning"
 RANKS = 2
 MEMORY_RANKS = (1, 4)
 TOLERANCE = {"small, fp32": 1e-5, "small, fp64": 1e-12, "measured, fp32": 1e-5}
-"""Largest distance of a gradient from the reference, relative in the Euclidean norm."""
+"""Largest allowed gradient error, relative in the Euclidean norm."""
 
 Case = dict[str, Any]
 
 
 class Process:
-    """A process that carries out one order."""
+    """A process that runs one implementation."""
 
     def __init__(self, order: Answer, environ: dict[str, str] | None = None) -> None:
         command = [sys.executable, str(Path(__file__).with_name("loss_process.py")), json.dumps(order)]
@@ -55,20 +54,20 @@ class Process:
         )
 
     def ask(self) -> Answer:
-        """Let it take a step."""
+        """Run one step."""
         self._process.stdin.write("\n")
         self._process.stdin.flush()
         return self.answer()
 
     def answer(self) -> Answer:
-        """Return its next answer."""
+        """Return its next result."""
         line = self._process.stdout.readline()
         if not line:
             raise SystemExit(f"a process ended with exit code {self._process.wait()}")
         return json.loads(line)
 
     def end(self) -> None:
-        """Wait until it has ended."""
+        """Wait until it has exited."""
         self._process.stdin.close()
         self._process.stdout.close()
         if code := self._process.wait():
@@ -76,7 +75,7 @@ class Process:
 
 
 def main() -> None:
-    """Compare the gradients, measure, print medians, write JSON."""
+    """Compare gradients, measure, print medians, write JSON."""
     options = read_options()
     cases = []
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
@@ -94,7 +93,7 @@ def main() -> None:
 
 
 def read_options() -> argparse.Namespace:
-    """Return what was asked for on the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--batch", type=int, default=1024)
@@ -109,7 +108,7 @@ def read_options() -> argparse.Namespace:
 
 
 def equal_gradients(loss: str, device: str, options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Return each way's errors; refuse to go on where one is too large."""
+    """Return each implementation's gradient errors; exit if one is too large."""
     process = Process(_order("gradients", loss, device, options, implementations=options.implementations))
     errors: dict[str, dict[str, float]] = process.answer()
     process.end()
@@ -127,7 +126,7 @@ def equal_gradients(loss: str, device: str, options: argparse.Namespace) -> dict
 def side_by_side(
     loss: str, device: str, errors: dict[str, dict[str, float]], options: argparse.Namespace
 ) -> list[Case]:
-    """Let the ways take turns; print their medians and return the cases of ``--json``."""
+    """Run the implementations interleaved; print medians and return the cases of ``--json``."""
     names = [name for name in options.implementations if loss in LOSSES_OF[name]]
     orders = {name: _order("steps", loss, device, options, implementation=name, warm_up=True) for name in names}
     processes = {name: Process(order) for name, order in orders.items()}
@@ -157,7 +156,7 @@ def side_by_side(
 
 
 def bytes_sent(options: argparse.Namespace) -> list[Case]:
-    """Run two ranks over gloo (nccl on GPUs); print and return what each sends in a step."""
+    """Run two ranks over gloo (nccl on GPUs); print and return the bytes each sends per step."""
     answers = _ask_ranks("messages", RANKS, options)
     title = f"messages of a step, {RANKS} ranks, sphereface, {_shape(options)} in all, fp32"
     sys.stdout.write(f"{title}\n")
@@ -171,7 +170,7 @@ def bytes_sent(options: argparse.Namespace) -> list[Case]:
 
 
 def centre_memory(options: argparse.Namespace) -> list[Case]:
-    """Print and return what a rank holds of sharded centres: rows, their gradient and AdamW's moments."""
+    """Print and return a rank's memory of sharded centres: rows, gradient and AdamW's moments."""
     title = f"what a rank holds of the centres, D {options.dim}, C {options.classes}, fp32, AdamW"
     held = {world: _ask_ranks("centre_memory", world, options)["held_bytes"] for world in MEMORY_RANKS}
     sizes = {world: sum(parts.values()) for world, parts in held.items()}
@@ -186,7 +185,7 @@ def centre_memory(options: argparse.Namespace) -> list[Case]:
 
 
 def _ask_ranks(role: str, world: int, options: argparse.Namespace) -> Answer:
-    """Let the ranks of a job carry out an order; return the first one's answer."""
+    """Run a request on all ranks of a job; return rank 0's result."""
     with tempfile.TemporaryDirectory() as folder:
         order = _order(role, "sphereface", "cpu", options, folder=folder)
         token = uuid.uuid4().hex
@@ -198,7 +197,7 @@ def _ask_ranks(role: str, world: int, options: argparse.Namespace) -> Answer:
 
 
 def many_classes(options: argparse.Namespace) -> list[Case]:
-    """Print and return what one forward and backward pass takes, without an optimiser."""
+    """Print and return the cost of one forward and backward pass, without an optimiser."""
     order = _order("steps", "sphereface", "cpu", options, implementation="ours-stream", warm_up=False)
     process = Process(order | {"classes": options.large})
     process.answer()
@@ -214,7 +213,7 @@ def many_classes(options: argparse.Namespace) -> list[Case]:
 
 
 def machine(threads: int) -> Case:
-    """Return what the figures depend on."""
+    """Describe the machine."""
     names = ("torch", MAIN_RIVAL)
     return {
         "processor": _processor(),
@@ -227,7 +226,7 @@ def machine(threads: int) -> Case:
 
 
 def _processor() -> str:
-    """Return the processor's name, or at least its kind."""
+    """Return the processor's model name, or its architecture."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
 

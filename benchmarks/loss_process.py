@@ -1,4 +1,4 @@
-"""What one process of ``benchmarks/loss.py`` does: steps when it is told to, a comparison of gradients, or one rank."""
+"""One process of ``benchmarks/loss.py``: timed steps, a comparison of gradients, or one rank."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from hsadml_dist.losses.distributed_loss import MEBIBYTE
 GIBIBYTE = 2**30
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
 SMALL = {"batch": 64, "dim": 32, "classes": 501}
-"""The problem whose gradients are compared in fp64 too."""
+"""The problem whose gradients are also compared in fp64."""
 
 
 def main() -> None:
-    """Carry out the order on the command line; answers are lines of JSON."""
+    """Run the request of the command line; results are lines of JSON."""
     order = json.loads(sys.argv[1])
     torch.set_num_threads(order["threads"])
     roles = {"steps": steps, "gradients": gradients, "messages": messages, "centre_memory": centre_memory}
@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def steps(order: Answer) -> None:
-    """Take a step for each line that comes in, and say what it took."""
+    """Run a step per line of stdin; print its cost."""
     way = WAYS[order["implementation"]](problem_of(order))
     if order["warm_up"]:
         way.step()
@@ -41,12 +41,12 @@ def steps(order: Answer) -> None:
 
 
 def on_cpu(way: Way) -> Answer:
-    """Take a step; return CPU seconds, and how far the resident set rose above what it was before."""
+    """Run a step; return CPU seconds and the rise of the resident set."""
     way.clear()
     gc.collect()
     _give_back_free_memory()
     before, peak_so_far = _resident("VmRSS"), _resident("VmHWM")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew at what is resident now
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak to the current resident set
     began = time.process_time()
     way.step()
     seconds = time.process_time() - began
@@ -59,7 +59,7 @@ def on_cpu(way: Way) -> Answer:
 
 
 def on_gpu(way: Way) -> Answer:
-    """Take a step; return seconds by the device's clock, and how far the allocated memory rose."""
+    """Run a step; return seconds of the device's clock and the rise of allocated memory."""
     way.clear()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -76,7 +76,7 @@ def on_gpu(way: Way) -> Answer:
 
 
 def gradients(order: Answer) -> None:
-    """Say how far each way's gradients are from a reference in fp64, relative in the Euclidean norm.
+    """Print each implementation's gradient error against an fp64 reference, relative in the Euclidean norm.
 
     The reference of the small problem is plain autograd; that of the measured one is ours, equal on the small one.
     """
@@ -98,7 +98,7 @@ def _gradients(name: str, problem: Problem) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def _errors(names: Sequence[str], problem: Problem, truth: tuple[torch.Tensor, torch.Tensor]) -> dict[str, float]:
-    """Return the larger of the two gradients' errors for each way."""
+    """Return the larger of the two gradient errors of each implementation."""
     errors = {}
     for name in names:
         pairs = zip(_gradients(name, problem), truth, strict=True)
@@ -111,13 +111,13 @@ def _distance(grad: torch.Tensor, right: torch.Tensor) -> float:
 
 
 def _resident(entry: str) -> int:
-    """Return an entry of this process's status in bytes."""
+    """Return an entry of /proc/self/status in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(entry))
 
 
 def _give_back_free_memory() -> None:
-    """Let the C library return what it holds for later: the next step must pay for all that it takes."""
+    """Return free memory of the C library to the system, so that the next step's use is visible."""
     if hasattr(library := ctypes.CDLL(None), "malloc_trim"):
         library.malloc_trim(0)
 

@@ -1,4 +1,4 @@
-"""One rank of ``benchmarks/loss.py``: what a step sends to the others, and what its centres take."""
+"""One rank of ``benchmarks/loss.py``: bytes sent per step and memory of its centres."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hsadml_dist.run.folder import RunFolder
 
 
 def messages(order: Answer) -> None:
-    """As one rank: say what it sends in a step, with centres on all ranks, shared out, and reduced as DDP would."""
+    """Run one rank: print the bytes sent per step for replicated, sharded and DDP-reduced centres."""
     comm = join_run(RunFolder(Path(order["folder"])), topology_from_environ(), {}, 120, lambda: False).comm
     layouts: Sequence[Layout] = ("replicated", "sharded")
     answer = {f"ours-{layout}": _sent(order, comm, layout) for layout in layouts}
@@ -33,7 +33,7 @@ def messages(order: Answer) -> None:
 
 
 def centre_memory(order: Answer) -> None:
-    """As one rank: do a step with AdamW and say what this rank holds of the centres, in bytes."""
+    """Run one rank: take an AdamW step and print the bytes of its centres."""
     comm = join_run(RunFolder(Path(order["folder"])), topology_from_environ(), {}, 120, lambda: False).comm
     rows = comm.topology.rank_range(order["classes"])
     loss = DistributedLoss(
@@ -55,7 +55,7 @@ def centre_memory(order: Answer) -> None:
 
 
 class CountingComm:
-    """Counts what a rank sends, by the ring algorithms that gloo and nccl use for long messages.
+    """Count the bytes that a rank sends under the ring algorithms of gloo and nccl.
 
     Over W ranks a sum or a maximum of n bytes sends ``2 (W - 1) / W * n``; gathering or scattering rows sends W - 1
     times the largest rank's rows.
@@ -158,7 +158,7 @@ def _sent_by_plain_reduction(order: Answer, comm: Comm) -> Answer:
 
 
 def _own_samples(order: Answer, comm: Comm) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return this rank's share of the batch."""
+    """Return this rank's part of the batch."""
     emb_ND, label_N = problem_of(order, device=str(comm.device)).samples()
     mine = comm.topology.rank_range(order["batch"])
     part = slice(mine.start, mine.stop)

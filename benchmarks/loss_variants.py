@@ -1,4 +1,4 @@
-"""The ways to compute a margin loss that ``benchmarks/loss.py`` compares.
+"""Implementations of a margin loss that ``benchmarks/loss.py`` compares.
 
 Legend of shapes: N samples, C classes, D embedding components.
 """
@@ -27,7 +27,7 @@ COSFACE_MARGIN, COSFACE_SCALE = 0.35, 64.0
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """What is computed: the mean loss of a batch, and its gradients by embeddings and centres.
+    """A loss problem: mean loss of a batch and gradients of embeddings and centres.
 
     ``sphereface`` is A-Softmax with m = 4, no annealing, and the embeddings' norms as scale; ``cosface`` has m = 0.35
     and s = 64. Embeddings are normal, centres are unit rows, labels uniform.
@@ -41,26 +41,26 @@ class Problem:
     device: str = "cpu"
 
     def samples(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return embeddings (N, D), which want a gradient, and labels (N,)."""
+        """Return embeddings (N, D) that require a gradient, and labels (N,)."""
         generator = torch.Generator().manual_seed(SEED)
         emb_ND = torch.randn(self.batch, self.dim, generator=generator)
         label_N = torch.randint(self.classes, (self.batch,), generator=generator)
         return emb_ND.to(self.device, self.dtype).requires_grad_(), label_N.to(self.device)
 
     def centres(self) -> torch.Tensor:
-        """Return the rows (C, D) that all ways start from."""
+        """Return the initial centres (C, D) of all implementations."""
         return initial_rows(range(self.classes), self.dim, SEED).to(self.device, self.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """One way, ready to be called.
+    """One implementation, ready to run.
 
     Attributes:
         emb_ND: Its embeddings.
         weight: Its centres: (C, D), or (D, C) where ``columns``.
         loss: Returns the mean loss.
-        columns: Whether a centre is a column.
+        columns: True if centres are columns.
     """
 
     emb_ND: torch.Tensor
@@ -73,7 +73,7 @@ class Way:
         self.loss().backward()
 
     def clear(self) -> None:
-        """Let go of the gradients."""
+        """Drop the gradients."""
         self.emb_ND.grad = self.weight.grad = None
 
     def gradients(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -82,19 +82,19 @@ class Way:
 
 
 def problem_of(order: Answer, **other: Any) -> Problem:
-    """Return the problem that an order names."""
+    """Return the problem of a request."""
     names = ("loss", "batch", "dim", "classes", "device")
     return Problem(**{name: order[name] for name in names} | other)
 
 
 def say(answer: Answer) -> None:
-    """Answer the process that gave the order."""
+    """Write a result for the parent process."""
     sys.stdout.write(json.dumps(answer) + "\n")
     sys.stdout.flush()
 
 
 def ours(problem: Problem, backward: Literal["store", "stream"]) -> Way:
-    """This project's loss, with cosines kept or computed twice."""
+    """This project's loss, with stored or recomputed cosines."""
     emb_ND, label_N = problem.samples()
     centres = Centres(problem.classes, problem.dim, SEED)
     comm = SoloComm(torch.device(problem.device))
@@ -105,14 +105,14 @@ def ours(problem: Problem, backward: Literal["store", "stream"]) -> Way:
 
 
 def our_margin(loss: str) -> Any:
-    """Return the loss with the settings that the others have."""
+    """Return the loss with the settings of the others."""
     if loss == "sphereface":
         return build_margin(loss, MarginSettings(margin=4, annealing=Annealing(base=0, minimum=0)))
     return build_margin(loss, MarginSettings(margin=COSFACE_MARGIN, scale=COSFACE_SCALE))
 
 
 def metric_learning(problem: Problem) -> Way:
-    """pytorch-metric-learning's class of that name."""
+    """pytorch-metric-learning's class of the same name."""
     from pytorch_metric_learning import losses
 
     emb_ND, label_N = problem.samples()

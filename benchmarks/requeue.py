@@ -1,9 +1,9 @@
-"""How long a stopped run is away, and how long a job takes to its first step, on a private Slurm cluster.
+"""Measure requeue time and start-up time of a job on a private Slurm cluster.
 
-Away: from the last line of the old batch script to the first line of the next one, for a chain of jobs and for a job
-that puts itself back into the queue, on a site with Slurm's default settings. The run is stopped by a notice, so the
-nodes are free. Start: from the first line of the script to the first step, beside a job of as many ranks that import
-torch and monai and do nothing else; the two take turns.
+Requeue ("away"): from the last line of the old batch script to the first line of the next one, for a chain of jobs and
+for a job that requeues itself, with Slurm's default settings. The run is stopped by a signal, so the nodes are free.
+Start-up: from the first line of the script to the first step, interleaved with a job of as many ranks that only import
+torch and monai.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from hsadml_dist.slurm.sbatch import COMMON_PART_MARKER, JobRequest, render
 NODES, TASKS = 2, 2
 SECONDS = 300.0
 SLEEPER = """#!/bin/bash
-# Stands in for the interpreter: waits to be told in its first start, is done in the second.
+# Replaces the interpreter: waits for a stop signal at its first start, exits at once at the second.
 run=${!#}
-[ -e "$run/told" ] && exit 0
-trap 'touch "$run/told"; exit 85' TERM USR2
+[ -e "$run/stopped" ] && exit 0
+trap 'touch "$run/stopped"; exit 85' TERM USR2
 touch "$run/ready"
 while :; do sleep 0.05; done
 """
@@ -71,7 +71,7 @@ def read_options() -> argparse.Namespace:
 
 
 def away(cluster: Cluster, folder: Path, requeue: str, rounds: int) -> Case:
-    """Stop runs of ranks that only wait, and measure until their next script begins."""
+    """Stop runs of sleeping ranks; return the seconds until their next script starts."""
     seconds = []
     for number in range(rounds):
         run = folder / f"away-{requeue}-{number}"
@@ -90,7 +90,7 @@ def away(cluster: Cluster, folder: Path, requeue: str, rounds: int) -> Case:
 
 
 def starts(cluster: Cluster, folder: Path, rounds: int) -> list[Case]:
-    """Measure from the script's first line to the first step, and to the end of bare imports."""
+    """Return the seconds from the script's first line to the first step, and to the end of bare imports."""
     shards = folder / "shards"
     hsadml = [sys.executable, "-m", "hsadml_dist.launch.cli"]
     build = [*hsadml, "shards", "build", "phantom", "12", "--out", str(shards), "--size", "64"]
@@ -109,7 +109,7 @@ def starts(cluster: Cluster, folder: Path, rounds: int) -> list[Case]:
 
 
 def bare(cluster: Cluster, run: Path) -> float:
-    """Return the seconds from the first line of a script to the last rank's last import."""
+    """Return the seconds from a script's first line to the last rank's last import."""
     run.mkdir()
     script = run / "bare.sbatch"
     shape = f"#SBATCH --nodes={NODES}\n#SBATCH --ntasks-per-node={TASKS}\n#SBATCH --output={run}/out\n"
@@ -121,7 +121,7 @@ def bare(cluster: Cluster, run: Path) -> float:
 
 
 def asked(run: Path, python: Path, requeue: str) -> JobRequest:
-    """Return a request of ours for ``run``."""
+    """Return a job request for ``run``."""
     submission = Submission(
         recipe="demo",
         nodes=NODES,

@@ -1,8 +1,8 @@
-"""What a step of ours costs beside a bare PyTorch loop: same net, same loss, same batches in memory, paired in one run.
+"""Measure the overhead of a training step over a plain PyTorch loop: same network, loss and in-memory batches.
 
-Both loops take turns in the same processes, step by step, in an order drawn anew for each pair. Ours is the trainer's
-own step: batch from a loader, vote of the ranks, forward, backward, clipping, optimiser, metrics row, TensorBoard,
-progress. The bare loop has forward, backward, clipping and optimiser.
+Both loops run in the same processes, step by step, in a new random order for each pair. Ours is the trainer's own step:
+batch from a loader, stop agreement, forward, backward, clipping, optimiser, metrics row, TensorBoard and progress. The
+plain loop has forward, backward, clipping and optimiser.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ SEED = 0
 
 
 class MemoryLoader:
-    """Hands out the same batch for ever."""
+    """Return the same batch at every step."""
 
     threads_at_fork = 1
 

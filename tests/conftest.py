@@ -1,4 +1,4 @@
-"""Ranks as real processes, and a small folder of shards; each is made once for the whole session."""
+"""Session fixtures: ranks as real processes, and a small folder of shards."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ Ranks = Callable[..., list[Any]]
 
 
 class RankForkServer:
-    """The process that ranks are forked from; started with the first job."""
+    """The process that ranks are forked from; started by the first job."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
 
     def run(self, job: dict[str, Any]) -> list[int]:
-        """Carry out a job; return the ranks' exit codes. A hang ends the test by name."""
+        """Run a job; return the exit codes of its ranks. A hang fails the test by name."""
         process = self._process or self._start()
         process.stdin.write(json.dumps(job) + "\n")
         process.stdin.flush()
@@ -41,7 +41,7 @@ class RankForkServer:
         return json.loads(process.stdout.readline())
 
     def close(self) -> None:
-        """Kill it and all ranks that still live."""
+        """Kill the server and all running ranks."""
         if self._process is not None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
@@ -64,7 +64,7 @@ class RankForkServer:
 
 @pytest.fixture(scope="session")
 def fork_server() -> Iterator[RankForkServer]:
-    """Where ranks come from."""
+    """Provide the fork server of the session."""
     fork_server = RankForkServer()
     yield fork_server
     fork_server.close()
@@ -72,7 +72,7 @@ def fork_server() -> Iterator[RankForkServer]:
 
 @pytest.fixture(scope="session")
 def ranks(fork_server: RankForkServer, tmp_path_factory: pytest.TempPathFactory) -> Ranks:
-    """Run a rank script in W processes; returns each rank's answer. See ``rank_script.py`` for what scripts do."""
+    """Run a rank script in W processes and return each rank's result; see ``rank_script.py``."""
     import torch
 
     def run(
@@ -87,8 +87,8 @@ def ranks(fork_server: RankForkServer, tmp_path_factory: pytest.TempPathFactory)
         folder = folder or tmp_path_factory.mktemp("ranks")
         job = {"script": str(HERE / script), "folder": str(folder), "world": world, "case": case, "preload": preload}
         codes = fork_server.run(job)
-        complaints = "\n".join(path.read_text() for path in sorted(folder.glob("stderr-*")))
-        assert codes == [expect] * world, complaints
+        stderr = "\n".join(path.read_text() for path in sorted(folder.glob("stderr-*")))
+        assert codes == [expect] * world, stderr
         answers = [folder / f"answer-{rank}.pt" for rank in range(world)]
         return [torch.load(path, weights_only=False) for path in answers if path.exists()]
 
@@ -97,7 +97,7 @@ def ranks(fork_server: RankForkServer, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="session")
 def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of 9 generated patients at 64 pixels in 3 folds, several samples a shard; not to be written to."""
+    """Shards of 9 generated patients at 64 pixels in 3 folds, several samples per shard; read-only."""
     from hsadml_dist.shards.build import BuildOptions, build_shards
     from hsadml_dist.shards.pseudonyms import load_or_create_key
     from hsadml_dist.shards.sources.phantom.phantom_source import PhantomSource
@@ -111,7 +111,7 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def recipe(tiny_shards: Path) -> Any:
-    """Settings of a training of five steps, in seconds, without a verdict."""
+    """Settings of a training of five steps that takes seconds, without an evaluation."""
     from hsadml_dist.config import Recipe
     from hsadml_dist.config.recipe import (
         CheckpointConfig,
@@ -134,7 +134,7 @@ def recipe(tiny_shards: Path) -> Any:
 
 @pytest.fixture
 def as_before() -> Iterator[None]:
-    """A training sets this process's threads and log; both come back."""
+    """Restore this process's thread count and logging, which a training changes."""
     import torch
 
     threads, handlers, level = torch.get_num_threads(), logging.root.handlers[:], logging.root.level

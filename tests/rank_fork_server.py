@@ -1,8 +1,8 @@
-"""Ranks for tests, forked from one process that has imported torch already: so a rank starts in milliseconds.
+"""Fork ranks for tests from one process that has already imported torch, so that a rank starts in milliseconds.
 
-Reads one job a line, ``{"script", "folder", "world", "case", "preload"}``; calls the functions in ``preload``, each
-MODULE:NAME, runs ``SCRIPT FOLDER WORLD RANK CASE`` in each rank, as if started by hand, and answers with a line of exit
-codes. What ranks write to stderr lies in the folder.
+Reads one job per line of stdin, ``{"script", "folder", "world", "case", "preload"}``: calls the functions in
+``preload``, each MODULE:NAME, runs ``SCRIPT FOLDER WORLD RANK CASE`` in each rank and prints a line of exit codes. The
+stderr of each rank is a file in the folder.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 
 def serve() -> None:
-    """Carry out jobs until stdin ends."""
+    """Run jobs until stdin ends."""
     for name in ("hsadml_dist.engine.learner", "torch._dynamo"):  # the latter is imported by the first optimiser
         importlib.import_module(name)
     for line in sys.stdin:
@@ -27,25 +27,25 @@ def serve() -> None:
             module, _, function = name.partition(":")
             getattr(importlib.import_module(module), function)()
         assert len(os.listdir("/proc/self/task")) == 1, "ranks must be forked by a process of one thread"
-        pids = [_forked(job, rank) for rank in range(job["world"])]
+        pids = [_fork_rank(job, rank) for rank in range(job["world"])]
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
         sys.stdout.write(json.dumps(codes) + "\n")
         sys.stdout.flush()
 
 
-def _forked(job: dict[str, Any], rank: int) -> int:
+def _fork_rank(job: dict[str, Any], rank: int) -> int:
     pid = os.fork()
     if pid == 0:
-        _be_rank(job, rank)
+        _run_rank(job, rank)
     return pid
 
 
-def _be_rank(job: dict[str, Any], rank: int) -> None:
+def _run_rank(job: dict[str, Any], rank: int) -> None:
     code = 70
     try:
-        complaints = os.open(Path(job["folder"]) / f"stderr-{rank}", os.O_WRONLY | os.O_CREAT)
-        nothing = os.open(os.devnull, os.O_RDWR)
-        for target, source in ((0, nothing), (1, complaints), (2, complaints)):
+        stderr = os.open(Path(job["folder"]) / f"stderr-{rank}", os.O_WRONLY | os.O_CREAT)
+        devnull = os.open(os.devnull, os.O_RDWR)
+        for target, source in ((0, devnull), (1, stderr), (2, stderr)):
             os.dup2(source, target)
         sys.argv = [job["script"], job["folder"], str(job["world"]), str(rank), job["case"]]
         runpy.run_path(job["script"], run_name="__main__")

@@ -1,4 +1,4 @@
-"""What every rank script of the tests begins and ends with."""
+"""Shared start and end of the rank scripts of tests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SECONDS = 60
 
 @dataclass(frozen=True)
 class Call:
-    """How the script was called."""
+    """Command line of a rank script."""
 
     folder: Path
     world: int
@@ -29,16 +29,16 @@ class Call:
 
     @staticmethod
     def read() -> Call:
-        """Return this process's call."""
+        """Parse the command line."""
         return Call(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
 
     def answer(self, value: Any) -> None:
-        """Leave the rank's answer for the test."""
+        """Save this rank's result for the test."""
         torch.save(value, self.folder / f"answer-{self.rank}.pt")
 
 
 def with_comm(body: Callable[[Comm, str], Any]) -> None:
-    """Let the ranks meet, answer with what ``body(comm, case)`` returns, and leave together."""
+    """Connect the ranks, save what ``body(comm, case)`` returns, and disconnect together."""
     call = Call.read()
     comm = SoloComm() if call.world == 1 else meet(call)
     call.answer(body(comm, call.case))
@@ -46,7 +46,7 @@ def with_comm(body: Callable[[Comm, str], Any]) -> None:
 
 
 def meet(call: Call) -> TorchComm:
-    """Rank 0 opens the store and publishes its address, the others wait for it."""
+    """Connect the ranks: rank 0 creates the store and publishes its address, the others wait for it."""
     topology = Topology(rank=call.rank, world_size=call.world, local_rank=call.rank, local_world_size=call.world)
     return TorchComm(topology, _store(call.folder / "address.json", topology), torch.device("cpu"), SECONDS)
 

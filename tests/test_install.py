@@ -1,4 +1,4 @@
-"""The ways to install: few commands each, and the wheelhouse for a machine without internet for real."""
+"""Installation instructions: few commands each; the wheelhouse for a machine without internet is really built."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "install.md"
-MOST = 8
+MAX_COMMANDS = 8
 
 
-def ways() -> dict[str, list[str]]:
-    """Return the commands of each way, by its title."""
+def install_commands() -> dict[str, list[str]]:
+    """Return the commands of each section, by its title."""
     parts = re.split(r"^## (.*)\n", PAGE.read_text(), flags=re.MULTILINE)[1:]
     texts = dict(zip(parts[::2], parts[1::2], strict=True))
     blocks = {title: re.findall(r"^```\n(.*?)^```", text, re.M | re.S) for title, text in texts.items()}
     return {title: "".join(found).splitlines() for title, found in blocks.items()}
 
 
-def test_each_way_has_few_commands() -> None:
-    assert len(ways()) == 3
-    assert all(1 < len(commands) <= MOST for commands in ways().values()), ways()
+def test_each_section_has_few_commands() -> None:
+    assert len(install_commands()) == 3
+    assert all(1 < len(commands) <= MAX_COMMANDS for commands in install_commands().values()), install_commands()
 
 
-def test_the_extras_and_files_that_the_page_names_are_there() -> None:
+def test_extras_and_files_named_by_the_page_exist() -> None:
     text = PAGE.read_text()
     extras = {name for names in re.findall(r"\[([a-z,]+)\]\"", text) for name in names.split(",")}
     setup = (ROOT / "setup.cfg").read_text()
@@ -40,13 +40,13 @@ def test_the_extras_and_files_that_the_page_names_are_there() -> None:
 
 
 @pytest.mark.soak
-def test_a_wheelhouse_installs_where_there_is_no_index(tmp_path: Path) -> None:
-    """The page's commands for the login node of the image's way, in a clone, with the index out of reach."""
+def test_wheelhouse_installs_without_an_index(tmp_path: Path) -> None:
+    """Run the page's commands for a login node in a clone, with the package index unreachable."""
     clone, home = tmp_path / "clone", tmp_path / "home"
     ignored = shutil.ignore_patterns(".*", "build", "out", "runs", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT, clone, symlinks=True, ignore=ignored)
     home.mkdir()
-    commands = [shlex.split(line) for line in ways()["With Apptainer"]]
+    commands = [shlex.split(line) for line in install_commands()["With Apptainer"]]
     (wheel,) = [words for words in commands if "wheel" in words]
     subprocess.run([sys.executable, *wheel[1:]], cwd=clone, check=True)
     shutil.move(clone / "wheelhouse", home)

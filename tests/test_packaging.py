@@ -9,15 +9,15 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ("hsadml_dist", "launch", "shards", "slurm", "setup.cfg", "pyproject.toml", "README.md")
-PACKAGED = {".py", ".yaml", ".sbatch", ".html", ".css", ".typed"}
-# What make uses and what builds an image from a clone: a wheel does not need them.
+PACKAGED = {".py", ".yaml", ".sbatch", ".html", ".j2", ".css", ".typed"}
+# Used by make and for building an image from a clone; a wheel does not need them.
 LEFT_OUT = {".sh", ".def"}
 LIST = ("-m", "hsadml_dist.launch.cli", "recipes", "list")
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    """A copy of the sources: building in the tree itself would leave files there and take old ones along."""
+    """Copy the sources: a build inside the tree would leave files there and include stale ones."""
     folder = tmp_path_factory.mktemp("clone")
     for name in filter(lambda name: (ROOT / name).exists(), SOURCES):
         if (ROOT / name).is_dir():
@@ -56,7 +56,7 @@ def files_of(tree):
     return {str(file.relative_to(tree)) for file in files}
 
 
-def test_the_wheel_holds_every_module_and_data_file_of_the_tree(wheel, clone):
+def test_wheel_contains_every_module_and_data_file(wheel, clone):
     tree = files_of(clone)
     suffixes = {Path(name).suffix for name in tree}
     assert suffixes <= PACKAGED | LEFT_OUT, "a kind of file that package_data in setup.cfg may lack"
@@ -65,23 +65,23 @@ def test_the_wheel_holds_every_module_and_data_file_of_the_tree(wheel, clone):
     assert held == expected
 
 
-def test_nothing_of_the_wheel_lies_outside_its_one_import_name(wheel):
+def test_wheel_has_one_import_name(wheel):
     tops = {name.partition("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"hsadml_dist"}
 
 
-def test_the_command_line_runs_from_the_clones_root(clone):
+def test_command_line_runs_from_the_clone_root(clone):
     assert python("-c", "import hsadml_dist; print(hsadml_dist.__file__)", cwd=clone).startswith(str(clone))
     assert "demo" in python(*LIST, cwd=clone)
 
 
-def test_the_command_line_runs_with_a_path_alone(clone, tmp_path):
+def test_command_line_runs_with_pythonpath_only(clone, tmp_path):
     where = python("-c", "import hsadml_dist; print(hsadml_dist.__file__)", cwd=tmp_path, PYTHONPATH=str(clone))
     assert where.startswith(str(clone))
     assert "demo" in python(*LIST, cwd=tmp_path, PYTHONPATH=str(clone))
 
 
-def test_the_command_line_runs_from_a_wheel_elsewhere(wheel, tmp_path):
+def test_command_line_runs_from_an_installed_wheel(wheel, tmp_path):
     pip("install", "--no-deps", "--no-index", "--target", tmp_path / "site", wheel)
     site = {"PYTHONPATH": str(tmp_path / "site")}
     where = python("-c", "import hsadml_dist; print(hsadml_dist.__file__)", cwd=tmp_path, **site)
@@ -92,6 +92,6 @@ def test_the_command_line_runs_from_a_wheel_elsewhere(wheel, tmp_path):
     assert "# demo.yaml:" in done.stdout
 
 
-def test_constraints_pin_what_setup_asks_for():
+def test_constraints_pin_the_requirements():
     pins = {line.partition("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
     assert {"torch", "monai", "webdataset", "submitit", "pyyaml", "pydantic", "cyclopts", "numpy"} <= pins

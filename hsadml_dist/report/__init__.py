@@ -1,1 +1,1 @@
-"""One self-contained page per verdict: figures, the numbers under each, and what they do not say."""
+"""Reports as self-contained documents: the page of a run, its model card, and the comparison of several runs."""

@@ -1,4 +1,4 @@
-"""Figures of the page on several runs: values with intervals, row under row, in groups."""
+"""Draw forest plots: values with their intervals in named rows, which may form groups."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from hsadml_dist.report.plot_style import COLOURS, CONTROL_STYLES, GRID, INK, WIDTH, EmbeddedImage, style_axes, to_svg
+from hsadml_dist.report.page import EmbeddedImage
+from hsadml_dist.report.plot_style import COLOURS, CONTROL_STYLES, GRID, INK, WIDTH, style_axes, to_svg
 
 CONTROL_STYLE = CONTROL_STYLES[0][:2]
-"""The raw pixels' colour and marker on every page."""
-LOOKS = tuple(zip((COLOURS[0], *COLOURS[3:]), ("o", "^", "v", "P", "s"), strict=True))
-"""Colours and markers of what is learnt: none that a control has."""
+"""Colour and marker of the raw pixels on every page."""
+LEARNT_STYLES = tuple(zip((COLOURS[0], *COLOURS[3:]), ("o", "^", "v", "P", "s"), strict=True))
+"""Colours and markers of learnt methods, different from those of the controls."""
 _GROUP_GAP = 0.85
 _STEP = 0.3
 
@@ -26,10 +27,10 @@ class ForestPoint:
     """A value with its interval, shares of 1.
 
     Attributes:
-        series: What it is of; the figure's key names each series once.
+        series: Name in the legend, which lists each series once.
         value: The value.
         interval: Its interval; None draws the value alone.
-        is_control: Drawn as a control: a small diamond.
+        is_control: Draw a small diamond in the colour of the controls.
     """
 
     series: str
@@ -40,108 +41,110 @@ class ForestPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class ForestRow:
-    """Marks that share a name at the left; the first row of a group has its title."""
+    """Points next to a common name; the title of a group is above its first row."""
 
     name: str
-    marks: Sequence[ForestPoint]
+    points: Sequence[ForestPoint]
     group: str = ""
 
 
-def forest(rows: Sequence[ForestRow], *, what: str) -> EmbeddedImage:
+def draw_accuracies(rows: Sequence[ForestRow], *, title: str) -> EmbeddedImage:
     """Draw accuracies with their intervals.
 
     Args:
-        rows: From top to bottom; rows of one group stand together.
-        what: What the picture shows, for those who do not see it.
+        rows: From top to bottom, rows of a group in succession.
+        title: Start of the alternative text.
     """
-    figure, axes = _frame(rows)
+    figure, axes = plot_rows(rows)
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    low = min(end for row in rows for mark in row.marks for end in (mark.value, *(mark.interval or ())))
+    low = min(end for row in rows for point in row.points for end in (point.value, *(point.interval or ())))
     axes.set_xlim(max(0.0, low - 0.04), 1.005)
-    words = "; ".join(
-        f"{row.group} {row.name}: ".lstrip() + ", ".join(f"{mark.series} {mark.value:.1%}" for mark in row.marks)
+    values = "; ".join(
+        f"{row.group} {row.name}: ".lstrip() + ", ".join(f"{point.series} {point.value:.1%}" for point in row.points)
         for row in rows
     )
-    return to_svg(figure, f"{what}: {words}.")
+    return to_svg(figure, f"{title}: {values}.")
 
 
-def differences(rows: Sequence[ForestRow], *, what: str) -> EmbeddedImage:
-    """Draw differences in percentage points with their intervals, and the line of no difference."""
-    figure, axes = _frame(rows)
+def draw_differences(rows: Sequence[ForestRow], *, title: str) -> EmbeddedImage:
+    """Draw differences in percentage points with their intervals and a line at 0; see :func:`draw_accuracies`."""
+    figure, axes = plot_rows(rows)
     axes.axvline(0, color=INK, linewidth=1, zorder=1)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:+.0f}" if value else "0"))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))
     axes.set_xlabel("difference in percentage points")
     axes.margins(x=0.08)
-    words = "; ".join(f"{row.name} {100 * mark.value:+.1f}" for row in rows for mark in row.marks)
-    return to_svg(figure, f"{what}, in percentage points: {words}.")
+    values = "; ".join(f"{row.name} {100 * point.value:+.1f}" for row in rows for point in row.points)
+    return to_svg(figure, f"{title}, in percentage points: {values}.")
 
 
-def _frame(rows: Sequence[ForestRow]) -> tuple[Figure, Axes]:
-    """Return a figure with all rows drawn, its key and the groups' titles."""
-    looks = _looks(rows)
-    heights, places = _heights(rows)
-    figure = Figure(figsize=(WIDTH, 0.36 * heights + (1.0 if len(looks) > 1 else 0.75)), layout="constrained")
+def plot_rows(rows: Sequence[ForestRow]) -> tuple[Figure, Axes]:
+    """Return a figure with all rows, the legend and the titles of the groups."""
+    styles = series_styles(rows)
+    heights, places = row_positions(rows)
+    figure = Figure(figsize=(WIDTH, 0.36 * heights + (1.0 if len(styles) > 1 else 0.75)), layout="constrained")
     axes = figure.subplots()
     style_axes(axes)
     axes.grid(axis="x", color=GRID, linewidth=0.8)
     for row, place in zip(rows, places, strict=True):
-        for order, mark in enumerate(row.marks):
-            _draw(axes, mark, place + _offset(order, len(row.marks)), looks[mark.series])
+        for order, point in enumerate(row.points):
+            offset = _STEP * (order - (len(row.points) - 1) / 2)
+            _draw_point(axes, point, place + offset, styles[point.series])
     axes.set_yticks(places, [row.name for row in rows])
     axes.set_ylim(heights - 0.45, -0.75)
     axes.tick_params(axis="y", length=0)
-    _titles(axes, rows, places)
-    if len(looks) > 1:
+    _write_group_titles(axes, rows, places)
+    if len(styles) > 1:
         keys = [
             Line2D([], [], color=colour, marker=marker, linewidth=2, markersize=6, label=series)
-            for series, (colour, marker) in looks.items()
+            for series, (colour, marker) in styles.items()
         ]
         figure.legend(handles=keys, loc="outside lower center", ncols=min(4, len(keys)), frameon=False, fontsize=10)
     return figure, axes
 
 
-def _draw(axes: Axes, mark: ForestPoint, place: float, look: tuple[str, str]) -> None:
-    colour, marker = look
-    if mark.interval:
-        width = 1.4 if mark.is_control else 2.2
-        axes.plot(mark.interval, [place, place], color=colour, linewidth=width, solid_capstyle="butt", zorder=2)
-    size = 5.5 if mark.is_control else 8
-    axes.plot(mark.value, place, marker, color=colour, markersize=size, markeredgecolor="white", zorder=3)
+def _draw_point(axes: Axes, point: ForestPoint, place: float, style: tuple[str, str]) -> None:
+    colour, marker = style
+    if point.interval:
+        width = 1.4 if point.is_control else 2.2
+        axes.plot(point.interval, [place, place], color=colour, linewidth=width, solid_capstyle="butt", zorder=2)
+    size = 5.5 if point.is_control else 8
+    axes.plot(point.value, place, marker, color=colour, markersize=size, markeredgecolor="white", zorder=3)
 
 
-def _looks(rows: Sequence[ForestRow]) -> dict[str, tuple[str, str]]:
-    """Return each series' colour and marker: shapes differ too, so that no figure needs its colours."""
-    looks: dict[str, tuple[str, str]] = {}
-    for mark in (mark for row in rows for mark in row.marks):
-        learnt = sum(look != CONTROL_STYLE for look in looks.values())
-        looks.setdefault(mark.series, CONTROL_STYLE if mark.is_control else LOOKS[learnt % len(LOOKS)])
-    return looks
+def series_styles(rows: Sequence[ForestRow]) -> dict[str, tuple[str, str]]:
+    """Return the colour and marker of each series; markers differ too, so that no figure depends on colour."""
+    styles: dict[str, tuple[str, str]] = {}
+    for point in (point for row in rows for point in row.points):
+        learnt = sum(style != CONTROL_STYLE for style in styles.values())
+        style = CONTROL_STYLE if point.is_control else LEARNT_STYLES[learnt % len(LEARNT_STYLES)]
+        styles.setdefault(point.series, style)
+    return styles
 
 
-def _heights(rows: Sequence[ForestRow]) -> tuple[float, list[float]]:
-    """Return the height of all rows, and each row's middle, from the top."""
-    top, places, before = 0.0, [], None
+def row_positions(rows: Sequence[ForestRow]) -> tuple[float, list[float]]:
+    """Return the height of all rows, and the middle of each row from the top."""
+    top, places, previous = 0.0, [], None
     for row in rows:
-        if row.group and row.group != before:
+        if row.group and row.group != previous:
             top += _GROUP_GAP
-        half = max(0.5, _STEP * len(row.marks) / 2 + 0.15)
+        half = _half_height(row)
         places.append(top + half - 0.5)
-        top, before = top + 2 * half, row.group
+        top, previous = top + 2 * half, row.group
     return top, places
 
 
-def _offset(order: int, count: int) -> float:
-    return _STEP * (order - (count - 1) / 2)
+def _half_height(row: ForestRow) -> float:
+    return max(0.5, _STEP * len(row.points) / 2 + 0.15)
 
 
-def _titles(axes: Axes, rows: Sequence[ForestRow], places: Sequence[float]) -> None:
-    """Write each group's title above its first row, at the left edge of the plot."""
+def _write_group_titles(axes: Axes, rows: Sequence[ForestRow], places: Sequence[float]) -> None:
+    """Write the title of each group above its first row, at the left edge of the plot."""
     box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
     text: dict[str, Any] = {"fontsize": 10, "fontweight": "bold", "color": INK}
-    before = None
+    previous = None
     for row, place in zip(rows, places, strict=True):
-        if row.group and row.group != before:
-            above = place - max(0.5, _STEP * len(row.marks) / 2 + 0.15) - 0.2
+        if row.group and row.group != previous:
+            above = place - _half_height(row) - 0.2
             axes.text(0.0, above, row.group, transform=axes.get_yaxis_transform(), va="center", bbox=box, **text)
-        before = row.group
+        previous = row.group

@@ -1,158 +1,121 @@
-"""What a report says in words: the verdict in one sentence, its facts, and what stands against it. Pure text."""
+"""Format numbers, units and names for the report and the command line."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-NONE = "-"
+MISSING = "-"
 CONTROLS = {"raw_pixels": "raw pixels", "low_level": "low-level features"}
-"""Methods without learning, and what a sentence calls them."""
-CONTROL_KEYS = {"raw_pixels": "raw_pixel_knn", "low_level": "low_level_knn"}
-"""The figure of a result that holds a control's accuracy."""
-POOR_CALIBRATION = 0.1
-"""Expected calibration error from which a page warns: probabilities ten points off on average."""
-_FEW_UNITS = 20
-_CLOSE = 0.1
-"""A control nearer than this to the k-NN accuracy is worth a remark."""
+"""Methods without learning, and their names within a sentence."""
+METHODS = {
+    "knn": "k-NN, k = 1",
+    "knn_5": "k-NN, k = 5",
+    "knn_11": "k-NN, k = 11",
+    "knn_21": "k-NN, k = 21",
+    "head": "nearest class centre",
+    "svm": "support vector machine",
+    "logistic_regression": "logistic regression",
+    "random_forest": "random forest",
+    "naive_bayes": "naive Bayes",
+    **{key: f"{name} (control)" for key, name in CONTROLS.items()},
+}
+"""Display names in the order of the tables. Other methods follow under their own key."""
+LOSSES = {"softmax": "softmax", "sphereface": "SphereFace", "cosface": "CosFace"}
+"""Losses as their papers spell them."""
 
 
-def headline(result: Mapping[str, Any]) -> str:
-    """Return the verdict in one sentence: the figure, its interval, its split unit and the controls."""
-    spans = result["intervals"]
-    whose = f" of {counted(result['persons'], 'person')}" if result["persons"] is not None else ""
-    span = spans["knn_accuracy"]
-    bounds = f" ({level_text(spans)} interval by {spans['interval_unit']}: {span_text(span)})" if span else ""
-    rows = counted(result["reference_slices"], "training slice")
-    found = f"have their nearest neighbour, among {rows}, in the right class"
-    if classes_are_patients(result):
-        found = f"have as their nearest neighbour, among {rows}, one of the same person"
-    others = "".join(f", {CONTROLS[name]} {value:.1%}" for name, value in controls(result) if name != "raw_pixels")
-    return (
-        f"{result['knn_accuracy']:.1%} of {counted(result['slices'], 'unseen slice')}{whose} {found}{bounds}."
-        f" Raw pixels alone reach {result['raw_pixel_knn']:.1%}{others}. Folds are split by {result['split_unit']}."
-    )
+def percent(share: float | None, digits: int = 1) -> str:
+    """Format a share as a percentage."""
+    return MISSING if share is None else f"{share:.{digits}%}"
 
 
-def classes_are_patients(result: Mapping[str, Any]) -> bool:
-    """Say whether each class is a person."""
-    return result.get("label") == "person"
+def percent_interval(bounds: Sequence[float] | None) -> str:
+    """Format the bounds of an interval of shares as percentages."""
+    return MISSING if bounds is None else f"{bounds[0]:.1%} to {bounds[1]:.1%}"
 
 
-def controls(result: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """Return the controls that a result holds, with their accuracies."""
-    return [(name, result[key]) for name, key in CONTROL_KEYS.items() if result.get(key) is not None]
+def points(difference: float) -> str:
+    """Format a difference of shares in signed percentage points."""
+    text = f"{100 * difference:+.1f}"
+    return "0.0" if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
 
 
-def remarks(result: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what a reader must know before believing the figures; none where nothing stands against them."""
-    yield from _against_the_closed_set(result) if classes_are_patients(result) else _against_the_split(result)
-    yield from _against_the_intervals(result)
-    yield from _against_the_accuracy(result)
-    yield from _against_the_probabilities(result)
+def points_interval(bounds: Sequence[float] | None) -> str:
+    """Format the bounds of an interval of differences in percentage points."""
+    return MISSING if bounds is None else f"{points(bounds[0])} to {points(bounds[1])}"
 
 
-def _against_the_split(result: Mapping[str, Any]) -> Iterator[str]:
-    if result["split_unit"] != "person":
-        yield (
-            f"The folds are split by {result['split_unit']}, not by person: slices of one person may stand in training"
-            " and test, which flatters every figure here. Compare with the raw-pixel control only."
-        )
-    if result["shared_persons"]:
-        yield f"{counted(result['shared_persons'], 'person')} of the test fold also occur in the training folds."
-    if result["persons"] is None:
-        yield "The data name no persons: whether somebody occurs in training and test cannot be told."
+def p_value(p: float) -> str:
+    """Format a p-value without its leading zero; small ones as a bound."""
+    if p < 0.001:
+        return "< .001"
+    return f"{p:.3f}".lstrip("0") if p < 0.1 else "1" if p > 0.995 else f"{p:.2f}".lstrip("0")
 
 
-def _against_the_closed_set(result: Mapping[str, Any]) -> Iterator[str]:
-    """Persons as classes are on both sides by intent: what flatters other verdicts is the question here."""
-    yield (
-        f"Each class is a person, and those tested are known from training: this is about telling"
-        f" {len(result['classes']):,} persons apart in other slices of theirs, split by {result['split_unit']}. It says"
-        " nothing of strangers, nor of a disease. Slices of one exam are alike: how far that leads, the controls show."
-    )
-    if result["left_out"]:
-        yield f"Left out of the test fold: {counted(result['left_out'], 'slice')} of persons unknown to the training."
-    yield (
-        "Whoever has these weights and a picture of somebody can find out whether that person is in the training data:"
-        " keep them as you keep the data."
-    )
+def p_equation(p: float) -> str:
+    """Return ``p = .24`` or ``p < .001`` with no-break spaces."""
+    number = p_value(p)
+    text = f"p {number}" if number.startswith("<") else f"p = {number}"
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
-def _against_the_intervals(result: Mapping[str, Any]) -> Iterator[str]:
-    spans = result["intervals"]
-    unit = spans["interval_unit"]
-    if unit != "person":
-        yield f"The intervals are drawn by {unit}, not by person: they are narrower than they should be."
-    if spans["units"] < _FEW_UNITS:
-        few = counted(spans["units"], unit)
-        yield f"Only {few} in the test fold: the intervals are rough and tend to be too narrow."
+def degrees(angle: float | None, digits: int = 1) -> str:
+    """Format an angle in degrees; None and NaN are missing."""
+    return MISSING if angle is None or math.isnan(angle) else f"{angle:.{digits}f}°"
 
 
-def _against_the_accuracy(result: Mapping[str, Any]) -> Iterator[str]:
-    span, value = result["intervals"]["knn_accuracy"], result["knn_accuracy"]
-    low, high = span or (value, value)
-    for name, control in controls(result):
-        what = CONTROLS[name]
-        if low <= control:
-            reaches = "its interval reaches down to" if span and high >= control else "it does not exceed"
-            yield f"The k-NN accuracy does not clear the control: {reaches} what {what} give ({control:.1%})."
-        elif value - control < _CLOSE:
-            points = 100 * (value - control)
-            yield (
-                f"The control is close: {what}, without learning, come within {points:.1f} points of the k-NN accuracy."
-            )
-    floor = max((control for _, control in controls(result)), default=0.0)
-    below = [one for name, one in _learnt(result).items() if name != "knn" and one["accuracy"] <= floor]
-    if below:
-        yield f"{len(below)} of {len(_learnt(result)) - 1} other classifiers do no better than the stronger control."
-
-
-def _learnt(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    return {name: one for name, one in (result.get("methods") or {}).items() if name not in CONTROLS}
-
-
-def _against_the_probabilities(result: Mapping[str, Any]) -> Iterator[str]:
-    found = result.get("calibration")
-    if found and found["expected_calibration_error"] >= POOR_CALIBRATION:
-        points = 100 * found["expected_calibration_error"]
-        excess = sum(one["count"] * (one["confidence"] - one["accuracy"]) for one in found["reliability"])
-        tone = "too sure" if excess > 0 else "too cautious"
-        yield (
-            f"Poor calibration: the stated probabilities are {points:.1f} points off the share of right answers on"
-            f" average, {tone} on the whole. Read them as an order, not as chances."
-        )
-
-
-def facts(result: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
-    """Return the header's short facts, (name, value)."""
-    persons = "not named" if result["persons"] is None else f"{result['persons']:,}"
-    return (
-        ("split by", result["split_unit"]),
-        ("test fold", str(result["fold"])),
-        ("test persons", persons),
-        ("test slices", f"{result['slices']:,}"),
-        ("reference slices", f"{result['reference_slices']:,}"),
-        ("classes", f"{len(result['classes']):,}{' persons' * classes_are_patients(result)}"),
-        ("weights", f"step {result['checkpoint']['step']:,}, {result['chosen_by']}"),
-    )
-
-
-def share_text(share: float | None) -> str:
-    """Return a share in percent; a dash where there is none."""
-    return NONE if share is None else f"{share:.1%}"
-
-
-def span_text(span: Sequence[float] | None) -> str:
-    """Return an interval in percent."""
-    return NONE if span is None else f"{span[0]:.1%} to {span[1]:.1%}"
-
-
-def level_text(spans: Mapping[str, Any]) -> str:
-    """Return the intervals' level in percent."""
-    return f"{spans['level']:.0%}"
+def thousands(number: int | None) -> str:
+    """Format a count with separators."""
+    return MISSING if number is None else f"{number:,}"
 
 
 def counted(number: int, noun: str) -> str:
-    """Return a number with its noun, in the plural where it is not 1."""
+    """Return a number and its noun, in the plural unless the number is 1."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def method_title(method: str) -> str:
+    """Return the display name of a method."""
+    return METHODS.get(method, method.replace("_", " "))
+
+
+def ordered_methods(methods: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the methods in display order, controls last."""
+    controls = [name for name in CONTROLS if name in methods]
+    known = [name for name in METHODS if name in methods and name not in controls]
+    unknown = sorted(set(methods) - set(METHODS))
+    return {name: methods[name] for name in (*known, *unknown, *controls)}
+
+
+def loss_title(loss: str) -> str:
+    """Return the name of a loss as its paper spells it."""
+    return LOSSES.get(loss, loss)
+
+
+def unit_title(unit: str) -> str:
+    """Return the word for a split or resampling unit; the column ``person`` holds patients."""
+    return "patient" if unit == "person" else unit
+
+
+def classes_are_patients(result: Mapping[str, Any]) -> bool:
+    """Return whether each class is one patient."""
+    return result.get("label") == "person"
+
+
+FILTERS = {
+    "counted": counted,
+    "degrees": degrees,
+    "interval": percent_interval,
+    "loss": loss_title,
+    "method": method_title,
+    "p_equation": p_equation,
+    "p_value": p_value,
+    "percent": percent,
+    "points": points,
+    "points_interval": points_interval,
+    "thousands": thousands,
+    "unit": unit_title,
+}
+"""Filters of the templates."""

@@ -1,16 +1,36 @@
-"""The frame of every page that this package writes: one style, readable without scripts, no link to another file."""
+"""Render the templates of the reports: self-contained HTML pages, Markdown and plain text.
+
+All pages share one style, need no script and link to no other file.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import jinja2
 
-SHARED = ("base.html", "parts.html")
-"""Templates beside this file that the others extend or import."""
+from hsadml_dist.report.formatting import FILTERS
+
+TEMPLATES = Path(__file__).parent / "templates"
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~&])")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedImage:
+    """An image inside a page.
+
+    Attributes:
+        uri: A data URI.
+        alt: The image in words.
+    """
+
+    uri: str
+    alt: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,23 +43,49 @@ class Table:
 
 
 def render_page(package: str, template: str, values: Mapping[str, Any]) -> str:
-    """Return the text of a page.
+    """Render an HTML page.
 
     Args:
-        package: The package that holds the template.
+        package: The package that holds the template; those in :data:`TEMPLATES` need none of their own.
         template: Its file name.
-        values: What the template names; a name that is missing is an error, all text is escaped.
+        values: Values of the template's names; a missing one is an error. All text is escaped.
+
+    Returns:
+        The page.
     """
-    texts = {name: _text("hsadml_dist.report", name) for name in SHARED} | {template: _text(package, template)}
+    folders = [str(TEMPLATES), str(resources.files(package))]
+    return _environment(folders, autoescape=True).get_template(template).render(values)
+
+
+def render_markdown(template: str, values: Mapping[str, Any]) -> str:
+    """Render a Markdown document; special characters in values are escaped."""
+    return _environment([str(TEMPLATES)], finalize=escape_markdown).get_template(template).render(values)
+
+
+def render_paragraphs(template: str, values: Mapping[str, Any]) -> list[str]:
+    """Render plain text; return its paragraphs, which blank lines separate in the template, each on one line."""
+    text = _environment([str(TEMPLATES)]).get_template(template).render(values)
+    # No-break spaces stay.
+    lines = (re.sub(r"[ \t\n]+", " ", paragraph).strip() for paragraph in text.split("\n\n"))
+    return [line for line in lines if line]
+
+
+def escape_markdown(value: object) -> str:
+    """Escape the special characters of Markdown and HTML in a value, and join its lines."""
+    return _MARKDOWN.sub(r"\\\1", " ".join(str(value).split()))
+
+
+def _environment(
+    folders: Sequence[str], *, autoescape: bool = False, finalize: Callable[[object], str] | None = None
+) -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.DictLoader(texts),
-        autoescape=True,
+        loader=jinja2.FileSystemLoader(folders),
+        autoescape=autoescape,
+        finalize=finalize,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    return environment.get_template(template).render(values)
-
-
-def _text(package: str, name: str) -> str:
-    return resources.files(package).joinpath(name).read_text(encoding="utf-8")
+    environment.filters.update(FILTERS)
+    return environment

@@ -1,60 +1,146 @@
-"""A verdict as one page that opens anywhere: no script, no link to another file, at most 2 MB."""
+"""Write the report of a run: ``report.html``, one self-contained page of at most 2 MB, and ``MODEL_CARD.md``."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hsadml_dist.report.accuracy_sections import sections
-from hsadml_dist.report.claim import claim_tables
-from hsadml_dist.report.formatting import facts, headline, remarks
-from hsadml_dist.report.model_card import model_card
-from hsadml_dist.report.neighbour_examples import NeighbourExample
-from hsadml_dist.report.page import render_page
-from hsadml_dist.report.run_facts import provenance_table, software
+from hsadml_dist.atomic import write_text
+from hsadml_dist.report import run_figures, sphere
+from hsadml_dist.report.neighbour_examples import MAX_EXAMPLES, NeighbourExample, render_example
+from hsadml_dist.report.page import EmbeddedImage, render_markdown, render_page
+from hsadml_dist.report.run_facts import installed_versions, run_facts
 from hsadml_dist.report.sphere import SphereProjection
-from hsadml_dist.run.folder import RunFolder, replace_text
+from hsadml_dist.run.folder import RunFolder
+
+MAX_CLASSES = 12
+"""Classes that tables and figures show by name; of more, those with most test slices."""
+_MAX_NAMED_COLUMNS = 5
+_CURVE_ROWS = 10
+_MAX_CARD_CLASSES = 24
 
 
 def write_run_report(
     run: Path,
     result: Mapping[str, Any],
     metrics: Sequence[Mapping[str, Any]],
-    sphere: SphereProjection | None,
-    cases: Sequence[NeighbourExample] = (),
+    projection: SphereProjection | None,
+    examples: Sequence[NeighbourExample] = (),
 ) -> Path:
-    """Write ``report.html`` and ``MODEL_CARD.md`` into the run folder; returns the page's path.
+    """Write ``report.html`` and ``MODEL_CARD.md`` into the run folder.
 
     Args:
         run: The run folder; only its name appears on the page.
         result: ``result.json`` as a dictionary.
-        metrics: The merged metrics rows; none: no learning curves.
-        sphere: Test slices on the sphere; none: no map.
-        cases: Test slices with their nearest training slices; none: no pictures.
+        metrics: The merged metrics rows; without any the page has no learning curves.
+        projection: The test slices on the sphere; None leaves the map out.
+        examples: Test slices with their nearest training slices.
+
+    Returns:
+        The path of the page.
     """
-    folder, name, versions = RunFolder(run), run.resolve().name, software()
-    replace_text(folder.model_card, model_card(name, result, versions))
-    replace_text(folder.report, render_run_report(name, result, metrics, sphere, cases, versions))
+    folder, name, versions = RunFolder(run), run.resolve().name, installed_versions()
+    write_text(folder.model_card, render_model_card(name, result, versions))
+    write_text(folder.report, render_run_report(name, result, metrics, projection, examples, versions))
     return folder.report
+
+
+def render_model_card(name: str, result: Mapping[str, Any], versions: Mapping[str, str]) -> str:
+    """Render the model card of a run as Markdown.
+
+    Source of its sections: Mitchell and others, Model Cards for Model Reporting, FAT* 2019.
+
+    Args:
+        name: The run's name.
+        result: ``result.json`` as a dictionary.
+        versions: Software versions by package.
+    """
+    values = {**run_facts(result, versions), "name": name, "max_classes": _MAX_CARD_CLASSES}
+    return render_markdown("MODEL_CARD.md.j2", values)
 
 
 def render_run_report(
     name: str,
     result: Mapping[str, Any],
     metrics: Sequence[Mapping[str, Any]],
-    sphere: SphereProjection | None,
-    cases: Sequence[NeighbourExample] = (),
+    projection: SphereProjection | None,
+    examples: Sequence[NeighbourExample] = (),
     versions: Mapping[str, str] | None = None,
 ) -> str:
-    """Return the page's text; ``versions``: the software's; see :func:`write_run_report` for the others."""
+    """Render the page; see :func:`render_model_card` and :func:`write_run_report` for the arguments."""
+    pictured = examples[:MAX_EXAMPLES]
+    facts = run_facts(result, versions or {}, pictured)
+    names = result["classes"]
+    row_names, column_names = class_headings(names)
+    geometry = facts["result"]["geometry"]
     values = {
         "name": name,
-        "headline": headline(result),
-        "remarks": list(remarks(result)),
-        "facts": facts(result),
-        "sections": list(sections(result, metrics, sphere, cases)),
-        "claim": claim_tables(result, cases, versions or {}),
-        "provenance": provenance_table(result, versions or {}),
+        "images": _images(facts, projection),
+        "max_classes": MAX_CLASSES,
+        "row_names": row_names,
+        "column_names": column_names,
+        "projection": projection,
+        "projected_classes": [] if projection is None else largest_classes(projection.count_C.tolist()),
+        "measured_classes": geometry and largest_classes([one["slices"] for one in geometry["per_class"]]),
+        "even_spread": sphere.even_spread(len(names), None if projection is None else projection.dim),
+        "examples": [render_example(number, one) for number, one in enumerate(pictured, start=1)],
+        "all_examples": len(examples),
+        "training": _training(metrics) if metrics else None,
     }
-    return render_page("hsadml_dist.report", "verdict.html", values)
+    return render_page("hsadml_dist.report", "run_report.html", {**facts, **values})
+
+
+def largest_classes(counts: Sequence[int]) -> list[int]:
+    """Return the labels of the :data:`MAX_CLASSES` classes with most slices, ascending."""
+    return sorted(sorted(range(len(counts)), key=lambda label: (-counts[label], label))[:MAX_CLASSES])
+
+
+def class_headings(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the row and column headings of a table of classes by classes.
+
+    Columns have names if these fit on a page, otherwise numbers, which the rows repeat before the names.
+    """
+    if len(names) <= _MAX_NAMED_COLUMNS:
+        return list(names), list(names)
+    numbers = [str(number) for number in range(1, len(names) + 1)]
+    return [f"{number}: {name}" for number, name in zip(numbers, names, strict=True)], numbers
+
+
+def _images(facts: Mapping[str, Any], projection: SphereProjection | None) -> dict[str, EmbeddedImage | None]:
+    """Return the figures of the page; None if the result lacks the numbers."""
+    result, names = facts["result"], facts["result"]["classes"]
+    images: dict[str, EmbeddedImage | None] = dict.fromkeys(
+        ("classifiers", "confusion", "outcomes", "votes", "calibration", "sphere", "angles")
+    )
+    images["metrics"] = run_figures.draw_metrics(facts["metrics"], facts["level"])
+    if facts["methods"]:
+        images["classifiers"] = run_figures.draw_classifiers(facts["methods"], facts["level"])
+    if len(names) <= MAX_CLASSES and result["confusion"] is not None:
+        images["confusion"] = run_figures.draw_confusion_matrix(result["confusion"], names)
+    elif len(names) > MAX_CLASSES and result["confusions"]:
+        images["outcomes"] = run_figures.draw_outcomes(facts["class_outcomes"], "classes", "their correct slices")
+    if facts["votes"]:
+        images["votes"] = run_figures.draw_outcomes(asdict(facts["votes"]), "patients", "the majority of their slices")
+    if result["calibration"]:
+        images["calibration"] = run_figures.draw_reliability(result["calibration"])
+    if projection is not None:
+        images["sphere"] = sphere.draw_map(projection, names, largest_classes(projection.count_C.tolist()))
+    if result["geometry"]:
+        images["angles"] = sphere.draw_angle_histogram(result["geometry"])
+    return images
+
+
+def _training(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the facts of the section on training; steps that were skipped for a NaN or Inf loss are left out."""
+    finite = [row for row in metrics if math.isfinite(row["loss"])] or metrics
+    sampled = sorted({round(i * (len(finite) - 1) / (_CURVE_ROWS - 1)) for i in range(_CURVE_ROWS)})
+    return {
+        "steps": len(metrics),
+        "skipped": len(metrics) - len(finite),
+        "attempts": max(1, len({row["attempt"] for row in metrics if "attempt" in row})),
+        "rows": [finite[place] for place in sampled],
+        "image": run_figures.draw_learning_curves(finite),
+    }

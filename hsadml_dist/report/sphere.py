@@ -1,4 +1,4 @@
-"""Project embeddings onto a map of the sphere, and report the angles between slices and class centres.
+"""Project embeddings onto a map of the sphere, and draw the map and the angles to the class centres.
 
 Shapes: N slices, D components, C classes, M rows of any kind.
 """
@@ -12,12 +12,21 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MultipleLocator
 
-from hsadml_dist.report.formatting import NONE, counted
-from hsadml_dist.report.neighbour_examples import MOST_CLASSES, ReportSection, degrees, left_out, shown, square_heads
-from hsadml_dist.report.page import Table
-from hsadml_dist.report.plot_style import COLOURS, GRID, WIDTH, EmbeddedImage, new_figure, to_svg
+from hsadml_dist.report.formatting import degrees
+from hsadml_dist.report.page import EmbeddedImage
+from hsadml_dist.report.plot_style import COLOURS, FAINT, GRID, INK, MARKERS, WIDTH, new_figure, to_svg
+
+_MAX_POINTS = 1500
+_LEGEND_WIDTH = 76
+"""Characters of a legend's row: the names, with five for each marker."""
+_HISTOGRAM_STYLES: tuple[dict[str, Any], ...] = (
+    {"label": "to the own class centre", "fill": True, "color": COLOURS[0], "alpha": 0.75},
+    {"label": "to the nearest other centre", "color": COLOURS[1], "linestyle": (0, (5, 1.5))},
+)
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -25,17 +34,17 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class SphereProjection:
-    """Points and centres on a map, and each class's angles in the full space.
+    """Slices and class centres on a map, and the angles of each class in the full space.
 
     Attributes:
         point_N2: Longitude and latitude of each slice, radians.
         label_N: Class of each slice, int64.
         centre_C2: Longitude and latitude of each class centre, radians.
-        explained: Share of the squared length that each of the three axes holds.
+        explained: Share of the squared length along each of the three axes.
         count_C: Slices of each class, int64.
-        dim: D, the components of the embeddings.
-        own_angle_C: Mean angle to the own centre, degrees; NaN where a class has no slice.
-        other_angle_C: Mean angle to the nearest other centre, degrees; NaN likewise.
+        dim: D, the embedding dimension.
+        own_angle_C: Mean angle to the own centre, degrees; NaN for a class without slices.
+        other_angle_C: Mean angle to the nearest other centre, degrees; NaN for a class without slices.
     """
 
     point_N2: Floats
@@ -49,18 +58,23 @@ class SphereProjection:
 
 
 def project_on_sphere(emb_ND: Floats, label_N: Ints, centre_CD: Floats) -> SphereProjection:
-    """Return the map of unit embeddings along their first three principal axes.
+    """Project unit embeddings onto a sphere along their first three principal axes.
 
-    The axes are those of the uncentred second moment of the unit embeddings, so that an angle to the origin keeps its
-    meaning; the three components are scaled back to unit length. The first two axes span the equator, which is turned
+    The axes are those of the uncentred second moment of the unit embeddings, so that angles at the origin keep their
+    meaning; the three components are scaled back to unit length. The first two axes span the equator, which is rotated
     so that its widest gap without points becomes the edge of the map.
+
+    Args:
+        emb_ND: Embeddings (N, D); they need not be normalised.
+        label_N: Class of each slice (N,).
+        centre_CD: Class centres (C, D).
     """
     unit_ND, unit_CD = _unit(emb_ND), _unit(centre_CD)
     axes_D3, explained = _principal_axes(unit_ND)
     point_N2, centre_C2 = _angles(unit_ND @ axes_D3), _angles(unit_CD @ axes_D3)
-    turn = _widest_gap(point_N2[:, 0])
+    edge = _widest_gap(point_N2[:, 0])
     for map_M2 in (point_N2, centre_C2):
-        map_M2[:, 0] = np.remainder(map_M2[:, 0] - turn, 2 * np.pi) - np.pi
+        map_M2[:, 0] = np.remainder(map_M2[:, 0] - edge, 2 * np.pi) - np.pi
     own_N, other_N = _centre_angles(unit_ND, label_N, unit_CD)
     count_C = np.bincount(label_N, minlength=len(centre_CD))
     return SphereProjection(
@@ -83,13 +97,13 @@ def _unit(rows_MD: Floats) -> Floats:
 
 def _principal_axes(unit_ND: Floats) -> tuple[Floats, tuple[float, float, float]]:
     values, vectors = np.linalg.eigh(unit_ND.T @ unit_ND)
-    # eigh counts upwards; a space of two dimensions gets a third axis that holds nothing.
+    # eigh sorts ascending; a two-dimensional space gets a third axis of zeros.
     axes = np.zeros((unit_ND.shape[1], 3))
     shares = np.zeros(3)
     kept = min(3, unit_ND.shape[1])
     axes[:, :kept] = vectors[:, ::-1][:, :kept]
     shares[:kept] = np.clip(values[::-1][:kept], 0, None) / max(float(np.clip(values, 0, None).sum()), 1e-300)
-    # An eigenvector's sign is free: the largest component is made positive, so that the map is the same each time.
+    # The sign of an eigenvector is arbitrary; a positive largest component makes the map reproducible.
     signs = np.sign(axes[np.abs(axes).argmax(axis=0), range(3)])
     first, second, third = (float(share) for share in shares)
     return axes * np.where(signs == 0, 1, signs), (first, second, third)
@@ -124,102 +138,63 @@ def _class_means(value_N: Floats, label_N: Ints, count_C: Ints) -> Floats:
     return np.where(count_C > 0, total_C / np.maximum(count_C, 1), np.nan)
 
 
-_LOOKS: tuple[dict[str, Any], ...] = (
-    {"label": "to the own class's centre", "fill": True, "color": COLOURS[0], "alpha": 0.75},
-    {"label": "to the nearest other centre", "color": COLOURS[1], "linestyle": (0, (5, 1.5))},
-)
+@dataclass(frozen=True, kw_only=True)
+class EvenSpread:
+    """Centres as far apart as possible: the vertices of a regular simplex.
+
+    Attributes:
+        angle: Between any two of them, degrees.
+        energy: Their hyperspherical energies ``s0``, ``s1`` and ``s2``, from angles in radians.
+    """
+
+    angle: float
+    energy: Mapping[str, float]
 
 
-def angles_section(result: Mapping[str, Any], dim: int | None) -> ReportSection:
-    """Return the section on ``result["geometry"]``; ``dim``: components of the embeddings, where known."""
-    found, names = result["geometry"], result["classes"]
-    labels = shown([one["slices"] for one in found["per_class"]])
-    tables = [_classes_table(found, names, labels)]
-    if len(names) > MOST_CLASSES:
-        tables += _spread_tables(found["spread"], names) if found.get("spread") else []
-    elif found["centre_angles"] is not None and len(names) > 1:
-        tables.append(_centres_table(found["centre_angles"], names))
-    tables.append(_energy_table(found["energy"], len(names), dim))
-    text = (
-        "Angles between test slices and class centres, in the full space. The further the two heaps stand apart, the"
-        " clearer the classes; a slice that lies nearer to another centre than to its own is taken for that class."
-    )
-    if found["paired"] < result["slices"]:
-        text += f" Angles between slices are of {counted(found['paired'], 'slice')}, drawn by class."
-    text += left_out(len(names), len(labels))
-    return ReportSection(title="Angles", text=text, picture=_draw_angle_histogram(found), tables=tables)
+def even_spread(classes: int, dim: int | None) -> EvenSpread | None:
+    """Return the even spread of class centres; None if the dimension is unknown or too low for a regular simplex."""
+    # A regular simplex of C vertices needs C - 1 dimensions.
+    if dim is None or not 2 <= classes <= dim + 1:
+        return None
+    angle = math.acos(-1 / (classes - 1))
+    energy = {"s0": -math.log(angle), "s1": 1 / angle, "s2": 1 / angle**2}
+    return EvenSpread(angle=math.degrees(angle), energy=energy)
 
 
-def even_angle(classes: int) -> float:
-    """Return the degrees between centres that all stand equally far apart, as far as can be: a regular simplex."""
-    return math.degrees(math.acos(-1 / (classes - 1)))
+def draw_map(projection: SphereProjection, names: Sequence[str], shown: Sequence[int]) -> EmbeddedImage:
+    """Draw the slices and centres of the classes ``shown`` on a Mollweide map, all other slices as grey dots."""
+    figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
+    axes = figure.add_subplot(projection="mollweide")
+    axes.set_axisbelow(True)
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.set_xticklabels([])
+    axes.set_yticklabels([])
+    others = _thinned(projection.point_N2[~np.isin(projection.label_N, shown)], _MAX_POINTS)
+    axes.scatter(others[:, 0], others[:, 1], s=5, linewidths=0, color=FAINT, marker="o")
+    keys = []
+    for place, label in enumerate(shown):
+        colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+        points = _thinned(projection.point_N2[projection.label_N == label], _MAX_POINTS // len(shown))
+        axes.scatter(points[:, 0], points[:, 1], s=13, alpha=0.55, linewidths=0, color=colour, marker=marker)
+        style: dict[str, Any] = {"edgecolors": INK, "linewidths": 1.8, "facecolors": colour, "marker": marker}
+        longitude, latitude = projection.centre_C2[label]
+        axes.scatter(longitude, latitude, s=170, zorder=5, **style)
+        keys.append(Line2D([], [], linestyle="", markersize=7, color=colour, marker=marker, label=names[label]))
+    longest = max(len(names[label]) for label in shown)
+    columns = max(1, min(4, len(shown), _LEGEND_WIDTH // (longest + 5)))
+    figure.legend(handles=keys, loc="outside lower center", ncols=columns, frameon=False, fontsize=10)
+    angles = "; ".join(f"{names[label]} {projection.own_angle_C[label]:.0f} degrees" for label in shown)
+    return to_svg(figure, f"Map of the sphere of embeddings; mean angle of each class to its own centre: {angles}.")
 
 
-def _classes_table(found: Mapping[str, Any], names: Sequence[str], labels: Sequence[int]) -> Table:
-    def row(name: str, one: Mapping[str, Any]) -> list[str]:
-        measured = (one[key] for key in ("own_centre", "other_centre", "within", "between"))
-        return [name, f"{one['slices']:,}", *(degrees(angle) for angle in measured)]
-
-    rows = [row(names[label], found["per_class"][label]) for label in labels]
-    head = ("class", "slices", "own centre", "nearest other centre", "slices of the class", "slices of others")
-    overall = row("all", found["overall"])
-    return Table(caption="Mean angle of a test slice to ...", head=head, rows=[*rows, overall])
-
-
-def _centres_table(angle_CC: Sequence[Sequence[float]], names: Sequence[str]) -> Table:
-    row_names, columns = square_heads(names)
-    digits = 1 if columns == row_names else 0
-    rows = [
-        [name, *(NONE if row == column else f"{angle:.{digits}f}°" for column, angle in enumerate(angle_CC[row]))]
-        for row, name in enumerate(row_names)
-    ]
-    return Table(caption="Angles between class centres", head=("centre", *columns), rows=rows)
-
-
-def _spread_tables(spread: Mapping[str, Any], names: Sequence[str]) -> list[Table]:
-    """Return what is said of the centres' angles where a table of each by each would have too many rows."""
-    figures = [
-        ["nearest two centres", degrees(spread["nearest"][0]["angle"])],
-        ["from a centre to the one nearest to it, mean", degrees(spread["neighbour"])],
-        ["mean over all pairs", degrees(spread["mean"])],
-        ["farthest two centres", degrees(spread["most"])],
-    ]
-    pairs = [[names[one["first"]], names[one["second"]], degrees(one["angle"])] for one in spread["nearest"]]
-    return [
-        Table(caption=f"Angles between the {len(names):,} class centres", head=("what", "angle"), rows=figures),
-        Table(caption="Centres nearest to each other", head=("centre", "centre", "angle"), rows=pairs),
-    ]
-
-
-def _energy_table(energy: Mapping[str, float] | None, classes: int, dim: int | None) -> Table:
-    # A regular simplex of C centres needs C - 1 dimensions.
-    is_even = dim is not None and 2 <= classes <= dim + 1
-    far = math.radians(even_angle(classes)) if is_even else math.nan
-    even = {"s0": -math.log(far), "s1": 1 / far, "s2": 1 / far**2} if is_even else {}
-    terms = {"s0": "logarithm of 1 / angle", "s1": "1 / angle", "s2": "1 / angle squared"}
-    rows = [
-        [
-            f"energy {name}",
-            NONE if energy is None else f"{energy[name]:.3f}",
-            f"{even[name]:.3f}" if is_even else NONE,
-            f"{term}, mean over pairs of centres",
-        ]
-        for name, term in terms.items()
-    ]
-    apart = f" ({even_angle(classes):.1f}° apart)" if is_even else ""
-    head = ("what", "here", f"evenly spread centres{apart}", "meaning")
-    return Table(
-        caption="Hyperspherical energy of the centres, angles in radians: less is more even", head=head, rows=rows
-    )
-
-
-def _draw_angle_histogram(found: Mapping[str, Any]) -> EmbeddedImage:
-    width = found["histogram"]["bin_degrees"]
-    own, other = (_filled(found["histogram"][name]) for name in ("own_centre", "other_centre"))
+def draw_angle_histogram(geometry: Mapping[str, Any]) -> EmbeddedImage:
+    """Draw the histograms of the angles from slices to their own centre and to the nearest other one."""
+    width = geometry["histogram"]["bin_degrees"]
+    own, other = (_nonempty_bins(geometry["histogram"][name]) for name in ("own_centre", "other_centre"))
     figure, axes = new_figure(WIDTH, 3.0)
-    for (first, counts), look in zip((own, other), _LOOKS, strict=True):
+    for (first, counts), style in zip((own, other), _HISTOGRAM_STYLES, strict=True):
         edges = [width * (first + place) for place in range(len(counts) + 1)]
-        axes.stairs(counts, edges, linewidth=2, **look)
+        axes.stairs(counts, edges, linewidth=2, **style)
     last = max(width * (first + len(counts)) for first, counts in (own, other))
     axes.set_xlim(0, min(180, 15 * math.ceil((last + 5) / 15)))
     axes.xaxis.set_major_locator(MultipleLocator(15))
@@ -228,12 +203,19 @@ def _draw_angle_histogram(found: Mapping[str, Any]) -> EmbeddedImage:
     axes.set_ylabel("slices")
     axes.set_xlabel("angle")
     figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=10)
-    mean_own, mean_other = (degrees(found["overall"][key]) for key in ("own_centre", "other_centre"))
-    words = f"mean {mean_own} to the own centre, {mean_other} to the nearest other"
-    return to_svg(figure, f"Two histograms of angles between slices and class centres: {words}.")
+    mean_own, mean_other = (degrees(geometry["overall"][key]) for key in ("own_centre", "other_centre"))
+    means = f"mean {mean_own} to the own centre, {mean_other} to the nearest other"
+    return to_svg(figure, f"Two histograms of angles between slices and class centres: {means}.")
 
 
-def _filled(counts: Sequence[int]) -> tuple[int, Sequence[int]]:
-    """Return the first bin with slices in it, and the counts from there to the last such bin."""
+def _nonempty_bins(counts: Sequence[int]) -> tuple[int, Sequence[int]]:
+    """Return the index of the first bin with slices, and the counts from there to the last such bin."""
     places = [place for place, count in enumerate(counts) if count]
     return (places[0], counts[places[0] : places[-1] + 1]) if places else (0, [0])
+
+
+def _thinned(point_N2: Floats, limit: int) -> Floats:
+    """Return at most ``limit`` points, evenly spaced in the given order."""
+    if len(point_N2) <= limit:
+        return point_N2
+    return point_N2[np.linspace(0, len(point_N2) - 1, limit).round().astype(int)]

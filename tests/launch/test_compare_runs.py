@@ -138,9 +138,9 @@ def test_the_command_writes_both_files_and_prints_a_table(
     assert (values["resamples"], len(values["pools"])) == (100, 2)
     knn = values["pools"][0]["methods"]["knn"]["accuracy"]
     persons = values["pools"][0]["persons"]
-    (line,) = [line for line in text.splitlines() if line.startswith("person") and "SphereFace" in line[:40]]
+    (line,) = [line for line in text.splitlines() if line.startswith("patient") and "SphereFace" in line[:40]]
     assert f"{knn:.2%}" in line and line.endswith(f"  2 of 2{persons:>9}")
-    assert "SphereFace against softmax, split by person:" in text and "note: One training" in text
+    assert "SphereFace against softmax" in text and "note: There is one training per loss" in text
     assert "softmax/fold-1: softmax, seed 0, split by person, fold 1:" in text
     assert str(tmp_path) not in (out / "combined.json").read_text() + (out / "combined.html").read_text()
     # The folder may stand before the runs too, and the figures are the same.

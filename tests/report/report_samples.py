@@ -1,4 +1,4 @@
-"""A made-up verdict with everything in it, and what the tests of pages ask of a page."""
+"""Synthetic results and examples for the tests of the report, and a parser of pages."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SPANS = {
 
 
 def result_of(classes: int = 3) -> dict[str, Any]:
-    """A verdict of the first schema, without any optional part; class names need escaping."""
+    """Return a result of the first schema, without optional parts; class names need escaping."""
     return {
         **PLAIN,
         "classes": [f"<class {label}>" for label in range(classes)],
@@ -58,7 +58,7 @@ def result_of(classes: int = 3) -> dict[str, Any]:
 
 
 def full_result_of(classes: int = 3) -> dict[str, Any]:
-    """A verdict with all optional parts."""
+    """Return a result with all optional parts."""
     return {
         **result_of(classes),
         "low_level_knn": 0.6517,
@@ -107,11 +107,11 @@ def confusions(classes: int) -> dict[str, Any]:
     return {"classes": classes, "all_right": 1, "none_right": 0, "pairs": classes - 1, "worst": worst}
 
 
-def persons_of(persons: int = 300) -> dict[str, Any]:
-    """A verdict on persons as classes."""
-    names = [f"{person:016x}" for person in range(persons)]
-    several = {"label": "person", "left_out": 2, "split_unit": "slice", "shared_persons": 40, "classes": names}
-    return full_result_of(persons) | several | {"confusion": None}
+def patients_result_of(patients: int = 300) -> dict[str, Any]:
+    """Return a result whose classes are patients."""
+    names = [f"{number:016x}" for number in range(patients)]
+    changes = {"label": "person", "left_out": 2, "split_unit": "slice", "shared_persons": 40, "classes": names}
+    return full_result_of(patients) | changes | {"confusion": None}
 
 
 def geometry(classes: int) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def cases_of(number: int = 3, side: int = 150) -> list[NeighbourExample]:
 
 
 def wilson(share: float, number: int, z: float = 1.959964) -> tuple[float, float]:
-    """Return Wilson's interval by its definition: the shares from which ``share`` lies at most z deviations away."""
+    """Return Wilson's interval by its definition: all shares within z standard errors of ``share``."""
     inside = [
         p / 100000 for p in range(100001) if abs(share - p / 1e5) <= z * math.sqrt(p / 1e5 * (1 - p / 1e5) / number)
     ]
@@ -172,12 +172,13 @@ def wilson(share: float, number: int, z: float = 1.959964) -> tuple[float, float
 
 
 class ParsedPage(HTMLParser):
-    """Collects what the tests ask for; a tag that is closed in the wrong place is an error."""
+    """The tags, words and table rows of a page; a tag that is closed in the wrong place fails."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.words: list[str] = []
+        self.rows: list[list[str]] = []
         self.open: list[str] = []
         self.feed(text)
         self.close()
@@ -187,6 +188,10 @@ class ParsedPage(HTMLParser):
         self.tags.append((tag, dict(attrs)))
         if tag not in VOID:
             self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
@@ -196,9 +201,16 @@ class ParsedPage(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.words.append(data)
+        if {"td", "th"} & set(self.open):
+            self.rows[-1][-1] += " ".join(data.split())
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.tags if name == tag]
+
+    def row(self, *start: str) -> list[str]:
+        """Return the one table row that begins with ``start``."""
+        (found,) = [row for row in self.rows if tuple(row[: len(start)]) == start]
+        return found
 
     @property
     def prose(self) -> str:

@@ -1,34 +1,56 @@
-"""What the sections share."""
+"""Text of numbers, units and names."""
 
 import pytest
 
-from hsadml_dist.report.neighbour_examples import degrees, left_out, shown, square_heads
-
-
-def test_the_classes_with_most_slices_are_shown_in_the_order_of_their_labels() -> None:
-    counts = [label % 7 for label in range(40)]
-    labels = shown(counts)
-    assert labels == sorted(labels) and len(labels) == 12
-    assert min(counts[label] for label in labels) >= max(counts[label] for label in set(range(40)) - set(labels))
-    assert shown([0, 5, 0]) == [0, 1, 2]
-
-
-def test_what_is_left_out_is_said() -> None:
-    assert left_out(12, 12) == ""
-    assert left_out(1300, 12) == " Shown are the 12 classes with most test slices of 1,300."
-
-
-@pytest.mark.parametrize("classes", [2, 5, 6, 12])
-def test_columns_are_named_while_there_is_room_and_numbered_after(classes: int) -> None:
-    names = [f"name {label}" for label in range(classes)]
-    rows, columns = square_heads(names)
-    if classes <= 5:
-        assert rows == columns == names
-    else:
-        assert columns == [str(label + 1) for label in range(classes)]
-        assert rows == [f"{column}: {name}" for column, name in zip(columns, names, strict=True)]
+from hsadml_dist.report.formatting import (
+    counted,
+    degrees,
+    method_title,
+    ordered_methods,
+    p_equation,
+    p_value,
+    percent,
+    percent_interval,
+    points,
+    thousands,
+    unit_title,
+)
 
 
 @pytest.mark.parametrize(("angle", "text"), [(None, "-"), (float("nan"), "-"), (12.34, "12.3°")])
-def test_an_angle_that_is_not_there_is_a_dash(angle: float | None, text: str) -> None:
+def test_degrees_of_missing_angle_is_a_dash(angle: float | None, text: str) -> None:
     assert degrees(angle) == text
+
+
+def test_p_value_has_no_leading_zero_and_a_lower_bound() -> None:
+    assert [p_value(p) for p in (1.0, 0.24, 0.0849, 0.00099, 0.001)] == ["1", ".24", ".085", "< .001", ".001"]
+    assert p_equation(0.24) == "p\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}.24"
+
+
+def test_points_are_signed_and_zero_is_not() -> None:
+    assert [points(share) for share in (0.012, -0.008, 0.0001, -0.0001)] == ["+1.2", "\N{MINUS SIGN}0.8", "0.0", "0.0"]
+
+
+def test_percent_and_interval_of_missing_value_is_a_dash() -> None:
+    assert (percent(0.8125), percent(0.95, 0), percent(None)) == ("81.2%", "95%", "-")
+    assert (percent_interval((0.5, 0.75)), percent_interval(None)) == ("50.0% to 75.0%", "-")
+
+
+def test_counts_have_separators_and_plural() -> None:
+    assert (counted(1, "slice"), counted(1300, "slice")) == ("1 slice", "1,300 slices")
+    assert (thousands(1300), thousands(None)) == ("1,300", "-")
+
+
+def test_methods_are_ordered_with_unknown_ones_before_controls() -> None:
+    assert list(ordered_methods(dict.fromkeys(("low_level", "raw_pixels", "new_method", "head", "knn")))) == [
+        "knn",
+        "head",
+        "new_method",
+        "raw_pixels",
+        "low_level",
+    ]
+    assert (method_title("knn_5"), method_title("new_method")) == ("k-NN, k = 5", "new method")
+
+
+def test_unit_person_is_a_patient() -> None:
+    assert [unit_title(unit) for unit in ("person", "exam", "slice")] == ["patient", "exam", "slice"]

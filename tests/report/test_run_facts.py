@@ -1,4 +1,4 @@
-"""What is said of a verdict, and what is held against it."""
+"""Facts and remarks of a run's report."""
 
 from __future__ import annotations
 
@@ -8,101 +8,153 @@ from typing import Any
 
 import pytest
 
-from hsadml_dist.report.formatting import headline, remarks
-from hsadml_dist.report.run_facts import provenance_table, settings, software
-from tests.report.report_samples import VERSIONS, calibration, full_result_of, methods, persons_of, result_of
+from hsadml_dist.report.run_facts import (
+    class_outcomes,
+    control_results,
+    installed_versions,
+    miscalibration,
+    patient_votes,
+    run_facts,
+    settings,
+    vote_interval,
+    weak_classifiers,
+)
+from tests.report.report_samples import (
+    calibration,
+    cases_of,
+    full_result_of,
+    methods,
+    patients_result_of,
+    result_of,
+    wilson,
+)
 
 
-def test_one_sentence_says_it_all() -> None:
-    assert headline(result_of()) == (
-        "81.2% of 30 unseen slices of 40 persons have their nearest neighbour, among 1,633 training slices, in the"
-        " right class (95% interval by person: 73.1% to 88.3%). Raw pixels alone reach 68.8%. Folds are split by"
-        " person."
-    )
+def remarks(result: dict[str, Any]) -> list[str]:
+    return run_facts(result, {})["remarks"]
 
 
-def test_persons_as_classes_are_found_again() -> None:
-    assert headline(persons_of()).startswith(
-        "81.2% of 3,000 unseen slices of 40 persons have as their nearest neighbour, among 1,633 training slices, one"
-        " of the same person (95% interval by person: 73.1% to 88.3%)."
-    )
-    said = list(remarks(persons_of()))
-    assert [part for part in said if "telling 300 persons apart in other slices of theirs, split by slice" in part]
-    assert [part for part in said if "find out whether that person is in the training data" in part]
-    assert len(said) == 3
-    assert len(list(remarks(persons_of() | {"left_out": 0}))) == 2
-
-
-def test_an_interval_below_a_control_does_not_reach_down_to_it() -> None:
-    result = copy.deepcopy(result_of()) | {"raw_pixel_knn": 0.9}
-    assert [remark for remark in remarks(result) if "it does not exceed what raw pixels give (90.0%)" in remark]
-
-
-def test_both_controls_are_named() -> None:
-    assert "Raw pixels alone reach 68.8%, low-level features 65.2%." in headline(full_result_of())
+def changed(where: str, key: str, value: object) -> dict[str, Any]:
+    result = copy.deepcopy(result_of())
+    (result[where] if where else result)[key] = value
+    return result
 
 
 @pytest.mark.parametrize("result", [result_of(), full_result_of()])
-def test_nothing_is_held_against_a_sound_verdict(result: dict[str, Any]) -> None:
-    assert list(remarks(result)) == []
+def test_remarks_of_sound_result_are_empty(result: dict[str, Any]) -> None:
+    assert remarks(result) == []
 
 
 @pytest.mark.parametrize(
-    ("where", "key", "value", "words"),
+    ("where", "key", "value", "facts"),
     [
-        ("", "split_unit", "slice", "slices of one person may stand in training and test"),
-        ("", "shared_persons", 1, "1 person of the test fold also occur"),
-        ("", "persons", None, "name no persons"),
-        ("intervals", "interval_unit", "exam", "drawn by exam, not by person"),
-        ("intervals", "units", 6, "Only 6 persons in the test fold"),
-        ("intervals", "knn_accuracy", [0.68, 0.9], "reaches down to what raw pixels give (68.8%)"),
-        ("", "low_level_knn", 0.74, "reaches down to what low-level features give (74.0%)"),
-        ("", "low_level_knn", 0.7185, "low-level features, without learning, come within 9.4 points"),
+        ("", "split_unit", "slice", ("split by slice", "patient")),
+        ("", "shared_persons", 1, ("1 patient ",)),
+        ("", "persons", None, ("patient ids",)),
+        ("intervals", "interval_unit", "exam", ("exam", "patient")),
+        ("intervals", "units", 6, ("6 patients",)),
+        ("intervals", "knn_accuracy", [0.68, 0.9], ("raw pixels", "68.8%")),
+        ("", "raw_pixel_knn", 0.9, ("raw pixels", "90.0%")),
+        ("", "low_level_knn", 0.74, ("low-level features", "74.0%")),
+        ("", "low_level_knn", 0.7185, ("low-level features", "9.4 points")),
     ],
 )
-def test_what_stands_against_a_verdict_is_said(where: str, key: str, value: object, words: str) -> None:
-    result = copy.deepcopy(result_of())
-    (result[where] if where else result)[key] = value
-    assert [remark for remark in remarks(result) if words in remark]
+def test_remarks_name_each_weakness_with_its_numbers(where: str, key: str, value: object, facts: tuple[str]) -> None:
+    (remark,) = remarks(changed(where, key, value))
+    for fact in facts:
+        assert fact in remark
 
 
-def test_without_an_interval_the_figure_itself_must_clear_the_control() -> None:
-    result = copy.deepcopy(result_of()) | {"knn_accuracy": 0.68}
-    result["intervals"]["knn_accuracy"] = None
-    assert [remark for remark in remarks(result) if "it does not exceed what raw pixels give" in remark]
+@pytest.mark.parametrize(
+    ("where", "key", "value", "status"),
+    [
+        ("", "raw_pixel_knn", 0.6882, "exceeded"),
+        ("", "raw_pixel_knn", 0.72, "close"),
+        ("intervals", "knn_accuracy", [0.68, 0.9], "in_interval"),
+        ("", "raw_pixel_knn", 0.9, "not_exceeded"),
+    ],
+)
+def test_control_status_depends_on_interval_and_margin(where: str, key: str, value: object, status: str) -> None:
+    (control,) = control_results(changed(where, key, value))
+    assert (control.name, control.status) == ("raw pixels", status)
 
 
-def test_classifiers_below_the_stronger_control_are_counted() -> None:
+def test_control_status_without_interval_compares_the_accuracy_itself() -> None:
+    result = changed("intervals", "knn_accuracy", None) | {"knn_accuracy": 0.68}
+    assert [control.status for control in control_results(result)] == ["not_exceeded"]
+
+
+def test_weak_classifiers_do_not_exceed_the_stronger_control() -> None:
     found = methods()
     found["svm"]["accuracy"] = 0.6882
     found["naive_bayes"]["accuracy"] = 0.5
-    said = list(remarks(full_result_of() | {"methods": found}))
-    assert said == ["2 of 6 other classifiers do no better than the stronger control."]
+    result = full_result_of() | {"methods": found}
+    assert weak_classifiers(result) == (2, 6)
+    (remark,) = remarks(result)
+    assert "2 of 6" in remark
 
 
-@pytest.mark.parametrize(("stated", "tone"), [(0.99, "too sure"), (0.4, "too cautious")])
-def test_poor_calibration_is_said_with_its_direction(stated: float, tone: str) -> None:
+@pytest.mark.parametrize(("stated", "direction"), [(0.99, "overconfident"), (0.4, "underconfident")])
+def test_miscalibration_names_its_direction_and_size(stated: float, direction: str) -> None:
     poor = calibration() | {"expected_calibration_error": 0.1}
     poor["reliability"] = [{"low": 0.0, "high": 1.0, "count": 30, "confidence": stated, "accuracy": 0.7}]
-    (said,) = remarks(full_result_of() | {"calibration": poor})
-    assert said.startswith("Poor calibration: the stated probabilities are 10.0 points off") and tone in said
+    assert miscalibration(poor) == direction
+    (remark,) = remarks(full_result_of() | {"calibration": poor})
+    assert "10.0 points" in remark and direction in remark
 
 
-def test_versions_are_those_installed() -> None:
-    found = software()
+def test_miscalibration_of_good_or_missing_calibration_is_none() -> None:
+    assert miscalibration(calibration()) is None
+    assert miscalibration(None) is None
+
+
+def test_remarks_on_patients_as_classes_replace_those_on_the_split() -> None:
+    found = remarks(patients_result_of())
+    assert len(found) == 3
+    assert "300 patients" in found[0] and "split by slice" in found[0]
+    assert "2 slices" in found[1]
+    assert len(remarks(patients_result_of() | {"left_out": 0})) == 2
+
+
+def test_metrics_come_with_controls_last_and_missing_ones_left_out() -> None:
+    names = [metric.key for metric in run_facts(full_result_of(), {})["metrics"]]
+    assert names == ["knn_accuracy", "balanced_accuracy", "head_accuracy", "raw_pixel_knn", "low_level_knn"]
+    assert [metric.is_control for metric in run_facts(result_of(), {})["metrics"]] == [False] * 3 + [True]
+
+
+@pytest.mark.parametrize(("correct", "cases", "ties"), [(35, 40, 2), (0, 7, 0), (9, 9, 0), (29, 31, 1)])
+def test_patient_votes_are_recovered_from_the_accuracy(correct: int, cases: int, ties: int) -> None:
+    votes = patient_votes({"accuracy": correct / cases, "cases": cases, "persons": cases, "ties": ties})
+    assert (votes.correct, votes.tied, votes.incorrect) == (correct, ties, cases - correct - ties)
+
+
+@pytest.mark.parametrize(("correct", "cases"), [(35, 40), (0, 7), (9, 9), (1, 1)])
+def test_vote_interval_is_wilsons(correct: int, cases: int) -> None:
+    vote = {"accuracy": correct / cases, "cases": cases, "persons": cases, "ties": 0}
+    interval = vote_interval(full_result_of() | {"person_vote": vote})
+    assert interval == pytest.approx(wilson(correct / cases, cases), abs=2e-5)
+
+
+def test_class_outcomes_add_up_to_the_classes_with_slices() -> None:
+    counts = class_outcomes({"classes": 10, "all_right": 3, "none_right": 2})
+    assert list(counts.values()) == [3, 5, 2]
+
+
+def test_incorrect_examples_are_counted() -> None:
+    assert run_facts(result_of(), {}, cases_of(3))["incorrect_examples"] == 2
+
+
+def test_installed_versions_start_with_python() -> None:
+    found = installed_versions()
     assert found["torch"] == version("torch")
     assert next(iter(found)) == "Python"
 
 
-def test_settings_are_flattened_and_unset_ones_left_out() -> None:
-    named = dict(settings(full_result_of()))
-    assert named == {"image size": "112", "embedding dim": "64", "loss.margin": "4", "optimiser": "<adamw>"}
+def test_settings_are_flattened_without_unset_ones() -> None:
+    assert dict(settings(full_result_of())) == {
+        "image size": "112",
+        "embedding dim": "64",
+        "loss.margin": "4",
+        "optimiser": "<adamw>",
+    }
     assert settings(result_of()) == []
-
-
-def test_the_table_names_weights_data_and_software() -> None:
-    rows = dict(provenance_table(result_of(), VERSIONS).rows)
-    assert rows["weights"] == "step-00000600.attempt-0001: step 600, attempt 1"
-    assert rows["data (SHA-256 of the table of samples)"] == "ab" * 32
-    assert rows["software of the verdict"] == "Python 3.11.7, torch 2.13.0"
-    assert dict(provenance_table(result_of(), {}).rows)["software of the verdict"] == "not recorded"
