@@ -26,10 +26,8 @@ from bare_loop import rank_environ
 from torch import nn
 
 from hsadml_dist.config.recipe import RunConfig
-from hsadml_dist.distributed.comm import topology_from_environ
-from hsadml_dist.distributed.rendezvous import RankContext, join_run
+from hsadml_dist.distributed.topology import topology_from_environ
 from hsadml_dist.health.external_watchdog import open_external_watchdog
-from hsadml_dist.health.heartbeat import AttemptHeartbeat
 from hsadml_dist.health.stragglers import StragglerMonitor
 from hsadml_dist.health.watchdog import HealthMonitor
 from hsadml_dist.preemption.agreement import StopAgreement
@@ -38,6 +36,7 @@ from hsadml_dist.preemption.signals import StopSignal
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.jsonl import read_jsonl
 from hsadml_dist.run.rank_log import configure_rank_logging
+from hsadml_dist.run.rendezvous import RankContext, join_run
 
 STEP_SECONDS = 0.2
 """Step time that the overhead is compared with."""
@@ -135,11 +134,8 @@ def be_rank(folder: Path, steps: int, *, hang: bool) -> None:
         context = join_run(run, topology, {}, 60, lambda: False)
         configure_rank_logging(context.attempt, topology.rank)
         watch = HealthMonitor(context, RunConfig(step_timeout_seconds=LIMIT_SECONDS), external_watchdog)
-        beats = [AttemptHeartbeat(context.attempt.heartbeat)] if topology.is_rank_zero else []
         seconds = measure(run, context, watch, steps, folder / "stopped" if hang else None)
         (folder / f"seconds-{topology.rank}.json").write_text(json.dumps(seconds))
-        for beat in beats:
-            beat.close()
         watch.close()
         context.comm.close()
 

@@ -28,12 +28,13 @@ from bare_loop import bare_step, rank_environ
 
 from hsadml_dist.config import Recipe
 from hsadml_dist.config.recipe import DataConfig, EngineConfig, ModelConfig, OptimConfig, TrainConfig
-from hsadml_dist.data.loader import Batch
-from hsadml_dist.distributed.comm import Comm, topology_from_environ
-from hsadml_dist.distributed.rendezvous import join_run
+from hsadml_dist.data.batch import Batch
+from hsadml_dist.distributed.comm import Comm
+from hsadml_dist.distributed.topology import topology_from_environ
 from hsadml_dist.engine.learner import build_learner
 from hsadml_dist.model_factory import build_network
 from hsadml_dist.run.folder import RunFolder
+from hsadml_dist.run.rendezvous import join_run
 
 PLAIN = "bare-pytorch"
 ENGINES = {

@@ -18,12 +18,12 @@ from monai.data import set_track_meta
 from monai.transforms import Compose
 from PIL import Image
 
+from hsadml_dist.config.recipe import DataConfig
 from hsadml_dist.data.fused_augmentation import FusedAugmentation
 from hsadml_dist.data.index import load_index
 from hsadml_dist.data.loader import Loader, build_loader
-from hsadml_dist.data.order import ExactOrder, epoch_order
-from hsadml_dist.data.prepared_cache import PreparedImages, open_prepared_cache
-from hsadml_dist.data.reader import ShardReader, decode_image
+from hsadml_dist.data.order import ExactOrder, ShardSchedule, epoch_order
+from hsadml_dist.data.reader import PreparedImages, ShardReader, decode_image, open_prepared_cache
 from hsadml_dist.data.transforms import Augmentation, Preprocessing, build_transforms
 from hsadml_dist.distributed.topology import Topology
 
@@ -98,19 +98,12 @@ def own_loader(setting: Setting, rows: int, augmentation: str = "monai", cached:
     """Return a training loader over ``rows`` rows that repeat those of the shards."""
     index = load_index(setting.shards)
     index = replace(index, samples=tuple(itertools.islice(itertools.cycle(index.samples), rows)))
-    return build_loader(
-        setting.shards,
-        index,
-        range(rows),
-        ExactOrder(count=rows, global_batch=setting.batch, seed=SEED),
-        Topology(),
-        image_size=IMAGE_SIZE,
-        transforms=None,
-        workers=0,
-        prefetch=2,
-        cache=setting.cache if cached else None,
-        augmentation=augmentation,
-    )
+    order = ExactOrder(count=rows, global_batch=setting.batch, seed=SEED)
+    schedule = ShardSchedule(index=index, positions=range(rows), order=order, topology=Topology())
+    cache = str(setting.cache) if cached else None
+    shards = str(setting.shards)
+    data = DataConfig(shards=shards, image_size=IMAGE_SIZE, workers=0, cache=cache, augmentation=augmentation)
+    return build_loader(setting.shards, schedule, data)
 
 
 def rival(setting: Setting, track_meta: bool, lazy: bool) -> Round:

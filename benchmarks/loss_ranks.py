@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from loss_ways import SEED, Answer, our_margin, problem_of, say
 
-from hsadml_dist.distributed.comm import Comm, topology_from_environ
-from hsadml_dist.distributed.rendezvous import join_run
+from hsadml_dist.distributed.comm import Comm
+from hsadml_dist.distributed.topology import topology_from_environ
 from hsadml_dist.engine.head import Head
 from hsadml_dist.losses.centres import Centres, Layout
 from hsadml_dist.losses.distributed_loss import MEBIBYTE, DistributedLoss
 from hsadml_dist.run.folder import RunFolder
+from hsadml_dist.run.rendezvous import join_run
 
 
 def messages(order: Answer) -> None:
@@ -43,8 +44,8 @@ def centre_memory(order: Answer) -> None:
     head = Head(loss, optimizer, comm, clip_norm=None)
     share = loss(*_own_samples(order, comm), step=1, count=order["batch"])
     share.backward()
-    head.average(share.detach())
-    head.apply(1e-3, head.norm())
+    head.average_gradients(share.detach())
+    head.apply(1e-3, head.grad_norm())
     weight = loss.centres.weight
     held = {"weights": weight, "gradient": weight.grad} | optimizer.state[weight]
     sizes = comm.all_gather_object({name: tensor.nbytes for name, tensor in held.items()})
@@ -135,7 +136,7 @@ def _sent(order: Answer, comm: Comm, layout: Layout) -> Answer:
     began = time.process_time()
     share = loss(emb_BD, label_B, step=1, count=order["batch"])
     share.backward()
-    head.average(share.detach())
+    head.average_gradients(share.detach())
     return {
         "seconds": time.process_time() - began,
         "sent_bytes": round(counting.sent),

@@ -98,7 +98,7 @@ def ours(problem: Problem, backward: Literal["store", "stream"]) -> Way:
     emb_ND, label_N = problem.samples()
     centres = Centres(problem.classes, problem.dim, SEED)
     comm = SoloComm(torch.device(problem.device))
-    loss = DistributedLoss(centres, our_margin(problem.loss), comm, computing=LossCompute(backward=backward))
+    loss = DistributedLoss(centres, our_margin(problem.loss), comm, compute=LossCompute(backward=backward))
     loss.to(problem.device, problem.dtype)
     weight = loss.centres.weight
     return Way(emb_ND=emb_ND, weight=weight, loss=lambda: loss(emb_ND, label_N, step=1, count=problem.batch))

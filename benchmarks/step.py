@@ -25,24 +25,20 @@ from types import SimpleNamespace
 import torch
 from bare_loop import bare_step, rank_environ
 
-from hsadml_dist.checkpoint.background import CheckpointSaver
 from hsadml_dist.config import Recipe
 from hsadml_dist.config.recipe import DataConfig, LossConfig, OptimConfig, TrainConfig
-from hsadml_dist.data.loader import Batch
+from hsadml_dist.data.batch import Batch
 from hsadml_dist.data.order import ExactOrder
-from hsadml_dist.distributed.comm import Comm, topology_from_environ
-from hsadml_dist.distributed.rendezvous import join_run
+from hsadml_dist.distributed.comm import Comm
+from hsadml_dist.distributed.topology import topology_from_environ
 from hsadml_dist.engine.learner import build_learner
-from hsadml_dist.health.stragglers import StragglerMonitor
 from hsadml_dist.health.watchdog import HealthMonitor
 from hsadml_dist.model_factory import build_network
-from hsadml_dist.preemption.agreement import StopAgreement
-from hsadml_dist.preemption.requests import RequestFiles
 from hsadml_dist.preemption.signals import StopSignal
-from hsadml_dist.resume import Resume
 from hsadml_dist.run.folder import RunFolder
+from hsadml_dist.run.rendezvous import join_run
 from hsadml_dist.run.trackers import open_recorder
-from hsadml_dist.train import Trainer
+from hsadml_dist.trainer import Session, Trainer
 
 CLASSES = 3
 SEED = 0
@@ -132,32 +128,19 @@ def measure(folder: Path, pairs: int, batch: int) -> None:
 
 
 def _ours(recipe: Recipe, folder: Path, context: object, data: Batch) -> Callable[[], object]:
-    notice = StopSignal()
-    requests = RequestFiles(RunFolder(folder), context.attempt) if context.comm.topology.is_rank_zero else None
     train_data = SimpleNamespace(
         loader=MemoryLoader(data),
         order=ExactOrder(count=1000, global_batch=recipe.train.global_batch, seed=SEED),
         total_steps=recipe.train.steps,
     )
-    records = open_recorder(context, tensorboard=True)
-    records.begin(0, recipe.train.steps)
+    recorder = open_recorder(context, tensorboard=True)
+    recorder.begin(0, recipe.train.steps)
+    monitor = HealthMonitor(context, recipe.run, None)
+    session = Session(run=RunFolder(folder), context=context, signal=StopSignal(), monitor=monitor, recorder=recorder)
     learner = build_learner(recipe, build_network(recipe), CLASSES, context.comm, recipe.train.steps)
-    training = Trainer(
-        recipe=recipe,
-        run=RunFolder(folder),
-        train_data=train_data,
-        context=context,
-        notice=notice,
-        agreement=StopAgreement(context.comm, notice, requests),
-        watch=HealthMonitor(context, recipe.run, None),
-        pace=StragglerMonitor(learner.engine.model, context.comm),
-        learner=learner,
-        resume=Resume(recipe=recipe, run=RunFolder(folder), data_digest="", learner=learner, records=records),
-        saver=CheckpointSaver(RunFolder(folder), context.attempt, context.comm, recipe.checkpoint, lambda name: None),
-        records=records,
-    )
+    trainer = Trainer(recipe, train_data, learner, session)
     numbers = iter(range(1, 10**6))
-    return lambda: training.train_step(next(numbers))
+    return lambda: trainer.train_step(next(numbers))
 
 
 def _bare(recipe: Recipe, comm: Comm, data: Batch) -> Callable[[], object]:

@@ -1,9 +1,9 @@
-"""Softmax against SphereFace on a folder of shards, fold by fold; stopped at any point, the same command goes on.
+"""Compare softmax and SphereFace on a folder of shards by cross-validation; repeat the command to resume.
 
     python examples/cross_validation.py person-shards slice-shards --out out/cv
 
-The first folder is trained on all its folds, each further one on its first fold only: the same images split by exam or
-by slice, to show what such a split adds to every figure. All runs are then judged together.
+The first folder is trained on all its folds, each further one on its first fold only. Pass the same images split by
+exam or by slice there, to show how much such a split inflates every figure. At the end, all runs are compared.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LOSSES = ("softmax", "sphereface")
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedRun:
-    """One training: its shards, its loss, the fold that it holds out, and where it goes."""
+    """One training: its shards, loss, test fold and run folder."""
 
     shards: Path
     loss: str
@@ -34,44 +34,44 @@ class PlannedRun:
 
 
 def main() -> int:
-    """Train what is not trained yet, then judge; returns the exit code."""
+    """Train the runs that are not finished, then evaluate; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("shards", type=Path, nargs="+", help="folders of shards; all folds of the first are trained")
-    parser.add_argument("--out", type=Path, default=Path("out/cv"), help="where the run folders go")
+    parser.add_argument("shards", type=Path, nargs="+", help="folders of shards; the first is trained on all its folds")
+    parser.add_argument("--out", type=Path, default=Path("out/cv"), help="folder of the run folders")
     parser.add_argument("--recipe", default="ce_mri")
-    parser.add_argument("--nproc", type=int, default=2, help="processes a training")
+    parser.add_argument("--nproc", type=int, default=2, help="processes per training")
     arguments = parser.parse_args()
-    plans = list(plan(arguments.shards, arguments.out))
-    for number, one in enumerate(plans, start=1):
-        if (one.run / "result.json").exists():
+    planned = list(plan_runs(arguments.shards, arguments.out))
+    for number, training in enumerate(planned, start=1):
+        if (training.run / "result.json").exists():
             continue
-        print(f"training {number} of {len(plans)}: {one.run}", flush=True)
-        began = time.monotonic()
-        code = train(one, arguments.recipe, arguments.nproc)
+        print(f"training {number} of {len(planned)}: {training.run}", flush=True)
+        start = time.monotonic()
+        code = train(training, arguments.recipe, arguments.nproc)
         if code:
             return code
-        print(f"{one.run}: {(time.monotonic() - began) / 60:.1f} minutes", flush=True)
-    return call("evaluate", *(str(one.run) for one in plans), "--combine", str(arguments.out / "combined"))
+        print(f"{training.run}: {(time.monotonic() - start) / 60:.1f} minutes", flush=True)
+    return call("evaluate", *(str(training.run) for training in planned), "--combine", str(arguments.out / "combined"))
 
 
-def plan(folders: list[Path], out: Path) -> Iterator[PlannedRun]:
-    """Yield all trainings, the losses of one fold after one another."""
-    for place, shards in enumerate(folders):
+def plan_runs(folders: list[Path], out: Path) -> Iterator[PlannedRun]:
+    """Yield all trainings; those of one fold with different losses follow each other."""
+    for position, shards in enumerate(folders):
         index = load_index(shards)
-        for fold in index.fold_numbers if place == 0 else index.fold_numbers[:1]:
+        for fold in index.fold_numbers if position == 0 else index.fold_numbers[:1]:
             for loss in LOSSES:
                 run = out / index.split_unit / loss / f"fold-{fold}"
                 yield PlannedRun(shards=shards, loss=loss, fold=fold, run=run)
 
 
-def train(one: PlannedRun, recipe: str, ranks: int) -> int:
-    """Train, or go on where a former start was stopped."""
-    settings = [f"data.shards={one.shards}", f"data.fold={one.fold}", f"loss.name={one.loss}"]
-    return call("train", recipe, *settings, "--nproc", str(ranks), "--run", str(one.run))
+def train(training: PlannedRun, recipe: str, ranks: int) -> int:
+    """Train, or resume an interrupted training; return the exit code."""
+    settings = [f"data.shards={training.shards}", f"data.fold={training.fold}", f"loss.name={training.loss}"]
+    return call("train", recipe, *settings, "--nproc", str(ranks), "--run", str(training.run))
 
 
 def call(*words: str) -> int:
-    """Say a command and run it."""
+    """Print a command and run it; return the exit code."""
     print("$ hsadml " + shlex.join(words), flush=True)
     return subprocess.run([*HSADML, *words], check=False).returncode
 

@@ -1,7 +1,7 @@
-"""The whole way in a few minutes: patients, shards, two trainings, one of them preempted and back, and a verdict.
+"""Run the whole workflow in a few minutes: generate patients, build shards, train twice, preempt, resume, evaluate.
 
-Each step is a command that you can also type. With Slurm's programs on this machine the training is a job on a private
-cluster, preempted by a job of higher priority; without them it runs in local processes and is stopped by a signal.
+Each step is a command that you can also type. If Slurm is installed, the trainings are jobs on a private cluster, and
+one is preempted by a job of higher priority. Otherwise they run in local processes, and one is stopped by a signal.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ HSADML = [sys.executable, "-m", "hsadml_dist.launch.cli"]
 PATIENTS = 120
 RANKS = 2
 LOSSES = ("sphereface", "softmax")
-PREEMPTED = "sphereface"
-HALF_WAY = 250
-"""Of the recipe's 500 steps."""
+PREEMPTED_LOSS = "sphereface"
+PREEMPT_AT_STEP = 250
+"""Half of the recipe's 500 steps."""
 SYSTEM_PATHS = os.pathsep.join(["/usr/sbin", "/sbin"])
-NEEDED = ("munged", "slurmctld", "slurmd", "sbatch")
-LIMIT_SECONDS = 540
+SLURM_PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
+HANG_SECONDS = 540
 
 
 def main() -> int:
-    """Run the demo; returns the exit code."""
+    """Run the demo; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("out/demo"), help="where everything is written")
+    parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for all output")
     out = parser.parse_args().out
     if _on_login_node():
-        print("This is a login node of a real cluster; the demo would start daemons of its own. Try instead:")
+        print("This is a login node of a real cluster, and the demo would start its own Slurm daemons. Run instead:")
         print("  hsadml shards build phantom 120 --size 128 --out out/demo/shards")
         print("  hsadml submit demo --nodes 1 --tasks-per-node 2 --smoke")
         return 0
@@ -48,12 +48,12 @@ def main() -> int:
     if _has_slurm():
         with _private_cluster(out / "cluster"):
             for loss, run in runs.items():
-                _train_as_job(run, _settings(out, loss, run), preempted=loss == PREEMPTED)
+                _train_as_job(run, _settings(out, loss, run), preempted=loss == PREEMPTED_LOSS)
     else:
-        print("Slurm's programs are not on this machine: training in local processes instead of jobs.")
+        print("Slurm is not installed: training in local processes instead of jobs.")
         for loss, run in runs.items():
-            _train_in_local_processes(run, _settings(out, loss, run), stopped=loss == PREEMPTED)
-    return _show(out, list(runs.values()))
+            _train_in_local_processes(run, _settings(out, loss, run), stopped=loss == PREEMPTED_LOSS)
+    return _evaluate(out, list(runs.values()))
 
 
 def _settings(out: Path, loss: str, run: Path) -> list[str]:
@@ -69,12 +69,12 @@ def _on_login_node() -> bool:
 
 def _has_slurm() -> bool:
     path = os.pathsep.join([os.environ.get("PATH", ""), SYSTEM_PATHS])
-    return all(shutil.which(name, path=path) for name in NEEDED)
+    return all(shutil.which(name, path=path) for name in SLURM_PROGRAMS)
 
 
 def _build_shards(shards: Path) -> None:
     if shards.exists():
-        print(f"{shards} is there already")
+        print(f"{shards} exists; using it")
         return
     _run("shards", "build", "phantom", str(PATIENTS), "--size", "128", "--out", str(shards))
 
@@ -94,9 +94,12 @@ def _private_cluster(cluster: Path) -> Iterator[None]:
 def _train_as_job(run: Path, settings: list[str], *, preempted: bool) -> None:
     _run("submit", *settings, "--nodes", "1", "--tasks-per-node", str(RANKS), "--requeue", "self")
     if preempted:
-        _wait_for_step(run, HALF_WAY)
-        print("\nA job of higher priority takes the node; ours saves, leaves and comes back by itself:", flush=True)
-        _say_and_call(["sbatch", "--partition=high", "--exclusive", "--output=/dev/null", "--wrap=sleep 2"])
+        _wait_for_step(run, PREEMPT_AT_STEP)
+        print(
+            "\nA job of higher priority preempts the training, which saves a checkpoint, is requeued and resumes:",
+            flush=True,
+        )
+        _print_and_run(["sbatch", "--partition=high", "--exclusive", "--output=/dev/null", "--wrap=sleep 2"])
     _wait_for_end(run)
 
 
@@ -105,44 +108,43 @@ def _train_in_local_processes(run: Path, settings: list[str], *, stopped: bool) 
     print(f"\n$ hsadml {shlex.join(command[len(HSADML) :])}", flush=True)
     if stopped:
         first = subprocess.Popen(command)
-        _wait_for_step(run, HALF_WAY)
-        print("\nThe training is told to stop; it saves and leaves with exit code 85:", flush=True)
+        _wait_for_step(run, PREEMPT_AT_STEP)
+        print("\nSIGTERM stops the training, which saves a checkpoint and ends with exit code 85:", flush=True)
         first.send_signal(signal.SIGTERM)
-        print(f"exit code {first.wait()}; the same command goes on", flush=True)
+        print(f"exit code {first.wait()}; the same command resumes", flush=True)
     subprocess.run(command, check=True)
 
 
 def _wait_for_step(run: Path, step: int) -> None:
-    shown, deadline = 0, time.monotonic() + LIMIT_SECONDS
-    while shown < step:
+    deadline = time.monotonic() + HANG_SECONDS
+    while _count_steps(run) < step:
         if time.monotonic() > deadline:
-            raise SystemExit(f"step {step} was not reached in {LIMIT_SECONDS} s; see {run}")
+            raise SystemExit(f"{run}: step {step} was not reached in {HANG_SECONDS} s; see the logs in the run folder")
         time.sleep(0.5)
-        shown = _steps(run)
 
 
 def _wait_for_end(run: Path) -> None:
-    deadline, said = time.monotonic() + LIMIT_SECONDS, 0
+    deadline, printed = time.monotonic() + HANG_SECONDS, 0
     while True:
         events = [json.loads(line) for path in sorted(run.glob("attempts/*/events.jsonl")) for line in path.open()]
-        for event in events[said:]:
-            print(f"  attempt {event['attempt']}, after step {event['step']}: {event['event']}", flush=True)
-        said = len(events)
+        for event in events[printed:]:
+            print(f"  attempt {event['attempt']}, step {event['step']}: {event['event']}", flush=True)
+        printed = len(events)
         if any(event["event"] == "finished" for event in events):
             return
         if any(event["event"] == "failed" for event in events) or time.monotonic() > deadline:
-            raise SystemExit(f"the run did not end well; see {run}")
+            raise SystemExit(f"{run}: the training failed or hangs; see the logs in the run folder")
         time.sleep(1)
 
 
-def _steps(run: Path) -> int:
+def _count_steps(run: Path) -> int:
     return sum(len(path.read_text().splitlines()) for path in run.glob("attempts/*/metrics.jsonl"))
 
 
-def _show(out: Path, runs: list[Path]) -> int:
+def _evaluate(out: Path, runs: list[Path]) -> int:
     _run("evaluate", *map(str, runs), "--combine", str(out / "combined"))
     for page in (out / "shards" / "card.html", *(run / "report.html" for run in runs), out / "combined/combined.html"):
-        print(f"look at {page.resolve()}")
+        print(f"open {page.resolve()}")
     return 0
 
 
@@ -151,7 +153,7 @@ def _run(*arguments: str) -> None:
     subprocess.run([*HSADML, *arguments], check=True)
 
 
-def _say_and_call(command: list[str]) -> None:
+def _print_and_run(command: list[str]) -> None:
     print(f"$ {shlex.join(command)}", flush=True)
     subprocess.run(command, check=True)
 

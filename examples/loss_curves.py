@@ -1,8 +1,8 @@
-"""Draw every loss's curves: what a margin makes of the target's cosine and of the others', and the slopes of both.
+"""Plot the curves of every loss: psi of the target cosine and eta of the other cosines, and the slopes of both.
 
     python examples/loss_curves.py --out docs/losses.png
 
-The curves are those that training uses (``hsadml_dist.losses.margins``), at the defaults of each paper.
+The curves come from the code that training uses (``hsadml_dist.losses.margins``), with the defaults of each paper.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from hsadml_dist.losses.margins import LOSSES, Annealing, Margin, MarginSettings
 from hsadml_dist.report.plot_style import COLOURS, FAINT, GRID, INK, style_axes
 
 DEGREES = torch.arange(1.5, 180, 1.5, dtype=torch.float64)
-"""Angles where curves are drawn: without the ends, where some slopes have a pole."""
+"""Angles of the curves, without 0 and 180, where some slopes have a pole."""
 
-ACROSS, DOTS = 4, 120
+COLUMNS, DPI = 4, 120
 BLUE, ORANGE = COLOURS[0], COLOURS[1]
 VALUES, DEEP_VALUES, SLOPES = (-2.3, 1.7), (-7.6, 1.7), (-0.5, 5.5)
-"""Where frames end: values, SphereFace's values, slopes (some go on outside)."""
+"""Limits of the vertical axes: values, values of SphereFace, slopes (some exceed them)."""
 
-Mark = tuple[str, str, float, float]
-"""Text, colour, and its middle: degrees and height."""
+CurveLabel = tuple[str, str, float, float]
+"""Text, colour, and the coordinates of its centre: degrees and height."""
 
 PSI, ETA, BOTH = r"$\psi$", r"$\eta$", r"$\psi = \eta = \cos\,\theta$"
 SLOPE, OTHERS, ONE = r"$\psi'$", r"$\eta'$", r"$\psi' = \eta' = 1$"
-VALUE_MARKS: dict[str, tuple[Mark, ...]] = {
+VALUE_LABELS: dict[str, tuple[CurveLabel, ...]] = {
     "softmax": ((BOTH, BLUE, 125, 0.4),),
     "sphereface": (
         (r"$\psi,\ \lambda = 0$", BLUE, 50, -3.1),
@@ -55,7 +55,7 @@ VALUE_MARKS: dict[str, tuple[Mark, ...]] = {
         (ETA, ORANGE, 95, 0.5),
     ),
 }
-SLOPE_MARKS: dict[str, tuple[Mark, ...]] = {
+SLOPE_LABELS: dict[str, tuple[CurveLabel, ...]] = {
     "softmax": ((ONE, BLUE, 90, 1.6),),
     "sphereface": (
         (r"$\psi',\ \lambda = 0$", BLUE, 90, 4.9),
@@ -76,13 +76,13 @@ SLOPE_MARKS: dict[str, tuple[Mark, ...]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
-    """One curve and its slope by the cosine, at each of ``DEGREES``.
+class LossCurve:
+    """One curve and its derivative with respect to the cosine, at each of ``DEGREES``.
 
     Attributes:
-        target: Whether it is the target class's.
+        target: Whether it belongs to the target class.
         value: Values, fp64.
-        slope: Derivatives by the cosine, fp64.
+        slope: Derivatives with respect to the cosine, fp64.
         faint: Whether it is a variant.
     """
 
@@ -93,18 +93,18 @@ class Line:
 
 
 def main() -> None:
-    """Draw the figure."""
+    """Write the figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("docs/losses.png"))
     out: Path = parser.parse_args().out
-    lines = {name: lines_of(name) for name in LOSSES}
+    lines = {name: loss_curves(name) for name in LOSSES}
     out.parent.mkdir(parents=True, exist_ok=True)
-    save(draw(lines), out, digest(lines))
+    save(plot_curves(lines), out, digest(lines))
     print(f"{out}: {out.stat().st_size / 1000:.0f} kB")
 
 
-def lines_of(name: str) -> list[Line]:
-    """Return what is drawn of a loss: psi and its variants, then eta."""
+def loss_curves(name: str) -> list[LossCurve]:
+    """Return the curves of a loss: psi and its variants, then eta."""
     full = build_margin(name, MarginSettings(annealing=Annealing(base=0, minimum=0))).at(1)
     if name == "adaface":
         targets = [_target(full, quality, faint=quality != 0) for quality in (-1, 0, 1)]
@@ -114,11 +114,11 @@ def lines_of(name: str) -> list[Line]:
     else:
         targets = [_target(full)]
     value, slope = full.eta(_cosines())
-    return [*targets, Line(target=False, value=value, slope=slope)]
+    return [*targets, LossCurve(target=False, value=value, slope=slope)]
 
 
-def digest(lines: dict[str, list[Line]]) -> str:
-    """Return a digest of all that is drawn, to the third decimal: a figure that carries another one is out of date."""
+def digest(lines: dict[str, list[LossCurve]]) -> str:
+    """Return a digest of all curves to three decimals; a figure with another digest is out of date."""
     numbers = [
         (name, line.target, _rounded(line.value), _rounded(line.slope)) for name, own in lines.items() for line in own
     ]
@@ -126,9 +126,9 @@ def digest(lines: dict[str, list[Line]]) -> str:
 
 
 def save(figure: Figure, out: Path, description: str) -> None:
-    """Write a PNG of few colours, with a description inside."""
+    """Write a PNG of few colours, with ``description`` in its metadata."""
     canvas = FigureCanvasAgg(figure)
-    figure.set_dpi(DOTS)
+    figure.set_dpi(DPI)
     canvas.draw()
     note = PngInfo()
     note.add_text("Description", description)
@@ -136,14 +136,14 @@ def save(figure: Figure, out: Path, description: str) -> None:
     picture.quantize(64, dither=Image.Dither.NONE).save(out, pnginfo=note, optimize=True)
 
 
-def draw(lines: dict[str, list[Line]]) -> Figure:
-    """Return the figure: for each loss a frame of values above one of slopes."""
-    bands = -(-len(lines) // ACROSS)
-    figure = Figure(figsize=(11, 4.6 * bands), layout="constrained", facecolor="white")
-    frames = figure.subplots(2 * bands, ACROSS, sharex=True, squeeze=False)
+def plot_curves(lines: dict[str, list[LossCurve]]) -> Figure:
+    """Return the figure: for each loss, values above slopes."""
+    row_pairs = -(-len(lines) // COLUMNS)
+    figure = Figure(figsize=(11, 4.6 * row_pairs), layout="constrained", facecolor="white")
+    frames = figure.subplots(2 * row_pairs, COLUMNS, sharex=True, squeeze=False)
     for number, (name, own) in enumerate(lines.items()):
-        band, column = divmod(number, ACROSS)
-        upper, lower = frames[2 * band, column], frames[2 * band + 1, column]
+        row_pair, column = divmod(number, COLUMNS)
+        upper, lower = frames[2 * row_pair, column], frames[2 * row_pair + 1, column]
         _values(upper, name, own)
         _slopes(lower, name, own)
         if column == 0:
@@ -152,23 +152,23 @@ def draw(lines: dict[str, list[Line]]) -> Figure:
     return figure
 
 
-def _values(axes: Axes, name: str, lines: list[Line]) -> None:
+def _values(axes: Axes, name: str, lines: list[LossCurve]) -> None:
     _frame(axes, DEEP_VALUES if name == "sphereface" else VALUES)
     axes.set_title(name, loc="left", color=INK, fontsize=12, fontweight="bold")
     axes.plot(DEGREES, _cosines(), color=FAINT, linewidth=1, linestyle=(0, (1, 2)))
-    _draw(axes, lines, [line.value for line in lines], VALUE_MARKS[name])
+    _draw(axes, lines, [line.value for line in lines], VALUE_LABELS[name])
 
 
-def _slopes(axes: Axes, name: str, lines: list[Line]) -> None:
+def _slopes(axes: Axes, name: str, lines: list[LossCurve]) -> None:
     _frame(axes, SLOPES)
     axes.set_xlabel("θ", color=INK, fontsize=11, labelpad=0)
-    _draw(axes, lines, [line.slope for line in lines], SLOPE_MARKS[name])
+    _draw(axes, lines, [line.slope for line in lines], SLOPE_LABELS[name])
 
 
-def _draw(axes: Axes, lines: list[Line], heights: list[torch.Tensor], marks: tuple[Mark, ...]) -> None:
+def _draw(axes: Axes, lines: list[LossCurve], heights: list[torch.Tensor], labels: tuple[CurveLabel, ...]) -> None:
     for line, values in zip(lines, heights, strict=True):
-        axes.plot(DEGREES, values, **_look(line))
-    for text, colour, degree, height in marks:
+        axes.plot(DEGREES, values, **_line_style(line))
+    for text, colour, degree, height in labels:
         axes.text(degree, height, text, ha="center", va="center", color=colour, fontsize=11)
 
 
@@ -181,14 +181,14 @@ def _frame(axes: Axes, ends: tuple[float, float]) -> None:
     axes.tick_params(labelbottom=True)
 
 
-def _look(line: Line) -> dict[str, Any]:
+def _line_style(line: LossCurve) -> dict[str, Any]:
     style = "-" if line.target else (0, (5, 2))
     return {"color": BLUE if line.target else ORANGE, "linestyle": style, "linewidth": 1.0 if line.faint else 2.0}
 
 
-def _target(pair: Margin, quality: float = 0, *, faint: bool = False) -> Line:
+def _target(pair: Margin, quality: float = 0, *, faint: bool = False) -> LossCurve:
     value, slope = pair.psi(_cosines(), torch.full_like(DEGREES, quality))
-    return Line(target=True, value=value, slope=slope, faint=faint)
+    return LossCurve(target=True, value=value, slope=slope, faint=faint)
 
 
 def _cosines() -> torch.Tensor:

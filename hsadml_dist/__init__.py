@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hsadml_dist import losses
-    from hsadml_dist.api import evaluate, load, train
     from hsadml_dist.data.shard_dataset import ShardDataset
+    from hsadml_dist.launch.api import evaluate, load, train
 
     __version__: str
 
 __all__ = ["ShardDataset", "__version__", "evaluate", "load", "losses", "train"]
 
-_HOMES = {"ShardDataset": "data.shard_dataset", "evaluate": "api", "load": "api", "train": "api"}
+_HOMES = {"ShardDataset": "data.shard_dataset", "evaluate": "launch.api", "load": "launch.api", "train": "launch.api"}
 
 
 def __getattr__(name: str) -> Any:

@@ -36,9 +36,11 @@ def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
 def write_bytes(path: Path, content: bytes, *, durable: bool = True, mode: int = 0o666) -> None:
     """Write or replace ``path``; ``mode`` are its permissions before the umask."""
-    with atomic_path(path, durable=durable) as temporary:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
-            file.write(content)
+    with (
+        atomic_path(path, durable=durable) as temporary,
+        open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file,
+    ):
+        file.write(content)
 
 
 def write_text(path: Path, text: str, *, durable: bool = True, mode: int = 0o666) -> None:

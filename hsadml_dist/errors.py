@@ -1,21 +1,21 @@
-"""What can go wrong for a user, and the exit code that says so.
+"""The exceptions that a user can resolve, and the exit codes of the package's processes.
 
 ::
 
     HsadmlError                      exit code
-    ├── ConfigError                  1    a recipe or an override is wrong; carries every fault found
-    ├── DataError                    1    images, tables or shards are missing, damaged or do not fit
-    ├── CheckpointError              1    nothing that verifies is left to go on from
-    ├── ClusterError                 1    Slurm is absent, refused the request, or a private cluster failed
-    ├── NumericalError               1    a loss or a gradient is not finite, and the recipe says to stop
-    ├── RunError                     1    the run folder cannot be written, or its run gets no further
-    ├── UsageError                   2    the command line itself is wrong
-    ├── EngineError                  70   the engine's gradients are not those of the loss: nothing may be trained
-    ├── PeerLostError                70   another rank of this start died or hangs; a restart goes on
-    ├── WorkerLostError              70   a loader worker died; a restart goes on
-    └── RunLockedError                 75   another live process writes this run
+    ├── ConfigError                  1    a recipe or an override is wrong; has all faults found
+    ├── DataError                    1    images, tables or shards are missing, damaged or do not match
+    ├── CheckpointError              1    there is no intact checkpoint to resume from, or one cannot be written
+    ├── ClusterError                 1    Slurm is missing or refused the request, or a private cluster failed
+    ├── NumericalError               1    a loss or gradient is NaN or Inf, with on_nonfinite: stop
+    ├── RunError                     1    the run folder cannot be written, or the run makes no progress
+    ├── UsageError                   2    the command line is wrong
+    ├── EngineError                  70   the engine's gradients are not those of the loss: training is refused
+    ├── PeerLostError                70   another rank died or hangs; a restart resumes the run
+    ├── WorkerLostError              70   a loader worker died; a restart resumes the run
+    └── RunLockedError               75   another live process writes this run
 
-Anything else that escapes is a defect of this package: exit code 70 and a traceback.
+Any other exception is a defect of this package: exit code 70 and a traceback.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
-"""What the system says where a disk or a quota is full."""
+"""Error numbers of a full disk and of a full quota."""
 
 
 class ExitCode(enum.IntEnum):
-    """What a process of this package says when it ends."""
+    """Exit codes of the processes of this package."""
 
     SUCCESS = 0
     USER_ERROR = 1
@@ -42,19 +42,19 @@ class ExitCode(enum.IntEnum):
 
 
 class HsadmlError(Exception):
-    """Base of all errors that a user can repair; its text is one clear line."""
+    """Base of all errors that a user can resolve; the message is one clear line."""
 
     exit_code: ExitCode = ExitCode.USER_ERROR
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """One thing wrong with a recipe.
+    """One fault of a recipe.
 
     Attributes:
-        where: Where the value stands, for instance ``recipe.yaml:12`` or ``command line``.
-        key: The setting's dotted name.
-        problem: The value received, the rule, what is allowed and the nearest spelling.
+        where: Where the value is written, for instance ``recipe.yaml:12`` or ``command line``.
+        key: Dotted name of the setting.
+        problem: The value, the rule, what is allowed and the closest spelling.
     """
 
     where: str
@@ -66,7 +66,7 @@ class Fault:
 
 
 class ConfigError(HsadmlError):
-    """A recipe is wrong; ``faults`` holds all that was found, in one go."""
+    """A recipe is wrong; ``faults`` has all faults found."""
 
     def __init__(self, faults: Iterable[Fault]) -> None:
         self.faults = tuple(faults)
@@ -74,19 +74,19 @@ class ConfigError(HsadmlError):
 
 
 class DataError(HsadmlError):
-    """Images, tables or shards are missing, damaged or do not fit."""
+    """Images, tables or shards are missing, damaged or do not match."""
 
 
 class CheckpointError(HsadmlError):
-    """No checkpoint that verifies is left to go on from, or one cannot be written."""
+    """There is no intact checkpoint to resume from, or one cannot be written."""
 
 
 class ClusterError(HsadmlError):
-    """Slurm is absent, refused the request, or a private cluster failed."""
+    """Slurm is missing or refused the request, or a private cluster failed."""
 
 
 class NumericalError(HsadmlError):
-    """A loss or a gradient is not finite, and the recipe says to stop; the state is that after the step before."""
+    """A loss or gradient is NaN or Inf, with ``on_nonfinite: stop``; the state is that after the previous step."""
 
     def __init__(self, text: str, step: int) -> None:
         self.step = step
@@ -98,25 +98,25 @@ class RunError(HsadmlError):
 
 
 class EngineError(HsadmlError):
-    """The engine's gradients are not those of the loss; training on would mislead."""
+    """The engine's gradients are not those of the loss, so training would mislead."""
 
     exit_code = ExitCode.INTERNAL_ERROR
 
 
 class PeerLostError(HsadmlError):
-    """Another rank of this start died or hangs, so the ranks can do nothing more together; a restart goes on."""
+    """Another rank of this start died or hangs, so collectives cannot complete; a restart resumes the run."""
 
     exit_code = ExitCode.INTERNAL_ERROR
 
 
 class WorkerLostError(HsadmlError):
-    """A process that prepares batches was killed, or died of a defect in a library; a restart goes on."""
+    """A loader worker was killed or crashed; a restart resumes the run."""
 
     exit_code = ExitCode.INTERNAL_ERROR
 
 
 class UsageError(HsadmlError):
-    """The command line itself is wrong."""
+    """The command line is wrong."""
 
     exit_code = ExitCode.USAGE_ERROR
 
@@ -127,9 +127,9 @@ class RunLockedError(HsadmlError):
     exit_code = ExitCode.RUN_LOCKED
 
 
-def os_error_reason(fault: OSError) -> str:
-    """Return why the system refused, in words; a full disk and a full quota are both ``no space left``."""
-    return "no space left" if fault.errno in NO_SPACE_ERRNOS else fault.strerror or str(fault)
+def os_error_reason(error: OSError) -> str:
+    """Return the reason of a system error in words; ``no space left`` for a full disk and a full quota."""
+    return "no space left" if error.errno in NO_SPACE_ERRNOS else error.strerror or str(error)
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Numbers that look drawn and are not: hashes of whole numbers under a key, the same on every machine."""
+"""Deterministic pseudo-random numbers: keyed hashes of integers that are the same on every machine."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 
 
 def hash_key(text: str) -> int:
-    """Return a key below 2**64 for what is drawn in the name of ``text``."""
+    """Return a key below 2**64 derived from ``text``."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def splitmix64(numbers: np.ndarray, key: int) -> np.ndarray:
-    """Return hashes (N,), uint64, of numbers (N,), uint64.
+    """Return the hashes (N,), uint64, of ``numbers`` (N,), uint64, under ``key``.
 
     Source: the finaliser of SplitMix64 (Steele et al., OOPSLA 2014).
     """

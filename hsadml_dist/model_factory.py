@@ -9,7 +9,11 @@ from hsadml_dist.models.network import EmbeddingNet, build_model
 
 
 def build_network(recipe: Recipe) -> EmbeddingNet:
-    """Return the recipe's network with its initial weights, on the CPU."""
+    """Return the network of a recipe with its initial weights, on the CPU.
+
+    Raises:
+        ConfigError: See :func:`~hsadml_dist.models.network.build_model`.
+    """
     return build_model(
         recipe.model.name,
         embedding_dim=recipe.model.embedding_dim,
@@ -21,31 +25,31 @@ def build_network(recipe: Recipe) -> EmbeddingNet:
     )
 
 
-def build_margin_loss(loss: LossConfig) -> MarginLoss:
-    """Return the margin loss that a recipe describes.
+def build_margin_loss(config: LossConfig) -> MarginLoss:
+    """Return the margin loss of a recipe.
 
     Raises:
         ConfigError: The loss does not accept this margin.
     """
     annealing = Annealing(
-        base=loss.lambda_base, gamma=loss.lambda_gamma, power=loss.lambda_power, minimum=loss.lambda_min
+        base=config.lambda_base, gamma=config.lambda_gamma, power=config.lambda_power, minimum=config.lambda_min
     )
-    chosen = MarginSettings(
-        margin=loss.margin,
-        scale=loss.scale,
-        grad_mode=loss.grad_mode,
+    settings = MarginSettings(
+        margin=config.margin,
+        scale=config.scale,
+        grad_mode=config.grad_mode,
         annealing=annealing,
-        adaptive=AdaptiveNorm(concentration=loss.norm_concentration, momentum=loss.norm_momentum),
-        positive_weight=loss.positive_weight,
-        sharpness=loss.sharpness,
+        adaptive=AdaptiveNorm(concentration=config.norm_concentration, momentum=config.norm_momentum),
+        positive_weight=config.positive_weight,
+        sharpness=config.sharpness,
     )
-    return build_margin(loss.name, chosen)
+    return build_margin(config.name, settings)
 
 
-def loss_scale(loss: LossConfig) -> float | None:
-    """Return the factor on all cosines, None where it is each embedding's norm.
+def loss_scale(config: LossConfig) -> float | None:
+    """Return the factor on all cosines; None means the norm of each embedding.
 
     Raises:
-        ConfigError: The loss cannot have this margin.
+        ConfigError: The loss does not accept this margin.
     """
-    return build_margin_loss(loss).at(0).scale
+    return build_margin_loss(config).at(0).scale

@@ -1,1 +1,1 @@
-"""Starting runs: the command line, the processes of a run on this machine, shipped recipes."""
+"""Start runs: the command line, local ranks, the doctor and the shipped recipes."""

@@ -1,16 +1,18 @@
-"""How a process of this package ends: its exit code and what it says on stderr."""
+"""Turn the end of a process into an exit code and a message on stderr."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable
 
 from hsadml_dist.errors import NO_SPACE_ERRNOS, ExitCode, HsadmlError, os_error_reason
 
-# Import names that only an extra installs; the base installation is for login nodes.
-EXTRAS = {
+EXTRA_PACKAGES = {
     "train": (
         "torch",
         "numpy",
@@ -28,48 +30,61 @@ EXTRAS = {
     "timm": ("timm",),
     "dicom": ("pydicom",),
 }
+"""Import names by the extra that installs them. The base installation is for login nodes and has none of them."""
 
 ENVIRONMENT_ERRNOS = (*NO_SPACE_ERRNOS, errno.EROFS, errno.EACCES)
-"""What the system says of a disk that is full or may not be written: no defect of this package."""
+"""A full disk or missing permissions: faults of the environment, not of this package."""
 
 
 def run_with_exit_code(work: Callable[[], int | None], name: str = "hsadml") -> int:
-    """Return the exit code of ``work``, or the one that stands for what it raised, said on stderr after ``name``."""
+    """Call ``work`` and return its exit code.
+
+    An exception is reported on stderr, prefixed by ``name``, and turned into an exit code.
+    """
     try:
         return int(work() or ExitCode.SUCCESS)
-    except (Exception, KeyboardInterrupt, SystemExit) as fault:  # noqa: BLE001  the process's end must say what it was
+    except (Exception, KeyboardInterrupt, SystemExit) as fault:  # noqa: BLE001  every end needs an exit code
         text, code = describe_error(fault)
         if text:
-            # One write: print makes two, and the line of another rank may come between text and end.
+            # One write, because print makes two and a line of another rank could come between them.
             sys.stderr.write((text if text.startswith("Traceback") else f"{name}: {text}") + "\n")
         return code
 
 
+def hard_exit(code: int) -> None:
+    """End the process without the interpreter's shutdown, in which gloo's threads sometimes abort."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
 def describe_error(fault: BaseException) -> tuple[str, int]:
-    """Return what to tell the user about ``fault``, and the exit code that stands for it."""
+    """Return the message for the user, a traceback for a defect, and the exit code."""
     match fault:
         case HsadmlError():
-            told = str(fault), int(fault.exit_code)
-        case SystemExit(code=str() as text):
-            told = text, int(ExitCode.USER_ERROR)
-        case SystemExit(code=int() | None as code):
-            told = "", code or 0
+            text, code = str(fault), int(fault.exit_code)
+        case SystemExit(code=str() as message):
+            text, code = message, int(ExitCode.USER_ERROR)
+        case SystemExit(code=int() | None as number):
+            text, code = "", number or 0
         case KeyboardInterrupt():
-            told = "interrupted", int(ExitCode.STOPPED)
+            text, code = "interrupted", int(ExitCode.STOPPED)
         case ModuleNotFoundError() if missing_extra(fault.name):
-            told = missing_extra(fault.name), int(ExitCode.USER_ERROR)
+            text, code = missing_extra(fault.name), int(ExitCode.USER_ERROR)
         case OSError() if fault.errno in ENVIRONMENT_ERRNOS:
             where = f"{fault.filename}: " if fault.filename else ""
-            told = f"{where}{os_error_reason(fault)}", int(ExitCode.USER_ERROR)
+            text, code = f"{where}{os_error_reason(fault)}", int(ExitCode.USER_ERROR)
         case _:
-            told = "".join(traceback.format_exception(fault)).rstrip(), int(ExitCode.INTERNAL_ERROR)
-    return told
+            text, code = "".join(traceback.format_exception(fault)).rstrip(), int(ExitCode.INTERNAL_ERROR)
+    return text, code
 
 
 def missing_extra(module: str | None) -> str:
-    """Return one line that says how to install the package of ``module``; empty if no extra holds it."""
+    """Return how to install the package of ``module``; empty if no extra installs it."""
     package = (module or "").partition(".")[0]
-    for extra, packages in EXTRAS.items():
+    for extra, packages in EXTRA_PACKAGES.items():
         if package in packages:
-            return f"this needs the package {package!r}, which is not installed: pip install 'hsadml-dist[{extra}]'"
+            return f"the package {package!r} is not installed: pip install 'hsadml-dist[{extra}]'"
     return ""

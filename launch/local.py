@@ -1,9 +1,8 @@
-"""The ranks of a run as processes of this machine, and what becomes of them."""
+"""Run the ranks of a run as processes of this machine: start, forward signals, stop them together, exit code."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import site
@@ -11,46 +10,46 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 import hsadml_dist
 from hsadml_dist.errors import ExitCode
+from hsadml_dist.process import die_with_this_process
 
 RANK_COMMAND = (sys.executable, "-P", "-m", "hsadml_dist.launch.rank")
 POLL_SECONDS = 0.05
-FAILED_GRACE = 5.0
-"""Seconds that ranks get after a peer has failed: one that waits for it in a collective cannot stop by itself."""
-STOPPED_GRACE = 15.0
-"""Seconds that ranks get after a peer has stopped as told: they leave together, so more is a defect."""
-# A terminal's Ctrl-C, its closing and a plain kill all mean: save and stop.
-FORWARDED = {
+FAILED_GRACE_SECONDS = 5.0
+"""Time to exit after a peer has failed. Short, since a rank that waits for it in a collective cannot stop by itself."""
+STOPPED_GRACE_SECONDS = 15.0
+"""Time to exit after a peer has stopped on request. Ranks stop together, so a rank that needs longer hangs."""
+# Ctrl-C, a closed terminal and a plain kill all mean: save and stop.
+FORWARDED_SIGNALS = {
     signal.SIGINT: signal.SIGTERM,
     signal.SIGHUP: signal.SIGTERM,
     signal.SIGTERM: signal.SIGTERM,
     signal.SIGUSR2: signal.SIGUSR2,
 }
-GOOD = (ExitCode.SUCCESS, ExitCode.STOPPED)
+REGULAR_EXITS = (ExitCode.SUCCESS, ExitCode.STOPPED)
 USER_ERRORS = (ExitCode.USER_ERROR, ExitCode.USAGE_ERROR, ExitCode.RUN_LOCKED)
-PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankExit:
-    """How a rank ended.
+    """The end of a rank's process.
 
     Attributes:
-        rank: Its number.
-        code: Its exit code; below 0 the number of the signal that killed it.
-        moment: Number of the look at which it was found ended; ranks of one moment ended within milliseconds.
-        killed: Whether it was this launcher that killed it.
+        rank: The rank.
+        code: Exit code; negative for the signal that killed it.
+        poll: Number of the poll that found it ended; ranks of the same poll ended within milliseconds.
+        killed: Whether the launcher killed it.
     """
 
     rank: int
     code: int
-    moment: int
+    poll: int
     killed: bool = False
 
     def __str__(self) -> str:
@@ -61,122 +60,122 @@ class RankExit:
         return f"rank {self.rank} ended with exit code {self.code}"
 
 
-def first_failure(ends: Sequence[RankExit]) -> RankExit | None:
-    """Return the end that explains the run's failure, or None.
+def first_failure(exits: Sequence[RankExit]) -> RankExit | None:
+    """Return the exit that explains the failure of the run, or None.
 
-    A rank's death makes its peers fail milliseconds later; of the ranks that ended in the same moment a killed one
-    explains the others, then one with an error of the user's.
+    The death of a rank makes its peers fail milliseconds later. Among ranks that ended in the same poll, a rank killed
+    by a signal explains the others, then one with a user error.
     """
-    failures = [end for end in ends if not end.killed and end.code not in GOOD]
+    failures = [one for one in exits if not one.killed and one.code not in REGULAR_EXITS]
 
-    def order(end: RankExit) -> tuple[int, int, int]:
-        return (end.moment, 0 if end.code < 0 else 1 if end.code in USER_ERRORS else 2, end.rank)
+    def order(one: RankExit) -> tuple[int, int, int]:
+        return (one.poll, 0 if one.code < 0 else 1 if one.code in USER_ERRORS else 2, one.rank)
 
     return min(failures, key=order, default=None)
 
 
-def exit_code(ends: Sequence[RankExit]) -> int:
-    """Return the launcher's exit code: 0 if all ranks are done, 85 if some were stopped, else the first failure's."""
-    failure = first_failure(ends)
+def exit_code(exits: Sequence[RankExit]) -> int:
+    """Return 0 if all ranks finished, 85 if some were stopped on request, otherwise the code of the first failure."""
+    failure = first_failure(exits)
     if failure is not None:
         return ExitCode.INTERNAL_ERROR if failure.code < 0 else failure.code
-    return ExitCode.SUCCESS if all(end.code == ExitCode.SUCCESS for end in ends) else ExitCode.STOPPED
+    return ExitCode.SUCCESS if all(one.code == ExitCode.SUCCESS for one in exits) else ExitCode.STOPPED
 
 
 def run_ranks(
     run: Path, nproc: int, *, environ: Mapping[str, str] = os.environ, command: Sequence[str] = RANK_COMMAND
 ) -> int:
-    """Start ``nproc`` ranks of a run, wait for all of them and return the exit code of the whole.
+    """Start the ranks of a run, wait for all of them and return the exit code.
 
-    TERM and USR2 go on to every rank; so do INT and HUP, as TERM; a second INT kills. Ranks have sessions of their
-    own, so that a terminal's Ctrl-C reaches them once, through this process. They do not outlive it.
+    SIGTERM and SIGUSR2 are forwarded to every rank, SIGINT and SIGHUP as SIGTERM; a second SIGINT kills. Each rank has
+    its own session, so that Ctrl-C reaches it once, through this process, and it dies with this process.
 
     Args:
         run: The run folder.
         nproc: Number of ranks.
-        environ: Variables of the ranks, to which their places are added.
-        command: What a rank runs; the run folder is appended.
+        environ: Environment of the ranks, to which rank and world size are added.
+        command: Command of a rank; the run folder is appended.
     """
     signals: list[int] = []
-    with _listening(signals):
+    with _collect_signals(signals):
         ranks = RankGroup(_start(run, nproc, environ, command))
         try:
             while ranks.alive:
-                ranks.obey(signals)
-                ranks.look()
+                ranks.forward(signals)
+                ranks.poll()
                 time.sleep(POLL_SECONDS if ranks.alive else 0)
         finally:
             ranks.kill()
-    failure = first_failure(ranks.ends)
-    for end in ([failure] if failure else []) + [end for end in ranks.ends if end.killed]:
-        print(f"hsadml: {end}", file=sys.stderr)
-    return exit_code(ranks.ends)
+    failure = first_failure(ranks.exits)
+    for one in ([failure] if failure else []) + [one for one in ranks.exits if one.killed]:
+        print(f"hsadml: {one}", file=sys.stderr)
+    return exit_code(ranks.exits)
 
 
 class RankGroup:
-    """Processes that run together: when one ends badly or stops, the others are made to end too."""
+    """The processes of one run: when one fails or stops, the others are stopped too."""
 
     def __init__(self, processes: Sequence[subprocess.Popen[bytes]]) -> None:
         self.alive = dict(enumerate(processes))
-        self.ends: list[RankExit] = []
-        self._told: set[int] = set()
+        self.exits: list[RankExit] = []
+        self._sent: set[int] = set()
         self._interrupts = 0
-        self._moment = 0
+        self._polls = 0
         self._deadline: float | None = None
 
-    def obey(self, signals: list[int]) -> None:
-        """Pass on the signals that this process has received, and forget them."""
+    def forward(self, signals: list[int]) -> None:
+        """Forward the received signals to the ranks and clear the list."""
         while signals:
             number = signals.pop(0)
             self._interrupts += number == signal.SIGINT
             if self._interrupts > 1:
                 self.kill()
             else:
-                self._tell(FORWARDED[signal.Signals(number)])
+                self._send(FORWARDED_SIGNALS[signal.Signals(number)])
 
-    def look(self) -> None:
-        """Note which ranks have ended, and see to the others."""
-        self._moment += 1
+    def poll(self) -> None:
+        """Record the ranks that have ended. After a failure or a stop, stop the others; kill them when time is up."""
+        self._polls += 1
         for rank, process in list(self.alive.items()):
             code = process.poll()
             if code is not None:
-                self._note(rank, code)
-        bad = [end for end in self.ends if end.code != ExitCode.SUCCESS]
-        if bad and self.alive and self._deadline is None:
-            grace = STOPPED_GRACE if all(end.code in GOOD for end in bad) else FAILED_GRACE
-            self._deadline = time.monotonic() + grace
-            self._tell(signal.SIGTERM)
+                self._record(rank, code)
+        unfinished = [one for one in self.exits if one.code != ExitCode.SUCCESS]
+        if unfinished and self.alive and self._deadline is None:
+            stopped = all(one.code in REGULAR_EXITS for one in unfinished)
+            self._deadline = time.monotonic() + (STOPPED_GRACE_SECONDS if stopped else FAILED_GRACE_SECONDS)
+            self._send(signal.SIGTERM)
         if self._deadline is not None and time.monotonic() >= self._deadline:
             self.kill()
 
     def kill(self) -> None:
-        """Kill the ranks that still run, with all processes of their sessions, and wait for them."""
+        """Kill the remaining ranks with all processes of their sessions, and wait for them."""
         for rank, process in list(self.alive.items()):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            self._note(rank, process.wait(), killed=True)
+            self._record(rank, process.wait(), killed=True)
 
-    def _note(self, rank: int, code: int, killed: bool = False) -> None:
+    def _record(self, rank: int, code: int, killed: bool = False) -> None:
         del self.alive[rank]
-        # A rank that has not yet come to its first line dies of the notice itself: it stopped as told.
-        if -code in self._told:
+        # A rank that has not installed its handlers yet dies of the forwarded signal: it stopped on request.
+        if -code in self._sent:
             code = ExitCode.STOPPED
-        self.ends.append(RankExit(rank=rank, code=code, moment=self._moment, killed=killed and code < 0))
+        self.exits.append(RankExit(rank=rank, code=code, poll=self._polls, killed=killed and code < 0))
 
-    def _tell(self, number: int) -> None:
-        self._told.add(number)
+    def _send(self, number: int) -> None:
+        self._sent.add(number)
         for process in self.alive.values():
             process.send_signal(number)
 
 
 @contextlib.contextmanager
-def _listening(signals: list[int]) -> Iterator[None]:
-    """Collect the signals to be forwarded; ones that are ignored (as nohup does) stay ignored."""
+def _collect_signals(signals: list[int]) -> Iterator[None]:
+    """Append the signals to forward to a list. Ignored signals (nohup ignores SIGHUP) stay ignored."""
 
     def note(number: int, frame: FrameType | None) -> None:
         signals.append(number)
 
-    before = {number: signal.getsignal(number) for number in FORWARDED}
+    before = {number: signal.getsignal(number) for number in FORWARDED_SIGNALS}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
             signal.signal(number, note)
@@ -188,16 +187,15 @@ def _listening(signals: list[int]) -> Iterator[None]:
 
 
 def _start(run: Path, nproc: int, environ: Mapping[str, str], command: Sequence[str]) -> list[subprocess.Popen[bytes]]:
-    token = uuid.uuid4().hex
-    bind = _bound_to_this_process()
+    shared = {**environ, **_import_path(environ), "HSADML_LAUNCH": uuid.uuid4().hex}
+    bind = die_with_this_process(ExitCode.INTERNAL_ERROR)
     processes: list[subprocess.Popen[bytes]] = []
     for rank in range(nproc):
         place = {"RANK": rank, "WORLD_SIZE": nproc, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": nproc}
-        variables = {**environ, **_import_path(environ), **{name: str(value) for name, value in place.items()}}
         processes.append(
             subprocess.Popen(
                 [*command, str(run)],
-                env={**variables, "HSADML_LAUNCH": token},
+                env=shared | {name: str(value) for name, value in place.items()},
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
                 preexec_fn=bind,  # noqa: PLW1509  this process has no threads
@@ -207,23 +205,10 @@ def _start(run: Path, nproc: int, environ: Mapping[str, str], command: Sequence[
 
 
 def _import_path(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the PYTHONPATH with which ranks import this very package, also from a clone that is not installed."""
+    """Return the PYTHONPATH with which ranks import this same package, also from a clone that is not installed."""
     root = str(Path(hsadml_dist.__file__).parent.parent)
-    # An installed package needs none, and on PYTHONPATH its neighbours would stand before the standard library.
+    # An installed package needs none, and on PYTHONPATH its neighbours would come before the standard library.
     if root in (*site.getsitepackages(), site.getusersitepackages()):
         return {}
     others = environ.get("PYTHONPATH", "")
     return {"PYTHONPATH": f"{root}{os.pathsep}{others}" if others else root}
-
-
-def _bound_to_this_process() -> Callable[[], None]:
-    """Return what a child calls before exec so that the kernel kills it when this process dies, however it dies."""
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    parent = os.getpid()
-
-    def bind() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(ExitCode.INTERNAL_ERROR)
-
-    return bind

@@ -1,5 +1,5 @@
-"""From raw MRI to shards: sources, grouped folds, the plan of the tars, writing, verifying.
+"""Build shards from raw MRI images, and verify and summarise them.
 
-The order of a build: a source lists its records, :mod:`split` gives each a fold, :mod:`plan` each a place in a tar,
-:mod:`writer` writes the tars in parallel, :mod:`build` puts it together and moves the finished folder into place.
+The order of a build: a source lists its records, :mod:`split` assigns each to a fold and each fold's samples to tars,
+:mod:`writer` writes the tars in parallel, and :mod:`build` runs these steps and moves the finished folder into place.
 """

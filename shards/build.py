@@ -1,40 +1,48 @@
-"""A build from end to end: list, split, plan, write, index, put in place."""
+"""Build a folder of shards: list the source, split it, write the tars, describe them, move the folder into place."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from hsadml_dist.data.index import ShardFile, ShardIndex, SkippedSample, samples_table, table_digest, write_index
+from hsadml_dist import atomic
+from hsadml_dist.data.index import ShardIndex, SkippedSample, samples_table, table_digest, write_index
 from hsadml_dist.data.sample import SCHEMA_VERSION, SampleMeta
 from hsadml_dist.errors import DataError, UsageError
 from hsadml_dist.shards.build_folder import BuildFolder, open_build_folder, require_empty_folder
 from hsadml_dist.shards.card import CARD_JSON, CARD_PAGE, write_card
-from hsadml_dist.shards.encode import EncodeTask
 from hsadml_dist.shards.leakage import LeakageReport
 from hsadml_dist.shards.pseudonyms import IdKey
 from hsadml_dist.shards.source import ImageSource, SourceRecord
-from hsadml_dist.shards.split import SPLITS_NAME, assign_folds, check_split, choose_unit, splits_text
-from hsadml_dist.shards.writer import ShardResult, ShardTask, describe_file, plan_shards, shard_name, write_shards
+from hsadml_dist.shards.split import (
+    SPLITS_NAME,
+    assign_folds,
+    assign_shards,
+    check_split,
+    choose_split_unit,
+    nnunet_splits_text,
+    shard_name,
+)
+from hsadml_dist.shards.writer import EncodeTask, ShardResult, ShardTask, describe_file, write_shards
 
-LEAST_SIZE = 8
-MOST_SIZE = 4096
+MIN_SIZE = 8
+MAX_SIZE = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """What decides a folder of shards beside its source and the id key.
+    """Options of a build that do not depend on the source.
 
     Attributes:
-        split_by: What no two folds share: ``person``, ``exam`` or ``slice``; None: the largest that the source names.
-        folds: How many folds, unless the source prescribes them.
-        seed: What folds and order are drawn from.
-        samples_per_shard: Most samples in a tar.
+        split_by: Unit that is kept within one fold: ``person``, ``exam`` or ``slice``. None means the largest unit
+            that the source names.
+        folds: Number of folds, unless the source prescribes them.
+        seed: Seed of folds and order.
+        samples_per_shard: Maximum number of samples per tar.
         size: Side of the stored square images in pixels.
     """
 
@@ -47,13 +55,13 @@ class BuildOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildReport:
-    """A finished build.
+    """Result of a finished build.
 
     Attributes:
         index: The index as written.
-        reused: Samples taken over from a killed build.
-        mixed_class_patients: For each person with slices of two classes, where two such slices stand.
-        leakage: What raw pixels reach without learning, by split unit.
+        reused: Number of samples reused from an interrupted build.
+        mixed_class_patients: For each patient with slices of two classes, two such slices.
+        leakage: Accuracy of the raw-pixel nearest neighbour by split unit.
     """
 
     index: ShardIndex
@@ -70,66 +78,79 @@ def build_shards(
     workers: int,
     progress: Callable[[int, int], None],
 ) -> BuildReport:
-    """Write the shards of ``source`` to ``out``, which appears whole or not at all.
+    """Write the shards of ``source`` to ``out``, which appears complete or not at all.
 
-    The bytes depend on source, options and key alone, never on ``workers``. ``progress`` is called with the samples
-    done so far and their total. Samples that cannot be used are left out and listed in the index.
+    The bytes depend on source, options and key alone, never on ``workers``. Samples that cannot be used are skipped
+    and listed in the index.
+
+    Args:
+        source: The source of records and pixels.
+        out: The folder to create; absent or empty.
+        options: Split, order and size.
+        key: Key under which identifiers are hashed.
+        workers: Number of processes that read and encode samples.
+        progress: Called with the number of samples done so far and their total.
 
     Raises:
         UsageError: An option is out of its range.
-        DataError: The source, the split or the target is at fault; one clear line.
+        DataError: The source, the split or the target cannot be used; one line.
     """
-    _check(options, workers)
+    _check_options(options, workers)
     out = out.absolute()
     require_empty_folder(out)
     listing = source.list_records()
     records = listing.records
     if not records:
-        raise DataError(f"INPUT: nothing to build: {_first_reasons(listing.skipped)}")
-    unit = choose_unit(records, options.split_by)
+        raise DataError(f"INPUT: nothing to build: {_first_reason(listing.skipped)}")
+    unit = choose_split_unit(records, options.split_by)
     folds = assign_folds(records, unit, options.folds, options.seed)
-    plan = plan_shards(records, folds, options.samples_per_shard, options.seed)
-    classes = class_order(record.class_name for record in records)
-    metas = _metas(records, folds, classes, options.size, key)
-    with open_build_folder(out, _fingerprint(source, options, key)) as staging:
-        tasks = _tasks(source, records, metas, plan, staging.folder)
-        results, reused = _write(tasks, workers, staging, progress)
-        index = _index(source, results, classes, unit, options, listing.skipped)
-        _refuse_gaps(index, set(folds))
-        index, leak = _describe(staging.folder, index, workers)
-        write_index(staging.folder, index)
-        staging.publish()
-    return BuildReport(index=index, reused=reused, mixed_class_patients=_mixed(records), leakage=leak)
+    classes = sort_classes(record.class_name for record in records)
+    tasks = _encode_tasks(source, folds, classes, options.size, key, records)
+    shards = assign_shards(records, folds, options.samples_per_shard, options.seed)
+    with open_build_folder(out, _fingerprint(source, options, key)) as folder:
+        results, reused = _write(_shard_tasks(tasks, shards, folder.path), workers, folder, progress)
+        index = _make_index(source, results, classes, unit, options, listing.skipped)
+        _check_classes_and_folds(index, set(folds))
+        index, leakage = _describe(folder.path, index, workers)
+        write_index(folder.path, index)
+        folder.publish()
+    return BuildReport(index=index, reused=reused, mixed_class_patients=_mixed_class_patients(records), leakage=leakage)
 
 
-def class_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the classes in label order: whole numbers by value, else by alphabet."""
+def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the unique class names in label order: by value if all are whole numbers, otherwise alphabetically."""
     unique = set(names)
-    whole = all(name.isascii() and name.isdigit() for name in unique)
-    return tuple(sorted(unique, key=(lambda name: (int(name), name)) if whole else None))
+    numeric = all(name.isascii() and name.isdigit() for name in unique)
+    return tuple(sorted(unique, key=(lambda name: (int(name), name)) if numeric else None))
 
 
-def _check(options: BuildOptions, workers: int) -> None:
-    if not LEAST_SIZE <= options.size <= MOST_SIZE:
-        raise UsageError(f"--size {options.size}: allowed: {LEAST_SIZE} ... {MOST_SIZE} pixels")
+def _check_options(options: BuildOptions, workers: int) -> None:
+    if not MIN_SIZE <= options.size <= MAX_SIZE:
+        raise UsageError(f"--size {options.size}: out of range; allowed: {MIN_SIZE} ... {MAX_SIZE} pixels")
     if options.samples_per_shard < 1:
-        raise UsageError(f"--samples-per-shard {options.samples_per_shard}: at least 1")
+        raise UsageError(f"--samples-per-shard {options.samples_per_shard}: out of range; allowed: 1 or more")
     if workers < 1:
-        raise UsageError(f"--workers {workers}: at least 1")
+        raise UsageError(f"--workers {workers}: out of range; allowed: 1 or more")
     check_split(options.split_by, options.folds)
 
 
-def _metas(
-    records: Sequence[SourceRecord], folds: Sequence[int], classes: Sequence[str], size: int, key: IdKey
-) -> list[SampleMeta]:
+def _encode_tasks(
+    source: ImageSource,
+    folds: Sequence[int],
+    classes: Sequence[str],
+    size: int,
+    key: IdKey,
+    records: Sequence[SourceRecord],
+) -> list[EncodeTask]:
     labels = {name: label for label, name in enumerate(classes)}
-    return [
-        SampleMeta(
-            key=key.sample(record.record_id, record.person, record.exam),
+    tasks = []
+    for record, fold in zip(records, folds, strict=True):
+        meta = SampleMeta(
+            key=key.sample_key(record.record_id, record.person, record.exam),
             class_name=record.class_name,
             label=labels[record.class_name],
-            person=None if record.person is None else key.person(record.person),
-            exam=None if record.exam is None else key.exam(record.person, record.exam),
+            person=None if record.person is None else key.hash_person(record.person),
+            exam=None if record.exam is None else key.hash_exam(record.person, record.exam),
             fold=fold,
             author_fold=record.author_fold,
             plane=record.plane,
@@ -138,42 +159,35 @@ def _metas(
             volume=(size, size),
             origin=(0, 0),
         )
-        for record, fold in zip(records, folds, strict=True)
+        tasks.append(EncodeTask(source=source, record=record, meta=meta))
+    return tasks
+
+
+def _shard_tasks(samples: Sequence[EncodeTask], shards: Sequence[Sequence[int]], folder: Path) -> list[ShardTask]:
+    return [
+        ShardTask(
+            number=number, path=folder / shard_name(number), samples=tuple(samples[position] for position in positions)
+        )
+        for number, positions in enumerate(shards)
     ]
 
 
 def _fingerprint(source: ImageSource, options: BuildOptions, key: IdKey) -> str:
-    """Return what two builds share only if they write the same bytes; sealed, since it derives from identifiers."""
+    """Return a text that two builds share only if they write the same bytes; hashed, because it holds identifiers."""
     versions = {name: version(name) for name in ("pillow", "webdataset", "numpy")}
-    return key.seal(json.dumps([SCHEMA_VERSION, asdict(options), versions, source.fingerprint()], sort_keys=True))
-
-
-def _tasks(
-    source: ImageSource,
-    records: Sequence[SourceRecord],
-    metas: Sequence[SampleMeta],
-    plan: Sequence[Sequence[int]],
-    folder: Path,
-) -> list[ShardTask]:
-    return [
-        ShardTask(
-            number=number,
-            path=folder / shard_name(number),
-            entries=tuple(EncodeTask(source=source, record=records[place], meta=metas[place]) for place in places),
-        )
-        for number, places in enumerate(plan)
-    ]
+    content = [SCHEMA_VERSION, asdict(options), versions, source.fingerprint()]
+    return key.hash_text(json.dumps(content, sort_keys=True))
 
 
 def _write(
-    tasks: Sequence[ShardTask], workers: int, staging: BuildFolder, progress: Callable[[int, int], None]
+    tasks: Sequence[ShardTask], workers: int, folder: BuildFolder, progress: Callable[[int, int], None]
 ) -> tuple[list[ShardResult], int]:
-    """Write the tars that no earlier build finished; return all in order, and the samples taken over."""
-    total = sum(len(task.entries) for task in tasks)
-    results = {task.number: result for task in tasks if (result := staging.finished(task.number))}
-    left = [task for task in tasks if task.number not in results]
+    """Write the tars that no earlier build finished; return all results in order, and the number of reused samples."""
+    results = {task.number: result for task in tasks if (result := folder.finished_shard(task.number))}
+    remaining = [task for task in tasks if task.number not in results]
     reused = sum(len(result.rows) for result in results.values())
-    done = total - sum(len(task.entries) for task in left)
+    total = sum(len(task.samples) for task in tasks)
+    done = total - sum(len(task.samples) for task in remaining)
     progress(done, total)
 
     def on_sample() -> None:
@@ -182,14 +196,14 @@ def _write(
         progress(done, total)
 
     def on_shard(result: ShardResult) -> None:
-        staging.keep(result)
+        folder.record_shard(result)
         results[result.number] = result
 
-    write_shards(left, workers, on_sample, on_shard)
+    write_shards(remaining, workers, on_sample, on_shard)
     return [results[task.number] for task in tasks], reused
 
 
-def _index(
+def _make_index(
     source: ImageSource,
     results: Sequence[ShardResult],
     classes: tuple[str, ...],
@@ -199,7 +213,7 @@ def _index(
 ) -> ShardIndex:
     """Return the index of all tars that hold a sample."""
     filled = [result for result in results if result.rows]
-    rows = tuple(replace(row, shard=place) for place, result in enumerate(filled) for row in result.rows)
+    rows = tuple(replace(row, shard=shard) for shard, result in enumerate(filled) for row in result.rows)
     return ShardIndex(
         source=source.name,
         classes=classes,
@@ -214,17 +228,17 @@ def _index(
     )
 
 
-def _refuse_gaps(index: ShardIndex, folds: set[int]) -> None:
-    """Refuse a build in which a class or a fold lost all its samples to damage."""
-    first = _first_reasons(index.skipped)
+def _check_classes_and_folds(index: ShardIndex, folds: set[int]) -> None:
+    """Raise if a class or a fold lost all its samples to damage."""
+    reason = _first_reason(index.skipped)
     for label, name in enumerate(index.classes):
         if all(row.label != label for row in index.samples):
-            raise DataError(f"class {name}: none of its samples can be used: {first}")
+            raise DataError(f"class {name}: none of its samples can be used: {reason}")
     if missing := sorted(folds - set(index.fold_numbers)):
-        raise DataError(f"fold {missing[0]}: none of its samples can be used: {first}; try fewer --folds")
+        raise DataError(f"fold {missing[0]}: none of its samples can be used: {reason}; try fewer --folds")
 
 
-def _first_reasons(skipped: Sequence[SkippedSample]) -> str:
+def _first_reason(skipped: Sequence[SkippedSample]) -> str:
     if not skipped:
         return "the source lists no sample"
     more = f", and {len(skipped) - 1} more" if len(skipped) > 1 else ""
@@ -232,31 +246,25 @@ def _first_reasons(skipped: Sequence[SkippedSample]) -> str:
 
 
 def _describe(folder: Path, index: ShardIndex, workers: int) -> tuple[ShardIndex, LeakageReport]:
-    """Write card and splits beside the tars and remove empty tars; return the index with the files' hashes."""
+    """Write the card and the splits, remove tars without samples; return the index with the hashes of these files."""
     kept = {shard.name for shard in index.shards}
     for path in folder.glob("*.tar"):
         if path.name not in kept:
             path.unlink()
-    leak = write_card(folder, index, workers)
-    (folder / SPLITS_NAME).write_text(splits_text(index), encoding="utf-8")
-    files = tuple(_synced(folder / name) for name in (CARD_PAGE, CARD_JSON, SPLITS_NAME))
-    return replace(index, files=files), leak
+    leakage = write_card(folder, index, workers)
+    atomic.write_text(folder / SPLITS_NAME, nnunet_splits_text(index))
+    files = tuple(describe_file(folder / name) for name in (CARD_PAGE, CARD_JSON, SPLITS_NAME))
+    return replace(index, files=files), leakage
 
 
-def _synced(path: Path) -> ShardFile:
-    """Put a file on the disk for good and describe it."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-    return describe_file(path)
-
-
-def _mixed(records: Sequence[SourceRecord]) -> tuple[str, ...]:
+def _mixed_class_patients(records: Sequence[SourceRecord]) -> tuple[str, ...]:
+    """Return, for each patient with slices of several classes, the first slices of two of them."""
     first: defaultdict[str, dict[str, str]] = defaultdict(dict)
     for record in records:
         if record.person is not None:
             first[record.person].setdefault(record.class_name, record.where)
     return tuple(
-        " and ".join(f"{where} ({name})" for name, where in list(seen.items())[:2])
-        for seen in first.values()
-        if len(seen) > 1
+        " and ".join(f"{where} ({name})" for name, where in list(classes.items())[:2])
+        for classes in first.values()
+        if len(classes) > 1
     )

@@ -1,7 +1,8 @@
-"""A build's own folder beside the one it makes: nothing half-written is seen, and a killed build goes on.
+"""The hidden folder in which a build writes: no half-written shards are visible, and a killed build can be resumed.
 
-Each finished tar is noted in a sidecar. A second build of the same inputs (same fingerprint) keeps the noted tars; one
-of other inputs starts anew. At the end the notes go and one rename puts the folder in place.
+A note is kept for each finished tar. A second build of the same inputs (same fingerprint) reuses the tars that have a
+note; a build of other inputs starts from nothing. At the end the notes are removed, and one rename moves the folder
+into place.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from hsadml_dist import atomic
 from hsadml_dist.data.index import ShardFile, SkippedSample, parse_row, samples_table
 from hsadml_dist.errors import DataError
 from hsadml_dist.shards.writer import ShardResult
@@ -25,78 +27,77 @@ FINGERPRINT = ".fingerprint"
 
 @dataclass(frozen=True, kw_only=True)
 class BuildFolder:
-    """The folder in which a build writes until :meth:`publish`."""
+    """The folder ``path``, which :meth:`publish` renames to ``out``."""
 
-    folder: Path
+    path: Path
     out: Path
 
-    def finished(self, number: int) -> ShardResult | None:
-        """Return what an earlier, killed build noted of tar ``number``, if that tar is whole."""
+    def finished_shard(self, number: int) -> ShardResult | None:
+        """Return the result of tar ``number`` if an interrupted build finished it, otherwise None."""
         try:
             first, *lines = self._note(number).read_bytes().splitlines()
             values = json.loads(first)
             file = ShardFile(**values["file"])
             skipped = tuple(SkippedSample(**skip) for skip in values["skipped"])
             rows = tuple(parse_row(line) for line in lines)
-            whole = (self.folder / file.name).stat().st_size == file.bytes
+            complete = (self.path / file.name).stat().st_size == file.bytes
         except (FileNotFoundError, KeyError, TypeError, ValueError):
             return None
-        return ShardResult(number=number, file=file, rows=rows, skipped=skipped) if whole else None
+        return ShardResult(number=number, file=file, rows=rows, skipped=skipped) if complete else None
 
-    def keep(self, result: ShardResult) -> None:
-        """Note a finished tar for a later build."""
-        note = self._note(result.number)
-        temporary = note.with_name(note.name + ".tmp")
+    def record_shard(self, result: ShardResult) -> None:
+        """Write the note of a finished tar, for a later build to resume from."""
         first = {"file": asdict(result.file), "skipped": [asdict(skip) for skip in result.skipped]}
-        temporary.write_bytes(json.dumps(first).encode() + b"\n" + samples_table(result.rows))
-        os.replace(temporary, note)
+        content = json.dumps(first).encode() + b"\n" + samples_table(result.rows)
+        atomic.write_bytes(self._note(result.number), content, durable=False)
 
     def publish(self) -> None:
-        """Remove all notes and move the folder to its place.
+        """Remove all notes and move the folder into place.
 
         Raises:
-            DataError: The place was filled meanwhile.
+            DataError: ``out`` was filled in the meantime.
         """
-        for note in self.folder.glob(".*"):
+        for note in self.path.glob(".*"):
             note.unlink()
         try:
-            os.rename(self.folder, self.out)
+            os.rename(self.path, self.out)
         except OSError as error:
-            raise DataError(f"--out {self.out}: cannot be put in place: {error.strerror}") from error
+            raise DataError(f"--out {self.out}: the folder cannot be moved into place: {error.strerror}") from error
 
     def _note(self, number: int) -> Path:
-        return self.folder / f".done-{number:05d}"
+        return self.path / f".done-{number:05d}"
 
 
 def require_empty_folder(out: Path) -> None:
     """Raise DataError unless ``out`` is absent or an empty folder."""
     if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise DataError(f"--out {out}: not a folder; name a new or an empty one")
+        raise DataError(f"--out {out}: not a folder; name a new or an empty folder")
     if out.exists() and any(out.iterdir()):
         raise DataError(f"--out {out}: not empty, and nothing is overwritten; name a new or an empty folder")
 
 
 @contextmanager
 def open_build_folder(out: Path, fingerprint: str) -> Iterator[BuildFolder]:
-    """Hold the build folder of ``out`` for this process, with what an equal, killed build left in it.
+    """Lock the build folder of ``out`` for this process, and keep the tars of an interrupted build of the same inputs.
 
     Raises:
-        DataError: ``out`` is filled, another process builds it, or the disk refuses.
+        DataError: ``out`` is filled, another process builds it, or a file cannot be written.
     """
     require_empty_folder(out)
-    folder = out.with_name(f".{out.name}.building")
+    path = out.with_name(f".{out.name}.building")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        path.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        raise DataError(f"--out {out}: {folder.parent} cannot be written: {error.strerror}") from error
+        raise DataError(f"--out {out}: {path.parent} cannot be written: {error.strerror}") from error
     try:
         _lock(lock, out)
-        _prepare(folder, fingerprint)
-        yield BuildFolder(folder=folder, out=out)
+        _discard_other_build(path, fingerprint)
+        yield BuildFolder(path=path, out=out)
     except OSError as error:
         raise DataError(
-            f"--out {out}: cannot be written: {error.strerror or error}; what is done is kept, build again to go on"
+            f"--out {out}: cannot be written: {error.strerror or error}; finished shards are kept, "
+            "repeat the command to resume"
         ) from error
     finally:
         os.close(lock)
@@ -109,20 +110,21 @@ def _lock(lock: int, out: Path) -> None:
         raise DataError(f"--out {out}: another process is building it") from error
     except OSError as error:
         raise DataError(
-            f"--out {out}: its file system cannot lock ({error.strerror}); build elsewhere, move"
+            f"--out {out}: its file system does not support locks ({error.strerror}); "
+            "build on another file system and move the folder"
         ) from error
     if os.fstat(lock).st_nlink == 0:
         raise DataError(f"--out {out}: another process has just built it")
 
 
-def _prepare(folder: Path, fingerprint: str) -> None:
-    """Empty the folder, all but the lock, unless it holds a build of the same fingerprint."""
-    noted = folder / FINGERPRINT
-    if noted.exists() and noted.read_text() == fingerprint:
+def _discard_other_build(path: Path, fingerprint: str) -> None:
+    """Empty the folder, except for the lock, unless it holds a build of the same fingerprint."""
+    stored = path / FINGERPRINT
+    if stored.exists() and stored.read_text() == fingerprint:
         return
-    for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != LOCK:
-            path.unlink()
-    noted.write_text(fingerprint)
+    for entry in path.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.name != LOCK:
+            entry.unlink()
+    stored.write_text(fingerprint)

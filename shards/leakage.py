@@ -1,9 +1,9 @@
-"""What no learning reaches: each slice's nearest other in raw pixels, for folds by person, by exam and by slice.
+"""Measure leakage between folds: accuracy of the raw-pixel nearest neighbour in folds by patient, by exam and by slice.
 
-Where slices of one person lie on both sides of a split, this alone reaches nine tenths on many public sets. The gap
-between the figures is what a split by slice would add to any method's result without any merit of the method.
+Nothing is learnt. If slices of one patient are on both sides of a split, this baseline alone reaches 90 % on many
+public data sets. The gap between the figures shows how much a split by slice inflates the result of any method.
 
-Shapes: N slices, P = SIDE * SIDE pixels, R references, Q queries.
+Shapes: N slices, P = SIDE * SIDE pixels, G gallery slices, Q queries.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ import numpy as np
 from PIL import Image
 
 from hsadml_dist.data.index import SPLIT_UNITS, SampleRow, ShardIndex
-from hsadml_dist.shards.split import balance, seeded_hash
+from hsadml_dist.shards.split import balance_folds, seeded_hash
 
 SIDE = 64
-MOST_SLICES = 4096
-"""Of more slices, whole persons are drawn until there are as many: the search takes time with their square."""
+MAX_SLICES = 4096
+"""Larger data sets are subsampled by whole groups to about this many slices: the search is quadratic."""
 
 BLOCK = 512
 
 
 @dataclass(frozen=True, kw_only=True)
 class LeakageReport:
-    """The accuracy of raw pixels without learning.
+    """Accuracy of the raw-pixel nearest neighbour.
 
     Attributes:
-        accuracy: Split unit to the share of slices whose nearest slice of other folds is of their class.
-        slices: Slices that took part.
+        accuracy: Split unit -> fraction of slices whose nearest slice in other folds has the same class.
+        slices: Number of slices compared.
         side: Side of the thumbnails in pixels.
     """
 
@@ -39,68 +39,71 @@ class LeakageReport:
     side: int = SIDE
 
 
-def thumbnail(image_HW: np.ndarray) -> np.ndarray:
-    """Return the area-averaged thumbnail (P,) with 256 grey levels from darkest to brightest, uint8."""
+def make_thumbnail(image_HW: np.ndarray) -> np.ndarray:
+    """Return the area-averaged thumbnail (P,), uint8, stretched to 256 grey levels from its minimum to its maximum."""
     small = np.asarray(Image.fromarray(image_HW.astype(np.float32)).resize((SIDE, SIDE), Image.Resampling.BOX))
     low, high = float(small.min()), float(small.max())
     return np.rint((small.ravel() - low) * (255 / (high - low or 1))).astype(np.uint8)
 
 
 def select_slices(index: ShardIndex) -> list[int]:
-    """Return the positions, ascending, of the slices that take part: whole units, at most about :data:`MOST_SLICES`."""
-    names = [_unit(row, index.split_unit) for row in index.samples]
+    """Return the positions, ascending, of the slices to compare: whole groups, about :data:`MAX_SLICES` slices."""
+    groups: dict[str, list[int]] = {}
+    for position, row in enumerate(index.samples):
+        groups.setdefault(_group(row, index.split_unit), []).append(position)
     chosen: list[int] = []
-    places: dict[str, list[int]] = {}
-    for place, name in enumerate(names):
-        places.setdefault(name, []).append(place)
-    for name in sorted(places, key=lambda name: seeded_hash(index.seed, "leak", name)):
-        if len(chosen) < MOST_SLICES:
-            chosen.extend(places[name])
+    for name in sorted(groups, key=lambda name: seeded_hash(index.seed, "leak", name)):
+        if len(chosen) < MAX_SLICES:
+            chosen.extend(groups[name])
     return sorted(chosen)
 
 
 def measure_leakage(rows: Sequence[SampleRow], pixels_NP: np.ndarray, index: ShardIndex) -> LeakageReport:
-    """Judge the index's own folds, and folds drawn in the same way by every other unit that the samples name.
+    """Evaluate the folds of ``index``, and folds assigned in the same way by each other unit that all samples name.
 
     Args:
-        rows: The slices that take part.
+        rows: The slices to compare.
         pixels_NP: Their thumbnails, uint8.
-        index: Whose folds, seed and unit they are.
+        index: Provides folds, seed and split unit.
+
+    Returns:
+        The accuracy by split unit.
     """
-    labels = np.array([row.label for row in rows])
-    folds = _foldings(rows, index)
-    right = {unit: 0 for unit in folds}
-    for start, distance_QR in _distances(pixels_NP):
-        queries = slice(start, start + len(distance_QR))
+    label_N = np.array([row.label for row in rows])
+    folds = _folds_by_unit(rows, index)
+    correct = dict.fromkeys(folds, 0)
+    for start, distance_QG in _distances(pixels_NP):
+        queries = slice(start, start + len(distance_QG))
         for unit, fold_N in folds.items():
-            own = fold_N[queries, None] == fold_N[None, :]
-            nearest = np.where(own, np.inf, distance_QR).argmin(axis=1)
-            right[unit] += int((labels[nearest] == labels[queries]).sum())
-    return LeakageReport(accuracy={unit: count / len(rows) for unit, count in right.items()}, slices=len(rows))
+            same_fold = fold_N[queries, None] == fold_N[None, :]
+            nearest_Q = np.where(same_fold, np.inf, distance_QG).argmin(axis=1)
+            correct[unit] += int((label_N[nearest_Q] == label_N[queries]).sum())
+    return LeakageReport(accuracy={unit: count / len(rows) for unit, count in correct.items()}, slices=len(rows))
 
 
-def _foldings(rows: Sequence[SampleRow], index: ShardIndex) -> Mapping[str, np.ndarray]:
+def _folds_by_unit(rows: Sequence[SampleRow], index: ShardIndex) -> Mapping[str, np.ndarray]:
     classes = [str(row.label) for row in rows]
-    found: dict[str, np.ndarray] = {}
+    folds: dict[str, np.ndarray] = {}
     for unit in SPLIT_UNITS:
         if unit == index.split_unit:
-            found[unit] = np.array([row.fold for row in rows])
+            folds[unit] = np.array([row.fold for row in rows])
         elif all(getattr(row, unit, "") is not None for row in rows):
-            names = [_unit(row, unit) for row in rows]
-            found[unit] = np.array(balance(names, classes, index.folds, index.seed))
-    return found
+            groups = [_group(row, unit) for row in rows]
+            folds[unit] = np.array(balance_folds(groups, classes, index.folds, index.seed))
+    return folds
 
 
-def _unit(row: SampleRow, unit: str) -> str:
+def _group(row: SampleRow, unit: str) -> str:
     return row.key if unit == "slice" else str(getattr(row, unit))
 
 
 def _distances(pixels_NP: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (start, (Q, R)) in blocks: half the squared distance, up to a term of the query alone.
+    """Yield (start, (Q, G)) in blocks: half the squared distance, up to a term that depends on the query alone.
 
-    Whole grey levels in double precision: no sum rounds, so that the figures depend on no library or thread count.
+    Grey levels are integers in double precision, so no sum is rounded and the result depends on no library or number
+    of threads.
     """
     points = pixels_NP.astype(np.float64)
-    half_R = (points * points).sum(axis=1) / 2
+    half_G = (points * points).sum(axis=1) / 2
     for start in range(0, len(points), BLOCK):
-        yield start, half_R - points[start : start + BLOCK] @ points.T
+        yield start, half_G - points[start : start + BLOCK] @ points.T

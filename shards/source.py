@@ -1,7 +1,7 @@
-"""What every source of images yields: records, listed at once, and their pixels, read one at a time.
+"""Interface of the sources of images: records, listed all at once, and their pixels, read one record at a time.
 
-Data of real labs are damaged here and there. A sample that cannot be used is skipped, named and counted; a listing that
-is wrong as a whole ends the build.
+Some files of a real lab are damaged. A sample that cannot be used is skipped, named and counted; a listing that is
+wrong as a whole ends the build.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ PLANES = ("axial", "coronal", "sagittal")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceRecord:
-    """One sample of a source before its pixels are read; identifiers stand in clear here and nowhere later.
+    """One sample of a source before its pixels are read. Identifiers are in clear here and nowhere later.
 
     Attributes:
-        record_id: What names the record within its source and stays the same between builds; never a path.
-        where: How an error names the record to a user, for instance ``row 17``.
-        class_name: The class in words.
-        person: The source's person identifier, or None.
-        exam: The source's exam identifier, or None.
+        record_id: Name of the record within its source, the same in every build; never a path.
+        where: Name of the record in messages, for instance ``row 17``.
+        class_name: Name of the class.
+        person: The source's identifier of the patient, or None.
+        exam: The source's identifier of the exam, or None.
         fold: The fold that the source prescribes, or None.
-        author_fold: The fold of the data set's publisher, kept beside our own, or None.
+        author_fold: The fold of the data set's publisher, kept in addition to ours, or None.
         plane: One of :data:`PLANES`, or None.
         spacing_mm: Size of a pixel along (height, width), or None.
-        handle: What the source needs to find the pixels again; of no meaning to anyone else.
+        handle: Private to the source: what it needs to find the pixels again.
     """
 
     record_id: str
@@ -49,10 +49,11 @@ class SourceRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class SourcePixels:
-    """One record's pixels.
+    """Pixels of one record.
 
     Attributes:
-        image: (height, width), any real dtype; 8-bit unsigned counts as full range, all else as its own range.
+        image: (height, width), any real dtype. Unsigned 8-bit values span the full range; other types are stretched
+            from their own minimum to their maximum.
         mask: (height, width), non-zero inside the lesion, or None.
     """
 
@@ -62,7 +63,7 @@ class SourcePixels:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceListing:
-    """What a source holds: the samples to build, and those already known to be unusable."""
+    """Content of a source: the records to build, and the samples already known to be unusable."""
 
     records: tuple[SourceRecord, ...]
     skipped: tuple[SkippedSample, ...] = ()
@@ -72,7 +73,7 @@ class DamagedSampleError(DataError):
     """One sample cannot be used: the build skips it, names it by ``where`` and counts it.
 
     Attributes:
-        skip: Where and why; no identifier, no path.
+        skip: The sample's ``where`` and the reason, without identifier or path.
     """
 
     def __init__(self, where: str, reason: str) -> None:
@@ -84,26 +85,26 @@ class DamagedSampleError(DataError):
 
 
 class ImageSource(Protocol):
-    """A source: picklable, since worker processes read from their own copy."""
+    """A source of images; picklable, because worker processes read from their own copy."""
 
     @property
     def name(self) -> str:
-        """What the command line calls it."""
+        """Name of the source on the command line."""
         ...
 
     def list_records(self) -> SourceListing:
         """List all records without reading pixels.
 
         Raises:
-            DataError: The listing is wrong as a whole; one clear line.
+            DataError: The listing is wrong as a whole; one line.
         """
         ...
 
     def read(self, record: SourceRecord) -> SourcePixels:
-        """Read one record's pixels.
+        """Read the pixels of one record.
 
         Raises:
-            DamagedError: They cannot be used.
+            DamagedSampleError: They cannot be used.
         """
         ...
 

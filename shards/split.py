@@ -1,9 +1,14 @@
-"""Assign samples to folds by patient, exam or slice, balanced by class.
+"""Assign samples to folds, by patient, exam or slice and balanced by class, and the samples of each fold to tars.
 
-The method is greedy stratified group k-fold: groups (patients, exams or slices) are taken from large to small, and each
-goes to the fold that holds the smallest share of the group's classes so far. Ties are broken by a hash of seed and
-group. So no random generator is needed whose stream could change between versions, and the order of the input does not
-matter. The folds are also written in the format of nnU-Net's ``splits_final.json`` (Isensee et al. 2021).
+Folds: greedy stratified group k-fold. Groups (patients, exams or slices) are taken from large to small, and each goes
+to the fold that so far holds the smallest share of the group's classes. Ties are broken by a hash of seed and group, so
+that the result depends neither on a random generator whose stream may change between versions nor on the order of the
+input.
+
+Tars: each holds samples of one fold, so that a run need not open the tars of its test fold. Within a fold, the samples
+of all patients are shuffled by a hash of the seed: a reader of whole tars sees many patients, not forty slices of one.
+
+All functions are pure.
 """
 
 from __future__ import annotations
@@ -12,39 +17,49 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TypedDict
 
 from hsadml_dist.data.index import SPLIT_UNITS, ShardIndex
 from hsadml_dist.errors import DataError, UsageError, did_you_mean
 from hsadml_dist.shards.source import SourceRecord
 
-LEAST_FOLDS = 2
+MIN_FOLDS = 2
+SPLITS_NAME = "splits.json"
 
 
 def check_split(split_by: str | None, folds: int) -> None:
-    """Refuse a split that no source could have.
+    """Raise if no source could be split so.
 
     Raises:
         UsageError: ``split_by`` is neither a split unit nor None, or ``folds`` is below 2.
     """
     if split_by is not None and split_by not in SPLIT_UNITS:
         allowed = ", ".join(SPLIT_UNITS)
-        raise UsageError(f"--split-by {split_by!r}: allowed: {allowed}{did_you_mean(split_by, SPLIT_UNITS)}")
-    if folds < LEAST_FOLDS:
-        raise UsageError(f"--folds {folds}: at least {LEAST_FOLDS}")
+        raise UsageError(
+            f"--split-by {split_by!r}: unknown unit; allowed: {allowed}{did_you_mean(split_by, SPLIT_UNITS)}"
+        )
+    if folds < MIN_FOLDS:
+        raise UsageError(f"--folds {folds}: out of range; allowed: {MIN_FOLDS} or more")
 
 
-def choose_unit(records: Sequence[SourceRecord], wanted: str | None) -> str:
-    """Return the unit to split by: the wanted one, else the largest that the source names at all.
+def unit_name(unit: str) -> str:
+    """Return the name of a split unit in texts for users: ``patient`` for the column ``person``."""
+    return "patient" if unit == "person" else unit
 
-    A source that names some of its samples' persons is split by person, and then refused for those that lack one.
+
+def choose_split_unit(records: Sequence[SourceRecord], split_by: str | None) -> str:
+    """Return ``split_by``, or by default the largest unit that the source names for any record.
+
+    A source that names the patients of some samples is split by patient, and :func:`split_groups` then refuses those
+    that lack one.
     """
     named = (unit for unit in ("person", "exam") if any(getattr(record, unit) is not None for record in records))
-    return wanted or next(named, "slice")
+    return split_by or next(named, "slice")
 
 
-def units(records: Sequence[SourceRecord], split_by: str) -> tuple[str, ...]:
-    """Return, for each record, the unit that must stay in one fold.
+def split_groups(records: Sequence[SourceRecord], split_by: str) -> tuple[str, ...]:
+    """Return the group of each record; a group must stay within one fold.
 
     Raises:
         DataError: A record lacks the identifier that the split needs.
@@ -55,8 +70,8 @@ def units(records: Sequence[SourceRecord], split_by: str) -> tuple[str, ...]:
         if getattr(record, split_by) is None:
             others = ", ".join(unit for unit in SPLIT_UNITS if unit != split_by)
             raise DataError(
-                f"--split-by {split_by}: {record.where} names no {split_by}, and every sample needs one; "
-                f"name a table's column by --columns {split_by}=NAME, give --persons for figshare, "
+                f"--split-by {split_by}: {record.where} has no {unit_name(split_by)}, and every sample needs one; "
+                f"name the table's column with --columns {split_by}=NAME, pass --persons for figshare, "
                 f"or split by another unit ({others})"
             )
     if split_by == "person":
@@ -65,97 +80,120 @@ def units(records: Sequence[SourceRecord], split_by: str) -> tuple[str, ...]:
 
 
 def assign_folds(records: Sequence[SourceRecord], split_by: str, folds: int, seed: int) -> tuple[int, ...]:
-    """Return each record's fold: the source's own where it prescribes them, else 0 ... folds - 1.
+    """Return the fold of each record: the source's own if it prescribes folds, otherwise 0 ... folds - 1.
 
     Raises:
-        DataError: Fewer units than folds, a missing identifier, or prescribed folds that tear a unit apart.
+        DataError: Fewer groups than folds, a missing identifier, or prescribed folds that split a group.
     """
-    names = units(records, split_by)
+    groups = split_groups(records, split_by)
     if any(record.fold is not None for record in records):
-        return _prescribed(records, names, split_by)
-    count = len(set(names))
+        return _prescribed_folds(records, groups, split_by)
+    count = len(set(groups))
     if folds > count:
         raise DataError(
-            f"--folds {folds}: more than there are {split_by}s ({count}); allowed: {LEAST_FOLDS} ... {count}"
+            f"--folds {folds}: the source has only {count} {unit_name(split_by)}s; allowed: {MIN_FOLDS} ... {count}"
         )
-    return balance(names, [record.class_name for record in records], folds, seed)
+    return balance_folds(groups, [record.class_name for record in records], folds, seed)
 
 
-def balance(names: Sequence[str], classes: Sequence[str], folds: int, seed: int) -> tuple[int, ...]:
-    """Return a fold for each sample, one for all samples of a unit.
+def balance_folds(groups: Sequence[str], classes: Sequence[str], folds: int, seed: int) -> tuple[int, ...]:
+    """Return the fold of each sample, the same for all samples of a group.
 
-    From the largest unit to the smallest, each goes to the fold with the least share of its classes, then the fewest
-    samples, then by hash.
+    From the largest group to the smallest, each goes to the fold with the smallest share of its classes; ties go to the
+    fold with the fewest samples, then by hash.
 
     Args:
-        names: Each sample's unit.
-        classes: Each sample's class.
-        folds: How many folds.
-        seed: What ties are drawn from.
+        groups: Group of each sample.
+        classes: Class of each sample.
+        folds: Number of folds.
+        seed: Seed of the hash.
     """
     totals = Counter(classes)
     content: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for name, class_name in zip(names, classes, strict=True):
-        content[name][class_name] += 1
-    held = [Counter[str]() for _ in range(folds)]
-    sizes = [0] * folds
-    chosen: dict[str, int] = {}
-    for name in sorted(content, key=lambda name: (-content[name].total(), seeded_hash(seed, "unit", name))):
-        inside = content[name]
+    for group, class_name in zip(groups, classes, strict=True):
+        content[group][class_name] += 1
+    assigned = [Counter[str]() for _ in range(folds)]
+    fold_of: dict[str, int] = {}
+    for group in sorted(content, key=lambda group: (-content[group].total(), seeded_hash(seed, "unit", group))):
+        counts = content[group]
 
-        def burden(fold: int, inside: Counter[str] = inside, name: str = name) -> tuple[float, int, str]:
-            share = sum(held[fold][c] * n / totals[c] ** 2 for c, n in inside.items())
-            return share, sizes[fold], seeded_hash(seed, "fold", name, fold)
+        def cost(fold: int, counts: Counter[str] = counts, group: str = group) -> tuple[float, int, str]:
+            share = sum(assigned[fold][c] * n / totals[c] ** 2 for c, n in counts.items())
+            return share, assigned[fold].total(), seeded_hash(seed, "fold", group, fold)
 
-        fold = min(range(folds), key=burden)
-        chosen[name] = fold
-        held[fold].update(inside)
-        sizes[fold] += inside.total()
-    return tuple(chosen[name] for name in names)
+        fold = min(range(folds), key=cost)
+        fold_of[group] = fold
+        assigned[fold].update(counts)
+    return tuple(fold_of[group] for group in groups)
 
 
 def seeded_hash(seed: int, *parts: str | int) -> str:
-    """Return a hash that orders things by chance, the same for the same seed and parts on every machine."""
+    """Return a hash to sort or draw by: pseudo-random, and the same for the same seed and parts on every machine."""
     return hashlib.sha256(json.dumps([seed, *parts]).encode()).hexdigest()
 
 
-def _prescribed(records: Sequence[SourceRecord], names: Sequence[str], split_by: str) -> tuple[int, ...]:
-    first: dict[str, SourceRecord] = {}
-    chosen: list[int] = []
-    for record, name in zip(records, names, strict=True):
-        if record.fold is None:
-            raise DataError(f"fold: {record.where} has none, while others have; give all or none")
-        other = first.setdefault(name, record)
-        if other.fold != record.fold:
-            raise DataError(
-                f"fold: one {split_by} is in two folds: {other.where} in {other.fold}, {record.where} in {record.fold}"
-                f"; repair the folds or choose another --split-by"
-            )
-        chosen.append(record.fold)
-    if len(set(chosen)) < LEAST_FOLDS:
-        raise DataError(f"fold: all samples are in fold {chosen[0]}: at least {LEAST_FOLDS} folds are needed")
-    return tuple(chosen)
+def assign_shards(
+    records: Sequence[SourceRecord], folds: Sequence[int], samples_per_shard: int, seed: int
+) -> tuple[tuple[int, ...], ...]:
+    """Return for each tar the positions in ``records`` of its samples, in order; folds ascend.
+
+    The tars of a fold differ in length by at most one sample.
+    """
+    members: defaultdict[int, list[int]] = defaultdict(list)
+    for position, fold in enumerate(folds):
+        members[fold].append(position)
+    shards: list[tuple[int, ...]] = []
+    for fold in sorted(members):
+        order = sorted(members[fold], key=lambda position: seeded_hash(seed, "order", records[position].record_id))
+        count = -(-len(order) // samples_per_shard)
+        bounds = [len(order) * part // count for part in range(count + 1)]
+        shards.extend(tuple(order[low:high]) for low, high in pairwise(bounds))
+    return tuple(shards)
 
 
-SPLITS_NAME = "splits.json"
+def shard_name(number: int) -> str:
+    """Return the file name of tar ``number``."""
+    return f"shard-{number:05d}.tar"
 
 
 class NnUNetSplit(TypedDict):
-    """One fold's entry: the keys of samples to train on, and of those held out."""
+    """One fold: the keys of the samples to train on, and of those to validate on."""
 
     train: list[str]
     val: list[str]
 
 
-def splits(index: ShardIndex) -> list[NnUNetSplit]:
-    """Return one entry a fold, ascending, keys in order of the alphabet."""
+def nnunet_splits(index: ShardIndex) -> list[NnUNetSplit]:
+    """Return the folds in the form of nnU-Net's ``splits_final.json``, folds ascending, keys sorted.
+
+    Source: Isensee et al. 2021, "nnU-Net: a self-configuring method for deep learning-based biomedical image
+    segmentation".
+    """
     keys = {fold: sorted(index.samples[at].key for at in index.in_folds([fold])) for fold in index.fold_numbers}
     return [
-        NnUNetSplit(train=sorted(key for other, held in keys.items() if other != fold for key in held), val=keys[fold])
+        NnUNetSplit(train=sorted(key for other, own in keys.items() if other != fold for key in own), val=keys[fold])
         for fold in keys
     ]
 
 
-def splits_text(index: ShardIndex) -> str:
+def nnunet_splits_text(index: ShardIndex) -> str:
     """Return the text of ``splits.json``."""
-    return json.dumps(splits(index), indent=1) + "\n"
+    return json.dumps(nnunet_splits(index), indent=1) + "\n"
+
+
+def _prescribed_folds(records: Sequence[SourceRecord], groups: Sequence[str], split_by: str) -> tuple[int, ...]:
+    first: dict[str, SourceRecord] = {}
+    folds: list[int] = []
+    for record, group in zip(records, groups, strict=True):
+        if record.fold is None:
+            raise DataError(f"fold: {record.where} has no fold, but other samples have one; give all samples a fold")
+        other = first.setdefault(group, record)
+        if other.fold != record.fold:
+            raise DataError(
+                f"fold: one {unit_name(split_by)} is in two folds: {other.where} in {other.fold}, "
+                f"{record.where} in {record.fold}; correct the folds or choose another --split-by"
+            )
+        folds.append(record.fold)
+    if len(set(folds)) < MIN_FOLDS:
+        raise DataError(f"fold: all samples are in fold {folds[0]}; at least {MIN_FOLDS} folds are needed")
+    return tuple(folds)

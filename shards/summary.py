@@ -1,4 +1,7 @@
-"""What is in a folder of shards, from its index alone. Pure; the standard library suffices."""
+"""Summarise a folder of shards from its index alone: counts by class, fold and plane, and signs of leakage.
+
+This module imports the standard library alone, so that a login node can use it.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,18 @@ from typing import TypeVar
 from hsadml_dist.data.index import SampleRow, ShardIndex, SkippedSample
 from hsadml_dist.data.sample import MASK
 
-Name = TypeVar("Name", int, str)
+Group = TypeVar("Group", int, str)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroupCount:
-    """Counts of one class or one fold.
+    """Counts of one class, one fold, or all samples.
 
     Attributes:
-        samples: Slices.
-        persons: Different persons, None where some samples name none.
-        exams: Different exams, None where some samples name none.
-        by_class: Class name to slices.
+        samples: Number of slices.
+        persons: Number of patients, None if a sample names none.
+        exams: Number of exams, None if a sample names none.
+        by_class: Class name -> number of slices.
     """
 
     samples: int
@@ -32,12 +35,12 @@ class GroupCount:
 
 @dataclass(frozen=True, kw_only=True)
 class AuthorFolds:
-    """The folds that the data set's publisher made, and what they tear apart.
+    """The folds of the data set's publisher, and the units that they split.
 
     Attributes:
-        samples: Fold to slices.
-        torn_persons: Persons with slices in more than one fold, None where persons are not known.
-        torn_exams: Exams with slices in more than one fold, None where exams are not known.
+        samples: Fold -> number of slices.
+        torn_persons: Number of patients with slices in more than one fold, None if patients are not known.
+        torn_exams: Number of exams with slices in more than one fold, None if exams are not known.
     """
 
     samples: dict[int, int]
@@ -47,27 +50,27 @@ class AuthorFolds:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSummary:
-    """A folder of shards in numbers.
+    """Figures of a folder of shards; the field names are keys of ``card.json``.
 
     Attributes:
         schema: Version of the format.
-        digest: The folder's identity.
-        source: What the samples came from.
-        unit: What no two folds share: ``person``, ``exam`` or ``slice``.
-        seed: What folds and order were drawn from.
+        digest: SHA-256 of the samples table.
+        source: Name of the source.
+        unit: Split unit: ``person``, ``exam`` or ``slice``.
+        seed: Seed of folds and order.
         size: Side of each image in pixels.
         shards: Number of tars.
-        megabytes: Size of all tars in units of 10^6 bytes.
+        megabytes: Size of all tars in 10^6 bytes.
         total: Counts of all samples.
-        masks: Slices with a lesion's mask.
-        classes: Class name to counts, in label order.
-        folds: Fold to counts, ascending.
-        planes: Plane to slices; ``unknown`` for those without.
-        author_folds: The publisher's folds, None where there are none.
-        persons_in_two_classes: Persons with slices of more than one class.
-        repeated_images: Images that are a byte-equal copy of another one.
-        repeats_across_folds: Of those, the ones whose copy is in another fold: a leak.
-        skipped: Samples of the source that could not be used.
+        masks: Number of slices with a mask of the lesion.
+        classes: Class name -> counts, in label order.
+        folds: Fold -> counts, ascending.
+        planes: Plane -> number of slices; ``unknown`` for slices without a plane.
+        author_folds: The publisher's folds, or None.
+        persons_in_two_classes: Number of patients with slices of more than one class.
+        repeated_images: Number of images that are a byte-equal copy of another one.
+        repeats_across_folds: Number of those whose copy is in another fold, which is leakage.
+        skipped: Samples of the source that cannot be used.
     """
 
     schema: int
@@ -91,11 +94,11 @@ class DatasetSummary:
 
 
 def summarise(index: ShardIndex) -> DatasetSummary:
-    """Count an index's samples by class, person, fold and plane, and look for leaks."""
+    """Count the samples of an index by class, patient, fold and plane, and look for leakage."""
     rows = index.samples
-    by_label = _grouped(rows, lambda row: row.label)
-    by_fold = _grouped(rows, lambda row: row.fold)
-    copies = _grouped(rows, lambda row: row.sha256).values()
+    by_label = _group_by(rows, lambda row: row.label)
+    by_fold = _group_by(rows, lambda row: row.fold)
+    copies = _group_by(rows, lambda row: row.sha256).values()
     return DatasetSummary(
         schema=index.schema,
         digest=index.digest,
@@ -111,17 +114,17 @@ def summarise(index: ShardIndex) -> DatasetSummary:
         folds={fold: _count(by_fold[fold], index.classes) for fold in sorted(by_fold)},
         planes=dict(sorted(Counter(row.plane or "unknown" for row in rows).items())),
         author_folds=_author_folds(rows),
-        persons_in_two_classes=_torn(rows, "person", "label") or 0,
+        persons_in_two_classes=_count_split(rows, "person", "label") or 0,
         repeated_images=sum(len(group) - 1 for group in copies),
         repeats_across_folds=sum(len(group) - max(Counter(row.fold for row in group).values()) for group in copies),
         skipped=index.skipped,
     )
 
 
-def _grouped(rows: Iterable[SampleRow], name: Callable[[SampleRow], Name]) -> dict[Name, list[SampleRow]]:
-    groups: defaultdict[Name, list[SampleRow]] = defaultdict(list)
+def _group_by(rows: Iterable[SampleRow], key: Callable[[SampleRow], Group]) -> dict[Group, list[SampleRow]]:
+    groups: defaultdict[Group, list[SampleRow]] = defaultdict(list)
     for row in rows:
-        groups[name(row)].append(row)
+        groups[key(row)].append(row)
     return groups
 
 
@@ -129,8 +132,8 @@ def _count(rows: Sequence[SampleRow], classes: Sequence[str]) -> GroupCount:
     labels = Counter(row.label for row in rows)
     return GroupCount(
         samples=len(rows),
-        persons=_different(row.person for row in rows),
-        exams=_different(row.exam for row in rows),
+        persons=_count_unique(row.person for row in rows),
+        exams=_count_unique(row.exam for row in rows),
         by_class={name: labels[label] for label, name in enumerate(classes)},
     )
 
@@ -141,20 +144,20 @@ def _author_folds(rows: Sequence[SampleRow]) -> AuthorFolds | None:
         return None
     return AuthorFolds(
         samples=dict(sorted(Counter(row.author_fold for row in known if row.author_fold is not None).items())),
-        torn_persons=_torn(known, "person", "author_fold"),
-        torn_exams=_torn(known, "exam", "author_fold"),
+        torn_persons=_count_split(known, "person", "author_fold"),
+        torn_exams=_count_split(known, "exam", "author_fold"),
     )
 
 
-def _torn(rows: Iterable[SampleRow], unit: str, by: str) -> int | None:
-    """Return how many units have rows of more than one value of ``by``; None where no row names its unit."""
+def _count_split(rows: Iterable[SampleRow], unit: str, by: str) -> int | None:
+    """Return how many values of ``unit`` have rows with more than one value of ``by``; None if no row names a unit."""
     values: defaultdict[str, set[int]] = defaultdict(set)
     for row in rows:
         if (name := getattr(row, unit)) is not None:
             values[name].add(getattr(row, by))
-    return sum(len(found) > 1 for found in values.values()) if values else None
+    return sum(len(group) > 1 for group in values.values()) if values else None
 
 
-def _different(names: Iterable[str | None]) -> int | None:
+def _count_unique(names: Iterable[str | None]) -> int | None:
     unique = set(names)
     return None if None in unique else len(unique)

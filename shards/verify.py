@@ -1,4 +1,4 @@
-"""Checking a folder of shards against its index: every byte is read, every fault told; without torch or numpy."""
+"""Verify a folder of shards: read every byte, compare it with the index, and report all faults; needs no numpy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import struct
 import tarfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,68 +15,65 @@ from hsadml_dist.data.sample import IMAGE, MASK, META, SampleMeta
 from hsadml_dist.errors import DataError
 from hsadml_dist.shards.writer import describe_file, member_spans
 
-PNG_START = b"\x89PNG\r\n\x1a\n"
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_HEADER_BYTES = 26
 GREYSCALE = 0
-DEPTHS = {IMAGE: 16, MASK: 8}
+BIT_DEPTHS = {IMAGE: 16, MASK: 8}
+SHARED_FIELDS = ("key", "label", "person", "exam", "fold", "author_fold", "plane")
+"""Fields that a sample's row and its JSON have in common."""
 
 
 def verify_shards(folder: Path, on_shard: Callable[[int, int], None] = lambda done, total: None) -> tuple[str, ...]:
-    """Return every fault of a folder of shards, one line each; none where all is well.
+    """Return all faults of a folder of shards, one line each; empty if there is none.
 
     Args:
         folder: The folder.
-        on_shard: Called with the tars checked so far and their number.
+        on_shard: Called with the number of tars checked so far and their total.
     """
     try:
         index = load_index(folder)
     except DataError as error:
         return (str(error),)
-    faults = [*_index_faults(index), *_stray_files(folder, index)]
+    faults = [*_index_faults(index), *_unknown_tars(folder, index)]
     for file in index.files:
         faults.extend(_file_faults(folder, file))
-    rows = _by_shard(index)
+    rows: defaultdict[int, list[SampleRow]] = defaultdict(list)
+    for row in index.samples:
+        rows[row.shard].append(row)
     for number in range(len(index.shards)):
         faults.extend(_shard_faults(folder, index, number, rows[number]))
         on_shard(number + 1, len(index.shards))
     return tuple(faults)
 
 
-def _by_shard(index: ShardIndex) -> dict[int, list[SampleRow]]:
-    rows: defaultdict[int, list[SampleRow]] = defaultdict(list)
-    for row in index.samples:
-        rows[row.shard].append(row)
-    return rows
-
-
 def _index_faults(index: ShardIndex) -> Iterator[str]:
-    """Tell keys that come twice, units in two folds, and classes or folds without samples."""
+    """Yield duplicate keys, groups in two folds, and classes or folds without samples."""
     seen: set[str] = set()
     for row in index.samples:
         if row.key in seen:
-            yield f"{SAMPLES_NAME}: key {row.key} comes twice"
+            yield f"{SAMPLES_NAME}: duplicate key {row.key}"
         seen.add(row.key)
-    yield from _torn_units(index)
+    yield from _split_group_faults(index)
     if len(index.fold_numbers) != index.folds:
         yield f"{INDEX_NAME}: folds {index.folds}, but samples are in {len(index.fold_numbers)}"
     for label in sorted(set(range(len(index.classes))) - {row.label for row in index.samples}):
         yield f"{INDEX_NAME}: class {index.classes[label]!r} has no sample"
 
 
-def _torn_units(index: ShardIndex) -> Iterator[str]:
+def _split_group_faults(index: ShardIndex) -> Iterator[str]:
     if index.split_unit == "slice":
         return
     folds: defaultdict[str | None, set[int]] = defaultdict(set)
     for row in index.samples:
         folds[getattr(row, index.split_unit)].add(row.fold)
     if None in folds:
-        yield f"{SAMPLES_NAME}: split by {index.split_unit}, but samples without one"
-    for unit, found in folds.items():
-        if unit is not None and len(found) > 1:
-            yield f"{SAMPLES_NAME}: {index.split_unit} {unit} is in folds {', '.join(map(str, sorted(found)))}"
+        yield f"{SAMPLES_NAME}: split by {index.split_unit}, but some samples have none"
+    for name, numbers in folds.items():
+        if name is not None and len(numbers) > 1:
+            yield f"{SAMPLES_NAME}: {index.split_unit} {name} is in folds {', '.join(map(str, sorted(numbers)))}"
 
 
-def _stray_files(folder: Path, index: ShardIndex) -> Iterator[str]:
+def _unknown_tars(folder: Path, index: ShardIndex) -> Iterator[str]:
     known = {shard.name for shard in index.shards}
     for path in sorted(folder.glob("*.tar")):
         if path.name not in known:
@@ -84,7 +81,7 @@ def _stray_files(folder: Path, index: ShardIndex) -> Iterator[str]:
 
 
 def _file_faults(folder: Path, expected: ShardFile) -> Iterator[str]:
-    """Compare a file's size and hash with the index."""
+    """Compare the size and hash of a file with the index."""
     try:
         found = describe_file(folder / expected.name)
     except OSError as error:
@@ -93,7 +90,7 @@ def _file_faults(folder: Path, expected: ShardFile) -> Iterator[str]:
     if found.bytes != expected.bytes:
         yield f"{expected.name}: {found.bytes} bytes, expected {expected.bytes}"
     if found.sha256 != expected.sha256:
-        yield f"{expected.name}: its SHA-256 is not the one in {INDEX_NAME}: damaged"
+        yield f"{expected.name}: damaged: its SHA-256 differs from {INDEX_NAME}"
 
 
 def _shard_faults(folder: Path, index: ShardIndex, number: int, rows: Sequence[SampleRow]) -> list[str]:
@@ -102,15 +99,15 @@ def _shard_faults(folder: Path, index: ShardIndex, number: int, rows: Sequence[S
     faults = list(_file_faults(folder, expected))
     if not path.is_file():
         return faults
-    faults.extend(_place_faults(path, rows))
+    faults.extend(_offset_faults(path, rows))
     with open(path, "rb") as file:
         for row in rows:
-            faults.extend(f"{expected.name}: sample {row.key}: {text}" for text in _faults_of(file, row, index))
+            faults.extend(f"{expected.name}: sample {row.key}: {fault}" for fault in _sample_faults(file, row, index))
     return faults
 
 
-def _place_faults(path: Path, rows: Sequence[SampleRow]) -> Iterator[str]:
-    """Compare where the tar has its members with where the index says."""
+def _offset_faults(path: Path, rows: Sequence[SampleRow]) -> Iterator[str]:
+    """Compare the offsets of the tar's members with the index."""
     try:
         spans = member_spans(path)
     except (tarfile.TarError, DataError) as error:
@@ -118,41 +115,41 @@ def _place_faults(path: Path, rows: Sequence[SampleRow]) -> Iterator[str]:
         return
     for row in rows:
         if spans.pop(row.key, None) != row.members:
-            yield f"{path.name}: sample {row.key}: the tar has it elsewhere than {SAMPLES_NAME} says, or not at all"
+            yield f"{path.name}: sample {row.key}: missing, or at another offset than in {SAMPLES_NAME}"
     for key in spans:
         yield f"{path.name}: sample {key} is not in {SAMPLES_NAME}"
 
 
-def _faults_of(file: BinaryIO, row: SampleRow, index: ShardIndex) -> Iterable[str]:
-    image = _bytes(file, row, IMAGE)
-    if hashlib.sha256(image).hexdigest() != row.sha256:
-        yield "its image's SHA-256 is not the one in its row: damaged"
-    for member in row.members.keys() & DEPTHS.keys():
-        yield from _png_faults(_bytes(file, row, member), member, index.size)
+def _sample_faults(file: BinaryIO, row: SampleRow, index: ShardIndex) -> Iterator[str]:
+    if hashlib.sha256(_read_member(file, row, IMAGE)).hexdigest() != row.sha256:
+        yield f"damaged: the SHA-256 of its image differs from {SAMPLES_NAME}"
+    for member in row.members.keys() & BIT_DEPTHS.keys():
+        yield from _png_faults(_read_member(file, row, member), member, index.size)
     try:
-        meta = SampleMeta.from_json(_bytes(file, row, META))
+        meta = SampleMeta.from_json(_read_member(file, row, META))
     except DataError as error:
         yield str(error)
         return
-    shared = ("key", "label", "person", "exam", "fold", "author_fold", "plane")
-    wrong = [name for name in shared if getattr(meta, name) != getattr(row, name)]
-    wrong += ["class_name"] * (index.classes[row.label] != meta.class_name)
-    wrong += ["shape"] * (meta.shape != (index.size,) * index.spatial_dims)
-    if wrong:
-        yield f"its json and its row differ in: {', '.join(wrong)}"
+    different = [name for name in SHARED_FIELDS if getattr(meta, name) != getattr(row, name)]
+    if index.classes[row.label] != meta.class_name:
+        different.append("class_name")
+    if meta.shape != (index.size,) * index.spatial_dims:
+        different.append("shape")
+    if different:
+        yield f"its JSON and its row differ in: {', '.join(different)}"
 
 
-def _bytes(file: BinaryIO, row: SampleRow, member: str) -> bytes:
+def _read_member(file: BinaryIO, row: SampleRow, member: str) -> bytes:
     offset, size = row.members[member]
     file.seek(offset)
     return file.read(size)
 
 
 def _png_faults(content: bytes, member: str, size: int) -> Iterator[str]:
-    if len(content) < PNG_HEADER_BYTES or not content.startswith(PNG_START):
-        yield f"{member} is no PNG"
+    if len(content) < PNG_HEADER_BYTES or not content.startswith(PNG_SIGNATURE):
+        yield f"{member} is not a PNG"
         return
     width, height, depth, colour = struct.unpack(">IIBB", content[16:PNG_HEADER_BYTES])
-    if (width, height, depth, colour) != (size, size, DEPTHS[member], GREYSCALE):
-        expected = f"{size} x {size}, {DEPTHS[member]} bits, colour {GREYSCALE}"
-        yield f"{member} is {width} x {height}, {depth} bits, colour {colour}: expected {expected}"
+    if (width, height, depth, colour) != (size, size, BIT_DEPTHS[member], GREYSCALE):
+        expected = f"{size} x {size}, {BIT_DEPTHS[member]} bits, colour {GREYSCALE}"
+        yield f"{member} is {width} x {height}, {depth} bits, colour {colour}; expected {expected}"

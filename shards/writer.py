@@ -1,9 +1,8 @@
-"""Assign samples to tars and write them: the same bytes on any machine, on any day, with any number of workers.
+"""Write tars: the same bytes for the same samples on any machine, on any day, with any number of workers.
 
-A tar holds samples of one fold, so that a run need not open the tars of its test fold. Within a fold, samples of all
-patients are shuffled by a hash of the seed: a reader of whole tars sees many patients, not forty slices of one.
-Workers read and encode samples; this process alone writes, in the planned order. webdataset is imported late, because
-the import loads torch.
+Workers read and encode samples; this process alone writes, in the planned order.
+
+numpy and webdataset (which loads torch) are imported late, so that verifying shards needs neither.
 """
 
 from __future__ import annotations
@@ -12,70 +11,65 @@ import hashlib
 import os
 import tarfile
 import threading
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import islice, pairwise
+from dataclasses import dataclass, replace
+from itertools import islice
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 from hsadml_dist.data.index import SampleRow, ShardFile, SkippedSample
-from hsadml_dist.data.sample import IMAGE, SampleMeta, split_member_name
+from hsadml_dist.data.sample import IMAGE, MASK, META, SampleMeta, split_member_name
 from hsadml_dist.errors import DataError
-from hsadml_dist.shards.encode import EncodedSample, EncodeTask, encode_sample
-from hsadml_dist.shards.source import SourceRecord
-from hsadml_dist.shards.split import seeded_hash
-
-
-def plan_shards(
-    records: Sequence[SourceRecord], folds: Sequence[int], samples_per_shard: int, seed: int
-) -> tuple[tuple[int, ...], ...]:
-    """Return for each tar the places in ``records`` of its samples, in order; folds ascending."""
-    members: defaultdict[int, list[int]] = defaultdict(list)
-    for place, fold in enumerate(folds):
-        members[fold].append(place)
-    plan: list[tuple[int, ...]] = []
-    for fold in sorted(members):
-        mixed = sorted(members[fold], key=lambda place: seeded_hash(seed, "order", records[place].record_id))
-        plan.extend(_even(mixed, samples_per_shard))
-    return tuple(plan)
-
-
-def shard_name(number: int) -> str:
-    """Return the file name of tar ``number``."""
-    return f"shard-{number:05d}.tar"
-
-
-def _even(places: Sequence[int], most: int) -> list[tuple[int, ...]]:
-    count = -(-len(places) // most)
-    edges = [len(places) * part // count for part in range(count + 1)]
-    return [tuple(places[low:high]) for low, high in pairwise(edges)]
-
+from hsadml_dist.shards.source import DamagedSampleError, ImageSource, SourceRecord
 
 OWNER = "hsadml"
 MODE = 0o444
 MTIME = 0.0
-"""Owner, mode and time of every member: fixed, so that only samples decide a tar's bytes."""
+"""Owner, mode and time of every member: constant, so that the samples alone determine a tar's bytes."""
 
-AHEAD = 16
-"""Samples that a worker may be ahead of the writer: enough to keep it busy, little enough to hold in memory."""
+SAMPLES_AHEAD = 16
+"""Samples per worker that are encoded before they are written: keeps workers busy and fits in memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeTask:
+    """One sample to encode.
+
+    Attributes:
+        source: The source to read from.
+        record: The record to read.
+        meta: Content of the sample's JSON; ``shape`` is the stored one, ``spacing_mm`` still the source's.
+    """
+
+    source: ImageSource
+    record: SourceRecord
+    meta: SampleMeta
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedSample:
+    """The bytes of a sample's members, and the content of its JSON."""
+
+    meta: SampleMeta
+    members: dict[str, bytes]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:
-    """One tar to write: its number, its place and its samples in order."""
+    """One tar to write: its number, its path and its samples in order."""
 
     number: int
     path: Path
-    entries: tuple[EncodeTask, ...]
+    samples: tuple[EncodeTask, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardResult:
-    """One tar as written: its samples' rows in order, and the samples that could not be used."""
+    """One tar as written: the rows of its samples in order, and the samples that could not be used."""
 
     number: int
     file: ShardFile
@@ -92,20 +86,39 @@ def write_shards(
     """Write all tars in order; ``workers`` processes read and encode their samples.
 
     Args:
-        tasks: What to write.
-        workers: Processes; with 1 this one does all.
+        tasks: The tars to write.
+        workers: Number of processes; with 1, this process does all the work.
         on_sample: Called after each sample, written or skipped.
-        on_shard: Called with each tar, once it is on the disk.
+        on_shard: Called with the result of each tar, once it is on the disk.
 
     Raises:
         DataError: A worker died.
-        OSError: The disk refuses.
+        OSError: A tar cannot be written.
     """
-    entries = (entry for task in tasks for entry in task.entries)
+    samples = (sample for task in tasks for sample in task.samples)
     with _encoder(workers) as encode_all:
-        encoded = encode_all(entries)
+        encoded = encode_all(samples)
         for task in tasks:
-            on_shard(_write_shard(task, islice(encoded, len(task.entries)), on_sample))
+            on_shard(_write_shard(task, islice(encoded, len(task.samples)), on_sample))
+
+
+def encode_sample(task: EncodeTask) -> EncodedSample | SkippedSample:
+    """Read, resample and compress one sample; a damaged one becomes a :class:`SkippedSample`."""
+    from hsadml_dist.shards.image_codec import encode_png, scale_spacing, to_mask, to_uint16
+
+    size = task.meta.shape[0]
+    try:
+        pixels = task.source.read(task.record)
+        image = to_uint16(pixels.image, size)
+    except DamagedSampleError as error:
+        return error.skip
+    except ValueError as error:
+        return SkippedSample(where=task.record.where, reason=str(error))
+    meta = replace(task.meta, spacing_mm=scale_spacing(task.meta.spacing_mm, pixels.image.shape, size))
+    members = {IMAGE: encode_png(image), META: meta.to_json().encode()}
+    if pixels.mask is not None:
+        members[MASK] = encode_png(to_mask(pixels.mask, size))
+    return EncodedSample(meta=meta, members=members)
 
 
 def describe_file(path: Path) -> ShardFile:
@@ -119,7 +132,7 @@ def member_spans(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
     """Return key -> member -> (offset, size) of the raw bytes in a tar, in the tar's order.
 
     Raises:
-        DataError: A member that the schema does not know, or one that comes twice.
+        DataError: A member that the schema does not know, or a duplicate member.
         tarfile.TarError: Not a plain tar.
     """
     spans: dict[str, dict[str, tuple[int, int]]] = {}
@@ -127,30 +140,30 @@ def member_spans(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
         for info in tar:
             key, member = split_member_name(info.name)
             if spans.setdefault(key, {}).setdefault(member, (info.offset_data, info.size))[0] != info.offset_data:
-                raise DataError(f"{path.name}: member {info.name} comes twice")
+                raise DataError(f"{path.name}: duplicate member {info.name}")
     return spans
 
 
 @contextmanager
 def _encoder(workers: int) -> Iterator[Callable[[Iterable[EncodeTask]], Iterator[EncodedSample | SkippedSample]]]:
-    """Provide what turns entries into encoded samples, in order.
+    """Provide a function that encodes samples in order.
 
-    Workers are started afresh (spawn): no thread or lock of this process is inherited.
+    Workers are spawned, not forked, so that they inherit no thread or lock of this process.
     """
     if workers == 1:
-        yield lambda entries: map(encode_sample, entries)
+        yield lambda samples: map(encode_sample, samples)
         return
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_leave_with_parent)
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_exit_with_parent)
     try:
-        yield lambda entries: _in_order(pool, entries, AHEAD * workers)
+        yield lambda samples: _encode_in_order(pool, samples, SAMPLES_AHEAD * workers)
     except BrokenProcessPool as error:
-        raise DataError("a worker of the build died, perhaps for lack of memory: try fewer --workers") from error
+        raise DataError("--workers: a worker of the build died, perhaps out of memory; try fewer workers") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _leave_with_parent() -> None:
-    """End this worker when the build is killed: the pool's own pipes would keep it waiting for ever."""
+def _exit_with_parent() -> None:
+    """End this worker when the build is killed; otherwise it would wait on the pool's own pipes forever."""
     parent = parent_process()
 
     def watch() -> None:
@@ -161,16 +174,16 @@ def _leave_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _in_order(
-    pool: ProcessPoolExecutor, entries: Iterable[EncodeTask], ahead: int
+def _encode_in_order(
+    pool: ProcessPoolExecutor, samples: Iterable[EncodeTask], ahead: int
 ) -> Iterator[EncodedSample | SkippedSample]:
-    waiting: deque[Future[EncodedSample | SkippedSample]] = deque()
-    for entry in entries:
-        waiting.append(pool.submit(encode_sample, entry))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+    pending: deque[Future[EncodedSample | SkippedSample]] = deque()
+    for sample in samples:
+        pending.append(pool.submit(encode_sample, sample))
+        if len(pending) > ahead:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
 def _write_shard(
@@ -178,24 +191,24 @@ def _write_shard(
 ) -> ShardResult:
     from webdataset.writer import TarWriter
 
-    metas: list[tuple[SampleMeta, str]] = []
+    written: list[tuple[SampleMeta, str]] = []
     skipped: list[SkippedSample] = []
     with open(task.path, "wb") as file:
         with TarWriter(file, user=OWNER, group=OWNER, mode=MODE, mtime=MTIME, encoder=False, compress=False) as tar:
-            for one in encoded:
-                if isinstance(one, SkippedSample):
-                    skipped.append(one)
+            for sample in encoded:
+                if isinstance(sample, SkippedSample):
+                    skipped.append(sample)
                 else:
-                    tar.write({"__key__": one.meta.key, **one.members})
-                    metas.append((one.meta, hashlib.sha256(one.members[IMAGE]).hexdigest()))
+                    tar.write({"__key__": sample.meta.key, **sample.members})
+                    written.append((sample.meta, hashlib.sha256(sample.members[IMAGE]).hexdigest()))
                 on_sample()
         file.flush()
         os.fsync(file.fileno())
-    rows = _rows(task, metas)
+    rows = _sample_rows(task, written)
     return ShardResult(number=task.number, file=describe_file(task.path), rows=rows, skipped=tuple(skipped))
 
 
-def _rows(task: ShardTask, metas: Sequence[tuple[SampleMeta, str]]) -> tuple[SampleRow, ...]:
+def _sample_rows(task: ShardTask, written: Sequence[tuple[SampleMeta, str]]) -> tuple[SampleRow, ...]:
     spans = member_spans(task.path)
     return tuple(
         SampleRow(
@@ -210,5 +223,5 @@ def _rows(task: ShardTask, metas: Sequence[tuple[SampleMeta, str]]) -> tuple[Sam
             author_fold=meta.author_fold,
             plane=meta.plane,
         )
-        for meta, digest in metas
+        for meta, digest in written
     )

@@ -1,1 +1,1 @@
-"""Slurm: batch scripts as text, thin clients, submission, and a private cluster for trying all of it."""
+"""Slurm: batch scripts, thin clients for Slurm's commands, submission, and the status of runs."""

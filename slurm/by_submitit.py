@@ -1,9 +1,9 @@
-"""Submission through submitit, for those whose tools expect its jobs. The only file that imports it.
+"""Submission through submitit, for tools that expect its jobs. The only file that imports submitit.
 
-submitit writes the batch script and starts the ranks; what decides whether a job may train and whether it comes back is
-the same as in :mod:`hsadml_dist.slurm.sbatch`, before and after its srun. Tried with submitit 1.5.4: it passes TERM by,
-so under plain preemption its own ``checkpoint()`` is never called, and it takes the last fifth of a time limit for a
-time-out. The work therefore installs handlers of its own after submitit's, and submitit's requeueing is never asked.
+submitit writes the batch script and starts the ranks; the parts that decide whether a job may train and whether it is
+requeued are those of :mod:`hsadml_dist.slurm.sbatch`, before and after srun. submitit 1.5.4 bypasses SIGTERM, so plain
+preemption never calls its ``checkpoint()``, and it takes the last fifth of a time limit for a time-out. The ranks
+therefore install their own handlers after submitit's, and submitit's requeueing is not used.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from hsadml_dist.slurm.sbatch import JobRequest, render_setup_and_teardown
 from hsadml_dist.slurm.submit import record_submission, run_folders_of
 
 Work = Callable[[str], None]
-"""What a rank does with a run folder; a function at the top of a module, since submitit pickles it by name."""
+"""Function that a rank runs with the path of its run folder; at the top of a module, as submitit pickles it by name."""
 
 
 def submit_by_submitit(request: JobRequest, work: Work) -> str:
     """Queue a run, or an array of runs, through submitit and return the job's id.
 
     Raises:
-        ConfigError: The request is wrong, or asks for what submitit cannot do; nothing was queued.
+        ConfigError: The request is invalid, or submitit cannot do it; nothing was queued.
         ClusterError: Slurm or submitit refused the job.
     """
-    _refuse_what_it_cannot(request)
+    _refuse_unsupported(request)
     executor = _executor(request)
     runs = [str(run.path) for run in run_folders_of(request)]
     try:
@@ -40,12 +40,12 @@ def submit_by_submitit(request: JobRequest, work: Work) -> str:
     return job
 
 
-def _refuse_what_it_cannot(request: JobRequest) -> None:
+def _refuse_unsupported(request: JobRequest) -> None:
     faults = []
     if request.requeue == "chain":
-        faults.append(("requeue", "is 'chain'; with --backend submitit allowed: self, none"))
+        faults.append(("requeue", "is 'chain'; allowed with --backend submitit: self, none"))
     if request.launcher or request.srun_options:
-        faults.append(("container", "cannot be had with --backend submitit; allowed: none"))
+        faults.append(("container", "is not supported with --backend submitit; allowed: none"))
     if faults:
         raise ConfigError(Fault(where="job", key=key, problem=problem) for key, problem in faults)
 
@@ -54,7 +54,7 @@ def _executor(request: JobRequest) -> Any:
     import submitit
 
     before, after = render_setup_and_teardown(request)
-    # bash outlives a trapped signal and goes on after srun; a signal that is ignored would be ignored by srun, too.
+    # bash survives a trapped signal and continues after srun; an ignored signal would be ignored by srun as well.
     setup = [before, "trap : TERM USR2"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -76,13 +76,13 @@ def _executor(request: JobRequest) -> Any:
             setup=setup,
             teardown=["code=$?", after],
             srun_args=[f"--cpus-per-task={request.cpus_per_task}", "--kill-on-bad-exit=1", "--wait=300"],
-            additional_parameters=_further(request),
+            additional_parameters=_additional_options(request),
         )
     return executor
 
 
-def _further(request: JobRequest) -> dict[str, Any]:
-    """Return options of sbatch that submitit has no word for."""
+def _additional_options(request: JobRequest) -> dict[str, Any]:
+    """Return options of sbatch that submitit has no parameter for."""
     options: dict[str, Any] = {"chdir": str(request.working_dir)}
     options["requeue" if request.requeue == "self" else "no-requeue"] = True
     if request.mem is not None:

@@ -1,7 +1,7 @@
-"""What a profile adds to a batch script, as text: the lines before srun, and what stands between srun and its command.
+"""The parts of a batch script that come from a profile: lines before srun, options of srun, words of the launcher.
 
-The batch script runs on the node itself, outside any container: Slurm's commands are there and mostly not inside. Only
-what srun starts is wrapped. All words returned are words of bash, quoted: they may hold variables of the job.
+The batch script runs on the node itself, outside any container, because Slurm's commands are usually missing inside.
+Only the command that srun starts is wrapped. All returned words are quoted for bash and may hold variables of the job.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from hsadml_dist.errors import ConfigError, Fault
 from hsadml_dist.slurm.profiles import VARIABLE, Container, Profile
 
 PYTHON_INSIDE = "python3"
-"""The interpreter in a container whose profile names none."""
+"""Interpreter in a container, unless the profile names one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankWrapper:
-    """What a profile puts around the ranks' command, as words of bash.
+    """Words of bash around the command of the ranks.
 
     Attributes:
         srun_options: Options of srun.
@@ -32,7 +32,7 @@ class RankWrapper:
 
 
 def render_prologue(profile: Profile) -> list[str]:
-    """Return the lines of bash that prepare the nodes; what fails ends the script with one line and exit code 1."""
+    """Return the lines of bash that prepare the nodes; a failure ends the script with one line and exit code 1."""
     return [
         *_umask_lines(profile.umask),
         *_module_lines(profile.modules),
@@ -43,11 +43,11 @@ def render_prologue(profile: Profile) -> list[str]:
 
 
 def wrap_ranks(profile: Profile, folders: Sequence[str] = ()) -> RankWrapper:
-    """Return what stands around the ranks' command.
+    """Return the words around the command of the ranks.
 
     Args:
-        profile: The profile, with the ``gres`` that the job really asks for: it decides whether GPUs are passed on.
-        folders: Absolute paths that the ranks need inside a container, seen there at the same place.
+        profile: The profile, with the ``gres`` of the job, which decides whether GPUs are passed to a container.
+        folders: Absolute paths that the ranks need inside a container, mounted at the same place.
 
     Raises:
         ConfigError: A folder's path cannot be written as a mount.
@@ -61,12 +61,12 @@ def wrap_ranks(profile: Profile, folders: Sequence[str] = ()) -> RankWrapper:
 
 
 def rank_interpreter(profile: Profile, own: str) -> str:
-    """Return the interpreter of the ranks; ``own``, this process's, counts where neither profile nor image decides."""
+    """Return the interpreter of the ranks: the profile's, else the image's, else ``own``, that of this process."""
     return profile.python or (own if profile.container is None else PYTHON_INSIDE)
 
 
 def bash_word(text: str) -> str:
-    """Return ``text`` as one word of bash in which ``$NAME`` and ``${NAME}`` stand for variables that must be set."""
+    """Return ``text`` as one word of bash in which ``$NAME`` and ``${NAME}`` are variables that must be set."""
     if not VARIABLE.search(text):
         return shlex.quote(text)
     parts: list[str] = []
@@ -88,7 +88,7 @@ def _fail(message: str) -> str:
 
 def _umask_lines(umask: str | None) -> Iterator[str]:
     if umask is not None:
-        # Where SLURM_UMASK is set, by a user's own settings say, srun takes it and not the script's umask.
+        # Where SLURM_UMASK is set, for instance by a user's own settings, srun prefers it to the umask of the script.
         yield f"umask {umask}; export SLURM_UMASK={umask}"
 
 
@@ -97,39 +97,39 @@ def _module_lines(modules: Sequence[str]) -> Iterator[str]:
         return
     # A batch script reads no login files, which define `module` on many clusters.
     yield 'type module >/dev/null 2>&1 || [ ! -r "${MODULESHOME:-}/init/bash" ] || . "$MODULESHOME/init/bash"'
-    yield f"type module >/dev/null 2>&1 || {_fail('the profile asks for modules, and this node has no module command')}"
+    yield f"type module >/dev/null 2>&1 || {_fail('modules: this node has no module command')}"
     yield "module purge"
     for name in modules:
-        yield f"module load {name} || {_fail(f'module load {name} failed; `module avail` shows what there is')}"
-    hint = "srun is not on PATH after module purge; add the module of Slurm itself to the profile's modules"
+        yield f"module load {name} || {_fail(f'modules: module load {name} failed; `module avail` lists the modules')}"
+    hint = "modules: srun is not on PATH after module purge; add Slurm's own module to the profile"
     yield f"type srun >/dev/null 2>&1 || {_fail(hint)}"
 
 
 def _setup_lines(setup: Sequence[str]) -> Iterator[str]:
     for line in setup:
-        # By eval a comment or an open quote stays inside its line.
-        yield f"eval {shlex.quote(line)} || {_fail(f'the setup line of the profile failed: {line}')}"
+        # eval keeps a comment or an open quote inside its line.
+        yield f"eval {shlex.quote(line)} || {_fail(f'setup: this line of the profile failed: {line}')}"
 
 
 def _scratch_lines(scratch: str | None) -> Iterator[str]:
     if scratch is None:
         return
     yield f"scratch={bash_word(scratch)}"
-    # On every node, and before TMPDIR is set: where TMPDIR does not exist, Slurm puts /tmp in its place.
+    # On every node, and before TMPDIR is set, because Slurm replaces a TMPDIR that does not exist by /tmp.
     yield (
         'srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task=1'
-        ' mkdir -p -m 700 -- "$scratch" || ' + _fail("the profile's scratch folder cannot be made on every node")
+        ' mkdir -p -m 700 -- "$scratch" || ' + _fail("scratch: the folder cannot be created on every node")
     )
     yield 'export TMPDIR="$scratch"'
 
 
 def _mounts(profile: Profile, container: Container, folders: Sequence[str]) -> Iterator[str]:
-    """Yield what must be seen inside, as words of bash: the run's folders, the scratch folder, the profile's mounts."""
+    """Yield the mounts as words of bash: the folders of the run, the scratch folder, the mounts of the profile."""
     for folder in dict.fromkeys(folders):
         if set(folder) & set(",:"):
-            problem = f"cannot show {folder!r} inside: a mount's path may hold no comma and no colon"
+            problem = f"cannot mount {folder!r}; a path with a comma or a colon is not allowed"
             raise ConfigError([Fault(where="job", key="container", problem=problem)])
-        # Literally: a dollar in a path that was resolved already is no variable.
+        # Literally, because a dollar in a resolved path is no variable.
         yield shlex.quote(f"{folder}:{folder}")
     if profile.scratch is not None:
         yield '"$TMPDIR:$TMPDIR"'

@@ -1,8 +1,8 @@
-"""What Slurm says of this user's jobs, asked at most once in 30 seconds by all processes of the user together.
+"""This user's jobs as Slurm reports them, cached for 30 seconds for all processes of the user.
 
-One ``squeue`` lists the jobs that wait, run, or have ended a short time ago (``MinJobAge``). Its answer is kept in the
-user's cache folder. Of a job that it does not name, because it ended long ago or is another user's, ``sacct`` is asked,
-and ``scontrol`` where no accounts are kept; those answers are kept too.
+One ``squeue`` lists the jobs that are pending, running, or ended within ``MinJobAge``; its answer is stored in the
+user's cache folder. Jobs that squeue does not list, because they ended long ago or belong to another user, are queried
+with ``sacct``, or with ``scontrol`` where no accounts are kept; these answers are cached as well.
 """
 
 from __future__ import annotations
@@ -14,42 +14,38 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from hsadml_dist.atomic import write_text
 from hsadml_dist.errors import ClusterError
 from hsadml_dist.slurm import client
-from hsadml_dist.slurm.client import (
-    FORGOTTEN,
-    SACCT_FIELDS,
-    SQUEUE_FORMAT,
-    SlurmJob,
-    parse_sacct_line,
-    parse_shown_job,
-    parse_squeue_line,
-)
+from hsadml_dist.slurm.client import FORGOTTEN, SlurmJob
 
 REFRESH_SECONDS = 30.0
 KEEP_SECONDS = 86400.0
-"""How long it is remembered how a job ended; one that has ended does not change."""
-WAIT_SECONDS = 10.0
-"""How long to wait for another process that asks at this moment."""
+"""How long the end of a job stays cached; it does not change any more."""
+LOCK_SECONDS = 10.0
+"""How long to wait for another process that runs squeue at the moment."""
 MAX_SCONTROL_QUERIES = 20
-"""So many jobs are asked for one by one at a time, where no accounts are kept."""
+"""Limit of the jobs that are queried one by one at a time, where no accounts are kept."""
+
+Clock = Callable[[], float]
+"""Returns the time in seconds since 1970 UTC."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class QueueSnapshot:
-    """What is known of jobs.
+    """Jobs as Slurm reported them at one moment.
 
     Attributes:
-        asked: When squeue was asked last, in seconds since 1970 UTC.
-        answered: When it answered last; None: it never did.
-        problem: Why it did not answer when it was asked last.
-        jobs: Its answer, by id.
-        others: What is known of jobs that squeue does not name, by id.
+        asked: Time of the last squeue, in seconds since 1970 UTC.
+        answered: Time of the last squeue that answered; None means it never did.
+        problem: Why the last squeue did not answer.
+        jobs: The answer of squeue, by id.
+        others: Jobs that squeue does not list, by id.
     """
 
     asked: float
@@ -59,187 +55,194 @@ class QueueSnapshot:
     others: Mapping[str, SlurmJob] = field(default_factory=dict)
 
     def find(self, job: str) -> SlurmJob | None:
-        """Return what is known of a job, by its id or by its raw number; None: nothing."""
+        """Return a job by its id or numeric id; None if it is unknown."""
         known = self.jobs.get(job) or self.others.get(job)
         return known or next((one for one in self.jobs.values() if one.raw == job), None)
 
+    def is_fresh(self, now: float) -> bool:
+        """Return whether squeue was asked at most 30 seconds before ``now``."""
+        # An answer from the future means that the clock was set back.
+        return 0.0 <= now - self.asked < REFRESH_SECONDS
+
 
 def query_queue(
-    before: QueueSnapshot | None = None, *, fresh: bool = False, env: Mapping[str, str] | None = None
+    before: QueueSnapshot | None = None,
+    *,
+    fresh: bool = False,
+    env: Mapping[str, str] | None = None,
+    clock: Clock = time.time,
+    lock_seconds: float = LOCK_SECONDS,
 ) -> QueueSnapshot:
-    """Return what squeue says of this user's jobs, or said at most 30 seconds ago.
+    """Return this user's jobs, from the cache if squeue was asked within 30 seconds.
 
     Args:
-        before: What this process knows already: it asks no sooner again, though nothing can be kept in files.
-        fresh: Ask now, however short a time ago it was asked.
-        env: Whole environment to ask from; this process's own if None.
+        before: Snapshot that this process has; it counts as cached even if no file can be written.
+        fresh: Ask squeue even if the cache is fresh.
+        env: Complete environment to ask from; None means that of this process.
+        clock: Source of the time.
+        lock_seconds: How long to wait for another process that runs squeue at the moment.
     """
-    known = os.environ if env is None else env
-    path = _cache_file(known)
-    began = time.time()
-    kept = _read(path, known) or before
-    if kept is not None and not fresh and _is_new(kept):
-        return kept
-    with _turn(path) as is_mine:
-        # Somebody else may have asked while this process waited for its turn.
-        kept = _read(path, known) or before
-        if kept is not None and _is_new(kept) and (not fresh or kept.asked >= began):
-            return kept
-        if not is_mine:
-            return replace(kept or QueueSnapshot(asked=began), problem="another process waits for squeue's answer")
-        asked = _ask(kept, env)
-        _write(path, asked, known)
-    return asked
+    cache = _Cache.of(env, clock)
+    began = clock()
+    known = cache.read() or before
+    if known is not None and not fresh and known.is_fresh(began):
+        return known
+    with cache.lock(lock_seconds) as is_locked:
+        # Another process may have asked while this one waited for the lock.
+        known = cache.read() or before
+        if known is not None and known.is_fresh(clock()) and (not fresh or known.asked >= began):
+            return known
+        if not is_locked:
+            return replace(known or QueueSnapshot(asked=began), problem="another process waits for squeue's answer")
+        snapshot = _ask_squeue(known, env, clock())
+        cache.write(snapshot)
+    return snapshot
 
 
 def with_unlisted_jobs(
-    queue: QueueSnapshot, jobs: Iterable[str], env: Mapping[str, str] | None = None
+    queue: QueueSnapshot, jobs: Iterable[str], env: Mapping[str, str] | None = None, clock: Clock = time.time
 ) -> QueueSnapshot:
-    """Return the same, and what Slurm knows of further jobs, each of which is asked for once.
+    """Return ``queue`` with those of ``jobs`` added that it lacks, each of which is queried once.
 
     Args:
-        queue: What is known.
-        jobs: Ids of jobs; those that squeue named are left out.
-        env: Whole environment to ask from; this process's own if None.
+        queue: Known jobs.
+        jobs: Job ids.
+        env: Complete environment to ask from; None means that of this process.
+        clock: Source of the time.
     """
-    wanted = [job for job in dict.fromkeys(jobs) if queue.find(job) is None]
-    if not wanted or queue.problem is not None:
+    missing = [job for job in dict.fromkeys(jobs) if queue.find(job) is None]
+    if not missing or queue.problem is not None:
         return queue
-    found = _from_accounts(wanted, env)
+    found = _query_sacct(missing, env)
     if found is None:
-        found = _one_by_one(wanted[:MAX_SCONTROL_QUERIES], env)
-    asked = replace(queue, others={**queue.others, **found})
-    known = os.environ if env is None else env
-    _write(_cache_file(known), asked, known)
-    return asked
+        found = _query_scontrol(missing[:MAX_SCONTROL_QUERIES], env)
+    extended = replace(queue, others={**queue.others, **found})
+    _Cache.of(env, clock).write(extended)
+    return extended
 
 
 def query_jobs(jobs: Iterable[str], env: Mapping[str, str] | None = None) -> dict[str, SlurmJob]:
-    """Ask squeue for some jobs, past the cache; returns those that it knows, by id.
+    """Return those of ``jobs`` that squeue knows, by id, without the cache.
 
     Raises:
-        ClusterError: Slurm is absent or does not answer.
+        ClusterError: Slurm is not installed or does not answer.
     """
-    lines = client.squeue([f"--jobs={','.join(jobs)}"], SQUEUE_FORMAT, env)
-    return {job.job: job for job in map(parse_squeue_line, lines) if job is not None}
+    return client.squeue([f"--jobs={','.join(jobs)}"], env)
 
 
-def record_cancelled(jobs: Iterable[str], env: Mapping[str, str] | None = None) -> None:
-    """Remember that jobs were cancelled, and let the next look ask anew.
+def record_cancelled(jobs: Iterable[str], env: Mapping[str, str] | None = None, clock: Clock = time.time) -> None:
+    """Cache that jobs were cancelled, and make the next query ask squeue.
 
-    Of an array's element that is cancelled before its start Slurm itself remembers nothing.
+    Slurm itself keeps no record of an array element that is cancelled before its start.
     """
-    known = os.environ if env is None else env
-    path = _cache_file(known)
-    kept = _read(path, known) or QueueSnapshot(asked=0.0)
-    others = {name: SlurmJob(job=name, state="CANCELLED") for name in jobs}
-    _write(path, replace(kept, asked=0.0, others={**kept.others, **others}), known)
+    cache = _Cache.of(env, clock)
+    known = cache.read() or QueueSnapshot(asked=0.0)
+    cancelled = {name: SlurmJob(job=name, state="CANCELLED") for name in jobs}
+    cache.write(replace(known, asked=0.0, others={**known.others, **cancelled}))
 
 
-def _ask(before: QueueSnapshot | None, env: Mapping[str, str] | None) -> QueueSnapshot:
-    asked = time.time()
-    kept = before or QueueSnapshot(asked=asked)
+def _ask_squeue(before: QueueSnapshot | None, env: Mapping[str, str] | None, now: float) -> QueueSnapshot:
+    known = before or QueueSnapshot(asked=now)
     try:
-        lines = client.squeue([f"--user={os.getuid()}"], SQUEUE_FORMAT, env)
+        jobs = client.squeue([f"--user={os.getuid()}"], env)
     except ClusterError as fault:
-        return replace(kept, asked=asked, problem=str(fault))
-    jobs = {job.job: job for job in map(parse_squeue_line, lines) if job is not None}
-    others = {name: job for name, job in kept.others.items() if job.has_ended and name not in jobs}
-    return QueueSnapshot(asked=asked, answered=asked, jobs=jobs, others=others)
+        return replace(known, asked=now, problem=str(fault))
+    others = {name: job for name, job in known.others.items() if job.has_ended and name not in jobs}
+    return QueueSnapshot(asked=now, answered=now, jobs=jobs, others=others)
 
 
-def _from_accounts(jobs: list[str], env: Mapping[str, str] | None) -> dict[str, SlurmJob] | None:
-    """Return what sacct says of the jobs; None where no accounts are kept."""
+def _query_sacct(jobs: Sequence[str], env: Mapping[str, str] | None) -> dict[str, SlurmJob] | None:
+    """Return jobs from the accounting database; None where no accounts are kept."""
     try:
-        lines = client.sacct(jobs, SACCT_FIELDS, env)
+        rows = client.sacct(jobs, env)
     except ClusterError:
         return None
-    rows = [job for job in map(parse_sacct_line, lines) if job is not None]
     by_id = {job.raw: job for job in rows} | {job.job: job for job in rows}
     return {name: by_id.get(name, SlurmJob(job=name, state=FORGOTTEN)) for name in jobs}
 
 
-def _one_by_one(jobs: list[str], env: Mapping[str, str] | None) -> dict[str, SlurmJob]:
+def _query_scontrol(jobs: Sequence[str], env: Mapping[str, str] | None) -> dict[str, SlurmJob]:
     found = {}
     for job in jobs:
         try:
-            text = client.show_job(job, env)
+            found[job] = client.show_job(job, env)
         except ClusterError:
             break
-        found[job] = parse_shown_job(job, text) if text else SlurmJob(job=job, state=FORGOTTEN)
     return found
 
 
-def _is_new(queue: QueueSnapshot) -> bool:
-    # An answer from the future: the clock was set back.
-    return 0.0 <= time.time() - queue.asked < REFRESH_SECONDS
+@dataclass(frozen=True)
+class _Cache:
+    """The cache file of one cluster.
 
+    Attributes:
+        path: The file.
+        conf_version: Modification time of SLURM_CONF: a private cluster may come up again under the same name.
+        clock: Source of the time.
+    """
 
-def _cluster(known: Mapping[str, str]) -> str:
-    """Return what tells one cluster from another."""
-    conf = known.get("SLURM_CONF")
-    # Without SLURM_CONF it is the machine that knows its cluster; a home folder may be shared by several.
-    where = f"host {socket.gethostname()}" if conf is None else f"conf {os.path.realpath(conf)}"
-    return f"{where} clusters {known.get('SLURM_CLUSTERS', '')}"
+    path: Path
+    conf_version: int | None
+    clock: Clock
 
+    @classmethod
+    def of(cls, env: Mapping[str, str] | None, clock: Clock) -> _Cache:
+        """Return the cache of the cluster that ``env`` points at."""
+        known = os.environ if env is None else env
+        root = known.get("XDG_CACHE_HOME") or os.path.join(known.get("HOME") or os.path.expanduser("~"), ".cache")
+        digest = hashlib.sha256(_cluster_identity(known).encode()).hexdigest()[:12]
+        try:
+            version: int | None = os.stat(known["SLURM_CONF"]).st_mtime_ns
+        except (KeyError, OSError):
+            version = None
+        return cls(Path(root) / "hsadml" / f"squeue-{digest}.json", version, clock)
 
-def _cache_file(known: Mapping[str, str]) -> Path:
-    root = known.get("XDG_CACHE_HOME") or os.path.join(known.get("HOME") or os.path.expanduser("~"), ".cache")
-    digest = hashlib.sha256(_cluster(known).encode()).hexdigest()[:12]
-    return Path(root) / "hsadml" / f"squeue-{digest}.json"
-
-
-def _version(known: Mapping[str, str]) -> int | None:
-    """Return when SLURM_CONF was written: a private cluster may come up again under the same name."""
-    try:
-        return os.stat(known["SLURM_CONF"]).st_mtime_ns
-    except (KeyError, OSError):
-        return None
-
-
-def _read(path: Path, known: Mapping[str, str]) -> QueueSnapshot | None:
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        if stored["uid"] != os.getuid() or stored["conf"] != _version(known):
+    def read(self) -> QueueSnapshot | None:
+        """Return the cached snapshot; None if there is none that is valid."""
+        try:
+            stored = json.loads(self.path.read_text(encoding="utf-8"))
+            if stored["uid"] != os.getuid() or stored["conf"] != self.conf_version:
+                return None
+            queue = stored["queue"]
+            jobs, others = ({row["job"]: SlurmJob(**row) for row in queue.pop(name)} for name in ("jobs", "others"))
+            return QueueSnapshot(**queue, jobs=jobs, others=others)
+        except (OSError, ValueError, TypeError, KeyError):
             return None
-        jobs, others = (
-            {row["job"]: SlurmJob(**row) for row in stored["queue"].pop(name)} for name in ("jobs", "others")
-        )
-        return QueueSnapshot(**stored["queue"], jobs=jobs, others=others)
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
+
+    def write(self, queue: QueueSnapshot) -> None:
+        """Store a snapshot; where that is impossible each process asks for itself."""
+        oldest = self.clock() - KEEP_SECONDS
+        fields: dict[str, Any] = {name: getattr(queue, name) for name in ("asked", "answered", "problem")}
+        fields["jobs"] = [asdict(job) for job in queue.jobs.values()]
+        fields["others"] = [asdict(job) for job in queue.others.values() if job.start is None or job.start > oldest]
+        text = json.dumps({"uid": os.getuid(), "conf": self.conf_version, "queue": fields})
+        with contextlib.suppress(OSError):
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_text(self.path, text, durable=False, mode=0o600)
+
+    @contextlib.contextmanager
+    def lock(self, seconds: float) -> Iterator[bool]:
+        """Hold the lock of the cache; yields False if another process still holds it after ``seconds``."""
+        with contextlib.ExitStack() as stack:
+            is_locked = True
+            with contextlib.suppress(OSError):  # no cache folder, or a file system without locks
+                self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                descriptor = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+                stack.callback(os.close, descriptor)
+                deadline = time.monotonic() + seconds
+                while not (is_locked := _try_lock(descriptor)) and time.monotonic() < deadline:
+                    time.sleep(0.05)
+            yield is_locked
 
 
-def _write(path: Path, queue: QueueSnapshot, known: Mapping[str, str]) -> None:
-    """Keep what is known; where that is impossible each process asks for itself."""
-    oldest = time.time() - KEEP_SECONDS
-    rows: dict[str, Any] = {name: getattr(queue, name) for name in ("asked", "answered", "problem")}
-    rows["jobs"] = [asdict(job) for job in queue.jobs.values()]
-    rows["others"] = [asdict(job) for job in queue.others.values() if job.start is None or job.start > oldest]
-    text = json.dumps({"uid": os.getuid(), "conf": _version(known), "queue": rows})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, path)
+def _cluster_identity(env: Mapping[str, str]) -> str:
+    conf = env.get("SLURM_CONF")
+    # Without SLURM_CONF the machine determines the cluster; several clusters may share a home folder.
+    where = f"host {socket.gethostname()}" if conf is None else f"conf {os.path.realpath(conf)}"
+    return f"{where} clusters {env.get('SLURM_CLUSTERS', '')}"
 
 
-@contextlib.contextmanager
-def _turn(path: Path) -> Iterator[bool]:
-    """Wait until no other process asks; provides whether it is this one's turn, which it is not if that takes long."""
-    with contextlib.ExitStack() as held:
-        is_mine = True
-        with contextlib.suppress(OSError):  # no cache folder, or a file system without locks
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            file = held.enter_context(open(os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600), "rb"))
-            deadline = time.monotonic() + WAIT_SECONDS
-            while not (is_mine := _locked(file.fileno())) and time.monotonic() < deadline:
-                time.sleep(0.05)
-        yield is_mine
-
-
-def _locked(descriptor: int) -> bool:
+def _try_lock(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,11 +1,13 @@
-"""Which jobs a run was handed to: one row each in ``RUN/jobs.jsonl``.
+"""Files that jobs leave in a run folder: which jobs were submitted, and why a job declined to train.
 
-The first row of a submission is written by who submits; each further link of a chain is written by the batch script of
-the link before it, from a node. So rows are plain, short and appended in one write each.
+``RUN/jobs.jsonl`` has one row per job. The first row of a submission is written by the process that submits; each
+further link of a chain is written by the batch script of the link before it, from a node. Rows are therefore plain,
+short, and appended in one write each. ``RUN/ended/JOBID.declined`` holds one code, written by the batch script.
 """
 
 from __future__ import annotations
 
+import enum
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,11 +19,10 @@ from hsadml_dist.run.jsonl import JsonlWriter, read_jsonl
 RequeueMode = Literal["chain", "self", "none"]
 REQUEUE_MODES: tuple[str, ...] = get_args(RequeueMode)
 Backend = Literal["sbatch", "submitit"]
-BACKENDS: tuple[str, ...] = get_args(Backend)
 JOBS_FILE = "jobs.jsonl"
 """Name in the run folder."""
 SUBMITIT_FOLDER = "submitit"
-"""Name of submitit's own folder, in the run folder or beside an array's."""
+"""Name of submitit's folder, in the run folder or in the parent folder of an array."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +30,10 @@ class JobRecord:
     """A job that was queued for a run.
 
     Attributes:
-        job: What squeue, scontrol and scancel know it by: ``12``, or ``12_3`` for element 3 of an array.
-        requeue: How it comes back once it was stopped.
-        after: The job that it follows in a chain; None for the first.
-        backend: Who wrote its batch script.
+        job: Id for squeue, scontrol and scancel: ``12``, or ``12_3`` for element 3 of an array.
+        requeue: How the run continues after a stop.
+        after: The job before it in a chain; None for the first.
+        backend: Writer of the batch script.
         time: When it was queued, in seconds since 1970 UTC.
     """
 
@@ -43,8 +44,18 @@ class JobRecord:
     time: float
 
 
+class DeclineReason(enum.StrEnum):
+    """Why a job ended without training; ``train.sbatch`` writes the codes."""
+
+    PREDECESSOR_CANCELLED = "predecessor_cancelled"
+    RUN_OVER = "run_over"
+    PREDECESSOR_FAILED = "predecessor_failed"
+    ALREADY_ENDED = "already_ended"
+    REQUEUED_BY_SITE = "requeued_by_site"
+
+
 def record_job(run: RunFolder, job: str, requeue: RequeueMode, backend: Backend = "sbatch") -> None:
-    """Note that ``job`` was queued now.
+    """Append a job that was queued now.
 
     Raises:
         RunError: The row could not be written.
@@ -57,11 +68,19 @@ def record_job(run: RunFolder, job: str, requeue: RequeueMode, backend: Backend 
 
 
 def read_job_records(run: RunFolder) -> list[JobRecord]:
-    """Return the jobs of a run in the order in which they were queued; those of ``hsadml train`` have none."""
+    """Return the jobs of a run in the order of submission; empty for runs of ``hsadml train``."""
     return [JobRecord(**row) for row in read_jsonl(run.path / JOBS_FILE)]
 
 
+def read_decline(run: RunFolder, job: str) -> DeclineReason | None:
+    """Return why a job declined to train; None if it did not, or its script wrote no code."""
+    try:
+        return DeclineReason((run.path / "ended" / f"{job}.declined").read_text().strip())
+    except (OSError, ValueError):
+        return None
+
+
 def job_output_paths(run: RunFolder, job: str) -> list[Path]:
-    """Return where a job's output may lie: in the run folder, or beside it where the job is an array's element."""
+    """Return where the output of a job may be: in the run folder, or for an array element in its parent folder."""
     names = (f"slurm-{job}.out", f"{SUBMITIT_FOLDER}/{job}_0_log.out")
     return [folder / name for folder in (run.path, run.path.parent) for name in names]

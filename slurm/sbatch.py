@@ -1,17 +1,18 @@
-"""The batch script of a job, as text: nothing here talks to Slurm or writes a file.
+"""The batch script of a job, as text; nothing here talks to Slurm or writes a file.
 
-Why the script is as it is (each was seen on a real cluster, Slurm 22.05):
+Why the script is as it is (each point was observed on a real cluster, Slurm 22.05):
 
-* One task per rank under srun, no torchrun: it forwards few signals and kills after 30 s.
-* srun runs in the background and the shell traps TERM, or the shell dies before its ranks.
-* ``--kill-on-bad-exit`` sends CONT and TERM first and KILL only after KillWait: a rank that leaves with 85 a moment
-  before its peers does not cost them theirs.
-* ``scontrol requeue`` also brings back a job that its user has cancelled. The script therefore asks first who ended it.
-* After a preemption without grace Slurm has requeued by itself; a script that lingers holds the nodes for KillWait.
-* A requeued job waits for its credentials to expire, 121 s where nothing else was set. The links of a chain are jobs of
-  their own, each submitted by the one before it at its start, and do not wait.
-* A cancelled link's successor starts at once: each link looks first how the one before it ended.
-* ``RequeueExit`` brings back even a job submitted with ``--no-requeue``: such a job leaves at once.
+* One task per rank under srun, no torchrun, because torchrun forwards few signals and kills after 30 s.
+* srun runs in the background and the shell traps TERM, or the shell would die before its ranks.
+* ``--kill-on-bad-exit`` sends CONT and TERM first and KILL only after KillWait: a rank that exits with 85 a moment
+  before its peers does not cost them their exit code.
+* ``scontrol requeue`` also requeues a job that its user has cancelled. The script therefore asks first who ended it.
+* After a preemption without grace time Slurm has requeued by itself; a script that lingers holds the nodes for
+  KillWait.
+* A requeued job waits for its credentials to expire, 121 s by default. The links of a chain are separate jobs, each
+  submitted by the one before it at its start, and do not wait.
+* The successor of a cancelled link starts at once: each link checks first how the one before it ended.
+* ``RequeueExit`` requeues even a job submitted with ``--no-requeue``: such a job exits at once.
 """
 
 from __future__ import annotations
@@ -28,42 +29,47 @@ from hsadml_dist.slurm.job_records import REQUEUE_MODES, RequeueMode
 SCRIPT_TEMPLATE = Path(__file__).with_name("train.sbatch")
 SCRIPT_NAME = "job.sbatch"
 COMMON_PART_MARKER = "# From here on the script is the same for every job.\n"
-"""The line of ``train.sbatch`` from which on every job's script is the same."""
+"""The line of ``train.sbatch`` after which the script is the same for every job."""
 RANKS_MARKER, END_MARKER = "# ---- One task per rank.", "# ---- How did it end?"
-"""Where the part begins that starts the ranks, and the one after it."""
-# Slurm keeps the lead of --signal in 16 bits.
+"""First lines of the part that starts the ranks, and of the part after it."""
 MAX_SIGNAL_LEAD = 65535
+"""Slurm keeps the lead of --signal in 16 bits."""
+TIME_FORMS = "MINUTES, M:S, H:M:S, D-H, D-H:M, D-H:M:S, UNLIMITED"
+
+Problems = Iterator[tuple[str, str]]
+"""Pairs of a key and what is wrong with its value."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobRequest:
-    """What is asked of Slurm for one run.
+    """A job to ask Slurm for.
 
     Attributes:
-        run_dir: The run folder, absolute; it holds ``config.yaml`` and gets the job's output.
+        run_dir: Run folder, absolute; it holds ``config.yaml`` and receives the output of the job.
         nodes: Number of nodes.
-        tasks_per_node: Ranks on each node.
-        cpus_per_task: CPUs of each rank.
-        python: The interpreter that runs the ranks.
+        tasks_per_node: Ranks per node.
+        cpus_per_task: CPUs per rank.
+        python: Interpreter of the ranks.
         working_dir: Folder that the job starts in, absolute.
-        job_name: Name that squeue shows.
-        partition: Partition; None leaves it to the site. So do the next five.
-        account: Account that pays.
+        job_name: Name in squeue.
+        partition: Partition. None leaves it to the site; so it does for the next six.
+        account: Account to charge.
         qos: Quality of service.
         constraint: Features that the nodes must have.
-        gres: Generic resources of each node, for instance ``gpu:4``.
-        time_limit: Longest run in one of Slurm's forms, for instance ``2-12:00:00``.
-        mem: Memory of each node, for instance ``64G``.
-        requeue: ``chain``: a successor waits from the start on and goes on after a stop; ``self``: a job that was
-            stopped puts itself back into the queue; ``none``: it ends.
-        signal_lead_seconds: How long before its end the job is told.
-        extra_env: Environment variables to set for the ranks.
-        elements: Run folders of an array's elements, absolute; empty for a single job. ``run_dir`` is then the folder
-            that holds the script and the output.
+        gres: Generic resources per node, for instance ``gpu:4``.
+        time_limit: Time limit in one of Slurm's forms, for instance ``2-12:00:00``.
+        mem: Memory per node, for instance ``64G``.
+        requeue: ``chain``: a successor waits from the start on and resumes after a stop; ``self``: a stopped job
+            requeues itself; ``none``: it ends.
+        signal_lead_seconds: How long before its end the job is signalled.
+        extra_env: Environment variables for the ranks.
+        elements: Run folders of the elements of an array, absolute; empty for a single job. ``run_dir`` is then the
+            folder of the script and the output.
         options: Further options of sbatch, each in one word, for instance ``--reservation=mri``.
-        prologue: Lines of shell just before the ranks start, for instance ``module load cuda``.
-        srun_options: Further options of srun, as words of bash, quoted: they may hold variables.
-        launcher: Words of bash that stand before the interpreter, for instance a container's.
+        prologue: Lines of shell that run before the ranks start, for instance ``module load cuda``.
+        srun_options: Further options of srun, as quoted words of bash: they may hold variables.
+        launcher: Words of bash before the interpreter, for instance those of a container.
+        rank_module: Python module that each rank runs, with the run folder as its argument.
     """
 
     run_dir: Path
@@ -88,10 +94,11 @@ class JobRequest:
     prologue: tuple[str, ...] = ()
     srun_options: tuple[str, ...] = ()
     launcher: tuple[str, ...] = ()
+    rank_module: str = "hsadml_dist.launch.rank"
 
     @property
     def script(self) -> Path:
-        """Where the script lies."""
+        """Path of the batch script."""
         return self.run_dir / SCRIPT_NAME
 
     @property
@@ -101,10 +108,10 @@ class JobRequest:
 
 
 def render(request: JobRequest) -> str:
-    """Return the batch script for ``request``.
+    """Return the batch script of ``request``.
 
     Raises:
-        ConfigError: The request cannot be written as a script that Slurm would take; every fault is named.
+        ConfigError: The request cannot be written as a script that Slurm would accept; every fault is named.
     """
     validate(request)
     directives = [f"#SBATCH {option}" for option in _options(request)]
@@ -118,9 +125,9 @@ def common_part() -> str:
 
 
 def render_setup_and_teardown(request: JobRequest) -> tuple[str, str]:
-    """Return what the script does before the ranks and after them, for a backend that starts them in a way of its own.
+    """Return the parts of the script before and after the ranks, for a backend that starts the ranks itself.
 
-    The second part expects their exit code as ``$code``.
+    The second part expects the exit code of the ranks in ``$code``.
 
     Raises:
         ConfigError: As :func:`render`.
@@ -135,18 +142,19 @@ def validate(request: JobRequest) -> None:
     """Check a request before anything is queued.
 
     Raises:
-        ConfigError: Something is wrong with it; every fault is named.
+        ConfigError: The request is invalid; every fault is named.
     """
-    faults = [*_number_faults(request), *_path_faults(request), *_word_faults(request), *_env_faults(request)]
-    if faults:
-        raise ConfigError(Fault(where="job", key=key, problem=problem) for key, problem in faults)
+    problems = [*_number_problems(request), *_path_problems(request), *_word_problems(request)]
+    problems += env_problems("extra_env", request.extra_env)
+    if problems:
+        raise ConfigError(Fault(where="job", key=key, problem=problem) for key, problem in problems)
 
 
 def parse_time_limit(time_limit: str) -> int | None:
-    """Return a time limit in seconds: minutes, M:S, H:M:S, D-H, D-H:M or D-H:M:S; None for UNLIMITED.
+    """Return a time limit in seconds: minutes, M:S, H:M:S, D-H, D-H:M or D-H:M:S; None means UNLIMITED.
 
     Raises:
-        ValueError: It has none of these forms.
+        ValueError: The text has none of these forms.
     """
     if time_limit.upper() in ("UNLIMITED", "INFINITE"):
         return None
@@ -160,6 +168,46 @@ def parse_time_limit(time_limit: str) -> int | None:
         parts = parts if third is not None else [0, *parts[:2]]
     hours, minutes, seconds = parts
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def time_limit_problems(key: str, time_limit: str | None, lead: int, lead_key: str) -> Problems:
+    """Yield what is wrong with a time limit, also that it is not longer than the ``lead`` of the signal in seconds."""
+    if time_limit is None:
+        return
+    try:
+        seconds = parse_time_limit(time_limit)
+    except ValueError:
+        yield key, f"is {time_limit!r}; allowed forms: {TIME_FORMS}"
+        return
+    if seconds is not None and seconds <= lead:
+        yield key, f"is {time_limit!r} ({seconds} s); must be longer than {lead_key} ({lead} s)"
+
+
+def env_problems(key: str, env: Mapping[str, str]) -> Problems:
+    """Yield what is wrong with environment variables for a batch script."""
+    for name, value in env.items():
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            yield key, f"has the name {name!r}; allowed: letters, digits and _, not starting with a digit"
+        if value:
+            yield from text_problems(key, value, prefix=f"{name} ")
+
+
+def text_problems(key: str, value: str | None, forbidden: str = "", prefix: str = "") -> Problems:
+    """Yield what is wrong with a text for a line of a batch script: empty, or with characters that cannot be written.
+
+    Args:
+        key: Key of the setting.
+        value: The text; None means that it is not given.
+        forbidden: Characters that must not occur, besides those that cannot be printed.
+        prefix: Text before the problem, which names the item of a list.
+    """
+    if value is None:
+        return
+    if not value.strip():
+        yield key, f"{prefix}is empty; give a value or leave it out"
+    found = sorted({letter for letter in value if letter in forbidden or not letter.isprintable()})
+    if found:
+        yield key, f"{prefix}is {value!r}; must not contain {' '.join(map(repr, found))}"
 
 
 def _options(request: JobRequest) -> Iterator[str]:
@@ -176,7 +224,7 @@ def _options(request: JobRequest) -> Iterator[str]:
     if request.time_limit is not None:
         yield f"--time={request.time_limit}"
     yield f"--chdir={_quoted(str(request.working_dir))}"
-    # In a file pattern the percent sign is special. Append, or a restart would empty the file.
+    # In a file pattern the percent sign is special. Append, because a restart would otherwise empty the file.
     name = "slurm-%A_%a.out" if request.elements else "slurm-%j.out"
     yield f"--output={_quoted(str(request.run_dir).replace('%', '%%') + '/' + name)}"
     yield "--open-mode=append"
@@ -190,6 +238,7 @@ def _settings(request: JobRequest) -> Iterator[str]:
     yield f"run_dirs=({shlex.join(map(str, request.elements))})"
     yield f"script={shlex.quote(str(request.script))}"
     yield f"python={shlex.quote(request.python)}"
+    yield f"rank_module={shlex.quote(request.rank_module)}"
     yield f"cpus_per_task={request.cpus_per_task}"
     yield f"requeue={request.requeue}"
     yield f"srun_options=({' '.join(request.srun_options)})"
@@ -206,7 +255,7 @@ def _quoted(value: str) -> str:
     return value if re.fullmatch(r"[\w./:,=@%+-]+", value, flags=re.ASCII) else f'"{value}"'
 
 
-def _number_faults(request: JobRequest) -> Iterator[tuple[str, str]]:
+def _number_problems(request: JobRequest) -> Problems:
     for key in ("nodes", "tasks_per_node", "cpus_per_task"):
         if getattr(request, key) < 1:
             yield key, f"is {getattr(request, key)}; must be at least 1"
@@ -214,48 +263,19 @@ def _number_faults(request: JobRequest) -> Iterator[tuple[str, str]]:
         yield "signal_lead_seconds", f"is {request.signal_lead_seconds}; allowed: 1 to {MAX_SIGNAL_LEAD}"
     if request.requeue not in REQUEUE_MODES:
         yield "requeue", f"is {request.requeue!r}; allowed: {', '.join(REQUEUE_MODES)}"
-    if request.time_limit is not None:
-        yield from _time_faults(request.time_limit, request.signal_lead_seconds)
+    yield from time_limit_problems("time_limit", request.time_limit, request.signal_lead_seconds, "signal_lead_seconds")
 
 
-def _time_faults(time_limit: str, lead: int) -> Iterator[tuple[str, str]]:
-    try:
-        seconds = parse_time_limit(time_limit)
-    except ValueError:
-        forms = "MINUTES, M:S, H:M:S, D-H, D-H:M, D-H:M:S, UNLIMITED"
-        yield "time_limit", f"is {time_limit!r}; allowed forms: {forms}"
-        return
-    if seconds is not None and seconds <= lead:
-        yield "time_limit", f"is {time_limit!r} ({seconds} s); must be longer than signal_lead_seconds ({lead} s)"
-
-
-def _path_faults(request: JobRequest) -> Iterator[tuple[str, str]]:
+def _path_problems(request: JobRequest) -> Problems:
     for key in ("run_dir", "working_dir"):
         path = str(getattr(request, key))
         if not path.startswith("/"):
             yield key, f"is {path!r}; must be an absolute path"
-        # A backslash in --output switches off every pattern, and %j with it.
-        yield from _unwritable(key, path, '"\\')
-    yield from _unwritable("python", request.python, "")
+        # A backslash in --output disables every pattern, and %j with it.
+        yield from text_problems(key, path, '"\\')
+    yield from text_problems("python", request.python)
 
 
-def _word_faults(request: JobRequest) -> Iterator[tuple[str, str]]:
+def _word_problems(request: JobRequest) -> Problems:
     for key in ("job_name", "partition", "account", "qos", "constraint", "gres", "mem"):
-        value = getattr(request, key)
-        if value == "":
-            yield key, "is empty; give a value or leave it out"
-        if value is not None:
-            yield from _unwritable(key, value, '"\\')
-
-
-def _env_faults(request: JobRequest) -> Iterator[tuple[str, str]]:
-    for name, value in request.extra_env.items():
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            yield "extra_env", f"has the name {name!r}; allowed: letters, digits and _, not starting with a digit"
-        yield from _unwritable(f"extra_env.{name}", value, "")
-
-
-def _unwritable(key: str, value: str, forbidden: str) -> Iterator[tuple[str, str]]:
-    found = sorted({letter for letter in value if letter in forbidden or not letter.isprintable()})
-    if found:
-        yield key, f"is {value!r}; {' '.join(map(repr, found))} cannot stand in a batch script"
+        yield from text_problems(key, getattr(request, key), '"\\')

@@ -1,52 +1,36 @@
-"""Submit a run: check the request, write its batch script, queue it, and explain a refusal."""
+"""Submit a run: check the request against the cluster, write the batch script, queue it, and explain a refusal.
+
+How requeueing depends on the site was observed on real clusters (Slurm 22.05):
+
+* ``RequeueExit`` requeues every batch job that ends with one of its codes, also one submitted with ``--no-requeue``.
+  The job script detects this and exits with 0.
+* ``RequeueExitHold`` leaves such a job in the queue, held, until somebody releases it.
+* ``JobRequeue=0`` is only a default: a job submitted with ``--requeue`` may be requeued all the same.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
-from hsadml_dist.errors import ClusterError, RunLockedError, did_you_mean
-from hsadml_dist.run.folder import RunFolder, replace_text
+from hsadml_dist.atomic import write_text
+from hsadml_dist.errors import ClusterError, ExitCode, RunLockedError, did_you_mean
+from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.slurm import client
 from hsadml_dist.slurm.job_records import Backend, read_job_records, record_job
 from hsadml_dist.slurm.sbatch import JobRequest, render
-from hsadml_dist.slurm.site import SlurmSite, requeue_problem, try_query_site
-
-
-def explain_refusal(request: JobRequest, site: SlurmSite | None, refusal: ClusterError) -> ClusterError:
-    """Return Slurm's refusal as one line that begins with what of the request cannot be, where that shows.
-
-    Args:
-        request: What was asked for.
-        site: The controller's settings; None: it told none.
-        refusal: What sbatch said.
-    """
-    reason = None if site is None else next(_reasons(request, site, str(refusal)), None)
-    return refusal if reason is None else ClusterError(f"{reason} ({refusal})")
-
-
-def _reasons(request: JobRequest, site: SlurmSite, said: str) -> Iterator[str]:
-    name, names = request.partition, list(site.partitions)
-    if name is not None and names and name not in names:
-        known = ", ".join(names)
-        yield f"--partition {name}: this cluster has no such partition{did_you_mean(name, names)}; its partitions: {known}"
-    place = site.partition(name)
-    if place is not None and request.nodes > place.nodes:
-        yield f"--nodes {request.nodes}: partition {place.name} has {place.nodes}"
-    if "account" in said.lower():
-        given = f"--account {request.account}: may" if request.account else "no --account is given; without one you may"
-        where = place.name if place else name
-        yield f"{given} not submit to partition {where}; `sacctmgr show user $USER -s` lists yours"
+from hsadml_dist.slurm.site import SlurmSite, try_query_site
 
 
 def check_request(request: JobRequest) -> str:
-    """Ask Slurm whether it would take a job; nothing is written or queued.
+    """Check whether Slurm would accept a job; write and queue nothing.
 
     Returns:
-        Slurm's estimate of when and where it would start, as one line.
+        Slurm's estimate of when and where the job would start, as one line.
 
     Raises:
-        ConfigError: The request is wrong.
-        ClusterError: Slurm is absent, does not answer, or would refuse the job.
+        ConfigError: The request is invalid.
+        ClusterError: Slurm is not installed, does not answer, or would refuse the job.
         RunLockedError: A job of the run is queued or running.
     """
     text = render(request)
@@ -54,9 +38,9 @@ def check_request(request: JobRequest) -> str:
     site = try_query_site()
     problem = None if site is None else requeue_problem(site, request.requeue, request.partition)
     if problem is not None:
-        raise ClusterError(problem)
+        raise ClusterError(str(problem))
     for run in run_folders_of(request):
-        _refuse_second(run)
+        _refuse_second_job(run)
     try:
         return client.sbatch_test(text)
     except ClusterError as refusal:
@@ -64,27 +48,25 @@ def check_request(request: JobRequest) -> str:
 
 
 def submit(request: JobRequest) -> str:
-    """Queue a run, or an array of runs, and return the job's id.
+    """Queue a run, or an array of runs, and return the job id.
 
-    The script stays in the run folder as ``job.sbatch``: `sbatch` of that file goes on with the run.
+    The script stays in the run folder as ``job.sbatch``: `sbatch` of that file resumes the run.
 
     Raises:
-        ConfigError: The request is wrong; nothing was queued.
-        ClusterError: The run folder is missing, or Slurm is absent, does not answer, or refused the job.
+        ConfigError: The request is invalid; nothing was queued.
+        ClusterError: The run folder is missing, or Slurm is not installed, does not answer, or refused the job.
     """
     text = render(request)
     if not request.run_dir.is_dir():
-        raise ClusterError(
-            f"run_dir is {request.run_dir}: there is no such folder; Slurm could not write the job's output"
-        )
-    replace_text(request.script, text)
+        raise ClusterError(f"run_dir is {request.run_dir}: no such folder; Slurm could not write the output of the job")
+    write_text(request.script, text)
     job = client.sbatch(request.script)
     record_submission(request, job)
     return job
 
 
 def record_submission(request: JobRequest, job: str, backend: Backend = "sbatch") -> None:
-    """Write down, in each run's folder, by which name Slurm knows its job."""
+    """Record the job id in each run folder of a request."""
     for index, run in enumerate(run_folders_of(request)):
         record_job(run, f"{job}_{index}" if request.elements else job, request.requeue, backend)
 
@@ -94,9 +76,122 @@ def run_folders_of(request: JobRequest) -> Iterator[RunFolder]:
     yield from map(RunFolder, request.elements or (request.run_dir,))
 
 
-def _refuse_second(run: RunFolder) -> None:
-    for row in reversed(read_job_records(run)):
-        if client.job_is_known(row.job):
+@dataclass(frozen=True)
+class RequeueProblem:
+    """Why a requeue mode cannot work at a site.
+
+    Attributes:
+        mode: ``chain``, ``self`` or ``none``.
+        reason: The setting of the site that prevents it.
+        remedy: What to do.
+    """
+
+    mode: str
+    reason: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"--requeue {self.mode}: {self.reason}; {self.remedy}"
+
+
+def requeue_problem(site: SlurmSite, mode: str, partition: str | None = None) -> RequeueProblem | None:
+    """Return why a requeue mode cannot work at a site; None if it can.
+
+    Args:
+        site: Settings of the cluster.
+        mode: ``chain``, ``self`` or ``none``.
+        partition: The requested partition; None means the default one.
+    """
+    option = _option_with(site, ExitCode.SUCCESS)
+    if option is not None:
+        reason = f"this site requeues jobs that exit with 0 ({option}), so a finished run would start again and again"
+        return RequeueProblem(mode, reason, "ask the site to remove 0")
+    if mode == "none":
+        return _none_problem(site)
+    return _self_problem(site, partition) if mode == "self" else None
+
+
+def requeue_warning(site: SlurmSite) -> str | None:
+    """Return in one line what is unusual about requeueing at a site, although it works; None if nothing is."""
+    requeued = site.requeue_exit & {
+        ExitCode.USER_ERROR,
+        ExitCode.USAGE_ERROR,
+        ExitCode.INTERNAL_ERROR,
+        ExitCode.RUN_LOCKED,
+    }
+    if not requeued:
+        return None
+    return (
+        f"this site requeues jobs that exit with {_listed(requeued)} "
+        f"(RequeueExit={_listed(site.requeue_exit)}): a failed job starts once more and exits with 0, "
+        f"so Slurm reports it as COMPLETED"
+    )
+
+
+def explain_refusal(request: JobRequest, site: SlurmSite | None, refusal: ClusterError) -> ClusterError:
+    """Return Slurm's refusal with the option of the request that caused it, where that can be determined.
+
+    Args:
+        request: The refused request.
+        site: Settings of the cluster; None if they are unknown.
+        refusal: Error of sbatch.
+    """
+    reason = None if site is None else next(_refusal_reasons(request, site, str(refusal)), None)
+    return refusal if reason is None else ClusterError(f"{reason} ({refusal})")
+
+
+def _refuse_second_job(run: RunFolder) -> None:
+    for record in reversed(read_job_records(run)):
+        if client.job_is_known(record.job):
             raise RunLockedError(
-                f"{run.path}: job {row.job} of this run is queued or running; hsadml cancel {run.path}, or let it end"
+                f"{run.path}: job {record.job} of this run is queued or running; hsadml cancel {run.path}, "
+                "or wait for its end"
             )
+
+
+def _none_problem(site: SlurmSite) -> RequeueProblem | None:
+    option = _option_with(site, ExitCode.STOPPED)
+    if option is None:
+        return None
+    reason = (
+        f"this site requeues jobs that exit with {ExitCode.STOPPED:d}, as a stopped run does ({option}), "
+        "so it would not end with that code"
+    )
+    return RequeueProblem("none", reason, "use chain or self")
+
+
+def _self_problem(site: SlurmSite, partition: str | None) -> RequeueProblem | None:
+    known = site.partition(partition)
+    if known is None or known.grace_seconds > 0 or known.preempt_mode != "CANCEL":
+        return None
+    reason = (
+        f"jobs that are preempted in partition {known.name} are cancelled at once and not requeued "
+        "(PreemptMode=CANCEL, GraceTime=0)"
+    )
+    return RequeueProblem("self", reason, "use chain")
+
+
+def _option_with(site: SlurmSite, code: int) -> str | None:
+    """Return the option of slurm.conf that requeues jobs that exit with ``code``, or None."""
+    for option, codes in (("RequeueExit", site.requeue_exit), ("RequeueExitHold", site.requeue_exit_hold)):
+        if code in codes:
+            return f"{option}={_listed(codes)}"
+    return None
+
+
+def _listed(codes: Iterable[int]) -> str:
+    return ",".join(str(int(code)) for code in sorted(codes))
+
+
+def _refusal_reasons(request: JobRequest, site: SlurmSite, message: str) -> Iterator[str]:
+    name, names = request.partition, list(site.partitions)
+    if name is not None and names and name not in names:
+        allowed = f"allowed: {', '.join(names)}{did_you_mean(name, names)}"
+        yield f"--partition {name}: no such partition on this cluster; {allowed}"
+    partition = site.partition(name)
+    if partition is not None and request.nodes > partition.nodes:
+        yield f"--nodes {request.nodes}: partition {partition.name} has {partition.nodes}"
+    if "account" in message.lower():
+        given = f"--account {request.account}: may" if request.account else "no --account is given; without one you may"
+        where = partition.name if partition else name
+        yield f"{given} not submit to partition {where}; `sacctmgr show user $USER -s` lists your accounts"

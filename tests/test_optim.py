@@ -48,7 +48,7 @@ def test_learning_rate_at_known_points():
     assert learning_rate(config, 200, 104) == pytest.approx(0.2, rel=1e-12), "no second rise of the cosine"
 
 
-def test_learning_rate_falls_all_the_way_after_the_warm_up():
+def test_learning_rate_decreases_after_warmup():
     config = OptimConfig(lr=1.0, warmup_steps=10, lr_end=0.0)
     rates = [learning_rate(config, step, 100) for step in range(1, 101)]
     assert rates[:10] == [step / 10 for step in range(1, 11)]
@@ -56,14 +56,14 @@ def test_learning_rate_falls_all_the_way_after_the_warm_up():
     assert rates[-1] == pytest.approx(0, abs=1e-15)
 
 
-def test_learning_rate_without_warm_up_and_constant():
+def test_learning_rate_without_warmup_and_constant():
     config = OptimConfig(lr=1.0, schedule="constant")
     assert {learning_rate(config, step, 10) for step in range(1, 11)} == {1.0}
     assert learning_rate(OptimConfig(lr=1.0, schedule="constant", warmup_steps=2), 1, 10) == 0.5
     assert learning_rate(OptimConfig(lr=1.0), 1, 1000) == pytest.approx(1.0, rel=1e-5)
 
 
-def test_a_warm_up_as_long_as_the_training_divides_by_nothing():
+def test_warmup_as_long_as_the_training():
     assert learning_rate(OptimConfig(lr=1.0, warmup_steps=5), 5, 5) == 1.0
     assert learning_rate(OptimConfig(lr=1.0, warmup_steps=5), 6, 5) == pytest.approx(0.01)
 
@@ -79,19 +79,19 @@ def undecayed(net, optimizer):
 
 
 @pytest.mark.parametrize("config", [OptimConfig(name="adamw"), OptimConfig(name="sgd")], ids=["adamw", "sgd"])
-def test_only_matrices_and_kernels_decay(config):
+def test_only_matrices_and_kernels_have_weight_decay(config):
     net = small_net()
     optimizer = build_optimizer(net.parameters(), config, decay=True)
     assert undecayed(net, optimizer) == {"0.bias", "1.weight", "1.bias", "3.bias"}
 
 
-def test_centres_do_not_decay_though_they_are_a_matrix():
+def test_centres_have_no_weight_decay():
     net = small_net()
     optimizer = build_optimizer(net.parameters(), OptimConfig(weight_decay=0.5), decay=False)
     assert undecayed(net, optimizer) == {name for name, _ in net.named_parameters()}
 
 
-def test_frozen_parameters_are_left_to_nobody():
+def test_frozen_parameters_are_in_no_group():
     net = small_net()
     net[0].requires_grad_(False)
     optimizer = build_optimizer(net.parameters(), OptimConfig(), decay=True)
@@ -107,7 +107,7 @@ def test_set_learning_rate_reaches_all_groups():
 DEPTHS = {"0.weight": 0, "0.bias": 0, "1.weight": 1, "1.bias": 1, "3.weight": 3, "3.bias": 3}
 
 
-def test_scales_fall_with_the_distance_from_the_deepest():
+def test_layer_scales_decrease_with_distance_from_deepest():
     net = small_net()
     scales = layer_scales(net, DEPTHS, 0.5)
     by_name = {name: scales[p] for name, p in net.named_parameters()}
@@ -142,7 +142,7 @@ def by_hand(net, config, rates, steps):
 
 @pytest.mark.parametrize("layer_decay", [None, 0.6])
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_steps_with_layer_decay_are_those_by_hand(name, layer_decay):
+def test_steps_with_layer_decay_match_manual_updates(name, layer_decay):
     config = OptimConfig(name=name, lr=0.01, weight_decay=0.3)
     net = small_net().double()
     expected = by_hand(net, config, {n: 0.01 * (layer_decay or 1.0) ** (3 - d) for n, d in DEPTHS.items()}, 3)
@@ -158,7 +158,7 @@ def test_steps_with_layer_decay_are_those_by_hand(name, layer_decay):
         torch.testing.assert_close(p.detach(), expected[n], rtol=0, atol=1e-13, msg=lambda text, n=n: f"{n}: {text}")
 
 
-def test_with_layer_decay_norms_and_biases_still_do_not_decay():
+def test_layer_decay_keeps_norms_and_biases_without_weight_decay():
     net = small_net()
     scales = layer_scales(net, DEPTHS, 0.5)
     optimizer = build_optimizer(net.parameters(), OptimConfig(weight_decay=0.5), decay=True, lr_scales=scales)
@@ -172,7 +172,7 @@ def test_with_layer_decay_norms_and_biases_still_do_not_decay():
     }
 
 
-def test_with_layer_decay_too_frozen_parameters_are_left_to_nobody():
+def test_layer_decay_keeps_frozen_parameters_in_no_group():
     net = small_net()
     net[0].requires_grad_(False)
     optimizer = build_optimizer(net.parameters(), OptimConfig(), decay=True, lr_scales=layer_scales(net, DEPTHS, 0.5))
@@ -180,7 +180,7 @@ def test_with_layer_decay_too_frozen_parameters_are_left_to_nobody():
     assert {id(p) for p in trained} == {id(p) for p in net.parameters() if p.requires_grad}
 
 
-def test_without_layer_decay_there_are_the_same_two_groups_as_ever():
+def test_without_layer_decay_there_are_two_groups():
     net = small_net()
     optimizer = build_optimizer(net.parameters(), OptimConfig(weight_decay=0.3), decay=True)
     assert [len(group["params"]) for group in optimizer.param_groups] == [2, 4]
@@ -189,7 +189,7 @@ def test_without_layer_decay_there_are_the_same_two_groups_as_ever():
 
 
 @pytest.mark.parametrize("limit", [None, 0.5, 1e6])
-def test_clipping_scales_the_whole_gradient(limit):
+def test_clip_gradients_scales_the_total_norm(limit):
     net = small_net().double()
     generator = torch.Generator().manual_seed(1)
     for p in net.parameters():
@@ -204,14 +204,14 @@ def test_clipping_scales_the_whole_gradient(limit):
     torch.testing.assert_close(after, before * factor, rtol=2e-6 if factor < 1 else 0, atol=0)
 
 
-def test_the_norm_without_any_gradient():
+def test_gradient_norm_without_gradients():
     net = small_net()
     assert float(gradient_norm(net)) == 0.0
     assert nonfinite_gradient(net) is None
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_one_number_that_is_not_finite_shows_in_the_norm_and_is_named(value):
+def test_nonfinite_gradient_shows_in_norm_and_is_named(value):
     net = small_net()
     names = [name for name, _ in net.named_parameters()]
     for name, p in net.named_parameters():
@@ -224,7 +224,7 @@ def test_one_number_that_is_not_finite_shows_in_the_norm_and_is_named(value):
     assert nonfinite_gradient(net) == names[0]
 
 
-def test_a_finite_norm_means_finite_squares():
+def test_finite_norm_means_finite_squares():
     """Else a gradient without bounds could fill the second moment with infinities."""
     net = small_net()
     for exponent in (18, 19, 20, 30):
@@ -236,7 +236,7 @@ def test_a_finite_norm_means_finite_squares():
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_moments_by_name_bring_back_the_very_same_course(config):
+def test_loaded_moments_continue_bit_identically(config):
     net = small_net()
     optimizer = build_optimizer(net.parameters(), config, decay=True)
     for seed in range(3):
@@ -256,7 +256,7 @@ def test_moments_by_name_bring_back_the_very_same_course(config):
         assert torch.equal(one, other), name
 
 
-def test_names_of_moments():
+def test_moment_names():
     net = small_net()
     adamw = build_optimizer(net.parameters(), OptimConfig(), decay=True)
     assert moments(adamw, net) == {}
@@ -268,7 +268,7 @@ def test_names_of_moments():
     assert moments(sgd, net).keys() == {f"{n}:momentum_buffer" for n in names}
 
 
-def test_loaded_moments_are_copies_in_the_parameters_memory_layout():
+def test_loaded_moments_are_copies_with_parameter_memory_format():
     net = nn.Conv2d(8, 4, 3).to(memory_format=torch.channels_last)
     optimizer = build_optimizer(net.parameters(), OptimConfig(), decay=True)
     net(torch.ones(1, 8, 5, 5)).sum().backward()
@@ -281,7 +281,7 @@ def test_loaded_moments_are_copies_in_the_parameters_memory_layout():
     assert float(saved["weight:step"]) == 1.0, "a step after loading must not reach into what was loaded"
 
 
-def test_a_count_of_steps_keeps_its_dtype_though_the_parameter_is_a_scalar_too():
+def test_step_count_of_scalar_parameter_keeps_its_dtype():
     module = nn.Module()
     module.bias = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
     optimizer = build_optimizer(module.parameters(), OptimConfig(name="adamw"), decay=False)
@@ -295,7 +295,7 @@ def test_a_count_of_steps_keeps_its_dtype_though_the_parameter_is_a_scalar_too()
     assert saved["bias:step"].dtype != module.bias.dtype, "the same dtype shows nothing"
 
 
-def test_loaded_moments_are_where_the_parameters_are():
+def test_loaded_moments_are_on_the_parameter_device():
     net = nn.Linear(3, 2, device="meta")
     optimizer = build_optimizer(net.parameters(), OptimConfig(), decay=True)
     saved = {"weight:step": torch.tensor(4.0), "weight:exp_avg": torch.ones(2, 3)}

@@ -10,12 +10,12 @@ from hsadml_dist.errors import CheckpointError, ConfigError, ExitCode
 from hsadml_dist.preemption.signals import StopSignal
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.history import merged_events
-from hsadml_dist.train import train
+from hsadml_dist.trainer import train
 
 pytestmark = pytest.mark.usefixtures("as_before")
 
 
-def test_a_checkpoint_of_other_settings_is_not_gone_on_from(recipe, tmp_path):
+def test_resume_rejects_checkpoint_of_other_settings(recipe, tmp_path):
     train(recipe, tmp_path / "run", StopSignal())
     other = replace(recipe, train=replace(recipe.train, seed=9))
     with pytest.raises(CheckpointError, match="written under other settings"):
@@ -23,7 +23,7 @@ def test_a_checkpoint_of_other_settings_is_not_gone_on_from(recipe, tmp_path):
     assert merged_events(tmp_path / "run")[-1]["event"] == "failed"
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_its_steps_done_again(recipe, tmp_path):
+def test_resume_skips_damaged_checkpoint_and_repeats_its_steps(recipe, tmp_path):
     run = tmp_path / "run"
     train(recipe, run, StopSignal())
     expected = run_digest(run)
@@ -36,9 +36,9 @@ def test_a_damaged_checkpoint_is_passed_over_and_its_steps_done_again(recipe, tm
     assert run_digest(run) == expected
 
 
-def test_weights_to_start_from_must_fit(recipe, tmp_path):
+def test_init_from_rejects_mismatching_weights(recipe, tmp_path):
     safetensors.torch.save_file({"neck.weight": torch.zeros(2, 2)}, tmp_path / "w.safetensors")
     other = replace(recipe, model=replace(recipe.model, init_from=str(tmp_path / "w.safetensors")))
-    with pytest.raises(ConfigError, match=r"model\.init_from: .* does not fit the network") as caught:
+    with pytest.raises(ConfigError, match=r"model\.init_from: .* does not match the network") as caught:
         train(other, tmp_path / "run", StopSignal())
     assert "\n" not in str(caught.value)

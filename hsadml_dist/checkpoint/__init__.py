@@ -1,1 +1,1 @@
-"""Checkpoints: written whole or not at all, verified before they are read, independent of the number of ranks."""
+"""Checkpoints: written atomically, verified before they are loaded, independent of the number of ranks."""

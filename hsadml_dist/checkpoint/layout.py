@@ -1,10 +1,10 @@
-"""Layout 1 of a checkpoint: names, manifest, and which checkpoints a later attempt may go on from.
+"""Checkpoint layout 1: names, manifest, and the lineage of checkpoints that a later attempt may resume from.
 
 ::
 
     checkpoints/step-00001234.attempt-0002/
-        *.safetensors     tensors by name, one file a group; GROUP.rows-A-B.safetensors: rows that one rank had
-        progress.json     step, samples consumed, seed, and what the state belongs to
+        *.safetensors     tensors by name, one file per group; GROUP.rows-A-B.safetensors: the rows of one rank
+        progress.json     step, samples consumed, seed, fingerprints of recipe and data
         manifest.json     sizes and SHA-256 of the above
         COMMIT            SHA-256 of the manifest
 """
@@ -32,7 +32,7 @@ _NAME = re.compile(r"step-(\d{8,})\.attempt-(\d{4,})")
 
 @dataclass(frozen=True, order=True)
 class CheckpointName:
-    """A checkpoint's identity in its run; sorts by step, then attempt."""
+    """The identity of a checkpoint in its run; sorts by step, then attempt."""
 
     step: int
     attempt: int
@@ -42,23 +42,23 @@ class CheckpointName:
 
     @staticmethod
     def parse(text: str) -> CheckpointName | None:
-        """Return the name that a folder's name stands for, or None."""
+        """Return the checkpoint name of a folder's name, or None if it is not one."""
         match = _NAME.fullmatch(text)
         return CheckpointName(int(match[1]), int(match[2])) if match else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingProgress:
-    """Where a training stands, and what its state belongs to.
+    """Position of a training, and identity of its recipe and data.
 
     Attributes:
-        step: Steps done.
-        consumed: Samples consumed, the position in the order.
+        step: Completed steps.
+        consumed: Samples consumed, the position in the sample order.
         seed: The run's seed.
-        fingerprint: The recipe's identity.
-        data_digest: The shards' identity.
-        world_size: Number of ranks that wrote it; any number may read it.
-        skipped: Steps in a row, up to this one, that changed nothing since they were not finite.
+        fingerprint: Fingerprint of the recipe.
+        data_digest: Digest of the shards.
+        world_size: Number of ranks that wrote the checkpoint; any number may load it.
+        skipped: Consecutive steps up to this one that changed nothing because they were not finite.
     """
 
     step: int
@@ -75,10 +75,10 @@ class TrainingProgress:
 
 
 def list_checkpoints(run: RunFolder) -> list[CheckpointName]:
-    """Return the names of all committed checkpoints, ascending; whether they verify is another question.
+    """Return the sorted names of all committed checkpoints, without verifying them.
 
-    A folder has its name from the moment it is whole: one without a ``COMMIT`` has lost it, and is named here, so that
-    it is passed over with a reason and not in silence.
+    A folder gets its name when it is complete. One without ``COMMIT`` has lost that file; it is included, so that it is
+    rejected with a reason and not silently.
     """
     if not run.checkpoints.is_dir():
         return []
@@ -87,47 +87,52 @@ def list_checkpoints(run: RunFolder) -> list[CheckpointName]:
 
 
 def temporary_checkpoint_folder(run: RunFolder, name: CheckpointName) -> Path:
-    """Return the folder that a checkpoint is in while it is being written or removed."""
+    """Return the folder of a checkpoint while it is being written or removed."""
     return run.checkpoints / f".{name}.tmp"
 
 
 def read_parents(run: RunFolder) -> dict[int, CheckpointName | None]:
-    """Return, for each attempt that has chosen one, the checkpoint it went on from; None for a start from nothing.
+    """Return, for each attempt that has chosen one, the checkpoint it resumed from; None for a start from scratch.
 
     Raises:
-        CheckpointError: An attempt's record of it is damaged.
+        CheckpointError: The record of an attempt is damaged.
     """
-    return {attempt.number: _parent_of(attempt.parent) for attempt in run.attempts() if attempt.parent.exists()}
+    return {attempt.number: _read_parent(attempt.parent) for attempt in run.attempts() if attempt.parent.exists()}
 
 
-def _parent_of(path: Path) -> CheckpointName | None:
+def _read_parent(path: Path) -> CheckpointName | None:
     try:
         text = json.loads(path.read_text())["checkpoint"]
         name = None if text is None else CheckpointName.parse(text)
     except (ValueError, KeyError, TypeError) as fault:
-        raise CheckpointError(f"{path}: damaged; it says which checkpoint its attempt went on from") from fault
+        raise CheckpointError(f"{path}: damaged; it names the checkpoint from which its attempt resumed") from fault
     if text is not None and name is None:
-        raise CheckpointError(f"{path}: {text!r} is no checkpoint's name")
+        raise CheckpointError(f"{path}: {text!r} is not the name of a checkpoint")
     return name
 
 
-def lineage(names: Sequence[CheckpointName], chosen: Mapping[int, CheckpointName | None]) -> list[CheckpointName]:
-    """Return the checkpoints that the next attempt may go on from, newest first.
+def lineage(names: Sequence[CheckpointName], parents: Mapping[int, CheckpointName | None]) -> list[CheckpointName]:
+    """Return the checkpoints that the next attempt may resume from, newest first.
 
-    Walks back from the latest attempt: its own commits, then its parent and what that parent's attempt had committed
-    before it, and so on. A commit by an attempt after a later one had chosen its parent (a rank that lived on, cut
-    off) is in nobody's line and is left out.
+    Walks back from the latest attempt: its own checkpoints, then its parent and what the parent's attempt had committed
+    before it, and so on. A checkpoint that an attempt committed after a later attempt had chosen its parent (by a rank
+    that was cut off and kept running) is not part of the lineage.
     """
     line: list[CheckpointName] = []
-    attempt: int | None = max([*chosen, *(name.attempt for name in names)], default=None)
+    attempt: int | None = max([*parents, *(name.attempt for name in names)], default=None)
     limit: int | None = None
     while attempt is not None:
         own = [name for name in names if name.attempt == attempt and (limit is None or name.step <= limit)]
         line += sorted(own, reverse=True)
-        parent = chosen.get(attempt)
+        parent = parents.get(attempt)
         limit = parent.step if parent else None
         attempt = parent.attempt if parent else None
     return line
+
+
+def resumable_checkpoints(run: RunFolder) -> list[CheckpointName]:
+    """Return the run's :func:`lineage`."""
+    return lineage(list_checkpoints(run), read_parents(run))
 
 
 def read_progress(folder: Path) -> TrainingProgress:

@@ -1,4 +1,4 @@
-"""Writing a checkpoint: into a temporary folder, forced to disk, then renamed."""
+"""Save a checkpoint: write a temporary folder, force it to disk, rename it; and remove old checkpoints."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from hsadml_dist.checkpoint.layout import (
     PROGRESS,
     CheckpointName,
     TrainingProgress,
+    lineage,
+    list_checkpoints,
+    read_parents,
     temporary_checkpoint_folder,
 )
-from hsadml_dist.checkpoint.retention import remove_incomplete, require_free_space
 from hsadml_dist.checkpoint.tensor_files import (
     SHARDED_GROUPS,
     FileEntry,
@@ -34,24 +36,28 @@ from hsadml_dist.run.attempts import is_superseded
 from hsadml_dist.run.folder import AttemptFolder, RunFolder
 
 FileEntries = dict[str, FileEntry]
-"""Entries of the manifest by file."""
+"""Entries of the manifest by file name."""
+
+MEBIBYTE = 2**20
+SPACE_FACTOR = 1.1
+"""Free space required for a checkpoint, as a multiple of the state's size."""
 
 
 def save_checkpoint(
     run: RunFolder, attempt: AttemptFolder, state: TrainingState, comm: Comm | None = None
 ) -> CheckpointName:
-    """Write ``state`` as this attempt's checkpoint of its step; nothing is seen of it until it is whole.
+    """Save ``state`` as this attempt's checkpoint of its step; it becomes visible only when it is complete.
 
-    To be called by all ranks: each writes the rows that it alone has, rank 0 all else.
+    Collective: every rank must call it. Each rank writes its own rows, rank 0 everything else.
 
     Args:
-        run: The run folder, the same one for all ranks.
+        run: The run folder, the same on all ranks.
         attempt: The attempt that writes.
-        state: This rank's state; what another rank writes may be left out of it.
-        comm: The ranks; None: this process alone.
+        state: This rank's state; it may lack what another rank writes.
+        comm: The ranks; None for a single process.
 
     Raises:
-        CheckpointError: Too little space, or the folder cannot be written; earlier checkpoints are untouched.
+        CheckpointError: Too little space, or the folder cannot be written; earlier checkpoints are unchanged.
         RunLockedError: A later attempt has started.
     """
     comm = comm or SoloComm()
@@ -64,7 +70,7 @@ def save_checkpoint(
         written = run_on_all_ranks(
             comm, final, lambda: {file: write_tensors(temporary / file, own[file]) for file in own}
         )
-        files = {file: entry for one in written for file, entry in one.items()}
+        files = {file: entry for entries in written for file, entry in entries.items()}
         run_on_all_ranks(comm, final, lambda: _commit(run, attempt, name, state.progress, files) if first else {})
     except HsadmlError:
         if first:
@@ -74,7 +80,7 @@ def save_checkpoint(
 
 
 def rank_files(state: TrainingState, *, first: bool) -> Iterator[tuple[str, TensorGroup]]:
-    """Yield (file, tensors) for what a rank writes: its rows of the shared-out groups; the first rank all else."""
+    """Yield (file, tensors) of what a rank writes: its rows of the sharded groups; on rank 0 everything else, too."""
     for group, tensors in state.groups.items():
         if state.rows is not None and group in SHARDED_GROUPS:
             if state.rows:
@@ -84,33 +90,76 @@ def rank_files(state: TrainingState, *, first: bool) -> Iterator[tuple[str, Tens
 
 
 def run_on_all_ranks(comm: Comm, checkpoint: Path, work: Callable[[], FileEntries]) -> list[FileEntries]:
-    """Do this rank's work; return what all ranks' came to, or raise on all of them what failed on one."""
+    """Do this rank's work and return the results of all ranks, or raise on all of them the error of any rank."""
     try:
-        answer: FileEntries | HsadmlError = work()
+        result: FileEntries | HsadmlError = work()
     except HsadmlError as fault:
-        answer = fault
+        result = fault
     except OSError as fault:
         where = fault.filename or checkpoint
-        answer = CheckpointError(f"{where}: checkpoint {checkpoint.name} cannot be written: {os_error_reason(fault)}")
-    answers: list[FileEntries | HsadmlError] = comm.all_gather_object(answer)
-    for one in answers:
+        result = CheckpointError(f"{where}: checkpoint {checkpoint.name} cannot be written: {os_error_reason(fault)}")
+    results: list[FileEntries | HsadmlError] = comm.all_gather_object(result)
+    for one in results:
         if isinstance(one, HsadmlError):
             raise one
-    return [one for one in answers if not isinstance(one, HsadmlError)]
+    return [one for one in results if not isinstance(one, HsadmlError)]
+
+
+def prune_checkpoints(run: RunFolder, attempt: AttemptFolder, keep: int, keep_every: int | None) -> None:
+    """Remove old checkpoints, except the newest ``keep``, multiples of ``keep_every``, and those of later attempts.
+
+    Checkpoints outside the lineage are removed, too. Nothing is removed once a later attempt has started, because that
+    may be loading what this one would remove.
+    """
+    names = list_checkpoints(run)
+    line = lineage(names, read_parents(run))
+    kept = {*line[:keep], *(name for name in line if keep_every is not None and name.step % keep_every == 0)}
+    for name in names:
+        if name in kept or name.attempt > attempt.number:
+            continue
+        # Checked each time: the process may be suspended between two removals while a successor starts.
+        if is_superseded(run, attempt):
+            return
+        _remove(run, name)
+
+
+def _remove(run: RunFolder, name: CheckpointName) -> None:
+    # Renamed first, so that a partly removed folder does not look like a checkpoint.
+    temporary = temporary_checkpoint_folder(run, name)
+    os.replace(run.checkpoints / str(name), temporary)
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _begin(run: RunFolder, attempt: AttemptFolder, name: CheckpointName, needed: int) -> FileEntries:
     _refuse_if_superseded(run, attempt)
     run.checkpoints.mkdir(parents=True, exist_ok=True)
-    remove_incomplete(run, attempt)  # first, as it may hold the room that is asked for next
+    remove_incomplete(run, attempt)  # first, because it may free the space that is required next
     require_free_space(run.checkpoints, needed)
     temporary_checkpoint_folder(run, name).mkdir()
     return {}
 
 
-def _refuse_if_superseded(run: RunFolder, attempt: AttemptFolder) -> None:
-    if is_superseded(run, attempt):
-        raise RunLockedError(f"{run.path}: a later attempt has started; attempt {attempt.number} writes nothing more")
+def remove_incomplete(run: RunFolder, attempt: AttemptFolder) -> None:
+    """Remove what earlier attempts have begun to write and not committed."""
+    for entry in run.checkpoints.glob(".*.tmp"):
+        name = CheckpointName.parse(entry.name[1:].removesuffix(".tmp"))
+        if name is not None and name.attempt < attempt.number:
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def require_free_space(folder: Path, size: int) -> None:
+    """Check that the disk has room for a checkpoint of ``size`` bytes.
+
+    Raises:
+        CheckpointError: It does not.
+    """
+    needed = SPACE_FACTOR * size + MEBIBYTE
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise CheckpointError(
+            f"{folder}: a checkpoint needs {needed / MEBIBYTE:.0f} MiB and {free / MEBIBYTE:.0f} MiB are free; "
+            "make room, or lower checkpoint.keep"
+        )
 
 
 def _commit(
@@ -123,7 +172,12 @@ def _commit(
     entry = write_bytes(temporary / MANIFEST, text)
     write_bytes(temporary / COMMIT, f"{entry['sha256']}\n".encode())
     fsync_folder(temporary)
-    _refuse_if_superseded(run, attempt)  # writing may have taken long, or the process have been paused meanwhile
+    _refuse_if_superseded(run, attempt)  # writing may have taken long, or the process was suspended meanwhile
     os.replace(temporary, run.checkpoints / str(name))
     fsync_folder(run.checkpoints)
     return files
+
+
+def _refuse_if_superseded(run: RunFolder, attempt: AttemptFolder) -> None:
+    if is_superseded(run, attempt):
+        raise RunLockedError(f"{run.path}: a later attempt has started; attempt {attempt.number} stops writing")

@@ -1,4 +1,4 @@
-"""Recipes: frozen dataclasses, one file a section, free of torch."""
+"""Recipes: frozen dataclasses, free of torch, and how to load and check them."""
 
 from hsadml_dist.config.recipe import Recipe
 

@@ -1,7 +1,7 @@
-"""A user's DeepSpeed JSON: what it may set, what the recipe sets, and both merged.
+"""DeepSpeed options: those of a user's JSON file merged with those that follow from the recipe.
 
-Imports no DeepSpeed: a login node checks the file too. The recipe stays the one place of all that decides what is
-learnt; the file may repeat it (or say "auto"), but not contradict it.
+Does not import DeepSpeed, so that a login node can check the file. The recipe alone determines what is learned; the
+file may repeat its values (or write "auto"), but not contradict them.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hsadml_dist.config.recipe import Recipe
+from hsadml_dist.config.recipe import EngineConfig
 from hsadml_dist.errors import ConfigError, Fault, did_you_mean, os_error_reason
 
 ZERO = "zero_optimization"
 AUTO = "auto"
 BUCKET = 10_000_000
-"""Elements of a bucket: 40 MB, near DDP's; DeepSpeed's own default takes 2 GB a buffer."""
+"""Elements of a bucket: 40 MB, similar to DDP's; DeepSpeed's default takes 2 GB per buffer."""
 
 FREE: Mapping[str, type] = {
     "steps_per_print": int,
@@ -49,39 +49,42 @@ FREE: Mapping[str, type] = {
     f"{ZERO}.stage3_max_reuse_distance": int,
     f"{ZERO}.stage3_module_granularity_threshold": int,
 }
-"""What the file alone decides: how the work is done, never what comes of it."""
+"""Options that only the file sets: how the work is done, not what is computed."""
 
 REFUSED: Mapping[str, str] = {
-    "optimizer": "the recipe's section optim is the optimiser, under every engine",
-    "scheduler": "the recipe's section optim is the schedule, under every engine",
-    "bf16": "engine.precision decides: bf16 is autocast with fp32 weights, under every engine",
-    "fp16": "engine.precision decides, and fp16 with its loss scale is not supported; bf16 is",
-    "amp": "engine.precision decides",
-    "torch_autocast": "engine.precision decides",
+    "optimizer": "section optim of the recipe sets the optimiser, under every engine",
+    "scheduler": "section optim of the recipe sets the schedule, under every engine",
+    "bf16": "engine.precision sets it: bf16 is autocast with fp32 weights, under every engine",
+    "fp16": "engine.precision sets it; fp16 with its loss scale is not supported, bf16 is",
+    "amp": "engine.precision sets it",
+    "torch_autocast": "engine.precision sets it",
     "data_types": "gradients are reduced and summed in fp32",
     "communication_data_type": "gradients are reduced in fp32",
-    "checkpoint": "the recipe's section checkpoint decides",
+    "checkpoint": "section checkpoint of the recipe sets it",
     "zero_allow_untested_optimizer": "it is always on",
-    f"{ZERO}.offload_param": "weights are not offloaded; stage 3 shares them out among the ranks",
-    f"{ZERO}.cpu_offload": "engine.offload_optimizer decides",
+    f"{ZERO}.offload_param": "weights are not offloaded; stage 3 partitions them among the ranks",
+    f"{ZERO}.cpu_offload": "engine.offload_optimizer sets it",
 }
-"""What has its place elsewhere."""
+"""Options that are set elsewhere."""
 
 
-def build_deepspeed_options(recipe: Recipe, world_size: int) -> dict[str, Any]:
-    """Return all settings for DeepSpeed: the file's and the recipe's.
+def build_deepspeed_options(engine: EngineConfig, global_batch: int, world_size: int) -> dict[str, Any]:
+    """Return all options for DeepSpeed: those of the file and those of the recipe.
 
     Raises:
         ConfigError: The file cannot be read, has an unknown key, or contradicts the recipe.
     """
-    given = _given(recipe.engine.deepspeed_config)
-    faults = list(_faults(given, recipe, world_size))
+    given = _read_file(engine.deepspeed_config)
+    derived = _derived(engine, global_batch, world_size)
+    problems = {key: _problem(key, value, derived) for key, value in given.items()}
+    where = str(engine.deepspeed_config)
+    faults = [Fault(where=where, key=key, problem=text) for key, text in problems.items() if text is not None]
     if faults:
         raise ConfigError(faults)
     free = {key: value for key, value in given.items() if key in FREE}
-    # DeepSpeed multiplies the batch from the other two, which here may be rounded: a share need not be cut evenly.
-    decided = {key: value for key, value in _decided(recipe, world_size).items() if key != "train_batch_size"}
-    return _nested(_defaults() | free | decided)
+    # DeepSpeed computes the batch from the other two, which may be rounded here: a rank's part may be cut unevenly.
+    del derived["train_batch_size"]
+    return _nested(_defaults() | free | derived)
 
 
 def _defaults() -> dict[str, Any]:
@@ -95,14 +98,13 @@ def _defaults() -> dict[str, Any]:
     }
 
 
-def _decided(recipe: Recipe, world_size: int) -> dict[str, Any]:
-    """Return what the recipe sets, by dotted key."""
-    engine, batch = recipe.engine, recipe.train.global_batch
+def _derived(engine: EngineConfig, global_batch: int, world_size: int) -> dict[str, Any]:
+    """Return the options that follow from the recipe, by dotted key."""
     return {
-        "train_batch_size": batch,
-        "train_micro_batch_size_per_gpu": max(1, batch // (world_size * engine.accumulate)),
+        "train_batch_size": global_batch,
+        "train_micro_batch_size_per_gpu": max(1, global_batch // (world_size * engine.accumulate)),
         "gradient_accumulation_steps": engine.accumulate,
-        # Left out, DeepSpeed would clip at 1.
+        # Without this option DeepSpeed would clip at 1.
         "gradient_clipping": engine.clip_norm or 0.0,
         f"{ZERO}.stage": engine.zero_stage,
         f"{ZERO}.offload_optimizer.device": "cpu" if engine.offload_optimizer else "none",
@@ -117,37 +119,37 @@ SOURCES: Mapping[str, str] = {
     f"{ZERO}.stage": "engine.zero_stage",
     f"{ZERO}.offload_optimizer.device": "engine.offload_optimizer",
 }
-"""The recipe's setting behind each of those."""
+"""The recipe settings behind each derived option."""
 
 
-def _given(path: str | None) -> dict[str, Any]:
-    """Return the file's settings by dotted key.
+def _read_file(path: str | None) -> dict[str, Any]:
+    """Return the options of the file by dotted key.
 
     Raises:
-        ConfigError: It cannot be read, is no JSON object, or names a key twice.
+        ConfigError: It cannot be read, is not a JSON object, or has a key twice.
     """
     if path is None:
         return {}
     try:
-        tree = json.loads(Path(path).read_text(), object_pairs_hook=_once_each)
-    except OSError as fault:
-        raise _unreadable(path, f"cannot be read: {os_error_reason(fault)}") from fault
-    except ValueError as fault:
-        raise _unreadable(path, f"is no JSON that can be read: {fault}") from fault
+        tree = json.loads(Path(path).read_text(), object_pairs_hook=_unique)
+    except OSError as error:
+        raise _file_error(path, f"cannot be read: {os_error_reason(error)}") from error
+    except ValueError as error:
+        raise _file_error(path, f"is not valid JSON: {error}") from error
     if not isinstance(tree, dict):
-        raise _unreadable(path, "holds no JSON object: {...} is asked for")
+        raise _file_error(path, "is not a JSON object: {...} is expected")
     return dict(_flat(tree))
 
 
-def _unreadable(path: str, problem: str) -> ConfigError:
+def _file_error(path: str, problem: str) -> ConfigError:
     return ConfigError([Fault(where="recipe", key="engine.deepspeed_config", problem=f"{path!r} {problem}")])
 
 
-def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = [name for name, _ in pairs]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(f"the key {twice!r} is given twice")
+    duplicate = next((name for name in names if names.count(name) > 1), None)
+    if duplicate is not None:
+        raise ValueError(f"the key {duplicate!r} is given twice")
     return dict(pairs)
 
 
@@ -171,40 +173,32 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _faults(given: Mapping[str, Any], recipe: Recipe, world_size: int) -> Iterator[Fault]:
-    decided = _decided(recipe, world_size)
-    for key, value in given.items():
-        problem = _problem(key, value, decided)
-        if problem is not None:
-            yield Fault(where=str(recipe.engine.deepspeed_config), key=key, problem=problem)
-
-
-def _problem(key: str, value: Any, decided: Mapping[str, Any]) -> str | None:
+def _problem(key: str, value: Any, derived: Mapping[str, Any]) -> str | None:
     if key in REFUSED:
         return f"must be left out: {REFUSED[key]}"
-    if key in decided:
-        return _clash(key, value, decided[key])
+    if key in derived:
+        return _contradiction(key, value, derived[key])
     if key not in FREE:
-        allowed = sorted([*FREE, *decided])
-        return f"is unknown here{did_you_mean(key, allowed)}; allowed: {', '.join(_beside(key, allowed))}"
+        allowed = sorted([*FREE, *derived])
+        return f"is unknown{did_you_mean(key, allowed)}; allowed: {', '.join(_siblings(key, allowed))}"
     kind = FREE[key]
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         return f"{value!r} must be {_KINDS[kind]}"
     return f"{value!r} must be at least 0" if isinstance(value, int) and value < 0 else None
 
 
-def _clash(key: str, value: Any, decided: Any) -> str | None:
-    if value == AUTO or (value == decided and isinstance(value, bool) == isinstance(decided, bool)):
+def _contradiction(key: str, value: Any, derived: Any) -> str | None:
+    if value == AUTO or (value == derived and isinstance(value, bool) == isinstance(derived, bool)):
         return None
-    return f"{value!r} clashes with {decided!r}, which follows from {SOURCES[key]}; leave it out, or say {AUTO!r}"
+    return f"{value!r} contradicts {derived!r}, which follows from {SOURCES[key]}; leave it out, or write {AUTO!r}"
 
 
-def _beside(key: str, allowed: list[str]) -> list[str]:
-    """Return the allowed keys of the section that ``key`` stands in."""
+def _siblings(key: str, allowed: list[str]) -> list[str]:
+    """Return the allowed keys of the section of ``key``."""
     section = key.rpartition(".")[0] + "."
     inside = [name for name in allowed if name.startswith(section)]
     return inside or sorted({name.partition(".")[0] for name in allowed})
 
 
 _SECTIONS = {key[:place] for key in (*FREE, *SOURCES) for place, letter in enumerate(key) if letter == "."}
-_KINDS: Mapping[type, str] = {bool: "true or false", int: "a whole number", str: "a text"}
+_KINDS: Mapping[type, str] = {bool: "true or false", int: "an integer", str: "a string"}

@@ -1,80 +1,99 @@
-"""How a setting may change on an existing run, and what values it may take: metadata carried by each field."""
+"""Metadata of recipe settings: allowed numbers, and whether a setting may change when a run is resumed."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any, Literal
 
-ResumePolicy = Literal["identity", "movable", "extendable"]
-"""identity: part of what the run is, a change is refused; movable: where and how it runs; extendable: may grow."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SettingRule:
-    """What a field allows beyond its type, and how it may change on an existing run.
-
-    Attributes:
-        on_resume: See :data:`ResumePolicy`.
-        ge: Smallest allowed number, if any.
-        gt: Number that the value must exceed, if any.
-        le: Largest allowed number, if any.
-        default: The value of who does not give one.
-        added_later: Whether runs were made before the setting was there; at its default they are what they were.
-        lt: Number that the value must stay under, if any.
-    """
-
-    on_resume: ResumePolicy = "identity"
-    ge: float | None = None
-    gt: float | None = None
-    le: float | None = None
-    lt: float | None = None
-    default: Any = None
-    added_later: bool = False
-
-    def broken_by(self, value: Any) -> str | None:
-        """Return the rule that ``value`` breaks, as words, or None."""
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            return None
-        if self.ge is not None and value < self.ge:
-            return f"must be at least {self.ge:g}"
-        if self.gt is not None and value <= self.gt:
-            return f"must be greater than {self.gt:g}"
-        if self.le is not None and value > self.le:
-            return f"must be at most {self.le:g}"
-        if self.lt is not None and value >= self.lt:
-            return f"must be less than {self.lt:g}"
-        return None
-
+from hsadml_dist.errors import did_you_mean
 
 REQUIRED: Any = dataclasses.MISSING
 
 
-def setting(
-    default: Any = REQUIRED,
-    *,
-    on_resume: ResumePolicy = "identity",
-    ge: float | None = None,
-    gt: float | None = None,
-    le: float | None = None,
-    lt: float | None = None,
-    added_later: bool = False,
-) -> Any:
-    """Declare a recipe setting; returns a dataclass field that carries its :class:`SettingRule`."""
-    rule = SettingRule(on_resume=on_resume, ge=ge, gt=gt, le=le, lt=lt, default=default, added_later=added_later)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SettingRule:
+    """What a setting allows beyond its type.
+
+    Attributes:
+        fixed: Whether the setting is part of the identity of a run, so that it cannot change on resume.
+        added_later: Whether older runs lack the setting; at its default, such runs keep their fingerprint.
+        default: Value of the setting if none is given.
+        constraints: Limits of a number, by pydantic's names: ``ge``, ``gt``, ``le`` and ``lt``.
+    """
+
+    fixed: bool = True
+    added_later: bool = False
+    default: Any = None
+    constraints: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+def setting(default: Any = REQUIRED, *, fixed: bool = True, added_later: bool = False, **constraints: float) -> Any:
+    """Declare a recipe setting: a dataclass field that carries its :class:`SettingRule`."""
+    rule = SettingRule(fixed=fixed, added_later=added_later, default=default, constraints=constraints)
     return dataclasses.field(default=default, metadata={"rule": rule})
 
 
-def rule_for(field: dataclasses.Field[Any]) -> SettingRule:
-    """Return the rule of a field; fields declared without :func:`setting` have the plain one."""
-    return field.metadata.get("rule", SettingRule())
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SettingField:
+    """A declared setting: its type and its rule."""
+
+    kind: Any
+    rule: SettingRule
 
 
-def iter_settings(recipe: Any, prefix: str = "") -> Iterator[tuple[str, Any, SettingRule]]:
+@cache
+def section_types(recipe_type: type) -> Mapping[str, Any]:
+    """Return the section classes of a recipe by name."""
+    return typing.get_type_hints(recipe_type)
+
+
+@cache
+def setting_fields(recipe_type: type) -> Mapping[str, SettingField]:
+    """Return every setting of a recipe by dotted key, in the order of declaration."""
+    found: dict[str, SettingField] = {}
+    for section, section_type in section_types(recipe_type).items():
+        kinds = typing.get_type_hints(section_type)
+        for field in dataclasses.fields(section_type):
+            found[f"{section}.{field.name}"] = SettingField(kind=kinds[field.name], rule=field.metadata["rule"])
+    return found
+
+
+def iter_settings(recipe: object) -> Iterator[tuple[str, Any, SettingRule]]:
     """Yield (dotted key, value, rule) for every setting of a recipe, in the order of declaration."""
-    for field in dataclasses.fields(recipe):
-        value = getattr(recipe, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from iter_settings(value, f"{prefix}{field.name}.")
-        else:
-            yield f"{prefix}{field.name}", value, rule_for(field)
+    for key, field in setting_fields(type(recipe)).items():
+        section, _, name = key.partition(".")
+        yield key, getattr(getattr(recipe, section), name), field.rule
+
+
+def suggest_key(recipe_type: type, key: str) -> str:
+    """Return a hint at the setting that ``key`` may mean: the same name elsewhere, or the closest spelling."""
+    known = setting_fields(recipe_type)
+    section, _, name = key.rpartition(".")
+    same_name = [other for other in known if other.endswith(f".{name}")]
+    if len(same_name) == 1:
+        return did_you_mean(same_name[0], same_name)
+    siblings = [other.partition(".")[2] for other in known if other.startswith(f"{section}.")]
+    return did_you_mean(name, siblings) or did_you_mean(key, known)
+
+
+def describe_allowed(kind: Any, value: Any) -> str:
+    """Return in words what the type ``kind`` allows, with the spelling closest to ``value`` among named choices."""
+    options = typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
+    words = ["null" if option is type(None) else _describe_type(option) for option in options]
+    choices = [str(choice) for option in options if typing.get_origin(option) is Literal for choice in option.__args__]
+    return " or ".join(words) + (did_you_mean(value, choices) if isinstance(value, str) else "")
+
+
+def _describe_type(kind: Any) -> str:
+    if typing.get_origin(kind) is Literal:
+        choices = typing.get_args(kind)
+        return ("one of " if len(choices) > 1 else "") + ", ".join(repr(str(choice)) for choice in choices)
+    scalars = {int: "an integer", float: "a number", bool: "true or false", str: "text (quote it)"}
+    if kind in scalars:
+        return scalars[kind]
+    shape = "a list" if typing.get_origin(kind) is tuple else "a mapping"
+    return f"{shape} of " + ("texts (quote them)" if str in typing.get_args(kind) else "mappings")

@@ -1,1 +1,1 @@
-"""Reading shards: the sample schema, the index beside the shards, order, transforms and loading."""
+"""Input pipeline: shard format and index, reading and caching, sample order, transforms, loading."""

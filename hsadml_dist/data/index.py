@@ -3,20 +3,20 @@
 On disk the index is ``index.json``, a header of a few lines, and ``samples.jsonl``, one row per sample in the order of
 the shards. The SHA-256 of ``samples.jsonl`` is the ``digest`` of the folder: each row holds the hash of its image, so
 two folders with the same digest hold the same images with the same labels, folds and positions.
-Imports only the standard library, so that a login node can read an index.
+Imports neither torch nor NumPy, so that a login node can read an index.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hsadml_dist.atomic import write_bytes
 from hsadml_dist.config.recipe import DataConfig
 from hsadml_dist.data.sample import (
     MEMBERS,
@@ -32,12 +32,14 @@ from hsadml_dist.errors import DataError
 INDEX_NAME = "index.json"
 SAMPLES_NAME = "samples.jsonl"
 SPLIT_UNITS = ("person", "exam", "slice")
-"""What no two folds share: a person, an exam, or (a leaky control) only the single slice."""
+"""The unit that is never divided between folds: a patient, an exam, or (a leaky control) a single slice."""
+PERSON = "person"
+"""The value of ``data.label`` that makes each patient a class."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardFile:
-    """One file: its name in the folder, its size in bytes and the SHA-256 of all of it, in hex."""
+    """One file: its name in the folder, its size in bytes and the SHA-256 of its content, in hex."""
 
     name: str
     bytes: int
@@ -46,7 +48,7 @@ class ShardFile:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SkippedSample:
-    """A sample of the source that is in no shard: where it stood (a row, never a path) and why it was left out."""
+    """A sample of the source that is in no shard: where it was (a row, never a path) and why it was skipped."""
 
     where: str
     reason: str
@@ -54,19 +56,19 @@ class SkippedSample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleRow:
-    """One sample's row.
+    """The index row of one sample.
 
     Attributes:
-        key: The sample's key.
-        shard: Place of its tar in ``ShardIndex.shards``.
-        members: Member (``png``, ``json``, ``mask.png``) to (offset, size) of its raw bytes in the tar.
-        sha256: Hash of the image member's bytes, in hex.
-        label: The class's number.
-        person: Keyed hash of the person, or None.
+        key: The sample key.
+        shard: Index of its tar in ``ShardIndex.shards``.
+        members: Member (``png``, ``json``, ``mask.png``) to the (offset, size) of its bytes in the tar.
+        sha256: SHA-256 of the image member, in hex.
+        label: Index of the class.
+        person: Keyed hash of the patient, or None.
         exam: Keyed hash of the exam, or None.
-        fold: The fold that holds the sample out.
-        author_fold: The fold that the data set's publisher put it in, or None.
-        plane: ``axial``, ``coronal`` or ``sagittal``, or None where unknown.
+        fold: The fold whose test set contains the sample.
+        author_fold: The fold assigned by the publisher of the data set, or None.
+        plane: ``axial``, ``coronal`` or ``sagittal``, or None if unknown.
     """
 
     key: str
@@ -83,23 +85,23 @@ class SampleRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardIndex:
-    """All that is known of a folder of shards without opening one.
+    """Everything about a folder of shards except the images.
 
     Attributes:
         schema: Version of the format.
-        source: What the samples came from, for instance ``table``.
+        source: Name of the source of the samples, for instance ``table``.
         classes: Class names in the order of their labels.
         split_unit: One of :data:`SPLIT_UNITS`.
-        folds: How many folds there are.
-        seed: What the folds and the order of samples were drawn from.
-        size: Side of each square image in pixels.
-        spatial_dims: 2 now, 3 for volumes.
-        dtype: Type of the pixels after decoding.
-        digest: SHA-256 of the samples table, in hex: the identity of the whole folder.
-        shards: The tars.
-        files: What lies beside the tars for people and other tools: the card and the splits.
+        folds: Number of folds.
+        seed: Seed of the folds and of the order of the samples.
+        size: Side length of the square images, in pixels.
+        spatial_dims: 2 for slices, 3 for volumes.
+        dtype: Type of the decoded pixels.
+        digest: SHA-256 of the samples table, in hex; it identifies the whole folder.
+        shards: The tar files.
+        files: Other files of the folder: the data card and the splits.
         skipped: Samples of the source that could not be used.
-        samples: One row a sample; a sample's position is its place here.
+        samples: One row per sample; the position of a sample is its index here.
     """
 
     schema: int = SCHEMA_VERSION
@@ -122,14 +124,14 @@ class ShardIndex:
 
     @property
     def fold_numbers(self) -> tuple[int, ...]:
-        """The folds that occur, ascending: 0 ... folds - 1 unless the source's own fold column counts otherwise."""
+        """The folds that occur, ascending: 0 to folds - 1 unless the source has its own fold column."""
         return tuple(sorted({row.fold for row in self.samples}))
 
     def in_folds(self, folds: Iterable[int]) -> tuple[int, ...]:
         """Return the positions, ascending, of all samples in any of ``folds``.
 
         Raises:
-            DataError: A fold that no sample is in.
+            DataError: A fold contains no sample.
         """
         wanted = self._checked(folds)
         return tuple(position for position, row in enumerate(self.samples) if row.fold in wanted)
@@ -138,31 +140,30 @@ class ShardIndex:
         """Return the positions, ascending, of all samples in none of ``folds``.
 
         Raises:
-            DataError: A fold that no sample is in.
+            DataError: A fold contains no sample.
         """
         unwanted = self._checked(folds)
         return tuple(position for position, row in enumerate(self.samples) if row.fold not in unwanted)
 
     def _checked(self, folds: Iterable[int]) -> frozenset[int]:
         wanted = frozenset(folds)
-        known = self.fold_numbers
-        odd = sorted(wanted.difference(known))
-        if odd:
-            allowed = ", ".join(map(str, known))
-            raise DataError(f"fold {odd[0]}: these shards have no such fold; allowed: {allowed}")
+        unknown = sorted(wanted.difference(self.fold_numbers))
+        if unknown:
+            allowed = ", ".join(map(str, self.fold_numbers))
+            raise DataError(f"fold {unknown[0]}: these shards have no such fold; allowed: {allowed}")
         return wanted
 
 
 def samples_table(samples: Iterable[SampleRow]) -> bytes:
-    """Return the text of ``samples.jsonl``: one row a line, sorted keys, UTF-8."""
+    """Return the content of ``samples.jsonl``: one row per line, sorted keys, UTF-8."""
     return b"".join(_row_line(row) for row in samples)
 
 
 def parse_row(line: bytes) -> SampleRow:
-    """Read one line of a samples table.
+    """Parse one line of a samples table.
 
     Raises:
-        KeyError, TypeError, ValueError: Not a row of this schema.
+        KeyError, TypeError, ValueError: The line is not a row of this schema.
     """
     values = json.loads(line)
     values["members"] = {name: (offset, size) for name, (offset, size) in values["members"].items()}
@@ -175,33 +176,35 @@ def table_digest(table: bytes) -> str:
 
 
 def write_index(folder: Path, index: ShardIndex) -> None:
-    """Write ``index`` into ``folder``: the table first, the header last, each by rename, so that no half is seen.
+    """Write ``index`` into ``folder`` atomically: the table first, the header last.
 
     Raises:
-        DataError: ``index.digest`` is not the digest of its samples.
+        DataError: ``index.digest`` does not match the samples.
     """
     table = samples_table(index.samples)
     if index.digest != table_digest(table):
-        raise DataError("the index's digest is not that of its samples: build it with table_digest(samples_table(...))")
-    _replace(folder / SAMPLES_NAME, table)
-    _replace(folder / INDEX_NAME, (json.dumps(_header(index), indent=2, sort_keys=True) + "\n").encode())
+        raise DataError("index: the digest does not match the samples; use table_digest(samples_table(samples))")
+    write_bytes(folder / SAMPLES_NAME, table)
+    write_bytes(folder / INDEX_NAME, (json.dumps(_header(index), indent=2, sort_keys=True) + "\n").encode())
 
 
-def load_index(folder: Path, called: str | None = None) -> ShardIndex:
-    """Read the index of a folder of shards; the tars stay unread.
+def load_index(folder: Path, display_name: str | None = None) -> ShardIndex:
+    """Read the index of a folder of shards, without opening the tars.
 
     Args:
-        folder: Where it lies.
-        called: What messages call it, where the folder is only a place that it was copied to.
+        folder: The folder.
+        display_name: Name of the folder in messages, if the index was copied from elsewhere.
 
     Raises:
-        DataError: No index, another schema version, or an index that is damaged or cut short; one line each.
+        DataError: There is no index, or it has another schema version, or it is damaged or cut short.
     """
-    named = called or str(folder)
+    named = display_name or str(folder)
     header = _read_header(folder, named)
     table = _read(folder / SAMPLES_NAME, named)
     if table_digest(table) != header["digest"]:
-        raise DataError(f"{named}: {SAMPLES_NAME} is damaged or cut short: its SHA-256 is not the one in {INDEX_NAME}")
+        raise DataError(
+            f"{named}: {SAMPLES_NAME} is damaged or cut short: its SHA-256 differs from the one in {INDEX_NAME}"
+        )
     try:
         index = _index(header, table)
     except (KeyError, TypeError, ValueError) as error:
@@ -221,20 +224,11 @@ def _header(index: ShardIndex) -> dict[str, Any]:
     return {**{name: getattr(index, name) for name in names}, "count": len(index.samples), **lists}
 
 
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def _read(path: Path, named: str) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise DataError(f"{named}: no {path.name} here: not a folder of shards, or its build did not end") from error
+        raise DataError(f"{named}: {path.name} is missing: not a folder of shards, or an unfinished build") from error
     except OSError as error:
         raise DataError(f"{named}: {path.name} cannot be read: {error.strerror}") from error
 
@@ -245,9 +239,11 @@ def _read_header(folder: Path, named: str) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(f"{named}: {INDEX_NAME} is damaged or cut short: {error}") from error
     if not isinstance(header, dict) or "schema" not in header or "digest" not in header:
-        raise DataError(f"{named}: {INDEX_NAME} is no index of shards: it lacks 'schema' or 'digest'")
+        raise DataError(f"{named}: {INDEX_NAME} is not a shard index: 'schema' or 'digest' is missing")
     if header["schema"] != SCHEMA_VERSION:
-        raise DataError(f"{named}: schema {header['schema']!r}: this version reads {SCHEMA_VERSION}; build them again")
+        raise DataError(
+            f"{named}: schema {header['schema']!r} is not supported; allowed: {SCHEMA_VERSION}; build the shards again"
+        )
     return header
 
 
@@ -263,22 +259,22 @@ def _index(header: dict[str, Any], table: bytes) -> ShardIndex:
 
 
 def _check(named: str, index: ShardIndex) -> None:
-    """Refuse what the table's hash vouches for or leaves out, but that no reader could use."""
+    """Refuse values that the hash of the table does not rule out but that no reader could use."""
     for file in index.shards:
-        if not (_is_plain(file.name) and is_count(file.bytes) and re.fullmatch("[0-9a-f]*", str(file.sha256))):
-            raise DataError(f"{named}: {INDEX_NAME} has wrong values for the shard {file.name!r}")
+        if not (_is_plain_name(file.name) and is_count(file.bytes) and re.fullmatch("[0-9a-f]*", str(file.sha256))):
+            raise DataError(f"{named}: {INDEX_NAME}: invalid values for the shard {file.name!r}")
     for position, row in enumerate(index.samples):
-        wrong = _wrong_fields(row, len(index.classes), len(index.shards))
-        if wrong:
-            raise DataError(f"{named}: row {position} of {SAMPLES_NAME} has wrong values for: {', '.join(wrong)}")
+        invalid = _invalid_fields(row, len(index.classes), len(index.shards))
+        if invalid:
+            raise DataError(f"{named}: {SAMPLES_NAME}: row {position}: invalid values: {', '.join(invalid)}")
 
 
-def _is_plain(name: object) -> bool:
+def _is_plain_name(name: object) -> bool:
     return isinstance(name, str) and name not in ("", ".", "..") and "/" not in name and "\0" not in name
 
 
-def _wrong_fields(row: SampleRow, classes: int, shards: int) -> list[str]:
-    good = {
+def _invalid_fields(row: SampleRow, classes: int, shards: int) -> list[str]:
+    valid = {
         "key": is_key(row.key),
         "label": is_count(row.label) and row.label < classes,
         "shard": is_count(row.shard) and row.shard < shards,
@@ -288,23 +284,20 @@ def _wrong_fields(row: SampleRow, classes: int, shards: int) -> list[str]:
         "person": is_text_or_none(row.person),
         "exam": is_text_or_none(row.exam),
         "members": set(REQUIRED_MEMBERS) <= row.members.keys() <= set(MEMBERS)
-        and all(is_count(place) for span in row.members.values() for place in span),
+        and all(is_count(number) for span in row.members.values() for number in span),
     }
-    return [name for name, is_good in good.items() if not is_good]
-
-
-PERSON = "person"
-"""The value of ``data.label`` that makes each person a class."""
+    return [name for name, is_valid in valid.items() if not is_valid]
 
 
 def apply_label_setting(index: ShardIndex, data: DataConfig) -> ShardIndex:
-    """Return the index with the labels that the network learns.
+    """Return the index with the labels that ``data.label`` chooses.
 
-    For persons, ``classes`` are their keyed hashes, sorted, and each row's ``label`` is the place of its person among
-    them. All else, the digest too, stays: the samples are the same.
+    Everything that reads labels or class names uses this, so that training, evaluation, predictions and exported files
+    agree on them. With ``person``, ``classes`` are the sorted keyed hashes of the patients and ``label`` is the index
+    of a row's patient among them. The rest, including the digest, is unchanged: the samples are the same.
 
     Raises:
-        DataError: The network cannot learn these labels from these shards.
+        DataError: These labels cannot be learned from these shards.
     """
     if data.label != PERSON:
         return index
@@ -312,31 +305,31 @@ def apply_label_setting(index: ShardIndex, data: DataConfig) -> ShardIndex:
     if problem is not None:
         raise DataError(f"data.label: {problem}")
     persons = sorted({row.person for row in index.samples if row.person is not None})
-    place = {person: label for label, person in enumerate(persons)}
-    samples = tuple(replace(row, label=place[row.person]) for row in index.samples if row.person is not None)
+    label = {person: number for number, person in enumerate(persons)}
+    samples = tuple(replace(row, label=label[row.person]) for row in index.samples if row.person is not None)
     return replace(index, classes=tuple(persons), samples=samples)
 
 
 def label_problem(index: ShardIndex, data: DataConfig) -> str | None:
-    """Say in one line why the network cannot learn ``data.label`` from these shards; None if it can."""
+    """Return in one line why ``data.label`` cannot be learned from these shards, or None if it can."""
     if data.label != PERSON:
         return None
-    nameless = sum(row.person is None for row in index.samples)
-    if nameless:
+    unnamed = sum(row.person is None for row in index.samples)
+    if unnamed:
         return (
-            f"'person' needs the person of every slice, and {nameless} of {len(index)} slices name none; "
-            "use shards whose source names persons, or 'class'"
+            f"'person' needs the patient of every slice, which {unnamed} of {len(index)} slices lack; "
+            "use shards whose source names the patients, or 'class'"
         )
     if index.split_unit == PERSON:
         return (
-            "'person' cannot be judged on folds split by person: training knows nobody of the test fold; "
+            "'person' cannot be evaluated on folds split by person: no patient of the test fold is in training; "
             "build the shards with --split-by slice or exam"
         )
     known = {row.person for row in index.samples if row.fold not in (data.fold, data.val_fold)}
     tested = {row.person for row in index.samples if row.fold == data.fold}
     if tested and not tested & known:
         return (
-            f"'person' cannot be judged on fold {data.fold}: nobody in it has a slice in the training folds; "
+            f"'person' cannot be evaluated on fold {data.fold}: none of its patients is in the training folds; "
             "build the shards with --split-by slice"
         )
     return None

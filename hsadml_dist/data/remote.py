@@ -1,8 +1,8 @@
-"""Shards at an address: their index in the user's cache, and single files by a transfer that is tried again.
+"""Shards at a URL: their index, kept in the user's cache, and single files, downloaded with retries.
 
-This file imports the standard library alone; fsspec and tenacity only where an address is used. fsspec starts threads,
-and loader workers must be forked before any: an index is therefore fetched by a process of its own, which is also what
-``python -m hsadml_dist.data.remote ADDRESS FOLDER`` does.
+Imports only the standard library; fsspec and tenacity are imported when a URL is used. fsspec starts threads, and
+loader workers must be forked before any thread exists. Therefore a process of its own fetches an index:
+``python -m hsadml_dist.data.remote URL FOLDER``.
 """
 
 from __future__ import annotations
@@ -30,33 +30,33 @@ SCHEMES = {
     "https": ("aiohttp", "train"),
     "s3": ("s3fs", "s3"),
 }
-"""Scheme of an address to the package that fsspec needs for it, and the extra of this package that brings it."""
-CONNECT_SECONDS, HEARTBEAT_TIMEOUT_SECONDS = 30, 60
-"""How long a server may take to answer a call, and how long a transfer may stand still."""
-PASSING = (408, 425, 429)
-"""Answers below 500 that ask to come back later."""
+"""Scheme of a URL to the package that fsspec needs for it, and the extra of this package that installs it."""
+CONNECT_SECONDS, SILENCE_SECONDS = 30, 60
+"""How long a server may take to accept a connection, and how long a transfer may deliver nothing."""
+RETRY_STATUSES = (408, 425, 429)
+"""HTTP statuses below 500 that ask the client to try again later."""
 UNREACHABLE = 3
-"""Exit code of the process that fetches an index: the server did not answer, now."""
+"""Exit code of the process that fetches an index: the server does not answer at present."""
 
 log = logging.getLogger(__name__)
 
 
 class UnreachableError(DataError):
-    """A server that did not answer, or not whole, however often it was asked."""
+    """A server did not answer, or not completely, in any of the attempts."""
 
 
-class _PassingError(Exception):
-    """A transfer that may succeed the next time."""
+class _TransientError(Exception):
+    """A transfer failed that may succeed the next time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
-    """How often a transfer is tried, and how long the pauses are: each twice the one before.
+    """How often a transfer is tried, with exponential backoff.
 
     Attributes:
-        attempts: Including the first.
-        first_seconds: The first pause.
-        longest_seconds: No pause is longer.
+        attempts: Number of attempts, including the first.
+        first_seconds: The first pause; each further one is twice as long.
+        longest_seconds: The longest pause.
     """
 
     attempts: int = 8
@@ -66,210 +66,205 @@ class RetryPolicy:
 
 DOWNLOAD_RETRIES = RetryPolicy()
 INDEX_RETRIES = RetryPolicy(attempts=4)
-"""Less, since somebody waits for the command to begin."""
+"""Fewer attempts, because a user is waiting for the command to begin."""
 
 
 def is_url(shards: str) -> bool:
-    """Return whether ``data.shards`` names a server and not a folder."""
+    """Return whether ``data.shards`` is a URL rather than a folder."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", shards) is not None
 
 
-def checked_url(address: str) -> str:
-    """Return an address of a kind that can be read.
+def checked_url(url: str) -> str:
+    """Return ``url`` if its scheme is supported.
 
     Raises:
-        DataError: It is of another kind.
+        DataError: The scheme is not supported.
     """
-    scheme = urlsplit(address).scheme.lower()
+    scheme = urlsplit(url).scheme.lower()
     if scheme not in SCHEMES:
         allowed = ", ".join(f"{name}://" for name in SCHEMES)
-        raise DataError(f"{redact_url(address)}: shards are not read from {scheme}://; allowed: a folder, {allowed}")
-    return address
+        raise DataError(f"{redact_url(url)}: shards cannot be read from {scheme}://; allowed: a folder, {allowed}")
+    return url
 
 
-def join_url(address: str, name: str) -> str:
-    """Return the address of a file in the folder at ``address``; what follows a ``?`` stays behind the path."""
-    parts = urlsplit(address)
+def join_url(url: str, name: str) -> str:
+    """Return the URL of a file in the folder at ``url``; a query string stays behind the path."""
+    parts = urlsplit(url)
     return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
 
 
-def redact_url(address: str) -> str:
-    """Return an address for messages: without passwords and without what follows a ``?``, which may be a key."""
-    parts = urlsplit(address)
+def redact_url(url: str) -> str:
+    """Return ``url`` for messages: without passwords and without the query string, which may contain a key."""
+    parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
 
 
 def user_cache_dir() -> Path:
-    """Return the user's cache for this package: ``$XDG_CACHE_HOME/hsadml``."""
+    """Return the user's cache folder for this package: ``$XDG_CACHE_HOME/hsadml``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hsadml"
 
 
 def open_shard_index(shards: str, *, fresh: bool) -> ShardIndex:
-    """Return the index of the shards in a folder or at an address; see :func:`load_remote_index` for ``fresh``.
+    """Return the index of the shards in a folder or at a URL; see :func:`load_remote_index` for ``fresh``.
 
     Raises:
-        DataError: There is none, or it is damaged.
+        DataError: There is no index, or it is damaged.
     """
     return load_remote_index(shards, fresh=fresh) if is_url(shards) else load_index(Path(shards))
 
 
-def load_remote_index(address: str, *, fresh: bool) -> ShardIndex:
-    """Return the index of the shards at ``address``, through the cache.
+def load_remote_index(url: str, *, fresh: bool) -> ShardIndex:
+    """Return the index of the shards at ``url``, through the cache.
 
     Args:
-        address: Of the folder of shards.
-        fresh: Whether to ask the server though the cache has an index. If it does not answer, the cache must do.
+        url: The folder of shards.
+        fresh: Whether to ask the server even if the cache has an index; if it does not answer, the cached one is used.
 
     Raises:
-        DataError: No server, no index there, or a damaged one; the package that the address needs is missing.
+        DataError: The server does not answer, the index is missing or damaged, or a package for the URL is missing.
     """
-    folder = user_cache_dir() / "index" / hashlib.sha256(redact_url(checked_url(address)).encode()).hexdigest()[:32]
+    folder = user_cache_dir() / "index" / hashlib.sha256(redact_url(checked_url(url)).encode()).hexdigest()[:32]
     if not fresh:
         with contextlib.suppress(DataError):
             return load_index(folder)
     try:
-        _fetch_apart(address, folder)
-    except UnreachableError as fault:
+        _fetch_in_subprocess(url, folder)
+    except UnreachableError as error:
         with contextlib.suppress(DataError):
             known = load_index(folder)
-            log.warning("%s; going on with the index that was fetched before", fault)
+            log.warning("%s; using the index that was fetched before", error)
             return known
         raise
     return load_index(folder)
 
 
-def download(address: str, target: Path, patience: RetryPolicy = DOWNLOAD_RETRIES) -> None:
-    """Copy the file at ``address`` to ``target``; what passes is tried again, with a line in the log each time.
+def download(url: str, target: Path, retries: RetryPolicy = DOWNLOAD_RETRIES) -> None:
+    """Copy the file at ``url`` to ``target``; retry transient failures and log each.
 
     Raises:
-        UnreachableError: No attempt came through.
-        DataError: It is not there, the server refuses, or a package is missing.
-        OSError: There is no room for it.
+        UnreachableError: Every attempt failed.
+        DataError: The file does not exist, the server refuses, or a package is missing.
+        OSError: There is no space for the file.
     """
-    tenacity = _imported("tenacity", address)
+    tenacity = _import_for(url, "tenacity")
     retrying = tenacity.Retrying(
-        stop=tenacity.stop_after_attempt(patience.attempts),
-        wait=tenacity.wait_exponential(multiplier=patience.first_seconds, max=patience.longest_seconds),
-        retry=tenacity.retry_if_exception_type(_PassingError),
-        before_sleep=lambda state: _tell(address, state),
+        stop=tenacity.stop_after_attempt(retries.attempts),
+        wait=tenacity.wait_exponential(multiplier=retries.first_seconds, max=retries.longest_seconds),
+        retry=tenacity.retry_if_exception_type(_TransientError),
+        before_sleep=lambda state: _log_retry(url, state),
         reraise=True,
     )
     try:
-        retrying(_transfer, address, target)
-    except _PassingError as fault:
-        raise UnreachableError(
-            f"{redact_url(address)}: given up after {patience.attempts} attempts: {fault}"
-        ) from fault
+        retrying(_transfer, url, target)
+    except _TransientError as error:
+        raise UnreachableError(f"{redact_url(url)}: failed after {retries.attempts} attempts: {error}") from error
 
 
-def _tell(address: str, state: Any) -> None:
-    fault, pause = state.outcome.exception(), state.next_action.sleep
-    log.warning("%s: attempt %d: %s; again in %.1f s", redact_url(address), state.attempt_number, fault, pause)
-
-
-def _transfer(address: str, target: Path) -> None:
-    system = _file_system(address)
-    try:
-        system.get_file(address, str(target))
-    except FileNotFoundError as fault:
-        raise DataError(f"{redact_url(address)}: there is no such file on the server") from fault
-    except PermissionError as fault:
-        raise DataError(f"{redact_url(address)}: the server refuses to give it: {_line(fault)}") from fault
-    except Exception as fault:  # each kind of server has a library with errors of its own
-        raise _named(address, fault) from fault
-
-
-def _named(address: str, fault: Exception) -> Exception:
-    """Return what a failed transfer means: a fault that stays, or one that may pass."""
-    status = getattr(fault, "status", None)
-    if isinstance(status, int) and 400 <= status < 500 and status not in PASSING:
-        return DataError(f"{redact_url(address)}: the server refuses to give it: it answered {status}")
-    if type(fault).__name__ == "NoCredentialsError":  # botocore's, which is not imported here
-        return DataError(
-            f"{redact_url(address)}: no credentials were found; for a public bucket set FSSPEC_S3_ANON=true"
-        )
-    if isinstance(fault, OSError) and fault.errno in NO_SPACE_ERRNOS:
-        return fault
-    return _PassingError(f"the server answered {status}" if isinstance(status, int) else _line(fault))
-
-
-def _line(fault: Exception) -> str:
-    return " ".join(f"{type(fault).__name__}: {fault}".split())
-
-
-def _file_system(address: str) -> Any:
-    scheme = urlsplit(checked_url(address)).scheme.lower()
-    package = _imported(SCHEMES[scheme][0], address)
-    fsspec = _imported("fsspec", address)
-    if scheme == "s3":
-        return fsspec.filesystem(scheme)
-    # aiohttp's own limit is five minutes for a whole file, however large.
-    limits = package.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=HEARTBEAT_TIMEOUT_SECONDS)
-    return fsspec.filesystem(scheme, client_kwargs={"trust_env": True, "timeout": limits})
-
-
-def _imported(package: str, address: str) -> Any:
-    scheme = urlsplit(address).scheme.lower()
-    try:
-        return importlib.import_module(package)
-    except ImportError as fault:
-        extra = SCHEMES[scheme][1]
-        need = f"{scheme}:// needs the package {package}, which is not installed"
-        raise DataError(f"{redact_url(address)}: {need}: pip install 'hsadml-dist[{extra}]'") from fault
-
-
-def _fetch_apart(address: str, folder: Path) -> None:
-    """Fetch an index by a process of its own."""
-    root = str(Path(__file__).parents[2])
-    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-    command = [sys.executable, "-m", "hsadml_dist.data.remote", address, str(folder)]
-    done = subprocess.run(command, env=environ, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode == UNREACHABLE:
-        raise UnreachableError(done.stdout.strip())
-    if done.returncode:
-        raise DataError(done.stdout.strip() or f"{redact_url(address)}: its index could not be fetched")
-
-
-def fetch_index(address: str, folder: Path) -> None:
-    """Put the index at ``address`` into ``folder``; starts threads.
+def fetch_index(url: str, folder: Path) -> None:
+    """Copy the index at ``url`` into ``folder``; starts threads.
 
     Raises:
-        DataError: As :func:`download`; or the folder cannot be written, or the index is damaged.
+        DataError: As for :func:`download`; or the folder cannot be written, or the index is damaged.
     """
-    with _new_folder(folder) as new:
+    with _temporary_folder(folder) as new:
         for last in (False, True):
             for name in (INDEX_NAME, SAMPLES_NAME):
-                download(join_url(address, name), new / name, INDEX_RETRIES)
+                download(join_url(url, name), new / name, INDEX_RETRIES)
             try:
-                load_index(new, redact_url(address))
+                load_index(new, redact_url(url))
                 break
-            except DataError as fault:  # caught between two versions, perhaps
+            except DataError as error:  # the two files may belong to two versions
                 if last:
                     raise
-                log.warning("%s; fetched again", fault)
+                log.warning("%s; fetching it again", error)
         for name in (SAMPLES_NAME, INDEX_NAME):
             os.replace(new / name, folder / name)
 
 
-@contextlib.contextmanager
-def _new_folder(beside: Path) -> Iterator[Path]:
+def _log_retry(url: str, state: Any) -> None:
+    error, pause = state.outcome.exception(), state.next_action.sleep
+    log.warning("%s: attempt %d: %s; retrying in %.1f s", redact_url(url), state.attempt_number, error, pause)
+
+
+def _transfer(url: str, target: Path) -> None:
+    system = _file_system(url)
     try:
-        beside.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".new-", dir=beside, ignore_cleanup_errors=True) as new:
+        system.get_file(url, str(target))
+    except FileNotFoundError as error:
+        raise DataError(f"{redact_url(url)}: there is no such file on the server") from error
+    except PermissionError as error:
+        raise DataError(f"{redact_url(url)}: the server denies access: {_one_line(error)}") from error
+    except Exception as error:  # each kind of server has a library with errors of its own
+        raise _classified(url, error) from error
+
+
+def _classified(url: str, error: Exception) -> Exception:
+    """Return the exception for a failed transfer: a permanent one, or a transient one."""
+    status = getattr(error, "status", None)
+    if isinstance(status, int) and 400 <= status < 500 and status not in RETRY_STATUSES:
+        return DataError(f"{redact_url(url)}: the server denies access: status {status}")
+    if type(error).__name__ == "NoCredentialsError":  # botocore's, which is not imported here
+        return DataError(f"{redact_url(url)}: no credentials found; for a public bucket set FSSPEC_S3_ANON=true")
+    if isinstance(error, OSError) and error.errno in NO_SPACE_ERRNOS:
+        return error
+    return _TransientError(f"the server answered {status}" if isinstance(status, int) else _one_line(error))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _file_system(url: str) -> Any:
+    scheme = urlsplit(checked_url(url)).scheme.lower()
+    package = _import_for(url, SCHEMES[scheme][0])
+    fsspec = _import_for(url, "fsspec")
+    if scheme == "s3":
+        return fsspec.filesystem(scheme)
+    # aiohttp's own limit is five minutes for a whole file, however large.
+    limits = package.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
+    return fsspec.filesystem(scheme, client_kwargs={"trust_env": True, "timeout": limits})
+
+
+def _import_for(url: str, package: str) -> Any:
+    scheme = urlsplit(url).scheme.lower()
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        problem = f"{scheme}:// needs the package {package}, which is not installed"
+        remedy = f"pip install 'hsadml-dist[{SCHEMES[scheme][1]}]'"
+        raise DataError(f"{redact_url(url)}: {problem}: {remedy}") from error
+
+
+def _fetch_in_subprocess(url: str, folder: Path) -> None:
+    root = str(Path(__file__).parents[2])
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+    command = [sys.executable, "-m", "hsadml_dist.data.remote", url, str(folder)]
+    done = subprocess.run(command, env=environ, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode == UNREACHABLE:
+        raise UnreachableError(done.stdout.strip())
+    if done.returncode:
+        raise DataError(done.stdout.strip() or f"{redact_url(url)}: the index could not be fetched")
+
+
+@contextlib.contextmanager
+def _temporary_folder(parent: Path) -> Iterator[Path]:
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=parent, ignore_cleanup_errors=True) as new:
             yield Path(new)
-    except OSError as fault:
-        problem = f"the cache cannot be written: {fault.strerror}; set XDG_CACHE_HOME to a folder that can"
-        raise DataError(f"{beside}: {problem}") from fault
+    except OSError as error:
+        problem = f"the cache cannot be written: {error.strerror}; set XDG_CACHE_HOME to a writable folder"
+        raise DataError(f"{parent}: {problem}") from error
 
 
 def _main() -> int:
     logging.basicConfig(format="hsadml: %(message)s")
-    address, folder = sys.argv[1:]
+    url, folder = sys.argv[1:]
     try:
-        fetch_index(address, Path(folder))
-    except DataError as fault:
-        sys.stdout.write(f"{fault}\n")
-        return UNREACHABLE if isinstance(fault, UnreachableError) else 1
+        fetch_index(url, Path(folder))
+    except DataError as error:
+        sys.stdout.write(f"{error}\n")
+        return UNREACHABLE if isinstance(error, UnreachableError) else 1
     return 0
 
 

@@ -1,14 +1,15 @@
-"""From a stored image to the network's input, by MONAI's transforms.
+"""Turn stored images into network input by MONAI's transforms: preprocessing and augmentation.
 
-MONAI is imported when a pipeline is built, that is in the loader workers' parent only. Metadata tracking is switched
-off: nothing here inverts a transform, and it costs a third of the time.
+MONAI is imported when a pipeline is built, that is, only in the parent of the loader workers. Its metadata tracking is
+switched off: nothing here inverts a transform, and tracking costs a third of the time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -20,7 +21,7 @@ from hsadml_dist.errors import ConfigError, Fault, did_you_mean
 PREFIX = "monai.transforms."
 IMAGE = "image"
 SEEDS = 2**32
-"""MONAI's seeds lie below."""
+"""MONAI's seeds are below this."""
 
 DEFAULT_AUGMENTATION: tuple[dict[str, Any], ...] = (
     {"_target_": "monai.transforms.RandFlip", "prob": 0.5, "spatial_axis": 1},
@@ -38,34 +39,58 @@ DEFAULT_AUGMENTATION: tuple[dict[str, Any], ...] = (
 )
 """A mirror, an affine map of up to 15 degrees, 10 % and 7 pixels, and small changes of contrast."""
 
-
-THREADED = "onnxruntime"
-"""MONAI imports it wherever it is installed, and its import starts a thread."""
+STARTS_THREAD = "onnxruntime"
+"""MONAI imports this package wherever it is installed, and its import starts a thread."""
 
 
 def load_monai() -> ModuleType:
-    """Import MONAI's transforms without a thread: none may exist when the loader forks its workers."""
-    hidden = THREADED not in sys.modules
+    """Import MONAI's transforms without starting a thread: none may exist when the loader forks its workers."""
+    hidden = STARTS_THREAD not in sys.modules
     if hidden:
-        sys.modules[THREADED] = None  # type: ignore[assignment]  # an import of it fails as if it were not installed
+        sys.modules[STARTS_THREAD] = None  # type: ignore[assignment]  # its import fails as if it were not installed
     try:
         import monai.transforms
     finally:
         if hidden:
-            del sys.modules[THREADED]
+            del sys.modules[STARTS_THREAD]
     return monai.transforms
 
 
+@contextlib.contextmanager
+def single_threaded() -> Iterator[None]:
+    """Run torch with one thread, as loader workers do: sums over large images round differently with more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def metadata_tracking_off() -> Iterator[None]:
+    """Switch MONAI's metadata tracking off, and afterwards to what it was."""
+    load_monai()
+    from monai.data import get_track_meta, set_track_meta
+
+    before = get_track_meta()
+    set_track_meta(False)
+    try:
+        yield
+    finally:
+        set_track_meta(before)
+
+
 class Preprocessing:
-    """The deterministic part: resize by area, then zero mean and unit variance.
+    """The deterministic part: resize by area, then normalise to zero mean and unit variance.
 
     Attributes:
-        image_size: Side of what comes out, in pixels.
-        transforms: MONAI's, applied one after the other.
+        image_size: Side length of the output, in pixels.
+        transforms: MONAI's transforms, applied one after another.
     """
 
     VERSION = 1
-    """Counts up whenever :meth:`__call__` gives other pixels."""
+    """Increased whenever :meth:`__call__` returns other pixels."""
 
     def __init__(self, image_size: int) -> None:
         self.image_size = image_size
@@ -74,14 +99,14 @@ class Preprocessing:
 
         set_track_meta(False)
         self.transforms = (transforms.Resize((image_size, image_size), mode="area"), transforms.NormalizeIntensity())
-        self._steps = transforms.Compose(self.transforms)
+        self._compose = transforms.Compose(self.transforms)
 
     def __call__(self, image: np.ndarray) -> torch.Tensor:
         """Turn an image (H, W), uint16, into (1, image_size, image_size), fp32."""
-        return self._steps(torch.from_numpy(image.astype(np.float32) / 65535)[None])
+        return self._compose(torch.from_numpy(image.astype(np.float32) / 65535)[None])
 
     def identity(self) -> str:
-        """Return a text that changes with all that a pixel's last bit depends on, the image aside."""
+        """Return a text that changes with everything, except the image, that determines the last bit of a pixel."""
         import monai
 
         kernels = torch.backends.cpu.get_cpu_capability()
@@ -89,16 +114,16 @@ class Preprocessing:
 
 
 class Augmentation:
-    """The random part; what it does to an image depends on the image and the given seed only."""
+    """The random part, by MONAI's transforms; its result depends on the image and the given seed only."""
 
     def __init__(self, specs: Sequence[dict[str, Any]] | None) -> None:
-        steps = [_on_image(transform) for transform in build_transforms(specs)]
-        self._steps, self._seed = load_monai().Compose(steps), TransformSeeder(steps)
+        transforms = [_on_image(transform) for transform in build_transforms(specs)]
+        self._compose, self._seed = load_monai().Compose(transforms), TransformSeeder(transforms)
 
     def __call__(self, image: torch.Tensor, seed: int) -> torch.Tensor:
         """Augment an image (1, H, W), fp32, with the given seed, below 2**32."""
         self._seed(seed)
-        return self._steps({IMAGE: image})[IMAGE].to(torch.float32)
+        return self._compose({IMAGE: image})[IMAGE].to(torch.float32)
 
     def batch(self, images: Sequence[torch.Tensor], seeds: Sequence[int]) -> torch.Tensor:
         """Augment B images (1, H, W), fp32, each with its seed; returns (B, 1, H, W), fp32."""
@@ -108,89 +133,59 @@ class Augmentation:
 class TransformSeeder:
     """Seeds transforms as MONAI's ``Compose.set_random_state`` does, in a tenth of the time.
 
-    MONAI builds a new generator for each transform of each image, and a new one first asks the operating system for
-    randomness. Where it is known how a transform passes its seed on, its generators are kept and seeded anew.
+    MONAI creates a generator per transform and image, and a new one first asks the operating system for randomness. For
+    transforms that are known to pass their seed on in a standard way, the generators are kept and seeded again.
     """
 
     def __init__(self, transforms: Sequence[Any]) -> None:
         from monai.transforms import Randomizable
 
-        self._each = [_seeder(transform) for transform in transforms if isinstance(transform, Randomizable)]
+        self._seeders = [_seeder(transform) for transform in transforms if isinstance(transform, Randomizable)]
         self._seeds = np.random.RandomState()
 
     def __call__(self, seed: int) -> None:
         """Seed all transforms from one number below 2**32."""
         self._seeds.seed(seed)
-        for seed_one in self._each:
-            seed_one(int(self._seeds.randint(SEEDS, dtype="uint32")))
-
-
-def _seeder(transform: Any) -> Callable[[int], None]:
-    """Return what seeds one transform as its own ``set_random_state`` does."""
-    from monai.transforms import RandAffine, Randomizable
-
-    transform = getattr(transform, "wrapped", transform)
-    if not isinstance(transform, Randomizable):
-        return _seed_nothing
-    if type(transform) is RandAffine:
-        parts: tuple[Any, ...] = (transform, transform.rand_affine_grid)
-    elif type(transform).set_random_state is Randomizable.set_random_state:
-        parts = (transform,)
-    else:
-        return functools.partial(_seed_whole, transform)
-    transform.set_random_state(seed=0)  # until now, all transforms share one generator
-    return functools.partial(_seed_parts, parts)
-
-
-def _seed_parts(parts: Sequence[Any], seed: int) -> None:
-    for part in parts:
-        part.R.seed(seed)
-
-
-def _seed_whole(transform: Any, seed: int) -> None:
-    transform.set_random_state(seed=seed)
-
-
-def _seed_nothing(seed: int) -> None:
-    """Stand in for a transform that draws nothing."""
+        for seed_transform in self._seeders:
+            seed_transform(int(self._seeds.randint(SEEDS, dtype="uint32")))
 
 
 def build_transforms(specs: Sequence[dict[str, Any]] | None) -> list[Any]:
-    """Return the MONAI transforms of a recipe's ``data.transforms``; None: the package's own.
+    """Return the MONAI transforms of a recipe's ``data.transforms``; None means :data:`DEFAULT_AUGMENTATION`.
 
     Raises:
-        ConfigError: A transform that MONAI does not have, or with arguments that it refuses.
+        ConfigError: MONAI does not have a transform, or refuses its arguments.
     """
     load_monai()
-    return [_built(spec) for spec in (DEFAULT_AUGMENTATION if specs is None else specs)]
+    return [_build_transform(spec) for spec in (DEFAULT_AUGMENTATION if specs is None else specs)]
 
 
 def shear_matrix(coefficients: Sequence[float]) -> np.ndarray:
-    """Return MONAI's shearing of a plane, (2, 2), fp64; its versions differ in what it is."""
+    """Return MONAI's shear matrix of a plane, (2, 2), fp64, which differs between its versions."""
     from monai.transforms.utils import create_shear
 
     return np.asarray(create_shear(2, coefficients))[:2, :2]
 
 
-def _built(spec: dict[str, Any]) -> Any:
-    """Return the MONAI transform that a recipe's mapping names."""
+def _build_transform(spec: dict[str, Any]) -> Any:
     import monai.transforms
 
     arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in spec.items()}
     if "_target_" not in arguments:
-        raise _refused(f"{spec} names no transform; give it as '_target_: {PREFIX}RandFlip'")
+        raise _transform_error(f"{spec} names no transform; write '_target_: {PREFIX}RandFlip'")
     name = str(arguments.pop("_target_")).removeprefix(PREFIX)
     kind = getattr(monai.transforms, name, None)
     if not isinstance(kind, type):
-        raise _refused(f"{PREFIX}{name} does not exist{did_you_mean(name, dir(monai.transforms))}")
+        hint = did_you_mean(name, dir(monai.transforms))
+        raise _transform_error(f"{PREFIX}{name} does not exist{hint}")
     try:
         return kind(**arguments)
-    except (TypeError, ValueError) as fault:
-        raise _refused(f"{PREFIX}{name}: {fault}") from fault
+    except (TypeError, ValueError) as error:
+        raise _transform_error(f"{PREFIX}{name}: {error}") from error
 
 
 def _on_image(transform: Any) -> Any:
-    """Return the transform as one of a dictionary: array transforms are applied to its image."""
+    """Return a dictionary transform: array transforms are applied to the image of the dictionary."""
     from monai.transforms import MapTransform, Randomizable
 
     if isinstance(transform, MapTransform):
@@ -205,7 +200,7 @@ def _on_image(transform: Any) -> Any:
             return self
 
         def randomize(self, data: Any) -> None:
-            """Nothing to draw: the wrapped transform draws for itself."""
+            """Draw nothing: the wrapped transform draws for itself."""
 
         def __call__(self, sample: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             return sample | {IMAGE: transform(sample[IMAGE])}
@@ -213,5 +208,31 @@ def _on_image(transform: Any) -> Any:
     return _OnImage()
 
 
-def _refused(problem: str) -> ConfigError:
+def _seeder(transform: Any) -> Callable[[int], None]:
+    """Return a function that seeds one transform as its own ``set_random_state`` does."""
+    from monai.transforms import RandAffine, Randomizable
+
+    transform = getattr(transform, "wrapped", transform)
+    if not isinstance(transform, Randomizable):
+        return lambda seed: None
+    if type(transform) is RandAffine:
+        parts: tuple[Any, ...] = (transform, transform.rand_affine_grid)
+    elif type(transform).set_random_state is Randomizable.set_random_state:
+        parts = (transform,)
+    else:
+        return functools.partial(_set_random_state, transform)
+    transform.set_random_state(seed=0)  # until now, all transforms share one generator
+    return functools.partial(_seed_generators, parts)
+
+
+def _seed_generators(parts: Sequence[Any], seed: int) -> None:
+    for part in parts:
+        part.R.seed(seed)
+
+
+def _set_random_state(transform: Any, seed: int) -> None:
+    transform.set_random_state(seed=seed)
+
+
+def _transform_error(problem: str) -> ConfigError:
     return ConfigError([Fault(where="recipe", key="data.transforms", problem=problem)])

@@ -1,1 +1,1 @@
-"""Ranks: their places in a job, the process groups, and how they find each other."""
+"""Ranks: their place in a job and their collective operations."""

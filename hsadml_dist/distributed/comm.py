@@ -1,16 +1,15 @@
-"""Ranks and their two groups: the only module that asks which process this is.
+"""Collective operations of a job's ranks, over one training group and one control group.
 
-The training group carries tensors of the step (nccl on GPUs, gloo elsewhere). The control group is always gloo: it
-carries votes and small objects, and goes on working while the training group is busy on a device.
+The training group carries the tensors of a step (nccl on GPUs, gloo elsewhere). The control group of a training run is
+always gloo: it carries flags and small objects, and keeps working while a device is busy with the training group.
 """
 
 from __future__ import annotations
 
 import copy
 import datetime
-import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,13 +17,15 @@ import torch
 import torch.distributed as dist
 
 from hsadml_dist.distributed.topology import Topology
-from hsadml_dist.errors import UsageError
 
 LOOPBACK = "127.0.0.1"
 
 
 class Comm(Protocol):
-    """What the ranks of a job can do together; every method but ``close`` is called by all ranks in the same order."""
+    """The collective operations of a job's ranks.
+
+    Every method is collective: every rank must call it, in the same order.
+    """
 
     topology: Topology
     device: torch.device
@@ -32,15 +33,15 @@ class Comm(Protocol):
     """The training group, for engines that reduce by themselves; None for a job of one rank."""
 
     def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Add ``tensor`` (any shape, the training device) over all ranks, in place; returns it."""
+        """Add ``tensor`` (any shape, on the training device) over all ranks in place, and return it."""
         ...
 
     def all_reduce_max_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Take the largest of ``tensor`` (any shape, the training device) over all ranks, in place; returns it."""
+        """Take the maximum of ``tensor`` (any shape, on the training device) over all ranks in place, and return it."""
         ...
 
     def all_gather_sizes(self, count: int) -> list[int]:
-        """Return the numbers that the ranks gave, in rank order; over the training group."""
+        """Return the ``count`` of every rank, in rank order, over the training group."""
         ...
 
     def all_gather_rows(self, rows_ND: torch.Tensor, sizes: Sequence[int] | None = None) -> torch.Tensor:
@@ -48,7 +49,7 @@ class Comm(Protocol):
 
         Args:
             rows_ND: This rank's rows.
-            sizes: N of each rank, where it is known already.
+            sizes: N of each rank, if known; otherwise it is gathered first.
         """
         ...
 
@@ -57,32 +58,32 @@ class Comm(Protocol):
         ...
 
     def new_train_group(self) -> Comm:
-        """Return the same ranks with a training group of their own, whose messages mix with no other's."""
+        """Return a Comm of the same ranks with its own training group, for messages that may overlap with others."""
         ...
 
     def new_control_group(self) -> Comm:
-        """Return the same ranks with a control group of their own, for a thread beside the one that trains."""
+        """Return a Comm of the same ranks with its own control group, for a thread other than the training thread."""
         ...
 
     def all_reduce_max(self, values: Sequence[float]) -> list[float]:
-        """Return the largest of each number (fp64) that any rank gave; over the control group, in one message."""
+        """Return the element-wise maximum (fp64) over all ranks, in one message of the control group."""
         ...
 
     def broadcast_object(self, value: Any) -> Any:
-        """Return rank 0's value (any picklable object) on every rank; over the control group."""
+        """Return rank 0's ``value`` (any picklable object), over the control group."""
         ...
 
     def all_gather_object(self, value: Any) -> list[Any]:
-        """Return the values of all ranks in rank order (any picklable object); over the control group."""
+        """Return the ``value`` (any picklable object) of every rank, in rank order, over the control group."""
         ...
 
     def close(self) -> None:
-        """Leave the groups, after all ranks have come here."""
+        """Wait for all ranks and leave the groups."""
         ...
 
 
 class SoloComm:
-    """A job of one rank: every collective is the identity."""
+    """A job of one rank: every collective is the identity. See :class:`Comm` for the methods."""
 
     def __init__(self, device: torch.device | None = None) -> None:
         self.topology = Topology()
@@ -90,47 +91,36 @@ class SoloComm:
         self.group: dist.ProcessGroup | None = None
 
     def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """See :class:`Comm`."""
         return tensor
 
     def all_reduce_max_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
-        """See :class:`Comm`."""
         return tensor
 
     def all_gather_sizes(self, count: int) -> list[int]:
-        """See :class:`Comm`."""
         return [count]
 
     def all_gather_rows(self, rows_ND: torch.Tensor, sizes: Sequence[int] | None = None) -> torch.Tensor:
-        """See :class:`Comm`."""
         return rows_ND
 
     def reduce_scatter_rows(self, rows_ND: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
-        """See :class:`Comm`."""
         return rows_ND
 
     def new_train_group(self) -> Comm:
-        """See :class:`Comm`."""
         return self
 
     def new_control_group(self) -> Comm:
-        """See :class:`Comm`."""
         return self
 
     def all_reduce_max(self, values: Sequence[float]) -> list[float]:
-        """See :class:`Comm`."""
         return list(values)
 
     def broadcast_object(self, value: Any) -> Any:
-        """See :class:`Comm`."""
         return value
 
     def all_gather_object(self, value: Any) -> list[Any]:
-        """See :class:`Comm`."""
         return [value]
 
     def close(self) -> None:
-        """See :class:`Comm`."""
         if dist.is_initialized():  # by :func:`ensure_process_group`
             dist.destroy_process_group()
 
@@ -146,61 +136,53 @@ class FakeComm(SoloComm):
         self.topology = Topology(rank=rank, world_size=size, local_rank=rank, local_world_size=size)
 
     def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """See :class:`Comm`."""
         return tensor.mul_(self.topology.world_size)
 
     def all_gather_sizes(self, count: int) -> list[int]:
-        """See :class:`Comm`."""
         return [count] * self.topology.world_size
 
     def all_gather_rows(self, rows_ND: torch.Tensor, sizes: Sequence[int] | None = None) -> torch.Tensor:
-        """See :class:`Comm`."""
         return torch.cat([rows_ND] * self.topology.world_size)
 
     def reduce_scatter_rows(self, rows_ND: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
-        """See :class:`Comm`."""
         return rows_ND.split(list(sizes))[self.topology.rank] * self.topology.world_size
 
     def all_gather_object(self, value: Any) -> list[Any]:
-        """See :class:`Comm`."""
         return [value] * self.topology.world_size
 
 
 class TorchComm:
-    """The ranks of a job over torch.distributed."""
+    """The ranks of a training run over torch.distributed. See :class:`Comm` for the methods."""
 
     def __init__(self, topology: Topology, store: dist.Store, device: torch.device, timeout_seconds: int) -> None:
         self.topology = topology
         self.device = device
-        self._timeout = timeout = datetime.timedelta(seconds=timeout_seconds)
+        self._control_device = torch.device("cpu")
+        self._timeout = datetime.timedelta(seconds=timeout_seconds)
         dist.init_process_group(
-            backend="nccl" if device.type == "cuda" else "gloo",
+            backend=_backend(device),
             store=store,
             rank=topology.rank,
             world_size=topology.world_size,
-            timeout=timeout,
+            timeout=self._timeout,
         )
         self.group: dist.ProcessGroup | None = dist.group.WORLD
-        self._control = dist.new_group(backend="gloo", timeout=timeout)
+        self._control = dist.new_group(backend="gloo", timeout=self._timeout)
 
     def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """See :class:`Comm`."""
         dist.all_reduce(tensor, group=self.group)
         return tensor
 
     def all_reduce_max_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
-        """See :class:`Comm`."""
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.group)
         return tensor
 
     def all_gather_sizes(self, count: int) -> list[int]:
-        """See :class:`Comm`."""
         counts = torch.zeros(self.topology.world_size, dtype=torch.int64, device=self.device)
         counts[self.topology.rank] = count
         return self.all_reduce_sum(counts).tolist()
 
     def all_gather_rows(self, rows_ND: torch.Tensor, sizes: Sequence[int] | None = None) -> torch.Tensor:
-        """See :class:`Comm`."""
         sizes = self.all_gather_sizes(len(rows_ND)) if sizes is None else sizes
         # Only equal shapes can be gathered: every rank pads to the largest and the padding is cut off afterwards.
         padded = _padded(rows_ND, max(sizes))
@@ -209,60 +191,91 @@ class TorchComm:
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
     def reduce_scatter_rows(self, rows_ND: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
-        """See :class:`Comm`."""
         parts = [_padded(part, max(sizes)) for part in rows_ND.split(list(sizes))]
-        mine = torch.empty_like(parts[0])
-        dist.reduce_scatter(mine, parts, group=self.group)
-        return mine[: sizes[self.topology.rank]]
+        own = torch.empty_like(parts[0])
+        dist.reduce_scatter(own, parts, group=self.group)
+        return own[: sizes[self.topology.rank]]
 
     def new_train_group(self) -> Comm:
-        """See :class:`Comm`."""
         twin = copy.copy(self)
         twin.group = dist.new_group(timeout=self._timeout)
         return twin
 
     def new_control_group(self) -> Comm:
-        """See :class:`Comm`."""
         twin = copy.copy(self)
         twin._control = dist.new_group(backend="gloo", timeout=self._timeout)
         return twin
 
     def all_reduce_max(self, values: Sequence[float]) -> list[float]:
-        """See :class:`Comm`."""
-        ballot = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(ballot, op=dist.ReduceOp.MAX, group=self._control)
-        return ballot.tolist()
+        maximum = torch.tensor(values, dtype=torch.float64, device=self._control_device)
+        dist.all_reduce(maximum, op=dist.ReduceOp.MAX, group=self._control)
+        return maximum.tolist()
 
     def broadcast_object(self, value: Any) -> Any:
-        """See :class:`Comm`."""
         box = [value]
-        dist.broadcast_object_list(box, src=0, group=self._control)
+        dist.broadcast_object_list(box, group_src=0, group=self._control)
         return box[0]
 
     def all_gather_object(self, value: Any) -> list[Any]:
-        """See :class:`Comm`."""
-        boxes: list[Any] = [None] * self.topology.world_size
-        dist.all_gather_object(boxes, value, group=self._control)
-        return boxes
+        values: list[Any] = [None] * self.topology.world_size
+        dist.all_gather_object(values, value, group=self._control)
+        return values
 
     def close(self) -> None:
-        """See :class:`Comm`."""
         dist.barrier(group=self._control)
         dist.destroy_process_group()
 
 
+class _BorrowedGroupComm(TorchComm):
+    """The ranks of a process group that another program made and will destroy; it carries all messages."""
+
+    def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
+        # Nodes are not known here: nothing that takes a borrowed group needs them.
+        self.topology = Topology(rank=dist.get_rank(group), world_size=dist.get_world_size(group))
+        self.device = self._control_device = device
+        self.group, self._control = group, group
+
+    def new_train_group(self) -> Comm:
+        ranks = dist.get_process_group_ranks(self.group)
+        return _BorrowedGroupComm(dist.new_group(ranks, use_local_synchronization=True), self.device)
+
+    def new_control_group(self) -> Comm:
+        return self.new_train_group()
+
+    def close(self) -> None:
+        """Leave the group as it is: it belongs to the program that made it."""
+
+
+def comm_from_process_group(group: dist.ProcessGroup | None, device: torch.device) -> Comm:
+    """Return a Comm over an existing process group, for use inside another program's training loop.
+
+    Args:
+        group: The group; None means the default group.
+        device: Where this rank's tensors are; the group's backend must support it.
+
+    Returns:
+        A Comm that leaves the group alone on ``close``; a :class:`SoloComm` if torch.distributed is not initialised.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return SoloComm(device)
+    group = dist.group.WORLD if group is None else group
+    assert group is not None, "the default group exists once torch.distributed is initialised"
+    return _BorrowedGroupComm(group, device)
+
+
 def ensure_process_group(device: torch.device) -> None:
-    """Give a job of one rank a training group, for a library that cannot do without one; others have theirs already."""
+    """Initialise torch.distributed in a job of one rank, for a library that requires it; larger jobs have done so."""
     if not dist.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(_backend(device), store=dist.HashStore(), rank=0, world_size=1)
 
 
-def _padded(rows_ND: torch.Tensor, count: int) -> torch.Tensor:
-    """Return ``count`` rows, contiguous: those given and zeros after them."""
-    padded = rows_ND.new_zeros((count, *rows_ND.shape[1:]))
-    padded[: len(rows_ND)] = rows_ND
-    return padded
+def local_device(topology: Topology) -> torch.device:
+    """Return the GPU of this local rank, or the CPU if there is no GPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", topology.local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,111 +286,32 @@ class StoreAddress:
     port: int
 
 
-def topology_from_environ(environ: Mapping[str, str] = os.environ) -> Topology:
-    """Return this process's place, from the local launcher's variables or from Slurm's, else that of a lone process.
-
-    Raises:
-        UsageError: A launcher's variables are there only in part, one is no number, or they contradict one another.
-    """
-    try:
-        if "RANK" in environ:
-            return _checked(_place_of_launcher(environ))
-        if "SLURM_PROCID" in environ and "SLURM_STEP_ID" in environ:
-            return _checked(_place_in_step(environ))
-    except (KeyError, ValueError) as fault:
-        raise UsageError(f"the launcher's variables are incomplete or no numbers: {fault}") from fault
-    return Topology()
-
-
-def launch_token(environ: Mapping[str, str] = os.environ) -> str:
-    """Return a name that all ranks of one start share and that no other start has."""
-    if "HSADML_LAUNCH" in environ:
-        return environ["HSADML_LAUNCH"]
-    if "SLURM_JOB_ID" in environ:
-        return "-".join(environ.get(f"SLURM_{name}", "0") for name in ("JOB_ID", "RESTART_COUNT", "STEP_ID"))
-    return f"{socket.gethostname()}-{os.getpid()}"
-
-
-def local_device(topology: Topology) -> torch.device:
-    """Return the GPU of this local rank where there is one, else the CPU."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", topology.local_rank % torch.cuda.device_count())
-    torch.cuda.set_device(device)
-    return device
-
-
-def cpu_threads_for_rank(topology: Topology, environ: Mapping[str, str] = os.environ) -> int:
-    """Return how many CPU threads this rank may use: what Slurm gave its task, else an even share of the processors."""
-    given = environ.get("SLURM_CPUS_PER_TASK", "") if "SLURM_STEP_ID" in environ else ""
-    if given.isdecimal():
-        return max(1, int(given))
-    return max(1, len(os.sched_getaffinity(0)) // topology.local_world_size)
-
-
 def create_store(topology: Topology, timeout_seconds: int) -> tuple[dist.TCPStore, StoreAddress]:
-    """Start rank 0's store on a free port; the port is published afterwards, so it cannot be taken in between."""
-    host = LOOPBACK if topology.num_nodes == 1 else _reachable_name()
+    """Start rank 0's store on a free port; no other process can take the port before it is published."""
+    host = LOOPBACK if topology.num_nodes == 1 else _resolvable_hostname()
     timeout = datetime.timedelta(seconds=timeout_seconds)
     store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
     return store, StoreAddress(host=host, port=store.port)
 
 
 def connect_store(address: StoreAddress, timeout_seconds: int) -> dist.TCPStore:
-    """Connect to the store that rank 0 has published."""
+    """Connect to the store of rank 0."""
     timeout = datetime.timedelta(seconds=timeout_seconds)
     return dist.TCPStore(address.host, address.port, is_master=False, wait_for_workers=False, timeout=timeout)
 
 
-def _checked(topology_from_environ: Topology) -> Topology:
-    if (
-        0
-        <= topology_from_environ.local_rank
-        < topology_from_environ.local_world_size
-        <= topology_from_environ.world_size
-        and 0 <= topology_from_environ.rank < topology_from_environ.world_size
-    ):
-        return topology_from_environ
-    raise UsageError(
-        f"the launcher's variables contradict one another: rank {topology_from_environ.rank} of {topology_from_environ.world_size}, "
-        f"local rank {topology_from_environ.local_rank} of {topology_from_environ.local_world_size}"
-    )
+def _backend(device: torch.device) -> str:
+    return "nccl" if device.type == "cuda" else "gloo"
 
 
-def _place_of_launcher(environ: Mapping[str, str]) -> Topology:
-    local_world = int(environ["LOCAL_WORLD_SIZE"])
-    rank, world = int(environ["RANK"]), int(environ["WORLD_SIZE"])
-    return Topology(
-        rank=rank,
-        world_size=world,
-        local_rank=int(environ["LOCAL_RANK"]),
-        local_world_size=local_world,
-        node_rank=rank // max(1, local_world),
-        num_nodes=-(-world // max(1, local_world)),
-    )
+def _padded(rows_ND: torch.Tensor, count: int) -> torch.Tensor:
+    """Return ``count`` rows, contiguous: the given ones followed by zeros."""
+    padded = rows_ND.new_zeros((count, *rows_ND.shape[1:]))
+    padded[: len(rows_ND)] = rows_ND
+    return padded
 
 
-def _place_in_step(environ: Mapping[str, str]) -> Topology:
-    world = int(environ["SLURM_NTASKS"])
-    nodes = int(environ.get("SLURM_STEP_NUM_NODES", environ.get("SLURM_NNODES", "1")))
-    shares = _shares(environ.get("SLURM_STEP_TASKS_PER_NODE", str(world)))
-    return Topology(
-        rank=int(environ["SLURM_PROCID"]),
-        world_size=world,
-        local_rank=int(environ["SLURM_LOCALID"]),
-        # The largest share stands for this node's: it only sets the number of threads.
-        local_world_size=max(shares),
-        node_rank=int(environ.get("SLURM_NODEID", "0")),
-        num_nodes=nodes,
-    )
-
-
-def _shares(text: str) -> list[int]:
-    """Return the distinct numbers of tasks a node in Slurm's ``2(x3),1``: 2 and 1."""
-    return [int(share.partition("(")[0]) for share in text.split(",")]
-
-
-def _reachable_name() -> str:
+def _resolvable_hostname() -> str:
     name = socket.gethostname()
     try:
         socket.getaddrinfo(name, None)

@@ -1,48 +1,51 @@
-"""PyTorch's DistributedDataParallel as an engine."""
+"""DistributedDataParallel as an engine, optionally with torch.compile."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hsadml_dist.data.loader import Batch
+from hsadml_dist.data.batch import Batch
 from hsadml_dist.distributed.comm import Comm
 from hsadml_dist.engine.base import (
     BackwardResult,
-    BaseEngine,
     BufferSnapshot,
+    Engine,
     LossFn,
     ReplicatedState,
     forward_embeddings,
     preserve_buffers,
 )
-from hsadml_dist.engine.compile import CompiledNetwork, disable_compilation
+from hsadml_dist.errors import ConfigError, Fault
 from hsadml_dist.models.network import Precision
 from hsadml_dist.optim import clip_gradients, set_learning_rate
 
 
 @dataclass(frozen=True, kw_only=True)
 class DdpOptions:
-    """What of the engine may be chosen.
+    """Options of the engine.
 
     Attributes:
-        static_graph: Each step has the same graph; parameters may then stay unused.
-        compiled: torch.compile makes the network's passes.
-        ema_decay: Share that the weights' running average keeps at each step; None: no average.
+        clip_norm: Largest norm of the averaged gradient; None means no clipping.
+        static_graph: Promise that the graph is the same in each step; parameters may then be unused.
+        compiled: Compile the forward and backward pass with torch.compile.
+        ema_decay: Decay of the running average of the weights; None means no average.
     """
 
+    clip_norm: float | None = None
     static_graph: bool = False
     compiled: bool = False
     ema_decay: float | None = None
 
 
-class DdpEngine(BaseEngine):
-    """One replica a rank, gradients averaged by all-reduce; a job of one rank needs no wrapper."""
+class DdpEngine(Engine):
+    """One replica per rank, gradients averaged by all-reduce; a single rank needs no wrapper."""
 
     def __init__(
         self,
@@ -50,91 +53,87 @@ class DdpEngine(BaseEngine):
         optimizer: torch.optim.Optimizer,
         comm: Comm,
         precision: Precision,
-        clip_norm: float | None,
         example: torch.Tensor,
         options: DdpOptions = DdpOptions(),
     ) -> None:
         """Wrap the model.
 
         Args:
-            model: The network, on its device and in its dtype, see :func:`placed`.
-            optimizer: Over the model's parameters.
+            model: The network, see :func:`~hsadml_dist.models.network.prepare_model`.
+            optimizer: Over the parameters of the model.
             comm: The ranks.
             precision: bf16 means autocast.
-            clip_norm: Largest norm of the averaged gradient, or None.
             example: An input (1, C, H, W) of zeros.
             options: See :class:`DdpOptions`.
 
         Raises:
-            ConfigError: To be compiled, on a machine that cannot.
+            ConfigError: ``compiled`` is set, but this machine cannot compile.
         """
         super().__init__(model, ReplicatedState(model, optimizer, options.ema_decay))
-        self._optimizer = optimizer
-        self._precision, self._clip_norm = precision, clip_norm
-        self._compiled = options.compiled
+        self._optimizer, self._precision, self._options = optimizer, precision, options
         self._replica = _replica(model, comm, options)
         self._norm = torch.zeros(())
         self._buffers = BufferSnapshot(model)
         if comm.group is not None:
-            self._settle_buckets(example, 2 if options.static_graph else 1)
+            self.warm_up_buckets(example, passes=2 if options.static_graph else 1)
 
     def backward(self, parts: Sequence[Batch], loss_fn: LossFn) -> BackwardResult:
-        """See :class:`~hsadml_dist.engine.base.Engine`."""
+        """See :class:`Engine`."""
         self._optimizer.zero_grad(set_to_none=True)
-        self._buffers.note()
+        self._buffers.save()
         losses = [self._backward(part, loss_fn, last=part is parts[-1]) for part in parts]
-        self._norm = self._held.norm()
+        self._norm = self.model_state.norm()
         return BackwardResult(loss=torch.stack(losses).sum(), grad_norm=self._norm)
 
     def apply(self, lr: float) -> None:
-        """See :class:`~hsadml_dist.engine.base.Engine`."""
-        clip_gradients(self._model, self._clip_norm, self._norm)
+        """See :class:`Engine`."""
+        clip_gradients(self.model, self._options.clip_norm, self._norm)
         set_learning_rate(self._optimizer, lr)
         self._optimizer.step()
-        self._held.stepped()
+        self.model_state.after_step()
 
     def discard(self) -> None:
-        """See :class:`~hsadml_dist.engine.base.Engine`."""
+        """See :class:`Engine`."""
         self._optimizer.zero_grad(set_to_none=True)
-        self._buffers.put_back()
+        self._buffers.restore()
 
     def embed(self, image: torch.Tensor) -> torch.Tensor:
-        """See :class:`~hsadml_dist.engine.base.Engine`."""
-        with preserve_buffers(self._model):
-            return forward_embeddings(self._model, image, self._precision)
+        """See :class:`Engine`."""
+        with preserve_buffers(self.model):
+            return forward_embeddings(self.model, image, self._precision)
 
     def gradients(self, part: Batch, loss_fn: LossFn) -> Iterator[tuple[str, torch.Tensor]]:
-        """See :class:`~hsadml_dist.engine.base.Engine`."""
-        with preserve_buffers(self._model), self._as_written():
+        """See :class:`Engine`."""
+        with preserve_buffers(self.model), self._eager():
             self._backward(part, loss_fn, last=True)
-        yield from self._held.gradients()
+        yield from self.model_state.gradients()
         self._optimizer.zero_grad(set_to_none=True)
 
     def _backward(self, part: Batch, loss_fn: LossFn, *, last: bool) -> torch.Tensor:
-        with self._reducing(last):
+        with self._sync_gradients(last):
             loss = loss_fn(forward_embeddings(self._replica, part.image, self._precision), part.label)
             loss.backward()
         return loss.detach()
 
-    def _as_written(self) -> contextlib.AbstractContextManager[None]:
-        """For passes that are not worth a compilation."""
-        return disable_compilation() if self._compiled else contextlib.nullcontext()
+    def _eager(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context for passes that are not worth a compilation."""
+        return disable_compilation() if self._options.compiled else contextlib.nullcontext()
 
-    def _reducing(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Gradients travel once a step, with its last part."""
+    def _sync_gradients(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which gradients are reduced only with the last micro-batch of a step."""
         if last or not isinstance(self._replica, DistributedDataParallel):
             return contextlib.nullcontext()
         return self._replica.no_sync()
 
-    def _settle_buckets(self, example: torch.Tensor, passes: int) -> None:
-        """Let DDP lay out its buckets before the first real step.
+    def warm_up_buckets(self, example: torch.Tensor, passes: int) -> None:
+        """Make DDP lay out its buckets before the first real step.
 
-        It lays them out anew after its first backward pass, with a static graph after its second, and with three and
-        more ranks the order in which an all-reduce adds depends on the layout: without this, a resumed run would round
-        its first step differently from a run that was never stopped. A static graph also has to see a whole pass
-        before one whose gradients do not travel, or it fails.
+        DDP rebuilds its buckets after its first backward pass, or with a static graph after its second. With three or
+        more ranks the order in which an all-reduce adds depends on that layout, so without this warm-up the first step
+        of a resumed run would round differently from the same step of an uninterrupted run. In addition, a static graph
+        fails unless it sees a full pass before one without gradient synchronisation.
         """
-        with preserve_buffers(self._model), self._as_written():
+        with preserve_buffers(self.model), self._eager():
             for _ in range(passes):
                 forward_embeddings(self._replica, example, self._precision).float().sum().backward()
         self._optimizer.zero_grad(set_to_none=True)
@@ -147,6 +146,69 @@ def _replica(model: nn.Module, comm: Comm, options: DdpOptions) -> nn.Module:
     return DistributedDataParallel(
         network,
         process_group=comm.group,
-        gradient_as_bucket_view=True,  # else each gradient is held twice
+        gradient_as_bucket_view=True,  # otherwise each gradient is stored twice
         static_graph=options.static_graph,
     )
+
+
+class CompiledNetwork(nn.Module):
+    """Calls a network through its compiled forward pass.
+
+    The network itself does not change: parameter names, hooks (which run outside the compiled part), and direct calls,
+    which run uncompiled.
+    """
+
+    def __init__(self, network: nn.Module, device: torch.device) -> None:
+        """Wrap the network; its first call with a new input shape compiles it, which takes tens of seconds.
+
+        Args:
+            network: On its device.
+            device: The device.
+
+        Raises:
+            ConfigError: This machine cannot compile.
+        """
+        super().__init__()
+        _check_compiler(device)
+        self.network = network
+        self._forward = compile_function(network.forward)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return the output of the network."""
+        network: Any = self.network
+        network.forward = self._forward  # below the hooks of __call__, so that those are not compiled
+        try:
+            # One graph instead of one per DDP bucket: split graphs cannot recompute activations.
+            with torch._dynamo.config.patch(optimize_ddp=False):
+                return network(image)
+        finally:
+            del network.forward
+
+
+def disable_compilation() -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which compiled networks run eagerly, for passes that are not worth a compilation."""
+    return torch.compiler.set_stance("force_eager")
+
+
+def compile_function(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Return the function compiled such that a resumed run computes the same as an uninterrupted one."""
+    # Same random numbers as without compilation, and no choices by timing: otherwise two starts of a run would differ.
+    wanted = {"fallback_random": True, "deterministic": True}
+    known = torch._inductor.list_options()
+    options: dict[str, Any] = {name: value for name, value in wanted.items() if name in known}
+    # One graph per shape: a dynamic graph would depend on the order of the shapes, which differs in a resumed run.
+    return torch.compile(function, dynamic=False, options=options)
+
+
+def _check_compiler(device: torch.device) -> None:
+    """Compile a small function, because missing parts (compiler, headers, Triton) show only then."""
+    try:
+        compile_function(_add_sine)(torch.ones(8, device=device))
+    except RuntimeError as fault:
+        reason = next((line.strip() for line in str(fault).splitlines() if line.strip()), type(fault).__name__)
+        problem = f"true, but this machine cannot compile ({reason}); set it to false or install a C++ compiler"
+        raise ConfigError([Fault(where="recipe", key="engine.compile", problem=problem)]) from fault
+
+
+def _add_sine(x: torch.Tensor) -> torch.Tensor:
+    return x.sin() + 1

@@ -1,8 +1,8 @@
-"""A running average of weights, which is judged in their place.
+"""Exponential moving average (EMA) of the weights, evaluated instead of the last weights.
 
-Averaged weights do as well as those of a training whose learning rate had been let down further. Source: Polyak and
-Juditsky, SIAM J. Control Optim. 1992 (the mean of the iterates); Tarvainen and Valpola, NeurIPS 2017 (exponential
-weights, which forget the start).
+Averaged weights do as well as those of a training whose learning rate is decayed further. Source: Polyak and Juditsky,
+SIAM J. Control Optim. 1992 (the mean of the iterates); Tarvainen and Valpola, NeurIPS 2017 (exponential weights, which
+forget the start).
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ import torch
 from torch import nn
 
 EMA_GROUP = "model_ema"
-"""The state's group with the averages, whole tensors by parameter name."""
+"""State group of the averages, full tensors by parameter name."""
 
 EMA_COUNT_GROUP = "model_ema_count"
-"""The state's group with the number of updates, under the name ``updates``."""
+"""State group of the number of updates, under the name ``updates``."""
 
 
 class ExponentialMovingAverage:
-    """An exponential moving average of tensors, in fp32 at least.
+    """An exponential moving average of tensors, at least fp32.
 
     After update t (from 0) the average is ``a = d * a + (1 - d) * w`` with ``d = min(decay, (1 + t) / (10 + t))``; the
-    first update takes the weights as they are. So the weights of the start, which are drawn, have no lasting share in
-    it however short the training. Source of the warm-up: TensorFlow's ``tf.train.ExponentialMovingAverage``.
+    first update copies the weights. The random initial weights therefore have no lasting influence, however short the
+    training. Source of the warm-up: TensorFlow's ``tf.train.ExponentialMovingAverage``.
 
-    Works element by element: whole tensors and parts of them, flat or not, average alike but for rounding.
+    Works element by element, so full tensors and flat fragments of them give the same average up to rounding.
 
     Attributes:
         values: The averages, in the order of the weights; None before the first update.
-        updates: How many updates there were.
+        updates: Number of updates.
     """
 
     def __init__(self, weights: Sequence[torch.Tensor], decay: float) -> None:
-        """Prepare; nothing is averaged yet.
+        """Prepare the average without an update.
 
         Args:
-            weights: What is averaged; they are looked at again at each update.
-            decay: The largest share that the average keeps at an update, above 0 and below 1.
+            weights: The tensors to average; each update reads them again.
+            decay: Upper bound of d, above 0 and below 1.
         """
         self._weights, self._decay = list(weights), decay
         self.values: list[torch.Tensor] | None = None
@@ -49,7 +49,7 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights as they are now; to be called after each step that was done, and after no other."""
+        """Average in the current weights. Call it after each step that was applied, and only then."""
         if self.values is None:
             self.values = [_at_least_fp32(weight).clone() for weight in self._weights]
         else:
@@ -59,22 +59,23 @@ class ExponentialMovingAverage:
         self.updates += 1
 
     def load(self, values: Sequence[torch.Tensor] | None, updates: int) -> None:
-        """Put back copies of ``values``, in the weights' memory layout, so that updates round as they did before."""
+        """Load copies of ``values``, in the memory layout of the weights, so that updates round as before."""
         self.updates = updates
-        if values is None:
-            self.values = None
-            return
-        self.values = [
-            torch.empty_like(_at_least_fp32(weight)).copy_(value)
-            for weight, value in zip(self._weights, values, strict=True)
-        ]
+        self.values = (
+            None
+            if values is None
+            else [
+                torch.empty_like(_at_least_fp32(weight)).copy_(value)
+                for weight, value in zip(self._weights, values, strict=True)
+            ]
+        )
 
 
 class ModelEma:
-    """The average of a network's trained weights by name; what is frozen and buffers are the network's own."""
+    """The average of the trained weights of a network by name; it has no copy of frozen weights and buffers."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        """Prepare; parameters that are frozen now count as frozen for good."""
+        """Prepare the average; parameters that are frozen now must stay frozen."""
         self._model = model
         self._trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         self._average = ExponentialMovingAverage(list(self._trained.values()), decay)
@@ -84,20 +85,21 @@ class ModelEma:
         self._average.update()
 
     def state(self) -> dict[str, dict[str, torch.Tensor]]:
-        """Return the groups :data:`GROUP`, empty before the first update, and :data:`COUNT`."""
+        """Return the groups :data:`EMA_GROUP`, empty before the first update, and :data:`EMA_COUNT_GROUP`."""
         averages = dict(zip(self._trained, self._average.values or (), strict=False))
         return {EMA_GROUP: averages, EMA_COUNT_GROUP: {"updates": torch.tensor(self._average.updates)}}
 
     def load(self, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        """Put back what :meth:`state` gave."""
+        """Load the result of :meth:`state`."""
         updates = int(groups[EMA_COUNT_GROUP]["updates"])
         values = [groups[EMA_GROUP][name] for name in self._trained] if updates else None
         self._average.load(values, updates)
 
-    def judged(self) -> nn.Module:
-        """Return a network with the averages for weights, or the network itself before the first update.
+    def averaged_model(self) -> nn.Module:
+        """Return a network with the averaged weights, or the network itself before the first update.
 
-        It shares their memory, that of buffers and that of frozen weights, so it holds until the next update.
+        It shares memory with the averages and with the buffers and frozen weights of the network, so it is valid until
+        the next update.
         """
         if self._average.values is None:
             return self._model
@@ -105,17 +107,17 @@ class ModelEma:
 
 
 def with_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> nn.Module:
-    """Return a copy of a network, without its hooks, with other weights; all other tensors are shared with it.
+    """Return a copy of a network with other weights and without its hooks; it shares all other tensors.
 
     Args:
         model: The network.
-        weights: By parameter name, in any dtype; a weight of the parameter's own dtype is not copied.
+        weights: By parameter name, in any dtype; a weight with the dtype of the parameter is not copied.
     """
     kept: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     for name, weight in weights.items():
         parameter = model.get_parameter(name)
         kept[id(parameter)] = nn.Parameter(weight.detach().to(parameter.dtype), requires_grad=False)
-    for hooks in (model._forward_hooks, model._forward_pre_hooks):  # they belong to the training
+    for hooks in (model._forward_hooks, model._forward_pre_hooks):  # hooks belong to the training
         kept[id(hooks)] = OrderedDict()
     return copy.deepcopy(model, kept)
 

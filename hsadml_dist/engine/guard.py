@@ -1,7 +1,7 @@
-"""What is not finite is not learnt: how such a step is told apart, told, and passed over.
+"""Detect, report and skip steps with NaN or Inf.
 
-The good case costs a look at three numbers that all ranks have anyway. All else here happens after one of them was not
-finite: the step is undone, and each rank looks through its samples one by one for those that may have caused it.
+In the normal case the check costs a look at three numbers that every rank has anyway. Only if one of them is not finite
+is the step rolled back, and each rank searches its samples one by one for those that may have caused it.
 """
 
 from __future__ import annotations
@@ -15,168 +15,157 @@ from typing import Literal
 import torch
 from torch import nn
 
-from hsadml_dist.data.loader import Batch
+from hsadml_dist.data.batch import Batch
 from hsadml_dist.distributed.comm import Comm
-from hsadml_dist.engine.base import Engine, LossFn
+from hsadml_dist.engine.base import Engine, LossFn, nonfinite_tensor
 from hsadml_dist.engine.head import Head
 from hsadml_dist.errors import DataError, NumericalError
 
-SHOWN = 8
-"""Sample keys that a line names at most."""
+MAX_SHOWN = 8
+"""Largest number of sample keys in a message."""
 
 Suspect = tuple[str, str]
-"""(sample key, what of it is not finite: image, embedding or loss)."""
+"""(sample key, which of its values is not finite: image, embedding or loss)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NonFiniteStep:
-    """What was not finite in a step; alike on all ranks.
+    """Diagnosis of a step with NaN or Inf; equal on all ranks.
 
     Attributes:
         step: The step, from 1.
-        what: In words, what was not finite.
-        weight: The first weight or buffer that was not finite before the step, if any: then no sample is to blame.
+        problem: What was not finite, as text.
+        weight: The first weight or buffer that was not finite before the step; then no sample is the cause.
         suspects: The samples that are not finite by themselves.
         keys: All samples of the step, in global order.
     """
 
     step: int
-    what: str
+    problem: str
     weight: str | None
     suspects: tuple[Suspect, ...]
     keys: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"step {self.step}: {self.what}; {self._cause()}"
+        return f"step {self.step}: {self.problem}; {self._cause()}"
 
     def _cause(self) -> str:
         if self.weight is not None:
-            return f"{self.weight!r} was not finite before this step, so no sample is to blame"
+            return f"{self.weight!r} was not finite before this step, so no sample is the cause"
         if self.suspects:
             return "not finite by themselves: " + _listed(f"the {what} of {key}" for key, what in self.suspects)
-        few = _listed(self.keys)
-        return f"no single sample's image, embedding or loss is; the step's {len(self.keys)} samples: {few}"
+        keys = _listed(self.keys)
+        return f"image, embedding and loss of each single sample are finite; the {len(self.keys)} samples: {keys}"
 
 
 class Guard:
-    """Says whether a training goes on after a step that was not finite.
+    """Decides whether the training continues after a step with NaN or Inf.
 
     Attributes:
-        in_a_row: Steps skipped in a row up to the last one. Checkpoints carry it, so that a resumed training gives up
-            at the same step as one that was never stopped.
+        consecutive_skips: Number of steps skipped in a row up to the last one. Saved in checkpoints, so that a resumed
+            training gives up at the same step as an uninterrupted one.
     """
 
     def __init__(self, policy: Literal["stop", "skip"], limit: int) -> None:
         self._policy, self._limit = policy, limit
         self.consecutive_skips = 0
 
-    def passed(self) -> None:
-        """Note that a step was done."""
+    def on_applied(self) -> None:
+        """Record that a step was applied."""
         self.consecutive_skips = 0
 
-    def skipped(self, finding: NonFiniteStep) -> None:
-        """Note that a step was not done.
+    def on_skipped(self, diagnosis: NonFiniteStep) -> None:
+        """Record that a step was not applied.
 
         Raises:
-            NumericalError: The training is to end; all ranks say the same.
+            NumericalError: The training must end; every rank raises it.
         """
         if self._policy == "stop":
-            stops = "the step changed nothing, and train.on_nonfinite is 'stop' ('skip' would go on without it)"
-            raise NumericalError(f"{finding}; {stops}", finding.step)
+            problem = "the step changed nothing; train.on_nonfinite is 'stop', 'skip' would continue without it"
+            raise NumericalError(f"{diagnosis}; {problem}", diagnosis.step)
         if self.consecutive_skips >= self._limit:
-            before = f"{self.consecutive_skips} steps before it" if self.consecutive_skips > 1 else "step before it"
-            stops = f"the {before} had to be skipped too, and train.skip_limit is {self._limit}"
-            raise NumericalError(f"{finding}; {stops}", finding.step)
+            problem = f"skipped steps before it in a row: {self.consecutive_skips}; train.skip_limit is {self._limit}"
+            raise NumericalError(f"{diagnosis}; {problem}", diagnosis.step)
         self.consecutive_skips += 1
 
 
 def check_labels(batch: Batch, classes: int) -> None:
-    """Refuse labels that no centre stands for; cheap while the batch is still on the CPU.
+    """Reject labels without a class centre; cheap while the batch is still on the CPU.
 
     Raises:
         DataError: A label is outside ``range(classes)``.
     """
-    if not len(batch.label):
-        return
-    low, high = (int(bound) for bound in torch.aminmax(batch.label))
-    if low >= 0 and high < classes:
-        return
-    place = next(i for i, label in enumerate(batch.label.tolist()) if not 0 <= label < classes)
-    label = int(batch.label[place])
-    raise DataError(f"sample {batch.keys[place]}: label {label} is not one of the {classes} classes 0 to {classes - 1}")
+    for key, label in zip(batch.keys, batch.label.tolist(), strict=True):
+        if not 0 <= label < classes:
+            raise DataError(f"sample {key}: label {label} is not one of the {classes} classes 0 to {classes - 1}")
 
 
 def rollback_and_diagnose(
     step: int, loss: float, engine: Engine, head: Head, parts: Sequence[Batch], loss_fn: LossFn, comm: Comm
 ) -> NonFiniteStep:
-    """Undo a step between its gradients and its end, and say what in it was not finite; to be called by all ranks.
+    """Roll back a step after its backward pass, and find what was not finite. Collective: every rank must call it.
 
     Args:
         step: The step, from 1.
-        loss: The mean loss of the global batch.
-        engine: Its gradients are dropped, its buffers put back.
+        loss: Mean loss of the global batch.
+        engine: Its gradients are dropped and its buffers restored.
         head: Its gradients are dropped.
-        parts: This rank's batch.
-        loss_fn: The step's loss.
+        parts: Micro-batches of this rank.
+        loss_fn: Loss of the step.
         comm: The ranks.
     """
-    gradient = engine.nonfinite_gradient() or _of_the_head(head.nonfinite_gradient())
+    gradient = engine.nonfinite_gradient() or _in_head(head.nonfinite_gradient())
     engine.discard()
     head.discard()
-    weight = engine.nonfinite_weight() or _of_the_head(_nonfinite(head.loss))
+    weight = engine.nonfinite_weight() or _in_head(nonfinite_tensor(head.loss))
     suspects = [suspect for part in parts for suspect in _suspects(engine, part, loss_fn)]
     keys = [key for part in parts for key in part.keys]
-    told = comm.all_gather_object((gradient, weight, suspects, keys))
-    gradients, weights, suspect_lists, key_lists = zip(*told, strict=True)
+    gathered = comm.all_gather_object((gradient, weight, suspects, keys))
+    gradients, weights, suspect_lists, key_lists = zip(*gathered, strict=True)
     return NonFiniteStep(
         step=step,
-        what=_what(loss, _first(gradients)),
+        problem=_problem(loss, _first(gradients)),
         weight=_first(weights),
         suspects=tuple(suspect for part in suspect_lists for suspect in part),
         keys=tuple(key for part in key_lists for key in part),
     )
 
 
-def _what(loss: float, gradient: str | None) -> str:
+def _problem(loss: float, gradient: str | None) -> str:
     if not math.isfinite(loss):
         return f"the loss is {loss}"
     if gradient is not None:
         return f"the loss is {loss:.6g}, but the gradient of {gradient!r} is not finite"
-    return f"the loss is {loss:.6g}, but the norm of the gradient is beyond the largest number"
+    return f"the loss is {loss:.6g}, but the norm of the gradient overflows"
 
 
 @torch.no_grad()
 def _suspects(engine: Engine, part: Batch, loss_fn: LossFn) -> list[Suspect]:
-    """Return the samples that are not finite by themselves; all ranks take as many, since losses may exchange them."""
+    """Return the samples that are not finite by themselves; each rank has as many, as the loss may be collective."""
     found = []
-    with _evaluating(engine.model):
-        for place, key in enumerate(part.keys):
-            image, label = part.image[place : place + 1], part.label[place : place + 1]
+    with _eval_mode(engine.model):
+        for index, key in enumerate(part.keys):
+            image, label = part.image[index : index + 1], part.label[index : index + 1]
             emb_BD = engine.embed(image)
-            seen = {"image": image, "embedding": emb_BD, "loss": loss_fn(emb_BD, label)}
-            wrong = [what for what, tensor in seen.items() if not tensor.isfinite().all()]
-            if wrong:
-                found.append((key, wrong[0]))
+            values = {"image": image, "embedding": emb_BD, "loss": loss_fn(emb_BD, label)}
+            nonfinite = [name for name, tensor in values.items() if not tensor.isfinite().all()]
+            if nonfinite:
+                found.append((key, nonfinite[0]))
     return found
 
 
-def _nonfinite(module: nn.Module) -> str | None:
-    tensors = module.state_dict().items()
-    return next((name for name, tensor in tensors if not tensor.isfinite().all()), None)
-
-
 @contextlib.contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Judge samples one by one: not by their neighbours' mean, and with nothing dropped."""
-    was = module.training
+def _eval_mode(module: nn.Module) -> Iterator[None]:
+    """Switch to evaluation mode: single samples have no batch statistics, and dropout would hide values."""
+    training = module.training
     module.eval()
     try:
         yield
     finally:
-        module.train(was)
+        module.train(training)
 
 
-def _of_the_head(name: str | None) -> str | None:
+def _in_head(name: str | None) -> str | None:
     return None if name is None else f"head.{name}"
 
 
@@ -186,5 +175,5 @@ def _first(names: Iterable[str | None]) -> str | None:
 
 def _listed(items: Iterable[str]) -> str:
     items = list(items)
-    rest = len(items) - SHOWN
-    return ", ".join(items[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+    rest = len(items) - MAX_SHOWN
+    return ", ".join(items[:MAX_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

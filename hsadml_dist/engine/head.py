@@ -1,4 +1,4 @@
-"""The head: class centres and whatever else the loss trains, with an optimiser of their own, outside every engine.
+"""The head: class centres and other parameters of the loss, trained by their own optimizer outside every engine.
 
 Legend of shapes: C classes, D embedding components.
 """
@@ -15,13 +15,13 @@ from hsadml_dist.losses.distributed_loss import DistributedLoss
 from hsadml_dist.optim import clip_gradients, load_moments, moments, nonfinite_gradient, set_learning_rate
 
 CENTRES_PARAMETER = "centres.weight"
-"""The parameter that the ranks may share out; all others are alike on all of them."""
+"""The parameter that may be sharded; all others are equal on all ranks."""
 
 
 class Head:
-    """Steps the centres.
+    """Trains the centres.
 
-    Gradients of what all ranks hold are averaged; those of a rank's own rows are whole already.
+    Gradients of replicated parameters are averaged; those of sharded rows are complete already.
     """
 
     def __init__(
@@ -38,92 +38,99 @@ class Head:
 
     @property
     def classes(self) -> int:
-        """C, the classes of all ranks."""
+        """C, the number of classes over all ranks."""
         return self.loss.centres.classes
 
     @property
     def rows(self) -> range | None:
-        """Class ids of the rows that this rank alone has; None: all ranks have all of them."""
+        """Class ids of the rows that only this rank holds; None if all ranks hold all rows."""
         return self.loss.centres.rows if self.loss.layout == "sharded" else None
 
-    def clear(self) -> None:
-        """Forget gradients."""
+    def zero_grad(self) -> None:
+        """Clear the gradients."""
         self._optimizer.zero_grad(set_to_none=True)
 
-    def average(self, loss: torch.Tensor) -> torch.Tensor:
-        """Average the gradients over the ranks, in place, and with the same message the loss; return its mean.
+    def average_gradients(self, loss: torch.Tensor) -> torch.Tensor:
+        """Average the gradients and the loss over the ranks in one message. Collective: every rank must call it.
 
         Args:
-            loss: This rank's share, a scalar of the centres' dtype.
+            loss: Local share of the loss, a scalar with the dtype of the centres.
+
+        Returns:
+            The mean loss, a scalar. Gradients are averaged in place.
         """
         loss = loss + self._add_energy().to(loss)
         sharded = self.loss.layout == "sharded"
         shared = [p for name, p in self.loss.named_parameters() if not (sharded and name == CENTRES_PARAMETER)]
         grads = [parameter.grad for parameter in shared if parameter.grad is not None]
-        # One message, not two: each is a point where all ranks wait for the slowest.
+        # One message instead of two, because in each of them all ranks wait for the slowest.
         flat = torch.cat([*(grad.flatten() for grad in grads), loss.reshape(1)])
-        parts = (
-            self._comm.all_reduce_sum(flat).div_(self._comm.topology.world_size).split([*(g.numel() for g in grads), 1])
-        )
-        for grad, mean in zip(grads, parts, strict=False):
-            grad.copy_(mean.view_as(grad))
+        mean = self._comm.all_reduce_sum(flat).div_(self._comm.topology.world_size)
+        parts = mean.split([*(grad.numel() for grad in grads), 1])
+        for grad, part in zip(grads, parts, strict=False):
+            grad.copy_(part.view_as(grad))
         return parts[-1]
 
-    def norm(self) -> torch.Tensor:
-        """Return the norm of the whole head's averaged gradient, a scalar, the same on all ranks, which all ask."""
+    def grad_norm(self) -> torch.Tensor:
+        """Return the norm of the averaged gradient over all ranks, a scalar. Collective: every rank must call it."""
         squares = {name: p.grad.square().sum() for name, p in self.loss.named_parameters() if p.grad is not None}
         if self.loss.layout == "sharded" and CENTRES_PARAMETER in squares:
             squares[CENTRES_PARAMETER] = self._comm.all_reduce_sum(squares[CENTRES_PARAMETER])
         return torch.stack(list(squares.values())).sum().sqrt() if squares else torch.zeros(())
 
     def apply(self, lr: float, norm: torch.Tensor) -> None:
-        """Clip and apply the averaged gradients, whose norm is ``norm``, and learn what else the loss has noted."""
+        """Update the statistics of the loss, clip the averaged gradients and take the optimizer step.
+
+        Args:
+            lr: Learning rate.
+            norm: Result of :meth:`grad_norm`.
+        """
         self.loss.end_step()
         clip_gradients(self.loss, self._clip_norm, norm)
         set_learning_rate(self._optimizer, lr)
         self._optimizer.step()
 
     def discard(self) -> None:
-        """Drop the gradients and what the loss has noted: the step was never done."""
-        self.clear()
-        self.loss.forget_step()
+        """Drop the gradients and the statistics of the step, as if it had never started."""
+        self.zero_grad()
+        self.loss.discard_step()
 
     def nonfinite_gradient(self) -> str | None:
-        """Return the first parameter whose gradient on this rank is not finite, or None."""
+        """Return the first parameter whose local gradient is not finite, or None."""
         return nonfinite_gradient(self.loss)
 
     def state(self) -> dict[str, dict[str, torch.Tensor]]:
         """Return groups of tensors by name.
 
-        ``centres`` and ``centres_moments`` hold this rank's rows; ``head`` and ``head_moments`` hold what else a loss
-        has and are missing where it has nothing.
+        ``centres`` and ``centres_moments`` hold the local rows; ``head`` and ``head_moments`` hold the other tensors of
+        the loss, and are missing if it has none.
         """
-        tensors, momenta = dict(self.loss.state_dict()), moments(self._optimizer, self.loss)
+        tensors, all_moments = dict(self.loss.state_dict()), moments(self._optimizer, self.loss)
         groups = {
-            "centres": _inside(tensors, "centres."),
-            "centres_moments": _inside(momenta, "centres."),
-            "head": _outside(tensors, "centres."),
-            "head_moments": _outside(momenta, "centres."),
+            "centres": _with_prefix(tensors, "centres."),
+            "centres_moments": _with_prefix(all_moments, "centres."),
+            "head": _without_prefix(tensors, "centres."),
+            "head_moments": _without_prefix(all_moments, "centres."),
         }
         return {name: group for name, group in groups.items() if group or name.startswith("centres")}
 
     def load(self, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        """Put back what :meth:`state` gave."""
-        tensors, momenta = (
+        """Load the result of :meth:`state`."""
+        tensors, all_moments = (
             {f"centres.{name}": value for name, value in groups[f"centres{kind}"].items()}
             | dict(groups.get(f"head{kind}", {}))
             for kind in ("", "_moments")
         )
         self.loss.load_state_dict(tensors)
-        load_moments(self._optimizer, self.loss, momenta)
+        load_moments(self._optimizer, self.loss, all_moments)
 
     def gather_centres(self) -> torch.Tensor:
-        """Return the centres of all classes (C, D), detached; to be called by all ranks."""
+        """Return the centres of all classes (C, D), detached. Collective: every rank must call it."""
         weight_CD = self.loss.centres.weight.detach()
         return self._comm.all_gather_rows(weight_CD) if self.loss.layout == "sharded" else weight_CD
 
     def _add_energy(self) -> torch.Tensor:
-        """Add the regulariser's gradient to the centres'; return its weighted value."""
+        """Add the gradient of the energy regulariser to that of the centres; return its weighted value."""
         weight = self.loss.centres.weight
         if not self._energy_weight:
             return weight.new_zeros(())
@@ -132,9 +139,9 @@ class Head:
         return value.detach()
 
 
-def _inside(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+def _with_prefix(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _outside(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+def _without_prefix(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {name: value for name, value in tensors.items() if not name.startswith(prefix)}

@@ -11,10 +11,10 @@ from torch import nn
 
 from hsadml_dist.config import Recipe
 from hsadml_dist.config.deepspeed_options import build_deepspeed_options
-from hsadml_dist.data.loader import Batch
+from hsadml_dist.data.batch import Batch
 from hsadml_dist.data.order import step_seed
 from hsadml_dist.distributed.comm import Comm
-from hsadml_dist.engine.base import Engine
+from hsadml_dist.engine.base import Engine, Groups
 from hsadml_dist.engine.ddp import DdpEngine, DdpOptions
 from hsadml_dist.engine.guard import Guard, NonFiniteStep, check_labels, rollback_and_diagnose
 from hsadml_dist.engine.head import Head
@@ -30,45 +30,15 @@ from hsadml_dist.models.network import WEIGHT_DTYPES, EmbeddingNet, prepare_mode
 from hsadml_dist.optim import build_optimizer, layer_scales, learning_rate
 
 
-def build_engine(
-    recipe: Recipe, model: nn.Module, comm: Comm, example: torch.Tensor, bare: Callable[[], nn.Module]
-) -> Engine:
-    """Put the network into the recipe's engine, with the recipe's optimiser.
-
-    Args:
-        recipe: All settings.
-        model: The network, on its device and in its dtype.
-        comm: The ranks.
-        example: An input (1, C, H, W) of zeros.
-        bare: Builds the same network anew; its weights do not matter.
-
-    Raises:
-        ConfigError: The engine is not installed, or its own settings do not fit the recipe.
-    """
-    settings = recipe.engine
-    if settings.name == "deepspeed":
-        # Flat partitions know no other layout; images keep theirs, and the convolutions take it from them.
-        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # missing in torch's stubs
-    scales = layer_scales(model, layer_depths(model), recipe.optim.layer_decay)
-    optimizer = build_optimizer(model.parameters(), recipe.optim, decay=True, lr_scales=scales)
-    if settings.name == "deepspeed":
-        own = build_deepspeed_options(recipe, comm.topology.world_size)
-        return DeepSpeedEngine(model, optimizer, comm, settings.precision, own, bare, recipe.optim.ema_decay)
-    options = DdpOptions(
-        static_graph=settings.static_graph, compiled=settings.compile, ema_decay=recipe.optim.ema_decay
-    )
-    return DdpEngine(model, optimizer, comm, settings.precision, settings.clip_norm, example, options)
-
-
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """What is recorded of a step.
+    """Metrics of a step.
 
     Attributes:
         loss: Mean loss of the global batch.
         lr: Learning rate of the backbone.
-        grad_norm: Norm of the backbone's gradient before clipping.
-        skipped: What was not finite, if the step therefore changed nothing.
+        grad_norm: Norm of the gradient of the backbone before clipping.
+        skipped: Diagnosis of NaN or Inf, if the step was therefore skipped.
     """
 
     loss: float
@@ -78,106 +48,147 @@ class StepReport:
 
 
 class Learner:
-    """Trains backbone and centres on a rank's batches.
+    """Trains backbone and centres on the batches of a rank.
 
     Attributes:
-        engine: The backbone.
-        head: The centres.
-        guard: Keeps what is not finite out of both.
+        engine: Trains the backbone.
+        head: Trains the centres.
+        guard: Decides whether to continue after a step with NaN or Inf.
     """
 
-    def __init__(self, recipe: Recipe, engine: Engine, head: Head, comm: Comm, total_steps: int) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        engine: Engine,
+        head: Head,
+        comm: Comm,
+        total_steps: int,
+        memory_format: torch.memory_format = torch.channels_last,
+    ) -> None:
         self.engine, self.head = engine, head
         self.guard = Guard(recipe.train.on_nonfinite, recipe.train.skip_limit)
-        self._recipe, self._comm, self._total = recipe, comm, total_steps
+        self._train, self._optim, self._engine_config = recipe.train, recipe.optim, recipe.engine
+        self._comm, self._total_steps, self._memory_format = comm, total_steps, memory_format
 
     def step(self, step: int, batch: Batch) -> StepReport:
-        """Do step ``step`` (from 1) on this rank's part of its batch; all of it or, where not finite, nothing.
+        """Train on the local part of the batch of ``step`` (from 1), or skip the step if it has NaN or Inf.
 
         Raises:
-            DataError: A label that is no class.
-            NumericalError: Loss or gradient is not finite, and the recipe does not let the step be skipped.
+            DataError: A label is not a class.
+            NumericalError: Loss or gradient is not finite, and the recipe does not allow to skip the step.
         """
         check_labels(batch, self.head.classes)
-        parts = self._on_device(batch).microbatches(self._recipe.engine.accumulate)
-        torch.manual_seed(step_seed(self._recipe.train.seed, step, self._comm.topology.rank))
+        parts = self._to_device(batch).microbatches(self._engine_config.accumulate)
+        torch.manual_seed(step_seed(self._train.seed, step, self._comm.topology.rank))
 
         def loss_fn(emb: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-            return self.head.loss(emb, label, step=step, count=self._recipe.train.global_batch)
+            return self.head.loss(emb, label, step=step, count=self._train.global_batch)
 
-        self.head.clear()
-        outcome = self.engine.backward(parts, loss_fn)
-        mean, head_norm = self.head.average(outcome.loss), self.head.norm()
-        lr = learning_rate(self._recipe.optim, step, self._total)
-        report = StepReport(loss=float(mean), lr=lr, grad_norm=float(outcome.grad_norm))
-        # All three are alike on all ranks, so that all decide alike without asking.
+        self.head.zero_grad()
+        result = self.engine.backward(parts, loss_fn)
+        mean, head_norm = self.head.average_gradients(result.loss), self.head.grad_norm()
+        lr = learning_rate(self._optim, step, self._total_steps)
+        report = StepReport(loss=float(mean), lr=lr, grad_norm=float(result.grad_norm))
+        # Equal on all ranks, so that all of them decide alike without communication.
         if all(map(math.isfinite, (report.loss, report.grad_norm, float(head_norm)))):
             self.engine.apply(lr)
-            self.head.apply(lr * self._recipe.optim.head_lr_factor, head_norm)
-            self.guard.passed()
+            self.head.apply(lr * self._optim.head_lr_factor, head_norm)
+            self.guard.on_applied()
             return report
-        finding = rollback_and_diagnose(step, report.loss, self.engine, self.head, parts, loss_fn, self._comm)
-        self.guard.skipped(finding)
-        return replace(report, skipped=finding)
+        diagnosis = rollback_and_diagnose(step, report.loss, self.engine, self.head, parts, loss_fn, self._comm)
+        self.guard.on_skipped(diagnosis)
+        return replace(report, skipped=diagnosis)
 
-    def state(self) -> dict[str, dict[str, torch.Tensor]]:
-        """Return all groups of tensors by name."""
+    def state(self) -> Groups:
+        """Return all groups of tensors by name. Collective: every rank must call it."""
         return self.engine.state() | self.head.state()
 
     def load(self, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        """Put back what :meth:`state` gave."""
+        """Load the result of :meth:`state`. Collective: every rank must call it."""
         self.engine.load(groups)
         self.head.load(groups)
 
-    def _on_device(self, batch: Batch) -> Batch:
-        dtype = WEIGHT_DTYPES[self._recipe.engine.precision]
-        image = batch.image.to(self._comm.device, dtype, memory_format=torch.channels_last, non_blocking=True)
-        return replace(batch, image=image, label=batch.label.to(self._comm.device, non_blocking=True))
+    def _to_device(self, batch: Batch) -> Batch:
+        dtype, device = WEIGHT_DTYPES[self._engine_config.precision], self._comm.device
+        image = batch.image.to(device, dtype, memory_format=self._memory_format, non_blocking=True)
+        return replace(batch, image=image, label=batch.label.to(device, non_blocking=True))
 
 
 def build_learner(recipe: Recipe, network: EmbeddingNet, classes: int, comm: Comm, total_steps: int) -> Learner:
-    """Return the learner of a fresh training.
+    """Return the learner of a new training. Collective: every rank must call it.
+
+    Args:
+        recipe: All settings.
+        network: The network on the CPU; it is moved to the device of the ranks.
+        classes: Number of classes.
+        comm: The ranks.
+        total_steps: Number of steps of the training.
 
     Raises:
-        ConfigError: The loss cannot have this margin, or the engine cannot train this network here.
-        EngineError: The engine's gradients are not those of the global mean.
+        ConfigError: The loss does not accept its margin, or the engine cannot train this network here.
+        EngineError: The gradients of the engine are not those of the global mean.
     """
-    settings = recipe.engine
+    precision = recipe.engine.precision
     check_sync_batch_norm(network, comm.device, comm.topology.world_size)
-    if settings.activation_checkpointing:
+    if recipe.engine.activation_checkpointing:
         checkpoint_activations(network)
-    model = prepare_model(network, comm.device, settings.precision)
-    size = recipe.data.image_size
-    example = torch.zeros(1, 1, size, size, device=comm.device, dtype=WEIGHT_DTYPES[settings.precision])
-    margin_loss, dim = build_margin_loss(recipe.loss), recipe.model.embedding_dim
-    apart = comm.new_train_group()  # the loss's messages cross those of the engine's gradients
-    rule = reference_gradients(model, settings.precision, margin_loss, dim, example, apart)
+    model, example = prepare_model(network, comm.device, precision), network.spec.zeros(comm.device, precision)
+    # A group of its own, because the messages of the loss overlap with those of the gradients.
+    loss_comm = comm.new_train_group()
+    margin_loss = build_margin_loss(recipe.loss)
+    reference = reference_gradients(model, precision, margin_loss, recipe.model.embedding_dim, example, loss_comm)
     engine = build_engine(
         recipe, model, comm, example, lambda: prepare_model(build_network(recipe), comm.device, "fp32")
     )
-    head = _build_head(recipe, classes, apart)
-    check_gradients(engine, rule, head.loss.layout, apart)
-    return Learner(recipe, engine, head, comm, total_steps)
+    head = _build_head(recipe, classes, loss_comm)
+    check_gradients(engine, reference, head.loss.layout, loss_comm)
+    return Learner(recipe, engine, head, comm, total_steps, network.spec.memory_format)
+
+
+def build_engine(
+    recipe: Recipe, model: nn.Module, comm: Comm, example: torch.Tensor, build_copy: Callable[[], nn.Module]
+) -> Engine:
+    """Return the engine of a recipe with its optimizer.
+
+    Args:
+        recipe: All settings.
+        model: The network, on its device and in its dtype.
+        comm: The ranks.
+        example: An input (1, C, H, W) of zeros.
+        build_copy: Builds the same network again; its weights do not matter.
+
+    Raises:
+        ConfigError: The engine is not installed, or its own settings contradict the recipe.
+    """
+    config, optim = recipe.engine, recipe.optim
+    if config.name == "deepspeed":
+        # Flat partitions need contiguous weights; images keep channels last, which convolutions then follow.
+        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # missing in torch's stubs
+    scales = layer_scales(model, layer_depths(model), optim.layer_decay)
+    optimizer = build_optimizer(model.parameters(), optim, decay=True, lr_scales=scales)
+    if config.name == "deepspeed":
+        options = build_deepspeed_options(config, recipe.train.global_batch, comm.topology.world_size)
+        return DeepSpeedEngine(model, optimizer, comm, config.precision, options, build_copy, optim.ema_decay)
+    ddp_options = DdpOptions(
+        clip_norm=config.clip_norm,
+        static_graph=config.static_graph,
+        compiled=config.compile,
+        ema_decay=optim.ema_decay,
+    )
+    return DdpEngine(model, optimizer, comm, config.precision, example, ddp_options)
 
 
 def _build_head(recipe: Recipe, classes: int, comm: Comm) -> Head:
-    loss = _build_loss(recipe, classes, comm)
-    optimizer = build_optimizer(loss.parameters(), recipe.optim, decay=False)
-    return Head(loss, optimizer, comm, recipe.engine.clip_norm, recipe.loss.energy)
-
-
-def _build_loss(recipe: Recipe, classes: int, comm: Comm) -> DistributedLoss:
-    settings, place = recipe.loss, comm.topology
+    config, topology, seed = recipe.loss, comm.topology, recipe.train.seed
     layout = resolve_layout(
-        settings.layout, classes=classes, global_batch=recipe.train.global_batch, world_size=place.world_size
+        config.layout, classes=classes, global_batch=recipe.train.global_batch, world_size=topology.world_size
     )
-    rows = place.rank_range(classes) if layout == "sharded" else None
-    centres = Centres(classes, recipe.model.embedding_dim, recipe.train.seed, rows)
-    computing = LossCompute(
-        backward=settings.backward,
-        memory_mib=settings.memory_mib,
-        sample_rate=settings.sample_rate,
-        seed=recipe.train.seed,
+    rows = topology.rank_range(classes) if layout == "sharded" else None
+    centres = Centres(classes, recipe.model.embedding_dim, seed, rows)
+    compute = LossCompute(
+        backward=config.backward, memory_mib=config.memory_mib, sample_rate=config.sample_rate, seed=seed
     )
-    loss = DistributedLoss(centres, build_margin_loss(settings), comm, layout, computing)
-    return loss.placed(WEIGHT_DTYPES[recipe.engine.precision])
+    loss = DistributedLoss(centres, build_margin_loss(config), comm, layout, compute)
+    loss.to_training_dtype(WEIGHT_DTYPES[recipe.engine.precision])
+    optimizer = build_optimizer(loss.parameters(), recipe.optim, decay=False)
+    return Head(loss, optimizer, comm, recipe.engine.clip_norm, config.energy)

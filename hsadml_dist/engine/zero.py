@@ -1,10 +1,10 @@
-"""DeepSpeed as an engine: ZeRO shares moments, gradients and weights out among the ranks.
+"""DeepSpeed as an engine: ZeRO partitions moments, gradients and weights over the ranks.
 
 Source: Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", SC 2020.
 
-The optimiser, its learning rate and the rule of clipping are those of every other engine. Checkpoints hold whole
-tensors by parameter name, put together of the ranks' pieces, so any stage and any number of ranks goes on from any
-other's: there is nothing to convert.
+Optimizer, learning rate and clipping are the same as for the other engines. Checkpoints hold full tensors by parameter
+name, gathered from the fragments of the ranks, so a run can resume with any stage, number of ranks or engine without a
+conversion.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from hsadml_dist.data.loader import Batch
+from hsadml_dist.data.batch import Batch
 from hsadml_dist.distributed.comm import Comm, ensure_process_group
 from hsadml_dist.engine.base import (
     BackwardResult,
-    BaseEngine,
     BufferSnapshot,
+    Engine,
     LossFn,
     ReplicatedState,
     forward_embeddings,
@@ -34,10 +34,8 @@ from hsadml_dist.errors import ConfigError, EngineError, Fault
 from hsadml_dist.models.network import Precision
 from hsadml_dist.optim import set_learning_rate
 
-Settings = Mapping[str, Any]
 
-
-class DeepSpeedEngine(BaseEngine):
+class DeepSpeedEngine(Engine):
     """The network inside a DeepSpeed engine; the head stays outside."""
 
     def __init__(
@@ -46,69 +44,69 @@ class DeepSpeedEngine(BaseEngine):
         optimizer: torch.optim.Optimizer,
         comm: Comm,
         precision: Precision,
-        settings: Settings,
-        bare: Callable[[], nn.Module],
+        options: Mapping[str, Any],
+        build_copy: Callable[[], nn.Module],
         ema_decay: float | None = None,
     ) -> None:
         """Wrap the model.
 
         Args:
-            model: The network, on its device and in fp32, contiguous; stage 3 takes it apart.
-            optimizer: Over the model's parameters.
+            model: The network, on its device, fp32, contiguous; stage 3 replaces its parameters by fragments.
+            optimizer: Over the parameters of the model.
             comm: The ranks.
             precision: bf16 means autocast.
-            settings: DeepSpeed's, see :mod:`hsadml_dist.config.deepspeed_options`.
-            bare: Builds the same network anew, on the same device; its weights do not matter.
-            ema_decay: Share that the weights' running average keeps at each step; None: no average.
+            options: Configuration of DeepSpeed, see :mod:`hsadml_dist.config.deepspeed_options`.
+            build_copy: Builds the same network again, on the same device; its weights do not matter.
+            ema_decay: Decay of the running average of the weights; None means no average.
 
         Raises:
             ConfigError: DeepSpeed is not installed.
         """
-        library, stage = _library_for(comm.device), int(settings["zero_optimization"]["stage"])
-        self._engine = _wrapped(library, AutocastNetwork(model, precision), optimizer, comm, settings)
-        zero = DeepSpeedHandles(library=library, optimizer=self._engine.optimizer, stage=stage)
-        self._shares = ZeroState(model, optimizer, comm, zero, bare, ema_decay) if stage else None
-        super().__init__(model, self._shares or ReplicatedState(model, optimizer, ema_decay))
+        library, stage = _import_deepspeed(comm.device), int(options["zero_optimization"]["stage"])
+        self._engine = _initialize(library, AutocastNetwork(model, precision), optimizer, comm, options)
+        handles = DeepSpeedHandles(library=library, optimizer=self._engine.optimizer, stage=stage)
+        self._zero = ZeroState(model, optimizer, comm, handles, build_copy, ema_decay) if stage else None
+        super().__init__(model, self._zero or ReplicatedState(model, optimizer, ema_decay))
         self._optimizer, self._buffers = optimizer, BufferSnapshot(model)
 
     def backward(self, parts: Sequence[Batch], loss_fn: LossFn) -> BackwardResult:
-        """See :class:`~hsadml_dist.engine.base.Engine`."""
-        self._buffers.note()
+        """See :class:`Engine`."""
+        self._buffers.save()
         losses = [self._backward(part, loss_fn, last=part is parts[-1]) for part in parts]
-        return BackwardResult(loss=torch.stack(losses).sum(), grad_norm=self._held.norm())
+        return BackwardResult(loss=torch.stack(losses).sum(), grad_norm=self.model_state.norm())
 
     def apply(self, lr: float) -> None:
-        """See :class:`~hsadml_dist.engine.base.Engine`.
+        """See :class:`Engine`.
 
         Raises:
-            EngineError: DeepSpeed did not do a step that all ranks found good; the head then has not done it either.
+            EngineError: DeepSpeed skipped a step with finite loss and gradients; the head has not been stepped either.
         """
         set_learning_rate(self._optimizer, lr)
         self._engine.step()
         if not self._engine.was_step_applied():
-            raise EngineError("DeepSpeed passed over a step whose loss and gradients are finite; nothing was learnt")
-        self._held.stepped()
+            raise EngineError("DeepSpeed skipped a step whose loss and gradients are finite; no weights were changed")
+        self.model_state.after_step()
 
     def discard(self) -> None:
-        """See :class:`~hsadml_dist.engine.base.Engine`."""
-        if self._shares is None:
+        """See :class:`Engine`."""
+        if self._zero is None:
             self._engine.zero_grad()
         else:
-            # DeepSpeed drops what is not finite, and with it all that it has laid aside for the step.
-            self._shares.spoil()
+            # DeepSpeed skips a step with a non-finite gradient, and drops everything accumulated for it.
+            self._zero.invalidate_gradient()
             self._engine.step()
-        self._buffers.put_back()
+        self._buffers.restore()
 
     def embed(self, image: torch.Tensor) -> torch.Tensor:
-        """See :class:`~hsadml_dist.engine.base.Engine`."""
-        with preserve_buffers(self._model):
+        """See :class:`Engine`."""
+        with preserve_buffers(self.model):
             return self._engine(image)
 
     def gradients(self, part: Batch, loss_fn: LossFn) -> Iterator[tuple[str, torch.Tensor]]:
-        """See :class:`~hsadml_dist.engine.base.Engine`."""
-        self._buffers.note()
+        """See :class:`Engine`."""
+        self._buffers.save()
         self._backward(part, loss_fn, last=True)
-        yield from self._held.gradients()
+        yield from self.model_state.gradients()
         self.discard()
 
     def _backward(self, part: Batch, loss_fn: LossFn, *, last: bool) -> torch.Tensor:
@@ -119,7 +117,7 @@ class DeepSpeedEngine(BaseEngine):
 
 
 class AutocastNetwork(nn.Module):
-    """What DeepSpeed calls: the network in the run's precision. On GPUs it would switch off an autocast around it."""
+    """The network with its own autocast, because on GPUs DeepSpeed disables an autocast around it."""
 
     def __init__(self, network: nn.Module, precision: Precision) -> None:
         super().__init__()
@@ -130,11 +128,11 @@ class AutocastNetwork(nn.Module):
         return forward_embeddings(self.network, image, self._precision)
 
 
-def _library_for(device: torch.device) -> Any:
-    """Import DeepSpeed for a kind of device, which it asks for once.
+def _import_deepspeed(device: torch.device) -> Any:
+    """Import DeepSpeed for a device type, which it reads only once.
 
     Raises:
-        ConfigError: It is not installed.
+        ConfigError: DeepSpeed is not installed.
     """
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     try:
@@ -142,18 +140,20 @@ def _library_for(device: torch.device) -> Any:
     except ModuleNotFoundError as fault:
         problem = f"'deepspeed' needs the package {fault.name}: pip install 'hsadml-dist[deepspeed]'"
         raise ConfigError([Fault(where="recipe", key="engine.name", problem=problem)]) from fault
-    # Warnings too: of a step passed over it says less than the guard does.
+    # Hide its warnings too: about a skipped step it reports less than the guard.
     deepspeed.utils.logger.setLevel(logging.ERROR)
-    # Its calls of names that newer versions of PyTorch have replaced: nothing that a user could mend.
+    # It calls functions deprecated in newer versions of PyTorch, which a user cannot fix.
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+_tensor` is deprecated", category=FutureWarning)
     if device.type == "cpu":
-        # Its own way of talking between processes of one machine would be compiled first, for half a minute.
+        # Its shared-memory collectives would first be compiled, for half a minute.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
 
-def _wrapped(library: Any, model: nn.Module, optimizer: torch.optim.Optimizer, comm: Comm, settings: Settings) -> Any:
+def _initialize(
+    library: Any, model: nn.Module, optimizer: torch.optim.Optimizer, comm: Comm, options: Mapping[str, Any]
+) -> Any:
     ensure_process_group(comm.device)
     os.environ.setdefault("LOCAL_RANK", str(comm.device.index or 0))
-    engine, *_ = library.initialize(model=model, optimizer=optimizer, config=dict(settings), dist_init_required=False)
+    engine, *_ = library.initialize(model=model, optimizer=optimizer, config=dict(options), dist_init_required=False)
     return engine

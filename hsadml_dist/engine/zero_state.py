@@ -1,4 +1,4 @@
-"""Parameters, gradients and optimizer state under ZeRO: this rank's flat fragments, and full tensors gathered from them.
+"""State of a network under ZeRO: the flat fragments of this rank, and full tensors gathered from all ranks.
 
 ::
 
@@ -11,6 +11,7 @@ Weights, moments and averages are stored in flat tensors of the same layout, so 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,21 +20,21 @@ import torch
 from torch import nn
 
 from hsadml_dist.distributed.comm import Comm
-from hsadml_dist.engine.base import Groups
+from hsadml_dist.engine.base import Groups, ModelState
 from hsadml_dist.engine.ema import EMA_COUNT_GROUP, EMA_GROUP, ExponentialMovingAverage
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FlatFragment:
-    """This rank's part of one parameter.
+    """The local fragment of one parameter.
 
     Attributes:
-        name: The parameter.
-        shape: The whole parameter's shape.
-        start: Where in the flattened parameter the piece begins.
-        count: Its elements; may be 0.
-        flat: The flat tensor of weights that holds it.
-        offset: Where in ``flat`` it begins.
+        name: Name of the parameter.
+        shape: Shape of the full parameter.
+        start: Offset of the fragment in the flattened parameter.
+        count: Number of elements; may be 0.
+        flat: The flat tensor of weights that contains the fragment.
+        offset: Offset of the fragment in ``flat``.
     """
 
     name: str
@@ -43,13 +44,13 @@ class FlatFragment:
     flat: torch.Tensor
     offset: int
 
-    def of(self, alike: torch.Tensor) -> torch.Tensor:
-        """Return the piece as a view (count,) of ``flat`` or of a tensor of its layout."""
-        return alike.narrow(0, self.offset, self.count)
+    def view_of(self, flat: torch.Tensor) -> torch.Tensor:
+        """Return the fragment as a view (count,) of a flat tensor with the layout of ``self.flat``."""
+        return flat.narrow(0, self.offset, self.count)
 
-    def cut(self, whole: torch.Tensor) -> torch.Tensor:
-        """Return the piece (count,) of a whole tensor of the parameter's shape."""
-        return whole.flatten().narrow(0, self.start, self.count)
+    def slice_of(self, full: torch.Tensor) -> torch.Tensor:
+        """Return the fragment (count,) of a full tensor with the shape of the parameter."""
+        return full.flatten().narrow(0, self.start, self.count)
 
 
 def gather_full_tensors(
@@ -59,48 +60,48 @@ def gather_full_tensors(
     *,
     keep: bool = True,
 ) -> dict[str, torch.Tensor]:
-    """Put whole tensors together of all ranks' parts, bit for bit; to be called by all ranks.
+    """Assemble full tensors from the fragments of all ranks, bit for bit. Collective: every rank must call it.
 
     Args:
-        shapes: The parameters to put together, in the same order on all ranks.
-        parts: This rank's piece and its values (count,), fp32, by parameter.
+        shapes: Shapes of the parameters to assemble, in the same order on all ranks.
+        parts: Local fragment and its values (count,), fp32, by parameter.
         comm: The ranks.
-        keep: Whether this rank wants the result; without it an empty mapping is returned.
+        keep: Whether this rank needs the result; if False, it gets an empty mapping.
 
     Returns:
         fp32 tensors on the CPU.
     """
-    whole = {}
+    full = {}
     for name, shape in shapes.items():
-        # Whole numbers: sums of floating-point numbers would turn a negative zero into a positive one.
+        # Added as integers, because a floating-point sum turns a negative zero into a positive one.
         bits = torch.zeros(shape.numel(), dtype=torch.int32, device=comm.device)
         if name in parts:
-            piece, values = parts[name]
-            bits.narrow(0, piece.start, piece.count).copy_(values.detach().contiguous().view(torch.int32))
+            fragment, values = parts[name]
+            bits.narrow(0, fragment.start, fragment.count).copy_(values.detach().contiguous().view(torch.int32))
         comm.all_reduce_sum(bits)
         if keep:
-            whole[name] = bits.cpu().view(torch.float32).view(shape)
-    return whole
+            full[name] = bits.cpu().view(torch.float32).view(shape)
+    return full
 
 
 def squared_norm(values: Iterable[torch.Tensor], comm: Comm) -> torch.Tensor:
-    """Return the sum of squares over all ranks' pieces, a scalar; to be called by all ranks."""
+    """Return the sum of squares over the fragments of all ranks, a scalar. Collective: every rank must call it."""
     squares = [value.float().square().sum().to(comm.device) for value in values]
     return comm.all_reduce_sum(torch.stack(squares).sum() if squares else torch.zeros((), device=comm.device))
 
 
 PARTITIONED_WEIGHTS_STAGE = 3
-"""The stage from which on the weights are shared out too."""
+"""ZeRO stage from which the weights are partitioned too."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeepSpeedHandles:
-    """DeepSpeed's side.
+    """Access to DeepSpeed.
 
     Attributes:
         library: The package ``deepspeed``.
-        optimizer: What it has put around PyTorch's.
-        stage: 1 to 3.
+        optimizer: Its wrapper of the PyTorch optimizer.
+        stage: ZeRO stage, 1 to 3.
     """
 
     library: Any
@@ -108,8 +109,12 @@ class DeepSpeedHandles:
     stage: int
 
 
-class ZeroState:
-    """This rank's pieces under ZeRO stages 1 to 3, and whole tensors put together of all ranks' pieces."""
+class ZeroState(ModelState):
+    """The local fragments under ZeRO stages 1 to 3, and full tensors gathered from all ranks; a ``ModelState``.
+
+    Reads the tensors of DeepSpeed in place; what it returns is full tensors by parameter name, independent of stage and
+    number of ranks.
+    """
 
     def __init__(
         self,
@@ -117,120 +122,121 @@ class ZeroState:
         optimizer: torch.optim.Optimizer,
         comm: Comm,
         zero: DeepSpeedHandles,
-        bare: Callable[[], nn.Module],
+        build_copy: Callable[[], nn.Module],
         ema_decay: float | None,
     ) -> None:
-        """Find the pieces.
+        """Find the fragments.
 
         Args:
-            model: The network, its parameters as DeepSpeed has left them.
-            optimizer: PyTorch's, which steps the flat tensors.
+            model: The network, with its parameters as DeepSpeed has left them.
+            optimizer: The PyTorch optimizer, which steps the flat tensors.
             comm: The ranks.
-            zero: DeepSpeed's side.
-            bare: Builds the same network anew, on the same device; its weights do not matter.
-            ema_decay: Share that the weights' running average keeps at each step; None: no average.
+            zero: Access to DeepSpeed.
+            build_copy: Builds the same network again, on the same device; its weights do not matter.
+            ema_decay: Decay of the running average of the weights; None means no average.
         """
         self._model, self._optimizer, self._comm = model, optimizer, comm
         self._library, self._zero, self._stage = zero.library, zero.optimizer, zero.stage
-        self._bare = bare
+        self._build_copy = build_copy
         names = {parameter: name for name, parameter in model.named_parameters()}
-        find = _pieces_of_partitions if zero.stage < PARTITIONED_WEIGHTS_STAGE else _pieces_of_shards
-        self._pieces = find(zero.optimizer, names, comm.topology.rank)
+        find = _partition_fragments if zero.stage < PARTITIONED_WEIGHTS_STAGE else _shard_fragments
+        self._fragments = find(zero.optimizer, names, comm.topology.rank)
         self._shapes = {name: _shape(p) for name, p in model.named_parameters() if p.requires_grad}
-        self._flats = list({id(piece.flat): piece.flat for piece in self._pieces}.values())
-        self._average = None if ema_decay is None else ExponentialMovingAverage(self._flats, ema_decay)
+        self._flats = list({id(fragment.flat): fragment.flat for fragment in self._fragments}.values())
+        self._ema = None if ema_decay is None else ExponentialMovingAverage(self._flats, ema_decay)
 
     def norm(self) -> torch.Tensor:
-        """Return the norm of the averaged gradient, a scalar; to be called by all ranks."""
-        return squared_norm(map(self._gradient, self._pieces), self._comm).sqrt()
+        """See :class:`ModelState`."""
+        return squared_norm(map(self._gradient, self._fragments), self._comm).sqrt()
 
     def gradients(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield the averaged gradients, whole, with their parameters' names; to be called by all ranks."""
-        parts = {piece.name: (piece, self._gradient(piece)) for piece in self._pieces}
+        """See :class:`ModelState`."""
+        parts = {fragment.name: (fragment, self._gradient(fragment)) for fragment in self._fragments}
         for name, shape in self._shapes.items():
             yield from gather_full_tensors({name: shape}, parts, self._comm).items()
 
     def nonfinite_gradient(self) -> str | None:
-        """Return the first parameter whose gradient is not finite in this rank's piece, or None."""
-        return next((piece.name for piece in self._pieces if not self._gradient(piece).isfinite().all()), None)
+        """See :class:`ModelState`."""
+        return next(
+            (fragment.name for fragment in self._fragments if not self._gradient(fragment).isfinite().all()), None
+        )
 
     def nonfinite_weight(self) -> str | None:
-        """Return the first weight or buffer that is not finite in what this rank holds, or None."""
-        held = [*self._model.named_buffers(), *((piece.name, piece.of(piece.flat)) for piece in self._pieces)]
+        """See :class:`ModelState`."""
+        held = [
+            *self._model.named_buffers(),
+            *((fragment.name, fragment.view_of(fragment.flat)) for fragment in self._fragments),
+        ]
         return next((name for name, tensor in held if not tensor.isfinite().all()), None)
 
-    def spoil(self) -> None:
-        """Make the gradient's norm not finite, so that DeepSpeed passes over the step."""
-        for piece in self._pieces[:1]:
-            parameter = self._model.get_parameter(piece.name)
-            if self._offloads():  # the norm is then added up from notes that were taken when the gradients were copied
+    def invalidate_gradient(self) -> None:
+        """Make the norm of the gradient NaN, so that DeepSpeed skips the step."""
+        for fragment in self._fragments[:1]:
+            parameter = self._model.get_parameter(fragment.name)
+            if self._offloads():  # the norm is then computed from values recorded when the gradients were copied
                 self._zero.norm_for_param_grads[self._zero.get_param_id(parameter)] = torch.tensor(torch.nan)
             else:
-                self._gradient(piece).fill_(torch.nan)
+                self._gradient(fragment).fill_(torch.nan)
 
-    def stepped(self) -> None:
-        """Note that a step was done."""
-        if self._average is not None:
-            self._average.update()
+    def after_step(self) -> None:
+        """See :class:`ModelState`."""
+        if self._ema is not None:
+            self._ema.update()
 
     def state(self) -> Groups:
-        """Return groups of whole tensors on rank 0, groups of none on the others; to be called by all ranks."""
+        """Return groups of full tensors on rank 0, empty groups on the others."""
         first = self._comm.topology.is_rank_zero
         groups = {"model": self._weights(keep=first), "model_moments": self._moments(keep=first)}
-        if self._average is None:
+        if self._ema is None:
             return groups
         return groups | {
             EMA_GROUP: self._averages(keep=first),
-            EMA_COUNT_GROUP: {"updates": torch.tensor(self._average.updates)},
+            EMA_COUNT_GROUP: {"updates": torch.tensor(self._ema.updates)},
         }
 
     @torch.no_grad()
     def load(self, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        """Put back what :meth:`state` gave, of any stage and number of ranks; all ranks have all of it."""
+        """See :class:`ModelState`."""
         self._load_weights(groups["model"])
-        for piece in self._pieces:
-            piece.of(piece.flat).copy_(piece.cut(groups["model"][piece.name]))
+        for fragment in self._fragments:
+            fragment.view_of(fragment.flat).copy_(fragment.slice_of(groups["model"][fragment.name]))
         self._load_moments(groups["model_moments"])
-        if self._average is not None:
-            self._load_averages(self._average, groups)
+        if self._ema is not None:
+            self._load_averages(self._ema, groups)
 
     def evaluation_model(self) -> nn.Module:
-        """Return the network with the weights to be judged, whole on each rank; to be called by all ranks."""
-        if self._stage < PARTITIONED_WEIGHTS_STAGE and self._average is None:
+        """See :class:`ModelState`."""
+        if self._stage < PARTITIONED_WEIGHTS_STAGE and self._ema is None:
             return self._model
-        whole = self._bare()
-        whole.load_state_dict(self._weights(keep=True) | self._averages(keep=True))
-        return whole
+        network = self._build_copy()
+        network.load_state_dict(self._weights(keep=True) | self._averages(keep=True))
+        return network
 
     def _weights(self, *, keep: bool) -> dict[str, torch.Tensor]:
-        """Return the network's tensors as its ``state_dict`` names them; to be called by all ranks.
-
-        Args:
-            keep: Whether this rank wants them; else an empty mapping is returned.
-        """
+        """Return the full tensors of the state dict, or an empty mapping where ``keep`` is False."""
         if self._stage < PARTITIONED_WEIGHTS_STAGE:
             return dict(self._model.state_dict()) if keep else {}
-        trained = self._joined({piece.name: piece.flat for piece in self._pieces}, keep=keep)
-        frozen = {n: self._gathered(p) for n, p in self._model.named_parameters() if n not in self._shapes}
+        trained = self._gather({fragment.name: fragment.flat for fragment in self._fragments}, keep=keep)
+        frozen = {n: self._full_parameter(p) for n, p in self._model.named_parameters() if n not in self._shapes}
         held = dict(self._model.named_buffers()) | frozen | trained
         return {name: held[name] for name in self._model.state_dict()} if keep else {}
 
-    def _joined(self, flats: Mapping[str, torch.Tensor], *, keep: bool) -> dict[str, torch.Tensor]:
-        """Put whole tensors together; ``flats`` has for each piece, by name, the flat tensor that its values are in."""
-        parts = {piece.name: (piece, piece.of(flats[piece.name])) for piece in self._pieces}
+    def _gather(self, flats: Mapping[str, torch.Tensor], *, keep: bool) -> dict[str, torch.Tensor]:
+        """Gather full tensors; ``flats`` maps the name of each fragment to the flat tensor with its values."""
+        parts = {fragment.name: (fragment, fragment.view_of(flats[fragment.name])) for fragment in self._fragments}
         return gather_full_tensors(self._shapes, parts, self._comm, keep=keep)
 
-    def _gradient(self, piece: FlatFragment) -> torch.Tensor:
-        """Return the averaged gradient (count,) of this rank's piece, a view."""
-        parameter: Any = self._model.get_parameter(piece.name)
+    def _gradient(self, fragment: FlatFragment) -> torch.Tensor:
+        """Return the averaged gradient (count,) of a local fragment, a view."""
+        parameter: Any = self._model.get_parameter(fragment.name)
         if self._stage < PARTITIONED_WEIGHTS_STAGE:
             return parameter._hp_mapping.get_lp_grad_fragment(parameter._index_in_param_group).flatten()
-        return self._library.utils.safe_get_local_grad(parameter).narrow(0, 0, piece.count)
+        return self._library.utils.safe_get_local_grad(parameter).narrow(0, 0, fragment.count)
 
     def _offloads(self) -> bool:
         return bool(self._zero.cpu_offload if self._stage < PARTITIONED_WEIGHTS_STAGE else self._zero.offload_optimizer)
 
-    def _gathered(self, parameter: nn.Parameter) -> torch.Tensor:
+    def _full_parameter(self, parameter: nn.Parameter) -> torch.Tensor:
         with self._library.zero.GatheredParameters([parameter]):
             return parameter.detach().clone()
 
@@ -245,82 +251,84 @@ class ZeroState:
             buffer.copy_(tensors.get(name, buffer))
 
     def _moments(self, *, keep: bool) -> dict[str, torch.Tensor]:
-        """Return the optimiser's state as :func:`hsadml_dist.optim.moments` names it."""
+        """Return the optimizer state with the names of :func:`hsadml_dist.optim.moments`."""
         found: dict[str, torch.Tensor] = {}
         states = self._optimizer.state
-        kinds: dict[str, Any] = next(iter(states.values()), {})  # nothing before the first step
+        kinds: dict[str, Any] = next(iter(states.values()), {})  # empty before the first step
         for key in [key for key, value in kinds.items() if value is not None]:
-            if kinds[key].ndim == 0:  # a count of steps, the same for all
-                whole = {name: kinds[key].cpu() for name in self._shapes}
+            if kinds[key].ndim == 0:  # the step count, equal for all parameters
+                full = {name: kinds[key].cpu() for name in self._shapes}
             else:
-                whole = self._joined({piece.name: states[piece.flat][key] for piece in self._pieces}, keep=keep)
-            found |= {f"{name}:{key}": value for name, value in whole.items()}
+                full = self._gather(
+                    {fragment.name: states[fragment.flat][key] for fragment in self._fragments}, keep=keep
+                )
+            found |= {f"{name}:{key}": value for name, value in full.items()}
         return found if keep else {}
 
     def _load_moments(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        own = {piece.name: piece for piece in self._pieces}
-        for full, value in tensors.items():
-            name, _, key = full.rpartition(":")
+        own = {fragment.name: fragment for fragment in self._fragments}
+        for entry, value in tensors.items():
+            name, _, key = entry.rpartition(":")
             if name not in own:
                 continue
-            piece = own[name]
-            state = self._optimizer.state[piece.flat]
-            if value.shape != piece.shape:
-                state[key] = value.to(piece.flat.device, copy=True)
+            fragment = own[name]
+            state = self._optimizer.state[fragment.flat]
+            if value.shape != fragment.shape:
+                state[key] = value.to(fragment.flat.device, copy=True)
                 continue
             if key not in state:
-                state[key] = torch.zeros_like(piece.flat)
-            piece.of(state[key]).copy_(piece.cut(value))
+                state[key] = torch.zeros_like(fragment.flat)
+            fragment.view_of(state[key]).copy_(fragment.slice_of(value))
 
     def _averages(self, *, keep: bool) -> dict[str, torch.Tensor]:
-        if self._average is None or self._average.values is None:
+        if self._ema is None or self._ema.values is None:
             return {}
-        return self._joined(self._by_piece(self._average.values), keep=keep)
+        return self._gather(self._flat_by_name(self._ema.values), keep=keep)
 
     def _load_averages(
         self, average: ExponentialMovingAverage, groups: Mapping[str, Mapping[str, torch.Tensor]]
     ) -> None:
         updates = int(groups[EMA_COUNT_GROUP]["updates"])
         values = [torch.zeros_like(flat) for flat in self._flats]
-        flat_of = self._by_piece(values)
-        for piece in self._pieces if updates else ():
-            piece.of(flat_of[piece.name]).copy_(piece.cut(groups[EMA_GROUP][piece.name]))
+        flat_of = self._flat_by_name(values)
+        for fragment in self._fragments if updates else ():
+            fragment.view_of(flat_of[fragment.name]).copy_(fragment.slice_of(groups[EMA_GROUP][fragment.name]))
         average.load(values if updates else None, updates)
 
-    def _by_piece(self, alike: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return for each piece, by name, which of the tensors, laid out as the flat ones, has its values."""
-        flat_of = {id(flat): value for flat, value in zip(self._flats, alike, strict=True)}
-        return {piece.name: flat_of[id(piece.flat)] for piece in self._pieces}
+    def _flat_by_name(self, flats: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the flat tensor that contains each fragment; ``flats`` has the order and layout of ``self._flats``."""
+        flat_of = {id(flat): value for flat, value in zip(self._flats, flats, strict=True)}
+        return {fragment.name: flat_of[id(fragment.flat)] for fragment in self._fragments}
 
 
-def _pieces_of_partitions(zero: Any, names: Mapping[nn.Parameter, str], rank: int) -> list[FlatFragment]:
-    """Return this rank's pieces under stages 1 and 2: one flat partition for each group of parameters."""
+def _partition_fragments(zero: Any, names: Mapping[nn.Parameter, str], rank: int) -> list[FlatFragment]:
+    """Return the local fragments under stages 1 and 2: one flat partition per parameter group."""
     found = []
     for flat, group in zip(zero.single_partition_of_fp32_groups, zero.bit16_groups, strict=True):
         for parameter in group:
-            here = parameter._hp_mapping
-            if here is None:
+            mapping = parameter._hp_mapping
+            if mapping is None:
                 continue
-            start, count = here.lp_fragment_address.start, here.lp_fragment_address.numel
-            name, shape, offset = names[parameter], parameter.shape, here.hp_fragment_address.start
+            start, count = mapping.lp_fragment_address.start, mapping.lp_fragment_address.numel
+            name, shape, offset = names[parameter], parameter.shape, mapping.hp_fragment_address.start
             found.append(FlatFragment(name=name, shape=shape, start=start, count=count, flat=flat, offset=offset))
     return found
 
 
-def _pieces_of_shards(zero: Any, names: Mapping[nn.Parameter, str], rank: int) -> list[FlatFragment]:
-    """Return this rank's pieces under stage 3: an equal part of every parameter, the last ones shorter or empty."""
+def _shard_fragments(zero: Any, names: Mapping[nn.Parameter, str], rank: int) -> list[FlatFragment]:
+    """Return the local fragments under stage 3: equal shards of each parameter, the last ones shorter or empty."""
     found = []
-    for parameter in (parameter for group in zero.fp16_groups for parameter in group):
-        place, offset, share = zero.grad_position[zero.get_param_id(parameter)]
-        start = rank * share
-        count = min(share, parameter.ds_numel - start)
+    for parameter in itertools.chain.from_iterable(zero.fp16_groups):
+        group, offset, size = zero.grad_position[zero.get_param_id(parameter)]
+        start = rank * size
+        count = min(size, parameter.ds_numel - start)
         if count > 0:
-            flat = zero.fp32_partitioned_groups_flat[place]
+            flat = zero.fp32_partitioned_groups_flat[group]
             name, shape = names[parameter], _shape(parameter)
             found.append(FlatFragment(name=name, shape=shape, start=start, count=count, flat=flat, offset=offset))
     return found
 
 
 def _shape(parameter: Any) -> torch.Size:
-    """Return a parameter's whole shape; under stage 3 its own is empty."""
+    """Return the full shape of a parameter; under stage 3 its own shape is empty."""
     return getattr(parameter, "ds_shape", parameter.shape)

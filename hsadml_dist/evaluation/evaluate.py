@@ -108,7 +108,7 @@ def evaluate_training(
     )
     data = recipe.data
     location = eval_shard_location(data.shards, data.stage)
-    split = make_split(location, index, data.fold, held_out_folds(recipe), closed_set=data.label == PERSON)
+    split = make_split(location, index, data.fold, held_out_folds(recipe.data), closed_set=data.label == PERSON)
     evaluation = _evaluate(recipe, weights, split, comm)
     if comm.topology.is_rank_zero:
         _store(run, evaluation)
@@ -137,8 +137,8 @@ def evaluate_run(run: Path, shards: str | Path | None = None, fold: int | None =
     fold = recipe.data.fold if fold is None else fold
     own_shards = index.digest == inference.trained_on
     if own_shards:
-        _check_unseen(fold, held_out_folds(recipe))
-    held_out = held_out_folds(recipe) if own_shards else [fold]
+        _check_unseen(fold, held_out_folds(recipe.data))
+    held_out = held_out_folds(recipe.data) if own_shards else [fold]
     split = make_split(location, index, fold, held_out, closed_set=recipe.data.label == PERSON)
     evaluation = _evaluate(recipe, inference.weights, split, SoloComm(inference.device))
     if not own_shards or fold != recipe.data.fold:

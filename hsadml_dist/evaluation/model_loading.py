@@ -79,7 +79,7 @@ class Inference:
     @property
     def held_out_folds(self) -> tuple[int, ...]:
         """The folds that training has not read."""
-        return held_out_folds(self.recipe)
+        return held_out_folds(self.recipe.data)
 
     def embed(self, images: Iterable[Image]) -> Embeddings:
         """Embed images (H, W), uint16, scaled as in shards."""

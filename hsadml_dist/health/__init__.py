@@ -1,1 +1,1 @@
-"""Find ranks that hang, die or fall behind."""
+"""Health of the ranks: heartbeats, watchdogs that end a hang, straggler detection, and reports on lost peers."""

@@ -1,15 +1,14 @@
-"""A process beside the rank that ends it when it can no longer do so itself.
+"""External watchdog: a forked process that ends the rank when the rank can no longer do so itself.
 
-A thread of the rank watches its steps, but no thread runs while C code keeps Python's interpreter lock. This process
-reads in shared memory where the rank is, counts the seconds by itself, and a little after the thread's turn has passed
-it says what hangs and ends the rank by SIGABRT, on which faulthandler writes the stacks of all threads without asking
-for the lock. Time during which the rank is stopped (SIGSTOP, a suspended job) does not count.
+A thread of the rank monitors its steps, but no thread runs while C code holds Python's global interpreter lock. This
+process reads the rank's position from shared memory, measures the time itself, and shortly after the thread should have
+acted it reports the hang and ends the rank with SIGABRT, on which faulthandler dumps the stacks of all threads without
+taking the lock. Time during which the rank is suspended (SIGSTOP, a suspended job) does not count.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import mmap
 import os
@@ -23,29 +22,28 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hsadml_dist.health.heartbeat import STAGES, RankPosition
-from hsadml_dist.process import read_proc_stat
+from hsadml_dist.process import STOP_SIGNALS, read_proc_stat, setup_helper_process
 from hsadml_dist.run.folder import AttemptFolder
 from hsadml_dist.run.history import event_row
 from hsadml_dist.run.jsonl import JsonlWriter
 
 TICK_SECONDS = 0.25
 GRACE_SECONDS = 1.25
-"""Time beyond the limit for a rank that can still end by itself, and say more than this process knows."""
+"""Time beyond the limit for a rank that can still end itself, because its own report has more detail."""
 LONGEST_TICK = 1.0
-"""A longer gap between two looks means that this process was stopped, most likely with the rank."""
-PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
-STATE = struct.Struct("=qqqd")
-"""In shared memory: number of the piece of work, step, stage, seconds that the piece may take (0: any)."""
+"""Upper bound for the time counted between two polls: a longer gap means that this process was suspended."""
+SHARED_STATE = struct.Struct("=qqqd")
+"""Layout of the shared memory: span, step, stage, time limit in seconds (0 for no limit)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WatchedRank:
-    """What the watcher must know to speak for the rank.
+    """What the watchdog needs to report on behalf of the rank.
 
     Attributes:
-        rank: Whom it watches.
-        attempt: The attempt's folder.
-        alone: Whether there are no peers who would record the hang.
+        rank: The rank.
+        attempt: Path of the attempt's folder.
+        alone: Whether there are no peers that would record the hang.
         job: Slurm's job id.
         restart: Slurm's restart count.
     """
@@ -58,117 +56,113 @@ class WatchedRank:
 
 
 class ExternalWatchdog:
-    """This process's watcher; to be started before there are threads."""
+    """The rank's handle of its external watchdog; create it before starting any thread."""
 
     def __init__(self) -> None:
-        self._state = mmap.mmap(-1, STATE.size)
-        heard, self._said = os.pipe()
+        self._state = mmap.mmap(-1, SHARED_STATE.size)
+        read_end, self._write_end = os.pipe()
         parent = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
-            os.close(self._said)
-            _watch(parent, heard, self._state)
-        os.close(heard)
+            os.close(self._write_end)
+            _run_watchdog(parent, read_end, self._state)
+        os.close(read_end)
 
-    def introduce(self, facts: WatchedRank) -> None:
-        """Tell whom it watches; before this it does nothing."""
-        with contextlib.suppress(BrokenPipeError):  # somebody killed it: no reason to fail
-            os.write(self._said, json.dumps(asdict(facts)).encode())
+    def attach(self, rank: WatchedRank) -> None:
+        """Start watching ``rank``."""
+        with contextlib.suppress(BrokenPipeError):  # a watchdog that was killed is no reason to fail
+            os.write(self._write_end, json.dumps(asdict(rank)).encode())
 
-    def note(self, mark: RankPosition, allowed: float) -> None:
-        """Say where the rank is, and how many seconds it may stay there (0: any)."""
-        STATE.pack_into(self._state, 0, mark.span, mark.step, STAGES.index(mark.stage), allowed)
+    def update(self, position: RankPosition, limit: float) -> None:
+        """Set the rank's position and its time limit in seconds (0 for no limit)."""
+        stage = STAGES.index(position.stage)
+        SHARED_STATE.pack_into(self._state, 0, position.span, position.step, stage, limit)
 
     def close(self) -> None:
-        """End the watcher."""
+        """End the watchdog."""
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
-        os.close(self._said)
+        os.close(self._write_end)
         self._state.close()
 
 
 @contextlib.contextmanager
-def open_external_watchdog(wanted: bool) -> Iterator[ExternalWatchdog | None]:
-    """Give a watcher for this process until the block ends, if one is wanted."""
-    external_watchdog = ExternalWatchdog() if wanted else None
+def open_external_watchdog(enabled: bool) -> Iterator[ExternalWatchdog | None]:
+    """Run an external watchdog for this process until the block ends; None if it is disabled."""
+    watchdog = ExternalWatchdog() if enabled else None
     try:
-        yield external_watchdog
+        yield watchdog
     finally:
-        if external_watchdog is not None:
-            external_watchdog.close()
+        if watchdog is not None:
+            watchdog.close()
 
 
-def _watch(parent: int, heard: int, state: mmap.mmap) -> None:
-    """Be the watcher; never returns."""
-    # The rank's handlers mean the rank. PDEATHSIG: whatever ends the rank ends this process in the same moment.
-    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    prctl = ctypes.CDLL(None).prctl
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    prctl(PR_SET_NAME, b"hsadml-watcher")
+def hang_headline(step: int, stage: str, seconds: float) -> str:
+    """Return the start of every message about a hang."""
+    return f"hang: step {step} has not ended after {seconds:.0f} s (stage {stage}; run.step_timeout_seconds)"
+
+
+def _run_watchdog(parent: int, read_end: int, state: mmap.mmap) -> None:
+    """Run as the watchdog process; never returns."""
+    # It must not react to the signals that stop the rank, but end as soon as the rank does, for whatever reason.
+    setup_helper_process("hsadml-watchdog", (*STOP_SIGNALS, signal.SIGHUP))
     try:
-        facts = _introduced(heard)
-        if facts is not None and _overruns(parent, state):
-            _speak(facts, state)
-            _end(parent)
+        rank = _wait_for_attach(read_end)
+        if rank is not None and _wait_for_overrun(parent, state):
+            _report_hang(rank, state)
+            _kill_parent(parent)
     finally:
         os._exit(0)
 
 
-def _introduced(heard: int) -> WatchedRank | None:
-    """Wait for the rank to say who it is; None: it has gone."""
-    select.select([heard], [], [])
-    data = os.read(heard, select.PIPE_BUF)
+def _wait_for_attach(read_end: int) -> WatchedRank | None:
+    """Wait for :meth:`ExternalWatchdog.attach`; None if the rank has ended."""
+    select.select([read_end], [], [])
+    data = os.read(read_end, select.PIPE_BUF)
     return WatchedRank(**json.loads(data)) if data else None
 
 
-def _overruns(parent: int, state: mmap.mmap) -> bool:
-    """Wait until the rank overruns (true), or has gone (false)."""
-    last, spent, before = -1, 0.0, time.monotonic()
+def _wait_for_overrun(parent: int, state: mmap.mmap) -> bool:
+    """Wait until the rank exceeds its time limit (True) or has ended (False)."""
+    last_span, spent, before = -1, 0.0, time.monotonic()
     while os.getppid() == parent:
         time.sleep(TICK_SECONDS)
         now = time.monotonic()
         passed, before = min(now - before, LONGEST_TICK), now
-        span, _, _, allowed = STATE.unpack_from(state, 0)
-        if span != last:
-            last, spent = span, 0.0
-        elif not _is_stopped(parent):
+        span, _, _, limit = SHARED_STATE.unpack_from(state, 0)
+        if span != last_span:
+            last_span, spent = span, 0.0
+        elif not _is_suspended(parent):
             spent += passed
-        if 0 < allowed < spent - GRACE_SECONDS:
+        if 0 < limit < spent - GRACE_SECONDS:
             return True
     return False
 
 
-def _is_stopped(pid: int) -> bool:
+def _is_suspended(pid: int) -> bool:
     fields = read_proc_stat(pid)
     return fields is None or fields[0] in "tTZX"
 
 
-def _speak(facts: WatchedRank, state: mmap.mmap) -> None:
-    """Say and record for the rank what it cannot."""
-    _, step, stage, allowed = STATE.unpack_from(state, 0)
-    attempt = AttemptFolder(Path(facts.attempt))
-    reason = f"rank {facts.rank} lets no Python code run in stage {STAGES[stage]} of step {step}"
+def _report_hang(rank: WatchedRank, state: mmap.mmap) -> None:
+    _, step, stage_index, limit = SHARED_STATE.unpack_from(state, 0)
+    stage, attempt = STAGES[stage_index], AttemptFolder(Path(rank.attempt))
+    reason = f"rank {rank.rank} runs no Python code in stage {stage} of step {step}"
     with contextlib.suppress(OSError):
-        sys.stderr.write(f"hsadml: rank {facts.rank}: {hang_headline(step, STAGES[stage], allowed)}: {reason}; ")
-        sys.stderr.write(f"stacks in {attempt.log(facts.rank)}\n")
+        sys.stderr.write(f"hsadml: rank {rank.rank}: {hang_headline(step, stage, limit)}: {reason}; ")
+        sys.stderr.write(f"stacks in {attempt.log(rank.rank)}\n")
         sys.stderr.flush()
-    if facts.alone:
-        detail = {"ranks": [facts.rank], "stage": STAGES[stage], "seconds": allowed, "told_by": facts.rank}
-        row = event_row(attempt, facts.job, facts.restart, "hang", max(0, step - 1), **detail, reason=reason)
+    if rank.alone:
+        detail = {"ranks": [rank.rank], "stage": stage, "seconds": limit, "told_by": rank.rank}
+        row = event_row(attempt, rank.job, rank.restart, "hang", max(0, step - 1), **detail, reason=reason)
         with contextlib.suppress(OSError):
             JsonlWriter(attempt.events).write(row)
 
 
-def _end(parent: int) -> None:
+def _kill_parent(parent: int) -> None:
     if os.getppid() == parent:
         os.kill(parent, signal.SIGABRT)
     time.sleep(1.0)
     if os.getppid() == parent:  # it is in a call that SIGABRT does not end, or writes a large core file
         os.kill(parent, signal.SIGKILL)
-
-
-def hang_headline(step: int, stage: str, seconds: float) -> str:
-    """Return what every message on a hang begins with."""
-    return f"hang: step {step} has not ended after {seconds:.0f} s (stage {stage}; run.step_timeout_seconds)"

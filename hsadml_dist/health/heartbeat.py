@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal, get_args
 
+from hsadml_dist.atomic import write_text
 from hsadml_dist.run.folder import AttemptFolder
 
 TrainingStage = Literal["start", "data", "vote", "step", "save", "evaluate"]
@@ -24,18 +25,21 @@ STAGES: tuple[str, ...] = get_args(TrainingStage)
 STEP_STAGES = {"data", "vote", "step"}
 WAITING_MODULES = ("torch.distributed", "torch.nn.parallel.distributed")
 BACKWARD = "_engine_run_backward"
-"""In here DistributedDataParallel waits for the gradients of the others."""
+"""In this function DistributedDataParallel waits for the gradients of the other ranks."""
+
+HEARTBEAT_SECONDS = 5.0
+RANK_HEARTBEAT_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankPosition:
-    """Where a rank's training is.
+    """Where a rank is in the training.
 
     Attributes:
-        step: The step that it is at.
-        stage: What of the step.
-        span: Number of the piece of work that has one time limit: a step from its data to its end, a save, ...
-        slow: Whether this piece of work may take longer than a step.
+        step: The current step.
+        stage: The current stage of the step.
+        span: Number of the timed span: one span has one time limit, for instance a step from its data to its end.
+        slow: Whether this span may take longer than a step.
     """
 
     step: int = 0
@@ -45,34 +49,34 @@ class RankPosition:
 
 
 class PositionRecorder:
-    """Where this rank's training is: set by the training itself, read by threads beside it."""
+    """The rank's current position: set by the training loop, read by other threads."""
 
     def __init__(self) -> None:
-        self.mark = RankPosition()
-        self._first: int | None = None
+        self.position = RankPosition()
+        self._first_step: int | None = None
 
     def enter_stage(self, step: int, stage: TrainingStage) -> None:
-        """Note that ``stage`` of ``step`` begins."""
-        before, in_step = self.mark, stage in STEP_STAGES
-        if in_step and self._first is None:
-            self._first = step
-        same = step == before.step and (stage == before.stage or (in_step and before.stage in STEP_STAGES))
-        span = before.span if same else before.span + 1
-        # One assignment, so that a thread sees the old mark or the new one.
-        self.mark = RankPosition(step=step, stage=stage, span=span, slow=not in_step or step == self._first)
+        """Record that ``stage`` of ``step`` begins."""
+        before, in_step = self.position, stage in STEP_STAGES
+        if in_step and self._first_step is None:
+            self._first_step = step
+        same_span = step == before.step and (stage == before.stage or (in_step and before.stage in STEP_STAGES))
+        span = before.span if same_span else before.span + 1
+        # A single assignment, so that a thread sees either the old position or the new one.
+        self.position = RankPosition(step=step, stage=stage, span=span, slow=not in_step or step == self._first_step)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankHeartbeat:
-    """A rank's sign of life.
+    """The content of a rank's heartbeat file.
 
     Attributes:
-        rank: Whose.
-        step: The step that it is at.
-        stage: What of the step.
+        rank: The rank.
+        step: Its current step.
+        stage: The current stage of the step.
         waits: Whether its main thread waits for other ranks.
-        doing: The innermost place of its main thread, as module, line and function.
-        time: When it was written, in seconds since 1970 UTC, by the rank's own clock.
+        doing: Innermost frame of its main thread, as module, line and function.
+        time: When it was written, by the rank's own clock, in seconds since 1970 UTC.
     """
 
     rank: int
@@ -83,126 +87,121 @@ class RankHeartbeat:
     time: float
 
     @staticmethod
-    def of(rank: int, mark: RankPosition) -> RankHeartbeat:
-        """Return this process's sign at this moment."""
+    def of(rank: int, position: RankPosition) -> RankHeartbeat:
+        """Return the heartbeat of this process at this moment."""
         frame = sys._current_frames().get(threading.main_thread().ident or 0)
         return RankHeartbeat(
             rank=rank,
-            step=mark.step,
-            stage=mark.stage,
-            waits=_waits(frame),
-            doing=_place(frame),
+            step=position.step,
+            stage=position.stage,
+            waits=_waits_for_peers(frame),
+            doing=_describe_frame(frame),
             time=time.time(),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PeerStatus:
-    """What is known of a rank.
+    """What this rank knows about another one.
 
     Attributes:
-        rank: Which one.
-        sign: Its last sign; None: there is none.
-        silent: Seconds since then, by the file server's clock; 0 for a rank without a sign.
+        rank: The other rank.
+        heartbeat: Its last heartbeat, or None if there is none.
+        age: Seconds since then by the file server's clock; 0 for a rank without heartbeat.
     """
 
     rank: int
-    sign: RankHeartbeat | None
-    silent: float
+    heartbeat: RankHeartbeat | None
+    age: float
 
 
-def write_rank_heartbeat(attempt: AttemptFolder, sign: RankHeartbeat) -> None:
-    """Replace the rank's sign; not forced to disk, since it is of no use after a crash of the machine."""
-    path = attempt.rank_heartbeat(sign.rank)
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(asdict(sign)) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+def write_rank_heartbeat(attempt: AttemptFolder, heartbeat: RankHeartbeat) -> None:
+    """Replace the rank's heartbeat file; not forced to disk, because it is useless after a crash of the machine."""
+    write_text(attempt.rank_heartbeat(heartbeat.rank), json.dumps(asdict(heartbeat)) + "\n", durable=False)
 
 
 def read_peer_statuses(attempt: AttemptFolder, world_size: int, own: int) -> list[PeerStatus]:
-    """Return what is known of each rank, in rank order.
+    """Return the status of every rank, in rank order.
 
     Args:
-        attempt: Whose ranks.
-        world_size: How many there are.
-        own: This process's rank, whose sign was written just now: it tells the file server's time.
+        attempt: The attempt of the ranks.
+        world_size: Number of ranks.
+        own: This process's rank; its heartbeat was just written and so provides the file server's current time.
     """
-    # Listed first: a client of a network file system asks the server anew for the names in a folder that it opens.
+    # Listed first: a client of a network file system asks the server again for the names in a folder that it opens.
     names = set(os.listdir(attempt.rank_heartbeats)) if attempt.rank_heartbeats.is_dir() else set()
     found: dict[int, tuple[RankHeartbeat, float]] = {}
     for rank in range(world_size):
         if attempt.rank_heartbeat(rank).name in names:
             with contextlib.suppress(OSError, ValueError, TypeError):
-                found[rank] = _read(attempt, rank)
-    now = found[own][1] if own in found else max((time for _, time in found.values()), default=0.0)
+                found[rank] = _read_rank_heartbeat(attempt, rank)
+    now = found[own][1] if own in found else max((written for _, written in found.values()), default=0.0)
     return [
-        PeerStatus(rank=rank, sign=found[rank][0], silent=max(0.0, now - found[rank][1]))
+        PeerStatus(rank=rank, heartbeat=found[rank][0], age=max(0.0, now - found[rank][1]))
         if rank in found
-        else PeerStatus(rank=rank, sign=None, silent=0.0)
+        else PeerStatus(rank=rank, heartbeat=None, age=0.0)
         for rank in range(world_size)
     ]
 
 
-def _read(attempt: AttemptFolder, rank: int) -> tuple[RankHeartbeat, float]:
-    with attempt.rank_heartbeat(rank).open(encoding="utf-8") as file:
-        return RankHeartbeat(**json.load(file)), os.fstat(file.fileno()).st_mtime
-
-
-def _waits(frame: FrameType | None) -> bool:
-    if frame is None:
-        return False
-    module = str(frame.f_globals.get("__name__", ""))
-    return module.startswith(WAITING_MODULES) or frame.f_code.co_name == BACKWARD
-
-
-def _place(frame: FrameType | None) -> str:
-    if frame is None:
-        return "nowhere"
-    return f"{frame.f_globals.get('__name__', '?')}, line {frame.f_lineno}, {frame.f_code.co_name}"
-
-
-HEARTBEAT_SECONDS = 5.0
-RANK_HEARTBEAT_SECONDS = 1.0
-
-
 class PeriodicTask:
-    """Does something small again and again, from a thread of its own, until closed."""
+    """Call a function repeatedly from a thread until closed."""
 
-    def __init__(self, name: str, seconds: float, beat: Callable[[], None]) -> None:
-        self._beat, self._seconds = beat, seconds
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._go_on, name=name, daemon=True)
+    def __init__(self, name: str, seconds: float, function: Callable[[], None]) -> None:
+        self._function, self._seconds = function, seconds
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Stop."""
-        self._over.set()
+        """Stop the thread."""
+        self._closed.set()
         self._thread.join()
 
-    def _go_on(self) -> None:
-        while not self._over.wait(self._seconds):
-            # A file server that is away for a moment must not end the beats: their end lets others take the run over.
+    def _run(self) -> None:
+        while not self._closed.wait(self._seconds):
+            # A short outage of the file server must not end the heartbeats: another start would then take over the run.
             with contextlib.suppress(OSError):
-                self._beat()
+                self._function()
 
 
 class AttemptHeartbeat(PeriodicTask):
-    """Touches a file every few seconds, so that nobody takes the run for abandoned."""
+    """Touch the attempt's heartbeat file every few seconds, which keeps other starts from taking over the run."""
 
     def __init__(self, path: Path) -> None:
         super().__init__("heartbeat", HEARTBEAT_SECONDS, path.touch)
 
 
 class RankHeartbeatWriter(PeriodicTask):
-    """Writes down about once a second where this rank is; the first time at once."""
+    """Write this rank's heartbeat immediately and then about once per second."""
 
-    def __init__(self, attempt: AttemptFolder, rank: int, whereabouts: PositionRecorder) -> None:
-        self._attempt, self._rank, self._whereabouts = attempt, rank, whereabouts
+    def __init__(self, attempt: AttemptFolder, rank: int, recorder: PositionRecorder) -> None:
+        self._attempt, self._rank, self._recorder = attempt, rank, recorder
+        self._lock = threading.Lock()
         with contextlib.suppress(OSError):
             attempt.rank_heartbeats.mkdir(exist_ok=True)
             self.write()
-        super().__init__("signs", RANK_HEARTBEAT_SECONDS, self.write)
+        super().__init__("rank-heartbeat", RANK_HEARTBEAT_SECONDS, self.write)
 
     def write(self) -> None:
-        """Write the sign of this moment."""
-        write_rank_heartbeat(self._attempt, RankHeartbeat.of(self._rank, self._whereabouts.mark))
+        """Write the current heartbeat."""
+        with self._lock:  # the watchdog's thread calls this, too, and both would use the same temporary file
+            write_rank_heartbeat(self._attempt, RankHeartbeat.of(self._rank, self._recorder.position))
+
+
+def _read_rank_heartbeat(attempt: AttemptFolder, rank: int) -> tuple[RankHeartbeat, float]:
+    with attempt.rank_heartbeat(rank).open(encoding="utf-8") as file:
+        return RankHeartbeat(**json.load(file)), os.fstat(file.fileno()).st_mtime
+
+
+def _waits_for_peers(frame: FrameType | None) -> bool:
+    if frame is None:
+        return False
+    module = str(frame.f_globals.get("__name__", ""))
+    return module.startswith(WAITING_MODULES) or frame.f_code.co_name == BACKWARD
+
+
+def _describe_frame(frame: FrameType | None) -> str:
+    if frame is None:
+        return "no Python frame"
+    return f"{frame.f_globals.get('__name__', '?')}, line {frame.f_lineno}, {frame.f_code.co_name}"

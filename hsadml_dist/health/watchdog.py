@@ -1,4 +1,7 @@
-"""The end of a rank whose step overruns its time: stacks into its log, the ranks at fault by name, exit code 70."""
+"""Watchdog: end a rank whose step exceeds its time limit.
+
+The rank dumps its stacks to its log, names the hanging ranks, and exits with code 70.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,11 @@ import threading
 import time
 
 from hsadml_dist.config.recipe import RunConfig
-from hsadml_dist.distributed.rendezvous import RankContext
 from hsadml_dist.errors import ExitCode
 from hsadml_dist.health.external_watchdog import ExternalWatchdog, WatchedRank, hang_headline
 from hsadml_dist.health.hang_report import choose_reporter, describe_peer, find_hanging_ranks
 from hsadml_dist.health.heartbeat import (
+    AttemptHeartbeat,
     PeerStatus,
     PositionRecorder,
     RankHeartbeatWriter,
@@ -24,137 +27,145 @@ from hsadml_dist.health.heartbeat import (
 )
 from hsadml_dist.run.history import event_row
 from hsadml_dist.run.jsonl import JsonlWriter
+from hsadml_dist.run.rendezvous import RankContext
 
 TICK_SECONDS = 0.25
 LONGEST_TICK = 1.0
-"""A longer gap between two looks means that this process was stopped; no more than this counts as time of the step."""
+"""Upper bound for the time counted between two polls: a longer gap means that this process was suspended."""
 SETTLE_SECONDS = 0.5
-"""After its own sign a rank waits this long for those of its peers, who overrun within a tick of it."""
+"""Time to wait for the heartbeats of the peers, who exceed the limit within one tick of this rank."""
 SLOW_FACTOR = 10
-"""The start, the first step (compilation, caches), a save and the evaluation may take this many times as long."""
+"""Time limit of the start, the first step (compilation, caches), a save and the evaluation, relative to a step."""
 
 
 class HealthMonitor:
-    """Where this rank is: told to its peers by signs of life, and watched so that no hang lasts for ever."""
+    """Publishes this rank's position in heartbeats and guards each step by a time limit."""
 
     def __init__(self, context: RankContext, settings: RunConfig, external_watchdog: ExternalWatchdog | None) -> None:
-        """Start the signs and, unless it is switched off, the watchdog.
+        """Start the heartbeats and, unless it is disabled, the watchdog.
 
         Args:
-            context: This rank's place.
-            settings: The time limit.
-            external_watchdog: For the case that this process cannot act; None: nobody does.
+            context: This rank's place in the attempt.
+            settings: The section ``run``, for its time limit.
+            external_watchdog: Acts if this process cannot; None to do without.
         """
-        self._where = PositionRecorder()
-        self._signs = RankHeartbeatWriter(context.attempt, context.comm.topology.rank, self._where)
-        self._limit = settings.step_timeout_seconds
-        self._dog = Watchdog(context, self._where, self._signs, self._limit) if self._limit else None
-        self._deadman = external_watchdog if self._limit else None
-        if self._deadman is not None:
-            self._deadman.introduce(_facts(context))
+        topology = context.comm.topology
+        self._recorder = PositionRecorder()
+        self._heartbeat = AttemptHeartbeat(context.attempt.heartbeat) if topology.is_rank_zero else None
+        self._rank_heartbeat = RankHeartbeatWriter(context.attempt, topology.rank, self._recorder)
+        self._limit = limit = settings.step_timeout_seconds
+        self._watchdog = Watchdog(context, self._recorder, self._rank_heartbeat, limit) if limit else None
+        self._external = external_watchdog if limit else None
+        if self._external is not None:
+            self._external.attach(_watched_rank(context))
             self.enter_stage(0, "start")
 
     @property
     def position(self) -> str:
-        """Where this rank is, in words."""
-        return f"at step {self._where.mark.step} (stage {self._where.mark.stage})"
+        """This rank's position as text."""
+        position = self._recorder.position
+        return f"at step {position.step} (stage {position.stage})"
 
     def enter_stage(self, step: int, stage: TrainingStage) -> None:
-        """Note that ``stage`` of ``step`` begins."""
-        self._where.enter_stage(step, stage)
-        if self._deadman is not None and self._limit is not None:
-            mark = self._where.mark
-            self._deadman.note(mark, time_limit(mark, self._limit))
+        """Record that ``stage`` of ``step`` begins."""
+        self._recorder.enter_stage(step, stage)
+        if self._external is not None and self._limit is not None:
+            position = self._recorder.position
+            self._external.update(position, time_limit(position, self._limit))
 
     def wait_for_report(self) -> None:
-        """Wait for the end of the process if the watchdog is about to bring it about; return at once otherwise."""
-        if self._dog is not None:
-            self._dog.wait_for_report()
+        """Wait for the end of the process if the watchdog is about to end it; otherwise return at once."""
+        if self._watchdog is not None:
+            self._watchdog.wait_for_report()
 
     def close(self) -> None:
-        """Stop signs and watchdog."""
-        if self._deadman is not None:
-            self._deadman.note(self._where.mark, 0.0)
-        if self._dog is not None:
-            self._dog.close()
-        self._signs.close()
+        """Stop heartbeats and watchdog."""
+        if self._external is not None:
+            self._external.update(self._recorder.position, 0.0)
+        if self._watchdog is not None:
+            self._watchdog.close()
+        self._rank_heartbeat.close()
+        if self._heartbeat is not None:
+            self._heartbeat.close()
 
 
 class Watchdog:
-    """A thread that counts the seconds of the present step."""
+    """A thread that measures the time of the current span and ends the process when it exceeds the limit."""
 
-    def __init__(self, context: RankContext, where: PositionRecorder, signs: RankHeartbeatWriter, limit: float) -> None:
-        self._context, self._where, self._signs, self._limit = context, where, signs, limit
-        self._rank = context.comm.topology.rank
+    def __init__(
+        self, context: RankContext, recorder: PositionRecorder, rank_heartbeat: RankHeartbeatWriter, limit: float
+    ) -> None:
+        self._context, self._recorder, self._rank_heartbeat = context, recorder, rank_heartbeat
+        self._limit, self._rank = limit, context.comm.topology.rank
         self._log = context.attempt.log(self._rank)
-        self._over, self._barking = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._closed, self._reporting = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
         self._thread.start()
 
     def wait_for_report(self) -> None:
         """See :meth:`HealthMonitor.wait_for_report`."""
-        # A peer that overran a tick earlier has left: this thread's turn comes within the next tick.
-        if self._barking.wait(2 * TICK_SECONDS):
+        # A peer that exceeded the limit a tick earlier has exited: this thread acts within the next tick.
+        if self._reporting.wait(2 * TICK_SECONDS):
             self._thread.join()
 
     def close(self) -> None:
-        """Stop."""
-        self._over.set()
+        """Stop the thread."""
+        self._closed.set()
         self._thread.join()
 
-    def _watch(self) -> None:
+    def _run(self) -> None:
         span, spent, before = -1, 0.0, time.monotonic()
-        while not self._over.wait(TICK_SECONDS):
-            now, mark = time.monotonic(), self._where.mark
-            spent = spent + min(now - before, LONGEST_TICK) if mark.span == span else 0.0
-            span, before = mark.span, now
-            if spent >= time_limit(mark, self._limit):
-                self._bark(mark, spent)
+        while not self._closed.wait(TICK_SECONDS):
+            now, position = time.monotonic(), self._recorder.position
+            spent = spent + min(now - before, LONGEST_TICK) if position.span == span else 0.0
+            span, before = position.span, now
+            if spent >= time_limit(position, self._limit):
+                self._report_and_exit(position, spent)
 
-    def _bark(self, mark: RankPosition, spent: float) -> None:
-        """Say what hangs and end the process."""
-        self._barking.set()
+    def _report_and_exit(self, position: RankPosition, spent: float) -> None:
+        self._reporting.set()
         try:
-            self._write_stacks(mark, spent)
-            self._signs.write()
+            self._dump_stacks(position, spent)
+            self._rank_heartbeat.write()
             time.sleep(SETTLE_SECONDS)
-            ranks = read_peer_statuses(self._context.attempt, self._context.comm.topology.world_size, self._rank)
-            self._report(mark, spent, ranks)
+            world_size = self._context.comm.topology.world_size
+            self._report(position, spent, read_peer_statuses(self._context.attempt, world_size, self._rank))
         except OSError as fault:
-            self._say(mark, spent, f"the run folder cannot be read: {fault}")
+            self._print(position, spent, f"the run folder cannot be read: {fault}")
         finally:
             sys.stderr.flush()
             os._exit(ExitCode.INTERNAL_ERROR)
 
-    def _write_stacks(self, mark: RankPosition, spent: float) -> None:
+    def _dump_stacks(self, position: RankPosition, spent: float) -> None:
         with contextlib.suppress(OSError), self._log.open("a", encoding="utf-8") as file:
-            file.write(f"{hang_headline(mark.step, mark.stage, spent)}; the stacks of all threads:\n")
+            file.write(f"{hang_headline(position.step, position.stage, spent)}; the stacks of all threads:\n")
             file.flush()
             faulthandler.dump_traceback(file, all_threads=True)
 
-    def _report(self, mark: RankPosition, spent: float, ranks: list[PeerStatus]) -> None:
-        named = find_hanging_ranks(ranks)
-        text = "; ".join(describe_peer(one) for one in named)
-        self._say(mark, spent, f"{text}; stacks in {self._log}")
+    def _report(self, position: RankPosition, spent: float, ranks: list[PeerStatus]) -> None:
+        hanging = find_hanging_ranks(ranks)
+        text = "; ".join(map(describe_peer, hanging))
+        self._print(position, spent, f"{text}; stacks in {self._log}")
         if choose_reporter(ranks) == self._rank:
-            self._record(mark, spent, [one.rank for one in named], text)
+            self._record(position, spent, [peer.rank for peer in hanging], text)
 
-    def _say(self, mark: RankPosition, spent: float, text: str) -> None:
-        sys.stderr.write(f"hsadml: rank {self._rank}: {hang_headline(mark.step, mark.stage, spent)}: {text}\n")
+    def _print(self, position: RankPosition, spent: float, text: str) -> None:
+        sys.stderr.write(f"hsadml: rank {self._rank}: {hang_headline(position.step, position.stage, spent)}: {text}\n")
 
-    def _record(self, mark: RankPosition, spent: float, ranks: list[int], reason: str) -> None:
+    def _record(self, position: RankPosition, spent: float, ranks: list[int], reason: str) -> None:
         attempt, holder = self._context.attempt, self._context.holder
-        detail = {"ranks": ranks, "stage": mark.stage, "seconds": round(spent, 2), "told_by": self._rank}
-        row = event_row(attempt, holder.job, holder.restart, "hang", max(0, mark.step - 1), **detail, reason=reason)
+        detail = {"ranks": ranks, "stage": position.stage, "seconds": round(spent, 2), "told_by": self._rank}
+        step = max(0, position.step - 1)
+        row = event_row(attempt, holder.job, holder.restart, "hang", step, **detail, reason=reason)
         JsonlWriter(attempt.events).write(row)
 
 
-def time_limit(mark: RankPosition, limit: float) -> float:
-    """Return the seconds that the piece of work at ``mark`` may take, where a step may take ``limit``."""
-    return limit * (SLOW_FACTOR if mark.slow else 1)
+def time_limit(position: RankPosition, limit: float) -> float:
+    """Return the time limit of the span at ``position`` in seconds, where ``limit`` is that of a step."""
+    return limit * (SLOW_FACTOR if position.slow else 1)
 
 
-def _facts(context: RankContext) -> WatchedRank:
+def _watched_rank(context: RankContext) -> WatchedRank:
     return WatchedRank(
         rank=context.comm.topology.rank,
         attempt=str(context.attempt.path),

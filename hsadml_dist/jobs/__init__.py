@@ -1,1 +1,1 @@
-"""From a recipe to a run folder and to a Slurm job."""
+"""Prepare runs: from a recipe to a run folder, and to a Slurm job."""

@@ -1,4 +1,4 @@
-"""From a recipe on a command line to a run folder that its ranks can start from."""
+"""Turn a recipe and its overrides into a run folder that ranks can start from."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from hsadml_dist.run.folder import RunFolder
 
 RECIPES = Path(__file__).parents[1] / "launch" / "recipes"
 RUNS = Path("runs")
-SMOKE = ("train.steps=2", "checkpoint.every=1", "evaluation.at_end=true", "evaluation.resamples=100")
-LENGTHS = ("train.steps=", "train.epochs=")
+SMOKE_OVERRIDES = ("train.steps=2", "checkpoint.every=1", "evaluation.at_end=true", "evaluation.resamples=100")
+LENGTH_PREFIXES = ("train.steps=", "train.epochs=")
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Return the recipes that come with the package, by name."""
+    """Return the shipped recipes by name."""
     return {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
 
 
 def find_recipe(name_or_path: str) -> Path:
-    """Return the file of a recipe: a shipped one by its name, any other by its path.
+    """Return the path of a recipe, given the name of a shipped one or a path.
 
     Raises:
         ConfigError: There is no such recipe.
@@ -51,34 +51,33 @@ def find_recipe(name_or_path: str) -> Path:
 
 
 def resolve_recipe(recipe: str, overrides: Sequence[str], smoke: bool, world_size: int) -> LoadedRecipe:
-    """Return the settings that a run of ``world_size`` ranks would have; reads the recipe alone.
+    """Load a recipe with its overrides and check it for ``world_size`` ranks. Reads nothing but the recipe.
 
     Args:
         recipe: Path or shipped name.
-        overrides: ``key=value`` texts.
-        smoke: Whether to cut the run down to two steps, a checkpoint after each and a verdict.
+        overrides: ``key=value`` strings.
+        smoke: Whether to shorten the run to two steps, a checkpoint after each and an evaluation.
         world_size: Number of ranks.
 
     Raises:
-        ConfigError: The recipe or an override is wrong, or the ranks cannot share a batch evenly.
+        ConfigError: The recipe or an override is invalid, or the global batch cannot be divided by the ranks.
     """
     if smoke:
-        overrides = [*(text for text in overrides if not text.startswith(LENGTHS)), *SMOKE]
+        overrides = [*(text for text in overrides if not text.startswith(LENGTH_PREFIXES)), *SMOKE_OVERRIDES]
     loaded = load_recipe(find_recipe(recipe), overrides, find=find_recipe)
     batch = loaded.recipe.train.global_batch
     if world_size < 1 or batch % world_size:
         allowed = ", ".join(map(str, allowed_world_sizes(batch, max(2 * world_size, 8))))
-        problem = f"{batch} cannot be shared evenly by {world_size} ranks; numbers of ranks that can: {allowed}"
-        where = loaded.provenance["train.global_batch"]
-        raise ConfigError([Fault(where=where, key="train.global_batch", problem=problem)])
+        problem = f"{batch} is not divisible by {world_size} ranks; numbers of ranks that divide it: {allowed}"
+        raise ConfigError([_fault(loaded, "train.global_batch", problem)])
     return loaded
 
 
 def resolve_run_folder(recipe: str, overrides: Sequence[str], run: Path | None, smoke: bool, world_size: int) -> Path:
-    """Return the run folder that :func:`prepare_run` would use; writes nothing and looks at no shards.
+    """Return the run folder that :func:`prepare_run` would use, without writing it or reading shards.
 
     Raises:
-        ConfigError: As :func:`resolve_recipe`.
+        ConfigError: See :func:`resolve_recipe`.
     """
     if run is None:
         plain = resolve_recipe(recipe, overrides, False, world_size).recipe
@@ -91,29 +90,31 @@ def resolve_run_folder(recipe: str, overrides: Sequence[str], run: Path | None, 
 def prepare_run(recipe: str, overrides: Sequence[str], run: Path | None, smoke: bool, world_size: int) -> Path:
     """Check a recipe against its shards and the run folder, write ``RUN/config.yaml`` and return RUN.
 
-    Without ``run`` the folder is ``runs/RECIPE-FINGERPRINT``: the same settings go on in the same folder. A smoke
-    run has a folder of its own, ``RUN-smoke``, which starts anew each time.
+    Without ``run`` the folder is ``runs/RECIPE-FINGERPRINT``, so the same settings resume in the same folder. A smoke
+    run gets the folder ``RUN-smoke``, which is deleted before each start.
 
     Args:
         recipe: Path or shipped name.
-        overrides: ``key=value`` texts.
+        overrides: ``key=value`` strings.
         run: The run folder, new or existing.
         smoke: See :func:`resolve_recipe`.
         world_size: Number of ranks.
 
     Raises:
-        ConfigError: The recipe is wrong, does not fit its shards, or would change what an existing run is.
+        ConfigError: The recipe is invalid, does not fit its shards, or changes the identity of an existing run.
         DataError: The shards are missing or damaged.
-        UsageError: ``run`` exists and is no run folder.
+        UsageError: ``run`` exists and is not a run folder.
         RunError: The run folder cannot be written.
     """
     loaded = resolve_recipe(recipe, overrides, smoke, world_size)
     folder = RunFolder(resolve_run_folder(recipe, overrides, run, smoke, world_size))
-    _refuse_foreign(folder)
+    _require_new_or_run_folder(folder)
     index = open_shard_index(loaded.recipe.data.shards, fresh=True)
-    faults = [*_misfits(loaded, index), *_unfit_engine(loaded.recipe, world_size)]
+    problems = _data_problems(loaded.recipe, index)
+    faults = [_fault(loaded, key, problem) for key, problem in problems if problem is not None]
+    faults += _engine_faults(loaded.recipe, world_size)
     if not smoke and folder.config.is_file():
-        faults += _changes(loaded, folder, index)
+        faults += _identity_faults(loaded, folder, index)
     if faults:
         raise ConfigError(faults)
     try:
@@ -130,79 +131,78 @@ def require_run_folder(run: Path) -> Path:
     """Return ``run`` if it is a run folder.
 
     Raises:
-        UsageError: It is not.
+        UsageError: It is missing or has no config.yaml.
     """
     if not RunFolder(run).config.is_file():
-        raise UsageError(f"run folder {run}: " + ("holds no config.yaml" if run.is_dir() else "does not exist"))
+        raise UsageError(f"run folder {run}: " + ("has no config.yaml" if run.is_dir() else "does not exist"))
     return run
 
 
-def _refuse_foreign(folder: RunFolder) -> None:
+def _require_new_or_run_folder(folder: RunFolder) -> None:
     if folder.path.exists() and not folder.path.is_dir():
         raise UsageError(f"run folder {folder.path}: is a file; name a new folder or an existing run")
     if not folder.path.is_dir() or folder.config.is_file():
         return
     if any(not path.name.startswith(".") for path in folder.path.iterdir()):
-        raise UsageError(f"run folder {folder.path}: holds other files and no config.yaml; name a new folder or a run")
+        raise UsageError(f"run folder {folder.path}: contains other files; name a new folder or a run")
 
 
-def _misfits(loaded: LoadedRecipe, index: ShardIndex) -> Iterator[Fault]:
-    """Yield what the recipe asks of its shards that they do not have."""
-    data = loaded.recipe.data
+def _data_problems(recipe: Recipe, index: ShardIndex) -> Iterator[tuple[str, str | None]]:
+    """Yield each setting that depends on the shards or the images, with its problem or None."""
+    data = recipe.data
     for key, fold in (("data.fold", data.fold), ("data.val_fold", data.val_fold)):
         if fold is not None and fold not in index.fold_numbers:
             allowed = ", ".join(map(str, index.fold_numbers))
-            problem = f"{fold} is no fold of {data.shards}; its folds: {allowed}"
-            yield Fault(where=loaded.provenance[key], key=key, problem=problem)
-    unusable = None if data.stage is None else stage_path_problem(data.stage)
-    if unusable is not None:
-        yield Fault(where=loaded.provenance["data.stage"], key="data.stage", problem=unusable)
-    for key, text in model_problems(loaded.recipe.model.name, data.image_size):
-        yield Fault(where=loaded.provenance[key], key=key, problem=text)
-    unlearnable = label_problem(index, data)
-    if unlearnable is not None:
-        yield Fault(where=loaded.provenance["data.label"], key="data.label", problem=unlearnable)
+            yield key, f"{fold} is not a fold of {data.shards}; its folds: {allowed}"
+    if data.stage is not None:
+        yield "data.stage", stage_path_problem(data.stage)
+    yield from model_problems(recipe.model.name, data.image_size)
+    yield "data.label", label_problem(index, data)
 
 
-def _unfit_engine(recipe: Recipe, world_size: int) -> Iterator[Fault]:
-    """Yield what of DeepSpeed is wrong or missing, as far as it shows here."""
+def _engine_faults(recipe: Recipe, world_size: int) -> Iterator[Fault]:
+    """Yield invalid DeepSpeed settings, and a missing DeepSpeed where torch is installed."""
     if recipe.engine.name != "deepspeed":
         return
-    # A login node need not have either of them; where only one is missing, it was forgotten.
+    # A login node needs neither package. Where torch is installed, DeepSpeed was probably forgotten.
     if find_spec("torch") is not None and find_spec("deepspeed") is None:
         problem = "'deepspeed' needs the package deepspeed: pip install 'hsadml-dist[deepspeed]'"
         yield Fault(where="recipe", key="engine.name", problem=problem)
     try:
-        build_deepspeed_options(recipe, world_size)
+        build_deepspeed_options(recipe.engine, recipe.train.global_batch, world_size)
     except ConfigError as refused:
         yield from refused.faults
 
 
-def _changes(loaded: LoadedRecipe, folder: RunFolder, index: ShardIndex) -> Iterator[Fault]:
-    """Yield the settings that would make an existing run another one."""
+def _identity_faults(loaded: LoadedRecipe, folder: RunFolder, index: ShardIndex) -> Iterator[Fault]:
+    """Yield the settings that would change the identity of an existing run."""
     stored = load_recipe(folder.config).recipe
     before, now = stored.identity(), loaded.recipe.identity()
     for key in sorted(before.keys() | now.keys()):
         if key in before and key in now and before[key] != now[key]:
-            yield _change(loaded, folder, key, before[key], now[key], _why(key))
+            yield _changed_setting(loaded, folder, key, before[key], now[key], _why(key))
     for key in ("train.steps", "train.epochs"):
         was, wanted = _length(stored, key), _length(loaded.recipe, key)
         if key not in now and wanted is not None and was is not None and wanted < was:
-            yield _change(loaded, folder, key, was, wanted, "a run may grow but not shrink")
+            yield _changed_setting(loaded, folder, key, was, wanted, "a run may be extended but not shortened")
     if _holds_other_samples(stored.data.shards, index):
-        why = "its samples differ, and they are part of what a run is"
-        yield _change(loaded, folder, "data.shards", stored.data.shards, loaded.recipe.data.shards, why)
+        why = "its samples differ, and they are part of a run's identity"
+        yield _changed_setting(loaded, folder, "data.shards", stored.data.shards, loaded.recipe.data.shards, why)
 
 
-def _change(loaded: LoadedRecipe, folder: RunFolder, key: str, was: Any, wanted: Any, why: str) -> Fault:
-    problem = f"{wanted!r}, but {folder.path} was started with {was!r}: {why}; for a new run give another --run"
+def _changed_setting(loaded: LoadedRecipe, folder: RunFolder, key: str, was: Any, wanted: Any, why: str) -> Fault:
+    problem = f"{wanted!r}, but {folder.path} was started with {was!r}: {why}; for a new run choose another --run"
+    return _fault(loaded, key, problem)
+
+
+def _fault(loaded: LoadedRecipe, key: str, problem: str) -> Fault:
     return Fault(where=loaded.provenance[key], key=key, problem=problem)
 
 
 def _why(key: str) -> str:
     if key in ("train.steps", "train.epochs"):
-        return "the cosine schedule ends there, so another length is another curve from the first step on"
-    return "it is part of what a run is"
+        return "the cosine schedule ends there, so another length changes the learning rate from the first step on"
+    return "it is part of a run's identity"
 
 
 def _length(recipe: Recipe, key: str) -> int | None:
@@ -213,12 +213,12 @@ def _holds_other_samples(shards: str, index: ShardIndex) -> bool:
     try:
         return open_shard_index(shards, fresh=False).digest != index.digest
     except DataError:
-        # The run's first shards may have been moved or deleted; the checkpoint's own record is the judge then.
+        # The original shards may have been moved or deleted. The checkpoint's own record is compared at start then.
         return False
 
 
 def _with_absolute_paths(recipe: Recipe) -> Recipe:
-    """A run folder is also read from other directories than the one it was started in."""
+    """Make paths absolute, since a run folder is also read from other working directories."""
     data, engine = recipe.data, recipe.engine
     if not is_url(data.shards):
         data = dataclasses.replace(data, shards=str(Path(data.shards).absolute()))

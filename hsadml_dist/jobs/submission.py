@@ -1,17 +1,17 @@
-"""From a recipe to a job: what `hsadml submit` does, as functions; also the way to submit from Python."""
+"""Turn a recipe into a Slurm job: what ``hsadml submit`` does, and the way to submit from Python."""
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from hsadml_dist.data.remote import is_url
 from hsadml_dist.errors import ConfigError, Fault, UsageError
 from hsadml_dist.jobs.prepare import RUNS, find_recipe, prepare_run, resolve_recipe, resolve_run_folder
-from hsadml_dist.launch.rank import run_rank_and_exit
 from hsadml_dist.slurm.by_submitit import submit_by_submitit
 from hsadml_dist.slurm.environment import rank_interpreter, render_prologue, wrap_ranks
 from hsadml_dist.slurm.job_records import Backend, RequeueMode
@@ -19,24 +19,25 @@ from hsadml_dist.slurm.profiles import Profile, load_profile, profile_problems
 from hsadml_dist.slurm.sbatch import JobRequest
 from hsadml_dist.slurm.submit import check_request, submit
 
-LEAD_SECONDS = 30
+DEFAULT_SIGNAL_LEAD_SECONDS = 30
+RANK_MODULE = "hsadml_dist.launch.rank"
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobOptions:
-    """What of a job a profile may give, too; None leaves it to the profile, and then to the site.
+    """Options of a job that override its profile. None leaves an option to the profile and then to the site.
 
     Attributes:
-        partition: Slurm's partition.
-        account: The account that pays.
-        qos: The quality of service.
-        constraint: Features that the nodes must have.
+        partition: Slurm partition.
+        account: Account to charge.
+        qos: Quality of service.
+        constraint: Required node features.
         gres: Generic resources of each node, for instance ``gpu:4``.
         mem: Memory of each node, for instance ``64G``.
         time: Time limit, for instance ``12:00:00``.
         cpus_per_task: CPUs of each rank.
-        requeue: How a stopped job comes back.
-        signal_lead: Seconds before its end at which the job is told.
+        requeue: How a stopped job resumes.
+        signal_lead: Seconds before the time limit at which the job is signalled.
     """
 
     partition: str | None = None
@@ -53,20 +54,21 @@ class JobOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """A training, or an array of them, for Slurm.
+    """A run, or an array of runs, to submit to Slurm.
 
     Attributes:
         recipe: Path or shipped name.
-        overrides: ``key=value`` texts.
+        overrides: ``key=value`` strings.
         nodes: Number of nodes.
         tasks_per_node: Ranks on each node.
-        run: The run folder, or the folder of an array's; None: under ``runs``, named by what is trained.
-        smoke: Two steps and a verdict in a folder of its own.
-        folds: Held-out folds; more than one, or more than one seed, make an array.
+        run: The run folder, or the folder of an array's run folders. None means a folder under ``runs``, named after
+            the recipe and its fingerprint.
+        smoke: Run two steps and an evaluation in a folder of its own.
+        folds: Held-out folds. More than one fold, or more than one seed, makes an array.
         seeds: Seeds.
         profile: Path or name of a profile.
-        backend: Who writes the batch script and starts the ranks.
-        options: What else to ask for; it counts before the profile.
+        backend: Writer of the batch script and launcher of the ranks.
+        options: Options that override the profile.
     """
 
     recipe: str
@@ -83,61 +85,96 @@ class Submission:
 
     @property
     def world_size(self) -> int:
-        """Number of ranks of each training."""
+        """Number of ranks of each run."""
         return self.nodes * self.tasks_per_node
+
+    @property
+    def is_array(self) -> bool:
+        """Whether this makes more than one run."""
+        return len(self.folds) > 1 or len(self.seeds) > 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayElement:
-    """One training of a submission.
+    """One run of a submission.
 
     Attributes:
-        run: Its run folder.
-        overrides: All its settings beside the recipe's.
+        run: Its run folder; None means the default one.
+        overrides: Its overrides, including fold and seed.
     """
 
     run: Path | None
     overrides: tuple[str, ...]
 
 
-def submit_training(asked: Submission) -> str:
-    """Check everything, write the run folders and queue the job; returns its id.
+def submit_training(submission: Submission) -> str:
+    """Check everything, write the run folders and queue the job.
+
+    Returns:
+        The job id.
 
     Raises:
-        HsadmlError: What a user can repair, before anything is queued; see :mod:`hsadml_dist.errors`.
+        HsadmlError: Something that the user can repair, found before anything is queued.
     """
-    request = plan_job(asked)
+    request = plan_job(submission)
     check_request(request)
-    for element in elements(asked):
-        prepare_run(asked.recipe, element.overrides, element.run, asked.smoke, asked.world_size)
+    for element in array_elements(submission):
+        prepare_run(submission.recipe, element.overrides, element.run, submission.smoke, submission.world_size)
     request.run_dir.mkdir(parents=True, exist_ok=True)
-    return submit(request) if asked.backend == "sbatch" else submit_by_submitit(request, run_rank_and_exit)
+    return submit(request) if submission.backend == "sbatch" else submit_by_submitit(request, run_rank)
 
 
-def plan_job(asked: Submission) -> JobRequest:
-    """Return what would be asked of Slurm; writes nothing and looks at no shards.
+def run_rank(run: str) -> None:
+    """Train a run as one rank of a job. At module level, since submitit pickles it by name."""
+    importlib.import_module(RANK_MODULE).run_rank_and_exit(run)
+
+
+def plan_job(submission: Submission) -> JobRequest:
+    """Return the request to Slurm, without writing anything or reading shards.
 
     Raises:
-        ConfigError: The recipe is wrong.
-        UsageError: Numbers of nodes, tasks, folds or seeds make no sense.
+        ConfigError: The recipe, the profile or an option is invalid.
+        UsageError: The number of nodes or tasks is below 1, or a fold or seed is repeated.
     """
-    _refuse_nonsense(asked)
+    _check_numbers(submission)
+    recipe, smoke, world_size = submission.recipe, submission.smoke, submission.world_size
     runs = [
-        resolve_run_folder(asked.recipe, element.overrides, element.run, asked.smoke, asked.world_size).resolve()
-        for element in elements(asked)
+        resolve_run_folder(recipe, element.overrides, element.run, smoke, world_size).resolve()
+        for element in array_elements(submission)
     ]
-    home = runs[0] if _is_single(asked) else _home(asked).resolve()
-    profile = _with_options(Profile() if asked.profile is None else load_profile(asked.profile), asked.options)
-    around = wrap_ranks(profile, [str(Path.cwd()), str(home), *_shards(asked)])
+    run_dir = _array_folder(submission).resolve() if submission.is_array else runs[0]
+    profile = Profile() if submission.profile is None else load_profile(submission.profile)
+    request = job_request(
+        run_dir,
+        _merge_options(profile, submission.options),
+        nodes=submission.nodes,
+        tasks_per_node=submission.tasks_per_node,
+        mounts=[str(Path.cwd()), str(run_dir), *_shard_folders(submission)],
+    )
+    return replace(request, elements=tuple(runs) if submission.is_array else ())
+
+
+def job_request(
+    run_dir: Path, profile: Profile, *, nodes: int, tasks_per_node: int, mounts: Sequence[str]
+) -> JobRequest:
+    """Return the request for a job with the options of a profile.
+
+    Args:
+        run_dir: The run folder, absolute.
+        profile: The options.
+        nodes: Number of nodes.
+        tasks_per_node: Ranks on each node.
+        mounts: Folders that a container needs to see.
+    """
+    wrapper = wrap_ranks(profile, mounts)
     return JobRequest(
-        run_dir=home,
-        elements=() if _is_single(asked) else tuple(runs),
-        nodes=asked.nodes,
-        tasks_per_node=asked.tasks_per_node,
+        run_dir=run_dir,
+        nodes=nodes,
+        tasks_per_node=tasks_per_node,
         cpus_per_task=profile.cpus_per_task or 1,
         python=rank_interpreter(profile, sys.executable),
         working_dir=Path.cwd(),
-        job_name=home.name,
+        job_name=run_dir.name,
         partition=profile.partition,
         account=profile.account,
         qos=profile.qos,
@@ -146,85 +183,75 @@ def plan_job(asked: Submission) -> JobRequest:
         mem=profile.mem,
         time_limit=profile.time,
         requeue=profile.requeue or "self",
-        signal_lead_seconds=profile.signal_lead or LEAD_SECONDS,
+        signal_lead_seconds=profile.signal_lead or DEFAULT_SIGNAL_LEAD_SECONDS,
         options=profile.options,
         prologue=tuple(render_prologue(profile)),
-        srun_options=around.srun_options,
-        launcher=around.launcher,
+        srun_options=wrapper.srun_options,
+        launcher=wrapper.launcher,
     )
 
 
-def elements(asked: Submission) -> Iterator[ArrayElement]:
-    """Yield the trainings of a submission: one for each fold and seed."""
-    if _is_single(asked):
-        yield ArrayElement(run=asked.run, overrides=(*asked.overrides, *_pair(asked.folds, asked.seeds)))
-        return
-    home = _home(asked)
-    for fold, seed in itertools.product(asked.folds or (None,), asked.seeds or (None,)):
-        parts = [f"fold-{fold}"] * (fold is not None) + [f"seed-{seed}"] * (seed is not None)
-        yield ArrayElement(
-            run=home / "-".join(parts),
-            overrides=(*asked.overrides, *_pair(() if fold is None else (fold,), () if seed is None else (seed,))),
-        )
+def array_elements(submission: Submission) -> list[ArrayElement]:
+    """Return the runs of a submission: one for each pair of fold and seed."""
+    elements = []
+    for fold, seed in itertools.product(submission.folds or (None,), submission.seeds or (None,)):
+        named = [("fold", "data.fold", fold), ("seed", "train.seed", seed)]
+        run = submission.run
+        if submission.is_array:
+            name = "-".join(f"{name}-{value}" for name, _, value in named if value is not None)
+            run = _array_folder(submission) / name
+        chosen = (f"{key}={value}" for _, key, value in named if value is not None)
+        elements.append(ArrayElement(run=run, overrides=(*submission.overrides, *chosen)))
+    return elements
 
 
-def _with_options(profile: Profile, options: JobOptions) -> Profile:
-    """Return the profile with what was given beside it.
+def parse_numbers(option: str, text: str) -> tuple[int, ...]:
+    """Parse a list of numbers such as ``0,2`` or ``0-4``.
 
     Raises:
-        ConfigError: The two do not fit each other.
+        UsageError: ``text`` is something else.
     """
-    given = {field.name: getattr(options, field.name) for field in fields(options)}
-    merged = replace(profile, **{name: value for name, value in given.items() if value is not None})
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+            raise UsageError(f"{option} {text!r}: expected numbers such as 0,2 or 0-4")
+        numbers += range(int(first), int(last or first) + 1)
+    return tuple(numbers)
+
+
+def _merge_options(profile: Profile, options: JobOptions) -> Profile:
+    """Return the profile with the options that are set.
+
+    Raises:
+        ConfigError: Options and profile contradict each other.
+    """
+    merged = replace(profile, **{name: value for name, value in asdict(options).items() if value is not None})
     faults = [Fault(where="job", key=key, problem=problem) for key, problem in profile_problems(merged)]
     if faults:
         raise ConfigError(faults)
     return merged
 
 
-def _shards(asked: Submission) -> Iterator[str]:
-    """Yield the folder of shards, for a container to see; those behind an address need none."""
-    shards = resolve_recipe(asked.recipe, asked.overrides, asked.smoke, asked.world_size).recipe.data.shards
-    if not is_url(shards):
-        yield str(Path(shards).absolute())
+def _shard_folders(submission: Submission) -> Sequence[str]:
+    """Return the folder of the shards, to be mounted in a container; empty for shards behind a URL."""
+    loaded = resolve_recipe(submission.recipe, submission.overrides, submission.smoke, submission.world_size)
+    shards = loaded.recipe.data.shards
+    return [] if is_url(shards) else [str(Path(shards).absolute())]
 
 
-def _is_single(asked: Submission) -> bool:
-    return len(asked.folds) <= 1 and len(asked.seeds) <= 1
+def _array_folder(submission: Submission) -> Path:
+    """Return the folder that holds an array's run folders."""
+    if submission.run is not None:
+        return submission.run
+    plain = resolve_recipe(submission.recipe, submission.overrides, False, submission.world_size).recipe
+    return RUNS / f"{find_recipe(submission.recipe).stem}-{plain.fingerprint()}-array"
 
 
-def _pair(folds: Sequence[int], seeds: Sequence[int]) -> Iterator[str]:
-    yield from (f"data.fold={fold}" for fold in folds)
-    yield from (f"train.seed={seed}" for seed in seeds)
-
-
-def _home(asked: Submission) -> Path:
-    """Return the folder of an array's run folders."""
-    if asked.run is not None:
-        return asked.run
-    plain = resolve_recipe(asked.recipe, asked.overrides, False, asked.world_size).recipe
-    return RUNS / f"{find_recipe(asked.recipe).stem}-{plain.fingerprint()}-array"
-
-
-def _refuse_nonsense(asked: Submission) -> None:
-    for option, value in (("--nodes", asked.nodes), ("--tasks-per-node", asked.tasks_per_node)):
+def _check_numbers(submission: Submission) -> None:
+    for option, value in (("--nodes", submission.nodes), ("--tasks-per-node", submission.tasks_per_node)):
         if value < 1:
             raise UsageError(f"{option} {value}: at least 1")
-    for option, values in (("--folds", asked.folds), ("--seeds", asked.seeds)):
+    for option, values in (("--folds", submission.folds), ("--seeds", submission.seeds)):
         if len(set(values)) < len(values):
-            raise UsageError(f"{option} {','.join(map(str, values))}: names one of them twice")
-
-
-def numbers(option: str, text: str) -> tuple[int, ...]:
-    """Return the numbers of a text such as ``0,2`` or ``0-4``.
-
-    Raises:
-        UsageError: It is no such text.
-    """
-    found: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
-            raise UsageError(f"{option} {text!r}: expected numbers such as 0,2 or 0-4")
-        found += range(int(first), int(last or first) + 1)
-    return tuple(found)
+            raise UsageError(f"{option} {','.join(map(str, values))}: a number is repeated; give each once")

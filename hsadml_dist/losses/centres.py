@@ -1,8 +1,7 @@
-"""Class centres, their initialisation and layout, and the hyperspherical energy that spreads them over the sphere.
+"""Class centres: initialisation, layout, blocks of rows, class sampling, and the hyperspherical energy regulariser.
 
-Source of the energy: Liu et al., NeurIPS 2018 (MHE), equation 1 with s = 2 and angles as distances.
-
-Legend of shapes: C classes, K rows on this rank or of a block, J rows of a block of all ranks, D embedding components.
+Legend of shapes: C classes, K rows of a block or of this rank, J rows of a block of all ranks, R sampled rows,
+D embedding components, N samples.
 """
 
 from __future__ import annotations
@@ -12,24 +11,31 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
 from hsadml_dist.distributed.comm import Comm
-from hsadml_dist.losses.blocks import normalize_backward_, normalize_rows
+from hsadml_dist.hashing import hash_key, splitmix64
 from hsadml_dist.losses.curves import min_sine, sine_of
 
 Layout = Literal["replicated", "sharded"]
 
+MIN_ROW_NORM = 1e-12
+"""Shorter rows have no direction: their cosines and gradients are 0."""
+
+ENERGY_BLOCK = 1024
+"""Number of rows compared at a time by :func:`hyperspherical_energy`."""
+
 
 class Centres(nn.Module):
-    """The centres of a contiguous range of the classes: of all of them where replicated, of a rank's where sharded.
+    """Centres of a contiguous range of classes: all classes if replicated, the classes of one rank if sharded.
 
     Attributes:
         classes: C, the number of all classes.
-        rows: Class ids of the rows held here; may be none.
-        weight: Parameter (K, D); only the rows' directions matter to the losses.
+        rows: Class ids of the local rows; may be empty.
+        weight: Parameter (K, D); the losses depend only on the directions of its rows.
     """
 
     def __init__(self, classes: int, dim: int, seed: int, rows: range | None = None) -> None:
@@ -42,9 +48,9 @@ class Centres(nn.Module):
 def resolve_layout(
     layout: Literal["auto", "replicated", "sharded"], *, classes: int, global_batch: int, world_size: int
 ) -> Layout:
-    """Return the layout that ``auto`` stands for: the one whose messages are smaller.
+    """Return ``layout``, with ``auto`` resolved to the layout that sends less.
 
-    Replicated centres reduce a gradient of C * D numbers a step; sharded ones gather and scatter 2 * N * D.
+    Replicated centres all-reduce a gradient of C * D numbers per step; sharded ones gather and scatter 2 * N * D.
     """
     if layout != "auto":
         return layout
@@ -52,52 +58,143 @@ def resolve_layout(
 
 
 def initial_rows(classes: range, dim: int, seed: int) -> torch.Tensor:
-    """Return unit rows (len(classes), D), fp32; a row depends on (seed, class id) only, so never on the layout."""
+    """Return unit rows (len(classes), D), fp32; each depends only on seed and class id, hence not on the layout."""
     rows = torch.empty(len(classes), dim)
-    generator, start = torch.Generator(), _start(seed)
+    digest = hashlib.blake2b(f"centres {seed}".encode(), digest_size=4).digest()
+    generator, start = torch.Generator(), int.from_bytes(digest, "little")
     for row, class_id in zip(rows, classes, strict=True):
-        # The generator keeps 32 bits of its seed: from a start of the run's own, classes count up, so no two agree.
+        # The generator uses 32 bits of its seed: counting up from a start that depends on the run avoids duplicates.
         row.normal_(generator=generator.manual_seed((start + class_id) % 2**32))
     return nn.functional.normalize(rows, dim=1, out=rows)
 
 
 def at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
-    """Return halves as fp32; fp32 and fp64 as they are."""
+    """Return half-precision tensors as fp32, others unchanged."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def _start(seed: int) -> int:
-    return int.from_bytes(hashlib.blake2b(f"centres {seed}".encode(), digest_size=4).digest(), "little")
+@dataclass(frozen=True, kw_only=True)
+class SampledRows:
+    """Rows that are compared in a step with class sampling.
+
+    Attributes:
+        position_R: Ascending positions in the local weight.
+        drawn_R: Whether the row was drawn; otherwise it is included only as the target of some samples.
+    """
+
+    position_R: torch.Tensor
+    drawn_R: torch.Tensor
 
 
-ENERGY_BLOCK = 1024
-"""Rows compared with rows at a time."""
+def sample_rows(rows: range, label_N: torch.Tensor, *, rate: float, seed: int, step: int) -> SampledRows:
+    """Return the rows compared in a step: those drawn and those that are targets.
+
+    Source: An et al., PartialFC, CVPR 2022, with two differences: a hash of seed, step and class id decides whether a
+    class is drawn, and a target that was not drawn counts only for its own samples. The result therefore depends
+    neither on the number of ranks nor on how the batch is split.
+
+    Args:
+        rows: Class ids of the local rows.
+        label_N: Targets of the compared samples.
+        rate: Share of the classes to draw, in (0, 1].
+        seed: Seed of the run.
+        step: Global step of the run.
+    """
+    hashes = splitmix64(np.arange(rows.start, rows.stop, dtype=np.uint64), hash_key(f"classes {seed} {step}"))
+    # Compare the upper 63 bits with "<=": at a rate of 1, the bound 2**63 of "<" would not fit into int64.
+    drawn_C = torch.from_numpy((hashes >> np.uint64(1)).astype(np.int64) <= int(rate * 2**63) - 1).to(label_N.device)
+    included_C = drawn_C.clone()
+    local = (label_N >= rows.start) & (label_N < rows.stop)
+    included_C[label_N[local] - rows.start] = True
+    position_R = included_C.nonzero().squeeze(1)
+    return SampledRows(position_R=position_R, drawn_R=drawn_C[position_R])
+
+
+@dataclass(frozen=True, kw_only=True)
+class CentreBlock:
+    """A block of centre rows.
+
+    Attributes:
+        index: The rows in the local weight: a slice, or positions (K,).
+        class_K: Their class ids, ascending.
+        weight_KD: The rows, not normalised.
+        drawn_K: With class sampling: whether the row counts for all samples, or only as the target of some.
+    """
+
+    index: slice | torch.Tensor
+    class_K: torch.Tensor
+    weight_KD: torch.Tensor
+    drawn_K: torch.Tensor | None = None
+
+    def targets(self, label_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (samples, columns), both (n,): the samples whose target is in this block, and its column."""
+        column_N = torch.searchsorted(self.class_K, label_N).clamp_(max=len(self.class_K) - 1)
+        sample = (self.class_K[column_N] == label_N).nonzero().squeeze(1)
+        return sample, column_N[sample]
+
+
+def iter_blocks(
+    weight_CD: torch.Tensor, first_class: int, size: int, sampled: SampledRows | None
+) -> Iterator[CentreBlock]:
+    """Yield all rows of a weight, or the sampled ones, in blocks, so that all of them are never copied at once.
+
+    Args:
+        weight_CD: The local rows.
+        first_class: Class id of the first row.
+        size: Rows per block.
+        sampled: The rows to compare; None means all.
+    """
+    count = len(weight_CD) if sampled is None else len(sampled.position_R)
+    for start in range(0, count, size):
+        if sampled is None:
+            index: slice | torch.Tensor = slice(start, min(start + size, count))
+            class_K = torch.arange(start, min(start + size, count), device=weight_CD.device) + first_class
+            yield CentreBlock(index=index, class_K=class_K, weight_KD=weight_CD[index])
+        else:
+            index = sampled.position_R[start : start + size]
+            drawn_K = sampled.drawn_R[start : start + size]
+            yield CentreBlock(index=index, class_K=index + first_class, weight_KD=weight_CD[index], drawn_K=drawn_K)
+
+
+def normalize_rows(rows_ND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (unit rows (N, D), reciprocals of their norms (N,)); zeros for rows shorter than ``MIN_ROW_NORM``."""
+    norm_N = torch.linalg.vector_norm(rows_ND, dim=1)
+    inverse_N = torch.where(norm_N > MIN_ROW_NORM, 1 / norm_N, 0.0)
+    return rows_ND * inverse_N[:, None], inverse_N
+
+
+def normalize_backward_(grad_ND: torch.Tensor, unit_ND: torch.Tensor, inverse_N: torch.Tensor) -> torch.Tensor:
+    """Backpropagate through :func:`normalize_rows` in place; return ``grad_ND``."""
+    along_N = torch.linalg.vecdot(grad_ND, unit_ND)
+    return grad_ND.addcmul_(unit_ND, along_N[:, None], value=-1).mul_(inverse_N[:, None])
 
 
 def hyperspherical_energy(centres: Centres, layout: Layout, comm: Comm) -> torch.Tensor:
     """Return the mean of ``angle ** -2`` over all pairs of classes, a scalar; 0 for fewer than two classes.
 
-    Differentiable in the rows held here: each rank's gradient is the whole one of its rows. With sharded centres all
-    ranks must call it together. The time is that of C * C * D multiplications over W ranks. Equal centres count as
-    those at the smallest angle that their dtype can tell.
+    Differentiable in the local rows; each rank gets their complete gradient. Collective if the centres are sharded:
+    every rank must call it. The cost is C * C * D multiplications divided by the number of ranks. Identical centres
+    count as being at the smallest angle that their dtype resolves.
+
+    Source: Liu et al., NeurIPS 2018 (MHE), equation 1 with s = 2 and angles as distances.
     """
     return _Energy.apply(centres.weight, _Pairs(centres=centres, comm=comm if layout == "sharded" else None))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Pairs:
-    """Whom the rows of this rank are compared with.
+    """The pairs of classes whose first class is local.
 
     Attributes:
-        centres: This rank's rows.
-        comm: The ranks that hold the others; None: this one holds all.
+        centres: The local rows.
+        comm: The ranks that hold the other rows; None if all rows are local.
     """
 
     centres: Centres
     comm: Comm | None
 
     def blocks(self, weight_CD: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield (class ids (J,), unit rows (J, D)) of all classes, some of each rank's at a time."""
+        """Yield (class ids (J,), unit rows (J, D)) of all classes; each block has rows of every rank."""
         ids = torch.arange(self.centres.rows.start, self.centres.rows.stop, device=weight_CD.device)
         sizes = [len(ids)] if self.comm is None else self.comm.all_gather_sizes(len(ids))
         for start in range(0, max(sizes), ENERGY_BLOCK):
@@ -106,18 +203,14 @@ class _Pairs:
             if self.comm is None:
                 yield ids[part], unit_JD
             else:
-                here = [len(range(size)[part]) for size in sizes]
-                yield self.comm.all_gather_rows(ids[part], here), self.comm.all_gather_rows(unit_JD, here)
-
-    def total(self, value: torch.Tensor) -> torch.Tensor:
-        """Add over the ranks."""
-        return value if self.comm is None else self.comm.all_reduce_sum(value)
+                counts = [len(range(size)[part]) for size in sizes]
+                yield self.comm.all_gather_rows(ids[part], counts), self.comm.all_gather_rows(unit_JD, counts)
 
 
 class _Energy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight_CD: torch.Tensor, pairs: _Pairs) -> torch.Tensor:
-        """Return the mean; its gradient is computed in passing, from the same angles."""
+        """Return the mean; its gradient is computed in the same pass, from the same angles."""
         classes = pairs.centres.classes
         unit_CD, inverse_C = normalize_rows(weight_CD)
         grad_CD, total = torch.zeros_like(weight_CD), weight_CD.new_zeros(())
@@ -131,7 +224,7 @@ class _Energy(torch.autograd.Function):
                     grad_CD[part].addmm_(slope_KJ, unit_JD)
         norm = 1 / max(1, classes * (classes - 1))
         ctx.save_for_backward(normalize_backward_(grad_CD, unit_CD, inverse_C).mul_(2 * norm))
-        return pairs.total(total) * norm
+        return (total if pairs.comm is None else pairs.comm.all_reduce_sum(total)) * norm
 
     @staticmethod
     @once_differentiable
@@ -142,11 +235,11 @@ class _Energy(torch.autograd.Function):
 
 
 def _block_energy(
-    unit_KD: torch.Tensor, unit_JD: torch.Tensor, first: int, ids_J: torch.Tensor
+    unit_KD: torch.Tensor, unit_JD: torch.Tensor, first_class: int, ids_J: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the sum over pairs, and its derivatives (K, J) by their cosines; a class is no pair with itself."""
+    """Return the sum over pairs of different classes, and its derivatives (K, J) with respect to their cosines."""
     cos_KJ = (unit_KD @ unit_JD.T).clamp_(-1, 1)
-    ids_K = torch.arange(first, first + len(unit_KD), device=ids_J.device)
+    ids_K = torch.arange(first_class, first_class + len(unit_KD), device=ids_J.device)
     other_KJ = ids_K[:, None] != ids_J
     sine_KJ = sine_of(cos_KJ).clamp_(min=min_sine(cos_KJ.dtype))
     angle_KJ = torch.atan2(sine_KJ, cos_KJ)

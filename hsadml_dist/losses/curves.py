@@ -1,8 +1,7 @@
-"""Curves over the cosine: what a margin does to the target's logit and to the others', each with its derivative.
+"""Margin curves over the cosine, for the target logit and for the other logits, each with its derivative.
 
-Every curve is written out with its slope, so that no arccosine is ever differentiated. Where a slope has a pole (the
-angle at 0 or pi), the sine is kept from falling below :func:`min_sine`, which leaves every gradient finite and
-changes nothing elsewhere.
+Every curve returns its slope explicitly, so no arccosine is ever differentiated. Where a slope has a pole (at an angle
+of 0 or pi), the sine is clamped to :func:`min_sine`, which keeps every gradient finite and changes nothing elsewhere.
 """
 
 from __future__ import annotations
@@ -16,23 +15,23 @@ Curve = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """Maps cosines of any shape to (value, slope) of the same shape and dtype."""
 
 TargetCurve = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""Maps cosines (N,) and the samples' qualities (N,), which only AdaFace looks at, to (value, slope)."""
+"""Maps cosines (N,) and sample qualities (N,), which only AdaFace uses, to (value, slope)."""
 
 
 def for_target(curve: Curve) -> TargetCurve:
-    """Return a curve as one of the target class that looks at no quality."""
+    """Return ``curve`` as a target curve that ignores the quality."""
     return lambda cos_N, quality_N: curve(cos_N)
 
 
 def identity(cos: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (cos, 1): no margin. The value is ``cos`` itself."""
+    """Return (cos, 1): no margin. The value is ``cos`` itself, not a copy."""
     return cos, _ones(cos)
 
 
 def multiplied_angle(m: float) -> Curve:
     """Return SphereFace's ``psi = (-1)^k cos(m theta) - 2k`` for theta in ``[k pi/m, (k+1) pi/m]``, any real m >= 1.
 
-    For a whole m, ``cos(m theta)`` is the Chebyshev polynomial ``T_m(cos)`` and its derivative ``m U_{m-1}(cos)``.
+    For an integer m, ``cos(m theta)`` is the Chebyshev polynomial ``T_m(cos)`` and its derivative ``m U_{m-1}(cos)``.
     Source: Liu et al., CVPR 2017, equations 6 and 7.
     """
     edges = [math.cos(k * math.pi / m) for k in range(1, math.ceil(m))]
@@ -68,15 +67,15 @@ def divided_angle(m: float) -> Curve:
 def added_angle(m: float) -> Curve:
     """Return ArcFace's ``cos(theta + m)``; where ``theta + m`` exceeds pi, ``cos + cos(m) - 1``.
 
-    There the cosine would rise again. Held at -1 it would be flat: embeddings opposite to all centres would have no
-    gradient and, with few classes, a small loss, and trainings did end there. A straight line goes on instead.
-    Source: Deng et al., CVPR 2019, equation 3; their released code goes on with ``cos - m sin(m)``, which jumps.
+    Beyond pi the cosine would rise again. Clamped to -1 it would be flat: embeddings opposite to all centres would get
+    no gradient and, with few classes, a small loss; trainings did get stuck there. A straight line avoids this.
+    Source: Deng et al., CVPR 2019, equation 3; their released code uses ``cos - m sin(m)``, which is discontinuous.
     """
     cos_m, sin_m, end = math.cos(m), math.sin(m), math.cos(math.pi - m)
 
     def psi(cos: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         sine = sine_of(cos)
-        # cos(theta + m) without the angle: an arccosine near 1 has half of the digits.
+        # Not computed from the angle: an arccosine near 1 loses half of the digits.
         value = cos * cos_m - sine * sin_m
         slope = cos_m + sin_m * cos / sine.clamp(min=min_sine(cos.dtype))
         inside = cos > end
@@ -99,7 +98,7 @@ def sharpened(power: float, shift: float) -> Curve:
     def curve(cos: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         half = (cos + 1) / 2
         rest = half ** (power - 1)
-        # Constants that every logit shares must be exact: a common error does not average out.
+        # Constants shared by all logits must be exact: a common error does not average out.
         return half.mul_(rest).mul_(2).sub_(1).add_(shift), rest.mul_(power)
 
     return curve
@@ -108,7 +107,7 @@ def sharpened(power: float, shift: float) -> Curve:
 def norm_adaptive(m: float) -> TargetCurve:
     """Return AdaFace's ``cos(theta - m q) - (m + m q)`` for samples of quality q in [-1, 1].
 
-    The angle with its margin stays within [0, pi]. Source: Kim et al., CVPR 2022, equations 14 to 16.
+    The angle plus margin is clamped to [0, pi]. Source: Kim et al., CVPR 2022, equations 14 to 16.
     """
 
     def psi(cos_N: torch.Tensor, quality_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -133,7 +132,7 @@ def annealed(psi: Curve, weight: float) -> Curve:
 
 
 def characteristic(curve: Curve) -> Curve:
-    """Return the curve with slope 1 everywhere: the margin's offset moves the value, not the gradient.
+    """Return the curve with slope 1 everywhere: the margin shifts the value but not the gradient.
 
     Source: Liu et al., TPAMI 2022, the characteristic gradient detachment.
     """
@@ -141,34 +140,34 @@ def characteristic(curve: Curve) -> Curve:
 
 
 def characteristic_target(psi: TargetCurve) -> TargetCurve:
-    """Return a target's curve with slope 1 everywhere, see :func:`characteristic`."""
+    """Return a target curve with slope 1 everywhere, see :func:`characteristic`."""
     return lambda cos_N, quality_N: (psi(cos_N, quality_N)[0], _ones(cos_N))
 
 
 def sine_of(cos: torch.Tensor) -> torch.Tensor:
-    """Return the sine of the angle whose cosine is given."""
+    """Return the non-negative sine of the angle with this cosine."""
     return ((1 - cos) * (1 + cos)).clamp(min=0).sqrt()
 
 
 def min_sine(dtype: torch.dtype) -> float:
-    """Return the sine below which a cosine of this dtype no longer tells the angle: the root of its rounding unit."""
+    """Return the smallest sine that a cosine of this dtype still resolves: the square root of its machine epsilon."""
     return math.sqrt(torch.finfo(dtype).eps)
 
 
 def _ones(cos: torch.Tensor) -> torch.Tensor:
-    return cos.new_ones(()).expand_as(cos)  # no memory of its own
+    return cos.new_ones(()).expand_as(cos)  # a view: allocates no memory
 
 
 def _flat_below(
     end: float, cos: torch.Tensor, value: torch.Tensor, slope: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return value and slope where the cosine is above ``end``, and (-1, 0) where the angle has reached its end."""
+    """Return (value, slope) where the cosine is above ``end``, and (-1, 0) elsewhere."""
     inside = cos > end
     return torch.where(inside, value, -1.0), slope * inside
 
 
 def _angle_wave(m: float) -> Curve:
-    """Return ``cos(m theta)`` for a real m, by way of the angle."""
+    """Return ``cos(m theta)`` for a real m, computed from the angle."""
 
     def wave(cos: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         sine = sine_of(cos)
@@ -179,7 +178,7 @@ def _angle_wave(m: float) -> Curve:
 
 
 def _chebyshev_wave(m: int) -> Curve:
-    """Return ``(T_m, m U_{m-1})`` by their three-term recurrences."""
+    """Return the Chebyshev polynomials ``(T_m, m U_{m-1})`` by their three-term recurrences."""
 
     def wave(cos: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         t_before, t_now = torch.ones_like(cos), cos

@@ -13,28 +13,31 @@ Legend of shapes: B local samples, N compared samples, W ranks, D embedding comp
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from hsadml_dist.distributed.comm import Comm
-from hsadml_dist.losses.blocks import SampledRows, sample_rows
-from hsadml_dist.losses.centres import Centres, Layout, at_least_fp32
-from hsadml_dist.losses.exchange import Exchange, GatherExchange, LocalExchange
+from hsadml_dist.losses.centres import Centres, Layout, SampledRows, at_least_fp32, sample_rows
 from hsadml_dist.losses.global_loss import StepPlan, global_loss
 from hsadml_dist.losses.margins import AdaptiveNorm, MarginLoss
+from hsadml_dist.losses.reducers import Exchange, GatherExchange, LocalExchange
+
+MEBIBYTE = 2**20
 
 MIN_NORM, MAX_NORM = 0.001, 100.0
-"""Lengths are cut off at these, as in the authors' released code."""
+"""Embedding norms are clamped to this range, as in the released code of AdaFace."""
 
 
 class EmbeddingNormStatistics(nn.Module):
-    """Mean and deviation of the lengths, moved once a step by the whole step's batch.
+    """Running mean and standard deviation of the embedding norms, from which AdaFace computes sample quality.
 
-    A step is judged by the statistics of the steps before it. The authors let the batch in hand count with its own
-    1 %; here it counts from the next step on, so that neither the number of ranks nor that of the parts of a batch
-    changes anything. Source: Kim et al., CVPR 2022, equation 13 and section 3.3; starting values as released.
+    They are updated once per step, by the global batch, and a step uses the statistics of the steps before it. The
+    authors include the current batch with its weight of 1 %; here it counts from the next step on, so that results
+    depend neither on the number of ranks nor on the number of micro-batches. Source: Kim et al., CVPR 2022, equation 13
+    and section 3.3; initial values as released.
 
     Attributes:
         mean: Scalar, fp64.
@@ -49,27 +52,27 @@ class EmbeddingNormStatistics(nn.Module):
         self._settings = settings
         self.register_buffer("mean", torch.tensor(20.0, dtype=torch.float64))
         self.register_buffer("deviation", torch.tensor(100.0, dtype=torch.float64))
-        self._seen = torch.zeros(3, dtype=torch.float64)
+        self._sums = torch.zeros(3, dtype=torch.float64)
 
     def qualities(self, norm_N: torch.Tensor) -> torch.Tensor:
-        """Return the samples' qualities (N,), in [-1, 1], for lengths (N,)."""
+        """Return the sample qualities (N,), in [-1, 1], for embedding norms (N,)."""
         spread = (self.deviation / self._settings.concentration).clamp(min=MIN_NORM)
-        return ((_cut(norm_N).double() - self.mean) / spread).clamp(-1, 1).to(norm_N.dtype)
+        return ((_clamp(norm_N).double() - self.mean) / spread).clamp(-1, 1).to(norm_N.dtype)
 
-    def see(self, norm_B: torch.Tensor) -> None:
-        """Take note of this rank's samples of the step in hand."""
-        norm_B = _cut(norm_B.detach().double())
+    def accumulate(self, norm_B: torch.Tensor) -> None:
+        """Add the norms of local samples to the sums of the current step."""
+        norm_B = _clamp(norm_B.detach().double())
         sums = torch.stack([norm_B.new_tensor(len(norm_B)), norm_B.sum(), norm_B.square().sum()])
-        self._seen = self._seen.to(sums.device) + sums
+        self._sums = self._sums.to(sums.device) + sums
 
-    def forget(self) -> None:
-        """Let go of what was seen of the step in hand."""
-        self._seen = torch.zeros_like(self._seen)
+    def discard(self) -> None:
+        """Reset the sums of the current step."""
+        self._sums = torch.zeros_like(self._sums)
 
-    def move(self, comm: Comm) -> None:
-        """End the step: move the statistics towards those of all that the ranks have seen in it."""
-        count, total, squares = comm.all_reduce_sum(self._seen.to(self.mean.device)).unbind()
-        self.forget()
+    def update(self, comm: Comm) -> None:
+        """End the step: move the statistics towards those of the global batch. Collective: every rank must call it."""
+        count, total, squares = comm.all_reduce_sum(self._sums.to(self.mean.device)).unbind()
+        self.discard()
         if count < 2:
             return
         mean = total / count
@@ -78,23 +81,20 @@ class EmbeddingNormStatistics(nn.Module):
         self.deviation.lerp_(deviation, self._settings.momentum)
 
 
-def _cut(norm_N: torch.Tensor) -> torch.Tensor:
+def _clamp(norm_N: torch.Tensor) -> torch.Tensor:
     return norm_N.clamp(MIN_NORM, MAX_NORM)
-
-
-MEBIBYTE = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossCompute:
-    """How the loss is computed; nothing here but the sampling changes what is computed.
+    """How to compute the loss; only class sampling changes its value.
 
     Attributes:
-        backward: store: keep all cosines for the backward pass; stream: compute them twice; auto: keep what fits.
-        memory_mib: What ``auto`` may keep, in MiB.
-        block: Classes compared at a time.
+        backward: store: keep all cosines for the backward pass; stream: compute them twice; auto: store if they fit.
+        memory_mib: Memory for the cosines under ``auto``, in MiB.
+        block: Number of classes compared at a time.
         sample_rate: Share of the classes that a step compares with.
-        seed: The run's seed, for the sampling.
+        seed: Seed of the run, for class sampling.
     """
 
     backward: Literal["auto", "store", "stream"] = "auto"
@@ -108,10 +108,11 @@ class DistributedLoss(nn.Module):
     """Margin loss of the global batch.
 
     Attributes:
-        centres: The class centres of this rank, trained by an optimiser of their own.
-        bias: Parameter () of losses that have one, alike on all ranks; else None.
-        norms: Statistics of adaptive losses, alike on all ranks; else None.
-        layout: Who holds the centres.
+        centres: The local class centres, trained by their own optimizer.
+        bias: Parameter () of losses that have one, equal on all ranks; else None.
+        norms: Statistics of adaptive losses, equal on all ranks; else None.
+        layout: Whether every rank holds all centres or only its share.
+        comm: The ranks.
     """
 
     def __init__(
@@ -120,77 +121,105 @@ class DistributedLoss(nn.Module):
         loss: MarginLoss,
         comm: Comm,
         layout: Layout = "replicated",
-        computing: LossCompute | None = None,
+        compute: LossCompute | None = None,
     ) -> None:
         super().__init__()
         self.centres = centres
         self.layout = layout
-        self._loss, self._comm, self._computing = loss, comm, computing or LossCompute()
+        self._loss, self.comm, self._compute = loss, comm, compute or LossCompute()
         start = loss.reducer.initial_bias(centres.classes)
         self.bias = None if start is None else nn.Parameter(torch.tensor(start))
         self.norms = None if loss.adaptive is None else EmbeddingNormStatistics(loss.adaptive)
 
-    def forward(self, emb_BD: torch.Tensor, label_B: torch.Tensor, *, step: int, count: int) -> torch.Tensor:
-        """Return this rank's share of the mean loss; with sharded centres all ranks must call it together.
+    def forward(
+        self, emb_BD: torch.Tensor, label_B: torch.Tensor, *, step: int, count: int, average_gradients: bool = False
+    ) -> torch.Tensor:
+        """Return the local share of the mean loss. Collective if the centres are sharded: every rank must call it.
 
         Args:
-            emb_BD: Embeddings (B, D), any float dtype; halves are raised to fp32, fp64 stays. B may be 0.
+            emb_BD: Embeddings (B, D), any floating dtype; half precision is raised to fp32. B may be 0.
             label_B: Class ids (B,), int64, in [0, C).
-            step: The run's global step, from 1; drives annealing and sampling.
-            count: The number of samples of the whole step over all ranks.
+            step: Global step of the run, from 1; determines annealing and sampling.
+            count: Number of samples of the whole step over all ranks.
+            average_gradients: Average the gradients of replicated parameters over the ranks in the backward pass, which
+                is then collective; otherwise the caller averages them.
 
         Returns:
-            Scalar: ``W / count * sum of local losses``. Its average over ranks is the global mean.
+            Scalar: ``W / count * sum of local losses``. Its average over the ranks is the global mean.
         """
         emb_BD = at_least_fp32(emb_BD)
         if self.norms is not None and emb_BD.requires_grad:
-            self.norms.see(torch.linalg.vector_norm(emb_BD, dim=1))
-        return global_loss(emb_BD, self.centres.weight, self.bias, label_B, self._plan(len(label_B), step, count))
+            self.norms.accumulate(torch.linalg.vector_norm(emb_BD, dim=1))
+        weight_CD, bias = self.centres.weight, self.bias
+        if average_gradients and self.comm.topology.world_size > 1:
+            weight_CD = weight_CD if self.layout == "sharded" else _AverageGradient.apply(weight_CD, self.comm)
+            bias = None if bias is None else _AverageGradient.apply(bias, self.comm)
+        return global_loss(emb_BD, weight_CD, bias, label_B, self._plan(len(label_B), step, count))
 
-    def placed(self, dtype: torch.dtype) -> DistributedLoss:
-        """Move to the ranks' device, parameters in ``dtype``; statistics stay fp64. Returns itself."""
-        self.to(self._comm.device)
+    def to_training_dtype(self, dtype: torch.dtype) -> DistributedLoss:
+        """Move the loss to the device of the ranks and its parameters to ``dtype``; statistics stay fp64.
+
+        Returns:
+            The loss itself.
+        """
+        self.to(self.comm.device)
         for parameter in self.parameters():
             parameter.data = parameter.data.to(dtype)
         return self
 
     def end_step(self) -> None:
-        """Move what is learnt of a whole step's batch; called by all ranks after the last part of a step."""
+        """Update the statistics after the last micro-batch of a step. Collective: every rank must call it."""
         if self.norms is not None:
-            self.norms.move(self._comm)
+            self.norms.update(self.comm)
 
-    def forget_step(self) -> None:
-        """Let go of what was noted of the step in hand, which counts for nothing."""
+    def discard_step(self) -> None:
+        """Drop what was accumulated for the statistics in the current step."""
         if self.norms is not None:
-            self.norms.forget()
+            self.norms.discard()
 
     def _plan(self, local: int, step: int, count: int) -> StepPlan:
-        world, sharded = self._comm.topology.world_size, self.layout == "sharded"
-        exchange: Exchange = GatherExchange(self._comm) if sharded else LocalExchange()
+        world, sharded = self.comm.topology.world_size, self.layout == "sharded"
+        exchange: Exchange = GatherExchange(self.comm) if sharded else LocalExchange()
         return StepPlan(
             margin=self._loss.at(step),
             reducer=self._loss.reducer,
             quality=self._qualities,
             exchange=exchange,
-            first=self.centres.rows.start,
-            choose=lambda label_N: self._chosen(label_N, step),
+            first_class=self.centres.rows.start,
+            sample=lambda label_N: self._sample(label_N, step),
             share=world / count,
             centre_share=(1 if sharded else world) / count,
             store=self._stores(local * (world if sharded else 1)),
-            block=self._computing.block,
+            block=self._compute.block,
         )
 
     def _qualities(self, norm_N: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(norm_N) if self.norms is None else self.norms.qualities(norm_N)
 
-    def _chosen(self, label_N: torch.Tensor, step: int) -> SampledRows | None:
-        chosen = self._computing
-        if chosen.sample_rate >= 1:
+    def _sample(self, label_N: torch.Tensor, step: int) -> SampledRows | None:
+        compute = self._compute
+        if compute.sample_rate >= 1:
             return None
-        return sample_rows(self.centres.rows, label_N, rate=chosen.sample_rate, seed=chosen.seed, step=step)
+        return sample_rows(self.centres.rows, label_N, rate=compute.sample_rate, seed=compute.seed, step=step)
 
     def _stores(self, compared: int) -> bool:
-        if self._computing.backward != "auto":
-            return self._computing.backward == "store"
+        if self._compute.backward != "auto":
+            return self._compute.backward == "store"
         size = compared * len(self.centres.rows) * self.centres.weight.element_size()
-        return size <= self._computing.memory_mib * MEBIBYTE
+        return size <= self._compute.memory_mib * MEBIBYTE
+
+
+class _AverageGradient(torch.autograd.Function):
+    """The identity, whose gradient is averaged over the ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, parameter: torch.Tensor, comm: Comm) -> torch.Tensor:
+        """Return a view of the parameter."""
+        ctx.comm = comm
+        return parameter.view_as(parameter)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Return the average of the gradient."""
+        return ctx.comm.all_reduce_sum(grads[0].clone()) / ctx.comm.topology.world_size, None

@@ -1,7 +1,7 @@
-"""The family of margin losses: each a pair (psi, eta), a reducer, and its defaults.
+"""The family of margin losses: each is a pair of curves (psi, eta), a reducer, and default settings.
 
-The logit of the target class is ``scale * psi(cos)``, that of any other class ``scale * eta(cos)``. A loss adds nothing
-but its pair and its defaults here; normalising, gathering, reducing and differentiating are written once elsewhere.
+The logit of the target class is ``scale * psi(cos)``, that of every other class ``scale * eta(cos)``. A new loss adds
+only its curves and defaults here; normalisation, communication, reduction and gradients are shared by all losses.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ GradMode = Literal["exact", "characteristic"]
 
 @dataclass(frozen=True, kw_only=True)
 class Margin:
-    """A loss's pair at one step of the training.
+    """Curves and scale of a loss at one step.
 
     Attributes:
         psi: Curve of the target class.
         eta: Curve of the other classes.
-        scale: Factor on all logits; None: the norm of each embedding.
+        scale: Factor on all logits; None means the norm of each embedding.
     """
 
     psi: TargetCurve
@@ -36,9 +36,9 @@ class Margin:
 
 @dataclass(frozen=True, kw_only=True)
 class Annealing:
-    """A-Softmax's mixing weight: ``lambda = max(minimum, base * (1 + gamma * step) ** -power)``.
+    """Mixing weight of A-Softmax: ``lambda = max(minimum, base * (1 + gamma * step) ** -power)``.
 
-    The target curve is ``(lambda * cos + psi) / (1 + lambda)``: softmax at first, the full margin little by little.
+    The target curve is ``(lambda * cos + psi) / (1 + lambda)``: almost softmax at first, then more and more margin.
     Source: Liu et al., CVPR 2017, section 4.1 and the authors' released training code (the defaults).
     """
 
@@ -48,17 +48,17 @@ class Annealing:
     minimum: float = 5.0
 
     def at(self, step: int) -> float:
-        """Return lambda at the run's saved global step."""
+        """Return lambda at a global step of the run."""
         return max(self.minimum, self.base * (1 + self.gamma * step) ** -self.power)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveNorm:
-    """How AdaFace reads a sample's quality off its embedding's norm.
+    """How AdaFace computes the quality of a sample from the norm of its embedding.
 
     Attributes:
-        concentration: h: a norm of one deviation above the mean has quality h.
-        momentum: Weight of a step's own mean and deviation in their running values.
+        concentration: h; a norm of one standard deviation above the mean has quality h.
+        momentum: Weight of the mean and deviation of a step in the running values.
     """
 
     concentration: float = 0.333
@@ -67,31 +67,37 @@ class AdaptiveNorm:
 
 @dataclass(frozen=True, kw_only=True)
 class MarginLoss:
-    """One loss of the family with its settings filled in.
+    """One loss of the family, with its settings applied.
 
     Attributes:
-        at: Maps the run's global step to the pair in force.
-        reducer: How a sample's logits become its loss.
-        adaptive: Set where psi looks at the samples' qualities.
+        at: Maps the global step of the run to its curves and scale.
+        reducer: Turns the logits of a sample into its loss.
+        adaptive: Set if psi depends on the quality of the samples.
+        origin: Arguments of :func:`build_margin` that give this loss.
     """
 
     at: Callable[[int], Margin]
     reducer: Reducer = field(default_factory=SoftmaxReducer)
     adaptive: AdaptiveNorm | None = None
+    origin: tuple[str, MarginSettings] | tuple[()] = ()
+
+    def __reduce__(self) -> tuple[Callable[..., MarginLoss], tuple[object, ...]]:
+        """Pickle the loss as a call of :func:`build_margin`, because its curves are closures."""
+        return build_margin, self.origin
 
 
 @dataclass(frozen=True, kw_only=True)
 class MarginSettings:
-    """What a user may choose of a loss; None: the default of its paper.
+    """Settings of a loss; None means the default of its paper.
 
     Attributes:
         margin: m.
         scale: Factor on all cosines.
-        grad_mode: exact: true derivatives; characteristic: the margin's offset is held constant.
-        annealing: For sphereface.
-        adaptive: For adaface.
-        positive_weight: For sphereface2: the share of the target class.
-        sharpness: For sphereface2: t, the exponent of its similarity adjustment.
+        grad_mode: exact: true derivatives; characteristic: the offset of the margin is treated as a constant.
+        annealing: Of sphereface.
+        adaptive: Of adaface.
+        positive_weight: Of sphereface2: weight of the target class.
+        sharpness: Of sphereface2: t, the exponent of its similarity adjustment.
     """
 
     margin: float | None = None
@@ -103,64 +109,66 @@ class MarginSettings:
     sharpness: float = 3.0
 
 
-def softmax(chosen: MarginSettings) -> MarginLoss:
+def softmax(settings: MarginSettings) -> MarginLoss:
     """NormFace: softmax over scaled cosines (s = 30). Source: Wang et al., ACM MM 2017."""
-    if chosen.margin:
-        raise ValueError("softmax has no margin; leave it out, or choose a loss that has one")
-    return _fixed(curves.identity, curves.identity, chosen, scale=30.0)
+    if settings.margin:
+        raise ValueError("softmax has no margin; omit it, or choose another loss")
+    return _fixed(curves.identity, curves.identity, settings, scale=30.0)
 
 
-def sphereface(chosen: MarginSettings) -> MarginLoss:
+def sphereface(settings: MarginSettings) -> MarginLoss:
     """A-Softmax (m = 4, annealed, scale = norm of the embedding). Source: Liu et al., CVPR 2017."""
-    psi = curves.multiplied_angle(_margin(chosen, 4, least=1))
+    psi = curves.multiplied_angle(_margin(settings, 4, at_least=1))
     return MarginLoss(
         at=lambda step: Margin(
-            psi=curves.for_target(curves.annealed(psi, chosen.annealing.at(step))),
+            psi=curves.for_target(curves.annealed(psi, settings.annealing.at(step))),
             eta=curves.identity,
-            scale=chosen.scale,
+            scale=settings.scale,
         )
     )
 
 
-def sphereface_r_v1(chosen: MarginSettings) -> MarginLoss:
-    """SphereFace-R v1 (m = 1.5, s = 30): the target's angle is multiplied. Source: Liu et al., TPAMI 2022."""
-    return _fixed(curves.clipped_multiplied_angle(_margin(chosen, 1.5, least=1)), curves.identity, chosen, scale=30.0)
+def sphereface_r_v1(settings: MarginSettings) -> MarginLoss:
+    """SphereFace-R v1 (m = 1.5, s = 30): the target angle is multiplied. Source: Liu et al., TPAMI 2022."""
+    return _fixed(
+        curves.clipped_multiplied_angle(_margin(settings, 1.5, at_least=1)), curves.identity, settings, scale=30.0
+    )
 
 
-def sphereface_r_v2(chosen: MarginSettings) -> MarginLoss:
-    """SphereFace-R v2 (m = 1.4, s = 60): the others' angles are divided. Source: Liu et al., TPAMI 2022."""
-    return _fixed(curves.identity, curves.divided_angle(_margin(chosen, 1.4, least=1)), chosen, scale=60.0)
+def sphereface_r_v2(settings: MarginSettings) -> MarginLoss:
+    """SphereFace-R v2 (m = 1.4, s = 60): the other angles are divided. Source: Liu et al., TPAMI 2022."""
+    return _fixed(curves.identity, curves.divided_angle(_margin(settings, 1.4, at_least=1)), settings, scale=60.0)
 
 
-def cosface(chosen: MarginSettings) -> MarginLoss:
+def cosface(settings: MarginSettings) -> MarginLoss:
     """CosFace (m = 0.35, s = 64). Source: Wang et al., CVPR 2018."""
-    return _fixed(curves.shifted(_margin(chosen, 0.35)), curves.identity, chosen, scale=64.0)
+    return _fixed(curves.shifted(_margin(settings, 0.35)), curves.identity, settings, scale=64.0)
 
 
-def arcface(chosen: MarginSettings) -> MarginLoss:
+def arcface(settings: MarginSettings) -> MarginLoss:
     """ArcFace (m = 0.5, s = 64). Source: Deng et al., CVPR 2019."""
-    return _fixed(curves.added_angle(_margin(chosen, 0.5, below=math.pi)), curves.identity, chosen, scale=64.0)
+    return _fixed(curves.added_angle(_margin(settings, 0.5, below=math.pi)), curves.identity, settings, scale=64.0)
 
 
-def sphereface2(chosen: MarginSettings) -> MarginLoss:
-    """SphereFace2 of type C (m = 0.4, s = 40): one binary decision a class. Source: Wen et al., ICLR 2022."""
-    margin, scale = _margin(chosen, 0.4), 40.0 if chosen.scale is None else chosen.scale
-    psi, eta = (curves.sharpened(chosen.sharpness, shift) for shift in (-margin, margin))
-    # At the start all angles are near a right one: the bias balances both kinds of decision there.
-    right_angle = 2 * 0.5**chosen.sharpness - 1
+def sphereface2(settings: MarginSettings) -> MarginLoss:
+    """SphereFace2, type C (m = 0.4, s = 40): one binary classification per class. Source: Wen et al., ICLR 2022."""
+    margin, scale = _margin(settings, 0.4), 40.0 if settings.scale is None else settings.scale
+    psi, eta = (curves.sharpened(settings.sharpness, shift) for shift in (-margin, margin))
+    # Angles are near 90 degrees at first: the initial bias balances target and other classes there.
+    right_angle = 2 * 0.5**settings.sharpness - 1
     reducer = BinaryReducer(
-        positive_weight=chosen.positive_weight,
+        positive_weight=settings.positive_weight,
         scale=scale,
         start=(scale * (right_angle - margin), scale * (right_angle + margin)),
     )
-    return replace(_fixed(psi, eta, chosen, scale=scale), reducer=reducer)
+    return replace(_fixed(psi, eta, settings, scale=scale), reducer=reducer)
 
 
-def adaface(chosen: MarginSettings) -> MarginLoss:
+def adaface(settings: MarginSettings) -> MarginLoss:
     """AdaFace (m = 0.4, h = 0.333, s = 64). Source: Kim et al., CVPR 2022."""
-    psi = curves.norm_adaptive(_margin(chosen, 0.4))
-    pair = Margin(psi=psi, eta=curves.identity, scale=64.0 if chosen.scale is None else chosen.scale)
-    return MarginLoss(at=lambda step: pair, adaptive=chosen.adaptive)
+    psi = curves.norm_adaptive(_margin(settings, 0.4))
+    pair = Margin(psi=psi, eta=curves.identity, scale=64.0 if settings.scale is None else settings.scale)
+    return MarginLoss(at=lambda step: pair, adaptive=settings.adaptive)
 
 
 LOSSES: dict[str, Callable[[MarginSettings], MarginLoss]] = {
@@ -173,28 +181,30 @@ LOSSES: dict[str, Callable[[MarginSettings], MarginLoss]] = {
     "sphereface2": sphereface2,
     "adaface": adaface,
 }
+"""All losses; the names are those of :data:`hsadml_dist.loss_names.LossName`."""
 
 
-def build_margin(name: str, chosen: MarginSettings | None = None) -> MarginLoss:
+def build_margin(name: str, settings: MarginSettings | None = None) -> MarginLoss:
     """Return the named loss.
 
     Raises:
-        ConfigError: Unknown name, or a margin that this loss cannot have.
+        ConfigError: The name is unknown, or the loss does not accept this margin.
     """
-    chosen = chosen or MarginSettings()
+    settings = settings or MarginSettings()
     if name not in LOSSES:
         problem = f"{name!r} is unknown{did_you_mean(name, LOSSES)}; allowed: {', '.join(LOSSES)}"
         raise ConfigError([Fault(where="recipe", key="loss.name", problem=problem)])
     try:
-        loss = LOSSES[name](chosen)
+        loss = LOSSES[name](settings)
     except ValueError as fault:
         raise ConfigError([Fault(where="recipe", key="loss.margin", problem=str(fault))]) from fault
-    return loss if chosen.grad_mode == "exact" else replace(loss, at=_detached(loss.at))
+    at = loss.at if settings.grad_mode == "exact" else _detached(loss.at)
+    return replace(loss, at=at, origin=(name, settings))
 
 
-def _fixed(psi: Curve, eta: Curve, chosen: MarginSettings, *, scale: float) -> MarginLoss:
-    """Return a loss whose pair is the same at every step."""
-    pair = Margin(psi=curves.for_target(psi), eta=eta, scale=scale if chosen.scale is None else chosen.scale)
+def _fixed(psi: Curve, eta: Curve, settings: MarginSettings, *, scale: float) -> MarginLoss:
+    """Return a loss with the same curves at every step."""
+    pair = Margin(psi=curves.for_target(psi), eta=eta, scale=scale if settings.scale is None else settings.scale)
     return MarginLoss(at=lambda step: pair)
 
 
@@ -207,9 +217,9 @@ def _detached(at: Callable[[int], Margin]) -> Callable[[int], Margin]:
     return detached
 
 
-def _margin(chosen: MarginSettings, default: float, *, least: float = 0, below: float = math.inf) -> float:
-    margin = default if chosen.margin is None else chosen.margin
-    if least <= margin < below:
+def _margin(settings: MarginSettings, default: float, *, at_least: float = 0, below: float = math.inf) -> float:
+    margin = default if settings.margin is None else settings.margin
+    if at_least <= margin < below:
         return margin
-    rule = f"must be at least {least:g}" + (f" and below {below:.4g}" if below < math.inf else "")
-    raise ValueError(f"{margin:g} {rule}; leave it out for the paper's {default:g}")
+    rule = f"must be at least {at_least:g}" + (f" and below {below:.4g}" if below < math.inf else "")
+    raise ValueError(f"{margin:g} {rule}; omit it for the default of the paper, {default:g}")

@@ -1,10 +1,10 @@
-"""Reducers: how the logits of all classes, which come in blocks, become a sample's loss and the logits' gradients.
+"""Reducers turn the logits of all classes, which come in blocks, into losses and their gradients by the logits.
 
-A reducer sees each block of the other classes once on the way forward and once on the way back; between the two stand
-sums over all blocks, which ranks with other classes add to. The target's gradient is never ``p - 1``: that cancels all
-digits of a well separated sample.
+A reducer processes each block of other classes once in the forward and once in the backward pass. In between, partial
+sums are combined over all blocks and, if ranks hold different classes, over the ranks. The gradient of the target logit
+is never computed as ``p - 1``, which cancels all digits of a well separated sample.
 
-Legend of shapes: N samples, K classes of a block.
+Legend of shapes: B local samples, N compared samples, K classes of a block, D embedding components.
 """
 
 from __future__ import annotations
@@ -17,18 +17,95 @@ from typing import Protocol
 import torch
 from torch.nn.functional import logsigmoid
 
-from hsadml_dist.losses.exchange import Exchange
+from hsadml_dist.distributed.comm import Comm
+
+
+class Exchange(Protocol):
+    """Communication of one loss. Collective: every rank must call the same methods in the same order."""
+
+    def gather(self, emb_BD: torch.Tensor, label_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the embeddings (N, D) and labels (N,) that are compared with the local centres."""
+        ...
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum over the ranks, in place."""
+        ...
+
+    def max(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Take the maximum over the ranks, in place."""
+        ...
+
+    def select_own(self, rows_N: torch.Tensor) -> torch.Tensor:
+        """Return the local samples (B, ...) of rows that are equal on all ranks."""
+        ...
+
+    def reduce_own(self, rows_ND: torch.Tensor) -> torch.Tensor:
+        """Return the local samples (B, D) of the sum of the rows over the ranks."""
+        ...
+
+
+class LocalExchange:
+    """No communication: every rank has all centres and compares its own samples with them, so B = N."""
+
+    def gather(self, emb_BD: torch.Tensor, label_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :class:`Exchange`."""
+        return emb_BD, label_B
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """See :class:`Exchange`."""
+        return tensor
+
+    def max(self, tensor: torch.Tensor) -> torch.Tensor:
+        """See :class:`Exchange`."""
+        return tensor
+
+    def select_own(self, rows_N: torch.Tensor) -> torch.Tensor:
+        """See :class:`Exchange`."""
+        return rows_N
+
+    def reduce_own(self, rows_ND: torch.Tensor) -> torch.Tensor:
+        """See :class:`Exchange`."""
+        return rows_ND
+
+
+class GatherExchange:
+    """All-gathered samples: every rank compares the samples of all ranks with its centres. One instance per loss."""
+
+    def __init__(self, comm: Comm) -> None:
+        self._comm = comm
+        self._sizes: list[int] = []
+
+    def gather(self, emb_BD: torch.Tensor, label_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :class:`Exchange`."""
+        self._sizes = self._comm.all_gather_sizes(len(label_B))
+        return self._comm.all_gather_rows(emb_BD, self._sizes), self._comm.all_gather_rows(label_B, self._sizes)
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """See :class:`Exchange`."""
+        return self._comm.all_reduce_sum(tensor)
+
+    def max(self, tensor: torch.Tensor) -> torch.Tensor:
+        """See :class:`Exchange`."""
+        return self._comm.all_reduce_max_tensor(tensor)
+
+    def select_own(self, rows_N: torch.Tensor) -> torch.Tensor:
+        """See :class:`Exchange`."""
+        return rows_N.split(self._sizes)[self._comm.topology.rank]
+
+    def reduce_own(self, rows_ND: torch.Tensor) -> torch.Tensor:
+        """See :class:`Exchange`."""
+        return self._comm.reduce_scatter_rows(rows_ND, self._sizes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReducedLoss:
-    """What the logits of all classes have come to.
+    """Losses, and what the backward pass needs.
 
     Attributes:
         loss_N: Losses.
-        target_grad_N: Derivatives of the losses by the target's logit.
-        shift_N: What :meth:`Reducer.others_grad_` needs to know again.
-        factor_N: Factor on all that it returns, left to the caller, who has others to multiply by.
+        target_grad_N: Derivatives of the losses with respect to the target logits.
+        shift_N: Argument of :meth:`Reducer.others_grad_`.
+        factor_N: Factor on the result of :meth:`Reducer.others_grad_`; the caller multiplies it with its own factors.
     """
 
     loss_N: torch.Tensor
@@ -38,32 +115,32 @@ class ReducedLoss:
 
 
 class Reducer(Protocol):
-    """Turns logits into losses; works in place on the blocks it is given."""
+    """Turns logits into losses; works in place on the blocks that it receives."""
 
     def initial_bias(self, classes: int) -> float | None:
-        """Return where the trained bias on all logits starts; None: there is none."""
+        """Return the initial value of the learnt bias on all logits; None means that there is no bias."""
         ...
 
     def partial(self, logit_NK: torch.Tensor) -> Sequence[torch.Tensor]:
-        """Return what a block of other classes adds, vectors (N,); the block is used up."""
+        """Return the partial sums (N,) of a block of other classes; overwrites the block."""
         ...
 
-    def joined(self, one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """Return what two sets of classes add together."""
+    def combine(self, one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Return the partial sums of two sets of classes together."""
         ...
 
     def over_ranks(self, own: Sequence[torch.Tensor], exchange: Exchange) -> Sequence[torch.Tensor]:
-        """Return what the classes of all ranks add together."""
+        """Return the partial sums of the classes of all ranks."""
         ...
 
-    def reduced(self, total: Sequence[torch.Tensor], target_N: torch.Tensor) -> ReducedLoss:
-        """Return losses and gradients for the targets' logits (N,)."""
+    def reduce(self, total: Sequence[torch.Tensor], target_N: torch.Tensor) -> ReducedLoss:
+        """Return losses and gradients, given the sums over all other classes and the target logits (N,)."""
         ...
 
     def others_grad_(self, logit_NK: torch.Tensor, shift_N: torch.Tensor) -> torch.Tensor:
-        """Turn a block of other classes' logits into the losses' derivatives by them, in place; returns it.
+        """Overwrite a block of other logits with the derivatives of the losses with respect to them; return the block.
 
-        What is returned is still to be multiplied by :attr:`ReducedLoss.factor_N`.
+        The caller multiplies the result by :attr:`ReducedLoss.factor_N`.
         """
         ...
 
@@ -77,23 +154,24 @@ class SoftmaxReducer:
         return None
 
     def partial(self, logit_NK: torch.Tensor) -> Sequence[torch.Tensor]:
-        """Return the largest logit and the sum of the exponentials of the distances to it."""
-        top_N = _finite(logit_NK.amax(dim=1))
+        """Return the largest logit, and the sum of the exponentials of the differences from it."""
+        # Finite even where a block holds no other class: -inf - -inf is NaN.
+        top_N = logit_NK.amax(dim=1).clamp_(min=torch.finfo(logit_NK.dtype).min)
         return top_N, logit_NK.sub_(top_N[:, None]).exp_().sum(dim=1)
 
-    def joined(self, one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    def combine(self, one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """See :class:`Reducer`."""
         top_N = torch.maximum(one[0], other[0])
         return top_N, one[1] * (one[0] - top_N).exp_() + other[1] * (other[0] - top_N).exp_()
 
     def over_ranks(self, own: Sequence[torch.Tensor], exchange: Exchange) -> Sequence[torch.Tensor]:
         """See :class:`Reducer`."""
-        top_N = exchange.largest(own[0].clone())
-        return top_N, exchange.total(own[1] * (own[0] - top_N).exp_())
+        top_N = exchange.max(own[0].clone())
+        return top_N, exchange.sum(own[1] * (own[0] - top_N).exp_())
 
-    def reduced(self, total: Sequence[torch.Tensor], target_N: torch.Tensor) -> ReducedLoss:
+    def reduce(self, total: Sequence[torch.Tensor], target_N: torch.Tensor) -> ReducedLoss:
         """See :class:`Reducer`."""
-        # The largest logit and the logarithm of the sum are never added: together they would lose the latter's digits.
+        # The largest logit and the logarithm of the sum are kept apart: their sum would lose digits of the logarithm.
         top_N = torch.maximum(total[0], target_N)
         own_N = (target_N - top_N).exp()
         others_N = total[1] * (total[0] - top_N).exp_()
@@ -102,20 +180,20 @@ class SoftmaxReducer:
         return ReducedLoss(loss_N=loss_N, target_grad_N=-others_N / sum_N, shift_N=top_N, factor_N=1 / sum_N)
 
     def others_grad_(self, logit_NK: torch.Tensor, shift_N: torch.Tensor) -> torch.Tensor:
-        """Return the probabilities but for their sum."""
+        """Return the probabilities before division by their sum."""
         return logit_NK.sub_(shift_N[:, None]).exp_()
 
 
 @dataclass(frozen=True, kw_only=True)
 class BinaryReducer:
-    """SphereFace2's binary decisions, one a class. Source: Wen et al., ICLR 2022, equation 5.
+    """SphereFace2: one binary classification per class. Source: Wen et al., ICLR 2022, equation 5.
 
-    ``(w softplus(-target) + (1 - w) sum softplus(other)) / scale``, logits with a trained bias.
+    ``(w softplus(-target) + (1 - w) sum softplus(other)) / scale``, logits with a learnt bias.
 
     Attributes:
-        positive_weight: w, the share of the target class (lambda in the paper).
+        positive_weight: w, the weight of the target class (lambda in the paper).
         scale: r in the paper.
-        start: Logits of target and others at right angles, before any bias: where training starts.
+        start: Logits of target and others at right angles, without bias, where training starts.
     """
 
     positive_weight: float
@@ -123,11 +201,11 @@ class BinaryReducer:
     start: tuple[float, float]
 
     def initial_bias(self, classes: int) -> float | None:
-        """Return the bias at which the targets' pull and the others' push are equal at right angles."""
+        """Return the bias for which the gradients of the target and of the other classes balance at right angles."""
         if classes == 1 or self.positive_weight == 1:
-            return -self.start[0]  # nothing pushes
+            return -self.start[0]  # no other class contributes
         ratio = self.positive_weight / ((1 - self.positive_weight) * (classes - 1))
-        # ratio * sigmoid(-(target + b)) = sigmoid(other + b), quadratic in exp(-b); the form that cancels no digits.
+        # Solves ratio * sigmoid(-(target + b)) = sigmoid(other + b), quadratic in exp(-b), without cancellation.
         target, other = self.start
         root = math.sqrt((1 - ratio) ** 2 + 4 * ratio * math.exp(target - other))
         if ratio > 1:
@@ -135,18 +213,18 @@ class BinaryReducer:
         return math.log(2 * ratio) - other - math.log(1 - ratio + root)
 
     def partial(self, logit_NK: torch.Tensor) -> Sequence[torch.Tensor]:
-        """Return the sum of the others' losses."""
-        return (logsigmoid(logit_NK.neg_()).sum(dim=1).neg_(),)  # softplus cuts off digits from 20 on
+        """Return the sum of the losses of the other classes."""
+        return (logsigmoid(logit_NK.neg_()).sum(dim=1).neg_(),)  # softplus loses digits from 20 on
 
-    def joined(self, one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    def combine(self, one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """See :class:`Reducer`."""
         return (one[0] + other[0],)
 
     def over_ranks(self, own: Sequence[torch.Tensor], exchange: Exchange) -> Sequence[torch.Tensor]:
         """See :class:`Reducer`."""
-        return (exchange.total(own[0].clone()),)
+        return (exchange.sum(own[0].clone()),)
 
-    def reduced(self, total: Sequence[torch.Tensor], target_N: torch.Tensor) -> ReducedLoss:
+    def reduce(self, total: Sequence[torch.Tensor], target_N: torch.Tensor) -> ReducedLoss:
         """See :class:`Reducer`."""
         positive, negative = self.positive_weight / self.scale, (1 - self.positive_weight) / self.scale
         loss_N = negative * total[0] - positive * logsigmoid(target_N)
@@ -160,8 +238,3 @@ class BinaryReducer:
     def others_grad_(self, logit_NK: torch.Tensor, shift_N: torch.Tensor) -> torch.Tensor:
         """See :class:`Reducer`."""
         return logit_NK.sigmoid_()
-
-
-def _finite(top_N: torch.Tensor) -> torch.Tensor:
-    """Return the largest logits, or the least number where a block holds no other class: -inf - -inf is no number."""
-    return top_N.clamp_(min=torch.finfo(top_N.dtype).min)

@@ -21,7 +21,7 @@ Built = tuple[nn.Module, int]
 
 
 def densenet(kind: str, in_channels: int, spatial_dims: int, image_size: int) -> Built:
-    """Return a densely connected net. Source: Huang et al., CVPR 2017."""
+    """Return a densely connected network. Source: Huang et al., CVPR 2017."""
     from monai.networks import nets
 
     net = getattr(nets, kind)(spatial_dims, in_channels, out_channels=2)
@@ -29,7 +29,7 @@ def densenet(kind: str, in_channels: int, spatial_dims: int, image_size: int) ->
 
 
 def efficientnet(kind: str, in_channels: int, spatial_dims: int, image_size: int) -> Built:
-    """Return an EfficientNet, with the dropout and the dropped blocks of its paper. Source: Tan and Le, ICML 2019."""
+    """Return an EfficientNet, with the dropout and stochastic depth of its paper. Source: Tan and Le, ICML 2019."""
     from monai.networks.nets import EfficientNetBN
 
     net = EfficientNetBN(kind, pretrained=False, spatial_dims=spatial_dims, in_channels=in_channels)
@@ -37,7 +37,7 @@ def efficientnet(kind: str, in_channels: int, spatial_dims: int, image_size: int
 
 
 def resnet(kind: str, in_channels: int, spatial_dims: int, image_size: int) -> Built:
-    """Return a residual net whose first convolution has stride 1, as MONAI builds it. Source: He et al., CVPR 2016."""
+    """Return a residual network whose first convolution has stride 1, as in MONAI. Source: He et al., CVPR 2016."""
     from monai.networks import nets
 
     net = getattr(nets, kind)(spatial_dims=spatial_dims, n_input_channels=in_channels, num_classes=2)
@@ -45,14 +45,14 @@ def resnet(kind: str, in_channels: int, spatial_dims: int, image_size: int) -> B
 
 
 def seresnet(kind: str, in_channels: int, spatial_dims: int, image_size: int) -> Built:
-    """Return a residual net with squeeze and excitation. Source: Hu et al., CVPR 2018."""
+    """Return a residual network with squeeze and excitation. Source: Hu et al., CVPR 2018."""
     from monai.networks import nets
 
     return _without_last(getattr(nets, kind)(spatial_dims=spatial_dims, in_channels=in_channels), "last_linear")
 
 
 def _without_last(net: nn.Module, name: str) -> Built:
-    """Replace the named linear layer by the identity; return the net and the layer's input width."""
+    """Replace the named linear layer by the identity; return the network and the input width of the layer."""
     parent_name, _, leaf = name.rpartition(".")
     parent = net.get_submodule(parent_name)
     last = getattr(parent, leaf)
@@ -75,7 +75,7 @@ SWIN_WINDOW = 7
 
 
 class TokenMean(nn.Module):
-    """A vision transformer's parts and the mean over its tokens: ``(B, C, H, W[, D]) -> (B, width)``."""
+    """A vision transformer and the mean over its tokens: ``(B, C, H, W[, D]) -> (B, width)``."""
 
     def __init__(self, patch_embedding: nn.Module, blocks: nn.ModuleList, norm: nn.Module) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class TokenMean(nn.Module):
 class SwinEncoder(nn.Module):
     """The encoder of SwinUNETR and the mean over its last stage: ``(B, C, H, W[, D]) -> (B, 16 SWIN_WIDTH)``.
 
-    Source: Hatamizadeh et al., BrainLes 2021. As the decoder sees it, the last stage is normalised, without weights.
+    Source: Hatamizadeh et al., BrainLes 2021. The last stage is normalised without weights, as for the decoder.
     """
 
     def __init__(self, encoder: nn.Module) -> None:
@@ -106,7 +106,7 @@ class SwinEncoder(nn.Module):
 
 
 def vit(patch: int, width: int, layers: int, heads: int, in_channels: int, spatial_dims: int, image_size: int) -> Built:
-    """Return a vision transformer over patches of ``patch`` pixels a side."""
+    """Return a vision transformer over patches of ``patch`` pixels per side."""
     from monai.networks.nets import ViT
 
     net = ViT(
@@ -120,7 +120,7 @@ def vit(patch: int, width: int, layers: int, heads: int, in_channels: int, spati
         spatial_dims=spatial_dims,
     )
     for block in net.blocks:
-        # MONAI's blocks hold a norm for an attention that a plain ViT does not have: DDP refuses a weight without use.
+        # MONAI's blocks have a norm for cross-attention, which a plain ViT does not use; DDP rejects unused weights.
         block.norm_cross_attn = nn.Identity()
         setattr(block.attn, "use_flash_attention", True)  # noqa: B010  # mypy refuses the plain assignment
     return TokenMean(net.patch_embedding, net.blocks, net.norm), width

@@ -1,5 +1,7 @@
-"""What is known of each backbone without building it: sizes, rules for images, sources. No torch, so that a login node
-can check a recipe and list the backbones; tests hold every number against the net itself.
+"""Facts about each backbone: sizes, accepted images, memory and sources.
+
+Imports no torch, so that a login node can check recipes and list backbones. Tests compare every number with the
+network itself.
 """
 
 from __future__ import annotations
@@ -10,10 +12,10 @@ from dataclasses import dataclass
 from hsadml_dist.errors import did_you_mean
 
 TIMM_PREFIX = "timm/"
-"""Prefix of the names that the timm library resolves."""
+"""Prefix of names that are looked up in the timm library."""
 
 REFERENCE_SIZE = 224
-"""Pixels a side of the images that the table's weights and activations hold for."""
+"""Pixels per side of the images to which the weights and activations of the table refer."""
 
 BATCH, GROUP, LAYER = "BatchNorm", "GroupNorm", "LayerNorm"
 
@@ -26,20 +28,20 @@ TOUVRON = "Touvron et al., ICML 2021"
 HATAMIZADEH = "Hatamizadeh et al., BrainLes 2021"
 
 
-@dataclass(frozen=True)  # not by keyword: the table below has a line a backbone
+@dataclass(frozen=True)  # positional, so that the table below has one line per backbone
 class BackboneFacts:
-    """Facts of a backbone.
+    """Facts about a backbone.
 
     Attributes:
-        weights: Trainable numbers for images of one channel and :data:`REFERENCE_SIZE` pixels a side, no neck.
+        weights: Trainable weights for images of one channel and :data:`REFERENCE_SIZE` pixels per side, without neck.
         weights_3d: The same for volumes.
-        features: Width of what it gives the neck.
-        activations: Bytes kept for the backward pass, fp32, for each image of :data:`REFERENCE_SIZE` pixels a side.
-        norm: Its kind of normalisation.
-        source: Where it was published.
-        least: Fewest pixels a side.
-        multiple: What the pixels a side must be a multiple of.
-        patches: Patches a side, where an image of any size is cut into that many.
+        features: Number of features, the input width of the neck.
+        activations: Bytes saved for the backward pass, fp32, per image of :data:`REFERENCE_SIZE` pixels per side.
+        norm: Type of its normalisation layers.
+        source: Publication.
+        least: Smallest number of pixels per side.
+        multiple: The number of pixels per side must be a multiple of this.
+        patches: Patches per side, if their number does not depend on the image size.
     """
 
     weights: int
@@ -53,7 +55,7 @@ class BackboneFacts:
     patches: int | None = None
 
     def activations_at(self, image_size: int) -> float:
-        """Return the bytes kept for an image of another size: they grow with its area."""
+        """Return the bytes saved per image of another size; they grow with its area."""
         return self.activations * (1.0 if self.patches else (image_size / REFERENCE_SIZE) ** 2)
 
 
@@ -90,7 +92,7 @@ BACKBONE_FACTS: dict[str, BackboneFacts] = {
 
 @dataclass(frozen=True, kw_only=True)
 class RankMemory:
-    """Bytes that a rank holds for the whole training, fp32 and AdamW, without the libraries' buffers.
+    """Bytes per rank for weights, gradients and AdamW moments in fp32, without the buffers of the libraries.
 
     Source: Rajbhandari et al., SC 2020, section 3.
     """
@@ -101,14 +103,14 @@ class RankMemory:
 
     @property
     def total(self) -> float:
-        """The sum."""
+        """Total bytes."""
         return self.weights + self.gradients + self.moments
 
 
 def rank_memory_by_engine(weights: int, ranks: int) -> dict[str, RankMemory]:
-    """Return what a rank holds of a net of so many weights, by engine: each stage of ZeRO cuts up one thing more.
+    """Return the memory per rank by engine; each ZeRO stage partitions one thing more.
 
-    The optimiser of ZeRO steps weights of its own, so a rank holds its part of them once more.
+    The optimizer of ZeRO steps its own copy of the weights, so a rank holds its part of them twice.
     """
     one, parts = 4.0 * weights, 4.0 * weights / ranks
     return {
@@ -120,36 +122,34 @@ def rank_memory_by_engine(weights: int, ranks: int) -> dict[str, RankMemory]:
 
 
 def model_problems(name: str, image_size: int) -> Iterator[tuple[str, str]]:
-    """Yield (setting, problem) for an unknown backbone, or an image that it cannot take.
+    """Yield (setting, problem) for an unknown backbone or an image that it does not accept.
 
     Args:
-        name: The backbone. What timm calls its own is known only where timm is installed, and passes here.
-        image_size: Pixels a side.
+        name: The backbone. Names of timm are not checked here, because timm may not be installed.
+        image_size: Pixels per side.
     """
     if name.startswith(TIMM_PREFIX):
         if name == TIMM_PREFIX:
-            yield "model.name", f"{name!r} lacks the model's name, such as {TIMM_PREFIX}resnet18"
+            yield "model.name", f"{name!r} has no model name; write for example {TIMM_PREFIX}resnet18"
         return
     if name not in BACKBONE_FACTS:
-        yield (
-            "model.name",
-            f"{name!r} is unknown{did_you_mean(name, BACKBONE_FACTS)}; allowed: {TIMM_PREFIX}NAME, and what hsadml models lists",
-        )
+        allowed = f"allowed: {TIMM_PREFIX}NAME and the names that hsadml models lists"
+        yield "model.name", f"{name!r} is unknown{did_you_mean(name, BACKBONE_FACTS)}; {allowed}"
         return
     facts = BACKBONE_FACTS[name]
     if image_size < max(facts.least, facts.multiple) or image_size % facts.multiple:
         yield (
             "data.image_size",
-            f"{image_size} does not fit {name}: must be {size_rule(facts)}{_near(facts, image_size)}",
+            f"{image_size} does not fit {name}: must be {size_rule(facts)}{_nearest_sizes(facts, image_size)}",
         )
 
 
 def size_rule(facts: BackboneFacts) -> str:
-    """Return in words how many pixels a side an image may have."""
+    """Return the rule for the pixels per side as text."""
     return f"a multiple of {facts.multiple}" if facts.multiple > 1 else f"at least {facts.least}"
 
 
-def _near(facts: BackboneFacts, image_size: int) -> str:
+def _nearest_sizes(facts: BackboneFacts, image_size: int) -> str:
     if facts.multiple == 1:
         return ""
     below = image_size // facts.multiple * facts.multiple

@@ -15,17 +15,17 @@ GROUP_CHANNELS = 16
 
 
 def resnet_gn_small(in_channels: int, spatial_dims: int, image_size: int) -> tuple[nn.Module, int]:
-    """Return a residual net of 1.0 million weights (2D), for CPU recipes at about 112 pixels."""
+    """Return a residual network of 1.0 million weights (2D), for CPU recipes at about 112 pixels."""
     return ResidualNet(in_channels, spatial_dims, widths=(32, 64, 128, 208)), 208
 
 
 def resnet_gn_tiny(in_channels: int, spatial_dims: int, image_size: int) -> tuple[nn.Module, int]:
-    """Return a residual net of 20 thousand weights (2D), for trials and tests."""
+    """Return a residual network of 20 thousand weights (2D), for tests."""
     return ResidualNet(in_channels, spatial_dims, widths=(16, 32)), 32
 
 
 class ResidualNet(nn.Module):
-    """Stem of stride 2, one residual block a stage, global mean: ``(B, C, H, W[, D]) -> (B, widths[-1])``."""
+    """Stem of stride 2, one residual block per stage, global mean: ``(B, C, H, W[, D]) -> (B, widths[-1])``."""
 
     def __init__(self, in_channels: int, spatial_dims: int, widths: tuple[int, ...]) -> None:
         super().__init__()
@@ -33,9 +33,9 @@ class ResidualNet(nn.Module):
         self.stem = nn.Sequential(
             conv(in_channels, widths[0], 5, stride=2, padding=2, bias=False), _norm(widths[0]), nn.ReLU()
         )
-        befores = (widths[0], *widths[:-1])
+        inputs = (widths[0], *widths[:-1])
         strides = (1, *[2] * (len(widths) - 1))
-        blocks = zip(befores, widths, strides, strict=True)
+        blocks = zip(inputs, widths, strides, strict=True)
         self.stages = nn.Sequential(*(ResidualBlock(conv, i, o, stride) for i, o, stride in blocks))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -71,12 +71,12 @@ PATCHES_PER_SIDE = 8
 
 
 def vit_small_patches(in_channels: int, spatial_dims: int, image_size: int) -> tuple[nn.Module, int]:
-    """Return a transformer of 6 layers and width 192 over 8 patches a side, 2.7 million weights (2D)."""
+    """Return a transformer of 6 layers and width 192 over 8 patches per side, 2.7 million weights (2D)."""
     return VisionTransformer(in_channels, spatial_dims, image_size, width=192, layers=6, heads=3), 192
 
 
 class VisionTransformer(nn.Module):
-    """Patches, learnt positions, pre-norm encoder, mean over patches: ``(B, C, H, W[, D]) -> (B, width)``."""
+    """Patch embedding, learnt positions, pre-norm encoder, mean over patches: ``(B, C, H, W[, D]) -> (B, width)``."""
 
     def __init__(
         self, in_channels: int, spatial_dims: int, image_size: int, *, width: int, layers: int, heads: int

@@ -1,1 +1,1 @@
-"""Stopping together: notices to single processes, and the vote that makes them one decision."""
+"""Preemption: stop signals of single processes, requests in the run folder, and one decision of all ranks."""

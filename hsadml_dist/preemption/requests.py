@@ -1,4 +1,4 @@
-"""What a user asks of a running training by files in its folder: ``touch RUN/STOP``, ``touch RUN/SAVE``."""
+"""Requests that a user makes of a running training by files in its folder: ``touch RUN/STOP``, ``touch RUN/SAVE``."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hsadml_dist.run.folder import AttemptFolder, RunFolder
+from hsadml_dist.run.history import StopReason
 
-LOOK_SECONDS = 0.5
+POLL_SECONDS = 0.5
 
 FileIdentity = tuple[int, int]
-"""Which file it is and when it was touched: a file touched again is a new request."""
+"""Inode and modification time: a file that is touched again is a new request."""
 
 
 class StepDecision(enum.IntEnum):
-    """What all ranks do next; the largest of the ranks' wishes wins.
+    """What all ranks do next; the largest value proposed by any rank wins.
 
-    SAVE: the step, then a checkpoint. STOP: no further step. SUPERSEDED: a later attempt has started.
+    CONTINUE: do the step. SAVE: do the step, then save a checkpoint. STOP: do no further step. SUPERSEDED: a later
+    attempt has started.
     """
 
     CONTINUE = 0
@@ -30,58 +32,57 @@ class StepDecision(enum.IntEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Taken:
+class _AcceptedRequest:
     identity: FileIdentity
     step: int
-    """The checkpoint that fulfils it is of this step or a later one."""
+    """A checkpoint of this step or a later one fulfils the request."""
 
 
 class RequestFiles:
-    """Rank 0's look into the run folder: at most two looks a second, each of three questions to the file server.
+    """Poll the run folder for requests, on rank 0: at most twice per second, with three queries to the file server.
 
-    A request is obeyed once: its file is removed when that is done, also one that was there before the run started.
+    Each request is obeyed once: its file is removed after that, including a file from before the start of the run.
     """
 
     def __init__(self, run: RunFolder, attempt: AttemptFolder) -> None:
         self._files = {StepDecision.STOP: run.stop_request, StepDecision.SAVE: run.save_request}
         self._successor = run.attempt(attempt.number + 1).path
-        self._taken: dict[StepDecision, _Taken] = {}
-        self._next_look = float("-inf")
+        self._accepted: dict[StepDecision, _AcceptedRequest] = {}
+        self._next_poll = float("-inf")
 
-    def wish(self, step: int) -> StepDecision:
-        """Return what the files ask for before ``step``; each request is returned once."""
+    def poll(self, step: int) -> StepDecision:
+        """Return what the files request before ``step``; each request is returned once."""
         now = time.monotonic()
-        if now < self._next_look:
+        if now < self._next_poll:
             return StepDecision.CONTINUE
-        self._next_look = now + LOOK_SECONDS
+        self._next_poll = now + POLL_SECONDS
         if self._successor.exists():
             return StepDecision.SUPERSEDED
-        asked = [decision for decision in self._files if self._is_new(decision)]
-        for decision in asked:
-            fulfilled_by = step if decision is StepDecision.SAVE else step - 1
-            identity = _identity(self._files[decision])
-            if identity is not None:
-                self._taken[decision] = _Taken(identity=identity, step=fulfilled_by)
-        return max(asked, default=StepDecision.CONTINUE)
+        return max(
+            [decision for decision in self._files if self._accept(decision, step)], default=StepDecision.CONTINUE
+        )
 
-    def fulfil(self, step: int) -> None:
-        """Remove the files of the requests that the state after ``step``, saved by now, fulfils."""
-        for decision, taken in list(self._taken.items()):
-            if taken.step > step:
-                continue
-            # One that was touched again meanwhile stays: it asks for something new.
-            if _identity(self._files[decision]) == taken.identity:
-                with contextlib.suppress(OSError):  # a folder that has become read-only; it is not obeyed twice
+    def mark_saved(self, step: int) -> None:
+        """Remove the files of the requests that a checkpoint of ``step`` fulfils."""
+        for decision, request in self._accepted.items():
+            # A file that was touched again in the meantime is a new request and stays.
+            if request.step <= step and _identity(self._files[decision]) == request.identity:
+                with contextlib.suppress(OSError):  # the folder has become read-only; the request is not obeyed twice
                     self._files[decision].unlink()
 
     @property
-    def stop_reason(self) -> str | None:
-        """What asked for a stop, in words, or None."""
-        return "STOP file" if StepDecision.STOP in self._taken else None
+    def stop_reason(self) -> StopReason | None:
+        """STOP_FILE if a file has requested a stop."""
+        return StopReason.STOP_FILE if StepDecision.STOP in self._accepted else None
 
-    def _is_new(self, decision: StepDecision) -> bool:
-        identity, taken = _identity(self._files[decision]), self._taken.get(decision)
-        return identity is not None and (taken is None or taken.identity != identity)
+    def _accept(self, decision: StepDecision, step: int) -> bool:
+        """Accept the request for ``decision`` before ``step`` if there is a new one."""
+        identity, known = _identity(self._files[decision]), self._accepted.get(decision)
+        if identity is None or (known is not None and known.identity == identity):
+            return False
+        fulfilled_by = step if decision is StepDecision.SAVE else step - 1
+        self._accepted[decision] = _AcceptedRequest(identity=identity, step=fulfilled_by)
+        return True
 
 
 def _identity(path: Path) -> FileIdentity | None:

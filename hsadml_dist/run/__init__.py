@@ -1,1 +1,1 @@
-"""The run folder: attempts that never share a file, append-only rows, merged views."""
+"""The run folder: attempts, their event logs and metrics, and the run state derived from them."""

@@ -1,8 +1,8 @@
-"""The code that a run was started with, kept in its folder.
+"""Keep a snapshot of the code that a run was first started with, and report later changes.
 
 ::
 
-    code/0123456789ab.zip     the package's files, named by their digest
+    code/0123456789ab.zip     the package's files; the name is their digest
     code/code.json            version, digest, git commit of a clean checkout, SHA-256 of each file
 """
 
@@ -19,25 +19,26 @@ from importlib import metadata
 from pathlib import Path
 
 import hsadml_dist
+from hsadml_dist.atomic import atomic_path, write_text
 from hsadml_dist.errors import RunError
-from hsadml_dist.run.folder import RunFolder, replace_text
+from hsadml_dist.run.folder import RunFolder
 
 PACKAGE = Path(hsadml_dist.__file__).parent
 EXCLUDED_NAMES = ("__pycache__",)
-NAMED_FILES = 5
-GIT_SECONDS = 10.0
-EPOCH = (1980, 1, 1, 0, 0, 0)
-"""Time of every file in the archive, the earliest it can hold: the same code gives the same archive."""
+MAX_LISTED_FILES = 5
+GIT_TIMEOUT_SECONDS = 10.0
+ZIP_TIMESTAMP = (1980, 1, 1, 0, 0, 0)
+"""Timestamp of every archived file, the earliest that the format allows: equal code gives equal archives."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CodeSnapshot:
-    """A package's code.
+    """The code of a package.
 
     Attributes:
         version: The package's version.
         digest: 12 hexadecimal digits over all files.
-        commit: The git commit whose clean checkout it is, or None.
+        commit: The git commit of which the package is a clean checkout, or None.
         files: SHA-256 of each file by its path in the package.
     """
 
@@ -49,12 +50,12 @@ class CodeSnapshot:
 
 @dataclass(frozen=True, kw_only=True)
 class CodeChange:
-    """How the code at hand differs from that of a run's first start.
+    """The difference between the installed code and that of a run's first start.
 
     Attributes:
-        before: The first start's digest.
-        now: The digest at hand.
-        files: Paths of files that were changed, added or removed, ascending.
+        before: Digest of the first start's code.
+        now: Digest of the installed code.
+        files: Sorted paths of the files that were changed, added or removed.
     """
 
     before: str
@@ -62,15 +63,15 @@ class CodeChange:
     files: list[str]
 
     def __str__(self) -> str:
-        named = ", ".join(self.files[:NAMED_FILES]) + (", ..." if len(self.files) > NAMED_FILES else "")
+        listed = ", ".join(self.files[:MAX_LISTED_FILES]) + (", ..." if len(self.files) > MAX_LISTED_FILES else "")
         count = f"{len(self.files)} file{'s' if len(self.files) > 1 else ''}"
-        return f"the code is not that of the run's first start (kept in code/{self.before}.zip): {count}: {named}"
+        return f"the code has changed since the run's first start (kept in code/{self.before}.zip): {count}: {listed}"
 
 
 def save_code_snapshot(run: RunFolder, package: Path = PACKAGE) -> CodeChange | None:
-    """Keep the code with a run's first start; with a later one return how it has changed since, None if not at all.
+    """Save the code at a run's first start; at a later one, return how it has changed, or None if it has not.
 
-    To be called by the one process that holds the run.
+    Only the process that holds the run may call this.
 
     Args:
         run: The run folder.
@@ -79,15 +80,15 @@ def save_code_snapshot(run: RunFolder, package: Path = PACKAGE) -> CodeChange | 
     Raises:
         RunError: The run folder cannot be written.
     """
-    files = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in _files(package)}
+    files = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in _package_files(package)}
     digest = _digest(files)
-    first = _read(run)
+    first = _read_snapshot(run)
     if first is None:
-        code = CodeSnapshot(version=_version(), digest=digest, commit=_clean_commit(package), files=files)
+        snapshot = CodeSnapshot(version=package_version(), digest=digest, commit=_clean_commit(package), files=files)
         try:
-            _write(run, code, package)
+            _write_snapshot(run, snapshot, package)
         except OSError as fault:
-            raise RunError(f"{fault.filename or run.code}: the code cannot be kept: {fault.strerror}") from fault
+            raise RunError(f"{fault.filename or run.code}: the code cannot be saved: {fault.strerror}") from fault
         return None
     if first.digest == digest:
         return None
@@ -95,8 +96,8 @@ def save_code_snapshot(run: RunFolder, package: Path = PACKAGE) -> CodeChange | 
     return CodeChange(before=first.digest, now=digest, files=changed)
 
 
-def _files(package: Path) -> Iterator[tuple[str, Path]]:
-    """Yield (path in the package, path) of all files of the package, ascending."""
+def _package_files(package: Path) -> Iterator[tuple[str, Path]]:
+    """Yield (path in the package, path) of all files of the package, sorted."""
     found = []
     for folder, folders, names in os.walk(package, followlinks=True):  # launch, shards and slurm may be links
         folders[:] = [name for name in folders if name not in EXCLUDED_NAMES]
@@ -109,31 +110,28 @@ def _digest(files: dict[str, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _read(run: RunFolder) -> CodeSnapshot | None:
-    """Return the code of the first start, or None if there is no record that can be read."""
+def _read_snapshot(run: RunFolder) -> CodeSnapshot | None:
+    """Return the snapshot of the first start, or None if there is no readable one."""
     try:
         return CodeSnapshot(**json.loads((run.code / "code.json").read_text()))
     except (OSError, ValueError, TypeError):
         return None
 
 
-def _write(run: RunFolder, code: CodeSnapshot, package: Path) -> None:
+def _write_snapshot(run: RunFolder, snapshot: CodeSnapshot, package: Path) -> None:
     run.code.mkdir(parents=True, exist_ok=True)
-    temporary = run.code / f".{code.digest}.zip"
-    with temporary.open("wb") as file:
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, path in _files(package):
-                info = zipfile.ZipInfo(f"{package.name}/{name}", EPOCH)
-                info.compress_type = zipfile.ZIP_DEFLATED
-                archive.writestr(info, path.read_bytes())
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, run.code / f"{code.digest}.zip")
-    # Last: what it says is there by now.
-    replace_text(run.code / "code.json", json.dumps(asdict(code), indent=2, sort_keys=True) + "\n")
+    archive_path = run.code / f"{snapshot.digest}.zip"
+    with atomic_path(archive_path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, path in _package_files(package):
+            info = zipfile.ZipInfo(f"{package.name}/{name}", ZIP_TIMESTAMP)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(info, path.read_bytes())
+    # Written last, so that the archive it refers to exists.
+    write_text(run.code / "code.json", json.dumps(asdict(snapshot), indent=2, sort_keys=True) + "\n")
 
 
-def _version() -> str:
+def package_version() -> str:
+    """Return the version of the installed package, ``unknown`` if it is not installed."""
     try:
         return metadata.version("hsadml-dist")
     except metadata.PackageNotFoundError:  # run from a clone that is not installed
@@ -141,9 +139,9 @@ def _version() -> str:
 
 
 def _clean_commit(package: Path) -> str | None:
-    """Return the commit whose checkout holds the package unchanged, or None."""
+    """Return the commit of which the package is an unchanged checkout, or None."""
     root = package.parent
-    # Only a repository of its own: one that merely surrounds an installed package says nothing about it.
+    # The repository must be the package's own: one that merely contains an installed package has other commits.
     if _git(root, "rev-parse", "--show-toplevel") != str(root.resolve()):
         return None
     return _git(root, "rev-parse", "HEAD") if _git(root, "status", "--porcelain") == "" else None
@@ -153,7 +151,9 @@ def _git(root: Path, *arguments: str) -> str | None:
     command = ["git", "-C", str(root), "-c", "core.fsmonitor=false", *arguments]
     environ = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
     try:
-        done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=GIT_SECONDS, check=False)
+        done = subprocess.run(
+            command, env=environ, capture_output=True, text=True, timeout=GIT_TIMEOUT_SECONDS, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import enum
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,43 +28,89 @@ EventName = Literal[
 ]
 
 
+class StopReason(enum.StrEnum):
+    """What made a rank request a stop, as written to the event log."""
+
+    SIGTERM = "sigterm"
+    SIGUSR2 = "sigusr2"
+    SIGINT = "sigint"
+    END_TIME = "end_time"
+    STOP_FILE = "stop_file"
+    REQUESTED = "requested"
+
+    @property
+    def label(self) -> str:
+        """The reason as text for users."""
+        texts = {
+            StopReason.END_TIME: "time limit",
+            StopReason.STOP_FILE: "STOP file",
+            StopReason.REQUESTED: "requested",
+        }
+        return texts.get(self, self.name)
+
+
+def stop_event_details(reasons: Sequence[StopReason | None]) -> dict[str, Any]:
+    """Return the details of a ``signal`` event.
+
+    Args:
+        reasons: The stop reason of each rank, in rank order; None for a rank without one.
+    """
+    given = [(rank, reason) for rank, reason in enumerate(reasons) if reason is not None]
+    return {
+        "noticed": [f"rank {rank}: {reason.label}" for rank, reason in given],
+        "reasons": [{"rank": rank, "reason": str(reason)} for rank, reason in given],
+    }
+
+
+def read_stop_reasons(row: Mapping[str, Any]) -> dict[int, StopReason]:
+    """Return the stop reason by rank from a ``signal`` event; reasons of unknown kinds are skipped."""
+    if "reasons" in row:
+        known = {str(reason): reason for reason in StopReason}
+        pairs = [(one.get("rank"), one.get("reason")) for one in row["reasons"]]
+    else:  # older versions wrote only ``noticed``, a list of "rank 0: SIGTERM"
+        known = {reason.label: reason for reason in StopReason}
+        parts = [text.partition(": ") for text in row.get("noticed") or ()]
+        pairs = [(rank.removeprefix("rank "), label) for rank, _, label in parts]
+    return {int(rank): known[text] for rank, text in pairs if text in known}
+
+
 def event_row(
     attempt: AttemptFolder, job: str | None, restart: int, event: EventName, step: int, **detail: Any
 ) -> dict[str, Any]:
-    """Return the row of an event at ``step`` (the last one done) that happens now, in seconds since 1970 UTC."""
+    """Return the row of an event that happens now, in seconds since 1970 UTC; ``step`` is the last completed one."""
     common = {"attempt": attempt.number, "job": job, "restart": restart}
     return {"event": event, "step": step, "time": time.time(), **common, **detail}
 
 
 class EventLog:
-    """Writes an attempt's event rows."""
+    """Append event rows to an attempt's event log."""
 
     def __init__(self, attempt: AttemptFolder, job: str | None, restart: int) -> None:
         self._rows = JsonlWriter(attempt.events)
         self._attempt, self._job, self._restart = attempt, job, restart
 
     def write(self, event: EventName, step: int, **detail: Any) -> None:
-        """Append an event at ``step`` (the last one done), with its time in seconds since 1970 UTC and its details."""
+        """Append an event with the current time and ``detail``; ``step`` is the last completed one."""
         self._rows.write(event_row(self._attempt, self._job, self._restart, event, step, **detail))
 
 
 def merged_metrics(run: Path) -> list[dict[str, Any]]:
-    """Return one metrics row a step, in the order of steps; of a redone step the row of the highest attempt."""
+    """Return one metrics row per step, ordered by step; for a repeated step that of the latest attempt."""
     return _last_by_step(read_jsonl(attempt.metrics) for attempt in RunFolder(run).attempts())
 
 
 def merged_ledger(run: Path) -> list[dict[str, Any]]:
-    """Return one ledger row a step, in the order of steps; of a redone step the row of the highest attempt."""
+    """Return one ledger row per step, ordered by step; for a repeated step that of the latest attempt."""
     return _last_by_step(read_jsonl(attempt.ledger) for attempt in RunFolder(run).attempts())
 
 
 def merged_events(run: Path) -> list[dict[str, Any]]:
-    """Return all event rows, attempt after attempt."""
+    """Return the event rows of all attempts, ordered by attempt."""
     return [row for attempt in RunFolder(run).attempts() for row in read_jsonl(attempt.events)]
 
 
 def count_repeated_steps(run: Path) -> int:
-    """Return how many steps were redone, counted from the rows."""
+    """Return the number of metrics rows of steps that another attempt has done, too."""
     steps = [row["step"] for attempt in RunFolder(run).attempts() for row in read_jsonl(attempt.metrics)]
     return len(steps) - len(set(steps))
 

@@ -12,7 +12,7 @@ from hsadml_dist.errors import RunError, os_error_reason
 
 
 class JsonlWriter:
-    """Appends rows to one file of one attempt; that attempt's rank 0 is its only writer."""
+    """Append rows to a file of an attempt, whose rank 0 is the only writer."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -23,7 +23,7 @@ class JsonlWriter:
         """Append one row; floats keep all their digits.
 
         Raises:
-            RunError: The row could not be written, or not whole.
+            RunError: The row could not be written, or only in part.
         """
         line = (json.dumps(row) + "\n").encode()
         try:
@@ -31,7 +31,7 @@ class JsonlWriter:
         except OSError as fault:
             raise RunError(f"{self._path}: a row cannot be written: {os_error_reason(fault)}") from fault
         if written < len(line):
-            raise RunError(f"{self._path}: a row cannot be written whole: no space left")
+            raise RunError(f"{self._path}: a row was written only in part: no space left")
 
     def close(self) -> None:
         """Close the file."""
@@ -39,7 +39,7 @@ class JsonlWriter:
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a file; a last line that was cut by a crash is left out. No file: no rows."""
+    """Yield the rows of a file, without a last line that a crash cut short; a missing file has no rows."""
     if not path.exists():
         return
     with path.open(encoding="utf-8") as lines:
@@ -48,28 +48,28 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
 
 
-def tail_bytes(path: Path, most: int) -> bytes:
-    """Return at most the last ``most`` bytes of a file; nothing if there is none."""
+def tail_bytes(path: Path, limit: int) -> bytes:
+    """Return at most the last ``limit`` bytes of a file; a missing file counts as empty."""
     try:
         with path.open("rb", buffering=0) as file:
-            start = max(0, os.fstat(file.fileno()).st_size - most)
-            return os.pread(file.fileno(), most, start)
+            start = max(0, os.fstat(file.fileno()).st_size - limit)
+            return os.pread(file.fileno(), limit, start)
     except OSError:
         return b""
 
 
-def tail_jsonl(path: Path, most: int) -> list[dict[str, Any]]:
-    """Return the whole rows among the last ``most`` bytes of a file, in the file's order.
+def tail_jsonl(path: Path, limit: int) -> list[dict[str, Any]]:
+    """Return the complete rows in the last ``limit`` bytes of a file, in file order.
 
-    A row that is still being written, or was cut by a crash, is left out.
+    A row that is being written, or that a crash cut short, is skipped.
     """
-    # The first piece may be the end of a row, which is no object, and the last one is not yet a line.
-    return [row for line in tail_bytes(path, most).split(b"\n")[:-1] for row in _parsed(line)]
+    # The first piece may be the end of a row, which does not parse to an object; the last one is not yet a line.
+    rows = map(_parse_or_none, tail_bytes(path, limit).split(b"\n")[:-1])
+    return [row for row in rows if isinstance(row, dict)]
 
 
-def _parsed(line: bytes) -> list[dict[str, Any]]:
+def _parse_or_none(line: bytes) -> Any:
     try:
-        row = json.loads(line)
+        return json.loads(line)
     except ValueError:
-        return []
-    return [row] if isinstance(row, dict) else []
+        return None

@@ -1,4 +1,4 @@
-"""Where a run stands, read from its folder alone; nothing is written, and of long files only the end is read."""
+"""Derive a run's state from its folder, without writing anything; of long files only the end is read."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from hsadml_dist.errors import ExitCode
 from hsadml_dist.process import process_start_time
 from hsadml_dist.run.attempts import HEARTBEAT_TIMEOUT_SECONDS, current_holder
 from hsadml_dist.run.folder import AttemptFolder, RunFolder
+from hsadml_dist.run.history import StopReason, read_stop_reasons
 from hsadml_dist.run.jsonl import tail_jsonl
 
 RunPhase = Literal["empty", "starting", "running", "stopped", "finished", "failed", "silent"]
 
 METRICS_BYTES = 8192
-"""The last rows of ``metrics.jsonl``: some 30."""
+"""Bytes read from the end of ``metrics.jsonl``: about 30 rows."""
 EVENTS_BYTES = 262144
-"""The last rows of ``events.jsonl``; one of a skipped step names all its samples."""
+"""Bytes read from the end of ``events.jsonl``; the event of a skipped step lists all its samples."""
 RATE_ROWS = 20
-_AFTER_START = ("save", "evaluate")
+STAGES_AFTER_START = ("save", "evaluate")
 
 _STEPS = re.compile(r"^train:\n(?:  .*\n)*?  steps: (\d+)$", re.MULTILINE)
 _CHECKPOINT = re.compile(r"step-(\d+)\.")
@@ -32,25 +33,26 @@ _CHECKPOINT = re.compile(r"step-(\d+)\.")
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """Where a run stands.
+    """The state of a run.
 
     Attributes:
-        phase: empty: never started. starting: no step of the newest attempt yet. stopped, finished, failed: what its
-            events say. silent: they say nothing and it gives no sign of life.
-        attempts: How many there are.
-        restart: Slurm's restart count of the newest.
-        job: Slurm's own number of the newest attempt's job; an array's element has one of its own. None: no job.
-        world_size: The newest attempt's number of ranks.
-        step: The step that the newest attempt has reached; before its first one, where it goes on from.
-        total_steps: How many there shall be; None: not known before the first start.
-        loss: That of the last step done, by whichever attempt.
+        phase: ``empty``: never started; ``starting``: the newest attempt has not completed a step; ``stopped``,
+            ``finished``, ``failed``: according to its events; ``silent``: no final event and no heartbeat.
+        attempts: Number of attempts.
+        restart: Slurm's restart count of the newest attempt.
+        job: Slurm's own id of the newest attempt's job (each element of a job array has one), or None without a job.
+        world_size: Number of ranks of the newest attempt.
+        step: Step that the newest attempt has reached; before its first one, the step from which it resumes.
+        total_steps: Planned number of steps; None if unknown before the first start.
+        loss: Loss of the last completed step of any attempt.
         samples_per_second: Mean over the last steps.
-        checkpoint_step: Step of the checkpoint that a new start would go on from, as far as the events tell.
-        stage: What the newest attempt's rank 0 does at this moment, while it runs: step, save, evaluate, ...
-        last_sign: When the newest attempt gave its last sign, by the file server's clock; for one that has ended, when
-            it said so. Seconds since 1970 UTC.
-        reason: Why it failed, what stopped it, or what is known of its silence; one line.
-        exit_code: That of a failure.
+        checkpoint_step: Step of the checkpoint from which a new start would resume, according to the events.
+        stage: Current stage of the newest attempt's rank 0 while it runs: step, save, evaluate, ...
+        last_sign: Time of the newest attempt's last heartbeat by the file server's clock, or of its final event.
+            Seconds since 1970 UTC.
+        reason: One line on why it failed, what stopped it, or what is known of its silence.
+        exit_code: Exit code of a failure.
+        stop_is_final: Whether it was stopped by a STOP file, so that no job should resume it.
     """
 
     phase: RunPhase
@@ -67,107 +69,121 @@ class RunState:
     last_sign: float | None = None
     reason: str | None = None
     exit_code: int | None = None
+    stop_is_final: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class _End:
+class _Ending:
+    """How an attempt ended, or its liveness if it has not; see :class:`RunState`."""
+
     phase: RunPhase
     time: float | None
     reason: str | None = None
     exit_code: int | None = None
+    stop_is_final: bool = False
 
 
 def read_run_state(run: RunFolder, now: float) -> RunState:
-    """Return where a run stands at ``now``, in seconds since 1970 UTC."""
+    """Return the state of a run at ``now``, in seconds since 1970 UTC."""
     attempts = run.attempts()
-    steps = _steps_of_config(run.config)
+    steps = _configured_steps(run.config)
     if not attempts:
         return RunState(phase="empty", total_steps=steps)
     newest = attempts[-1]
     record = _read_object(newest.record)
-    # In this order: of a process that is gone by now, the events are complete.
+    # In this order: the events of a process that is gone by now are complete.
     gone = _process_is_gone(record)
     events = tail_jsonl(newest.events, EVENTS_BYTES)
-    rows, ago = _newest_rows(attempts)
-    stage, beat = _stage(newest), _beat(newest)
-    end = _end(events) or _open_end(beat, now, gone, record, begun=(bool(rows) and ago == 0) or stage in _AFTER_START)
+    rows, rows_age = _latest_rows(attempts)
+    stage = _stage(newest)
+    begun = (bool(rows) and rows_age == 0) or stage in STAGES_AFTER_START
+    ending = _recorded_ending(events) or _liveness(_last_heartbeat(newest), now, gone, record, begun=begun)
     return RunState(
-        phase=end.phase,
+        phase=ending.phase,
         attempts=len(attempts),
         restart=int(record.get("restart") or 0),
         job=record.get("job"),
         world_size=record.get("world_size"),
-        step=_step(attempts, rows, ago),
+        step=_reached_step(attempts, rows, rows_age),
         total_steps=record.get("total_steps") if steps is None else steps,
         loss=rows[-1].get("loss") if rows else None,
         samples_per_second=_rate(rows),
         checkpoint_step=_checkpoint_step(attempts, events),
-        stage=stage if end.phase == "running" else None,
-        last_sign=end.time,
-        reason=end.reason,
-        exit_code=end.exit_code,
+        stage=stage if ending.phase == "running" else None,
+        last_sign=ending.time,
+        reason=ending.reason,
+        exit_code=ending.exit_code,
+        stop_is_final=ending.stop_is_final,
     )
 
 
-def _end(events: Sequence[Mapping[str, Any]]) -> _End | None:
-    """Return how an attempt says that it ended; None: it does not."""
+def _recorded_ending(events: Sequence[Mapping[str, Any]]) -> _Ending | None:
+    """Return how an attempt ended according to its events, or None if they do not say."""
     last = {str(row.get("event")): row for row in events}
     if "finished" in last:
-        return _End(phase="finished", time=last["finished"].get("time"))
-    # Of a hang one rank tells before all leave; another may see its peers go and say only that.
+        return _Ending(phase="finished", time=last["finished"].get("time"))
+    # In a hang, one rank records it before all of them exit; another may see its peers go and record only that.
     for name in ("hang", "failed"):
         if name in last:
-            row = last[name]
-            code = int(row.get("exit_code", ExitCode.INTERNAL_ERROR if name == "hang" else ExitCode.USER_ERROR))
-            text = " ".join(str(row.get("reason")).split())
-            return _End(phase="failed", time=row.get("time"), exit_code=code, reason=_hang(row, text))
+            return _failure(last[name], ExitCode.INTERNAL_ERROR if name == "hang" else ExitCode.USER_ERROR)
     if "stopped" in last:
-        noticed = last.get("signal", {}).get("noticed") or ()
-        return _End(phase="stopped", time=last["stopped"].get("time"), reason=_told_by(noticed))
+        reasons = read_stop_reasons(last.get("signal", {}))
+        return _Ending(
+            phase="stopped",
+            time=last["stopped"].get("time"),
+            reason=_describe_stop(reasons),
+            stop_is_final=bool(last["stopped"].get("final", StopReason.STOP_FILE in reasons.values())),
+        )
     return None
 
 
-def _told_by(noticed: Sequence[str]) -> str | None:
-    """Return what told an attempt to stop, as one short line however many ranks were told."""
-    ranks: dict[str, list[str]] = {}
-    for text in noticed:
-        rank, _, name = str(text).partition(": ")
-        ranks.setdefault(name, []).append(rank)
-    told = [f"{name} ({who[0] if len(who) == 1 else f'{len(who)} ranks'})" for name, who in ranks.items()]
-    return f"told to stop by {', '.join(told)}" if told else None
+def _failure(row: Mapping[str, Any], default_code: ExitCode) -> _Ending:
+    text = " ".join(str(row.get("reason")).split())
+    if row.get("event") == "hang":
+        text = f"step {int(row.get('step', 0)) + 1} hangs: {text}"
+    code = int(row.get("exit_code", default_code))
+    return _Ending(phase="failed", time=row.get("time"), exit_code=code, reason=text)
 
 
-def _hang(row: Mapping[str, Any], text: str) -> str:
-    return f"step {int(row.get('step', 0)) + 1} hangs: {text}" if row.get("event") == "hang" else text
+def _describe_stop(reasons: Mapping[int, StopReason]) -> str | None:
+    """Return what stopped an attempt as one short line, for any number of ranks."""
+    ranks: dict[StopReason, list[int]] = {}
+    for rank, reason in reasons.items():
+        ranks.setdefault(reason, []).append(rank)
+    parts = [
+        f"{reason.label} ({f'rank {found[0]}' if len(found) == 1 else f'{len(found)} ranks'})"
+        for reason, found in ranks.items()
+    ]
+    return f"stop requested by {', '.join(parts)}" if parts else None
 
 
-def _open_end(beat: float, now: float, gone: bool, record: Mapping[str, Any], *, begun: bool) -> _End:
+def _liveness(heartbeat: float, now: float, gone: bool, record: Mapping[str, Any], *, begun: bool) -> _Ending:
     if gone:
-        where = f"process {record['pid']} on {record['host']} is gone without a word"
-        return _End(phase="silent", time=beat, reason=f"{where}: it was killed")
-    if now - beat > HEARTBEAT_TIMEOUT_SECONDS:
-        return _End(phase="silent", time=beat)
-    return _End(phase="running" if begun else "starting", time=beat)
+        reason = f"process {record['pid']} on {record['host']} is gone without any message: it was killed"
+        return _Ending(phase="silent", time=heartbeat, reason=reason)
+    if now - heartbeat > HEARTBEAT_TIMEOUT_SECONDS:
+        return _Ending(phase="silent", time=heartbeat)
+    return _Ending(phase="running" if begun else "starting", time=heartbeat)
 
 
 def _process_is_gone(record: Mapping[str, Any]) -> bool:
-    """Whether the attempt's rank 0 was a process of this very machine and lives no more."""
+    """Return whether the attempt's rank 0 was a process of this machine that no longer exists."""
     if not {"boot", "pid", "born"} <= record.keys():
         return False
     return bool(record["boot"] == current_holder("").boot and process_start_time(record["pid"]) != record["born"])
 
 
-def _newest_rows(attempts: Sequence[AttemptFolder]) -> tuple[list[dict[str, Any]], int]:
-    """Return the last metrics rows of the newest attempt that has any, and how many attempts ago that was."""
-    for ago, attempt in enumerate(reversed(attempts)):
+def _latest_rows(attempts: Sequence[AttemptFolder]) -> tuple[list[dict[str, Any]], int]:
+    """Return the last metrics rows of the newest attempt that has any, and how many attempts ago it started."""
+    for age, attempt in enumerate(reversed(attempts)):
         rows = tail_jsonl(attempt.metrics, METRICS_BYTES)
         if rows:
-            return rows[-RATE_ROWS:], ago
+            return rows[-RATE_ROWS:], age
     return [], 0
 
 
-def _step(attempts: Sequence[AttemptFolder], rows: Sequence[Mapping[str, Any]], ago: int) -> int:
-    if ago or not rows:
+def _reached_step(attempts: Sequence[AttemptFolder], rows: Sequence[Mapping[str, Any]], rows_age: int) -> int:
+    if rows_age or not rows:
         parent = _read_object(attempts[-1].parent)
         if parent:
             return _step_of(parent.get("checkpoint")) or 0
@@ -175,20 +191,20 @@ def _step(attempts: Sequence[AttemptFolder], rows: Sequence[Mapping[str, Any]], 
 
 
 def _rate(rows: Sequence[Mapping[str, Any]]) -> float | None:
-    """Return samples per second over the rows; None if they do not tell."""
+    """Return samples per second over the rows, or None if they have no times."""
     seconds = sum(row.get("step_seconds", 0.0) for row in rows)
     return sum(row.get("samples", 0) for row in rows) / seconds if seconds > 0 else None
 
 
 def _checkpoint_step(attempts: Sequence[AttemptFolder], newest_events: Sequence[Mapping[str, Any]]) -> int | None:
-    """Return the step of the newest checkpoint in the line of the newest attempt."""
+    """Return the step of the newest checkpoint in the lineage of the newest attempt."""
     for attempt in reversed(attempts):
         events = newest_events if attempt is attempts[-1] else tail_jsonl(attempt.events, EVENTS_BYTES)
         steps = [int(row["step"]) for row in events if row.get("event") == "checkpoint"]
         if steps:
             return steps[-1]
         parent = _read_object(attempt.parent)
-        if parent:  # what an earlier attempt wrote is in this one's line only if it is its parent
+        if parent:  # an earlier attempt's checkpoint is in the lineage only if it is the parent
             return _step_of(parent.get("checkpoint"))
     return None
 
@@ -203,11 +219,11 @@ def _stage(attempt: AttemptFolder) -> str | None:
     return None if stage is None else str(stage)
 
 
-def _beat(attempt: AttemptFolder) -> float:
-    """Return when the attempt gave its last sign of life."""
+def _last_heartbeat(attempt: AttemptFolder) -> float:
+    """Return the time of the attempt's last heartbeat."""
     for path in (attempt.heartbeat, attempt.path):
         with contextlib.suppress(OSError):
-            # Opened, not only looked up: a client of a network file system then asks the server anew.
+            # Opened, not only looked up: that makes a client of a network file system ask the server again.
             file = os.open(path, os.O_RDONLY)
             try:
                 return os.fstat(file).st_mtime
@@ -227,8 +243,8 @@ def format_age(now: float, then: float | None) -> str:
     return f"{seconds:.0f} s"
 
 
-def _steps_of_config(config: Path) -> int | None:
-    """Return ``train.steps`` of a run's recipe, as ``dump_recipe`` writes it, without loading a YAML library."""
+def _configured_steps(config: Path) -> int | None:
+    """Return ``train.steps`` of a recipe that ``dump_recipe`` wrote, without importing a YAML library."""
     try:
         match = _STEPS.search(config.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -237,7 +253,7 @@ def _steps_of_config(config: Path) -> int | None:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """Return a small JSON object; an empty one if there is none, or not yet a whole one."""
+    """Return a small JSON object, or an empty one if the file is missing or incomplete."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,85 +1,28 @@
-"""Record the training on rank 0: metrics, events, ledger, TensorBoard and the progress display."""
+"""Record a training on rank 0: metrics, events and ledger as rows, TensorBoard, the progress display, and rank logs.
+
+To add a tracker (MLflow, Weights & Biases), write a :class:`Tracker` and append it in :class:`FileRecorder`.
+"""
 
 from __future__ import annotations
 
+import faulthandler
+import logging
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from hsadml_dist.distributed.rendezvous import RankContext
-from hsadml_dist.health.heartbeat import AttemptHeartbeat
 from hsadml_dist.run.folder import AttemptFolder
-from hsadml_dist.run.history import EventLog, EventName
+from hsadml_dist.run.history import EventLog, EventName, StopReason, stop_event_details
 from hsadml_dist.run.jsonl import JsonlWriter
+from hsadml_dist.run.rendezvous import RankContext
 
 LINE_SECONDS = 30.0
-
-
-class ProgressDisplay(Protocol):
-    """Shows the state of a long work."""
-
-    def update(self, step: int, loss: float, rate: float) -> None:
-        """Show that ``step`` is done, with its loss and the samples per second."""
-        ...
-
-    def close(self) -> None:
-        """Leave the display in order."""
-        ...
-
-
-def open_progress_display(stream: TextIO, first: int, total: int) -> ProgressDisplay:
-    """Return the display that suits the stream; ``first`` steps were done before."""
-    return BarProgress(first, total) if stream.isatty() else LineProgress(stream, total)
-
-
-class LineProgress:
-    """A plain line each 30 seconds, for logs."""
-
-    def __init__(self, stream: TextIO = sys.stderr, total: int = 0) -> None:
-        self._stream, self._total = stream, total
-        self._next = time.monotonic() + LINE_SECONDS
-
-    def update(self, step: int, loss: float, rate: float) -> None:
-        """See :class:`ProgressDisplay`."""
-        now = time.monotonic()
-        if now < self._next and step != self._total:
-            return
-        self._next = now + LINE_SECONDS
-        self._stream.write(f"step {step}/{self._total}  loss {loss:.4f}  {rate:.0f} samples/s\n")
-        self._stream.flush()
-
-    def close(self) -> None:
-        """See :class:`ProgressDisplay`."""
-
-
-class BarProgress:
-    """A bar, for terminals."""
-
-    def __init__(self, first: int, total: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._bar = Progress(
-            TextColumn("training"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-        )
-        self._task = self._bar.add_task("training", total=total, completed=first, note="")
-        self._bar.start()
-
-    def update(self, step: int, loss: float, rate: float) -> None:
-        """See :class:`ProgressDisplay`."""
-        self._bar.update(self._task, completed=step, note=f"loss {loss:.4f}  {rate:.0f} samples/s")
-
-    def close(self) -> None:
-        """See :class:`ProgressDisplay`."""
-        self._bar.stop()
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+TENSORBOARD_METRICS = ("loss", "lr", "grad_norm", "step_seconds", "data_wait_seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,15 +30,15 @@ class MetricsRow:
     """A row of ``metrics.jsonl``.
 
     Attributes:
-        step: From 1.
-        attempt: Who did it.
-        epoch: From 0, in which the step begins.
+        step: Step number, from 1.
+        attempt: Number of the attempt.
+        epoch: Epoch in which the step begins, from 0.
         loss: Mean over the global batch.
         lr: Learning rate of the backbone.
         grad_norm: Norm of the backbone's gradient before clipping.
         samples: Samples of this step, over all ranks.
-        step_seconds: Wall time of the step on rank 0, waiting included.
-        data_wait_seconds: How much of it rank 0 waited for its batch.
+        step_seconds: Wall time of the step on rank 0, including waits.
+        data_wait_seconds: Time that rank 0 waited for its batch.
     """
 
     step: int
@@ -109,104 +52,179 @@ class MetricsRow:
     data_wait_seconds: float
 
 
-class Recorder(Protocol):
-    """What a training reports as it goes."""
+class Tracker(Protocol):
+    """Receives the metrics of every step."""
+
+    def log(self, row: MetricsRow) -> None:
+        """Log a completed step."""
+        ...
+
+    def close(self) -> None:
+        """Flush and close."""
+        ...
+
+
+class ProgressLines:
+    """Print a plain line every 30 seconds and at the end, for logs."""
+
+    def __init__(self, stream: TextIO = sys.stderr, total: int = 0) -> None:
+        self._stream, self._total = stream, total
+        self._next = time.monotonic() + LINE_SECONDS
+
+    def log(self, row: MetricsRow) -> None:
+        """See :class:`Tracker`."""
+        now = time.monotonic()
+        if now < self._next and row.step != self._total:
+            return
+        self._next = now + LINE_SECONDS
+        self._stream.write(f"step {row.step}/{self._total}  {_loss_and_rate(row)}\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """See :class:`Tracker`."""
+
+
+class ProgressBar:
+    """Show a progress bar on a terminal."""
+
+    def __init__(self, completed: int, total: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._task = self._bar.add_task("training", total=total, completed=completed, note="")
+        self._bar.start()
+
+    def log(self, row: MetricsRow) -> None:
+        """See :class:`Tracker`."""
+        self._bar.update(self._task, completed=row.step, note=_loss_and_rate(row))
+
+    def close(self) -> None:
+        """See :class:`Tracker`."""
+        self._bar.stop()
+
+
+class TensorBoardTracker:
+    """Write the metrics as TensorBoard scalars."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder))
+
+    def log(self, row: MetricsRow) -> None:
+        """See :class:`Tracker`."""
+        for name in TENSORBOARD_METRICS:
+            self._writer.add_scalar(f"train/{name}", getattr(row, name), row.step)
+
+    def close(self) -> None:
+        """See :class:`Tracker`."""
+        with suppress(OSError):  # a full disk must not hide why the run ends
+            self._writer.close()
+
+
+class Recorder:
+    """Interface of a training's records; this base class writes nothing and serves all ranks but rank 0."""
 
     def event(self, event: EventName, step: int, **detail: Any) -> None:
-        """Record that something happened after ``step`` steps."""
-        ...
+        """Record an event; ``step`` is the last completed one."""
 
-    def begin(self, done: int, total: int) -> None:
-        """Show that the steps after ``done`` of ``total`` begin."""
-        ...
+    def stopped(self, step: int, reasons: Sequence[StopReason | None]) -> None:
+        """Record a stop after ``step``, with the stop reason of each rank (None for a rank without one)."""
+
+    def begin(self, completed: int, total: int) -> None:
+        """Start the progress display at ``completed`` of ``total`` steps."""
 
     def step(self, row: MetricsRow) -> None:
-        """Record a step."""
-        ...
+        """Record the metrics of a step."""
 
     def samples(self, step: int, epoch: int, keys: Sequence[str]) -> None:
         """Record the keys of a step's samples, in global order."""
-        ...
 
     def close(self) -> None:
-        """Write out and close everything."""
-        ...
+        """Flush and close everything."""
 
 
-class NullRecorder:
-    """Writes nothing: for all ranks but the first."""
-
-    def event(self, event: EventName, step: int, **detail: Any) -> None:
-        """See :class:`Recorder`."""
-
-    def begin(self, done: int, total: int) -> None:
-        """See :class:`Recorder`."""
-
-    def step(self, row: MetricsRow) -> None:
-        """See :class:`Recorder`."""
-
-    def samples(self, step: int, epoch: int, keys: Sequence[str]) -> None:
-        """See :class:`Recorder`."""
-
-    def close(self) -> None:
-        """See :class:`Recorder`."""
-
-
-class FileRecorder:
-    """Writes an attempt's rows, its TensorBoard files, its heartbeat and the progress display."""
+class FileRecorder(Recorder):
+    """Write an attempt's rows and pass its metrics on to the trackers."""
 
     def __init__(self, attempt: AttemptFolder, events: EventLog, *, tensorboard: bool) -> None:
-        self._attempt = attempt.number
+        self._attempt = attempt
         self._events = events
         self._metrics = JsonlWriter(attempt.metrics)
-        self._ledger_path = attempt.ledger
         self._ledger: JsonlWriter | None = None
-        self._heartbeat = AttemptHeartbeat(attempt.heartbeat)
-        self._progress: ProgressDisplay | None = None
-        self._board = _board(attempt) if tensorboard else None
+        self._trackers: list[Tracker] = [TensorBoardTracker(attempt.tensorboard)] if tensorboard else []
 
     def event(self, event: EventName, step: int, **detail: Any) -> None:
         """See :class:`Recorder`."""
         self._events.write(event, step, **detail)
 
-    def begin(self, done: int, total: int) -> None:
+    def stopped(self, step: int, reasons: Sequence[StopReason | None]) -> None:
         """See :class:`Recorder`."""
-        self._progress = open_progress_display(sys.stderr, done, total)
+        self.event("signal", step, **stop_event_details(reasons))
+        self.event("stopped", step, final=StopReason.STOP_FILE in reasons)
+
+    def begin(self, completed: int, total: int) -> None:
+        """See :class:`Recorder`."""
+        self._trackers.append(open_progress_display(sys.stderr, completed, total))
 
     def step(self, row: MetricsRow) -> None:
         """See :class:`Recorder`."""
         self._metrics.write(asdict(row))
-        if self._progress is not None:
-            self._progress.update(row.step, row.loss, row.samples / row.step_seconds)
-        if self._board is not None:
-            for name in ("loss", "lr", "grad_norm", "step_seconds", "data_wait_seconds"):
-                self._board.add_scalar(f"train/{name}", getattr(row, name), row.step)
+        for tracker in self._trackers:
+            tracker.log(row)
 
     def samples(self, step: int, epoch: int, keys: Sequence[str]) -> None:
         """See :class:`Recorder`."""
         if self._ledger is None:
-            self._ledger = JsonlWriter(self._ledger_path)
-        self._ledger.write({"step": step, "attempt": self._attempt, "epoch": epoch, "keys": list(keys)})
+            self._ledger = JsonlWriter(self._attempt.ledger)
+        self._ledger.write({"step": step, "attempt": self._attempt.number, "epoch": epoch, "keys": list(keys)})
 
     def close(self) -> None:
         """See :class:`Recorder`."""
-        if self._progress is not None:
-            self._progress.close()
-        self._heartbeat.close()
-        if self._board is not None:
-            with suppress(OSError):  # a full disk must not hide why the run ends
-                self._board.close()
+        for tracker in self._trackers:
+            tracker.close()
 
 
 def open_recorder(context: RankContext, tensorboard: bool) -> Recorder:
-    """Return what writes this attempt's records on rank 0, and what writes nothing on the others."""
+    """Return the recorder of this rank: rank 0 writes, the others do not."""
     if not context.comm.topology.is_rank_zero:
-        return NullRecorder()
+        return Recorder()
     events = EventLog(context.attempt, context.holder.job, context.holder.restart)
     return FileRecorder(context.attempt, events, tensorboard=tensorboard)
 
 
-def _board(attempt: AttemptFolder) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
+def open_progress_display(stream: TextIO, completed: int, total: int) -> Tracker:
+    """Return a bar for a terminal and plain lines for any other stream."""
+    return ProgressBar(completed, total) if stream.isatty() else ProgressLines(stream, total)
 
-    return SummaryWriter(str(attempt.tensorboard))
+
+def configure_rank_logging(attempt: AttemptFolder, rank: int) -> None:
+    """Send this process's log records, and its stacks if it crashes, to the rank's log file.
+
+    Rank 0 also prints warnings to its standard error.
+    """
+    path = attempt.log(rank)
+    path.parent.mkdir(exist_ok=True)
+    handler = logging.StreamHandler(path.open("a", encoding="utf-8"))
+    handler.setFormatter(logging.Formatter(LOG_FORMAT))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    if rank == 0:
+        console = logging.StreamHandler()
+        console.setLevel(logging.WARNING)
+        console.setFormatter(logging.Formatter("hsadml: %(message)s"))
+        root.addHandler(console)
+    faulthandler.enable(file=handler.stream)
+
+
+def _loss_and_rate(row: MetricsRow) -> str:
+    return f"loss {row.loss:.4f}  {row.samples / row.step_seconds:.0f} samples/s"

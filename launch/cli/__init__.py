@@ -1,4 +1,4 @@
-"""``hsadml``: one command a line; what a command needs is imported when it is called."""
+"""The ``hsadml`` command line. The modules of the commands are imported only when a command is called."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from hsadml_dist.errors import UsageError, did_you_mean
 from hsadml_dist.launch.exit_codes import run_with_exit_code
 
 COMMANDS = (
-    ("shards", "cmd_shards:app", "Turn images into shards that training reads; check and list them."),
-    ("train", "cmd_train:train", "Train on this machine; goes on where the run folder stands."),
-    ("submit", "cmd_submit:submit", "Train as a Slurm job on any number of nodes."),
-    ("evaluate", "cmd_evaluate:evaluate", "Judge a run's embeddings on the fold that was held out."),
-    ("predict", "cmd_predict:app", "Tell what a run makes of image files: class, nearest training cases, warnings."),
+    ("shards", "cmd_shards:app", "Convert images to shards for training; verify and list them."),
+    ("train", "cmd_train:train", "Train on this machine; resume if there is a checkpoint."),
+    ("submit", "cmd_train:submit", "Train as a Slurm job on one or many nodes."),
+    ("evaluate", "cmd_evaluate:evaluate", "Evaluate a run's embeddings on its held-out fold; compare runs."),
+    ("predict", "cmd_predict:app", "Classify image files and show the nearest training cases."),
     ("embed", "cmd_export:embed_app", "Write the embeddings of all slices of a run's shards."),
-    ("export", "cmd_export:export_app", "Write a run's network as torch.export or ONNX, checked against it."),
-    ("status", "cmd_status:status", "Show how runs stand, over restarts and jobs."),
-    ("watch", "cmd_status:watch", "Show how runs stand, again and again, until they are over."),
-    ("logs", "cmd_logs:logs", "Print or follow a rank's log over restarts."),
+    ("export", "cmd_export:export_app", "Export a run's network with torch.export or as ONNX."),
+    ("status", "cmd_status:status", "Show the progress of runs over all restarts and jobs."),
+    ("watch", "cmd_status:watch", "Show the progress of runs repeatedly until they have ended."),
+    ("logs", "cmd_logs:logs", "Print or follow the log of a rank over all restarts."),
     ("cancel", "cmd_cancel:cancel", "Cancel all jobs of runs."),
-    ("metrics", "cmd_inspect:metrics", "Show a run's steps or events over all its attempts."),
-    ("checkpoint", "cmd_inspect:checkpoint_app", "Look into a run's checkpoints."),
-    ("models", "cmd_models:models", "List the backbones, with the memory that training them takes."),
-    ("recipes", "cmd_recipes:app", "List, show and copy the recipes that come along."),
-    ("profile", "cmd_profile:app", "Write down once what your cluster asks of every job."),
-    ("doctor", "cmd_doctor:doctor", "Tell whether this machine and its cluster can carry a run."),
-    ("cluster", "cmd_cluster:app", "A private Slurm cluster on this machine, for trying out."),
+    ("metrics", "cmd_logs:metrics", "Print the steps or the events of a run over all its attempts."),
+    ("checkpoint", "cmd_logs:checkpoint_app", "Inspect the checkpoints of a run."),
+    ("models", "cmd_models:models", "List the backbones and the memory that training them takes."),
+    ("recipes", "cmd_train:recipes_app", "List, show and copy the shipped recipes."),
+    ("profile", "cmd_profile:app", "Save the options that every job on your cluster needs."),
+    ("doctor", "cmd_doctor:doctor", "Check whether this machine and its cluster can run a training."),
+    ("cluster", "cmd_cluster:app", "Start and stop a private Slurm cluster on this machine."),
 )
-"""Name, module and object under this package, the line in ``hsadml --help``: the help imports none of the modules."""
+"""Name, ``module:object`` in this package, and the line in ``hsadml --help``, which imports none of the modules."""
 
 
 def version() -> str:
@@ -43,43 +43,52 @@ def version() -> str:
         return "not installed (running from a clone)"
 
 
-def build_app() -> App:
-    """Return the command line."""
+def build_app(command: str = "") -> App:
+    """Return the command-line application.
+
+    Args:
+        command: The command to be called. Its help is its docstring, the others' is their line in :data:`COMMANDS`.
+    """
     app = App(
         name="hsadml",
         help="Hyperspherical deep metric learning for brain MRI, on any number of nodes.",
         version=version,
-        default_parameter=Parameter(negative=""),
+        default_parameter=Parameter(negative="", show_default=_default_to_show),
         exit_on_error=False,
         print_error=False,
         result_action="return_value",
     )
     for name, target, text in COMMANDS:
-        app.command(f"{__name__}.{target}", name=name, help=text)
+        app.command(f"{__name__}.{target}", name=name, help=None if name == command else text)
     return app
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit code. Errors become text on stderr, defects a traceback."""
+    """Run a command line and return the exit code. Errors are reported on stderr, defects with a traceback."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     return run_with_exit_code(lambda: _run(words))
 
 
+def _default_to_show(value: object) -> object:
+    """Return the default for the help; None hides that of flags and of empty values."""
+    return None if value is False or value in ("", ()) else value
+
+
 def _run(words: Sequence[str]) -> int | None:
     try:
-        return build_app()(words)
+        return build_app(*words[:1])(words)
     except CycloptsError as fault:
-        raise UsageError(usage_problem(fault)) from fault
+        raise UsageError(describe_usage_error(fault)) from fault
     except BrokenPipeError:
-        # The reader (head, less) has seen enough; at its exit Python would write once more and complain.
+        # The reader (head, less) has closed the pipe. Python flushes stdout once more at exit and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return None
 
 
-def usage_problem(fault: CycloptsError) -> str:
-    """Return one line that says what is wrong with a command line."""
+def describe_usage_error(fault: CycloptsError) -> str:
+    """Return a usage error as one line."""
     if isinstance(fault, UnknownCommandError) and fault.unused_tokens and fault.app is not None:
-        # cyclopts' own text imports every command first.
+        # The text of cyclopts would import every command.
         names = [name for name in fault.app if not name.startswith("-")]
         word = fault.unused_tokens[0]
         return f"no command {word!r}; commands: {', '.join(names)}" + did_you_mean(word, names)

@@ -1,4 +1,4 @@
-"""``python -m hsadml_dist.launch.cli``: the command line without installing it."""
+"""Run the command line without installing it: ``python -m hsadml_dist.launch.cli``."""
 
 import sys
 

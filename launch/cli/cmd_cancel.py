@@ -1,4 +1,4 @@
-"""``hsadml cancel``."""
+"""``hsadml cancel``: cancel all jobs of runs."""
 
 from __future__ import annotations
 
@@ -9,121 +9,126 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hsadml_dist.errors import ClusterError, ExitCode, UsageError
-from hsadml_dist.launch.cli.cmd_status import shown
+from hsadml_dist.launch.cli.terminal import display_path
 from hsadml_dist.run.folder import RunFolder, find_runs
 from hsadml_dist.run.run_state import read_run_state
-from hsadml_dist.slurm import client
-from hsadml_dist.slurm import job_queue as queue
+from hsadml_dist.slurm import client, job_queue
 from hsadml_dist.slurm.client import SlurmJob
 from hsadml_dist.slurm.job_records import read_job_records
 
-LOOK_SECONDS = 0.5
-LONGEST_PAUSE = 5.0
-"""Between two questions to a controller that others need too."""
-PATIENCE_SECONDS = 90.0
-"""A job that was cancelled gets KillWait, often 30 s, to save and leave; a busy controller takes its time too."""
-SAY_SECONDS = 2.0
-AGAIN_SECONDS = 10.0
-ENDING = "COMPLETING"
+POLL_SECONDS = 0.5
+MAX_POLL_SECONDS = 5.0
+"""Longest pause between two queries to a controller that others need too."""
+TIMEOUT_SECONDS = 90.0
+"""A cancelled job has KillWait, often 30 s, to save and exit, and a busy controller takes its time."""
+QUIET_SECONDS = 2.0
+RETRY_SECONDS = 10.0
+COMPLETING = "COMPLETING"
 
 
 def cancel(*runs: Path) -> int:
-    """Cancel all jobs of runs: those that wait first, so that none goes on where another ends; then those that run.
+    """Cancel all jobs of runs: first the pending ones, so that none starts when another ends, then the running ones.
 
-    Returns once they have ended: until then a job that has just begun may queue its successor, which is cancelled too.
-    A running training gets Slurm's grace time to save.
+    Returns when they have ended, because a job that has just started may still queue its successor, which is cancelled
+    too. A running training gets Slurm's grace time to save.
 
     Args:
         runs: Run folders, or folders of run folders.
     """
     if not runs:
         raise UsageError("cancel: name at least one run folder")
-    work = JobCanceller(find_runs(runs))
+    canceller = JobCanceller(find_runs(runs))
     try:
-        work.go()
+        canceller.run()
     finally:
-        queue.record_cancelled(work.cancelled)
-    return ExitCode.USER_ERROR if work.refused else ExitCode.SUCCESS
+        job_queue.record_cancelled(canceller.cancelled)
+    return ExitCode.USER_ERROR if canceller.refused else ExitCode.SUCCESS
 
 
 class JobCanceller:
-    """Cancels until a look finds nothing more."""
+    """Cancels the jobs of runs until none is left.
+
+    Attributes:
+        refused: Jobs that Slurm refused to cancel.
+    """
 
     def __init__(self, runs: Sequence[RunFolder]) -> None:
         self._runs = runs
-        self._told: dict[str, float] = {}
-        self._said = ""
+        self._requested: dict[str, float] = {}
+        self._printed = ""
         self.refused: set[str] = set()
 
     @property
     def cancelled(self) -> list[str]:
-        """The jobs that were cancelled so far."""
-        return [job for job in self._told if job not in self.refused]
+        """Jobs that were cancelled so far."""
+        return [job for job in self._requested if job not in self.refused]
 
-    def go(self) -> None:
-        """Cancel all jobs of the runs and wait for their ends.
+    def run(self) -> None:
+        """Cancel all jobs of the runs and wait until they have ended.
 
         Raises:
-            ClusterError: Slurm is absent or does not answer.
+            ClusterError: Slurm is missing or does not answer.
         """
-        began, pause = time.monotonic(), LOOK_SECONDS
+        start, pause = time.monotonic(), POLL_SECONDS
         while True:
-            ids = self._ids()
-            left = self._look(ids)
-            # A job that ended during this look may have queued another one before.
-            if (not left and self._ids() == ids) or time.monotonic() > began + PATIENCE_SECONDS:
+            ids = self._job_ids()
+            left = self._poll(ids)
+            # A job that ended during this poll may have queued another one before.
+            if (not left and self._job_ids() == ids) or time.monotonic() > start + TIMEOUT_SECONDS:
                 break
-            if left and time.monotonic() > began + SAY_SECONDS:
-                self._say(f"waiting for the end of job {', '.join(left)}")
+            if left and time.monotonic() > start + QUIET_SECONDS:
+                self._print_once(f"waiting for job {', '.join(left)} to end")
             time.sleep(pause)
-            pause = min(pause * 1.5, LONGEST_PAUSE)
+            pause = min(pause * 1.5, MAX_POLL_SECONDS)
         if left:
-            self._say(f"still ending: job {', '.join(left)}; hsadml status tells when it is over")
-        for run, jobs in zip(self._runs, self._ids(), strict=True):
-            if not any(job in self._told for job in jobs):
-                print(_nothing_done(run, bool(jobs)))
+            self._print_once(f"job {', '.join(left)} has not ended yet; hsadml status shows when it has")
+        for run, jobs in zip(self._runs, self._job_ids(), strict=True):
+            if not any(job in self._requested for job in jobs):
+                print(_describe_nothing_cancelled(run, bool(jobs)))
 
-    def _say(self, text: str) -> None:
-        if text != self._said:
-            self._said = text
+    def _print_once(self, text: str) -> None:
+        if text != self._printed:
+            self._printed = text
             print(text, flush=True)
 
-    def _ids(self) -> list[list[str]]:
-        """Return each run's jobs, the newest first."""
-        return [[submitted.job for submitted in reversed(read_job_records(run))] for run in self._runs]
+    def _job_ids(self) -> list[list[str]]:
+        """Return each run's jobs, newest first."""
+        return [[record.job for record in reversed(read_job_records(run))] for run in self._runs]
 
-    def _look(self, ids: Sequence[Sequence[str]]) -> list[str]:
-        """Cancel what has not ended; return what is left."""
-        asked = [job for jobs in ids for job in jobs]
-        known = queue.query_jobs(asked) if asked else {}
+    def _poll(self, ids: Sequence[Sequence[str]]) -> list[str]:
+        """Cancel the jobs that have not ended and return them."""
+        wanted = [job for jobs in ids for job in jobs]
+        known = job_queue.query_jobs(wanted) if wanted else {}
         live = {name: job for name, job in known.items() if not job.has_ended and name not in self.refused}
         for run, jobs in zip(self._runs, ids, strict=True):
-            for job in _in_order(jobs, live):
+            for job in _pending_first(jobs, live):
                 self._cancel(run, job)
         return [name for name in live if name not in self.refused]
 
     def _cancel(self, run: RunFolder, job: SlurmJob) -> None:
-        before = self._told.get(job.job)
-        if job.state == ENDING or (before is not None and time.monotonic() < before + AGAIN_SECONDS):
+        before = self._requested.get(job.job)
+        if job.state == COMPLETING or (before is not None and time.monotonic() < before + RETRY_SECONDS):
             return
         try:
             client.cancel(job.job)
         except ClusterError as fault:
             self.refused.add(job.job)
-            print(f"hsadml: {shown(run.path)}: job {job.job}: {fault}", file=sys.stderr)
-        self._told[job.job] = time.monotonic()
+            print(f"hsadml: {display_path(run.path)}: job {job.job}: {fault}", file=sys.stderr)
+        self._requested[job.job] = time.monotonic()
         if job.job not in self.refused:
-            print(f"{shown(run.path)}: cancelled job {job.job} ({'waited' if job.is_pending else 'ran'})", flush=True)
+            state = "pending" if job.is_pending else "running"
+            print(f"{display_path(run.path)}: cancelled job {job.job} ({state})", flush=True)
 
 
-def _in_order(jobs: Sequence[str], live: Mapping[str, SlurmJob]) -> list[SlurmJob]:
-    """Return the live ones of ``jobs``, those that wait before those that run."""
+def _pending_first(jobs: Sequence[str], live: Mapping[str, SlurmJob]) -> list[SlurmJob]:
+    """Return the live ones of ``jobs``, pending before running."""
     return sorted((live[name] for name in jobs if name in live), key=lambda job: not job.is_pending)
 
 
-def _nothing_done(run: RunFolder, had_jobs: bool) -> str:
-    """Return what to say of a run of which nothing was cancelled."""
-    state, name = read_run_state(run, time.time()), shown(run.path)
+def _describe_nothing_cancelled(run: RunFolder, had_jobs: bool) -> str:
+    state, name = read_run_state(run, time.time()), display_path(run.path)
     if state.job is None and state.phase in ("starting", "running"):
-        return f"{name}: trains without Slurm: Ctrl-C where it was started ends it, or touch {shlex.quote(name)}/STOP"
-    return f"{name}: no job is left" if had_jobs else f"{name}: has no job"
+        return (
+            f"{name}: trains without Slurm; to stop it press Ctrl-C where it runs, or: touch {shlex.quote(name)}/STOP"
+        )
+    return f"{name}: all its jobs have ended" if had_jobs else f"{name}: has no job"

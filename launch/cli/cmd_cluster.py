@@ -1,4 +1,4 @@
-"""``hsadml cluster``: a private Slurm cluster on this machine."""
+"""``hsadml cluster``: start and stop a private Slurm cluster on this machine."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from hsadml_dist.errors import ClusterError, ExitCode, UsageError
+from hsadml_dist.launch.cli.terminal import AsJson
 from hsadml_dist.slurm.devcluster import cluster as box
 
-app = App(name="cluster", help="A private Slurm cluster on this machine, for trying out.")
+app = App(name="cluster", help="Start and stop a private Slurm cluster on this machine, to try out jobs.")
 
 
 @app.command
@@ -26,17 +27,18 @@ def up(
     mode: Literal["local", "netns"] = "local",
     site: Literal["friendly", "default", "strict", "requeueing"] = "friendly",
 ) -> None:
-    """Start a cluster, and return once its nodes are idle.
+    """Start a cluster, and return when its nodes are idle.
 
-    Everything is written under one folder. Jobs in the partition high preempt those in low, which is the default.
+    All files are in one folder. Jobs in the partition high preempt those in low, the default partition.
 
     Args:
-        folder: The cluster's folder; it gets slurm.conf.
-        nodes: Number of compute nodes, n1 to nN, of 8 CPUs and 4 make-believe GPUs each.
-        mode: local: nodes share this machine's name and address. netns: each is a host of its own (needs root).
-        site: friendly: a notice before preemption, back within seconds. default: Slurm's own settings, no notice, back
-            after 2 minutes. strict: as default, and few jobs per user, none from compute nodes. requeueing: jobs that
-            fail or stop come back by their exit code.
+        folder: The cluster's folder, which will contain slurm.conf.
+        nodes: Number of compute nodes, n1 to nN, with 8 CPUs and 4 simulated GPUs each.
+        mode: local: nodes share this machine's name and address. netns: each node has its own network (needs root).
+        site: Settings of the simulated site. friendly: jobs are signalled before preemption and restart within seconds.
+            default: Slurm's defaults, with no signal before preemption and a restart after 2 minutes. strict: like
+            default, with few jobs per user and no sbatch on nodes. requeueing: jobs that fail or stop are requeued by
+            their exit code.
     """
     started = box.up(folder, nodes=nodes, mode=mode, site=site)
     print(f"cluster of {nodes} nodes is up: export SLURM_CONF={started.conf_file}")
@@ -44,39 +46,39 @@ def up(
 
 @app.command
 def down(folder: Path, /) -> None:
-    """Stop a cluster: its jobs, its daemons, its network devices.
+    """Stop a cluster: its jobs, daemons and network devices.
 
     Args:
-        folder: The cluster's folder; it stays, with the logs.
+        folder: The cluster's folder, which is kept with the logs.
     """
     try:
         box.load(folder).down()
     except ClusterError:
-        print(f"no cluster runs in {folder}")
+        print(f"no cluster is running in {folder}")
         return
     print(f"cluster is down: {folder}")
 
 
 @app.command
-def status(folder: Path, /, *, json_: Annotated[bool, Parameter(name="--json")] = False) -> int:
-    """Show which daemons run and what state the nodes are in; exit code 1 unless all is well.
+def status(folder: Path, /, *, as_json: AsJson = False) -> int:
+    """Show the daemons and the state of the nodes. Exit code 1 if a daemon or a node is not ready.
 
     Args:
         folder: The cluster's folder.
-        json_: For programs.
+        as_json: Print JSON instead of lines.
     """
     found = box.load(folder).status()
-    if json_:
+    if as_json:
         print(json.dumps({**dataclasses.asdict(found), "ready": found.ready}))
     else:
         for name, alive in found.daemons.items():
-            print(f"{name:12} {'runs' if alive else 'is gone':8} {found.nodes.get(name, '')}".rstrip())
+            print(f"{name:12} {'runs' if alive else 'stopped':8} {found.nodes.get(name, '')}".rstrip())
     return ExitCode.SUCCESS if found.ready else ExitCode.USER_ERROR
 
 
 @app.command(name="exec")
 def exec_(folder: Path, /, *command: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> int:
-    """Run a command against a cluster, that is with its SLURM_CONF; its exit code is handed on.
+    """Run a command with the cluster's SLURM_CONF and return its exit code.
 
     Args:
         folder: The cluster's folder.
@@ -86,7 +88,7 @@ def exec_(folder: Path, /, *command: Annotated[str, Parameter(allow_leading_hyph
         raise UsageError("no command to run; for instance: hsadml cluster exec DIR squeue")
     env = box.load(folder).env()
     try:
-        # As in a shell: an interrupt is the command's affair.
+        # As in a shell, Ctrl-C is handled by the command.
         done = subprocess.run(command, env=env, check=False)
     except OSError as error:
         raise UsageError(f"cannot run {command[0]!r}: {os.strerror(error.errno or 0)}") from None

@@ -1,25 +1,30 @@
-"""``hsadml doctor``."""
+"""``hsadml doctor``: check whether this machine and its cluster can run a training."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
-import shutil
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import Annotated
-
-from cyclopts import Parameter
 
 from hsadml_dist.errors import ExitCode, UsageError
 from hsadml_dist.jobs.prepare import RUNS
-from hsadml_dist.launch.doctor.check_results import CheckResult, CheckStatus, as_table
+from hsadml_dist.launch.cli.terminal import AsJson, terminal_width
+from hsadml_dist.launch.doctor import CheckResult, CheckStatus
 from hsadml_dist.launch.doctor.host_checks import check_this_machine
 from hsadml_dist.slurm import client
+from hsadml_dist.slurm.profiles import Profile, load_profile
 
 PIPED_WIDTH = 100
+MAX_WIDTH = 120
+MARKS = {CheckStatus.OK: "ok", CheckStatus.WARN: "warn", CheckStatus.FAIL: "FAIL", CheckStatus.UNKNOWN: "?"}
+MARK_WIDTH = 4
+COLOURS = {CheckStatus.OK: "32", CheckStatus.WARN: "33", CheckStatus.FAIL: "1;31", CheckStatus.UNKNOWN: "2"}
 
 
 def doctor(
@@ -31,57 +36,113 @@ def doctor(
     partition: str | None = None,
     profile: str | None = None,
     timeout: int = 600,
-    as_json: Annotated[bool, Parameter(name="--json")] = False,
+    as_json: AsJson = False,
 ) -> int:
-    """Tell whether this machine and its cluster can carry a run; exit code 1 if something would fail.
+    """Check whether this machine and its cluster can run a training. Exit code 1 if a check fails.
 
-    Writes 64 MiB to the run folder's file system and removes them. With --nodes it also queues a job of about a minute.
+    Writes 64 MiB to the file system of the run folder and removes them. With --nodes it also queues a job of about a
+    minute.
 
     Args:
-        run: A run folder, or where one shall be. An existing run tells how long its saves take.
-        nodes: Ask the nodes as well: a job on that many of them.
+        run: A run folder, existing or planned. For an existing run the time that it needs to save is estimated.
+        nodes: Check this number of nodes too, by a job.
         tasks_per_node: Ranks on each node.
-        cpus_per_task: CPUs of each rank; one if neither this nor the profile says.
-        partition: Slurm's partition; the profile's or the site's default if left out.
-        profile: What every job on the cluster needs, as for submit.
-        timeout: Seconds to wait for the job; it is cancelled then.
-        as_json: Print a JSON list of findings.
+        cpus_per_task: CPUs of each rank; by default the profile's number, or 1.
+        partition: Slurm partition; by default the profile's or the site's.
+        profile: Saved options of your cluster, as for hsadml submit.
+        timeout: Seconds to wait for the job, which is cancelled then.
+        as_json: Print a JSON list of results.
     """
     for option, value in (("--nodes", nodes), ("--tasks-per-node", tasks_per_node), ("--timeout", timeout)):
         if value is not None and value < 1:
             raise UsageError(f"{option} {value}: at least 1")
-    if nodes is None and profile is None:
-        findings = list(check_this_machine(run, partition))
-    else:
-        from hsadml_dist.launch.doctor.probe_job import ProbeRequest, check_nodes
-        from hsadml_dist.slurm.profiles import Profile, load_profile
-
-        given = Profile() if profile is None else load_profile(profile)
-        partition = partition or given.partition
-        if nodes is not None:
-            client.require_slurm()
-        findings = list(check_this_machine(run, partition))
-        if nodes is not None:
-            asked = ProbeRequest(
-                nodes=nodes,
-                tasks_per_node=tasks_per_node,
-                cpus_per_task=cpus_per_task,
-                partition=partition,
-                profile=given,
-            )
-            findings += check_nodes(asked, run, timeout, _say)
-    _show(findings, as_json)
-    return ExitCode.USER_ERROR if any(one.verdict is CheckStatus.FAIL for one in findings) else ExitCode.SUCCESS
+    options = Profile() if profile is None else load_profile(profile)
+    options = dataclasses.replace(
+        options,
+        partition=partition or options.partition,
+        cpus_per_task=cpus_per_task or options.cpus_per_task,
+    )
+    if nodes is not None:
+        client.require_slurm()
+    results = list(check_this_machine(run, options.partition))
+    if nodes is not None:
+        results += _check_nodes(run, nodes, tasks_per_node, options, timeout)
+    _print_results(results, as_json)
+    return ExitCode.USER_ERROR if any(one.verdict is CheckStatus.FAIL for one in results) else ExitCode.SUCCESS
 
 
-def _show(findings: Sequence[CheckResult], as_json: bool) -> None:
+def _check_nodes(run: Path, nodes: int, tasks_per_node: int, options: Profile, timeout: float) -> Iterator[CheckResult]:
+    from hsadml_dist.config.yaml_loader import load_recipe
+    from hsadml_dist.launch.doctor.disk_checks import existing_parent, temporary_folder
+    from hsadml_dist.launch.doctor.probe_job import probe_request, run_probe_job
+    from hsadml_dist.launch.doctor.rank_checks import check_reports
+    from hsadml_dist.run.folder import RunFolder
+    from hsadml_dist.slurm.site import try_query_site
+
+    site = try_query_site()
+    partition = None if site is None else site.partition(options.partition)
+    config = RunFolder(run).config
+    workers = load_recipe(config).recipe.data.workers if config.is_file() else None
+    with temporary_folder(existing_parent(run)) as folder:
+        max_seconds = None if partition is None else partition.max_seconds
+        request = probe_request(folder, options, nodes=nodes, tasks_per_node=tasks_per_node, max_seconds=max_seconds)
+        result = run_probe_job(request, timeout, _log)
+    yield from check_reports(result.reports, nodes * tasks_per_node, result.last_line, workers)
+
+
+def _print_results(results: Sequence[CheckResult], as_json: bool) -> None:
     if as_json:
-        print(json.dumps([dataclasses.asdict(one) for one in findings], indent=2))
+        print(json.dumps([dataclasses.asdict(one) for one in results], indent=2))
         return
-    terminal = sys.stdout.isatty()
-    width = shutil.get_terminal_size().columns if terminal else PIPED_WIDTH
-    print(as_table(findings, width, colour=terminal and "NO_COLOR" not in os.environ))
+    width = terminal_width()
+    colour = width is not None and "NO_COLOR" not in os.environ
+    print(format_results(results, width or PIPED_WIDTH, colour=colour))
 
 
-def _say(text: str) -> None:
+def format_results(results: Sequence[CheckResult], width: int, *, colour: bool = False) -> str:
+    """Return the results under the headings of their groups, followed by a count of each status.
+
+    Args:
+        results: In order; those of a group are consecutive.
+        width: Columns of the terminal.
+        colour: Whether to colour the status.
+    """
+    name_width = max((len(one.name) for one in results), default=0)
+    lines: list[str] = []
+    for group, members in groupby(results, key=lambda one: one.group):
+        lines += [group]
+        for result in members:
+            lines += _format_result(result, name_width, min(width, MAX_WIDTH), colour)
+        lines += [""]
+    return "\n".join([*lines, count_statuses(results)])
+
+
+def count_statuses(results: Sequence[CheckResult]) -> str:
+    """Return one line with the number of results of each status."""
+    counts = Counter(one.verdict for one in results)
+    warnings = "warnings" if counts[CheckStatus.WARN] > 1 else "warning"
+    names = {
+        CheckStatus.FAIL: "failed",
+        CheckStatus.WARN: warnings,
+        CheckStatus.UNKNOWN: "unknown",
+        CheckStatus.OK: "ok",
+    }
+    return ", ".join(f"{counts[status]} {name}" for status, name in names.items() if counts[status])
+
+
+def _format_result(result: CheckResult, name_width: int, width: int, colour: bool) -> Iterator[str]:
+    mark = f"{MARKS[result.verdict]:<{MARK_WIDTH}}"
+    if colour:
+        mark = f"\033[{COLOURS[result.verdict]}m{mark}\033[0m"
+    margin = 2 + MARK_WIDTH + 2 + name_width + 2
+    text_width = max(width - margin, 24)
+    first, *rest = textwrap.wrap(result.found, text_width, break_on_hyphens=False) or [""]
+    yield f"  {mark}  {result.name:<{name_width}}  {first}".rstrip()
+    for line in rest:
+        yield " " * margin + line
+    for place, line in enumerate(textwrap.wrap(result.todo, text_width - 3, break_on_hyphens=False)):
+        yield " " * margin + ("-> " if place == 0 else "   ") + line
+
+
+def _log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

@@ -1,27 +1,33 @@
-"""``hsadml evaluate``."""
+"""``hsadml evaluate``: evaluate runs on their held-out folds, and compare runs."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from hsadml_dist.errors import UsageError
+from hsadml_dist.atomic import write_text
+from hsadml_dist.config.yaml_loader import load_recipe
+from hsadml_dist.errors import DataError, UsageError
 from hsadml_dist.jobs.prepare import require_run_folder
+from hsadml_dist.launch.cli.terminal import AsJson
 from hsadml_dist.run.folder import RunFolder
 
-FIGURES = (
+if TYPE_CHECKING:
+    from hsadml_dist.evaluation.pooling import EvaluatedRun
+    from hsadml_dist.evaluation.result import Predictions
+
+METRICS = (
     ("nearest neighbour", "knn_accuracy"),
     ("balanced accuracy", "balanced_accuracy"),
     ("class centres", "head_accuracy"),
     ("raw pixels (control)", "raw_pixel_knn"),
 )
-
-COMBINED = Path("combined")
-"""Where a comparison goes by default."""
+DEFAULT_COMBINED_FOLDER = Path("combined")
 
 
 def evaluate(
@@ -29,22 +35,24 @@ def evaluate(
     shards: str | None = None,
     fold: int | None = None,
     combine: Annotated[list[Path] | None, Parameter(consume_multiple=True)] = None,
-    as_json: Annotated[bool, Parameter(name="--json")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Judge runs by nearest neighbours on the fold that training never read; writes result.json and report.html.
+    """Evaluate runs by nearest neighbours on their held-out fold, and write result.json and report.html.
 
     Args:
         runs: Run folders.
-        shards: The shards, where they are not where they were in training.
-        fold: Another fold to judge on; by default the run's own. Training has read the others.
-        combine: Compare the runs too: folds and seeds pooled by person, losses and splits side by side. Writes
-            combined.json and combined.html into this folder (by default "combined"); runs that have a verdict on
-            their newest checkpoint are not judged again.
-        as_json: Print result.json, for several runs a list of them; with --combine combined.json.
+        shards: The shards, if they were moved after training.
+        fold: Another fold to evaluate, by default the run's own; it must not have been used in training.
+        combine: Also compare the runs: folds and seeds are pooled by patient, losses and splits are compared. Writes
+            combined.json and combined.html to this folder (by default "combined"). Runs whose newest checkpoint was
+            evaluated already are not evaluated again.
+        as_json: Print result.json, for several runs a list of them; with --combine, print combined.json.
     """
     if combine is not None:
-        # One parameter takes all paths that follow it: the first is the folder, the rest are runs.
-        return _compare([*runs, *combine[1:]], combine[0] if combine else COMBINED, as_json, (shards, fold))
+        if shards is not None or fold is not None:
+            raise UsageError("evaluate --combine: uses each run's own fold and shards; omit --fold and --shards")
+        # One parameter takes all paths that follow it: the first is the folder, the others are runs.
+        return _compare([*runs, *combine[1:]], combine[0] if combine else DEFAULT_COMBINED_FOLDER, as_json)
     if not runs:
         raise UsageError("evaluate: name at least one run folder")
     folders = [require_run_folder(run) for run in runs]
@@ -54,83 +62,164 @@ def evaluate(
     for run in folders:
         results.append(evaluate_and_report(run, shards, fold))
         if not as_json:
-            print(as_text(run, results[-1]))
+            print(format_result(run, results[-1]))
     if as_json:
         print(json.dumps(results[0] if len(results) == 1 else results, indent=2))
     return None
 
 
-def _compare(runs: Sequence[Path], folder: Path, as_json: bool, unfit: tuple[str | None, int | None]) -> None:
-    """Judge what is not judged, then compare; everything that can be wrong with the words is found before."""
-    if any(value is not None for value in unfit):
-        raise UsageError(
-            "evaluate --combine: each run is judged on its own fold and shards; leave out --fold, --shards"
-        )
-    if RunFolder(folder).config.exists() or folder.is_file():
-        what = "a file" if folder.is_file() else "a run folder"
-        raise UsageError(f"evaluate --combine {folder}: is {what}; name the folder to write to, then the runs")
-    if not runs:
-        raise UsageError("evaluate --combine: name at least one run folder")
-    folders = [require_run_folder(run) for run in runs]
-    twice = [run for place, run in enumerate(folders) if run.resolve() in [one.resolve() for one in folders[:place]]]
-    if twice:
-        raise UsageError(f"evaluate --combine: {twice[0]} is named twice")
-    from hsadml_dist.launch.compare_runs import combined, load_or_evaluate, short_names
+def load_or_evaluate(run: Path, name: str) -> EvaluatedRun:
+    """Return a run with its evaluation, which is made if it is missing, damaged or not of the newest checkpoint.
 
-    verdicts = []
-    for run, name in zip(folders, short_names(folders), strict=True):
-        verdicts.append(load_or_evaluate(run, name))
-        if not as_json:
-            print(as_line(verdicts[-1].name, verdicts[-1].result), flush=True)
-    found = combined(verdicts, folders, folder)
-    print(json.dumps(found, indent=2) if as_json else as_table(found, folder))
+    Args:
+        run: The run folder.
+        name: Name of the run in messages and on the page.
 
+    Raises:
+        CheckpointError: No checkpoint verifies.
+        DataError: The shards cannot be read, or are not those that the run was trained on.
+    """
+    from hsadml_dist.evaluation.pooling import EvaluatedRun
+    from hsadml_dist.report.evaluation_report import evaluate_and_report
 
-def as_line(name: str, result: Mapping[str, Any]) -> str:
-    """Return a verdict as one line of many."""
-    setting = f"{result['loss']}, seed {result['seed']}, split by {result['split_unit']}, fold {result['fold']}"
-    return f"{name}: {setting}: {result['knn_accuracy']:.2%} of {result['slices']} slices"
+    recipe = load_recipe(RunFolder(run).config).recipe
+    stored = load_stored_result(run)
+    if stored is None or not _is_of_newest_checkpoint(run, stored[0]):
+        fresh = evaluate_and_report(run)
+        stored = load_stored_result(run)
+        if stored is None or stored[0] != fresh:
+            raise DataError(
+                f"{run}: {recipe.data.shards} does not contain the samples that the run was trained on; "
+                "its evaluation would be on other data"
+            )
+    result, predictions = stored
+    folds = _fold_numbers(recipe.data.shards, result["data_digest"])
+    return EvaluatedRun(name=name, result=result, predictions=predictions, folds=folds, settings=recipe.identity())
 
 
-def as_table(combined: Mapping[str, Any], folder: Path) -> str:
-    """Return a comparison as a short table, the same sentences as its page begins with, and where the rest is."""
+def load_stored_result(run: Path) -> tuple[Mapping[str, Any], Predictions] | None:
+    """Return the evaluation in a run folder; None if it is missing, damaged or of another version."""
+    from hsadml_dist.evaluation.combine import belong_together
+    from hsadml_dist.evaluation.result import SCHEMA_VERSION, read_predictions
+
+    folder = RunFolder(run)
+    try:
+        result = json.loads(folder.result.read_bytes())
+        predictions = read_predictions(folder.predictions)
+        known = result["schema_version"] == SCHEMA_VERSION
+    except (OSError, ValueError, LookupError, TypeError, DataError):
+        return None
+    return (result, predictions) if known and belong_together(result, predictions) else None
+
+
+def short_names(runs: Sequence[Path]) -> list[str]:
+    """Return the paths of the runs relative to their common parent, without the user's folders above it."""
+    absolute = [os.path.abspath(run) for run in runs]
+    top = os.path.commonpath([os.path.dirname(path) for path in absolute])
+    return [os.path.relpath(path, top) for path in absolute]
+
+
+def write_comparison(runs: Sequence[EvaluatedRun], resamples: int, folder: Path) -> dict[str, Any]:
+    """Compare runs, write ``combined.json`` and ``combined.html`` to a folder, and return the comparison.
+
+    Raises:
+        DataError: The runs cannot be compared.
+    """
+    from hsadml_dist.evaluation.combine import COMBINED_NAME, combine
+    from hsadml_dist.report.comparison_page import write_comparison_page
+
+    combined = combine(runs, resamples=resamples)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / COMBINED_NAME, combined.to_json())
+    write_comparison_page(folder, combined.to_dict())
+    return combined.to_dict()
+
+
+def format_comparison(combined: Mapping[str, Any], folder: Path) -> str:
+    """Return a comparison as a short table, with the first sentences of its page and the path of the page."""
     from hsadml_dist.report.comparison_facts import headline, loss_title, remarks, shards_title
 
-    lines = [f"{'split by':<20}{'loss':<12}{'nearest neighbour':<28}{'raw pixels':>10}{'folds':>8}{'persons':>9}"]
+    lines = [f"{'split by':<20}{'loss':<12}{'nearest neighbour':<28}{'raw pixels':>10}{'folds':>8}{'patients':>10}"]
     for pool in combined["pools"]:
         knn, raw = pool["methods"]["knn"], pool["methods"].get("raw_pixels")
         folds = f"{len(pool['folds'])} of {len(pool['expected_folds'])}"
         lines.append(
             f"{shards_title(combined, pool):<20}{loss_title(pool['loss']):<12}"
-            f"{knn['accuracy']:7.2%}{_interval(knn['interval']):<21}"
+            f"{knn['accuracy']:7.2%}{_format_interval(knn['interval']):<21}"
             f"{'-' if raw is None else format(raw['accuracy'], '.2%'):>10}"
-            f"{folds:>8}{'-' if pool['persons'] is None else pool['persons']:>9}"
+            f"{folds:>8}{'-' if pool['persons'] is None else pool['persons']:>10}"
         )
     lines += [sentence.replace("\N{NO-BREAK SPACE}", " ") for sentence in headline(combined)]
     lines += [f"  note: {remark}" for remark in remarks(combined)]
     return "\n".join([*lines, f"report: {folder / 'combined.html'}"])
 
 
-def as_text(run: Path, result: Mapping[str, Any]) -> str:
-    """Return a verdict as a few lines."""
+def format_result(run: Path, result: Mapping[str, Any]) -> str:
+    """Return a result as a few lines."""
     from hsadml_dist.report.formatting import classes_are_patients
 
-    spans = result["intervals"]
-    persons = "unknown persons" if result["persons"] is None else f"{result['persons']} persons"
+    intervals = result["intervals"]
+    patients = "unknown patients" if result["persons"] is None else f"{result['persons']} patients"
     lines = [
         f"{run}: fold {result['fold']} of shards split by {result['split_unit']}: "
-        f"{result['slices']} slices, {persons}, {result['reference_slices']} references; "
+        f"{result['slices']} slices, {patients}, {result['reference_slices']} gallery slices; "
         f"weights of step {result['checkpoint']['step']} ({result['chosen_by']})"
     ]
     if classes_are_patients(result):
-        lines.append(f"  each of {len(result['classes'])} persons is a class; training knows them, not these slices")
+        lines.append(f"  each of {len(result['classes'])} patients is a class; training saw other slices of them")
     elif result["shared_persons"]:
-        lines.append(f"  warning: {result['shared_persons']} persons are on both sides; the figures are flattered")
-    lines += [f"  {title:<22}{result[key]:7.2%}{_interval(spans[key])}" for title, key in FIGURES]
-    lines.append(f"  brackets: {spans['level']:.0%} intervals, resampled by {spans['interval_unit']}")
+        lines.append(f"  warning: {result['shared_persons']} patients are in training and test: results are optimistic")
+    lines += [f"  {title:<22}{result[key]:7.2%}{_format_interval(intervals[key])}" for title, key in METRICS]
+    lines.append(f"  brackets: {intervals['level']:.0%} intervals, resampled by {intervals['interval_unit']}")
     report = RunFolder(run).report
     return "\n".join([*lines, f"  report: {report}"] if report.exists() else lines)
 
 
-def _interval(span: list[float] | None) -> str:
-    return "" if span is None else f"  [{span[0]:.2%}, {span[1]:.2%}]"
+def _compare(runs: Sequence[Path], folder: Path, as_json: bool) -> None:
+    """Compare runs, and evaluate those that need it. All arguments are checked before any work."""
+    if RunFolder(folder).config.exists() or folder.is_file():
+        kind = "a file" if folder.is_file() else "a run folder"
+        raise UsageError(f"evaluate --combine {folder}: is {kind}; name the folder to write to, then the runs")
+    if not runs:
+        raise UsageError("evaluate --combine: name at least one run folder")
+    folders = [require_run_folder(run) for run in runs]
+    repeated = [run for place, run in enumerate(folders) if run.resolve() in [one.resolve() for one in folders[:place]]]
+    if repeated:
+        raise UsageError(f"evaluate --combine: {repeated[0]} is named twice")
+    evaluated = []
+    for run, name in zip(folders, short_names(folders), strict=True):
+        evaluated.append(load_or_evaluate(run, name))
+        if not as_json:
+            print(_format_progress(name, evaluated[-1].result), flush=True)
+    # The largest number of resamples that a recipe asks for.
+    resamples = max(load_recipe(RunFolder(run).config).recipe.evaluation.resamples for run in folders)
+    combined = write_comparison(evaluated, resamples, folder)
+    print(json.dumps(combined, indent=2) if as_json else format_comparison(combined, folder))
+
+
+def _format_progress(name: str, result: Mapping[str, Any]) -> str:
+    setting = f"{result['loss']}, seed {result['seed']}, split by {result['split_unit']}, fold {result['fold']}"
+    return f"{name}: {setting}: {result['knn_accuracy']:.2%} of {result['slices']} slices"
+
+
+def _is_of_newest_checkpoint(run: Path, result: Mapping[str, Any]) -> bool:
+    from hsadml_dist.checkpoint.layout import lineage, list_checkpoints, read_parents
+
+    folder = RunFolder(run)
+    checkpoints = lineage(list_checkpoints(folder), read_parents(folder))
+    return bool(checkpoints) and result["checkpoint"]["name"] == str(checkpoints[0])
+
+
+def _fold_numbers(shards: str, digest: str) -> tuple[int, ...]:
+    """Return all folds of a run's shards; empty if they were moved or rebuilt, since a comparison can do without."""
+    from hsadml_dist.data.remote import open_shard_index
+
+    try:
+        index = open_shard_index(shards, fresh=False)
+    except DataError:
+        return ()
+    return index.fold_numbers if index.digest == digest else ()
+
+
+def _format_interval(interval: Sequence[float] | None) -> str:
+    return "" if interval is None else f"  [{interval[0]:.2%}, {interval[1]:.2%}]"

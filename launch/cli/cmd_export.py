@@ -11,26 +11,35 @@ from hsadml_dist.errors import DataError, UsageError
 from hsadml_dist.jobs.prepare import require_run_folder
 from hsadml_dist.launch.cli.terminal import progress
 
-EMBED_HELP = """Arrays, one row a slice: keys, persons (keyed hashes; empty where unknown), labels, folds, emb (fp32, not
-normalised). Beside them: classes, checkpoint, data_digest."""
+Format = Literal["torch", "onnx"]
+SUFFIXES: dict[Format, str] = {"torch": ".pt2", "onnx": ".onnx"}
+
+EMBED_HELP = """Arrays with one row per slice: keys, persons (keyed hashes, empty if unknown), labels, folds, emb
+(fp32, not normalised). Further arrays: classes, checkpoint, data_digest."""
+
+EXPORT_HELP = """The exported model maps prepared images (batch, 1, S, S), fp32, to the embedding, the unit embedding
+and the cosine with each class centre. FILE.json describes classes and image preparation. The exported model is compared
+with the original on random images and on slices of the run's shards; if they differ by more than 1e-5, it is deleted.
+
+Research use only; not a medical device."""
 
 embed_app = App(name="embed", help_epilogue=EMBED_HELP, usage="Usage: hsadml embed RUN --out FILE.npz [OPTIONS]")
+export_app = App(name="export", help_epilogue=EXPORT_HELP, usage="Usage: hsadml export RUN [OPTIONS]")
 
 
 @embed_app.default
 def embed(run: Path, /, *, out: Path, fold: int | None = None, shards: str | None = None) -> None:
-    """Write the embeddings of all slices of a run's shards, training folds and held-out ones, to an .npz file.
+    """Write the embeddings of all slices of a run's shards, of training and held-out folds, to an .npz file.
 
     Args:
         run: The run folder.
         out: The file to write, FILE.npz.
         fold: Only this fold; by default all.
-        shards: Other shards of the same classes, or the run's own, moved.
+        shards: Other shards with the same classes, or the run's shards if they were moved.
     """
     if out.suffix != ".npz":
         raise UsageError(f"--out {out}: must end in .npz")
-    if not out.absolute().parent.is_dir():
-        raise UsageError(f"--out {out}: the folder {out.parent} does not exist")
+    _require_parent(out)
     folder = require_run_folder(run)
     from hsadml_dist.evaluation.model_loading import embed_slices, open_inference, open_shards, save_columns
 
@@ -44,23 +53,11 @@ def embed(run: Path, /, *, out: Path, fold: int | None = None, shards: str | Non
     except OSError as error:
         raise DataError(f"--out {out}: cannot be written: {error.strerror}") from error
     unseen = sum(fold in inference.held_out_folds for fold in table.fold_N.tolist())
-    origin = f"{unseen} of them of folds that training never read"
+    origin = f"{unseen} of them from held-out folds"
     if index.digest != inference.trained_on:
-        origin = "of other shards than the run was trained on"
+        origin = "from other shards than the run was trained on"
     step = inference.weights.checkpoint.step
-    print(f"{out}: {len(table)} embeddings of {table.emb_ND.shape[1]} components, {origin}; weights of step {step}")
-
-
-Format = Literal["torch", "onnx"]
-SUFFIXES: dict[Format, str] = {"torch": ".pt2", "onnx": ".onnx"}
-
-EXPORT_HELP = """The file maps prepared images (batch, 1, S, S), fp32, to embedding, unit embedding and the cosine with each
-class centre. FILE.json beside it tells classes and preparation. The file is compared with the network, on random images
-and on slices of the run's shards; one that differs by more than 1e-5 is not kept.
-
-Research use only; not a medical device."""
-
-export_app = App(name="export", help_epilogue=EXPORT_HELP, usage="Usage: hsadml export RUN [OPTIONS]")
+    print(f"{out}: {len(table)} embeddings of dimension {table.emb_ND.shape[1]}, {origin}; weights of step {step}")
 
 
 @export_app.default
@@ -72,13 +69,14 @@ def export(
     format_: Annotated[Format | None, Parameter(name="--format")] = None,
     shards: str | None = None,
 ) -> None:
-    """Write a run's network for other programs, checked against it on random images and on slices of its shards.
+    """Export a run's network with torch.export or as ONNX, and compare the result with the original.
 
     Args:
         run: The run folder.
         out: The file; by default model.pt2 or model.onnx in the run folder.
-        format_: torch (torch.export, .pt2) or onnx; by default as FILE ends, else torch. onnx needs the extra export.
-        shards: The run's shards, where they are not where they were in training.
+        format_: torch (torch.export, .pt2) or onnx (needs the extra export); by default from the suffix of --out, or
+            torch.
+        shards: The run's shards if they were moved after training.
     """
     folder = require_run_folder(run)
     chosen, path = _target(folder, out, format_)
@@ -89,10 +87,10 @@ def export(
     inference = open_inference(folder)
     done = export_run(inference, path, chosen, shards)
     print(
-        f"{path}: weights of step {inference.weights.checkpoint.step}; largest difference from the network "
+        f"{path}: weights of step {inference.weights.checkpoint.step}; largest difference from the original "
         f"{done.difference:.1e} on {done.random_images} random images and {done.real_slices} slices"
     )
-    print(f"{sidecar(path)}: what goes in and what comes out")
+    print(f"{sidecar(path)}: description of inputs and outputs")
 
 
 def _target(run: Path, out: Path | None, chosen: Format | None) -> tuple[Format, Path]:
@@ -103,6 +101,10 @@ def _target(run: Path, out: Path | None, chosen: Format | None) -> tuple[Format,
     if by_suffix is None or chosen not in (None, by_suffix):
         wanted = SUFFIXES[chosen] if chosen else " or ".join(SUFFIXES.values())
         raise UsageError(f"--out {out}: must end in {wanted}")
+    _require_parent(out)
+    return by_suffix, out
+
+
+def _require_parent(out: Path) -> None:
     if not out.absolute().parent.is_dir():
         raise UsageError(f"--out {out}: the folder {out.parent} does not exist")
-    return by_suffix, out

@@ -1,4 +1,4 @@
-"""``hsadml predict``."""
+"""``hsadml predict``: classify image files, with the nearest training cases and warnings."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
+from hsadml_dist.atomic import write_text
 from hsadml_dist.errors import DataError, ExitCode, UsageError
 from hsadml_dist.jobs.prepare import require_run_folder
-from hsadml_dist.launch.cli.terminal import progress
-from hsadml_dist.launch.input_images import InputFiles, InputImage, list_input_files, read_input_image
-from hsadml_dist.run.folder import replace_text
+from hsadml_dist.launch.cli.terminal import AsJson, progress
+from hsadml_dist.launch.input_images import InputImage, list_input_files, read_input_image
 
 if TYPE_CHECKING:
     from hsadml_dist.evaluation.model_loading import Inference
@@ -34,32 +34,32 @@ COLUMNS = (
     "error",
 )
 KEY_DIGITS = 8
-MOST_NAMED = 3
+MAX_NAMED_FILES = 3
 
 
 HELP = f"""{RESEARCH_ONLY}
 
-JPEG, PNG and TIFF of 8 or 16 bits are read, and scaled as in a build of shards. The class is that of the nearest class
-centre; the probability is not calibrated. "Far from all training cases" means: farther than 99.5 % of the training
-cases are from those of other persons, by embedding or by plain looks. A file that cannot be read is told, the others
-are answered, and the exit code is 1."""
+JPEG, PNG and TIFF with 8 or 16 bits are read, and scaled as in the shards. The class is that of the nearest class
+centre; the probability is not calibrated. "Far from all training cases" means farther than 99.5 % of the training
+cases are from those of other patients, by embedding or by thumbnail. Files that cannot be read are reported, the others
+are classified, and the exit code is 1."""
 
 app = App(name="predict", help_epilogue=HELP, usage="Usage: hsadml predict RUN PATH ... [OPTIONS]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionRow:
-    """What is said of one file: an answer, or why there is none.
+    """The prediction for one file, or why there is none.
 
     Attributes:
-        path: As the user gave it; below a folder, with the folder's.
-        answer: See :class:`~hsadml_dist.evaluation.predict.ImagePrediction`.
-        warnings: What a reader should know before the class.
+        path: Path as given by the user; for a file in a folder, below that folder.
+        prediction: The prediction; None if the file could not be read.
+        warnings: Remarks to consider before using the class.
         error: Why the file could not be read.
     """
 
     path: str
-    answer: ImagePrediction | None = None
+    prediction: ImagePrediction | None = None
     warnings: tuple[str, ...] = ()
     error: str = ""
 
@@ -71,63 +71,62 @@ def predict(
     *paths: Annotated[Path, Parameter(name="PATH")],
     csv_file: Annotated[Path | None, Parameter(name="--csv")] = None,
     shards: str | None = None,
-    as_json: Annotated[bool, Parameter(name="--json")] = False,
-) -> None:
-    """Tell what a run makes of images: class, probability, nearest training cases, and whether they are far from all.
+    as_json: AsJson = False,
+) -> int:
+    """Classify images: class, probability, nearest training cases, and whether the image is far from all of them.
 
     Args:
-        run: The run folder. On first use the training cases are embedded and kept there, in reference.npz.
-        paths: Image files, and folders of them with all that lies below.
-        csv_file: Write the answers to this CSV file, one row a file, instead of showing them.
-        shards: The run's shards, where they are not where they were in training.
+        run: The run folder. On first use the training cases are embedded and stored there, in reference.npz.
+        paths: Image files, and folders that are searched for images.
+        csv_file: Write the predictions to this CSV file, one row per file, instead of printing them.
+        shards: The run's shards, if they were moved after training.
         as_json: Print JSON instead of lines.
     """
     if not paths:
         raise UsageError("predict: name at least one image file or folder after the run folder")
     if csv_file is not None and not csv_file.absolute().parent.is_dir():
         raise UsageError(f"--csv {csv_file}: the folder {csv_file.parent} does not exist")
-    folder, listed = require_run_folder(run), list_input_files(paths)
+    folder, inputs = require_run_folder(run), list_input_files(paths)
     from hsadml_dist.evaluation.model_loading import open_inference
     from hsadml_dist.evaluation.predict import load_gallery
 
-    _tell(RESEARCH_ONLY)
-    _tell_left_out(listed)
+    _log(RESEARCH_ONLY)
+    _log_skipped(inputs.skipped)
     inference = open_inference(folder)
     with progress("slices") as show:
-        references = load_gallery(inference, shards, _tell, show)
+        gallery = load_gallery(inference, shards, _log, show)
     rows = []
-    line = _liner(listed.files, references.table.classes)
-    for row in answered(inference, references, listed.files):
+    format_row = _row_formatter(inputs.files, gallery.table.classes)
+    for row in predict_files(inference, gallery, inputs.files):
         rows.append(row)
         if csv_file is None and not as_json:
-            print(line(row))
+            print(format_row(row))
     if csv_file is not None:
-        _write(csv_file, as_csv(rows))
-    print(json.dumps(as_dict(run, references, rows), indent=2) if as_json else _summary(rows, csv_file))
-    if any(row.error for row in rows):
-        raise SystemExit(int(ExitCode.USER_ERROR))
+        _write_csv(csv_file, rows)
+    print(json.dumps(as_dict(run, gallery, rows), indent=2) if as_json else _summarize(rows, csv_file))
+    return ExitCode.USER_ERROR if any(row.error for row in rows) else ExitCode.SUCCESS
 
 
-def answered(inference: Inference, references: Gallery, files: Sequence[Path]) -> Iterator[PredictionRow]:
-    """Yield a row for each file, in order; as many images are held at a time as the run embeds at a time."""
+def predict_files(inference: Inference, gallery: Gallery, files: Sequence[Path]) -> Iterator[PredictionRow]:
+    """Yield a row for each file, in order. Holds no more images in memory than the run's evaluation batch."""
     from hsadml_dist.evaluation.predict import predict_images
 
     batch = inference.recipe.evaluation.batch
     for start in range(0, len(files), batch):
-        read = [(path, _read(path, references.size)) for path in files[start : start + batch]]
-        found = iter(
-            predict_images(inference, references, [one.pixels for _, one in read if isinstance(one, InputImage)])
-        )
-        for path, one in read:
-            if isinstance(one, InputImage):
-                answer = next(found)
-                yield PredictionRow(path=printable(path), answer=answer, warnings=(*answer.warnings, *one.notes))
+        images = [(path, _read_or_error(path, gallery.size)) for path in files[start : start + batch]]
+        pixels = [image.pixels for _, image in images if isinstance(image, InputImage)]
+        predictions = iter(predict_images(inference, gallery, pixels))
+        for path, image in images:
+            if isinstance(image, InputImage):
+                prediction = next(predictions)
+                warnings = (*prediction.warnings, *image.notes)
+                yield PredictionRow(path=printable(path), prediction=prediction, warnings=warnings)
             else:
-                yield PredictionRow(path=printable(path), error=one)
+                yield PredictionRow(path=printable(path), error=image)
 
 
 def as_csv(rows: Sequence[PredictionRow]) -> str:
-    """Return the CSV's text: :data:`COLUMNS`, then a row a file."""
+    """Return the rows as CSV with the header :data:`COLUMNS`."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -135,25 +134,25 @@ def as_csv(rows: Sequence[PredictionRow]) -> str:
     return text.getvalue()
 
 
-def as_dict(run: Path, references: Gallery, rows: Sequence[PredictionRow]) -> dict[str, Any]:
+def as_dict(run: Path, gallery: Gallery, rows: Sequence[PredictionRow]) -> dict[str, Any]:
     """Return what ``--json`` prints."""
-    table = references.table
+    table = gallery.table
     return {
         "run": printable(run),
         "checkpoint": table.checkpoint,
         "data_digest": table.data_digest,
         "note": RESEARCH_ONLY,
-        "images": [_as_dict(row, table.classes) for row in rows],
+        "images": [_row_as_dict(row, table.classes) for row in rows],
         "unreadable": sum(bool(row.error) for row in rows),
     }
 
 
 def printable(path: Path) -> str:
-    """Return a path as UTF-8 can hold it; bytes that are none are written as escapes."""
+    """Return a path as UTF-8 text; bytes that are not UTF-8 are escaped."""
     return str(path).encode("utf-8", "backslashreplace").decode()
 
 
-def _read(path: Path, size: int) -> InputImage | str:
+def _read_or_error(path: Path, size: int) -> InputImage | str:
     try:
         return read_input_image(path, size)
     except DataError as error:
@@ -161,72 +160,76 @@ def _read(path: Path, size: int) -> InputImage | str:
 
 
 def _cells(row: PredictionRow) -> list[str]:
-    answer = row.answer
-    if answer is None:
+    found = row.prediction
+    if found is None:
         return [row.path, *[""] * (len(COLUMNS) - 2), row.error]
-    near = [cell for one in answer.neighbours for cell in (one.key, one.class_name, f"{one.cosine:.6f}")]
-    near += [""] * (3 * len(NEAREST) - len(near))
-    return [row.path, answer.class_name, f"{answer.probability:.6f}", *near, "; ".join(row.warnings), ""]
+    nearest = [cell for one in found.neighbours for cell in (one.key, one.class_name, f"{one.cosine:.6f}")]
+    nearest += [""] * (3 * len(NEAREST) - len(nearest))
+    return [row.path, found.class_name, f"{found.probability:.6f}", *nearest, "; ".join(row.warnings), ""]
 
 
-def _as_dict(row: PredictionRow, classes: Sequence[str]) -> dict[str, Any]:
-    if row.answer is None:
+def _row_as_dict(row: PredictionRow, classes: Sequence[str]) -> dict[str, Any]:
+    found = row.prediction
+    if found is None:
         return {"path": row.path, "error": row.error}
-    answer = row.answer
     return {
         "path": row.path,
-        "class": answer.class_name,
-        "probability": answer.probability,
-        "probabilities": dict(zip(classes, answer.probabilities, strict=True)),
-        "nearest": [{"key": one.key, "class": one.class_name, "cosine": one.cosine} for one in answer.neighbours],
-        "far_by": list(answer.far_by),
-        "is_training_case": answer.is_training_case,
+        "class": found.class_name,
+        "probability": found.probability,
+        "probabilities": dict(zip(classes, found.probabilities, strict=True)),
+        "nearest": [{"key": one.key, "class": one.class_name, "cosine": one.cosine} for one in found.neighbours],
+        "far_by": list(found.far_by),
+        "is_training_case": found.is_training_case,
         "warnings": list(row.warnings),
     }
 
 
-def _liner(files: Sequence[Path], classes: Sequence[str]) -> Callable[[PredictionRow], str]:
-    """Return what makes a line of a row, in columns as wide as their widest entry."""
+def _row_formatter(files: Sequence[Path], classes: Sequence[str]) -> Callable[[PredictionRow], str]:
+    """Return a function that formats a row with columns as wide as their widest cell."""
     path_width = max(len(printable(path)) for path in files)
     class_width = max(map(len, classes))
 
-    def line(row: PredictionRow) -> str:
-        if row.answer is None:
-            return f"{row.path:<{path_width}}  not answered: {row.error}"
-        near = "  ".join(
-            f"{one.class_name:<{class_width}} {one.cosine:6.3f} {one.key[:KEY_DIGITS]}" for one in row.answer.neighbours
+    def format_row(row: PredictionRow) -> str:
+        found = row.prediction
+        if found is None:
+            return f"{row.path:<{path_width}}  not classified: {row.error}"
+        nearest = "  ".join(
+            f"{one.class_name:<{class_width}} {one.cosine:6.3f} {one.key[:KEY_DIGITS]}" for one in found.neighbours
         )
-        said = f"{row.answer.class_name:<{class_width}} {row.answer.probability:7.1%}"
-        text = f"{row.path:<{path_width}}  {said}  nearest: {near}"
+        predicted = f"{found.class_name:<{class_width}} {found.probability:7.1%}"
+        text = f"{row.path:<{path_width}}  {predicted}  nearest: {nearest}"
         return "\n".join([text, *(f"    warning: {warning}" for warning in row.warnings)])
 
-    return line
+    return format_row
 
 
-def _summary(rows: Sequence[PredictionRow], csv_file: Path | None) -> str:
-    bad = sum(bool(row.error) for row in rows)
-    far = sum(row.answer is not None and bool(row.answer.far_by) for row in rows)
-    text = f"{_files(len(rows))}: {len(rows) - bad} answered, {far} of them far from all training cases; {bad} not read"
+def _summarize(rows: Sequence[PredictionRow], csv_file: Path | None) -> str:
+    unread = sum(bool(row.error) for row in rows)
+    far = sum(row.prediction is not None and bool(row.prediction.far_by) for row in rows)
+    text = (
+        f"{_count_files(len(rows))}: {len(rows) - unread} classified, {far} of them far from all training cases; "
+        f"{unread} not read"
+    )
     return text if csv_file is None else f"{csv_file}: {text}"
 
 
-def _files(count: int) -> str:
+def _count_files(count: int) -> str:
     return f"{count} file{'s' * (count != 1)}"
 
 
-def _write(path: Path, text: str) -> None:
+def _write_csv(path: Path, rows: Sequence[PredictionRow]) -> None:
     try:
-        replace_text(path, text)
+        write_text(path, as_csv(rows))
     except OSError as error:
         raise DataError(f"--csv {path}: cannot be written: {error.strerror}") from error
 
 
-def _tell_left_out(listed: InputFiles) -> None:
-    if listed.left_out:
-        names = ", ".join(printable(path) for path in listed.left_out[:MOST_NAMED])
-        more = ", ..." if len(listed.left_out) > MOST_NAMED else ""
-        _tell(f"left out, no images by their names: {_files(len(listed.left_out))} ({names}{more})")
+def _log_skipped(files: Sequence[Path]) -> None:
+    if files:
+        names = ", ".join(printable(path) for path in files[:MAX_NAMED_FILES])
+        more = ", ..." if len(files) > MAX_NAMED_FILES else ""
+        _log(f"skipped, not images by their names: {_count_files(len(files))} ({names}{more})")
 
 
-def _tell(text: str) -> None:
+def _log(text: str) -> None:
     print(text, file=sys.stderr)

@@ -1,19 +1,18 @@
-"""``hsadml profile``."""
+"""``hsadml profile``: save the options that every job on a cluster needs."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import json
-import shutil
 import sys
 import textwrap
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
 from hsadml_dist.errors import ConfigError, ExitCode
+from hsadml_dist.launch.cli.terminal import AsJson, terminal_width
 from hsadml_dist.slurm.profile_init import ProfileDraft, draft_profile
 from hsadml_dist.slurm.profiles import (
     PROFILE_NAME,
@@ -26,20 +25,19 @@ from hsadml_dist.slurm.profiles import (
 )
 from hsadml_dist.slurm.site import survey_site
 
-app = App(name="profile", help="What a cluster asks of every job, written down once; --profile NAME uses it.")
-AsJson = Annotated[bool, Parameter(name="--json")]
+app = App(name="profile", help="Save the options that every job on your cluster needs; --profile NAME uses them.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProfileRow:
-    """A line of the list.
+    """A row of the list.
 
     Attributes:
-        name: The profile's name.
+        name: Name of the profile.
         path: Its file.
-        shipped: Whether it came along.
+        shipped: Whether it is a shipped profile.
         about: Its first line.
-        problem: What is wrong with it, or None.
+        problem: Why it is invalid, or None.
     """
 
     name: str
@@ -51,47 +49,47 @@ class ProfileRow:
 
 @app.command
 def init(
-    name: str | None = None, /, *, partition: str | None = None, force: bool = False, json_: AsJson = False
+    name: str | None = None, /, *, partition: str | None = None, force: bool = False, as_json: AsJson = False
 ) -> None:
-    """Ask the cluster about itself and write a profile for it; says what was chosen, and what could not be learnt.
+    """Query the cluster and write a profile for it; print what was chosen and what you need to find out.
 
     Args:
-        name: Its name; by default the cluster's.
-        partition: Where jobs shall go; by default the site's choice, or one with GPUs.
-        force: Replace a profile of that name.
-        json_: For programs.
+        name: Name of the profile; by default the cluster's.
+        partition: Partition for the jobs; by default the site's, or one with GPUs.
+        force: Replace an existing profile.
+        as_json: Print JSON instead of text.
     """
     survey = survey_site()
     cluster = survey.site.cluster
     name = name or (cluster if PROFILE_NAME.match(cluster) else "cluster")
     made = draft_profile(survey, partition)
     path = write_profile(name, made.text(), force)
-    print(json.dumps(_as_json(name, path, made)) if json_ else _report(name, path, made))
+    print(json.dumps(_as_json(name, path, made)) if as_json else _report(name, path, made))
 
 
 @app.command(name="list")
-def list_(*, json_: AsJson = False) -> None:
-    """List the profiles, one's own before those that come along, with the first line of each.
+def list_(*, as_json: AsJson = False) -> None:
+    """List your profiles and the shipped ones, each with its first line.
 
     Args:
-        json_: For programs.
+        as_json: Print a JSON list instead of lines.
     """
     rows = [_row(name, path) for name, path in known_profiles().items()]
-    if json_:
+    if as_json:
         print(json.dumps([dataclasses.asdict(row) for row in rows]))
         return
     width = max(len(row.name) for row in rows)
     for row in rows:
         print(f"{row.name:<{width}}  {'shipped' if row.shipped else 'yours':<7}  {row.problem or row.about}")
-    print(f"\nyours are in {profile_folder()}", file=sys.stderr)
+    print(f"\nyour profiles are in {profile_folder()}", file=sys.stderr)
 
 
 @app.command
 def show(name: str, /) -> int:
-    """Print a profile; a wrong one is printed too, and its faults named.
+    """Print a profile. An invalid profile is printed too, followed by its errors.
 
     Args:
-        name: Its name, or the path of a file.
+        name: Name of the profile, or path of a file.
     """
     with contextlib.suppress(OSError, UnicodeDecodeError):
         print(find_profile(name).read_text(encoding="utf-8"), end="", flush=True)
@@ -101,12 +99,12 @@ def show(name: str, /) -> int:
 
 @app.command
 def copy(name: str, to: str, /, *, force: bool = False) -> None:
-    """Copy a profile into the folder of your own ones, to edit it there.
+    """Copy a profile to the folder of your profiles, to edit it there.
 
     Args:
-        name: Its name, or the path of a file.
-        to: The copy's name.
-        force: Replace a profile of that name.
+        name: Name of the profile, or path of a file.
+        to: Name of the copy.
+        force: Replace an existing profile.
     """
     load_profile(name)
     print(f"wrote {write_profile(to, find_profile(name).read_text(encoding='utf-8'), force)}")
@@ -120,7 +118,7 @@ def _row(name: str, path: Path) -> ProfileRow:
     except (OSError, UnicodeDecodeError):
         return dataclasses.replace(row, problem="cannot be read")
     except ConfigError as fault:
-        return dataclasses.replace(row, about=about, problem=f"wrong: {fault.faults[0]}")
+        return dataclasses.replace(row, about=about, problem=f"invalid: {fault.faults[0]}")
     return dataclasses.replace(row, about=about)
 
 
@@ -137,10 +135,10 @@ def _report(name: str, path: Path, made: ProfileDraft) -> str:
     column = max(map(len, values.values()))
     lines = [f"wrote {path}", "", "chosen:"]
     lines += [_line(f"  {c.key:<{width}}  {values[c.key]:<{column}}  ", c.reason) for c in made.chosen]
-    lines += ["", "not learnt:", *(_line(f"  {key:<{width}}  ", text) for key, text in made.unknown)]
+    lines += ["", "to find out:", *(_line(f"  {key:<{width}}  ", text) for key, text in made.unknown)]
     gpus = next((choice.value.rpartition(":")[2] for choice in made.chosen if choice.key == "gres"), "M")
     use = f"hsadml submit RECIPE --nodes N --tasks-per-node {gpus} --profile {name}"
-    return "\n".join([*lines, "", f"look it over, then: {use}"])
+    return "\n".join([*lines, "", f"check it, then: {use}"])
 
 
 def _shown(value: object) -> str:
@@ -148,12 +146,13 @@ def _shown(value: object) -> str:
 
 
 def _line(head: str, text: str) -> str:
-    """Return a line; in a terminal the text is folded under itself."""
-    if not sys.stdout.isatty():
+    """Return a line; on a terminal the text is wrapped with a hanging indent."""
+    width = terminal_width()
+    if width is None:
         return head + text
     return textwrap.fill(
         text,
-        max(shutil.get_terminal_size().columns, len(head) + 20),
+        max(width, len(head) + 20),
         initial_indent=head,
         subsequent_indent=" " * len(head),
         break_on_hyphens=False,

@@ -1,4 +1,4 @@
-"""``hsadml shards``: build, verify, info."""
+"""``hsadml shards``: convert images into shards, verify shards, count their contents."""
 
 from __future__ import annotations
 
@@ -13,18 +13,16 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 
 from hsadml_dist.errors import ExitCode, UsageError
-from hsadml_dist.launch.cli.terminal import progress
+from hsadml_dist.launch.cli.terminal import AsJson, progress
 
 if TYPE_CHECKING:
     from hsadml_dist.shards.build import BuildReport
     from hsadml_dist.shards.summary import DatasetSummary, GroupCount
 
-MOST_SKIPS = 20
-"""Samples left out that a build names on the screen; the card has all."""
+MAX_PRINTED = 20
+"""Skipped samples that a build prints; the dataset card lists all."""
 
-app = App(name="shards", help="Turn images into shards that training reads; check and list them.")
-
-AsJson = Annotated[bool, Parameter(name="--json", negative="")]
+app = App(name="shards", help="Convert images to shards for training; verify and list them.")
 
 
 @app.command
@@ -47,35 +45,35 @@ def build(
     persons: Path | None = None,
     author_folds: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
-    """Write images into shards, in folds that share no person.
+    """Convert images into shards, in folds that share no patient.
 
-    The folder appears whole or not at all; a build that was killed goes on where it stopped. The same input, seed and
-    id key give the same bytes, however many workers.
+    The folder is complete or does not exist. An interrupted build resumes when you repeat the command. The same input,
+    seed and id key give the same bytes for any number of workers.
 
-    8-bit images keep their values (v * 257); others are stretched, image by image, to 16 bits. Images are padded to a
-    square and resampled to --size. An image that cannot be read is left out, named and counted.
+    8-bit images keep their values (v * 257), others are scaled image by image to 16 bits. Images are padded to a square
+    and resampled to --size. Images that cannot be read are skipped and reported.
 
     Args:
-        source: table (a CSV with one row an image), figshare (Cheng's brain tumor dataset, 1512427), folders (a folder
-            a class, as in the Kaggle sets of Nickparvar and of Sartaj) or phantom (generated patients).
-        input_: The CSV; the folder; or the number of patients.
-        out: The folder to make. It must not exist or be empty.
-        split_by: What no two folds share: person, exam or slice. By default the largest that the source names. By
-            slice, results are flattered: one person is on both sides.
-        folds: Number of folds. A fold column in the table goes before it.
-        seed: What folds, order and generated patients are drawn from.
-        samples_per_shard: Most images in one tar.
-        size: Side of the stored images in pixels.
-        workers: Processes that read and encode images; by default one for each core.
-        id_key: File with the key under which persons and exams are hashed. By default id.key in hsadml's folder of the
-            user's configuration; made on first use. Keep it: it alone says who is who.
-        columns: Other names of the table's columns file, class, person, exam, plane, fold, mask, for instance
-            file=index,class=tumour.
-        images: Folder of the table's relative files; by default the table's own.
-        where: COLUMN=VALUE: take only the table's rows with this value. May be given more than once.
-        persons: For figshare: a CSV with the columns person and index (the number of the .mat file) or exam (its PID).
-        author_folds: Obey the publisher's folds: figshare's cvind.mat, which is disjoint by exam only, or a Kaggle
-            set's Testing (fold 0) and Training (fold 1).
+        source: table (a CSV with one row per image), figshare (Cheng's brain tumor dataset, 1512427), folders (one
+            folder per class, as in the Kaggle datasets of Nickparvar and Sartaj) or phantom (generated patients).
+        input_: The CSV, the folder, or the number of patients.
+        out: The folder to create. It must not exist, or be empty.
+        split_by: Unit that no two folds share: person, exam or slice. By default the largest that the source names.
+            With slice, results are optimistic, because patients are in training and test.
+        folds: Number of folds; ignored if the table has a fold column.
+        seed: Seed for folds, order and generated patients.
+        samples_per_shard: Maximum number of images in a tar file.
+        size: Width and height of the stored images in pixels.
+        workers: Processes that read and encode images; by default one per core.
+        id_key: File with the secret key that pseudonymises patients and exams. By default id.key in hsadml's
+            configuration folder, created on first use. Keep it: only this key links pseudonyms to patients.
+        columns: Names of the table's columns if they are not file, class, person, exam, plane, fold and mask, for
+            instance file=index,class=tumour.
+        images: Folder of relative file names in the table; by default the table's folder.
+        where: COLUMN=VALUE: use only rows with this value. May be repeated.
+        persons: For figshare, a CSV with the columns person and index (number of the .mat file) or exam (PID).
+        author_folds: Use the publisher's folds: figshare's cvind.mat, which is disjoint by exam only, or Testing (fold
+            0) and Training (fold 1) of a Kaggle dataset.
     """
     from hsadml_dist.shards import build as builder
     from hsadml_dist.shards.pseudonyms import default_key_path, load_or_create_key
@@ -84,36 +82,36 @@ def build(
     options = builder.BuildOptions(
         split_by=split_by, folds=folds, seed=seed, samples_per_shard=samples_per_shard, size=size
     )
-    own = SourceOptions(
+    source_options = SourceOptions(
         columns=pairs(columns.split(","), "--columns"),
         images=images,
         where=pairs(where, "--where"),
         persons=persons,
         author_folds=author_folds,
     )
-    chosen = create_source(source, input_, own, seed=seed, size=size)
+    images_source = create_source(source, input_, source_options, seed=seed, size=size)
     path = id_key or default_key_path()
     new_key = not path.exists()
-    count = _cores() if workers is None else workers
-    started = time.monotonic()
+    count = len(os.sched_getaffinity(0)) if workers is None else workers
+    start = time.monotonic()
     with progress("slices") as show:
-        report = builder.build_shards(chosen, out, options, load_or_create_key(path), count, show)
+        report = builder.build_shards(images_source, out, options, load_or_create_key(path), count, show)
     if new_key:
-        print(f"made a new id key: {path} (keep it; it alone says who is who)")
-    _tell(report, out, time.monotonic() - started)
+        print(f"made a new id key: {path} (keep it: only this key links pseudonyms to patients)")
+    _print_report(report, out, time.monotonic() - start)
 
 
 @app.command
 def verify(folder: Annotated[Path, Parameter(name="DIR")], /) -> None:
-    """Read every byte of a folder of shards and compare it with the index. Tells all faults; exit code 1 if any.
+    """Read every byte of a folder of shards, compare it with the index and list all faults; exit code 1 if any.
 
     Args:
         folder: The folder of shards.
     """
-    from hsadml_dist.shards.verify import verify_shards as find_faults
+    from hsadml_dist.shards.verify import verify_shards
 
     with progress("shards") as show:
-        faults = find_faults(folder, show)
+        faults = verify_shards(folder, show)
     for fault in faults:
         print(fault)
     if faults:
@@ -124,7 +122,7 @@ def verify(folder: Annotated[Path, Parameter(name="DIR")], /) -> None:
 
 @app.command
 def info(folder: Annotated[Path, Parameter(name="DIR")], /, *, as_json: AsJson = False) -> None:
-    """Count a folder's slices and persons by class and fold.
+    """Count the slices and patients of a folder of shards by class and fold.
 
     Args:
         folder: The folder of shards.
@@ -134,21 +132,21 @@ def info(folder: Annotated[Path, Parameter(name="DIR")], /, *, as_json: AsJson =
     from hsadml_dist.shards.card import RAW_PIXEL_KNN_KEY, load_raw_pixel_knn, remarks
     from hsadml_dist.shards.summary import summarise
 
-    summary, control = summarise(load_index(folder)), load_raw_pixel_knn(folder)
+    summary, baseline = summarise(load_index(folder)), load_raw_pixel_knn(folder)
     if as_json:
-        print(json.dumps({**asdict(summary), RAW_PIXEL_KNN_KEY: control}, indent=2))
+        print(json.dumps({**asdict(summary), RAW_PIXEL_KNN_KEY: baseline}, indent=2))
     else:
         _show_tables(summary)
         for remark in remarks(summary):
             print(f"note: {remark}")
-        print(_control_line(control["accuracy"]))
+        print(_format_baseline(baseline["accuracy"]))
 
 
 def pairs(items: Sequence[str], setting: str) -> dict[str, str]:
-    """Read ``name=value`` items.
+    """Parse ``name=value`` items.
 
     Raises:
-        UsageError: An item without ``=`` or name, or a name given twice.
+        UsageError: An item has no ``=`` or no name, or a name is given twice.
     """
     found: dict[str, str] = {}
     for item in filter(None, (item.strip() for item in items)):
@@ -161,33 +159,29 @@ def pairs(items: Sequence[str], setting: str) -> dict[str, str]:
     return found
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
-
-
-def _tell(report: BuildReport, out: Path, seconds: float) -> None:
+def _print_report(report: BuildReport, out: Path, seconds: float) -> None:
     from hsadml_dist.shards.card import remarks
     from hsadml_dist.shards.summary import summarise
 
     index = report.index
-    fresh = len(index) - report.reused
+    written = len(index) - report.reused
     print(f"{out}: {len(index)} slices in {len(index.shards)} shards, digest {index.digest[:16]}")
-    print(f"{fresh} slices written in {seconds:.1f} s ({fresh / max(seconds, 1e-9):.0f} a second)")
+    print(f"{written} slices written in {seconds:.1f} s ({written / max(seconds, 1e-9):.0f} per second)")
     if report.reused:
-        print(f"{report.reused} slices taken over from a build that was stopped")
-    for skip in index.skipped[:MOST_SKIPS]:
-        print(f"left out: {skip.where}: {skip.reason}")
-    for places in report.mixed_class_patients[:MOST_SKIPS]:
-        print(f"one person in two classes: {places}")
+        print(f"{report.reused} slices reused from an interrupted build")
+    for skip in index.skipped[:MAX_PRINTED]:
+        print(f"skipped: {skip.where}: {skip.reason}")
+    for places in report.mixed_class_patients[:MAX_PRINTED]:
+        print(f"one patient in two classes: {places}")
     for remark in remarks(summarise(index)):
         print(f"note: {remark}")
-    print(_control_line(report.leakage.accuracy))
+    print(_format_baseline(report.leakage.accuracy))
     print(f"dataset card: {out / 'card.html'}")
 
 
-def _control_line(accuracy: Mapping[str, float]) -> str:
+def _format_baseline(accuracy: Mapping[str, float]) -> str:
     figures = ", ".join(f"{value:.3f} in folds by {unit}" for unit, value in accuracy.items())
-    return f"raw pixels, nearest neighbour, nothing learnt: {figures}"
+    return f"accuracy of nearest neighbours on raw pixels (control): {figures}"
 
 
 def _show_tables(summary: DatasetSummary) -> None:
@@ -197,7 +191,7 @@ def _show_tables(summary: DatasetSummary) -> None:
     console = Console()
     for title, groups in (("class", summary.classes), ("fold", summary.folds)):
         names = list(summary.classes) if title == "fold" else []
-        table = Table(title, "slices", "persons", "exams", *names)
+        table = Table(title, "slices", "patients", "exams", *names)
         for name, count in [*groups.items(), ("all", summary.total)]:
             table.add_row(str(name), *_cells(count, names))
         console.print(table)

@@ -1,17 +1,23 @@
-"""``hsadml train``."""
+"""``hsadml train``, ``submit`` and ``recipes``: train a recipe on this machine or as a Slurm job."""
 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
-from hsadml_dist.config.yaml_loader import print_config as as_text
+from cyclopts import App
+
+from hsadml_dist.config.yaml_loader import print_config as format_config
 from hsadml_dist.errors import ExitCode, UsageError
-from hsadml_dist.jobs.prepare import prepare_run, resolve_recipe
+from hsadml_dist.jobs.prepare import find_recipe, prepare_run, resolve_recipe, shipped_recipes
 from hsadml_dist.launch.local import run_ranks
 from hsadml_dist.preemption.signals import STOP_AFTER
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.history import merged_metrics
+from hsadml_dist.slurm.job_records import Backend, RequeueMode
+
+recipes_app = App(name="recipes", help="List, show and copy the shipped recipes.")
 
 
 def train(
@@ -23,23 +29,23 @@ def train(
     print_config: bool = False,
     smoke: bool = False,
 ) -> int:
-    """Train on this machine; goes on from the run folder's newest good checkpoint.
+    """Train on this machine. If the run folder has a checkpoint, resume from the newest one that verifies.
 
-    Exit codes: 0 done, 85 stopped and resumable (the same command goes on), 1 an error of yours, 75 the run is being
-    trained by another process, 70 a defect.
+    Exit codes: 0 finished, 85 stopped and resumable (repeat the command to resume), 1 a user error, 75 another process
+    is training this run, 70 an internal error.
 
     Args:
-        recipe: A YAML file, or the name of one that comes along (see hsadml recipes list).
-        overrides: Settings that replace the recipe's, such as train.steps=100.
-        nproc: Number of processes, the ranks; it divides train.global_batch.
+        recipe: A YAML file, or the name of a shipped recipe (see hsadml recipes list).
+        overrides: Settings that override the recipe's, such as train.steps=100.
+        nproc: Number of processes (ranks); it must divide train.global_batch.
         run: The run folder, new or existing; by default runs/RECIPE-FINGERPRINT.
-        print_config: Print every setting and where it comes from, and train nothing.
-        smoke: Two steps, a stop, a save, a resume and a verdict, in a folder of its own, RUN-smoke.
+        print_config: Print all settings and where they come from, without training.
+        smoke: Test the recipe: two steps, with a stop, a checkpoint, a resume and an evaluation, in RUN-smoke.
     """
     if nproc < 1:
         raise UsageError(f"--nproc {nproc}: at least 1")
     if print_config:
-        print(as_text(resolve_recipe(recipe, overrides, smoke, nproc)), end="")
+        print(format_config(resolve_recipe(recipe, overrides, smoke, nproc)), end="")
         return ExitCode.SUCCESS
     folder = prepare_run(recipe, overrides, run, smoke, nproc)
     print(f"run folder: {folder}", flush=True)
@@ -49,29 +55,161 @@ def train(
     if code == ExitCode.SUCCESS and RunFolder(folder).report.exists():
         print(f"report: {RunFolder(folder).report}")
     if code == ExitCode.STOPPED:
-        print("stopped; the same command goes on")
+        print("stopped; repeat the command to resume")
     return code
 
 
+def submit(
+    recipe: str,
+    /,
+    *overrides: str,
+    nodes: int,
+    tasks_per_node: int,
+    profile: str | None = None,
+    cpus_per_task: int | None = None,
+    partition: str | None = None,
+    account: str | None = None,
+    qos: str | None = None,
+    constraint: str | None = None,
+    gres: str | None = None,
+    mem: str | None = None,
+    time: str | None = None,
+    requeue: RequeueMode | None = None,
+    signal_lead: int | None = None,
+    backend: Backend = "sbatch",
+    folds: str = "",
+    seeds: str = "",
+    dry_run: bool = False,
+    test_only: bool = False,
+    smoke: bool = False,
+    run: Path | None = None,
+) -> int:
+    """Train as a Slurm job, and print the job id once the job is queued.
+
+    A job that is preempted or reaches its time limit saves a checkpoint, is queued again and resumes. Submitting again
+    with the same run folder also resumes.
+
+    Args:
+        recipe: A YAML file, or the name of a shipped recipe (see hsadml recipes list).
+        overrides: Settings that override the recipe's, such as train.steps=100.
+        nodes: Number of nodes.
+        tasks_per_node: Ranks on each node; nodes times this number must divide train.global_batch.
+        profile: Saved options of your cluster (see hsadml profile list); the options below override them.
+        cpus_per_task: CPUs of each rank: one, plus one for each of data.workers. Default 1.
+        partition: Slurm partition; by default the site's.
+        account: Account to charge; by default the site's.
+        qos: Quality of service; by default the site's.
+        constraint: Required node features.
+        gres: Resources of each node, for instance gpu:4.
+        mem: Memory of each node, for instance 64G; by default the site's.
+        time: Time limit, for instance 30 (minutes), 12:00:00 or 2-00:00:00; by default the site's.
+        requeue: How a stopped job resumes. self: it requeues itself. chain: its successor is queued when it starts,
+            and runs next; this needs sbatch on the nodes. none: it ends with exit code 85. Default self.
+        signal_lead: Seconds before the time limit at which the job is signalled: time for one checkpoint. Default 30.
+        backend: Writer of the batch script: sbatch (this package) or submitit.
+        folds: Folds to hold out, such as 0-4: a job array with one run folder for each, RUN/fold-0.
+        seeds: Seeds, such as 0,1,2; together with folds every pair: RUN/fold-0-seed-1.
+        dry_run: Print the batch script; write and queue nothing.
+        test_only: Ask Slurm whether and when the job could start; write and queue nothing.
+        smoke: Test the recipe: two steps and an evaluation, in RUN-smoke.
+        run: The run folder, new or existing; by default runs/RECIPE-FINGERPRINT. All nodes must see it.
+    """
+    from hsadml_dist.jobs.submission import JobOptions, Submission, parse_numbers, plan_job, submit_training
+    from hsadml_dist.slurm.sbatch import render
+    from hsadml_dist.slurm.submit import check_request
+
+    submission = Submission(
+        recipe=recipe,
+        overrides=overrides,
+        nodes=nodes,
+        tasks_per_node=tasks_per_node,
+        run=run,
+        smoke=smoke,
+        folds=parse_numbers("--folds", folds) if folds else (),
+        seeds=parse_numbers("--seeds", seeds) if seeds else (),
+        profile=profile,
+        backend=backend,
+        options=JobOptions(
+            partition=partition,
+            account=account,
+            qos=qos,
+            constraint=constraint,
+            gres=gres,
+            mem=mem,
+            time=time,
+            cpus_per_task=cpus_per_task,
+            requeue=requeue,
+            signal_lead=signal_lead,
+        ),
+    )
+    if dry_run:
+        print(render(plan_job(submission)), end="")
+    elif test_only:
+        print(check_request(plan_job(submission)))
+    else:
+        job = submit_training(submission)
+        print(f"run folder: {plan_job(submission).run_dir}", file=sys.stderr)
+        print(job)
+    return ExitCode.SUCCESS
+
+
+@recipes_app.command(name="list")
+def list_recipes() -> None:
+    """List the shipped recipes, each with its first line."""
+    for name, path in shipped_recipes().items():
+        first = path.read_text(encoding="utf-8").partition("\n")[0]
+        print(f"{name:<12} {first.removeprefix('#').strip()}")
+
+
+@recipes_app.command(name="show")
+def show_recipe(name: str, /) -> None:
+    """Print a recipe.
+
+    Args:
+        name: The recipe.
+    """
+    print(find_recipe(name).read_text(encoding="utf-8"), end="")
+
+
+@recipes_app.command(name="copy")
+def copy_recipe(name: str, /, *, to: Path | None = None) -> None:
+    """Copy a recipe to a file that you can edit.
+
+    Args:
+        name: The recipe.
+        to: The file to write, which must not exist; by default NAME.yaml in the current folder.
+    """
+    target = to or Path(f"{name}.yaml")
+    text = find_recipe(name).read_text(encoding="utf-8")
+    try:
+        with target.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as fault:
+        raise UsageError(f"--to {target}: exists already; name another file") from fault
+    except OSError as fault:
+        raise UsageError(f"--to {target}: cannot be written: {fault.strerror}") from fault
+    print(f"wrote {target}")
+
+
 def smoke_test(folder: Path, nproc: int) -> int:
-    """Train one step, stop, go on to the end and judge; returns 0 if all of it worked."""
-    print("smoke: the first step, then a stop", flush=True)
+    """Train one step, stop, resume to the end and evaluate; return 0 if all of it worked."""
+    print("smoke: training one step, then stopping", flush=True)
     code = run_ranks(folder, nproc, environ={**os.environ, STOP_AFTER: "1"})
     if code != ExitCode.STOPPED:
-        return _failed(f"the stop ended with exit code {code}", code)
-    print("smoke: stopped and saved; going on", flush=True)
+        return _smoke_failed(f"the stop ended with exit code {code}", code)
+    print("smoke: stopped and saved; resuming", flush=True)
     code = run_ranks(folder, nproc)
     if code != ExitCode.SUCCESS:
-        return _failed(f"the resume ended with exit code {code}", code)
-    done = [(row["step"], row["attempt"]) for row in merged_metrics(folder)]
-    if done != [(1, 1), (2, 2)]:
-        return _failed(f"the second start did not go on after step 1: (step, attempt) {done}", code)
+        return _smoke_failed(f"the resume ended with exit code {code}", code)
+    steps = [(row["step"], row["attempt"]) for row in merged_metrics(folder)]
+    if steps != [(1, 1), (2, 2)]:
+        return _smoke_failed(f"the second start did not resume after step 1: (step, attempt) {steps}", code)
     if not RunFolder(folder).result.exists():
-        return _failed("no verdict", code)
+        return _smoke_failed("no evaluation result", code)
     print("smoke: passed")
     return code
 
 
-def _failed(what: str, code: int) -> int:
-    print(f"smoke: failed: {what}")
+def _smoke_failed(problem: str, code: int) -> int:
+    print(f"smoke: failed: {problem}")
     return code or ExitCode.INTERNAL_ERROR

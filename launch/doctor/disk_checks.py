@@ -1,4 +1,8 @@
-"""Checks of a run folder's file system: space, write speed, atomic rename and exclusive mkdir."""
+"""Checks of a run folder's file system: space, write speed, atomic rename and exclusive mkdir.
+
+Checkpoints rely on a rename over an existing file being atomic: a reader sees the old content or the new one. Attempts
+rely on exclusive mkdir: of several processes that create the same folder, exactly one succeeds.
+"""
 
 from __future__ import annotations
 
@@ -13,33 +17,42 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 from hsadml_dist.checkpoint.layout import COMMIT, list_checkpoints
-from hsadml_dist.launch.doctor.check_results import CheckResult, check_result, unknown_result
+from hsadml_dist.launch.doctor import CheckResult, check_result, unknown_result
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.history import merged_metrics
 
 GROUP = "file system"
 MEBIBYTE = 2**20
 GIBIBYTE = 2**30
-WRITTEN = 64 * MEBIBYTE
-"""Bytes that the write test writes, and removes."""
-SLOW_MB = 50.0
-LITTLE_GIB, TOO_LITTLE_GIB = 10.0, 1.0
-FEW_INODES, TOO_FEW_INODES = 100_000, 1_000
-SKEW_SECONDS, NO_SKEW_SECONDS = 2.0, 0.1
+TEST_BYTES = 64 * MEBIBYTE
+"""Size of the file that the speed test writes and removes."""
+SLOW_MB_PER_SECOND = 50.0
+LOW_SPACE_GIB, MIN_SPACE_GIB = 10.0, 1.0
+LOW_INODES, MIN_INODES = 100_000, 1_000
+MAX_SKEW_SECONDS, VISIBLE_SKEW_SECONDS = 2.0, 0.1
 RACERS, RACES, RENAMES = 4, 50, 200
 IN_MEMORY = ("tmpfs", "ramfs")
+
+RECENT_STEPS = 200
+STEPS_AFTER_STOP_SIGNAL = 2
+"""Ranks agree to stop within two steps of the signal."""
+SAVES_AFTER_STOP_SIGNAL = 2
+"""A save that may be in progress, and the final one."""
+
+_fork = multiprocessing.get_context("fork")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiskSpeed:
-    """How fast a file is written.
+    """Write speed of a file system.
 
     Attributes:
-        write_seconds: Writing 64 MiB and forcing them to disk.
-        hash_seconds: Their SHA-256, which a checkpoint takes as well.
+        write_seconds: Seconds to write 64 MiB and force them to disk.
+        hash_seconds: Seconds to compute their SHA-256, as a checkpoint does.
     """
 
     write_seconds: float
@@ -47,136 +60,170 @@ class DiskSpeed:
 
     @property
     def write_rate(self) -> float:
-        """Megabytes (10^6 bytes) a second, without the hash."""
-        return WRITTEN / 1e6 / self.write_seconds
+        """MB/s (10^6 bytes), without the hash."""
+        return TEST_BYTES / 1e6 / self.write_seconds
 
     def save_seconds(self, size: int) -> float:
-        """Return how long a checkpoint of ``size`` bytes would take at this speed."""
-        return size / WRITTEN * (self.write_seconds + self.hash_seconds)
+        """Return the estimated time to save a checkpoint of ``size`` bytes."""
+        return size / TEST_BYTES * (self.write_seconds + self.hash_seconds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveCost:
+    """Size of a run's checkpoints and duration of its steps.
+
+    Attributes:
+        size: Bytes of the newest checkpoint.
+        kept: Bytes of all checkpoints in the folder.
+        step_seconds: Median duration of recent steps.
+    """
+
+    size: int
+    kept: int
+    step_seconds: float
+
+    def stop_seconds(self, speed: DiskSpeed) -> float:
+        """Return the estimated time from a stop signal to the end of the last save."""
+        return STEPS_AFTER_STOP_SIGNAL * self.step_seconds + SAVES_AFTER_STOP_SIGNAL * speed.save_seconds(self.size)
+
+
+def read_save_cost(run: RunFolder) -> SaveCost | None:
+    """Return the save cost of a run; None without a checkpoint or a step."""
+    folders = [run.checkpoints / str(name) for name in list_checkpoints(run)]
+    sizes = [sum(file.stat().st_size for file in path.iterdir()) for path in folders if (path / COMMIT).exists()]
+    steps = [row["step_seconds"] for row in merged_metrics(run.path)[-RECENT_STEPS:]]
+    if not sizes or not steps:
+        return None
+    return SaveCost(size=sizes[-1], kept=sum(sizes), step_seconds=statistics.median(steps))
 
 
 def existing_parent(folder: Path) -> Path:
-    """Return ``folder``, or the nearest folder above it that exists."""
+    """Return ``folder``, or its nearest parent that exists."""
     folder = folder.absolute()
     return next(path for path in (folder, *folder.parents) if path.is_dir())
 
 
 @contextlib.contextmanager
-def temporary_folder(where: Path) -> Iterator[Path]:
-    """Provide a new folder in ``where``, removed at the end.
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """Create a folder in ``parent`` and remove it at the end.
 
     Raises:
-        OSError: Nothing can be written there.
+        OSError: ``parent`` is not writable.
     """
-    folder = Path(tempfile.mkdtemp(prefix=".hsadml-doctor-", dir=where))
+    folder = Path(tempfile.mkdtemp(prefix=".hsadml-doctor-", dir=parent))
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def check_disk(where: Path, needed: int | None) -> Iterator[CheckResult | DiskSpeed]:
-    """Yield what is found of the file system of ``where``, a folder that exists; then its speed.
+def check_disk(parent: Path, needed: int | None) -> tuple[list[CheckResult], DiskSpeed | None]:
+    """Check the file system of a folder.
 
     Args:
-        where: The folder; a folder of its own is made in it, and removed.
-        needed: Bytes of the checkpoints that a run keeps, where that is known.
+        parent: An existing folder; the checks use a temporary folder in it.
+        needed: Bytes of the checkpoints that the run keeps; None if unknown.
+
+    Returns:
+        The results, and the speed of the file system; None if it is not writable.
     """
-    yield _kind(where)
+    results = [_check_kind(parent)]
     try:
-        with temporary_folder(where) as folder:
-            # Before the write test, whose own bytes would count.
-            yield check_free_space(_free_bytes(where), needed)
-            yield check_free_inodes(os.statvfs(where).f_files, os.statvfs(where).f_favail)
+        with temporary_folder(parent) as folder:
+            # Before the speed test, whose file would count.
+            results.append(check_free_space(_free_bytes(parent), needed))
+            results.append(check_free_inodes(os.statvfs(parent).f_files, os.statvfs(parent).f_favail))
             speed = measure_speed(folder / "speed")
-            yield check_write_rate(speed.write_rate)
-            yield check_atomic_rename(count_torn_reads(folder))
-            yield check_exclusive_mkdir(count_mkdir_winners(folder, RACERS, RACES))
-            yield check_file_clock(file_server_time(folder) - time.time())
-            yield speed
+            results.append(check_write_rate(speed.write_rate))
+            results.append(check_atomic_rename(count_torn_reads(folder)))
+            results.append(check_exclusive_mkdir(count_mkdir_winners(folder, RACERS, RACES)))
+            results.append(check_file_clock(file_server_time(folder) - time.time()))
+            return results, speed
     except OSError as fault:
-        todo = "make room, or name another folder with --run"
-        yield check_result(GROUP, "writing", f"{where}: {fault.strerror or fault}", fail=todo)
+        todo = "free some space, or name another folder with --run"
+        return [*results, check_result(GROUP, "writing", f"{parent}: {fault.strerror or fault}", fail=todo)], None
 
 
 def check_free_space(free: int, needed: int | None) -> CheckResult:
-    """Judge the free bytes; quotas are not seen by this."""
-    found = f"{free / GIBIBYTE:.1f} GiB (a quota is not seen from here)"
+    """Check the free bytes. Quotas are not visible here."""
+    found = f"{free / GIBIBYTE:.1f} GiB (quotas are not checked)"
     if needed is not None:
         found += f"; the run's checkpoints take {needed / GIBIBYTE:.2f} GiB"
-    room = "make room, or lower checkpoint.keep"
-    too_little = free < max(TOO_LITTLE_GIB * GIBIBYTE, needed or 0)
-    little = free < LITTLE_GIB * GIBIBYTE
-    return check_result(GROUP, "free space", found, fail=room if too_little else "", warn=room if little else "")
+    todo = "free some space, or lower checkpoint.keep"
+    too_low = free < max(MIN_SPACE_GIB * GIBIBYTE, needed or 0)
+    low = free < LOW_SPACE_GIB * GIBIBYTE
+    return check_result(GROUP, "free space", found, fail=todo if too_low else "", warn=todo if low else "")
 
 
 def check_free_inodes(total: int, free: int) -> CheckResult:
-    """Judge the free inodes; file systems that make them as needed say 0 of 0."""
+    """Check the free inodes. File systems that create them on demand report 0 of 0."""
     if total == 0:
-        return check_result(GROUP, "free inodes", "not counted by this file system")
-    todo = "remove small files: a run folder of a long run holds some thousands"
-    too_few, few = free < TOO_FEW_INODES, free < FEW_INODES
-    return check_result(GROUP, "free inodes", f"{free:,}", fail=todo if too_few else "", warn=todo if few else "")
+        return check_result(GROUP, "free inodes", "not limited by this file system")
+    todo = "remove small files: the run folder of a long run contains some thousands"
+    fail, warn = (todo if free < limit else "" for limit in (MIN_INODES, LOW_INODES))
+    return check_result(GROUP, "free inodes", f"{free:,}", fail=fail, warn=warn)
 
 
 def check_write_rate(rate: float, what: str = "64 MiB, one file", group: str = GROUP) -> CheckResult:
-    """Judge a rate in megabytes a second."""
+    """Check a write rate in MB/s."""
     todo = "checkpoints will be slow: keep run folders on the cluster's fast (scratch) file system"
-    return check_result(group, "write + fsync", f"{rate:.0f} MB/s ({what})", warn=todo if rate < SLOW_MB else "")
+    found = f"{rate:.0f} MB/s ({what})"
+    return check_result(group, "write + fsync", found, warn=todo if rate < SLOW_MB_PER_SECOND else "")
 
 
 def check_atomic_rename(torn: int) -> CheckResult:
-    """Judge how many of the readings during renames found no whole file."""
-    todo = "checkpoints and records could be torn: use another file system"
-    found = f"atomic in {RENAMES} of {RENAMES} replacements" if not torn else f"{torn} readings found no whole file"
+    """Check the number of reads during renames that found an incomplete file."""
+    todo = "checkpoints and records could be incomplete: use another file system"
+    found = f"atomic in {RENAMES} of {RENAMES} replacements" if not torn else f"{torn} reads found an incomplete file"
     return check_result(GROUP, "rename", found, fail=todo if torn else "")
 
 
 def check_exclusive_mkdir(wins: Sequence[int], who: str = f"{RACERS} processes", group: str = GROUP) -> CheckResult:
-    """Judge how many succeeded in each race to make a folder."""
+    """Check the number of processes that succeeded in each race to create a folder."""
     wrong = sum(count != 1 for count in wins)
-    todo = "two starts could hold one run: use another file system"
+    todo = "two starts could write the same run: use another file system"
     found = f"one winner in {len(wins) - wrong} of {len(wins)} races of {who}"
     return check_result(group, "exclusive mkdir", found, fail=todo if wrong else "")
 
 
 def check_file_clock(seconds: float) -> CheckResult:
-    """Judge by how many seconds the file server's clock is ahead of this machine's."""
-    todo = "have the clocks set (chrony, ntp): times in logs and records will not fit together"
-    apart = f"{abs(seconds):.1f} s {'ahead of' if seconds > 0 else 'behind'} this machine's"
-    found = apart if abs(seconds) >= NO_SKEW_SECONDS else f"within {NO_SKEW_SECONDS} s of this machine's"
-    return check_result(GROUP, "file clock", found, warn=todo if abs(seconds) > SKEW_SECONDS else "")
+    """Check by how many seconds the file server's clock is ahead of this machine's."""
+    todo = "synchronise the clocks (chrony, ntp): times in logs and records will not match"
+    skew = f"{abs(seconds):.1f} s {'ahead of' if seconds > 0 else 'behind'} this machine's"
+    found = skew if abs(seconds) >= VISIBLE_SKEW_SECONDS else f"within {VISIBLE_SKEW_SECONDS} s of this machine's"
+    return check_result(GROUP, "file clock", found, warn=todo if abs(seconds) > MAX_SKEW_SECONDS else "")
 
 
 def measure_speed(path: Path) -> DiskSpeed:
-    """Write 64 MiB that do not compress, force them to disk, remove them; then hash as much."""
+    """Time a write of 64 MiB of random bytes, forced to disk and removed, and the hash of as many bytes."""
     block = os.urandom(MEBIBYTE)
-    began = time.perf_counter()
+    start = time.perf_counter()
     with path.open("wb") as file:
-        for _ in range(WRITTEN // MEBIBYTE):
+        for _ in range(TEST_BYTES // MEBIBYTE):
             file.write(block)
         file.flush()
         os.fsync(file.fileno())
     written = time.perf_counter()
     path.unlink()
-    hashing = time.perf_counter()
+    hash_start = time.perf_counter()
     digest = hashlib.sha256()
-    for _ in range(WRITTEN // MEBIBYTE):
+    for _ in range(TEST_BYTES // MEBIBYTE):
         digest.update(block)
-    return DiskSpeed(write_seconds=written - began, hash_seconds=time.perf_counter() - hashing)
+    return DiskSpeed(write_seconds=written - start, hash_seconds=time.perf_counter() - hash_start)
 
 
 def count_torn_reads(folder: Path, replace: Callable[[Path, Path], None] = os.replace) -> int:
-    """Replace a file over and over while another process reads it; return how many readings found no whole file.
+    """Replace a file repeatedly while another process reads it, and count the reads of an incomplete file.
 
     Args:
-        folder: Where to do it.
-        replace: How a file takes another's place.
+        folder: Folder to test.
+        replace: Called with source and target.
     """
     target = folder / "target"
     target.write_text("0" * 4096)
     mine, theirs = multiprocessing.Pipe()
-    reader = _fork(_read_again_and_again, target, theirs)
+    reader = _fork.Process(target=_read_repeatedly, args=(target, theirs), daemon=True)
+    reader.start()
     for number in range(1, RENAMES + 1):
         fresh = folder / "fresh"
         fresh.write_text(str(number % 10) * 4096)
@@ -188,17 +235,21 @@ def count_torn_reads(folder: Path, replace: Callable[[Path, Path], None] = os.re
 
 
 def count_mkdir_winners(folder: Path, racers: int, races: int, make: Callable[[Path], None] = os.mkdir) -> list[int]:
-    """Let processes race to make the same folders; return how many succeeded in each race.
+    """Let processes race to create the same folders, and count the winners of each race.
 
     Args:
-        folder: Where to do it.
+        folder: Folder to test.
         racers: Number of processes.
         races: Number of folders.
-        make: How a folder is made.
+        make: Called with the folder to create.
     """
-    start = multiprocessing.get_context("fork").Barrier(racers)
+    start = _fork.Barrier(racers)
     pipes = [multiprocessing.Pipe(duplex=False) for _ in range(racers)]
-    processes = [_fork(_race, folder, races, make, start, theirs) for _, theirs in pipes]
+    processes = [
+        _fork.Process(target=_race, args=(folder, races, make, start, theirs), daemon=True) for _, theirs in pipes
+    ]
+    for process in processes:
+        process.start()
     won = [mine.recv() for mine, _ in pipes]
     for process in processes:
         process.join()
@@ -206,7 +257,7 @@ def count_mkdir_winners(folder: Path, racers: int, races: int, make: Callable[[P
 
 
 def try_mkdir(path: Path, make: Callable[[Path], None] = os.mkdir) -> bool:
-    """Return whether it was this process that made the folder."""
+    """Return whether this process created the folder."""
     try:
         make(path)
     except FileExistsError:
@@ -215,14 +266,14 @@ def try_mkdir(path: Path, make: Callable[[Path], None] = os.mkdir) -> bool:
 
 
 def file_server_time(folder: Path) -> float:
-    """Return the file server's time, in seconds since 1970 UTC."""
+    """Return the file server's time in seconds since 1970 UTC."""
     probe = folder / "clock"
     probe.touch()
     return probe.stat().st_mtime
 
 
 def file_system_of(path: Path) -> tuple[str, str]:
-    """Return the type of the file system that holds ``path``, and where it is mounted; empty where that is unknown."""
+    """Return the type and mount point of the file system that contains ``path``; empty strings if unknown."""
     found = ("", "")
     try:
         lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
@@ -232,32 +283,26 @@ def file_system_of(path: Path) -> tuple[str, str]:
     for line in lines:
         left, _, right = line.partition(" - ")
         mount = left.split()[4].replace("\\040", " ")
-        # Later mounts lie over earlier ones.
+        # A later mount hides an earlier one on the same point.
         if resolved.is_relative_to(mount) and len(mount) >= len(found[1]):
             found = (right.split()[0], mount)
     return found
 
 
-def _kind(where: Path) -> CheckResult:
-    kind, mount = file_system_of(where)
+def _check_kind(folder: Path) -> CheckResult:
+    kind, mount = file_system_of(folder)
     if not kind:
-        return unknown_result(GROUP, "folder", str(where))
-    todo = "what lies here is gone after a restart of the machine: name another folder with --run"
-    return check_result(GROUP, "folder", f"{where} ({kind} at {mount})", warn=todo if kind in IN_MEMORY else "")
+        return unknown_result(GROUP, "folder", str(folder))
+    todo = "it is in memory and lost when the machine restarts: name another folder with --run"
+    return check_result(GROUP, "folder", f"{folder} ({kind} at {mount})", warn=todo if kind in IN_MEMORY else "")
 
 
-def _free_bytes(where: Path) -> int:
-    found = os.statvfs(where)
-    return found.f_bavail * found.f_frsize
+def _free_bytes(folder: Path) -> int:
+    stats = os.statvfs(folder)
+    return stats.f_bavail * stats.f_frsize
 
 
-def _fork(work: Callable[..., None], *arguments: object) -> multiprocessing.Process:
-    process = multiprocessing.get_context("fork").Process(target=work, args=arguments, daemon=True)
-    process.start()
-    return process  # type: ignore[return-value]
-
-
-def _read_again_and_again(target: Path, pipe: Connection) -> None:
+def _read_repeatedly(target: Path, pipe: Connection) -> None:
     torn = 0
     while not pipe.poll():
         try:
@@ -268,45 +313,9 @@ def _read_again_and_again(target: Path, pipe: Connection) -> None:
     pipe.send(torn)
 
 
-def _race(folder: Path, races: int, make: Callable[[Path], None], start: object, pipe: Connection) -> None:
+def _race(folder: Path, races: int, make: Callable[[Path], None], start: Barrier, pipe: Connection) -> None:
     won = []
     for number in range(races):
-        start.wait()  # type: ignore[attr-defined]
+        start.wait()
         won.append(try_mkdir(folder / f"race-{number}", make))
     pipe.send(won)
-
-
-RECENT_STEPS = 200
-STEPS_AFTER_NOTICE = 2
-"""The ranks agree to stop within two steps of the notice."""
-SAVES_AFTER_NOTICE = 2
-"""The save that may be under way, and the last one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SaveCost:
-    """What a run's folder shows.
-
-    Attributes:
-        size: Bytes of its newest checkpoint.
-        kept: Bytes of all checkpoints that are there.
-        step_seconds: Median time of its last steps.
-    """
-
-    size: int
-    kept: int
-    step_seconds: float
-
-    def stop_seconds(self, speed: DiskSpeed) -> float:
-        """Return about how long the run goes on after a notice, at this speed of the file system."""
-        return STEPS_AFTER_NOTICE * self.step_seconds + SAVES_AFTER_NOTICE * speed.save_seconds(self.size)
-
-
-def read_save_cost(run: RunFolder) -> SaveCost | None:
-    """Return what the folder shows; None where no checkpoint or no step is there yet."""
-    folders = [run.checkpoints / str(name) for name in list_checkpoints(run)]
-    sizes = [sum(file.stat().st_size for file in path.iterdir()) for path in folders if (path / COMMIT).exists()]
-    steps = [row["step_seconds"] for row in merged_metrics(run.path)[-RECENT_STEPS:]]
-    if not sizes or not steps:
-        return None
-    return SaveCost(size=sizes[-1], kept=sum(sizes), step_seconds=statistics.median(steps))

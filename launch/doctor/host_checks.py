@@ -13,83 +13,90 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import hsadml_dist
-from hsadml_dist.launch.doctor.check_results import CheckResult, check_result, unknown_result
-from hsadml_dist.launch.doctor.disk_checks import DiskSpeed, check_disk, existing_parent, read_save_cost
+from hsadml_dist.launch.doctor import CheckResult, check_result, unknown_result
+from hsadml_dist.launch.doctor.disk_checks import check_disk, existing_parent, read_save_cost
 from hsadml_dist.launch.doctor.slurm_checks import check_slurm, find_site, select_partition
 from hsadml_dist.run.folder import RunFolder
 
 VERSIONS_GROUP = "programs"
 PACKAGES = ("hsadml-dist", "torch", "monai", "webdataset", "deepspeed")
-TRAINING = ("torch", "monai", "webdataset")
-"""Without these nothing can be trained; a login node needs none of them."""
-
-
-def versions() -> dict[str, str | None]:
-    """Return the version of Python and of each package, None where it is not installed."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
-
-
-def pins(text: str) -> dict[str, str]:
-    """Return the versions that a constraints file names."""
-    return {name.lower(): version for name, version in re.findall(r"^([\w.-]+)==(\S+)", text, flags=re.MULTILINE)}
-
-
-def check_versions() -> Iterator[CheckResult]:
-    """Yield what is installed on this machine."""
-    path = Path(hsadml_dist.__file__).parent.parent / "constraints.txt"
-    tested = pins(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    yield from compare_versions(versions(), tested)
-
-
-def compare_versions(found: Mapping[str, str | None], tested: Mapping[str, str]) -> Iterator[CheckResult]:
-    """Yield what the versions mean.
-
-    Args:
-        found: By name, as :func:`versions` has them.
-        tested: The versions that were tested together, by name.
-    """
-    missing = [name for name in TRAINING if found[name] is None]
-    for name, version in found.items():
-        yield check_result(VERSIONS_GROUP, name, _text(name, version, tested.get(name)))
-    if missing:
-        text = f"no {', '.join(missing)} here: fine on a login node; a machine that trains needs them"
-        yield check_result(VERSIONS_GROUP, "training", text)
-
-
-def _text(name: str, version: str | None, tested: str | None) -> str:
-    if version is None:
-        return "runs from a clone, not installed" if name == "hsadml-dist" else "not installed"
-    if tested is None or version.partition("+")[0] == tested:
-        return version
-    return f"{version}; {tested} was tested with the others"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
+TRAINING_PACKAGES = ("torch", "monai", "webdataset")
+"""Packages without which nothing can be trained; a login node needs none of them."""
 
 HOST_GROUP = "this machine"
 SHARED_MEMORY = Path("/dev/shm")
 GIBIBYTE = 2**30
-LITTLE_SHARED = 1 * GIBIBYTE
-FEW_FILES = 1024
+MIN_SHARED_BYTES = 1 * GIBIBYTE
+MIN_OPEN_FILES = 1024
 UNLIMITED = -1
+
+
+def check_this_machine(run: Path, partition: str | None, env: Mapping[str, str] | None = None) -> Iterator[CheckResult]:
+    """Yield the results of all checks that need no job.
+
+    Args:
+        run: A run folder, existing or planned.
+        partition: Partition that the run would use; None means the site's default.
+        env: Whole environment for Slurm's commands; None means this process's own.
+
+    Raises:
+        UsageError: There is no such partition.
+    """
+    site, site_results = find_site(env)
+    chosen = None if site is None else select_partition(site, partition)
+    cost = read_save_cost(RunFolder(run))
+    yield from check_versions()
+    yield from check_host_limits(host_limits())
+    disk_results, speed = check_disk(existing_parent(run), None if cost is None else cost.kept)
+    yield from disk_results
+    yield from site_results
+    if site is not None:
+        yield from check_slurm(site, chosen, cost.stop_seconds(speed) if cost and speed else None, env)
+
+
+def installed_versions() -> dict[str, str | None]:
+    """Return the versions of Python and of each package, without importing them; None if it is not installed."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+
+
+def parse_constraints(text: str) -> dict[str, str]:
+    """Return the pinned versions of a constraints file."""
+    return {name.lower(): version for name, version in re.findall(r"^([\w.-]+)==(\S+)", text, flags=re.MULTILINE)}
+
+
+def check_versions() -> Iterator[CheckResult]:
+    """Compare the versions on this machine with the tested ones, where this is a clone."""
+    path = Path(hsadml_dist.__file__).parent.parent / "constraints.txt"
+    tested = parse_constraints(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    yield from compare_versions(installed_versions(), tested)
+
+
+def compare_versions(installed: Mapping[str, str | None], tested: Mapping[str, str]) -> Iterator[CheckResult]:
+    """Yield one result per package.
+
+    Args:
+        installed: By name, see :func:`installed_versions`.
+        tested: Versions that were tested together, by name.
+    """
+    for name, version in installed.items():
+        yield check_result(VERSIONS_GROUP, name, _describe_version(name, version, tested.get(name)))
+    missing = [name for name in TRAINING_PACKAGES if installed[name] is None]
+    if missing:
+        text = f"{', '.join(missing)} missing: fine on a login node; a node that trains needs them"
+        yield check_result(VERSIONS_GROUP, "training", text)
 
 
 @dataclass(frozen=True, kw_only=True)
 class HostLimits:
-    """What this process is given.
+    """Resources and limits of this process.
 
     Attributes:
-        umask: Rights that new files do not get.
-        shared_total: Bytes of shared memory; None: there is none.
-        shared_free: How many of them are free.
-        files: Most open files.
-        locked: Most bytes of memory that may be locked, as fast networks need it; -1: no limit.
-        cpus: Processors that this process may use.
+        umask: Permissions that new files do not get.
+        shared_total: Size of the shared memory in bytes; None if there is none.
+        shared_free: Free bytes of it.
+        files: Maximum number of open files.
+        locked: Maximum bytes of locked memory, which fast networks need; -1 means no limit.
+        cpus: CPUs that this process may use.
     """
 
     umask: int
@@ -101,7 +108,7 @@ class HostLimits:
 
 
 def host_limits() -> HostLimits:
-    """Return what this process is given."""
+    """Return the resources and limits of this process."""
     umask = os.umask(0o077)
     os.umask(umask)
     shared = shutil.disk_usage(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else None
@@ -109,76 +116,65 @@ def host_limits() -> HostLimits:
         umask=umask,
         shared_total=shared.total if shared else None,
         shared_free=shared.free if shared else None,
-        files=_limit(resource.RLIMIT_NOFILE),
-        locked=_limit(resource.RLIMIT_MEMLOCK),
-        cpus=_cpus(os.environ),
+        files=_soft_limit(resource.RLIMIT_NOFILE),
+        locked=_soft_limit(resource.RLIMIT_MEMLOCK),
+        cpus=_usable_cpus(os.environ),
     )
 
 
-def check_host_limits(machine: HostLimits, group: str = HOST_GROUP) -> Iterator[CheckResult]:
-    """Yield what a machine's gifts mean for a run."""
-    yield check_umask(machine.umask, group)
-    yield check_shared_memory(machine.shared_total, machine.shared_free, group)
-    yield check_open_files(machine.files, group)
-    yield check_result(group, "processors", str(machine.cpus))
+def check_host_limits(limits: HostLimits, group: str = HOST_GROUP) -> Iterator[CheckResult]:
+    """Yield the results for this machine's limits."""
+    yield check_umask(limits.umask, group)
+    yield check_shared_memory(limits.shared_total, limits.shared_free, group)
+    yield check_open_files(limits.files, group)
+    yield check_result(group, "processors", str(limits.cpus))
 
 
 def check_umask(umask: int, group: str) -> CheckResult:
-    """Judge whether others may write into what a run writes."""
-    todo = "set `umask 0027` in your shell, or in the profile: a stranger could change checkpoints"
+    """Check that other users cannot write to a run's files."""
+    todo = "set `umask 0027` in your shell or in the profile: otherwise other users can change checkpoints"
     return check_result(group, "umask", f"{umask:04o}", warn="" if umask & 0o002 else todo)
 
 
 def check_shared_memory(total: int | None, free: int | None, group: str) -> CheckResult:
-    """Judge the room in which loader workers hand over their batches."""
+    """Check the space through which loader workers pass their batches."""
     name = "shared memory"
     if total is None or free is None:
         return unknown_result(group, name, f"no {SHARED_MEMORY}", "loader workers need it; train with data.workers=0")
-    todo = "loader workers hand batches over in it: enlarge it (containers: --shm-size), or train with data.workers=0"
+    todo = "loader workers pass batches through it: enlarge it (containers: --shm-size) or train with data.workers=0"
     found = f"{free / GIBIBYTE:.1f} of {total / GIBIBYTE:.1f} GiB free in {SHARED_MEMORY}"
-    return check_result(group, name, found, warn=todo if free < LITTLE_SHARED else "")
+    return check_result(group, name, found, warn=todo if free < MIN_SHARED_BYTES else "")
 
 
 def check_open_files(files: int, group: str) -> CheckResult:
-    """Judge the number of files that may be open."""
+    """Check the maximum number of open files."""
     found = "no limit" if files == UNLIMITED else f"{files:,}"
-    few = files != UNLIMITED and files < FEW_FILES
-    return check_result(group, "open files", found, warn="raise it: ulimit -n 4096" if few else "")
+    too_few = files != UNLIMITED and files < MIN_OPEN_FILES
+    return check_result(group, "open files", found, warn="raise it: ulimit -n 4096" if too_few else "")
 
 
-def _cpus(environ: Mapping[str, str]) -> int:
-    """Return how many processors this process may use; a site without cgroups does not hold a task to its share."""
-    given = environ.get("SLURM_CPUS_PER_TASK", "") if "SLURM_STEP_ID" in environ else ""
+def _describe_version(name: str, version: str | None, tested: str | None) -> str:
+    if version is None:
+        return "not installed; running from a clone" if name == "hsadml-dist" else "not installed"
+    if tested is None or version.partition("+")[0] == tested:
+        return version
+    return f"{version}; tested with {tested}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _usable_cpus(environ: Mapping[str, str]) -> int:
+    """Return the number of usable CPUs; without cgroups a site does not limit a task to its share."""
+    share = environ.get("SLURM_CPUS_PER_TASK", "") if "SLURM_STEP_ID" in environ else ""
     allowed = len(os.sched_getaffinity(0))
-    return min(allowed, int(given)) if given.isdecimal() else allowed
+    return min(allowed, int(share)) if share.isdecimal() else allowed
 
 
-def _limit(what: int) -> int:
-    soft = resource.getrlimit(what)[0]
+def _soft_limit(kind: int) -> int:
+    soft = resource.getrlimit(kind)[0]
     return UNLIMITED if soft == resource.RLIM_INFINITY else soft
-
-
-def check_this_machine(run: Path, partition: str | None, env: Mapping[str, str] | None = None) -> Iterator[CheckResult]:
-    """Yield what is found without a job.
-
-    Args:
-        run: A run folder, or where one shall be.
-        partition: Where the run would go; None: the site's default.
-        env: Whole environment for Slurm's commands; this process's own if None.
-
-    Raises:
-        UsageError: There is no such partition.
-    """
-    site, said = find_site(env)
-    where = None if site is None else select_partition(site, partition)
-    saves, speed = read_save_cost(RunFolder(run)), None
-    yield from check_versions()
-    yield from check_host_limits(host_limits())
-    for one in check_disk(existing_parent(run), None if saves is None else saves.kept):
-        if isinstance(one, DiskSpeed):
-            speed = one
-        else:
-            yield one
-    yield from said
-    if site is not None:
-        yield from check_slurm(site, where, saves.stop_seconds(speed) if saves and speed else None, env)

@@ -1,195 +1,252 @@
-"""The doctor's job: the same batch script as a training's, with other ranks."""
+"""The doctor's job: queue it, wait for it, and read the reports that its ranks write.
+
+It uses the same batch script as a training, with :mod:`hsadml_dist.launch.doctor.probe_rank` in place of the trainer.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import sys
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from hsadml_dist.config.yaml_loader import load_recipe
+from hsadml_dist.atomic import write_text
 from hsadml_dist.errors import ClusterError
-from hsadml_dist.launch.doctor.check_results import CheckResult
-from hsadml_dist.launch.doctor.disk_checks import existing_parent, temporary_folder
-from hsadml_dist.launch.doctor.rank_checks import check_reports
-from hsadml_dist.launch.doctor.rank_report import RankReport, read_rank_reports
-from hsadml_dist.run.folder import RunFolder, replace_text
+from hsadml_dist.jobs.submission import DEFAULT_SIGNAL_LEAD_SECONDS, job_request
+from hsadml_dist.launch.doctor.host_checks import HostLimits
 from hsadml_dist.slurm import client
-from hsadml_dist.slurm.environment import rank_interpreter, render_prologue, wrap_ranks
 from hsadml_dist.slurm.profiles import Profile
 from hsadml_dist.slurm.sbatch import JobRequest, render
-from hsadml_dist.slurm.site import Partition, try_query_site
 
-RANK_MODULE = "hsadml_dist.launch.rank"
-NODE_MODULE = "hsadml_dist.launch.doctor.probe_rank"
-LIMIT_SECONDS = 600
-LOOK_SECONDS = 1.0
+PROBE_MODULE = "hsadml_dist.launch.doctor.probe_rank"
+TIME_LIMIT_SECONDS = 600
+POLL_SECONDS = 1.0
 SETTLE_SECONDS = 10.0
-"""How long answers of ranks that have ended may take to be seen here."""
-ENDED = {
-    *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "BOOT_FAIL"),
-    *("DEADLINE", "SPECIAL_EXIT", "REVOKED"),
-}
+"""Longest time until the reports of ended ranks are visible here, on a slow network file system."""
+
+Log = Callable[[str], None]
+"""Called with a line about the job's progress."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeRequest:
-    """The job that is asked for.
+class GpuReport:
+    """A rank's GPUs.
 
     Attributes:
+        names: Names of the GPUs that torch sees.
+        bf16: Whether all of them support bfloat16.
+        promised: GPUs that Slurm assigned (CUDA_VISIBLE_DEVICES); None if none.
+    """
+
+    names: tuple[str, ...] = ()
+    bf16: bool = False
+    promised: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectiveTiming:
+    """Duration of a collective.
+
+    Attributes:
+        backend: ``gloo`` or ``nccl``.
+        operation: ``all_reduce`` or ``all_gather``.
+        size: Bytes of the result on each rank.
+        seconds: Median over several calls.
+    """
+
+    backend: str
+    operation: str
+    size: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupReport:
+    """Measurements of a rank together with its peers.
+
+    Attributes:
+        address: This rank's address as its peers see it.
+        interface: Network interface with this address; empty if unknown.
+        stamps: This rank's clock in seconds since 1970 UTC, right after each of several all-reduces.
+        round_trip: Shortest duration of these all-reduces in seconds.
+        timings: Durations of collectives.
+        seen: Number of ranks whose files in the shared folder are visible here.
+        seen_seconds: Seconds until they were visible.
+        won: Whether this rank won each race to create a folder.
+        write_rate: MB/s while all nodes write; None on all but one rank of a node.
+    """
+
+    address: str
+    interface: str
+    stamps: tuple[float, ...]
+    round_trip: float
+    timings: tuple[CollectiveTiming, ...]
+    seen: int
+    seen_seconds: float
+    won: tuple[bool, ...]
+    write_rate: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankReport:
+    """Everything that a rank found out.
+
+    Attributes:
+        rank: The rank.
+        host: Name of its node.
+        versions: Versions of Python and the packages; None for a package that is not installed.
+        package: Folder from which this package was imported.
+        machine: Resources and limits of the process.
+        programs: Slurm's programs that are not on its PATH.
+        submit: Why sbatch refuses a job from this node; empty if it accepts one; None if another rank of the node tests
+            it.
+        gpus: Its GPUs.
+        together: Measurements with its peers; None if the ranks did not connect.
+        error: Why they did not connect.
+    """
+
+    rank: int
+    host: str
+    versions: Mapping[str, str | None]
+    package: str
+    machine: HostLimits
+    programs: tuple[str, ...]
+    submit: str | None
+    gpus: GpuReport
+    together: GroupReport | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeResult:
+    """Reports and output of the job.
+
+    Attributes:
+        reports: Reports by rank; ranks may be missing.
+        last_line: Last line of the job's output.
+    """
+
+    reports: Mapping[int, RankReport]
+    last_line: str
+
+
+def probe_request(
+    folder: Path, options: Profile, *, nodes: int, tasks_per_node: int, max_seconds: int | None = None
+) -> JobRequest:
+    """Return the request for the job.
+
+    Args:
+        folder: Folder for the reports, visible to all nodes.
+        options: Options of the job.
         nodes: Number of nodes.
         tasks_per_node: Ranks on each node.
-        cpus_per_task: CPUs of each rank; None: the profile's, else one.
-        partition: Slurm's partition; None: the site's default.
-        profile: What every job on the cluster needs.
+        max_seconds: Time limit of the partition; None if there is none or it is unknown.
     """
-
-    nodes: int
-    tasks_per_node: int
-    cpus_per_task: int | None
-    partition: str | None
-    profile: Profile
-
-    @property
-    def world_size(self) -> int:
-        """Number of ranks."""
-        return self.nodes * self.tasks_per_node
-
-
-def check_nodes(
-    asked: ProbeRequest, run: Path, timeout: float, say: Callable[[str], None], env: Mapping[str, str] | None = None
-) -> Iterator[CheckResult]:
-    """Yield what the ranks of a job find.
-
-    Args:
-        asked: The job.
-        run: A run folder, or where one shall be: the ranks meet in a new folder on its file system.
-        timeout: Seconds to wait for the job.
-        say: What is called with a line about how far the job is.
-        env: Whole environment for Slurm's commands; this process's own if None.
-
-    Raises:
-        ClusterError: Slurm refused the job, or it did not end in time.
-        ConfigError: It cannot be written as a script that Slurm would take.
-    """
-    site = try_query_site(env)
-    limit = None if site is None else site.partition(asked.partition)
-    with temporary_folder(existing_parent(run)) as folder:
-        text = script(asked, folder, limit)
-        answers, word = run_job(text, folder, timeout, say, env)
-        yield from check_reports(answers, asked.world_size, word, _workers(run))
-
-
-def script(asked: ProbeRequest, folder: Path, limit: Partition | None) -> str:
-    """Return the batch script.
-
-    Args:
-        asked: The job.
-        folder: Where the ranks write their answers; all nodes must see it.
-        limit: The partition that it goes to, where that is known.
-
-    Raises:
-        ConfigError: It cannot be written as a script that Slurm would take.
-    """
-    profile = asked.profile
-    around = wrap_ranks(profile, [str(folder)])
-    longest = LIMIT_SECONDS if limit is None else min(limit.max_seconds or LIMIT_SECONDS, LIMIT_SECONDS)
-    request = JobRequest(
-        run_dir=folder,
-        nodes=asked.nodes,
-        tasks_per_node=asked.tasks_per_node,
-        cpus_per_task=asked.cpus_per_task or profile.cpus_per_task or 1,
-        python=rank_interpreter(profile, sys.executable),
-        working_dir=Path.cwd(),
+    seconds = min(max_seconds or TIME_LIMIT_SECONDS, TIME_LIMIT_SECONDS)
+    request = job_request(folder, options, nodes=nodes, tasks_per_node=tasks_per_node, mounts=[str(folder)])
+    return replace(
+        request,
         job_name="hsadml-doctor",
-        partition=asked.partition,
-        account=profile.account,
-        qos=profile.qos,
-        constraint=profile.constraint,
-        gres=profile.gres,
-        mem=profile.mem,
-        time_limit=str(max(1, longest // 60)),
+        time_limit=str(max(1, seconds // 60)),
         requeue="none",
-        options=profile.options,
-        prologue=tuple(render_prologue(profile)),
-        srun_options=around.srun_options,
-        launcher=around.launcher,
+        signal_lead_seconds=DEFAULT_SIGNAL_LEAD_SECONDS,
+        rank_module=PROBE_MODULE,
     )
-    return render(request).replace(RANK_MODULE, NODE_MODULE)
 
 
-def run_job(
-    text: str, folder: Path, timeout: float, say: Callable[[str], None], env: Mapping[str, str] | None = None
-) -> tuple[dict[int, RankReport], str]:
-    """Queue the job, wait for its end and return the answers by rank, and the last line of its output.
-
-    The job is cancelled when this ends before it, for whatever reason.
+def run_probe_job(request: JobRequest, timeout: float, log: Log, env: Mapping[str, str] | None = None) -> ProbeResult:
+    """Queue the job, wait for its end and read the reports. The job is cancelled if this function ends first.
 
     Args:
-        text: The batch script.
-        folder: The folder that it writes to.
+        request: See :func:`probe_request`.
         timeout: Seconds to wait.
-        say: What is called with a line about how far the job is.
-        env: Whole environment for Slurm's commands; this process's own if None.
+        log: Called with a line about each state of the job.
+        env: Whole environment for Slurm's commands; None means this process's own.
 
     Raises:
         ClusterError: Slurm refused the job, or it did not end in time.
+        ConfigError: The request cannot be written as a batch script.
     """
-    path = folder / "job.sbatch"
-    replace_text(path, text)
+    path = request.run_dir / "job.sbatch"
+    write_text(path, render(request))
     job = client.sbatch(path, env)
-    with _cancelled_if_left(job, say, env):
-        state = _await_end(job, time.monotonic() + timeout, say, env)
+    with _cancel_on_error(job, log, env):
+        state = _wait_for_end(job, time.monotonic() + timeout, log, env)
     if state is not None and state != "COMPLETED":
-        say(f"job {job}: {state}")
-    return wait_for_reports(folder), last_line(folder)
+        log(f"job {job}: {state}")
+    return ProbeResult(reports=wait_for_reports(request.run_dir), last_line=last_output_line(request.run_dir))
 
 
 def wait_for_reports(folder: Path, seconds: float = SETTLE_SECONDS) -> dict[int, RankReport]:
-    """Return the answers once all that are there tell of a meeting or of why there was none, or time is up."""
+    """Return the reports as soon as all that are visible are complete, or when the time is over."""
     deadline = time.monotonic() + seconds
     while True:
-        answers = read_rank_reports(folder)
-        whole = answers and all(answer.together is not None or answer.error for answer in answers.values())
-        if whole or time.monotonic() > deadline:
-            return answers
-        time.sleep(LOOK_SECONDS / 2)
+        reports = read_rank_reports(folder)
+        complete = all(one.together is not None or one.error for one in reports.values())
+        if (reports and complete) or time.monotonic() > deadline:
+            return reports
+        time.sleep(POLL_SECONDS / 2)
 
 
-def last_line(folder: Path) -> str:
-    """Return the last line that the job wrote; empty: none."""
+def last_output_line(folder: Path) -> str:
+    """Return the last line of the job's output; empty if there is none."""
     lines = [line.strip() for path in folder.glob("slurm-*.out") for line in path.read_text().splitlines()]
     return next((line for line in reversed(lines) if line), "")
 
 
-def _workers(run: Path) -> int | None:
-    """Return the loader workers of each rank of an existing run."""
-    config = RunFolder(run).config
-    return load_recipe(config).recipe.data.workers if config.is_file() else None
+def write_rank_report(folder: Path, report: RankReport) -> None:
+    """Write a rank's report to the folder that the login node reads."""
+    write_text(folder / f"rank-{report.rank:04d}.json", json.dumps(asdict(report), indent=1))
 
 
-def _await_end(job: str, deadline: float, say: Callable[[str], None], env: Mapping[str, str] | None) -> str | None:
-    known: str | None = ""
+def read_rank_reports(folder: Path) -> dict[int, RankReport]:
+    """Return the reports in a folder by rank."""
+    reports = {}
+    for path in sorted(folder.glob("rank-*.json")):
+        report = _parse_report(_lists_to_tuples(json.loads(path.read_text(encoding="utf-8"))))
+        reports[report.rank] = report
+    return reports
+
+
+def _parse_report(raw: dict[str, Any]) -> RankReport:
+    together = raw["together"]
+    if together is not None:
+        timings = tuple(CollectiveTiming(**one) for one in together["timings"])
+        together = GroupReport(**together | {"timings": timings})
+    parsed = {"machine": HostLimits(**raw["machine"]), "gpus": GpuReport(**raw["gpus"]), "together": together}
+    return RankReport(**raw | parsed)
+
+
+def _lists_to_tuples(raw: Any) -> Any:
+    if isinstance(raw, dict):
+        return {key: _lists_to_tuples(value) for key, value in raw.items()}
+    return tuple(map(_lists_to_tuples, raw)) if isinstance(raw, list) else raw
+
+
+def _wait_for_end(job: str, deadline: float, log: Log, env: Mapping[str, str] | None) -> str | None:
+    """Return the job's last state; None if Slurm does not know the job any more."""
+    logged: str | None = ""
     while True:
         state = client.job_state(job, env)
-        if state is None or state in ENDED:
+        if state is None or state in client.END_STATES:
             return state
-        if state != known:
-            known = state
-            say(f"job {job}: {state}")
+        if state != logged:
+            logged = state
+            log(f"job {job}: {state}")
         if time.monotonic() > deadline:
-            raise ClusterError(f"the doctor's job {job} was still {state} when --timeout was over")
-        time.sleep(LOOK_SECONDS)
+            raise ClusterError(f"the doctor's job {job} was still {state} after --timeout; it is cancelled")
+        time.sleep(POLL_SECONDS)
 
 
 @contextlib.contextmanager
-def _cancelled_if_left(job: str, say: Callable[[str], None], env: Mapping[str, str] | None) -> Iterator[None]:
+def _cancel_on_error(job: str, log: Log, env: Mapping[str, str] | None) -> Iterator[None]:
     try:
         yield
     except BaseException:
         with contextlib.suppress(ClusterError):
             client.cancel(job, env)
-            say(f"job {job}: cancelled")
+            log(f"job {job}: cancelled")
         raise

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from hsadml_dist.atomic import write_text
 from hsadml_dist.distributed.comm import (
     Comm,
     SoloComm,
@@ -25,107 +26,42 @@ from hsadml_dist.distributed.comm import (
 from hsadml_dist.distributed.topology import Topology
 from hsadml_dist.errors import ClusterError
 from hsadml_dist.launch.doctor.disk_checks import RACES, measure_speed, try_mkdir
-from hsadml_dist.launch.doctor.rank_report import CollectiveTiming, GroupReport
-from hsadml_dist.run.folder import replace_text
+from hsadml_dist.launch.doctor.probe_job import CollectiveTiming, GroupReport
 
 SIOCGIFADDR = 0x8915
 ANY_PORT = 9
-"""A datagram socket that is connected sends nothing: the port does not matter."""
-
-
-def source_address(peer: str) -> str:
-    """Return the address from which this machine reaches ``peer``; empty where it cannot."""
-    try:
-        family, _, _, _, target = socket.getaddrinfo(peer, ANY_PORT, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect(target)
-            return str(probe.getsockname()[0])
-    except OSError:
-        return ""
-
-
-def interface_with_address(address: str) -> str:
-    """Return the name of the interface that has an IPv4 address; empty: not known."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            try:
-                answer = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-            except OSError:  # an interface without an IPv4 address
-                continue
-            if socket.inet_ntoa(answer[20:24]) == address:
-                return name
-    return ""
-
+"""Connecting a datagram socket sends nothing, so the port does not matter."""
 
 SIZES = (4 * 2**10, 2**20, 16 * 2**20)
-"""Bytes that a rank has at the end of a collective: a loss, a layer, a network."""
+"""Bytes of a collective's result on each rank: about a loss, a layer and a network."""
 CALLS = 7
-VOTES = 21
+CLOCK_SAMPLES = 21
+CONNECT_SECONDS = 60
+VISIBLE_SECONDS = 60.0
+POLL_SECONDS = 0.05
 
 
-def measure_collectives(comm: Comm) -> Iterator[CollectiveTiming]:
-    """Yield how long each collective takes at each size; to be called by all ranks."""
-    backend, world = "nccl" if comm.device.type == "cuda" else "gloo", comm.topology.world_size
-    for size in SIZES:
-        whole = torch.zeros(size // 4, device=comm.device)
-        part = torch.zeros(-(-size // 4 // world), device=comm.device)
-        operations: dict[str, Callable[[], torch.Tensor]] = {
-            "all_reduce": lambda whole=whole: comm.all_reduce_sum(whole),  # type: ignore[misc]
-            "all_gather": lambda part=part: comm.all_gather_rows(part, [len(part)] * world),  # type: ignore[misc]
-        }
-        for name, call in operations.items():
-            yield CollectiveTiming(backend=backend, operation=name, size=size, seconds=_median(call, comm.device))
+def measure_group(folder: Path, topology: Topology) -> GroupReport:
+    """Connect to the peers and measure. Collective: every rank must call it.
 
-
-def sample_clocks(comm: Comm) -> tuple[tuple[float, ...], float]:
-    """Return this rank's clock right after each of some votes, and the shortest time that a vote took, in seconds.
-
-    All ranks leave a vote within its duration, so clocks that agree differ by less than that.
-    """
-    stamps, trips = [], []
-    for _ in range(VOTES):
-        began = time.perf_counter()
-        comm.all_reduce_max([0.0])
-        stamps.append(time.time())
-        trips.append(time.perf_counter() - began)
-    return tuple(stamps), min(trips)
-
-
-def _median(call: Callable[[], torch.Tensor], device: torch.device) -> float:
-    taken = []
-    for _ in range(CALLS):
-        began = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        taken.append(time.perf_counter() - began)
-    # The first makes connections.
-    return statistics.median(taken[1:])
-
-
-MEET_SECONDS = 60
-SEE_SECONDS = 60.0
-LOOK_SECONDS = 0.05
-CPU = torch.device("cpu")
-
-
-def meet(folder: Path, topology: Topology) -> GroupReport:
-    """Join the others and find out; to be called by all ranks.
+    Args:
+        folder: Folder that all ranks are supposed to share.
+        topology: This rank's place.
 
     Raises:
-        ClusterError: The ranks did not meet in time.
+        ClusterError: The ranks did not connect in time.
         RuntimeError: A collective failed.
-        OSError: The folder cannot be written.
+        OSError: The folder is not writable.
     """
-    comm = _join(folder, topology, CPU)
+    comm = _connect(folder, topology, torch.device("cpu"))
     stamps, round_trip = sample_clocks(comm)
     timings = [*measure_collectives(comm)]
     seen, seen_seconds = wait_for_peer_files(folder, comm)
-    won = race(folder, comm)
+    won = race_to_create(folder, comm)
     rate = measure_speed(folder / f"speed-{topology.rank}").write_rate if topology.local_rank == 0 else None
     address = source_address(comm.broadcast_object(socket.gethostname()))
     comm.close()
-    timings += _on_gpus(folder, topology)
+    timings += _measure_gpus(folder, topology)
     return GroupReport(
         address=address,
         interface=interface_with_address(address),
@@ -139,22 +75,85 @@ def meet(folder: Path, topology: Topology) -> GroupReport:
     )
 
 
+def source_address(peer: str) -> str:
+    """Return the address from which this machine reaches ``peer``; empty if it cannot."""
+    try:
+        family, _, _, _, target = socket.getaddrinfo(peer, ANY_PORT, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(target)
+            return str(probe.getsockname()[0])
+    except OSError:
+        return ""
+
+
+def interface_with_address(address: str) -> str:
+    """Return the name of the network interface with an IPv4 address; empty if there is none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            try:
+                answer = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+            except OSError:  # an interface without an IPv4 address
+                continue
+            if socket.inet_ntoa(answer[20:24]) == address:
+                return name
+    return ""
+
+
+def measure_collectives(comm: Comm) -> Iterator[CollectiveTiming]:
+    """Yield the duration of each collective at each size. Collective: every rank must call it."""
+    backend, world = "nccl" if comm.device.type == "cuda" else "gloo", comm.topology.world_size
+    for size in SIZES:
+        whole = torch.zeros(size // 4, device=comm.device)
+        part = torch.zeros(-(-size // 4 // world), device=comm.device)
+        operations: dict[str, Callable[[], torch.Tensor]] = {
+            "all_reduce": lambda whole=whole: comm.all_reduce_sum(whole),  # type: ignore[misc]
+            "all_gather": lambda part=part: comm.all_gather_rows(part, [len(part)] * world),  # type: ignore[misc]
+        }
+        for name, call in operations.items():
+            seconds = _median_seconds(call, comm.device)
+            yield CollectiveTiming(backend=backend, operation=name, size=size, seconds=seconds)
+
+
+def sample_clocks(comm: Comm) -> tuple[tuple[float, ...], float]:
+    """Read this rank's clock right after each of several all-reduces. Collective: every rank must call it.
+
+    All ranks leave an all-reduce within its duration, so synchronised clocks differ by less than that.
+
+    Returns:
+        The clock readings in seconds since 1970 UTC, and the shortest duration of an all-reduce in seconds.
+    """
+    stamps, durations = [], []
+    for _ in range(CLOCK_SAMPLES):
+        start = time.perf_counter()
+        comm.all_reduce_max([0.0])
+        stamps.append(time.time())
+        durations.append(time.perf_counter() - start)
+    return tuple(stamps), min(durations)
+
+
 def wait_for_peer_files(folder: Path, comm: Comm) -> tuple[int, float]:
-    """Write a file, wait until those of all ranks are seen; return how many were, and after how many seconds."""
-    signs = folder / "seen"
-    signs.mkdir(exist_ok=True)
-    (signs / f"rank-{comm.topology.rank}").touch()
+    """Write a file and wait for those of the peers. Collective: every rank must call it.
+
+    Returns:
+        Number of ranks whose files are visible, and the seconds until they were.
+    """
+    files = folder / "seen"
+    files.mkdir(exist_ok=True)
+    (files / f"rank-{comm.topology.rank}").touch()
     comm.all_reduce_max([0.0])
-    began = time.monotonic()
+    start = time.monotonic()
     while True:
-        seen, waited = len(list(signs.iterdir())), time.monotonic() - began
-        if seen == comm.topology.world_size or waited > SEE_SECONDS:
+        seen, waited = len(list(files.iterdir())), time.monotonic() - start
+        if seen == comm.topology.world_size or waited > VISIBLE_SECONDS:
             return seen, waited
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
 
 
-def race(folder: Path, comm: Comm) -> tuple[bool, ...]:
-    """Try to make the same folders as all other ranks at the same time; return which of them it was that made them."""
+def race_to_create(folder: Path, comm: Comm) -> tuple[bool, ...]:
+    """Create the same folders at the same time as all ranks; return which ones this rank created.
+
+    Collective: every rank must call it.
+    """
     won = []
     for number in range(RACES):
         comm.all_reduce_max([0.0])
@@ -162,32 +161,44 @@ def race(folder: Path, comm: Comm) -> tuple[bool, ...]:
     return tuple(won)
 
 
-def _on_gpus(folder: Path, topology: Topology) -> Iterator[CollectiveTiming]:
+def _median_seconds(call: Callable[[], torch.Tensor], device: torch.device) -> float:
+    durations = []
+    for _ in range(CALLS):
+        start = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        durations.append(time.perf_counter() - start)
+    # The first call opens connections.
+    return statistics.median(durations[1:])
+
+
+def _measure_gpus(folder: Path, topology: Topology) -> Iterator[CollectiveTiming]:
     device = local_device(topology)
     if device.type == "cuda":
-        comm = _join(folder, topology, device)
+        comm = _connect(folder, topology, device)
         yield from measure_collectives(comm)
         comm.close()
 
 
-def _join(folder: Path, topology: Topology, device: torch.device) -> Comm:
+def _connect(folder: Path, topology: Topology, device: torch.device) -> Comm:
     if topology.world_size == 1:
         return SoloComm(device)
     path = folder / f"rendezvous-{device.type}.json"
     if topology.is_rank_zero:
-        store, address = create_store(topology, MEET_SECONDS)
-        replace_text(path, json.dumps({"host": address.host, "port": address.port}))
+        store, address = create_store(topology, CONNECT_SECONDS)
+        write_text(path, json.dumps({"host": address.host, "port": address.port}))
     else:
-        store = connect_store(_published(path), MEET_SECONDS)
-    return TorchComm(topology, store, device, MEET_SECONDS)
+        store = connect_store(_wait_for_address(path), CONNECT_SECONDS)
+    return TorchComm(topology, store, device, CONNECT_SECONDS)
 
 
-def _published(path: Path) -> StoreAddress:
-    deadline = time.monotonic() + MEET_SECONDS
+def _wait_for_address(path: Path) -> StoreAddress:
+    deadline = time.monotonic() + CONNECT_SECONDS
     while not path.exists():
         if time.monotonic() > deadline:
             raise ClusterError(
-                f"rank 0 did not say within {MEET_SECONDS} s where it waits; do all nodes see {path.parent}?"
+                f"rank 0 published no address within {CONNECT_SECONDS} s; do all nodes see {path.parent}?"
             )
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
     return StoreAddress(**json.loads(path.read_text(encoding="utf-8")))

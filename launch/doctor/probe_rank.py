@@ -12,55 +12,54 @@ from pathlib import Path
 
 import hsadml_dist
 from hsadml_dist.errors import ClusterError, UsageError
-from hsadml_dist.launch.doctor.host_checks import host_limits, versions
-from hsadml_dist.launch.doctor.rank_report import GpuReport, RankReport, write_rank_report
+from hsadml_dist.launch.doctor.host_checks import host_limits, installed_versions
+from hsadml_dist.launch.doctor.probe_job import GpuReport, RankReport, write_rank_report
 from hsadml_dist.launch.doctor.slurm_checks import PROGRAMS
-from hsadml_dist.launch.exit_codes import run_with_exit_code
-from hsadml_dist.launch.rank import hard_exit
+from hsadml_dist.launch.exit_codes import hard_exit, run_with_exit_code
 from hsadml_dist.slurm import client
 
 TRIVIAL_JOB = "#!/bin/sh\n#SBATCH --ntasks=1 --time=1 --output=/dev/null\ntrue\n"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Find out what there is to know here and write it into the folder named by the only argument."""
+    """Write this rank's report to the folder named by the only argument and return the exit code."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    return run_with_exit_code(lambda: _look(arguments), f"hsadml: on {socket.gethostname()}")
+    return run_with_exit_code(lambda: _probe(arguments), f"hsadml: on {socket.gethostname()}")
 
 
-def _look(arguments: Sequence[str]) -> None:
+def _probe(arguments: Sequence[str]) -> None:
     if len(arguments) != 1:
         raise UsageError("usage: python -m hsadml_dist.launch.doctor.probe_rank FOLDER")
-    from hsadml_dist.distributed.comm import topology_from_environ
-    from hsadml_dist.launch.doctor.probe_network import meet
+    from hsadml_dist.distributed.topology import topology_from_environ
+    from hsadml_dist.launch.doctor.probe_network import measure_group
 
     folder, topology = Path(arguments[0]), topology_from_environ()
-    answer = alone(topology.rank, first_of_node=topology.local_rank == 0)
-    # Written first: a rank that hangs or dies later has at least said this.
-    write_rank_report(folder, answer)
+    report = local_report(topology.rank, first_of_node=topology.local_rank == 0)
+    # Written before the ranks connect, so that a rank that hangs or dies there has reported this much.
+    write_rank_report(folder, report)
     try:
-        answer = replace(answer, together=meet(folder, topology))
+        report = replace(report, together=measure_group(folder, topology))
     except (OSError, RuntimeError, ClusterError) as fault:
-        answer = replace(answer, error=" ".join(str(fault).split()) or type(fault).__name__)
-    write_rank_report(folder, answer)
+        report = replace(report, error=" ".join(str(fault).split()) or type(fault).__name__)
+    write_rank_report(folder, report)
 
 
-def alone(rank: int, *, first_of_node: bool) -> RankReport:
-    """Return what a rank finds out without the others."""
+def local_report(rank: int, *, first_of_node: bool) -> RankReport:
+    """Return what a rank finds out without its peers."""
     return RankReport(
         rank=rank,
         host=socket.gethostname(),
-        versions=versions(),
+        versions=installed_versions(),
         package=str(Path(hsadml_dist.__file__).parent),
         machine=host_limits(),
         programs=tuple(name for name in PROGRAMS if shutil.which(name) is None),
-        submit=_refusal() if first_of_node else None,
+        submit=_sbatch_refusal() if first_of_node else None,
         gpus=_visible_gpus(),
     )
 
 
-def _refusal() -> str:
-    """Return why sbatch would refuse a job from here; empty: it would not."""
+def _sbatch_refusal() -> str:
+    """Return why sbatch refuses a job from this node; empty if it accepts one."""
     try:
         client.sbatch_test(TRIVIAL_JOB)
     except ClusterError as fault:

@@ -1,1 +1,1 @@
-"""Sources of images. Each lists records at once and reads their pixels one at a time (see ``shards/source.py``)."""
+"""Sources of images for a build: figshare, tables, class folders and generated patients."""

@@ -1,6 +1,6 @@
-"""Where the files of Jun Cheng's data set lie: as ``1.mat`` ... ``3064.mat``, in the four original zips, or both.
+"""Find the files of Jun Cheng's dataset: ``1.mat`` ... ``3064.mat``, loose, in the four original zips, or both.
 
-Files are known by number; other names may hold identifiers and are counted, never repeated.
+Files are known by number. Other names may hold identifiers, and are counted but never repeated.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from pathlib import Path, PurePosixPath
 
 from hsadml_dist.errors import DataError
 from hsadml_dist.shards.source import DamagedSampleError
-from hsadml_dist.shards.sources.mat_file import FILES
+from hsadml_dist.shards.sources.mat_file import SLICES
 
 ORIGINAL_ZIPS = tuple(f"brainTumorDataPublic_{span}.zip" for span in ("1-766", "767-1532", "1533-2298", "2299-3064"))
 OUTER_ZIP = "1512427.zip"
 FOLDS_NAME = "cvind.mat"
-DEPTH = 2
-"""Folders below INPUT that are looked into."""
-MOST_BYTES = 1 << 28
-"""No slice is as large: a damaged zip that claims more is not unpacked."""
+MAX_DEPTH = 2
+"""Levels of folders below INPUT that are searched."""
+MAX_FILE_BYTES = 1 << 28
+"""No slice is as large: a member of a damaged zip that claims more is not unpacked."""
 ZIP_ERRORS = (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, ValueError)
-"""What zipfile raises on content that is damaged, locked by a password or packed in an unknown way."""
+"""Exceptions of zipfile for content that is damaged, encrypted or packed in an unknown way."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileLocation:
-    """Where one file lies.
+    """Location of one file.
 
     Attributes:
         path: The file, or the zip that holds it.
-        member: Its name in the zip; empty for a file.
-        size: Its size in bytes, unpacked.
-        state: What changes with its content: a file's time of change, a member's CRC.
+        member: Its name in the zip; empty for a loose file.
+        size: Its unpacked size in bytes.
+        state: Changes with the content: the modification time of a loose file, the CRC of a member.
     """
 
     path: Path
@@ -48,13 +48,13 @@ class FileLocation:
 
 @dataclass(kw_only=True)
 class DatasetFiles:
-    """What a folder holds.
+    """Files of the dataset in a folder.
 
     Attributes:
-        slices: Number of the slice to its place.
-        folds: All that are named ``cvind.mat``.
-        others: How many ``.mat`` files have no name of the data set.
-        outer: Whether the outer archive, which holds the zips, lies there.
+        slices: Slice number -> location.
+        folds: All files named ``cvind.mat``.
+        others: Number of ``.mat`` files with other names.
+        outer: Whether the outer archive, which holds the zips, is there.
     """
 
     slices: dict[int, FileLocation] = field(default_factory=dict)
@@ -62,73 +62,93 @@ class DatasetFiles:
     others: int = 0
     outer: bool = False
 
+    def add(self, location: FileLocation) -> None:
+        """Add a file by its name."""
+        name = PurePosixPath(location.member).name or location.path.name
+        number = _slice_number(name)
+        if number is not None:
+            self._add_slice(number, location)
+        elif name.lower() == FOLDS_NAME:
+            self.folds.append(location)
+        elif name.lower().endswith(".zip"):
+            self.outer = True
+        else:
+            self.others += 1
+
+    def _add_slice(self, number: int, location: FileLocation) -> None:
+        """Keep the first of equal copies: loose files come before members of zips."""
+        first = self.slices.setdefault(number, location)
+        both_zipped = first.member and location.member
+        if first.size != location.size or (both_zipped and first.state != location.state):
+            raise DataError(f"INPUT: two different files {number}.mat; remove one")
+
 
 def find_files(folder: Path) -> DatasetFiles:
-    """Find slices and folds in ``folder``, up to two folders below it, and in the zips there.
+    """Find slices and folds in ``folder``, up to two levels below it, and in the zips there.
 
     Raises:
-        DataError: The folder or a zip cannot be read, no slice is there, or two different files are one slice.
+        DataError: The folder or a zip cannot be read, no slice is there, or one slice has two different files.
     """
     if not folder.is_dir():
-        raise DataError(f"INPUT {folder}: no such folder: figshare needs the folder of the .mat files or original zips")
-    paths = sorted(_walk(folder, DEPTH), key=os.fsencode)
+        raise DataError(f"INPUT {folder}: no such folder; figshare needs the folder of the .mat files or original zips")
+    paths = sorted(_walk(folder, MAX_DEPTH), key=os.fsencode)
     zips = [path for path in paths if path.suffix.lower() == ".zip"]
-    found = DatasetFiles(outer=any(path.name.lower() == OUTER_ZIP for path in zips))
+    files = DatasetFiles(outer=any(path.name.lower() == OUTER_ZIP for path in zips))
     for path in paths:
         if path.suffix.lower() == ".mat":
-            _sort_in(found, _file(path))
+            files.add(_locate_file(path))
     for number, path in enumerate(zips, start=1):
-        for place in _members(path, f"zip {number} of {len(zips)} by name"):
-            _sort_in(found, place)
-    if not found.slices:
-        hint = f"; the outer archive ({OUTER_ZIP}) is there: unpack it first" if found.outer else ""
+        for location in _locate_members(path, f"zip {number} of {len(zips)} by name"):
+            files.add(location)
+    if not files.slices:
+        hint = f"; unpack the outer archive ({OUTER_ZIP}) first" if files.outer else ""
         raise DataError(f"INPUT: the folder holds neither N.mat files nor the original zips{hint}")
-    return found
+    return files
 
 
-def read_member(path: Path, member: str, where: str) -> bytes:
-    """Read one file of a zip, its CRC checked; the zip stays open in this process.
+def read_zip_member(path: Path, member: str, where: str) -> bytes:
+    """Read one file of a zip and check its CRC; the zip stays open in this process.
 
     Raises:
-        DamagedError: It cannot be unpacked.
+        DamagedSampleError: It cannot be unpacked.
     """
     try:
-        return _archive(path, os.getpid()).read(member)
+        return _open_zip(path, os.getpid()).read(member)
     except (*ZIP_ERRORS, KeyError, MemoryError) as error:
         raise DamagedSampleError(where, f"cannot be unpacked from its zip ({type(error).__name__})") from error
 
 
-def read_folds(places: Iterable[FileLocation]) -> bytes | None:
-    """Return the content of ``cvind.mat``, or None where there is none.
+def read_folds(locations: Iterable[FileLocation]) -> bytes | None:
+    """Return the content of ``cvind.mat``, or None if there is none.
 
     Raises:
-        DataError: It cannot be read, or several are there and differ.
+        DataError: It cannot be read, or there are several and they differ.
     """
-    contents = {_content(place) for place in places}
+    contents = {_read_small_file(location) for location in locations}
     if len(contents) > 1:
-        raise DataError(f"INPUT: {len(contents)} different {FOLDS_NAME} are there: leave one")
+        raise DataError(f"INPUT: {len(contents)} different {FOLDS_NAME}; keep one")
     return contents.pop() if contents else None
 
 
-def _content(place: FileLocation) -> bytes:
-    if place.size > MOST_BYTES:
-        raise DataError(f"{FOLDS_NAME}: {place.size} bytes: not the data set's own")
-    if place.member:
-        return read_member(place.path, place.member, FOLDS_NAME)
+def _read_small_file(location: FileLocation) -> bytes:
+    if location.size > MAX_FILE_BYTES:
+        raise DataError(f"{FOLDS_NAME}: {location.size} bytes: not a file of the dataset")
+    if location.member:
+        return read_zip_member(location.path, location.member, FOLDS_NAME)
     try:
-        return place.path.read_bytes()
+        return location.path.read_bytes()
     except OSError as error:
         raise DataError(f"{FOLDS_NAME}: cannot be read: {error.strerror}") from error
 
 
 @lru_cache(maxsize=8)
-def _archive(path: Path, process: int) -> zipfile.ZipFile:
-    """Open a zip once a process: a forked one would share its parent's place in the file."""
+def _open_zip(path: Path, process: int) -> zipfile.ZipFile:
+    """Open a zip once per process: a forked process would share its parent's file offset."""
     return zipfile.ZipFile(path)
 
 
 def _walk(folder: Path, depth: int) -> Iterator[Path]:
-    """Yield all files but hidden ones; links are followed, which the depth keeps from going round."""
+    """Yield all files that are not hidden. Links are followed; the limit on depth ends cycles."""
     try:
         entries = list(os.scandir(folder))
     except OSError as error:
@@ -142,8 +162,8 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
             yield from _walk(Path(entry.path), depth - 1)
 
 
-def _file(path: Path) -> FileLocation:
-    """Return a file's place; a link that leads nowhere has size 0, so that its slice is counted as unreadable."""
+def _locate_file(path: Path) -> FileLocation:
+    """Return the location of a loose file; a broken link has size 0, so that its slice is reported as unreadable."""
     try:
         state = path.stat()
     except OSError:
@@ -151,14 +171,14 @@ def _file(path: Path) -> FileLocation:
     return FileLocation(path=path, member="", size=state.st_size, state=state.st_mtime_ns)
 
 
-def _members(path: Path, by_place: str) -> list[FileLocation]:
-    """List the ``.mat`` files of one zip, and its inner zips, which show the outer archive."""
-    name = path.name if path.name in (*ORIGINAL_ZIPS, OUTER_ZIP) else by_place
+def _locate_members(path: Path, generic_name: str) -> list[FileLocation]:
+    """List the ``.mat`` files of one zip, and its inner zips, which identify the outer archive."""
+    name = path.name if path.name in (*ORIGINAL_ZIPS, OUTER_ZIP) else generic_name
     try:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
     except ZIP_ERRORS as error:
-        raise DataError(f"INPUT: {name} is cut short, damaged or no zip: fetch it again") from error
+        raise DataError(f"INPUT: {name} is truncated, damaged or not a zip; download it again") from error
     return [
         FileLocation(path=path, member=info.filename, size=info.file_size, state=info.CRC)
         for info in infos
@@ -170,27 +190,6 @@ def _is_hidden(member: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(member).parts)
 
 
-def _sort_in(found: DatasetFiles, place: FileLocation) -> None:
-    name = PurePosixPath(place.member).name or place.path.name
-    number = _number(name)
-    if number is not None:
-        _add_slice(found, number, place)
-    elif name.lower() == FOLDS_NAME:
-        found.folds.append(place)
-    elif name.lower().endswith(".zip"):
-        found.outer = True
-    else:
-        found.others += 1
-
-
-def _number(name: str) -> int | None:
+def _slice_number(name: str) -> int | None:
     match = re.fullmatch(r"([1-9][0-9]{0,3})\.mat", name, re.IGNORECASE)
-    return int(match[1]) if match and int(match[1]) <= FILES else None
-
-
-def _add_slice(found: DatasetFiles, number: int, place: FileLocation) -> None:
-    """Take the first of equal copies: a file before a zip's member."""
-    first = found.slices.setdefault(number, place)
-    differs = first.size != place.size or (first.member and place.member and first.state != place.state)
-    if differs:
-        raise DataError(f"INPUT: {number}.mat is there twice, and the two differ: leave one")
+    return int(match[1]) if match and int(match[1]) <= SLICES else None

@@ -1,9 +1,9 @@
-"""Pictures in a folder per class, as two brain tumour sets on Kaggle have them.
+"""Read images from one folder per class, the layout of two brain tumour sets on Kaggle.
 
-Nickparvar's: ``Training`` and ``Testing``, each with ``glioma``, ``meningioma``, ``notumor``, ``pituitary``. Sartaj's:
-the same with ``glioma_tumor``, ``meningioma_tumor``, ``no_tumor``, ``pituitary_tumor``. Class folders alone will do.
-Neither set names persons or exams, so that a split can only be by slice. Names of files and of unknown folders may be
-identifiers: pictures are named by their place in the order of names.
+Nickparvar's set has ``Training`` and ``Testing``, each with ``glioma``, ``meningioma``, ``notumor``, ``pituitary``.
+Sartaj's set has the same parts with ``glioma_tumor``, ``meningioma_tumor``, ``no_tumor``, ``pituitary_tumor``. Class
+folders without parts are accepted too. Neither set names patients or exams, so only a split by slice is possible. Names
+of files and of unknown folders may be identifiers: messages name images by their position in the order of names.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import ClassVar
 
 from hsadml_dist.data.index import SkippedSample
 from hsadml_dist.errors import DataError, UsageError
+from hsadml_dist.shards.image_codec import IMAGE_EXTENSIONS, decode_image_file
 from hsadml_dist.shards.source import SourceListing, SourcePixels, SourceRecord
-from hsadml_dist.shards.sources.image_files import IMAGE_EXTENSIONS, decode_image_file
 
 CLASSES = {
     "glioma": "glioma",
@@ -30,41 +30,41 @@ CLASSES = {
     "pituitary": "pituitary",
     "pituitary_tumor": "pituitary",
 }
-"""Folder, in small letters, to class."""
+"""Folder name in lower case -> class."""
 PARTS = {"testing": "Testing", "training": "Training"}
 AUTHOR_FOLDS = {"Testing": 0, "Training": 1}
-LITTER = ("thumbs.db", "desktop.ini", "__macosx")
-"""What desktops leave behind, beside hidden files."""
+IGNORED_NAMES = ("thumbs.db", "desktop.ini", "__macosx")
+"""Files and folders that desktops leave behind; hidden files are ignored too."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassFolder:
-    """One folder of pictures.
+    """One folder of images.
 
     Attributes:
         part: ``Training``, ``Testing`` or empty.
         class_name: The class.
-        pictures: Files by name that a suffix calls pictures, sorted.
-        others: How many other files and folders it holds.
+        images: Files with an extension of an image, sorted by name.
+        others: Number of other files and folders in it.
     """
 
     part: str
     class_name: str
-    pictures: tuple[Path, ...]
+    images: tuple[Path, ...]
     others: int
 
     @property
     def where(self) -> str:
-        """How an error names the folder."""
+        """Name of the folder in messages."""
         return f"{self.part}, {self.class_name}" if self.part else self.class_name
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoldersSource:
-    """A folder per class.
+    """One folder per class.
 
     Attributes:
-        folder: Holds ``Training`` and ``Testing``, or the class folders, perhaps in one folder around them.
+        folder: Holds ``Training`` and ``Testing``, or the class folders, directly or within one enclosing folder.
         author_folds: Prescribe the publisher's parts as folds: 0 ``Testing``, 1 ``Training``.
     """
 
@@ -73,47 +73,47 @@ class FoldersSource:
     author_folds: bool = False
 
     def list_records(self) -> SourceListing:
-        """List the pictures by part, class and name; other files in the class folders are skipped.
+        """List the images; other files are skipped.
 
         Raises:
-            UsageError: The publisher's parts are wanted as folds and are not there.
-            DataError: No such folder, a folder of no known class, or no picture at all.
+            UsageError: The publisher's parts are requested as folds and do not exist.
+            DataError: The folder does not exist, holds a folder of an unknown class, or holds no image.
         """
-        folders = self._folders()
+        folders = self._class_folders()
         if self.author_folds and {folder.part for folder in folders} != set(AUTHOR_FOLDS):
-            raise UsageError("--author-folds: INPUT has not both a Training and a Testing folder: leave the option out")
-        records = tuple(record for folder in folders for record in self._records(folder))
+            raise UsageError("--author-folds: INPUT lacks a Training or a Testing folder; omit the option")
+        records = tuple(record for folder in folders for record in self._folder_records(folder))
         if not records:
-            raise DataError(f"INPUT: the class folders hold no picture: allowed: {', '.join(IMAGE_EXTENSIONS)}")
-        skipped = [skip for folder in folders for skip in _skips(folder)]
-        return SourceListing(records=records, skipped=(*skipped, *_outside(self.folder)))
+            raise DataError(f"INPUT: the class folders hold no image; allowed: {', '.join(IMAGE_EXTENSIONS)}")
+        skipped = [skip for folder in folders for skip in _skipped_entries(folder)]
+        return SourceListing(records=records, skipped=(*skipped, *_skipped_outside(self.folder)))
 
     def read(self, record: SourceRecord) -> SourcePixels:
-        """Decode one picture.
+        """Decode one image.
 
         Raises:
-            DamagedError: It cannot be decoded.
+            DamagedSampleError: It cannot be decoded.
         """
         (path,) = record.handle
         return SourcePixels(image=decode_image_file(self.folder / path, record.where, "image"))
 
     def fingerprint(self) -> str:
-        """Hash the order of the pictures, their sizes and times of change."""
+        """Hash the order, sizes and modification times of the images."""
         digest = hashlib.sha256(f"{self.name} {self.author_folds}\n".encode())
-        for folder in self._folders():
+        for folder in self._class_folders():
             digest.update(f"{folder.where} {folder.others}\n".encode())
-            for path in folder.pictures:
-                digest.update(os.fsencode(path.name) + f" {_state(path)}\n".encode())
+            for path in folder.images:
+                digest.update(os.fsencode(path.name) + f" {_size_and_mtime(path)}\n".encode())
         return digest.hexdigest()
 
-    def _folders(self) -> list[ClassFolder]:
+    def _class_folders(self) -> list[ClassFolder]:
         if not self.folder.is_dir():
-            raise DataError(f"INPUT {self.folder}: no such folder: folders needs the folder of the class folders")
-        return list(_parts(_unwrapped(self.folder)))
+            raise DataError(f"INPUT {self.folder}: no such folder; SOURCE folders needs the folder of class folders")
+        return list(_find_class_folders(_unwrap(self.folder)))
 
-    def _records(self, folder: ClassFolder) -> Iterator[SourceRecord]:
+    def _folder_records(self, folder: ClassFolder) -> Iterator[SourceRecord]:
         author_fold = AUTHOR_FOLDS.get(folder.part)
-        for number, path in enumerate(folder.pictures, start=1):
+        for number, path in enumerate(folder.images, start=1):
             yield SourceRecord(
                 record_id=f"{folder.part}/{folder.class_name}/{number}",
                 where=f"{folder.where}: image {number} by name",
@@ -124,106 +124,104 @@ class FoldersSource:
             )
 
 
-def _skips(folder: ClassFolder) -> Iterator[SkippedSample]:
+def _skipped_entries(folder: ClassFolder) -> Iterator[SkippedSample]:
     for number in range(1, folder.others + 1):
         yield SkippedSample(
             where=f"{folder.where}: other entry {number} of {folder.others}",
-            reason="no picture by its suffix; allowed: " + ", ".join(IMAGE_EXTENSIONS),
+            reason="not an image by its extension; allowed: " + ", ".join(IMAGE_EXTENSIONS),
         )
 
 
-def _outside(folder: Path) -> Iterator[SkippedSample]:
-    """Count the pictures that lie beside the class folders, and so have no class."""
-    top = _unwrapped(folder)
+def _skipped_outside(folder: Path) -> Iterator[SkippedSample]:
+    """Yield the images outside the class folders, which have no class."""
+    top = _unwrap(folder)
     levels = {folder, top, *(path for name, path in _subfolders(top).items() if name in PARTS)}
-    count = sum(_is_picture(entry) for level in levels for entry in _visible(level))
+    count = sum(_is_image(entry) for level in levels for entry in _visible_entries(level))
     for number in range(1, count + 1):
-        yield SkippedSample(where=f"picture {number} of {count} outside the class folders", reason="has no class")
+        yield SkippedSample(where=f"image {number} of {count} outside the class folders", reason="has no class")
 
 
-def _is_picture(entry: os.DirEntry[str]) -> bool:
+def _is_image(entry: os.DirEntry[str]) -> bool:
     return not entry.is_dir() and entry.name.lower().endswith(IMAGE_EXTENSIONS)
 
 
-def _unwrapped(folder: Path) -> Path:
-    """Look through one folder around everything, as archives often have."""
-    inside = _subfolders(folder)
-    known = any(name in PARTS or name in CLASSES for name in inside)
-    return next(iter(inside.values())) if len(inside) == 1 and not known else folder
+def _unwrap(folder: Path) -> Path:
+    """Return the single folder inside ``folder`` if it encloses everything, as in many archives."""
+    subfolders = _subfolders(folder)
+    known = any(name in PARTS or name in CLASSES for name in subfolders)
+    return next(iter(subfolders.values())) if len(subfolders) == 1 and not known else folder
 
 
-def _parts(folder: Path) -> Iterator[ClassFolder]:
-    """Yield the class folders, Testing before Training, classes by alphabet."""
-    inside = _subfolders(folder)
-    parts = {name: path for name, path in inside.items() if name in PARTS}
-    _refuse_unknown(inside, PARTS if parts else CLASSES)
-    if not inside:
-        raise DataError(f"INPUT: the folder holds no class folders: {_known()}")
+def _find_class_folders(folder: Path) -> Iterator[ClassFolder]:
+    """Yield the class folders, Testing before Training, classes in alphabetical order."""
+    subfolders = _subfolders(folder)
+    parts = {name: path for name, path in subfolders.items() if name in PARTS}
+    _check_folder_names(subfolders, PARTS if parts else CLASSES)
+    if not subfolders:
+        raise DataError(f"INPUT: the folder holds no class folders; {_allowed_names()}")
     if not parts:
-        yield from _classes("", inside)
+        yield from _read_class_folders("", subfolders)
     for name, path in sorted(parts.items()):
         classes = _subfolders(path)
-        _refuse_unknown(classes, CLASSES)
-        yield from _classes(PARTS[name], classes)
+        _check_folder_names(classes, CLASSES)
+        yield from _read_class_folders(PARTS[name], classes)
 
 
-def _classes(part: str, folders: Mapping[str, Path]) -> list[ClassFolder]:
+def _read_class_folders(part: str, folders: Mapping[str, Path]) -> list[ClassFolder]:
     names = [CLASSES[name] for name in folders]
     for name in names:
         if names.count(name) > 1:
-            raise DataError(
-                f"INPUT: {part + ' has ' if part else ''}two folders of one class ({name}): put them together"
-            )
-    content = {CLASSES[name]: _visible(path) for name, path in folders.items()}
-    return [_class_folder(part, name, content[name]) for name in sorted(content)]
+            raise DataError(f"INPUT: {part + ' has ' if part else ''}two folders of class {name}; merge them")
+    entries = {CLASSES[name]: _visible_entries(path) for name, path in folders.items()}
+    return [_make_class_folder(part, name, entries[name]) for name in sorted(entries)]
 
 
-def _class_folder(part: str, class_name: str, entries: list[os.DirEntry[str]]) -> ClassFolder:
-    pictures = [entry for entry in entries if _is_picture(entry)]
+def _make_class_folder(part: str, class_name: str, entries: list[os.DirEntry[str]]) -> ClassFolder:
+    images = [entry for entry in entries if _is_image(entry)]
     return ClassFolder(
         part=part,
         class_name=class_name,
-        pictures=tuple(Path(entry.path) for entry in pictures),
-        others=len(entries) - len(pictures),
+        images=tuple(Path(entry.path) for entry in images),
+        others=len(entries) - len(images),
     )
 
 
 def _subfolders(folder: Path) -> dict[str, Path]:
-    """Return the folders in ``folder`` by name in small letters; a name that occurs in two spellings is refused."""
+    """Return lower-case name -> path of the folders in ``folder``; raise if two names differ by case alone."""
     found: dict[str, Path] = {}
-    for entry in _visible(folder):
+    for entry in _visible_entries(folder):
         if entry.is_dir():
             if entry.name.lower() in found:
-                raise DataError("INPUT: two folders have one name but for capital letters: put them together")
+                raise DataError("INPUT: two folders whose names differ only in upper and lower case; merge them")
             found[entry.name.lower()] = Path(entry.path)
     return found
 
 
-def _visible(folder: Path) -> list[os.DirEntry[str]]:
-    """List a folder by name, bytewise, without what is hidden or litter."""
+def _visible_entries(folder: Path) -> list[os.DirEntry[str]]:
+    """List a folder by the bytes of its names, without hidden and ignored entries."""
     try:
-        entries = [e for e in os.scandir(folder) if not e.name.startswith(".") and e.name.lower() not in LITTER]
+        entries = [e for e in os.scandir(folder) if not e.name.startswith(".") and e.name.lower() not in IGNORED_NAMES]
     except OSError as error:
         raise DataError(f"INPUT: a folder in it cannot be read: {error.strerror}") from error
     return sorted(entries, key=lambda entry: os.fsencode(entry.name))
 
 
-def _refuse_unknown(folders: Mapping[str, Path], known: Mapping[str, str]) -> None:
-    """Refuse folders of another name, by number alone."""
+def _check_folder_names(folders: Mapping[str, Path], known: Mapping[str, str]) -> None:
+    """Raise for folders of unknown names, giving only their number."""
     count = sum(name not in known for name in folders)
     if count:
         raise DataError(
-            f"INPUT: {count} of {len(folders)} folders are of no known class: {_known()}; "
-            "for other classes list the pictures in a CSV and take SOURCE table"
+            f"INPUT: {count} of {len(folders)} folders have an unknown name; {_allowed_names()}; "
+            "for other classes list the images in a CSV and use SOURCE table"
         )
 
 
-def _known() -> str:
-    return f"known: {', '.join(CLASSES)}, or Training and Testing with these inside"
+def _allowed_names() -> str:
+    return f"allowed: {', '.join(CLASSES)}, or Training and Testing with these inside"
 
 
-def _state(path: Path) -> tuple[int, int]:
-    """Return size and time of change; a link that leads nowhere has none."""
+def _size_and_mtime(path: Path) -> tuple[int, int]:
+    """Return size and modification time; zeros for a broken link."""
     try:
         state = path.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""From the words of a command line to a source; each source's module is imported only when it is asked for."""
+"""Create a source from the arguments of a command line. Each source's module is imported only when it is used."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pathlib import Path
 from hsadml_dist.errors import UsageError, did_you_mean
 from hsadml_dist.shards.source import ImageSource
 
-LATER = ("nifti", "dicom")
+PLANNED = ("nifti", "dicom")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
-    """What only some sources know; a field's name is the option's, with dashes.
+    """Options that only some sources have; a field's name is the option's, with underscores for dashes.
 
     Attributes:
-        columns: Role to column name of a table.
+        columns: Role -> column name of a table.
         images: Folder of a table's relative files.
-        where: Column name to the value that a table's row must have.
-        persons: CSV that says whose each file is.
-        author_folds: Obey the folds of the data set's publisher.
+        where: Column name -> value that a table's row must have.
+        persons: CSV with the patient of each file or exam.
+        author_folds: Use the folds of the data set's publisher.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -37,22 +37,22 @@ def create_source(name: str, given: str, options: SourceOptions, *, seed: int, s
     Args:
         name: One of :data:`SOURCES`.
         given: Its input: a file, a folder or a number.
-        options: What was said beside it.
-        seed: What generated patients are drawn from.
+        options: The source's own options.
+        seed: Seed of generated patients.
         size: Side of generated images in pixels.
 
     Raises:
-        UsageError: No such source, an input that does not fit it, or an option of another source.
+        UsageError: An unknown source, an input that does not fit it, or an option of another source.
     """
     if name not in SOURCES:
-        later = f" ({name!r} is not built in yet)" if name in LATER else did_you_mean(name, SOURCES)
-        raise UsageError(f"SOURCE {name!r}: allowed: {', '.join(SOURCES)}{later}")
-    make, known = SOURCES[name]
-    for one in fields(options):
-        if getattr(options, one.name) and one.name not in known:
-            takers = " or ".join(other for other, (_, own) in SOURCES.items() if one.name in own)
-            raise UsageError(f"--{one.name.replace('_', '-')}: only for SOURCE {takers}; this is {name}")
-    return make(given, options, seed, size)
+        hint = f" ({name!r} is not supported yet)" if name in PLANNED else did_you_mean(name, SOURCES)
+        raise UsageError(f"SOURCE {name!r}: unknown source; allowed: {', '.join(SOURCES)}{hint}")
+    factory, supported = SOURCES[name]
+    for option in fields(options):
+        if getattr(options, option.name) and option.name not in supported:
+            others = " or ".join(other for other, (_, names) in SOURCES.items() if option.name in names)
+            raise UsageError(f"--{option.name.replace('_', '-')}: not an option of SOURCE {name}; only for {others}")
+    return factory(given, options, seed, size)
 
 
 def _table(given: str, options: SourceOptions, seed: int, size: int) -> ImageSource:
@@ -74,20 +74,20 @@ def _folders(given: str, options: SourceOptions, seed: int, size: int) -> ImageS
 
 
 def _phantom(given: str, options: SourceOptions, seed: int, size: int) -> ImageSource:
-    from hsadml_dist.shards.sources.phantom.phantom_source import PhantomSource, require_anatomy
+    from hsadml_dist.shards.sources.phantom.phantom_source import PhantomSource, require_nilearn
 
     if not (given.isascii() and given.isdigit()):
-        raise UsageError(f"INPUT {given!r}: for SOURCE phantom a number of patients, 1 or more")
-    require_anatomy()
+        raise UsageError(f"INPUT {given!r}: not a number; SOURCE phantom takes a number of patients, 1 or more")
+    require_nilearn()
     return PhantomSource(patients=int(given), seed=seed, size=size)
 
 
-Maker = Callable[[str, SourceOptions, int, int], ImageSource]
+SourceFactory = Callable[[str, SourceOptions, int, int], ImageSource]
 
-SOURCES: Mapping[str, tuple[Maker, tuple[str, ...]]] = {
+SOURCES: Mapping[str, tuple[SourceFactory, tuple[str, ...]]] = {
     "table": (_table, ("columns", "images", "where")),
     "figshare": (_figshare, ("persons", "author_folds")),
     "folders": (_folders, ("author_folds",)),
     "phantom": (_phantom, ()),
 }
-"""Source to what makes it and the options that it knows."""
+"""Source name -> its factory and the names of its options."""

@@ -1,4 +1,4 @@
-"""A CSV with one row an image: columns file, class, person, and optionally exam, plane, fold, mask."""
+"""Read images listed in a CSV: columns file and class, and optionally person, exam, plane, fold and mask."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from pathlib import Path
 from typing import ClassVar
 
 from hsadml_dist.errors import DataError, UsageError, did_you_mean
+from hsadml_dist.shards.image_codec import IMAGE_EXTENSIONS, decode_image_file
 from hsadml_dist.shards.source import PLANES, DamagedSampleError, SourceListing, SourcePixels, SourceRecord
-from hsadml_dist.shards.sources.image_files import IMAGE_EXTENSIONS, decode_image_file
 
 ROLES = ("file", "class", "person", "exam", "plane", "fold", "mask")
-NEEDED = ("file", "class")
+REQUIRED_ROLES = ("file", "class")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TableSource:
-    """Images listed by a CSV.
+    """Images listed in a CSV.
 
     Attributes:
         table: The CSV; its first line names the columns.
-        images: Where relative files lie; the CSV's own folder by default.
-        columns: Role to column name where they differ, for instance ``{"file": "index"}``.
-        where: Column name to the value that a row must have to be taken.
+        images: Folder of relative files; by default the CSV's own.
+        columns: Role -> column name, where they differ, for instance ``{"file": "index"}``.
+        where: Column name -> value; other rows are ignored.
     """
 
     name: ClassVar[str] = "table"
@@ -35,32 +35,32 @@ class TableSource:
     where: Mapping[str, str] = field(default_factory=dict)
 
     def list_records(self) -> SourceListing:
-        """List the rows that ``where`` takes; row numbers count data rows from 1, those left out included."""
+        """List the rows selected by ``where``; row numbers count all data rows from 1."""
         header, rows = _read_csv(self.table)
-        names = self._column_names(header)
-        taken = [
-            _record(number, row, names)
+        columns = self._resolve_columns(header)
+        records = [
+            _make_record(number, row, columns)
             for number, row in enumerate(rows, start=1)
             if all(row[column] == value for column, value in self.where.items())
         ]
-        if not taken:
+        if not records:
             rule = " with " + " and ".join(f"{c}={v}" for c, v in self.where.items()) if self.where else ""
-            raise DataError(f"the table has {len(rows)} rows and none{rule}: nothing to build")
-        return SourceListing(records=tuple(taken))
+            raise DataError(f"INPUT: the table has {len(rows)} rows and none{rule}; nothing to build")
+        return SourceListing(records=tuple(records))
 
     def read(self, record: SourceRecord) -> SourcePixels:
-        """Read the image, and the mask where the row names one."""
+        """Read the image, and the mask if the row names one."""
         image, mask = record.handle
-        pixels = decode_image_file(self._find(image, record, "image"), record.where, "image")
-        outline = decode_image_file(self._find(mask, record, "mask"), record.where, "mask") if mask else None
-        if outline is not None and outline.shape != pixels.shape:
+        image_HW = decode_image_file(self._find(image, record, "image"), record.where, "image")
+        mask_HW = decode_image_file(self._find(mask, record, "mask"), record.where, "mask") if mask else None
+        if mask_HW is not None and mask_HW.shape != image_HW.shape:
             raise DamagedSampleError(
-                record.where, f"the mask is {outline.shape}, its image {pixels.shape}: expected one shape"
+                record.where, f"its mask has shape {mask_HW.shape}, its image {image_HW.shape}: expected equal shapes"
             )
-        return SourcePixels(image=pixels, mask=outline)
+        return SourcePixels(image=image_HW, mask=mask_HW)
 
     def fingerprint(self) -> str:
-        """Hash the table and every file's size and time of change."""
+        """Hash the options, the table, and the size and modification time of every file."""
         digest = hashlib.sha256(repr((sorted(self.columns.items()), sorted(self.where.items()))).encode())
         digest.update(self.table.read_bytes())
         for record in self.list_records().records:
@@ -70,34 +70,33 @@ class TableSource:
                     digest.update(f"{state.st_size} {state.st_mtime_ns}\n".encode())
         return digest.hexdigest()
 
-    def _column_names(self, header: list[str]) -> dict[str, str]:
-        """Return role to column for all roles that the table has."""
+    def _resolve_columns(self, header: list[str]) -> dict[str, str]:
+        """Return role -> column for all roles that the table has."""
         for role, column in self.columns.items():
             if role not in ROLES:
                 raise UsageError(
-                    f"--columns {role}={column}: {role!r}: allowed: {', '.join(ROLES)}{did_you_mean(role, ROLES)}"
+                    f"--columns {role}={column}: unknown role {role!r}; "
+                    f"allowed: {', '.join(ROLES)}{did_you_mean(role, ROLES)}"
                 )
-            _need_column(header, column, f"--columns {role}={column}")
+            _require_column(header, column, f"--columns {role}={column}")
         for column, value in self.where.items():
-            _need_column(header, column, f"--where {column}={value}")
-        for role in NEEDED:
-            _need_column(
-                header, self.columns.get(role, role), f"column for {role!r}", f"; map it by --columns {role}=NAME"
-            )
-        names = {role: self.columns.get(role, role) for role in ROLES}
-        return {role: column for role, column in names.items() if column in header}
+            _require_column(header, column, f"--where {column}={value}")
+        columns = {role: self.columns.get(role, role) for role in ROLES}
+        for role in REQUIRED_ROLES:
+            _require_column(header, columns[role], f"column for {role!r}", f"; name it with --columns {role}=NAME")
+        return {role: column for role, column in columns.items() if column in header}
 
     def _find(self, name: str, record: SourceRecord, role: str) -> Path:
-        """Return the file of a row: as named, else with one of the usual extensions."""
+        """Return the path of a file, tried as named and with each of the usual extensions."""
         base = (self.images or self.table.parent) / name
         candidates = [base, *(base.with_name(base.name + extension) for extension in IMAGE_EXTENSIONS)]
         for path in candidates:
             if path.is_file():
                 return path
-        tried = ", ".join(IMAGE_EXTENSIONS)
         raise DataError(
-            f"{record.where}: its {role} is not there, neither as named nor with {tried}; "
-            "relative files are looked up in --images, else beside the table; --where COLUMN=VALUE takes only some rows"
+            f"{record.where}: its {role} does not exist, neither as named nor with {', '.join(IMAGE_EXTENSIONS)}; "
+            "relative files are searched in --images, by default in the table's folder; "
+            "--where COLUMN=VALUE selects rows"
         )
 
 
@@ -108,46 +107,49 @@ def _read_csv(table: Path) -> tuple[list[str], list[dict[str, str]]]:
             rows = list(reader)
             header = list(reader.fieldnames or ())
     except OSError as error:
-        raise DataError(f"INPUT: the table {table} cannot be read: {error.strerror}") from error
+        raise DataError(f"INPUT {table}: the table cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"INPUT: {table} is no CSV in UTF-8: {error}") from error
+        raise DataError(f"INPUT {table}: not a CSV in UTF-8: {error}") from error
     if len(set(header)) != len(header):
-        raise DataError(f"INPUT: {table} names a column twice: {', '.join(header)}")
+        raise DataError(f"INPUT {table}: duplicate column names: {', '.join(header)}")
     return header, rows
 
 
-def _need_column(header: list[str], column: str, setting: str, hint: str = "") -> None:
+def _require_column(header: list[str], column: str, setting: str, hint: str = "") -> None:
     if column not in header:
+        suggestion = did_you_mean(column, header)
         raise DataError(
-            f"{setting}: the table has no column {column!r}{did_you_mean(column, header)}{hint}; it has: {', '.join(header)}"
+            f"{setting}: the table has no column {column!r}{suggestion}{hint}; its columns: {', '.join(header)}"
         )
 
 
-def _record(number: int, row: dict[str, str], names: Mapping[str, str]) -> SourceRecord:
+def _make_record(number: int, row: dict[str, str], columns: Mapping[str, str]) -> SourceRecord:
     where = f"row {number}"
-    values = {role: row[column].strip() for role, column in names.items()}
-    for role in NEEDED:
+    values = {role: row[column].strip() for role, column in columns.items()}
+    for role in REQUIRED_ROLES:
         if not values[role]:
-            raise DataError(f"{where}: column {names[role]!r} is empty: every row needs a {role}")
+            raise DataError(f"{where}: column {columns[role]!r} is empty; every row needs a {role}")
     return SourceRecord(
         record_id=where,
         where=where,
         class_name=values["class"],
         person=values.get("person") or None,
         exam=values.get("exam") or None,
-        fold=_fold(values["fold"], where) if "fold" in values else None,
-        plane=_plane(values.get("plane", ""), where),
+        fold=_parse_fold(values["fold"], where) if "fold" in values else None,
+        plane=_parse_plane(values.get("plane", ""), where),
         handle=(values["file"], values.get("mask", "")),
     )
 
 
-def _fold(text: str, where: str) -> int:
+def _parse_fold(text: str, where: str) -> int:
     if not (text.isascii() and text.isdigit()):
-        raise DataError(f"{where}: fold {text!r}: a whole number from 0")
+        raise DataError(f"{where}: fold {text!r} is not a whole number; allowed: 0, 1, 2, ...")
     return int(text)
 
 
-def _plane(text: str, where: str) -> str | None:
+def _parse_plane(text: str, where: str) -> str | None:
     if text and text not in PLANES:
-        raise DataError(f"{where}: plane {text!r}: allowed: {', '.join(PLANES)}, or empty{did_you_mean(text, PLANES)}")
+        raise DataError(
+            f"{where}: plane {text!r} is unknown; allowed: {', '.join(PLANES)}, or empty{did_you_mean(text, PLANES)}"
+        )
     return text or None

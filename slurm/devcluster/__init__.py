@@ -1,1 +1,1 @@
-"""A private Slurm cluster on one machine: real daemons, real preemption, one folder, no root daemon touched."""
+"""A private Slurm cluster on one machine: real daemons and real preemption in one folder, without system services."""

@@ -1,4 +1,4 @@
-"""A private cluster as a value: bring it up in a folder, run commands against it, take it down without a trace."""
+"""A private Slurm cluster: start it in a folder, run commands on it, stop it without a trace."""
 
 from __future__ import annotations
 
@@ -16,26 +16,25 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
 
+from hsadml_dist.atomic import write_text
 from hsadml_dist.errors import ClusterError, UsageError
-from hsadml_dist.slurm.devcluster import cluster_files as files
-from hsadml_dist.slurm.devcluster import daemons, netns
-from hsadml_dist.slurm.devcluster import slurm_conf as conf
+from hsadml_dist.slurm.devcluster import daemons, netns, slurm_conf
 from hsadml_dist.slurm.devcluster.daemons import Daemon
-from hsadml_dist.slurm.devcluster.slurm_conf import ClusterLayout, ClusterNode, NodeMode
+from hsadml_dist.slurm.devcluster.slurm_conf import ClusterLayout, ClusterNode, NodeMode, SimulatedSite
 
 RECORD = "cluster.json"
 MAX_NODES = 64
 READY_SECONDS = 30.0
-_FOREIGN = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SCONTROL_")
+_SLURM_PREFIXES = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SCONTROL_")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterStatus:
-    """What a cluster looks like at one moment.
+    """The state of a cluster at one moment.
 
     Attributes:
         daemons: Whether each daemon runs, by name.
-        nodes: Slurm's word for each node's state, by name; empty where the controller does not answer.
+        nodes: Slurm's state of each node, by name; empty if the controller does not answer.
     """
 
     daemons: Mapping[str, bool]
@@ -50,16 +49,16 @@ class ClusterStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """A private cluster that was brought up; as a context manager it goes down at the end.
+    """A running private cluster; as a context manager it is stopped at the end.
 
     Attributes:
-        folder: Everything the cluster writes is under here; ``folder/slurm.conf`` selects it.
+        folder: Folder of all its files; ``folder/slurm.conf`` selects the cluster.
         root: The same folder under a path short enough for Unix sockets.
-        mode: How the nodes are told apart.
-        site: Name of the computing centre that is played.
-        nodes: The compute nodes.
-        daemons: Every process that was started, in order.
-        bridge: The switch of a netns cluster.
+        mode: How the nodes are kept apart.
+        site: Name of the simulated computing centre.
+        nodes: Compute nodes.
+        daemons: All started processes, in order.
+        bridge: Network bridge of a netns cluster.
     """
 
     folder: Path
@@ -80,12 +79,12 @@ class Cluster:
 
     @property
     def conf_file(self) -> Path:
-        """Path of the cluster's slurm.conf."""
+        """Path of slurm.conf."""
         return self.folder / "slurm.conf"
 
     def env(self) -> dict[str, str]:
-        """Return this process's environment, pointed at the cluster and free of another cluster's variables."""
-        own = {key: value for key, value in os.environ.items() if not key.startswith(_FOREIGN)}
+        """Return the environment of this process with SLURM_CONF set, and without variables of other clusters."""
+        own = {key: value for key, value in os.environ.items() if not key.startswith(_SLURM_PREFIXES)}
         return own | {"SLURM_CONF": str(self.conf_file)}
 
     def run(
@@ -97,7 +96,7 @@ class Cluster:
         cwd: Path | None = None,
         extra_env: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command against the cluster and return its output as text.
+        """Run a command with the environment of the cluster and return its output as text.
 
         Raises:
             ClusterError: ``check`` is set and the command failed.
@@ -111,16 +110,17 @@ class Cluster:
         return done
 
     def status(self) -> ClusterStatus:
-        """Return which daemons run and what the controller says of the nodes."""
+        """Return which daemons run and the states of the nodes."""
         alive = {daemon.name: daemon.alive for daemon in self.daemons}
-        nodes: dict[str, str] = {}
-        if alive.get("slurmctld"):
-            answer = self.run(["sinfo", "-h", "-N", "-o", "%N %T"], check=False)
-            nodes = dict(line.split(maxsplit=1) for line in answer.stdout.splitlines())
-        return ClusterStatus(daemons=alive, nodes=nodes)
+        return ClusterStatus(daemons=alive, nodes=self.node_states() if alive.get("slurmctld") else {})
+
+    def node_states(self) -> dict[str, str]:
+        """Return Slurm's state of each node, by name; empty if the controller does not answer."""
+        answer = self.run(["sinfo", "-h", "-N", "-o", "%N %T"], check=False)
+        return dict(line.split(maxsplit=1) for line in answer.stdout.splitlines())
 
     def daemon(self, name: str) -> Daemon:
-        """Return the running process called ``name``: munged, slurmctld or a node's name.
+        """Return the daemon ``name``: munged, slurmctld or the name of a node.
 
         Raises:
             ClusterError: There is none.
@@ -128,42 +128,43 @@ class Cluster:
         for daemon in reversed(self.daemons):
             if daemon.name == name:
                 return daemon
-        raise ClusterError(f"the cluster in {self.folder} has no {name!r}; it has {', '.join(self._names())}")
+        known = ", ".join(sorted({daemon.name for daemon in self.daemons}))
+        raise ClusterError(f"the cluster in {self.folder} has no daemon {name!r}; allowed: {known}")
 
     def cut_power(self, node: str) -> None:
-        """End a node and all that runs on it at once, as a power loss does (mode netns only).
+        """Kill a node and all its processes at once, like a power loss (mode netns only).
 
         Raises:
-            ClusterError: Local nodes share the machine: they have no power of their own.
+            ClusterError: The mode is local: its nodes share the machine.
         """
         self._bridge()
         daemons.kill([self.daemon(node)])
 
     def cut_cable(self, node: str) -> None:
-        """Take a node off the network; its processes go on (mode netns only)."""
+        """Disconnect a node from the network; its processes keep running (mode netns only)."""
         netns.cut_cable(self._bridge(), self._index(node))
 
     def mend_cable(self, node: str) -> None:
-        """Undo ``cut_cable``."""
+        """Reconnect a node after ``cut_cable``."""
         netns.mend_cable(self._bridge(), self._index(node))
 
     def restart_controller(self, away: float = 0.0) -> Cluster:
-        """End slurmctld at once, start it again after ``away`` seconds and return the cluster with it; jobs go on."""
+        """Kill slurmctld, start it again after ``away`` seconds and return the new cluster; jobs keep running."""
         daemons.kill([self.daemon("slurmctld")])
         time.sleep(away)
         return _with(self, _start_controller(self))
 
     def down(self) -> None:
-        """Cancel every job, end every process, remove every network device; a second call does nothing."""
-        if self.daemon_alive("slurmctld"):
+        """Cancel all jobs, end all processes, remove all network devices; a second call does nothing."""
+        if any(daemon.name == "slurmctld" and daemon.alive for daemon in self.daemons):
             self._cancel_jobs()
-        # The controller first: it must not requeue what the next lines take away.
+        # The controller first, because it must not requeue the jobs that the next lines kill.
         daemons.stop(d for d in self.daemons if d.name == "slurmctld")
         node_names = {node.name for node in self.nodes}
         nodes = [d for d in self.daemons if d.name in node_names]
         if self.mode is NodeMode.LOCAL:
             daemons.kill(daemons.job_processes(self.root.resolve(), self.conf_file))
-        # A slurmd has nothing to save, but takes seconds to look after steps that are gone.
+        # A slurmd has nothing to save, but spends seconds on steps that are gone.
         daemons.kill(nodes)
         daemons.stop(self.daemons)
         if self.bridge is not None:
@@ -172,12 +173,8 @@ class Cluster:
             self._remove_short_path()
         (self.folder / RECORD).unlink(missing_ok=True)
 
-    def daemon_alive(self, name: str) -> bool:
-        """Whether a process called ``name`` was started and still runs."""
-        return any(d.name == name and d.alive for d in self.daemons)
-
     def _cancel_jobs(self) -> None:
-        # A cancelled job is not brought back by the next `up` in this folder; job numbers go on from here.
+        # The next `up` in this folder does not restore a cancelled job, and continues the job numbers.
         with contextlib.suppress(subprocess.TimeoutExpired):
             states = "--state=PENDING,RUNNING,SUSPENDED"
             jobs = self.run(["squeue", "-h", "-o", "%A", states], check=False, timeout=5).stdout.split()
@@ -190,12 +187,9 @@ class Cluster:
             self.root.unlink()
             self.root.parent.rmdir()
 
-    def _names(self) -> list[str]:
-        return sorted({daemon.name for daemon in self.daemons})
-
     def _bridge(self) -> netns.Bridge:
         if self.bridge is None:
-            raise ClusterError("only nodes of mode netns have a power plug and a cable of their own")
+            raise ClusterError("power and cable: the nodes of mode local share the machine; use mode netns")
         return self.bridge
 
     def _index(self, node: str) -> int:
@@ -203,30 +197,30 @@ class Cluster:
 
 
 def up(folder: Path, *, nodes: int = 2, mode: str = "local", site: str = "friendly") -> Cluster:
-    """Bring up a private cluster and return it once every node is idle.
+    """Start a private cluster and return it once all nodes are idle.
 
     Args:
-        folder: Everything is written under here; it is made if need be.
-        nodes: How many compute nodes, ``n1`` to ``nN``.
-        mode: ``local`` or ``netns``.
-        site: ``friendly``, ``default`` or ``strict``: see ``conf.SimulatedSite``.
+        folder: Folder of all its files; created if it is missing.
+        nodes: Number of compute nodes, ``n1`` to ``nN``.
+        mode: ``local`` or ``netns``, see :class:`NodeMode`.
+        site: Name of a site in ``slurm_conf.SITES``.
 
     Raises:
-        UsageError: An argument is not one of those allowed.
-        ClusterError: Slurm is absent, a cluster runs in this folder already, or a daemon failed. Nothing is left
-            running then.
+        UsageError: An argument is invalid.
+        ClusterError: Slurm is not installed, a cluster runs in this folder already, or a daemon failed; no process
+            is left running.
     """
-    known_mode, known_site = conf.get_node_mode(mode), conf.get_simulated_site(site)
+    known_mode, known_site = slurm_conf.get_node_mode(mode), slurm_conf.get_simulated_site(site)
     if not 1 <= nodes <= MAX_NODES:
         raise UsageError(f"nodes is {nodes}; allowed: 1 to {MAX_NODES}")
     for tool in ("munged", "slurmctld", "slurmd", "srun"):
         daemons.find_tool(tool)
     folder = folder.resolve()
-    _refuse_second(folder)
+    _refuse_second_cluster(folder)
     cluster = _claim(folder, nodes, known_mode, site)
     try:
         layout = _layout(cluster, known_site)
-        files.write_files(layout)
+        slurm_conf.write_files(layout)
         cluster = _start(cluster, layout)
         _await_ready(cluster)
     except BaseException:
@@ -236,7 +230,7 @@ def up(folder: Path, *, nodes: int = 2, mode: str = "local", site: str = "friend
 
 
 def load(folder: Path) -> Cluster:
-    """Return the cluster that was brought up in ``folder``.
+    """Return the cluster that runs in ``folder``.
 
     Raises:
         ClusterError: There is none.
@@ -245,7 +239,7 @@ def load(folder: Path) -> Cluster:
     try:
         raw: dict[str, Any] = json.loads(record.read_text())
     except FileNotFoundError:
-        raise ClusterError(f"no private cluster runs in {folder}; start one: hsadml cluster up {folder}") from None
+        raise ClusterError(f"{folder}: no private cluster runs here; start one: hsadml cluster up {folder}") from None
     return Cluster(
         folder=Path(raw["folder"]),
         root=Path(raw["root"]),
@@ -258,19 +252,16 @@ def load(folder: Path) -> Cluster:
 
 
 def _save(cluster: Cluster) -> None:
-    # Renamed into place: `down` must find every process even if `up` is killed between two lines.
-    record = cluster.folder / RECORD
-    temporary = record.with_suffix(".new")
-    temporary.write_text(json.dumps(dataclasses.asdict(cluster), default=str, indent=1))
-    temporary.replace(record)
+    # Atomically, because `down` must find every process even if `up` is killed between two lines.
+    write_text(cluster.folder / RECORD, json.dumps(dataclasses.asdict(cluster), default=str, indent=1), durable=False)
 
 
-def _refuse_second(folder: Path) -> None:
+def _refuse_second_cluster(folder: Path) -> None:
     if not (folder / RECORD).exists():
         return
     earlier = load(folder)
     if any(daemon.alive for daemon in earlier.daemons):
-        raise ClusterError(f"a private cluster runs in {folder} already; stop it first: hsadml cluster down {folder}")
+        raise ClusterError(f"{folder}: a private cluster runs here; stop it first: hsadml cluster down {folder}")
     earlier.down()
 
 
@@ -281,31 +272,31 @@ def _claim(folder: Path, count: int, mode: NodeMode, site: str) -> Cluster:
     bridge = netns.create_bridge() if mode is NodeMode.NETNS else None
     names = [f"n{number}" for number in range(1, count + 1)]
     if bridge is not None:
-        # One port for all: every node has an address of its own.
+        # One port for all nodes, because each has its own address.
         nodes = [ClusterNode(name=name, address=bridge.host(10 + i), port=6818) for i, name in enumerate(names)]
     else:
-        ports = files.free_ports(count)
+        ports = daemons.free_ports(count)
         nodes = [
             ClusterNode(name=name, address="127.0.0.1", port=port) for name, port in zip(names, ports, strict=True)
         ]
     cluster = Cluster(
-        folder=folder, root=files.short_path(folder), mode=mode, site=site, nodes=tuple(nodes), bridge=bridge
+        folder=folder, root=daemons.short_path(folder), mode=mode, site=site, nodes=tuple(nodes), bridge=bridge
     )
     _save(cluster)
     return cluster
 
 
-def _layout(cluster: Cluster, site: conf.SimulatedSite) -> ClusterLayout:
+def _layout(cluster: Cluster, site: SimulatedSite) -> ClusterLayout:
     return ClusterLayout(
         root=PurePosixPath(cluster.root),
         user=pwd.getpwuid(os.geteuid()).pw_name,
         controller_host=socket.gethostname().split(".")[0],
         controller_address="127.0.0.1" if cluster.bridge is None else cluster.bridge.address,
-        controller_port=files.free_ports(1, taken=[node.port for node in cluster.nodes])[0],
+        controller_port=daemons.free_ports(1, taken=[node.port for node in cluster.nodes])[0],
         nodes=cluster.nodes,
         mode=cluster.mode,
         site=site,
-        gpus=files.fake_gpus(cluster.root),
+        gpus=daemons.fake_gpus(cluster.root),
     )
 
 
@@ -337,14 +328,14 @@ def _munged_argv(layout: ClusterLayout) -> list[str]:
     root = layout.root
     return [
         daemons.find_tool("munged"),
-        # --force: the folder need not be one that only root can write to.
+        # --force, because the folder may be writable by others than root.
         *("--foreground", "--force", f"--socket={layout.munge_socket}", f"--key-file={root}/munge/key"),
         *(f"--pid-file={layout.pid_file('munged')}", f"--log-file={layout.log_file('munged')}"),
         f"--seed-file={root}/munge/seed",
     ]
 
 
-def _start_node(cluster: Cluster, node: ClusterNode, index: int, site: conf.SimulatedSite) -> tuple[Daemon, ...]:
+def _start_node(cluster: Cluster, node: ClusterNode, index: int, site: SimulatedSite) -> tuple[Daemon, ...]:
     argv = [daemons.find_tool("slurmd"), "-D", "-f", str(cluster.conf_file), "-N", node.name]
     if cluster.bridge is None:
         return (daemons.spawn(node.name, argv, output=cluster.root / f"log/{node.name}.out", env=cluster.env()),)
@@ -353,18 +344,17 @@ def _start_node(cluster: Cluster, node: ClusterNode, index: int, site: conf.Simu
 
 
 def _await_ready(cluster: Cluster) -> None:
-    def settled() -> bool:
+    def is_settled() -> bool:
         if not all(daemon.alive for daemon in cluster.daemons):
             return True
-        answer = cluster.run(["sinfo", "-h", "-N", "-o", "%N %T"], check=False, timeout=READY_SECONDS)
-        nodes = dict(line.split(maxsplit=1) for line in answer.stdout.splitlines())
+        nodes = cluster.node_states()
         return len(nodes) == len(cluster.nodes) and set(nodes.values()) == {"idle"}
 
-    in_time = daemons.wait_until(settled, seconds=READY_SECONDS, pause=0.05)
+    in_time = daemons.wait_until(is_settled, seconds=READY_SECONDS, pause=0.05)
     for daemon in cluster.daemons:
         if not daemon.alive:
             logs = [cluster.root / "log" / f"{daemon.name}{end}" for end in (".log", ".out", ".boot.log")]
-            raise ClusterError(f"{daemon.name} ended while the cluster came up: {_last_line(*logs)}")
+            raise ClusterError(f"{daemon.name} ended during the start of the cluster: {_last_line(*logs)}")
     if not in_time:
         raise ClusterError(f"the nodes were not idle after {READY_SECONDS:.0f} s; see {cluster.root}/log")
 

@@ -1,10 +1,17 @@
-"""Processes of a private cluster: started apart from the caller, known by pid and start time, ended by pid."""
+"""Processes, ports and device files of a private cluster.
+
+A daemon runs in its own session, is identified by pid and start time, and is ended by pid.
+"""
 
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
+import socket
+import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,16 +21,21 @@ from hsadml_dist.errors import ClusterError
 from hsadml_dist.process import process_start_time, read_proc_stat
 
 SYSTEM_PATHS = ("/usr/sbin", "/sbin", "/usr/local/sbin")
+GPUS_PER_NODE = 4
+# Below the ports that the kernel hands out for outgoing connections.
+PORTS = range(20000, 32000)
+# A Unix socket's path holds 107 bytes; the socket of a step adds /spool/n12/n12_4294967295.4294967295 to the folder.
+MAX_ROOT_BYTES = 60
 
 
 @dataclass(frozen=True, kw_only=True)
 class Daemon:
-    """A process that outlives the one that started it.
+    """A process that outlives its parent.
 
     Attributes:
-        name: What it is, for messages.
-        pid: Its process id.
-        started: Its start time in clock ticks since boot: with the pid it names one process, never a later one.
+        name: Name for messages.
+        pid: Process id.
+        started: Start time in clock ticks since boot; together with the pid it is unique, although pids are reused.
     """
 
     name: str
@@ -32,12 +44,12 @@ class Daemon:
 
     @property
     def alive(self) -> bool:
-        """Whether it runs; a zombie does not."""
+        """Whether the process runs; a zombie does not."""
         return process_start_time(self.pid) == self.started
 
 
 def find_tool(name: str) -> str:
-    """Return the path of a program; system folders count though a user's PATH lacks them.
+    """Return the path of a program; system folders are searched even if PATH lacks them.
 
     Raises:
         ClusterError: The program is not installed.
@@ -51,7 +63,7 @@ def find_tool(name: str) -> str:
 
 
 def parents() -> dict[int, int]:
-    """Return the parent of every process on this machine, by pid."""
+    """Return the parent pid of every process on this machine, by pid."""
     table = {}
     for entry in os.listdir("/proc"):
         fields = read_proc_stat(int(entry)) if entry.isdigit() else None
@@ -61,12 +73,12 @@ def parents() -> dict[int, int]:
 
 
 def children(pid: int) -> list[int]:
-    """Return the pids of a process's own children."""
+    """Return the pids of the children of a process."""
     return [child for child, parent in parents().items() if parent == pid]
 
 
 def descendants(roots: Iterable[int]) -> set[int]:
-    """Return the pids below ``roots``, and ``roots`` themselves."""
+    """Return the pids of ``roots`` and of all their descendants."""
     table = parents()
     found = set(roots)
     size = -1
@@ -77,13 +89,13 @@ def descendants(roots: Iterable[int]) -> set[int]:
 
 
 def spawn(name: str, argv: Sequence[str], *, output: Path, env: Mapping[str, str]) -> Daemon:
-    """Start a process in a session of its own, so that it stays when the caller leaves.
+    """Start a process in its own session, so that it survives the caller.
 
     Args:
-        name: What it is, for messages.
+        name: Name for messages.
         argv: Path of the program and its arguments.
-        output: File that its output is appended to.
-        env: Its whole environment.
+        output: File to append its output to.
+        env: Its complete environment.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     actions = [
@@ -91,8 +103,8 @@ def spawn(name: str, argv: Sequence[str], *, output: Path, env: Mapping[str, str
         (os.POSIX_SPAWN_OPEN, 1, str(output), flags, 0o600),
         (os.POSIX_SPAWN_DUP2, 1, 2),
     ]
-    # Not Popen: its object would complain about a child that it is not meant to wait for.
-    # A caller that ignores or blocks a signal must not pass that on to the jobs.
+    # Not Popen, because its object would warn about a child that nobody waits for.
+    # Signals that the caller ignores or blocks must work in the jobs.
     reset = set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}
     pid = os.posix_spawn(
         argv[0], list(argv), dict(env), file_actions=actions, setsid=True, setsigmask=(), setsigdef=reset
@@ -112,13 +124,13 @@ def wait_until(condition: Callable[[], bool], *, seconds: float, pause: float = 
 
 
 def stop(daemons: Iterable[Daemon], *, patience: float = 3.0) -> None:
-    """End processes by SIGTERM, and by SIGKILL those that are still there ``patience`` seconds later."""
-    asked = [daemon for daemon in daemons if daemon.alive]
-    for daemon in asked:
+    """End processes by SIGTERM, and after ``patience`` seconds by SIGKILL."""
+    running = [daemon for daemon in daemons if daemon.alive]
+    for daemon in running:
         send(daemon, signal.SIGTERM)
-    if not wait_until(lambda: not any(d.alive for d in asked), seconds=patience):
-        kill(asked)
-    for daemon in asked:
+    if not wait_until(lambda: not any(d.alive for d in running), seconds=patience):
+        kill(running)
+    for daemon in running:
         _reap(daemon.pid)
 
 
@@ -133,14 +145,14 @@ def kill(daemons: Iterable[Daemon]) -> None:
 
 
 def kill_tree(root: Daemon) -> None:
-    """End a process and all below it by SIGKILL."""
+    """End a process and all its descendants by SIGKILL."""
     if root.alive:
         stamped = ((pid, process_start_time(pid)) for pid in descendants([root.pid]))
         kill([Daemon(name=root.name, pid=pid, started=started) for pid, started in stamped if started is not None])
 
 
 def send(daemon: Daemon, number: signal.Signals) -> None:
-    """Send a signal to a process if it is still the one that was started."""
+    """Send a signal to a process if its pid has not been reused."""
     if daemon.alive:
         try:
             os.kill(daemon.pid, number)
@@ -156,21 +168,21 @@ def _reap(pid: int) -> None:
 
 
 def job_processes(root: Path, conf: Path) -> list[Daemon]:
-    """Return what the cluster's jobs left running on this machine: steps' minders, and all that a job started.
+    """Return the processes of the cluster's jobs on this machine: each slurmstepd and everything that a job started.
 
-    Slurm's slurmd leaves its steps alone when it stops, so that an upgrade does not end jobs; here nothing may stay.
+    slurmd leaves its steps running when it stops, so that an upgrade does not end jobs; here nothing may remain.
 
     Args:
-        root: Folder of the cluster, as the daemons know it.
+        root: Folder of the cluster, as the daemons see it.
         conf: Path of the cluster's slurm.conf.
     """
-    minders = {pid for pid in parents() if _is_minder(pid, root)}
-    found = descendants(minders) | {pid for pid in parents() if _is_in_job(pid, conf)}
+    steps = {pid for pid in parents() if _is_slurmstepd(pid, root)}
+    found = descendants(steps) | {pid for pid in parents() if _is_in_job(pid, conf)}
     stamped = ((pid, process_start_time(pid)) for pid in found - {os.getpid()})
     return [Daemon(name="job", pid=pid, started=started) for pid, started in stamped if started is not None]
 
 
-def _is_minder(pid: int, root: Path) -> bool:
+def _is_slurmstepd(pid: int, root: Path) -> bool:
     try:
         if Path(f"/proc/{pid}/comm").read_text().strip() != "slurmstepd":
             return False
@@ -192,5 +204,49 @@ def _is_in_job(pid: int, conf: Path) -> bool:
         entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:
         return False
-    # SLURMD_NODENAME stands only in what slurmd started: a shell of the user's that points at this cluster is spared.
+    # Only slurmd sets SLURMD_NODENAME: a user's shell that points at this cluster is spared.
     return f"SLURM_CONF={conf}".encode() in entries and any(e.startswith(b"SLURMD_NODENAME=") for e in entries)
+
+
+def short_path(folder: Path) -> Path:
+    """Return a path to ``folder`` that is short enough for Unix sockets: itself, or a link under /tmp."""
+    if len(os.fsencode(folder)) <= MAX_ROOT_BYTES:
+        return folder
+    link = Path(tempfile.mkdtemp(prefix="hsadml-", dir="/tmp")) / "cluster"
+    link.symlink_to(folder)
+    return link
+
+
+def free_ports(count: int, taken: Sequence[int] = ()) -> list[int]:
+    """Return ``count`` different TCP ports that nobody listens on at the moment."""
+    found: list[int] = []
+    for port in random.SystemRandom().sample(PORTS, len(PORTS)):
+        if len(found) == count:
+            break
+        if port not in taken and _can_bind(port):
+            found.append(port)
+    return found
+
+
+def _can_bind(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True
+
+
+def fake_gpus(root: Path) -> tuple[str, ...]:
+    """Return device files that act as GPUs; Slurm only checks that they exist."""
+    folder = root / "dev"
+    folder.mkdir(exist_ok=True)
+    devices = [folder / f"fakegpu{number}" for number in range(GPUS_PER_NODE)]
+    try:
+        for path in devices:
+            if not path.exists():
+                os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    except PermissionError:
+        devices = [Path(f"/dev/tty{number}") for number in range(GPUS_PER_NODE)]
+    return tuple(str(path) for path in devices if path.exists())

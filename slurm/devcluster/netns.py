@@ -1,7 +1,7 @@
-"""Compute nodes as hosts of their own: namespaces on a bridge, so that each has a name, an address and a cable.
+"""Compute nodes as separate hosts: network namespaces on a bridge, each with its own name, address and cable.
 
-A node's first process holds its namespaces: SIGKILL of it is a power loss, ``cut_cable`` a network fault. Needs root
-and the programs ``ip`` (iproute2) and ``unshare`` (util-linux).
+The first process of a node holds its namespaces: SIGKILL of it simulates a power loss, ``cut_cable`` a network fault.
+Needs root and the programs ``ip`` (iproute2) and ``unshare`` (util-linux).
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from hsadml_dist.slurm.devcluster import daemons
 from hsadml_dist.slurm.devcluster.daemons import Daemon
 from hsadml_dist.slurm.devcluster.slurm_conf import ClusterNode
 
-# 198.18.0.0/15 is set aside for tests of network devices (RFC 2544): no site routes it.
+# 198.18.0.0/15 is reserved for tests of network devices (RFC 2544): no site routes it.
 SUBNETS = 512
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bridge:
-    """The switch of one cluster.
+    """The network bridge of one cluster.
 
     Attributes:
-        number: Which of the ``SUBNETS`` private subnets it serves; names of devices follow from it.
+        number: Number of its private subnet, below ``SUBNETS``; the names of the devices follow from it.
     """
 
     number: int
 
     @property
     def name(self) -> str:
-        """Name of the bridge device."""
+        """The name of the bridge device."""
         return f"hsb{self.number}"
 
     @property
     def address(self) -> str:
-        """Address of this machine on the bridge."""
+        """The address of this machine on the bridge."""
         return self.host(1)
 
     def host(self, last: int) -> str:
@@ -47,12 +47,12 @@ class Bridge:
         return f"198.{18 + self.number // 256}.{self.number % 256}.{last}"
 
     def cable(self, index: int) -> str:
-        """Return the name of this machine's end of the ``index``-th node's cable (at most 15 letters)."""
+        """Return the name of the device at this machine's end of a node's cable (at most 15 letters)."""
         return f"hsv{self.number}n{index}"
 
 
 def require_namespaces() -> None:
-    """Check that namespaces can be had.
+    """Check that this process may create namespaces.
 
     Raises:
         ClusterError: This is not root, or a program is missing.
@@ -64,7 +64,7 @@ def require_namespaces() -> None:
 
 
 def create_bridge() -> Bridge:
-    """Create a bridge on the first free private subnet; creating the device is what claims it.
+    """Create a bridge on the first free private subnet; creating the device claims the subnet.
 
     Raises:
         ClusterError: The kernel refuses bridges, or every subnet is taken.
@@ -86,20 +86,20 @@ def create_bridge() -> Bridge:
 
 
 def remove_bridge(bridge: Bridge, nodes: int) -> None:
-    """Remove a bridge and every cable on it; what is gone already is no error."""
-    # A node that lost its power leaves its cable behind for a while: the kernel frees namespaces late.
+    """Remove a bridge and every cable on it; missing devices are no error."""
+    # A node that lost its power leaves its cable behind for a while, because the kernel frees namespaces late.
     for index in range(1, nodes + 1):
         _ip("link", "del", bridge.cable(index), check=False)
     _ip("link", "del", bridge.name, check=False)
 
 
 def cut_cable(bridge: Bridge, index: int) -> None:
-    """Take the ``index``-th node (from 1) off the network; its processes go on."""
+    """Disconnect the ``index``-th node (from 1) from the network; its processes keep running."""
     _ip("link", "set", bridge.cable(index), "down")
 
 
 def mend_cable(bridge: Bridge, index: int) -> None:
-    """Undo ``cut_cable``."""
+    """Reconnect a node after ``cut_cable``."""
     _ip("link", "set", bridge.cable(index), "up")
 
 
@@ -113,19 +113,19 @@ def start_node(
     env: Mapping[str, str],
     hide: Sequence[str],
 ) -> tuple[Daemon, Daemon]:
-    """Start a node: its namespaces, its cable, its slurmd.
+    """Start a node: its namespaces, cable and slurmd.
 
     Args:
         node: Name and address.
         index: Number of the node, from 1.
-        bridge: The switch it hangs on.
-        argv: The slurmd to run there.
-        root: Folder of the cluster, which holds ``hosts`` and ``nsswitch.conf``.
+        bridge: The bridge to connect it to.
+        argv: Command line of its slurmd.
+        root: Folder of the cluster, with ``hosts`` and ``nsswitch.conf``.
         env: Environment of the slurmd.
-        hide: Paths of programs that this node lacks.
+        hide: Paths of programs that the node must not have.
 
     Returns:
-        The first process of the node, with which everything on the node ends, and the one outside that waits for it.
+        The first process of the node, with which everything on the node ends, and its parent outside.
 
     Raises:
         ClusterError: The kernel refuses namespaces; the reason is in the node's boot log.
@@ -156,7 +156,7 @@ def _first_process(name: str, outer: Daemon, log: Path) -> Daemon:
 
 
 def _boot_script(node: ClusterNode, root: Path, argv: Sequence[str], hide: Sequence[str]) -> str:
-    # The shell stays as the node's first process: it adopts and reaps what jobs leave behind.
+    # The shell remains the node's first process: it adopts and reaps the processes that jobs leave behind.
     binds = [("hosts", "/etc/hosts"), ("nsswitch.conf", "/etc/nsswitch.conf"), ("resolv.conf", "/etc/resolv.conf")]
     lines = [f"hostname {node.name}", "mount --make-rprivate /"]
     lines += [_bind(root / name, target) for name, target in binds]

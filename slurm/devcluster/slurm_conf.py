@@ -1,14 +1,16 @@
-"""The configuration of a private cluster, as text: nothing here touches a file or a process.
+"""The configuration files of a private cluster.
 
-Options are those of Slurm 22.05 (``man slurm.conf``); the reasons beside them were measured.
+All texts are pure functions of a :class:`ClusterLayout`; only ``write_files`` touches the disk. Options are those of
+Slurm 22.05 (``man slurm.conf``); the reasons in comments were measured.
 """
 
 from __future__ import annotations
 
 import enum
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from hsadml_dist.errors import UsageError, did_you_mean
 
@@ -17,27 +19,27 @@ MEMORY_MIB = 16384
 
 
 class NodeMode(enum.StrEnum):
-    """How the nodes are told apart."""
+    """How the nodes are kept apart."""
 
     LOCAL = "local"
-    """Several slurmd on 127.0.0.1, each on a port of its own."""
+    """Several slurmd on 127.0.0.1, each on its own port."""
     NETNS = "netns"
-    """Each slurmd in namespaces of its own: a host with its own name and address."""
+    """Each slurmd in its own namespaces: a host with its own name and address."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatedSite:
-    """The habits of a computing centre that decide how a job is stopped and comes back.
+    """The settings of a computing centre that decide how a job is stopped and requeued.
 
     Attributes:
-        name: What ``--site`` calls it.
-        credential_seconds: Life of a credential; a requeued job waits one second longer than this.
-        kill_wait_seconds: From SIGTERM to SIGKILL once Slurm ends a job.
-        grace_seconds: From the notice of a preemption to its end; 0 gives no notice.
-        user_signal: Whether a preempted job gets the signal it asked for by ``--signal``.
-        max_submitted: How many jobs a user may have queued or running; 0 sets no limit.
+        name: Value of the option ``--site``.
+        credential_seconds: Lifetime of a credential; a requeued job waits one second longer.
+        kill_wait_seconds: Time between SIGTERM and SIGKILL once Slurm ends a job.
+        grace_seconds: Time between the signal of a preemption and the end of the job; 0 gives no signal in advance.
+        user_signal: Whether a preempted job gets the signal of its ``--signal`` option.
+        max_submitted: Number of jobs that a user may have queued or running; 0 means no limit.
         sbatch_on_nodes: Whether jobs may be submitted from inside a job.
-        requeue_exit: Exit codes after which a job that may be requeued is; Slurm's ``RequeueExit``.
+        requeue_exit: Exit codes after which a job is requeued; Slurm's ``RequeueExit``.
     """
 
     name: str
@@ -76,7 +78,7 @@ SITES: Mapping[str, SimulatedSite] = {site.name: site for site in (FRIENDLY, DEF
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterNode:
-    """One compute node: its name, and where its slurmd listens."""
+    """The name of a compute node and the address of its slurmd."""
 
     name: str
     address: str
@@ -85,18 +87,18 @@ class ClusterNode:
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterLayout:
-    """All that the configuration files depend on.
+    """Everything that the configuration files depend on.
 
     Attributes:
         root: Folder of the cluster under a path short enough for Unix sockets (at most 107 bytes).
-        user: Login name that the daemons run as.
-        controller_host: Short host name of this machine: slurmctld refuses to run under another.
-        controller_address: Address of the controller as the nodes see it.
+        user: Login name of the daemons.
+        controller_host: Short host name of this machine; slurmctld refuses to run under another one.
+        controller_address: Address of the controller as seen by the nodes.
         controller_port: Port of the controller.
-        nodes: The compute nodes.
-        mode: How the nodes are told apart.
-        site: The computing centre that is played.
-        gpus: Device files that stand for the GPUs of each node; may be empty.
+        nodes: Compute nodes.
+        mode: How the nodes are kept apart.
+        site: The simulated computing centre.
+        gpus: Device files that act as the GPUs of each node; may be empty.
     """
 
     root: PurePosixPath
@@ -111,31 +113,31 @@ class ClusterLayout:
 
     @property
     def munge_socket(self) -> str:
-        """Path of the cluster's own munged."""
+        """Path of the socket of the cluster's own munged."""
         return f"{self.root}/munge/sock"
 
     def pid_file(self, daemon: str) -> str:
-        """Path of a daemon's pid file."""
+        """Return the path of a daemon's pid file."""
         return f"{self.root}/pid/{daemon}.pid"
 
     def log_file(self, daemon: str) -> str:
-        """Path of a daemon's log."""
+        """Return the path of a daemon's log."""
         return f"{self.root}/log/{daemon}.log"
 
 
 def get_simulated_site(name: str) -> SimulatedSite:
-    """Return the site called ``name``.
+    """Return a site by its name.
 
     Raises:
         UsageError: There is no such site.
     """
     if name not in SITES:
-        raise UsageError(f"site {name!r} is unknown; allowed: {', '.join(SITES)}{did_you_mean(name, SITES)}")
+        raise UsageError(f"site: no site {name!r}; allowed: {', '.join(SITES)}{did_you_mean(name, SITES)}")
     return SITES[name]
 
 
 def get_node_mode(name: str) -> NodeMode:
-    """Return the mode called ``name``.
+    """Return a mode by its name.
 
     Raises:
         UsageError: There is no such mode.
@@ -143,23 +145,51 @@ def get_node_mode(name: str) -> NodeMode:
     try:
         return NodeMode(name)
     except ValueError:
-        allowed = [str(mode) for mode in NodeMode]
-        raise UsageError(
-            f"mode {name!r} is unknown; allowed: {', '.join(allowed)}{did_you_mean(name, allowed)}"
-        ) from None
+        known = [str(mode) for mode in NodeMode]
+        raise UsageError(f"mode: no mode {name!r}; allowed: {', '.join(known)}{did_you_mean(name, known)}") from None
+
+
+def write_files(layout: ClusterLayout) -> None:
+    """Create the folders, configuration files and munge key of a cluster."""
+    root = Path(layout.root)
+    for name in ("munge", "state", "spool", "pid", "log", *(f"spool/{node.name}" for node in layout.nodes)):
+        (root / name).mkdir(exist_ok=True, mode=0o755)
+    texts = {
+        "slurm.conf": slurm_conf(layout),
+        "gres.conf": gres_conf(layout),
+        "cgroup.conf": "",
+        "plugstack.conf": "",
+        "job_submit.lua": job_submit_lua(layout.site),
+        "hosts": hosts_file(layout),
+        "nsswitch.conf": NSSWITCH,
+        "resolv.conf": "",
+        "absent": "",
+    }
+    for name, text in texts.items():
+        (root / name).write_text(text)
+    key = root / "munge" / "key"
+    key.unlink(missing_ok=True)
+    with os.fdopen(os.open(key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(os.urandom(128))
 
 
 def slurm_conf(layout: ClusterLayout) -> str:
     """Return the text of ``slurm.conf``."""
-    lines = [
-        *_identity(layout),
-        *_paths(layout),
-        *_plugins(layout),
-        *_timing(layout.site),
-        *_nodes(layout),
-        *_partitions(layout),
+    site, names = layout.site, ",".join(node.name for node in layout.nodes)
+    text = _SLURM_CONF.format(
+        layout=layout,
+        site=site,
+        ctld_pid=layout.pid_file("slurmctld"),
+        slurmd_pid=layout.pid_file("%n"),
+        ctld_log=layout.log_file("slurmctld"),
+        slurmd_log=layout.log_file("%n"),
+    )
+    partitions = [
+        f"PartitionName=low Nodes={names} Default=YES MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE"
+        f" GraceTime={site.grace_seconds}",
+        f"PartitionName=high Nodes={names} MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF",
     ]
-    return "\n".join(lines) + "\n"
+    return text + "".join(f"{line}\n" for line in [*_optional_settings(layout), *_node_lines(layout), *partitions])
 
 
 def gres_conf(layout: ClusterLayout) -> str:
@@ -167,81 +197,35 @@ def gres_conf(layout: ClusterLayout) -> str:
     return "".join(f"Name=gpu File={device}\n" for device in layout.gpus)
 
 
-def _identity(layout: ClusterLayout) -> list[str]:
-    return [
-        "# A private cluster, written by `hsadml cluster up`. Delete it with `hsadml cluster down`.",
-        "ClusterName=box",
-        f"SlurmctldHost={layout.controller_host}({layout.controller_address})",
-        f"SlurmctldPort={layout.controller_port}",
-        f"SlurmUser={layout.user}",
-        f"SlurmdUser={layout.user}",
-        "AuthType=auth/munge",
-        f"AuthInfo=socket={layout.munge_socket},cred_expire={layout.site.credential_seconds}",
-        "CredType=cred/munge",
-    ]
+def job_submit_lua(site: SimulatedSite) -> str:
+    """Return the text of ``job_submit.lua``, which enforces what a strict site enforces by accounting and images.
+
+    Without an accounting database Slurm has no MaxSubmitJobs, so the plug-in counts the user's jobs itself. Slurm
+    passes it a new list only when the second of the last change is a later one: of two submissions within a second the
+    next one may see only the first. A submission from inside a job is recognised by the variables that Slurm sets.
+    """
+    return _LUA.replace("@MAX@", str(site.max_submitted)).replace("@NODES@", str(site.sbatch_on_nodes).lower())
 
 
-def _paths(layout: ClusterLayout) -> list[str]:
-    return [
-        f"StateSaveLocation={layout.root}/state",
-        f"SlurmdSpoolDir={layout.root}/spool/%n",
-        f"SlurmctldPidFile={layout.pid_file('slurmctld')}",
-        f"SlurmdPidFile={layout.pid_file('%n')}",
-        f"SlurmctldLogFile={layout.log_file('slurmctld')}",
-        f"SlurmdLogFile={layout.log_file('%n')}",
-        f"PlugStackConfig={layout.root}/plugstack.conf",
-        "JobCompType=jobcomp/filetxt",
-        f"JobCompLoc={layout.root}/log/jobcomp.log",
-        "MailProg=/bin/true",
-    ]
+def hosts_file(layout: ClusterLayout) -> str:
+    """Return ``/etc/hosts`` for the nodes of a netns cluster: every name that a job may look up, without DNS."""
+    entries = [("127.0.0.1", "localhost"), (layout.controller_address, layout.controller_host)]
+    entries += [(node.address, node.name) for node in layout.nodes]
+    return "".join(f"{address} {name}\n" for address, name in entries)
 
 
-def _plugins(layout: ClusterLayout) -> list[str]:
-    lines = [
-        # Neither cgroups nor an accounting database is to be had without a system's help.
-        "ProctrackType=proctrack/linuxproc",
-        "TaskPlugin=task/none",
-        "JobAcctGatherType=jobacct_gather/none",
-        "AccountingStorageType=accounting_storage/none",
-        "MpiDefault=none",
-        "SelectType=select/cons_tres",
-        "SelectTypeParameters=CR_Core",
-        # The nodes have the CPUs that this file says, whatever the machine has.
-        "SlurmdParameters=config_overrides",
-        "SchedulerType=sched/backfill",
-        "SchedulerParameters=bf_interval=1,sched_interval=1,sched_min_interval=0,batch_sched_delay=0,bf_continue",
-        "PreemptType=preempt/partition_prio",
-        "PreemptMode=REQUEUE",
-        "JobRequeue=1",
-        "ReturnToService=2",
-    ]
-    if layout.gpus:
-        lines.append("GresTypes=gpu")
-    if layout.site.user_signal:
-        lines.append("SlurmctldParameters=preempt_send_user_signal")
-    if layout.site.requeue_exit:
-        lines.append(f"RequeueExit={','.join(map(str, layout.site.requeue_exit))}")
-    if layout.site.max_submitted or not layout.site.sbatch_on_nodes:
-        lines.append("JobSubmitPlugins=lua")
-    return lines
+def _optional_settings(layout: ClusterLayout) -> list[str]:
+    site = layout.site
+    settings = {
+        "GresTypes=gpu": layout.gpus,
+        "SlurmctldParameters=preempt_send_user_signal": site.user_signal,
+        f"RequeueExit={','.join(map(str, site.requeue_exit))}": site.requeue_exit,
+        "JobSubmitPlugins=lua": site.max_submitted or not site.sbatch_on_nodes,
+    }
+    return [setting for setting, applies in settings.items() if applies]
 
 
-def _timing(site: SimulatedSite) -> list[str]:
-    return [
-        "SlurmctldTimeout=10",
-        # 5 s finds a lost node sooner, but takes a busy two-core machine for one.
-        "SlurmdTimeout=10",
-        f"KillWait={site.kill_wait_seconds}",
-        "MessageTimeout=10",
-        "BatchStartTimeout=10",
-        "TCPTimeout=2",
-        "InactiveLimit=0",
-        "MinJobAge=600",
-        "UnkillableStepTimeout=20",
-    ]
-
-
-def _nodes(layout: ClusterLayout) -> list[str]:
+def _node_lines(layout: ClusterLayout) -> list[str]:
     hosts = {node.name: "localhost" if layout.mode is NodeMode.LOCAL else node.name for node in layout.nodes}
     gpus = f" Gres=gpu:{len(layout.gpus)}" if layout.gpus else ""
     return [
@@ -251,25 +235,56 @@ def _nodes(layout: ClusterLayout) -> list[str]:
     ]
 
 
-def _partitions(layout: ClusterLayout) -> list[str]:
-    names = ",".join(node.name for node in layout.nodes)
-    grace = layout.site.grace_seconds
-    return [
-        f"PartitionName=low Nodes={names} Default=YES MaxTime=INFINITE PriorityTier=1"
-        f" PreemptMode=REQUEUE GraceTime={grace}",
-        f"PartitionName=high Nodes={names} MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF",
-    ]
+NSSWITCH = "passwd: files\ngroup: files\nshadow: files\nhosts: files\nnetworks: files\nservices: files\n"
+"""``/etc/nsswitch.conf`` for the nodes: look-ups that wait for DNS cost a job 18 s at its first collective."""
 
-
-def job_submit_lua(site: SimulatedSite) -> str:
-    """Return the text of ``job_submit.lua``: what a strict site enforces by accounting and by its images.
-
-    Without an accounting database Slurm knows no MaxSubmitJobs, so the plug-in counts the user's jobs itself. Slurm
-    gives it a new list only when the second of the last change is a later one: of two submissions within a second the
-    next one may see the first alone. A submission from inside a job is told by the variables that Slurm sets there.
-    """
-    return _LUA.replace("@MAX@", str(site.max_submitted)).replace("@NODES@", str(site.sbatch_on_nodes).lower())
-
+_SLURM_CONF = """\
+# A private cluster, written by `hsadml cluster up`. Delete it with `hsadml cluster down`.
+ClusterName=box
+SlurmctldHost={layout.controller_host}({layout.controller_address})
+SlurmctldPort={layout.controller_port}
+SlurmUser={layout.user}
+SlurmdUser={layout.user}
+AuthType=auth/munge
+AuthInfo=socket={layout.munge_socket},cred_expire={site.credential_seconds}
+CredType=cred/munge
+StateSaveLocation={layout.root}/state
+SlurmdSpoolDir={layout.root}/spool/%n
+SlurmctldPidFile={ctld_pid}
+SlurmdPidFile={slurmd_pid}
+SlurmctldLogFile={ctld_log}
+SlurmdLogFile={slurmd_log}
+PlugStackConfig={layout.root}/plugstack.conf
+JobCompType=jobcomp/filetxt
+JobCompLoc={layout.root}/log/jobcomp.log
+MailProg=/bin/true
+# Neither cgroups nor an accounting database is available without help from the system.
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+# The nodes have the CPUs that this file lists, whatever the machine has.
+SlurmdParameters=config_overrides
+SchedulerType=sched/backfill
+SchedulerParameters=bf_interval=1,sched_interval=1,sched_min_interval=0,batch_sched_delay=0,bf_continue
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+JobRequeue=1
+ReturnToService=2
+SlurmctldTimeout=10
+# 5 s detects a lost node sooner, but also reports a busy two-core machine as lost.
+SlurmdTimeout=10
+KillWait={site.kill_wait_seconds}
+MessageTimeout=10
+BatchStartTimeout=10
+TCPTimeout=2
+InactiveLimit=0
+MinJobAge=600
+UnkillableStepTimeout=20
+"""
 
 _LUA = """\
 local MAX_SUBMITTED = @MAX@
@@ -302,14 +317,3 @@ end
 
 return slurm.SUCCESS
 """
-
-
-def hosts_file(layout: ClusterLayout) -> str:
-    """Return ``/etc/hosts`` for the nodes of a netns cluster: every name that a job can meet, and no DNS."""
-    entries = [("127.0.0.1", "localhost"), (layout.controller_address, layout.controller_host)]
-    entries += [(node.address, node.name) for node in layout.nodes]
-    return "".join(f"{address} {name}\n" for address, name in entries)
-
-
-NSSWITCH = "passwd: files\ngroup: files\nshadow: files\nhosts: files\nnetworks: files\nservices: files\n"
-"""``/etc/nsswitch.conf`` for the nodes: look-ups that wait for DNS cost a job 18 s at its first collective."""

@@ -1,4 +1,4 @@
-"""What everything is compared with: generated shards, and one undisturbed run for each number of ranks."""
+"""The baseline of all comparisons: generated shards, and one undisturbed run for each number of ranks."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def build_shards(folder: Path) -> Path:
 
 @dataclass
 class Workspace:
-    """Where faults are done: shards, the calm runs, and fresh run folders.
+    """The place of all trainings: shards, undisturbed runs, and new run folders.
 
     Attributes:
-        folder: Holds everything.
+        folder: Folder of everything.
         shards: The shards of all runs.
     """
 
     folder: Path
     shards: Path
-    _calm: dict[int, BaselineResult] = field(default_factory=dict)
+    _baselines: dict[int, BaselineResult] = field(default_factory=dict)
     _jobs: int = 0
 
     @staticmethod
@@ -39,11 +39,11 @@ class Workspace:
         """Build the shards."""
         return Workspace(folder=folder, shards=build_shards(folder))
 
-    def calm(self, world: int) -> BaselineResult:
-        """Return what the undisturbed run of ``world`` ranks comes to; it is made once."""
-        if world not in self._calm:
-            self._calm[world] = self._made(world)
-        return self._calm[world]
+    def baseline(self, world: int) -> BaselineResult:
+        """Return the result of the undisturbed run of ``world`` ranks, which is run once."""
+        if world not in self._baselines:
+            self._baselines[world] = self._run_baseline(world)
+        return self._baselines[world]
 
     def job(self, world: int, workers: int, overrides: Sequence[str] = ()) -> TrainingJob:
         """Return a training in a run folder of its own."""
@@ -60,13 +60,13 @@ class Workspace:
             switches=switches,
         )
 
-    def _made(self, world: int) -> BaselineResult:
-        job = TrainingJob(run=self.folder / f"calm-{world}" / "run", shards=self.shards, world=world, workers=0)
+    def _run_baseline(self, world: int) -> BaselineResult:
+        job = TrainingJob(run=self.folder / f"baseline-{world}" / "run", shards=self.shards, world=world, workers=0)
         job.run.parent.mkdir()
         code, stderr = job.finish()
         assert code == 0, stderr
         digest = hsadml("checkpoint", "digest", job.run).strip()
-        assert digest == job.digest(), "the command and the function must agree: the latter is used for all else"
+        assert digest == job.digest(), "command and function must agree, because all else uses the function"
         (attempt,) = job.attempts()
         index = load_index(self.shards)
         keys = (index.samples[position].key for position in index.outside_folds([0]))

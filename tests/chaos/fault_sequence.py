@@ -1,4 +1,4 @@
-"""Several faults done to one training, one after the other; each is judged on the spot and again at the run's end."""
+"""Inject several faults into one training; each is evaluated immediately and again at the end of the run."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from hsadml_dist.errors import ExitCode
 from tests.chaos.baseline_runs import Workspace
 from tests.chaos.evidence import (
     CONSEQUENCE,
@@ -31,17 +32,17 @@ from tests.chaos.evidence import (
 from tests.chaos.training_process import EVERY, STEPS, LaunchedTraining, TimedOut, TrainingJob
 
 ENDS_WITHIN = 60.0
-"""Seconds within which a start must end that was told to or cannot go on."""
+"""Seconds within which a start must end after a stop signal or a fault."""
 
 
 @dataclass
 class PendingFault:
-    """A fault before the run's end is known.
+    """A fault before the end of the run is known.
 
     Attributes:
-        kind: See :class:`Fault`; so for ``step``, ``pids``, ``codes`` and ``detail``.
-        good: What it is if there are no problems.
-        problems: What is wrong.
+        kind: See :class:`Fault`; likewise ``step``, ``pids``, ``codes``, ``detail`` and ``figures``.
+        good: Its outcome if there are no problems.
+        problems: Problems found so far.
     """
 
     kind: str
@@ -56,46 +57,47 @@ class PendingFault:
 
 @dataclass
 class FaultSequence:
-    """One training and what is done to it.
+    """One training and the faults injected into it.
 
     Attributes:
-        grounds: Shards and calm runs.
-        draw: Draws the moments.
-        job: How it is started.
+        workspace: Shards and baseline runs.
+        rng: Draws the moments.
+        job: How the training is started.
+        entries: The faults so far.
     """
 
-    grounds: Workspace
-    draw: random.Random
+    workspace: Workspace
+    rng: random.Random
     job: TrainingJob
     entries: list[PendingFault] = field(default_factory=list)
 
     @contextlib.contextmanager
     def fault(self, kind: str, good: Outcome = "survived") -> Iterator[PendingFault]:
-        """Open the record of a fault; whatever gets stuck in the block is a problem of it."""
+        """Open the record of a fault; a time-out in the block is recorded as a problem."""
         entry = PendingFault(kind=kind, good=good)
         self.entries.append(entry)
         began = time.monotonic()
         try:
             yield entry
-        except TimedOut as stuck:
-            entry.problems.append(str(stuck))
+        except TimedOut as fault:
+            entry.problems.append(str(fault))
         entry.figures["seconds"] = round(time.monotonic() - began, 1)
 
     @property
     def reached(self) -> int:
-        """The step from which the next start goes on, as far as rows and checkpoints say."""
+        """The step from which the next start resumes, according to rows and checkpoints."""
         attempts = [attempt for attempt in self.job.attempts() if attempt.parent is not None]
         return attempts[-1].reached if attempts else 0
 
     def next_step(self, most: int = 5) -> int:
-        """Draw a step a little after the one reached; never so near the end that nothing is left to do."""
-        return min(self.reached + self.draw.randint(2, most), STEPS - 2)
+        """Draw a step shortly after the one reached, but never so near the end that nothing is left to do."""
+        return min(self.reached + self.rng.randint(2, most), STEPS - 2)
 
     def started(self, *overrides: str) -> contextlib.AbstractContextManager[LaunchedTraining]:
-        """Start the training, with further settings."""
+        """Start the training with additional settings."""
         return replace(self.job, overrides=(*self.job.overrides, *overrides)).started()
 
-    def cut(
+    def signal_at_step(
         self,
         entry: PendingFault,
         start: LaunchedTraining,
@@ -104,41 +106,41 @@ class FaultSequence:
         step: int,
         after: Callable[[], object] = int,
     ) -> None:
-        """Send a signal at a step and judge what it cost; ``after`` does what else belongs to the fault."""
+        """Send a signal at a step and record the end; ``after`` completes the fault."""
         entry.step = start.wait_for_step(step)
         entry.pids = tuple(pids)
         for pid in pids:
             os.kill(pid, number)
         after()
-        self.note_end(entry, start)
+        self.record_end(entry, start)
 
-    def note_end(self, entry: PendingFault, start: LaunchedTraining) -> None:
-        """Wait for a start's end and note its exit code and words."""
+    def record_end(self, entry: PendingFault, start: LaunchedTraining) -> None:
+        """Wait for the end of a start and record its exit code and whether it printed a traceback."""
         entry.codes.append(start.exit_code(ENDS_WITHIN))
         entry.figures["traceback"] = has_traceback(start.stderr)
 
     def stop(self, step: int | None = None) -> int:
-        """Go on until a step, stop by a notice, and return the step reached; no fault, but the way to one."""
+        """Train until a step, stop by a signal, and return the step reached; not a fault, but preparation for one."""
         with self.started() as start:
             start.wait_for_step(step or self.next_step())
             start.process.send_signal(signal.SIGTERM)
             code = start.exit_code(ENDS_WITHIN)
-        if code != 85:
+        if code != ExitCode.STOPPED:
             raise TimedOut(f"a stop ended with exit code {code}: {start.stderr[-400:]}")
         return self.reached
 
     def expect_code(self, entry: PendingFault, *codes: int) -> None:
-        """Complain about another exit code of the last start."""
+        """Record a problem if the last start had another exit code."""
         if entry.codes[-1] not in codes:
             entry.problems.append(f"exit code {entry.codes[-1]}, not {' or '.join(map(str, codes))}")
 
     def expect_clear_error(self, entry: PendingFault, start: LaunchedTraining, *names: str) -> None:
-        """Complain unless the last start ended with one clear line that holds ``names``."""
+        """Record a problem unless the last start ended with one clear line that contains ``names``."""
         entry.problems += clear_error_problems(entry.codes[-1], start.stderr, names=names)
         entry.detail.append(last_line(start.stderr, names))
 
     def expect_loss(self, entry: PendingFault, allowed: int | None = None) -> None:
-        """Note to complain if the next start goes on from too early a step; None: as for a killed one."""
+        """Allow the next start to resume ``allowed`` steps back; None means as many as after a kill."""
         last = [attempt for attempt in self.job.attempts() if attempt.parent is not None]
         if last:
             most = allowed_loss(last[-1], EVERY) if allowed is None else allowed
@@ -146,23 +148,23 @@ class FaultSequence:
             entry.figures["save_under_way"] = save_under_way(last[-1], EVERY)
 
     def finish(self) -> list[Fault]:
-        """Let the training come to its end and judge all faults by it."""
+        """Complete the training and evaluate all faults by its end."""
         try:
             code, stderr = self.job.finish()
-        except TimedOut as stuck:
-            code, stderr = -1, str(stuck)
+        except TimedOut as fault:
+            code, stderr = -1, str(fault)
         attempts = self.job.attempts()
-        problems = end_problems(code, self.job.digest(), attempts, self.grounds.calm(self.job.world))
+        problems = end_problems(code, self.job.digest(), attempts, self.workspace.baseline(self.job.world))
         problems += [stderr[-300:]] if code else []
         for entry in self.entries:
             entry.codes.append(code)
             self._count_loss(entry)
             entry.figures |= {"ranks": self.job.world, "workers": self.job.workers}
         self.entries[-1].figures["redone_in_run"] = redone_steps(attempts)
-        return [_judged(entry, problems) for entry in self.entries]
+        return [_evaluate(entry, problems) for entry in self.entries]
 
     def _count_loss(self, entry: PendingFault) -> None:
-        """Look up from which step the next attempt went on that came so far as to choose one."""
+        """Count the steps lost by the next attempt that chose a checkpoint."""
         number = entry.figures.pop("attempt", None)
         if number is None:
             return
@@ -172,9 +174,9 @@ class FaultSequence:
         entry.problems += loss_problems(lost, entry.figures["allowed"])
 
 
-def _judged(entry: PendingFault, problems: Sequence[str]) -> Fault:
+def _evaluate(entry: PendingFault, problems: Sequence[str]) -> Fault:
     outcome, detail = decide_outcome(
-        [*entry.problems, *problems], entry.good, "; ".join(entry.detail) or "went on to the end"
+        [*entry.problems, *problems], entry.good, "; ".join(entry.detail) or "the training completed"
     )
     return Fault(
         kind=entry.kind,
@@ -187,19 +189,19 @@ def _judged(entry: PendingFault, problems: Sequence[str]) -> Fault:
     )
 
 
-def new_sequence(grounds: Workspace, draw: random.Random, world: int, workers: int, *overrides: str) -> FaultSequence:
-    """Return a tour in a run folder of its own."""
-    return FaultSequence(grounds, draw, grounds.job(world, workers, overrides))
+def new_sequence(workspace: Workspace, rng: random.Random, world: int, workers: int, *overrides: str) -> FaultSequence:
+    """Return a sequence of faults in a new run folder."""
+    return FaultSequence(workspace, rng, workspace.job(world, workers, overrides))
 
 
 def last_line(stderr: str, names: Sequence[str] = ()) -> str:
-    """Return the line of stderr that says why: the last one about the cause that holds all ``names``."""
+    """Return the last line on stderr about the cause that contains all ``names``."""
     causes = [line for line in complaints(stderr) if not CONSEQUENCE.fullmatch(line)]
     lines = [line for line in causes if all(name in line for name in names)]
     return lines[-1][:240] if lines else "(no such line on stderr)"
 
 
 def snapshot(folder: Path) -> dict[str, str]:
-    """Return a digest of every file of a folder, by its path."""
+    """Return the digest of every file in a folder, by path."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

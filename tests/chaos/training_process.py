@@ -1,4 +1,4 @@
-"""Trainings as a user starts them, for faults to be done to: real processes, found by the kernel's own tables."""
+"""Trainings as a user starts them: real processes, found through the kernel's tables, for fault injection."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ ROOT = Path(__file__).parents[2]
 HOOK = Path(__file__).parent / "hook"
 HSADML = (sys.executable, "-m", "hsadml_dist.launch.cli")
 SECONDS = 240.0
-"""Longest wait for anything: a machine may be busy, a hang is longer."""
-LOOK_SECONDS = 0.005
+"""Longest wait for anything; a guard against hangs, also on a busy machine."""
+POLL_SECONDS = 0.005
 
 STEPS, EVERY = 80, 8
 SETTINGS = (
@@ -45,11 +45,11 @@ SETTINGS = (
 
 
 class TimedOut(AssertionError):
-    """Something did not happen in time; the text says what."""
+    """Something did not happen in time."""
 
 
 def hsadml(*arguments: str | Path) -> str:
-    """Run the command to its end and return what it prints."""
+    """Run the command and return its standard output."""
     return subprocess.run(
         [*HSADML, *map(str, arguments)], env=_environ(None), stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT
     ).stdout
@@ -57,15 +57,15 @@ def hsadml(*arguments: str | Path) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
-    """What a training is started with.
+    """The command line of a training.
 
     Attributes:
         run: The run folder.
         shards: Folder of shards.
         world: Number of ranks.
-        workers: Loader workers of each.
-        overrides: Further settings.
-        switches: Folder of the switches of ``hook/sitecustomize.py``.
+        workers: Loader workers per rank.
+        overrides: Additional settings.
+        switches: Folder of switches for ``hook/sitecustomize.py``.
     """
 
     run: Path
@@ -82,26 +82,26 @@ class TrainingJob:
 
     @contextlib.contextmanager
     def started(self) -> Iterator[LaunchedTraining]:
-        """Start the training; whatever still runs at the end is killed."""
-        said = self.run.with_name(f"{self.run.name}.said-{time.monotonic_ns()}")
-        with said.with_suffix(".out").open("wb") as out, said.with_suffix(".err").open("wb") as err:
+        """Start the training; processes that still run at the end of the block are killed."""
+        output = self.run.with_name(f"{self.run.name}.output-{time.monotonic_ns()}")
+        with output.with_suffix(".out").open("wb") as out, output.with_suffix(".err").open("wb") as err:
             before = len(RunFolder(self.run).attempts())
             process = subprocess.Popen(
                 self.command(), env=_environ(self.switches), stdout=out, stderr=err, cwd=ROOT, start_new_session=True
             )
-        start = LaunchedTraining(job=self, process=process, before=before, errors=said.with_suffix(".err"))
+        start = LaunchedTraining(job=self, process=process, before=before, errors=output.with_suffix(".err"))
         try:
             yield start
         finally:
             start.end()
 
     def finish(self) -> tuple[int, str]:
-        """Start the training and wait for its end; return the exit code and what it said on stderr."""
+        """Start the training, wait for its end, and return its exit code and stderr."""
         with self.started() as start:
             return start.exit_code(), start.stderr
 
     def attempts(self) -> list[AttemptRecord]:
-        """Return what all attempts left behind."""
+        """Return the records of all attempts."""
         return [_attempt(self.run, folder.number) for folder in RunFolder(self.run).attempts()]
 
     def digest(self) -> str:
@@ -114,13 +114,13 @@ class TrainingJob:
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchedTraining:
-    """A training under way.
+    """A running training.
 
     Attributes:
-        job: What it was started with.
+        job: Its command line.
         process: The launcher.
-        before: Number of attempts that there were before.
-        errors: File of what is said on stderr.
+        before: Number of attempts before it.
+        errors: File with its stderr.
     """
 
     job: TrainingJob
@@ -130,38 +130,38 @@ class LaunchedTraining:
 
     @property
     def stderr(self) -> str:
-        """What was said on stderr so far."""
+        """The content of stderr so far."""
         return self.errors.read_text(errors="replace")
 
     def step(self) -> int:
-        """Return the last step recorded by this start, 0 so far."""
+        """Return the last step recorded by this start, or 0."""
         return max((row["step"] for row in read_jsonl(self._own.metrics)), default=0)
 
     def wait_for_step(self, step: int) -> int:
-        """Return the step reached as soon as ``step`` or a later one is recorded by this start."""
+        """Wait until this start has recorded ``step`` or a later one; return the step reached."""
         self.wait(lambda: self.step() >= step, f"step {step}")
         return self.step()
 
     def events(self, event: str, step: int | None = None) -> list[dict[str, Any]]:
-        """Return this start's events of one kind, of one step or of all."""
+        """Return this start's events of one kind, of one step or all steps."""
         return [row for row in read_jsonl(self._own.events) if row["event"] == event and step in (None, row["step"])]
 
     def wait_for_event(self, event: str, step: int | None = None) -> None:
-        """Return as soon as an event, of a step, is recorded by this start."""
+        """Wait until this start has recorded an event, of one step or any step."""
         self.wait(lambda: bool(self.events(event, step)), event)
 
-    def wait(self, happened: Callable[[], bool], what: str, within: float = SECONDS) -> None:
-        """Return as soon as ``happened``; ``what`` names it if it does not."""
+    def wait(self, condition: Callable[[], bool], what: str, within: float = SECONDS) -> None:
+        """Wait until ``condition`` holds; ``what`` names it in the error."""
         deadline = time.monotonic() + within
-        while not happened():
-            if self.process.poll() is not None and not happened():
+        while not condition():
+            if self.process.poll() is not None and not condition():
                 raise TimedOut(f"ended with exit code {self.process.returncode} before {what}: {self.stderr[-400:]}")
             if time.monotonic() > deadline:
                 raise TimedOut(f"{what}: not within {within:.0f} s")
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
 
     def rank_pids(self) -> list[int]:
-        """Return the ranks' process ids, in rank order; as soon as all of them are there."""
+        """Wait until all ranks exist and return their process ids, in rank order."""
         world = self.job.world
         self.wait(lambda: len(self._ranks()) == world, f"{world} ranks")
         return [pid for _, pid in sorted(self._ranks().items())]
@@ -178,7 +178,7 @@ class LaunchedTraining:
             raise TimedOut(f"still running after {within:.0f} s") from None
 
     def end(self) -> None:
-        """Kill whatever still runs; the kernel takes the ranks down with their launcher."""
+        """Kill the launcher if it still runs; the kernel kills the ranks with it."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
@@ -197,7 +197,7 @@ class LaunchedTraining:
 
 
 def children(pid: int) -> list[int]:
-    """Return the process ids of a process's children, of all its threads."""
+    """Return the process ids of the children of all threads of a process."""
     try:
         tasks = list(Path(f"/proc/{pid}/task").iterdir())
         return sorted(int(child) for task in tasks for child in (task / "children").read_text().split())
@@ -206,11 +206,11 @@ def children(pid: int) -> list[int]:
 
 
 def _is_worker(pid: int) -> bool:
-    """Whether a rank's child is a loader worker: deaf to TERM, and unlike the rank's watcher not to HUP."""
+    """Return whether a child of a rank is a loader worker, which ignores TERM, but unlike the watchdog not HUP."""
     with contextlib.suppress(OSError):
         (ignored,) = re.findall(r"^SigIgn:\s*(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-        deaf = {number for number in (signal.SIGTERM, signal.SIGHUP) if int(ignored, 16) >> (number - 1) & 1}
-        return deaf == {signal.SIGTERM}
+        ignores = {number for number in (signal.SIGTERM, signal.SIGHUP) if int(ignored, 16) >> (number - 1) & 1}
+        return ignores == {signal.SIGTERM}
     return False
 
 

@@ -1,7 +1,7 @@
-"""Ranks that vote and add up while their checkpoints are written; the case says how it goes: ``WAY RUN``.
+"""Ranks that use collectives while their checkpoints are written; the case is ``WAY RUN``.
 
-background, foreground: three saves. broken-R: at the second save rank R cannot write. killed: at the second save rank 1
-kills itself half-way through its file. again: the attempt after that.
+Ways: ``background``, ``foreground``: three saves; ``broken-R``: rank R cannot write the second save; ``killed``: rank 1
+kills itself while it writes the second save; ``again``: the attempt after that.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from rank_script import with_comm
 
+from hsadml_dist.atomic import write_text
 from hsadml_dist.checkpoint import save
 from hsadml_dist.checkpoint.background import CheckpointSaver
 from hsadml_dist.checkpoint.layout import TrainingProgress
@@ -23,26 +24,26 @@ from hsadml_dist.checkpoint.tensor_files import TensorGroup, TrainingState
 from hsadml_dist.config.recipe import CheckpointConfig
 from hsadml_dist.distributed.comm import Comm
 from hsadml_dist.errors import HsadmlError
-from hsadml_dist.run.folder import RunFolder, replace_text
+from hsadml_dist.run.folder import RunFolder
 
 CLASSES, EVERY, LAST = 7, 10, 30
 NO_LIMIT = resource.RLIM_INFINITY
 
 
 def body(comm: Comm, case: str) -> dict[str, Any]:
-    """Do steps that change the state, and save every tenth."""
+    """Run steps that change the state, and save every tenth."""
     way, _, path = case.partition(" ")
     run, number = RunFolder(Path(path)), 2 if way == "again" else 1
-    attempt, told = run.attempt(number), []
+    attempt, saved = run.attempt(number), []
     if comm.topology.is_rank_zero:
         attempt.path.mkdir(parents=True)
         parent = "step-00000010.attempt-0001" if way == "again" else None
-        replace_text(attempt.parent, json.dumps({"checkpoint": parent}))
+        write_text(attempt.parent, json.dumps({"checkpoint": parent}))
     comm.all_gather_object(None)
     config = CheckpointConfig(every=EVERY, background=way != "foreground")
-    saver = CheckpointSaver(run, attempt, comm, config, lambda name: told.append(name.step))
+    saver = CheckpointSaver(run, attempt, comm, config, lambda name: saved.append(name.step))
     answer = _train(comm, saver, way, range(11, 21) if way == "again" else range(1, LAST + 1))
-    return answer | {"told": told}
+    return answer | {"saved": saved}
 
 
 def _train(comm: Comm, saver: CheckpointSaver, way: str, steps: range) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def _train(comm: Comm, saver: CheckpointSaver, way: str, steps: range) -> dict[s
                 for tensor in tensors.values():
                     tensor.add_(step)
             if step == 2 * EVERY:
-                _harm(comm.topology.rank, way, saver)
+                _fail(comm.topology.rank, way, saver)
             if step % EVERY == 0:
                 saver.save_async(_state(comm, groups, step))
         saver.wait()
@@ -67,16 +68,16 @@ def _train(comm: Comm, saver: CheckpointSaver, way: str, steps: range) -> dict[s
     return {"sum": float(total)}
 
 
-def _harm(rank: int, way: str, saver: CheckpointSaver) -> None:
+def _fail(rank: int, way: str, saver: CheckpointSaver) -> None:
     if way == f"broken-{rank}":
         saver.wait()
         resource.setrlimit(resource.RLIMIT_FSIZE, (50, NO_LIMIT))
     if way == "killed" and rank == 1:
         saver.wait()
-        save.write_tensors = _killed_half_way
+        save.write_tensors = _write_half_and_die
 
 
-def _killed_half_way(path: Path, tensors: TensorGroup) -> dict[str, int | str]:
+def _write_half_and_die(path: Path, tensors: TensorGroup) -> dict[str, int | str]:
     path.write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)
     return {}

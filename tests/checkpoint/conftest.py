@@ -1,4 +1,4 @@
-"""A run folder with attempts, and states that tell each other apart."""
+"""A run folder with attempts, and training states that differ by step."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from hsadml_dist.atomic import write_text
 from hsadml_dist.checkpoint.layout import CheckpointName, TrainingProgress
 from hsadml_dist.checkpoint.save import save_checkpoint
 from hsadml_dist.checkpoint.tensor_files import TrainingState
-from hsadml_dist.run.folder import RunFolder, replace_text
+from hsadml_dist.run.folder import RunFolder
 
 
 def make_state(step: int, seed: int | None = None, **changes: object) -> TrainingState:
-    """Return a state whose tensors are drawn from ``seed``, by default from the step."""
+    """Return a state with random tensors of ``seed``, by default the step."""
     generator = torch.Generator().manual_seed(step if seed is None else seed)
     weight = torch.randn(6, 2, 3, 3, generator=generator).to(memory_format=torch.channels_last)
     groups = {
@@ -29,20 +30,20 @@ def make_state(step: int, seed: int | None = None, **changes: object) -> Trainin
 
 
 class CheckpointRun:
-    """A run folder, and short words for what attempts do in it."""
+    """A run folder, with short methods for the actions of attempts."""
 
     def __init__(self, path: Path) -> None:
         self.folder = RunFolder(path)
 
     def begin(self, number: int, parent: CheckpointName | None = None) -> None:
-        """Attempt ``number`` starts and chooses its parent."""
+        """Start attempt ``number`` and choose its parent."""
         attempt = self.folder.attempt(number)
         attempt.path.mkdir(parents=True)
         text = "null" if parent is None else f'"{parent}"'
-        replace_text(attempt.parent, f'{{"checkpoint": {text}}}\n')
+        write_text(attempt.parent, f'{{"checkpoint": {text}}}\n')
 
     def save(self, number: int, step: int) -> CheckpointName:
-        """Attempt ``number`` writes its checkpoint of ``step``, though a later one may have started."""
+        """Save a checkpoint of ``step`` by attempt ``number``, even if a later one has started."""
         late = [a for a in self.folder.attempts() if a.number > number]
         for attempt in late:
             attempt.path.rename(attempt.path.with_name(f".{attempt.path.name}"))
@@ -58,7 +59,7 @@ class CheckpointRun:
 
 @pytest.fixture
 def run(tmp_path: Path) -> CheckpointRun:
-    """A run whose first attempt has begun from nothing."""
+    """A run whose first attempt starts from scratch."""
     run = CheckpointRun(tmp_path / "run")
     run.begin(1)
     return run
@@ -66,5 +67,5 @@ def run(tmp_path: Path) -> CheckpointRun:
 
 @pytest.fixture
 def state() -> Callable[..., TrainingState]:
-    """Make a state of a step."""
+    """Return the function that makes the state of a step."""
     return make_state

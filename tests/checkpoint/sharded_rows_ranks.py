@@ -1,4 +1,4 @@
-"""A head with sharded centres that trains, saves, or is put back; which of it the case says: ``save`` or ``load``."""
+"""Train and save a head with sharded centres, or load it; the case says which: ``save`` or ``load``."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def body(comm: Comm, case: str) -> dict[str, Any]:
     if task["do"] == "load":
         state = load_checkpoint(run, CheckpointName(STEPS, 1), head.rows)
         head.load(state.groups)
-        return _told(head)
+        return _answer(head)
     _train(head, comm, task["classes"])
     try:
         save_checkpoint(run, run.attempt(1), _state(head, comm), comm)
     except HsadmlError as fault:
         return {"fault": str(fault)}
-    return _told(head)
+    return _answer(head)
 
 
 def _head(comm: Comm, classes: int, seed: int) -> Head:
@@ -69,7 +69,7 @@ def _state(head: Head, comm: Comm) -> TrainingState:
     return TrainingState(groups=model | head.state(), progress=progress, rows=head.rows)
 
 
-def _told(head: Head) -> dict[str, Any]:
+def _answer(head: Head) -> dict[str, Any]:
     return {"rows": head.rows, "groups": head.state()}
 
 

@@ -10,13 +10,13 @@ from hsadml_dist.errors import CheckpointError, UsageError
 
 
 def digest_of(run, state, number):
-    """Write the state as another attempt's and return its digest."""
+    """Save the state as another attempt and return its digest."""
     attempt = run.folder.attempt(number)
     attempt.path.mkdir(exist_ok=True)
     return state_digest(run.folder.checkpoints / str(save_checkpoint(run.folder, attempt, state)))
 
 
-def test_the_same_state_gives_the_same_text_whoever_wrote_it(run, state):
+def test_digest_is_equal_for_equal_states(run, state):
     digests = {
         digest_of(run, state(10), 1),
         digest_of(run, state(10, world_size=4), 2),
@@ -41,43 +41,43 @@ def one_bit(tensor):
         ("centres", "weight"),
     ],
 )
-def test_one_bit_of_any_tensor_changes_it(run, state, group, name):
+def test_digest_changes_with_one_bit_of_any_tensor(run, state, group, name):
     changed = state(10)
     changed.groups[group][name] = one_bit(changed.groups[group][name])
     assert digest_of(run, changed, 2) != digest_of(run, state(10), 3)
 
 
 @pytest.mark.parametrize("change", [{"step": 11}, {"consumed": 121}, {"seed": 1}])
-def test_the_position_counts_too(run, state, change):
+def test_digest_changes_with_the_position(run, state, change):
     moved = replace(state(10), progress=replace(state(10).progress, **change))
     assert digest_of(run, moved, 2) != digest_of(run, state(10), 3)
 
 
-def test_names_and_shapes_count_too(run, state):
+def test_digest_changes_with_names_and_shapes(run, state):
     renamed, reshaped = state(10), state(10)
     renamed.groups["model"]["neck.weight"] = renamed.groups["model"].pop("neck.bias")
     reshaped.groups["model"]["neck.bias"] = reshaped.groups["model"]["neck.bias"].reshape(2, 2)
     assert len({digest_of(run, renamed, 2), digest_of(run, reshaped, 3), digest_of(run, state(10), 4)}) == 3
 
 
-def test_a_runs_digest_is_that_of_its_newest_or_of_the_step_asked_for(run):
+def test_run_digest_is_that_of_the_newest_or_of_the_given_step(run):
     names = [run.save(1, step) for step in (10, 20)]
     assert run_digest(run.folder.path) == state_digest(run.path(names[1]))
     assert run_digest(run.folder.path, 10) == state_digest(run.path(names[0]))
     assert run_digest(run.folder.path, 10) != run_digest(run.folder.path, 20)
 
 
-def test_a_step_without_checkpoint(run):
+def test_run_digest_of_a_missing_step_lists_the_available_ones(run):
     run.save(1, 10)
     run.save(1, 20)
-    with pytest.raises(UsageError, match="--step 15: no such checkpoint; there are 10, 20"):
+    with pytest.raises(UsageError, match=r"--step 15: .*10, 20"):
         run_digest(run.folder.path, 15)
 
 
-def test_no_checkpoint_and_a_damaged_one(run):
-    with pytest.raises(CheckpointError, match="there is no checkpoint yet"):
+def test_run_digest_without_an_intact_checkpoint_raises(run):
+    with pytest.raises(CheckpointError, match=str(run.folder.path)):
         run_digest(run.folder.path)
     name = run.save(1, 10)
     os.truncate(run.path(name) / "model.safetensors", 3)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors has 3 bytes"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors.* 3 "):
         run_digest(run.folder.path)

@@ -16,21 +16,21 @@ from hsadml_dist.checkpoint.load import (
     load_safetensors,
 )
 from hsadml_dist.checkpoint.save import save_checkpoint
-from hsadml_dist.distributed.comm import SoloComm
+from hsadml_dist.distributed.comm import FakeComm, SoloComm
 from hsadml_dist.errors import CheckpointError
 
 
-class TwoSeers(SoloComm):
-    """Stands for two ranks; the other one has the given fault with every checkpoint of a step."""
+class PeerWithDamage(FakeComm):
+    """Rank 0 of two ranks, of which the other finds ``damages[n]`` in the n-th checkpoint that is checked."""
 
-    def __init__(self, faults):
-        super().__init__()
-        self.faults = dict(faults)
+    def __init__(self, damages):
+        super().__init__(0, 2)
+        self.damages = damages
         self.calls = 0
 
     def all_gather_object(self, value):
         self.calls += 1
-        return [value, self.faults.get(self.calls)]
+        return [value, self.damages.get(self.calls)]
 
 
 @pytest.fixture
@@ -48,13 +48,13 @@ def flip(path, place=-1):
     path.write_bytes(content)
 
 
-def replaced_by_folder(path):
+def replace_by_folder(path):
     path.unlink()
     path.mkdir()
 
 
-def committed_as(folder, manifest):
-    """Another manifest, whose COMMIT is right."""
+def replace_manifest(folder, manifest):
+    """Replace the manifest, with a matching COMMIT."""
     (folder / "manifest.json").write_bytes(manifest)
     (folder / "COMMIT").write_text(hashlib.sha256(manifest).hexdigest())
 
@@ -65,15 +65,15 @@ DAMAGES = {
     "a flipped byte of the header": lambda folder: flip(folder / "centres.safetensors", 3),
     "no COMMIT": lambda folder: (folder / "COMMIT").unlink(),
     "no manifest": lambda folder: (folder / "manifest.json").unlink(),
-    "a file that is a folder": lambda folder: replaced_by_folder(folder / "model.safetensors"),
-    "a manifest that is not JSON": lambda folder: committed_as(folder, b"{"),
-    "a manifest of another shape": lambda folder: committed_as(folder, b"[1]"),
+    "a file that is a folder": lambda folder: replace_by_folder(folder / "model.safetensors"),
+    "a manifest that is not JSON": lambda folder: replace_manifest(folder, b"{"),
+    "a manifest of another shape": lambda folder: replace_manifest(folder, b"[1]"),
     "a folder that is a file": lambda folder: (shutil.rmtree(folder), folder.write_text("x")),
     "empty": lambda folder: [path.unlink() for path in folder.iterdir()],
 }
 
 
-def test_round_trip_to_the_last_bit(run, state):
+def test_checkpoint_round_trip_is_bit_identical(run, state):
     name = run.save(1, 10)
     loaded, saved = load_checkpoint(run.folder, name), state(10)
     assert loaded.progress == saved.progress
@@ -86,18 +86,18 @@ def test_round_trip_to_the_last_bit(run, state):
             assert torch.equal(loaded.groups[group][key], tensor)
 
 
-def test_nothing_there_means_a_start_from_nothing(run):
+def test_choice_without_checkpoints_is_a_start_from_scratch(run):
     assert choose(run).name is None
     run.folder.checkpoints.mkdir()
     assert choose(run).name is None
 
 
-def test_the_newest_is_chosen(run, three):
+def test_choice_is_the_newest_checkpoint(run, three):
     choice = choose(run)
     assert (choice.name, choice.rejected) == (three[-1], [])
 
 
-def test_a_killed_write_is_no_checkpoint(run, three):
+def test_choice_ignores_an_interrupted_save(run, three):
     half = run.folder.checkpoints / ".step-00000040.attempt-0001.tmp"
     shutil.copytree(run.path(three[-1]), half)
     (half / "COMMIT").unlink()
@@ -106,7 +106,7 @@ def test_a_killed_write_is_no_checkpoint(run, three):
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_one_is_passed_over_with_its_reason(run, three, damage):
+def test_choice_rejects_a_damaged_checkpoint_with_its_reason(run, three, damage):
     damage(run.path(three[-1]))
     choice = choose(run)
     assert choice.name == three[-2]
@@ -116,20 +116,20 @@ def test_a_damaged_one_is_passed_over_with_its_reason(run, three, damage):
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_if_all_are_damaged_nothing_starts_over_in_silence(run, three, damage):
+def test_choice_raises_if_all_checkpoints_are_damaged(run, three, damage):
     for name in three:
         damage(run.path(name))
-    with pytest.raises(CheckpointError, match=f"no checkpoint verifies; the newest, {three[-1]}: rank 0: "):
+    with pytest.raises(CheckpointError, match=f"{three[-1]}: rank 0: "):
         choose(run)
 
 
-def test_one_rank_that_reads_other_bytes_speaks_for_all(run, three):
-    choice = choose_checkpoint(run.folder, TwoSeers({1: "model.safetensors has 0 bytes, not 9"}))
+def test_choice_rejects_a_checkpoint_that_is_damaged_on_one_rank(run, three):
+    choice = choose_checkpoint(run.folder, PeerWithDamage({1: "model.safetensors has 0 bytes, not 9"}))
     assert choice.name == three[-2]
     assert choice.rejected == [(three[-1], "rank 1: model.safetensors has 0 bytes, not 9")]
 
 
-def test_a_cut_off_ranks_commit_is_left_out(run):
+def test_choice_excludes_checkpoints_outside_the_lineage(run):
     first = run.save(1, 10)
     run.begin(2, first)
     run.save(1, 30)
@@ -138,7 +138,7 @@ def test_a_cut_off_ranks_commit_is_left_out(run):
     assert choose(run).name == second
 
 
-def test_inference_takes_the_newest_good_one(run, three, state):
+def test_inference_loads_the_newest_intact_checkpoint(run, three, state):
     DAMAGES["a flipped byte"](run.path(three[-1]))
     loaded = load_inference_state(run.folder)
     assert (loaded.name, loaded.data_digest) == (three[-2], "d")
@@ -146,7 +146,7 @@ def test_inference_takes_the_newest_good_one(run, three, state):
     assert torch.equal(loaded.model["neck.bias"], state(20).groups["model"]["neck.bias"])
 
 
-def test_inference_takes_averages_for_weights_where_there_are_some(run, state):
+def test_inference_uses_running_averages_of_weights(run, state):
     def with_averages(step):
         one = state(step)
         one.groups["model_ema"] = {"neck.bias": torch.full((4,), 7.0)}
@@ -160,39 +160,39 @@ def test_inference_takes_averages_for_weights_where_there_are_some(run, state):
     assert loaded.model.keys() == state(10).groups["model"].keys()
 
 
-def test_inference_looks_again_when_a_training_removes_what_it_reads(run, three, state, monkeypatch):
-    find = load.find_damage
+def test_inference_retries_when_a_training_removes_the_checkpoint(run, three, state, monkeypatch):
+    verify = load.find_damage
 
-    def and_then_a_newer_one_replaces_it(folder):
-        fault = find(folder)
+    def and_replace_it_by_a_newer_one(folder):
+        damage = verify(folder)
         if folder == run.path(three[-1]):
             shutil.rmtree(folder)
             run.save(1, 40)
-        return fault
+        return damage
 
-    monkeypatch.setattr(load, "find_damage", and_then_a_newer_one_replaces_it)
+    monkeypatch.setattr(load, "find_damage", and_replace_it_by_a_newer_one)
     assert load_inference_state(run.folder).name == CheckpointName(40, 1)
 
 
-def test_inference_without_any(run):
-    with pytest.raises(CheckpointError, match="no checkpoint that verifies; train the run first"):
+def test_inference_without_checkpoints_raises(run):
+    with pytest.raises(CheckpointError, match=str(run.folder.path)):
         load_inference_state(run.folder)
 
 
-def test_foreign_weights(tmp_path):
+def test_load_safetensors_returns_tensors_by_name(tmp_path):
     safetensors.torch.save_file({"a": torch.ones(2)}, tmp_path / "w.safetensors")
     assert load_safetensors(tmp_path / "w.safetensors")["a"].tolist() == [1, 1]
 
 
-def test_foreign_weights_that_are_missing_or_of_another_format(tmp_path):
+def test_load_safetensors_rejects_missing_files_and_other_formats(tmp_path):
     torch.save({"a": torch.ones(2)}, tmp_path / "w.pt")
-    with pytest.raises(CheckpointError, match="not a safetensors file"):
+    with pytest.raises(CheckpointError, match=r"w\.pt"):
         load_safetensors(tmp_path / "w.pt")
-    with pytest.raises(CheckpointError, match=r"none\.safetensors: the weights cannot be read: No such file"):
+    with pytest.raises(CheckpointError, match=r"none\.safetensors: .*No such file"):
         load_safetensors(tmp_path / "none.safetensors")
 
 
-def test_files_that_the_manifest_does_not_name_are_not_opened(run, three):
+def test_files_outside_the_manifest_are_not_opened(run, three):
     folder = run.path(three[-1])
     with open(folder / "huge.safetensors", "wb") as file:
         file.truncate(2**40)  # a hole: no byte of it is on the disk
@@ -206,26 +206,24 @@ def test_files_that_the_manifest_does_not_name_are_not_opened(run, three):
     }
 
 
-def test_a_checkpoint_under_another_name_is_passed_over(run, three):
+def test_choice_rejects_a_renamed_checkpoint(run, three):
     shutil.copytree(run.path(three[0]), run.path(CheckpointName(99, 1)))
     choice = choose(run)
     assert choice.name == three[-1]
-    assert choice.rejected == [(CheckpointName(99, 1), "rank 0: manifest.json is that of step 10, attempt 1")]
+    [(name, reason)] = choice.rejected
+    assert name == CheckpointName(99, 1)
+    assert all(fact in reason for fact in ("rank 0", "manifest.json", "step 10", "attempt 1"))
 
 
-def test_a_damaged_record_of_the_parent_is_named(run, three):
+def test_damaged_parent_file_is_named(run, three):
     run.begin(2, three[0])
     path = run.folder.attempt(2).parent
-    for text, said in (
-        ("{", "damaged"),
-        ('{"x": 1}', "damaged"),
-        ('{"checkpoint": "x"}', "'x' is no checkpoint's name"),
-    ):
+    for text in ("{", '{"x": 1}', '{"checkpoint": "x"}'):
         path.write_text(text)
-        with pytest.raises(CheckpointError, match=f"parent.json: {said}"):
+        with pytest.raises(CheckpointError, match=r"parent\.json"):
             choose(run)
 
 
-def test_names_of_other_things_beside_checkpoints_do_no_harm(run, three):
+def test_choice_ignores_other_files_in_the_folder(run, three):
     (run.folder.checkpoints / "README").write_text("mine")
     assert choose(run).name == three[-1] == CheckpointName(30, 1)

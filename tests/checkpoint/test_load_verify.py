@@ -22,51 +22,52 @@ def folder(run):
     return run.path(run.save(1, 10))
 
 
-def test_a_whole_checkpoint_has_no_fault(folder):
+def test_intact_checkpoint_has_no_damage(folder):
     assert {path.name for path in folder.iterdir()} == set(FILES)
     assert find_damage(folder) is None
 
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("bit", [1, 128])
-def test_a_flipped_bit_is_found_in_every_file(folder, name, bit):
+def test_flipped_bit_is_found_in_every_file(folder, name, bit):
     content = bytearray((folder / name).read_bytes())
     content[len(content) // 2] ^= bit
     (folder / name).write_bytes(content)
-    fault = find_damage(folder)
-    assert fault is not None
-    assert (name if name != "COMMIT" else "manifest.json") in fault
+    damage = find_damage(folder)
+    assert damage is not None
+    assert (name if name != "COMMIT" else "manifest.json") in damage
 
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("keep", [0, 5])
-def test_a_truncated_file_is_found(folder, name, keep):
+def test_truncated_file_is_found(folder, name, keep):
     (folder / name).write_bytes((folder / name).read_bytes()[:keep])
     assert find_damage(folder) is not None
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_missing_file_is_named(folder, name):
+def test_missing_file_is_named(folder, name):
     (folder / name).unlink()
-    assert find_damage(folder) == f"{name}: No such file or directory"
+    assert find_damage(folder).startswith(f"{name}: ")
 
 
-def test_sizes_are_told(folder):
+def test_wrong_size_is_reported_with_both_sizes(folder):
     with open(folder / "model.safetensors", "ab") as file:
         file.write(b"x")
     size = (folder / "model.safetensors").stat().st_size
-    assert find_damage(folder) == f"model.safetensors has {size} bytes, not {size - 1}"
+    damage = find_damage(folder)
+    assert all(fact in damage for fact in ("model.safetensors", str(size), str(size - 1)))
 
 
-def test_a_layout_of_another_version_is_refused_by_number(folder):
+def test_unknown_layout_is_rejected_by_number(folder):
     manifest = json.dumps({**json.loads((folder / "manifest.json").read_text()), "layout": 9}).encode()
     (folder / "manifest.json").write_bytes(manifest)
     (folder / "COMMIT").write_text(hashlib.sha256(manifest).hexdigest())
-    assert find_damage(folder) == "layout 9 is unknown; this version reads layout 1"
+    assert "layout 9" in find_damage(folder)
 
 
 def rewritten(folder, **changes):
-    """A manifest with other content and the right COMMIT."""
+    """Rewrite the manifest with other content and a matching COMMIT."""
     record = json.loads((folder / "manifest.json").read_text()) | changes
     manifest = json.dumps(record).encode()
     (folder / "manifest.json").write_bytes(manifest)
@@ -89,30 +90,30 @@ ENTRY = {"bytes": 1, "sha256": "x"}
         {"progress.json": ENTRY, "../../secret": ENTRY},
     ],
 )
-def test_a_manifest_of_another_shape_is_a_fault_and_no_traceback(folder, files):
+def test_invalid_manifest_content_is_damage(folder, files):
     rewritten(folder, files=files)
     assert find_damage(folder).startswith("manifest.json ")
 
 
-def test_a_huge_commit_is_not_read_into_memory(folder):
+def test_huge_commit_file_is_not_read_into_memory(folder):
     with open(folder / "COMMIT", "wb") as file:
         file.truncate(2**40)
-    assert find_damage(folder) == "manifest.json is not the one that was committed"
+    assert find_damage(folder).startswith("manifest.json ")
 
 
-def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(folder):
+def test_fifo_in_place_of_a_file_does_not_block(folder):
     (folder / "model.safetensors").unlink()
     os.mkfifo(folder / "model.safetensors")
-    assert find_damage(folder) == "model.safetensors is no plain file"
+    assert find_damage(folder).startswith("model.safetensors ")
 
 
-def test_a_disk_error_while_reading_names_the_file(folder, monkeypatch):
+def test_disk_error_while_reading_names_the_file(folder, monkeypatch):
     def broken(file, algorithm):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(hashlib, "file_digest", broken)
-    assert find_damage(folder).endswith(".safetensors: Input/output error")
+    assert ".safetensors: " in find_damage(folder)
 
 
-def test_a_missing_folder(run):
+def test_missing_folder_is_damage(run):
     assert find_damage(run.folder.checkpoints / "step-00000001.attempt-0001") is not None

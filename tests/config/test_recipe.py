@@ -7,11 +7,14 @@ import pytest
 from hsadml_dist.config import Recipe
 from hsadml_dist.config.recipe import DataConfig, EngineConfig, TrainConfig
 from hsadml_dist.config.schema import iter_settings
-from hsadml_dist.config.yaml_loader import dump_recipe, load_recipe
-from hsadml_dist.errors import ConfigError
 
 RECIPE = Recipe(data=DataConfig(shards="x"), train=TrainConfig(steps=4))
-LATER = {"optim.layer_decay": 0.5, "optim.ema_decay": 0.9, "model.batch_norm": "group", "model.freeze": ("neck",)}
+ADDED_LATER = {
+    "optim.layer_decay": 0.5,
+    "optim.ema_decay": 0.9,
+    "model.batch_norm": "group",
+    "model.freeze": ("neck",),
+}
 
 
 def changed(key, value):
@@ -19,62 +22,91 @@ def changed(key, value):
     return replace(RECIPE, **{section: replace(getattr(RECIPE, section), **{name: value})})
 
 
-def test_a_run_that_was_made_before_a_setting_was_there_keeps_its_fingerprint():
-    assert {key for key, _, rule in iter_settings(RECIPE) if rule.added_later} == LATER.keys()
-    before = {key: value for key, value in RECIPE.identity().items() if key not in LATER}
+def conflicts(recipe):
+    return {keys[0]: problem for keys, problem in recipe.conflicts()}
+
+
+def test_unused_setting_added_later_keeps_fingerprint():
+    assert {key for key, _, rule in iter_settings(RECIPE) if rule.added_later} == ADDED_LATER.keys()
+    before = {key: value for key, value in RECIPE.identity().items() if key not in ADDED_LATER}
     text = json.dumps(before, sort_keys=True, default=list)
     assert RECIPE.fingerprint() == hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-@pytest.mark.parametrize("key", LATER)
-def test_a_setting_that_came_later_counts_as_soon_as_it_is_used(key):
-    other = changed(key, LATER[key])
+@pytest.mark.parametrize("key", ADDED_LATER)
+def test_used_setting_added_later_changes_fingerprint_and_identity(key):
+    other = changed(key, ADDED_LATER[key])
     assert other.fingerprint() != RECIPE.fingerprint()
-    assert other.identity()[key] != RECIPE.identity()[key], "a change on an existing run is seen"
+    assert other.identity()[key] != RECIPE.identity()[key]
 
 
-@pytest.mark.parametrize("key", ["static_graph", "compile"])
-def test_what_only_ddp_knows_is_refused_elsewhere(key):
-    assert list(EngineConfig(**{key: True}).conflicts()) == []
-    faults = list(EngineConfig(name="deepspeed", **{key: True}).conflicts())
-    assert faults == [(f"engine.{key}", "true is for engine.name 'ddp', which is 'deepspeed'")]
+@pytest.mark.parametrize(("key", "value"), [("train.steps", 9), ("data.workers", 2), ("engine.zero_stage", 1)])
+def test_setting_that_may_change_on_resume_keeps_fingerprint(key, value):
+    constant = replace(RECIPE, optim=replace(RECIPE.optim, schedule="constant"))
+    section, _, name = key.partition(".")
+    other = replace(constant, **{section: replace(getattr(constant, section), **{name: value})})
+    assert other.fingerprint() == constant.fingerprint()
 
 
-GOOD = "data: {shards: out/x}\ntrain: {steps: 5}\n"
+def test_length_is_fixed_under_a_cosine_schedule():
+    assert changed("train.steps", 9).fingerprint() != RECIPE.fingerprint()
 
 
-def load(tmp_path, model):
-    path = tmp_path / "recipe.yaml"
-    path.write_text(f"{GOOD}model: {model}\n")
-    return load_recipe(path).recipe
+def test_recipe_without_conflicts_has_none():
+    assert conflicts(RECIPE) == {}
 
 
-def test_parts_to_freeze_are_read_and_written_as_they_are(tmp_path):
-    recipe = load(tmp_path, "{freeze: [backbone.stem, backbone.blocks.0], batch_norm: group}")
-    assert (recipe.model.freeze, recipe.model.batch_norm) == (("backbone.stem", "backbone.blocks.0"), "group")
-    dump_recipe(recipe, tmp_path / "again.yaml")
-    assert load_recipe(tmp_path / "again.yaml").recipe == recipe
-
-
-def test_as_they_are_published_is_the_default(tmp_path):
-    model = load(tmp_path, "{}").model
-    assert (model.batch_norm, model.freeze) == ("keep", ())
-
-
-@pytest.mark.parametrize("model", ["{freeze: [backbone.stem]}", "{batch_norm: group}"])
-def test_both_are_part_of_what_the_run_is(tmp_path, model):
-    assert load(tmp_path, model).fingerprint() != load(tmp_path, "{}").fingerprint()
+@pytest.mark.parametrize("train", [TrainConfig(), TrainConfig(steps=1, epochs=1)])
+def test_exactly_one_length_is_required(train):
+    assert conflicts(replace(RECIPE, train=train)).keys() == {"train.steps"}
 
 
 @pytest.mark.parametrize(
-    ("model", "text"),
+    ("key", "value"),
     [
-        ("{batch_norm: grouped}", r"model\.batch_norm: 'grouped' is not .*keep.*group.*sync"),
-        ("{freeze: [1]}", r"model\.freeze: .*is not"),
-        ("{freeze: backbone.stem}", r"model\.freeze: .*is not"),
+        ("data.val_fold", 0),
+        ("engine.accumulate", 3),
+        ("engine.offload_optimizer", True),
+        ("engine.deepspeed_config", "x.json"),
     ],
 )
-def test_other_values_are_refused(tmp_path, model, text):
-    with pytest.raises(ConfigError, match=text) as fault:
-        load(tmp_path, model)
-    assert str(fault.value).count("\n") == 0
+def test_conflict_names_key_and_value(key, value):
+    assert str(value) in conflicts(changed(key, value))[key] or value is True
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"static_graph": True}, "engine.static_graph"),
+        ({"compile": True}, "engine.compile"),
+        ({"precision": "fp64"}, "engine.precision"),
+        ({"zero_stage": 0, "offload_optimizer": True}, "engine.offload_optimizer"),
+    ],
+)
+def test_settings_that_deepspeed_does_not_support_are_refused(settings, key):
+    engine = EngineConfig(name="deepspeed", **settings)
+    assert conflicts(replace(RECIPE, engine=engine)).keys() == {key}
+
+
+@pytest.mark.parametrize("name", ["static_graph", "compile"])
+def test_ddp_accepts_its_own_settings(name):
+    assert conflicts(replace(RECIPE, engine=EngineConfig(**{name: True}))) == {}
+
+
+@pytest.mark.parametrize(
+    ("item", "facts"),
+    [
+        ({"prob": 1}, ["_target_", "monai.transforms.NAME"]),
+        ({"_target_": "os.system"}, ["'os.system'", "monai.transforms.NAME"]),
+        ({"_target_": "monai.transforms.utils.os.system"}, ["'monai.transforms.utils.os.system'"]),
+        ({"_target_": "monai.transforms.RandFlip", "a": [{"b": "$1"}]}, ["'$1'"]),
+        ({"_target_": "monai.transforms.RandFlip", "a": {"_target_": "os.system"}}, ["'os.system'"]),
+        ({"_target_": "monai.transforms.RandFlip", "@a": 1}, ["'@a'"]),
+    ],
+)
+def test_transform_that_could_run_code_is_refused(item, facts):
+    good = {"_target_": "monai.transforms.RandFlip", "prob": 0.5}
+    assert conflicts(changed("data.transforms", (good,))) == {}
+    problem = conflicts(changed("data.transforms", (good, item)))["data.transforms"]
+    assert "item 2" in problem
+    assert all(fact in problem for fact in facts)

@@ -21,16 +21,20 @@ def recipe(tmp_path):
 def faults(path, overrides=(), find=None):
     with pytest.raises(ConfigError) as caught:
         load_recipe(path, overrides, find)
-    return [str(fault) for fault in caught.value.faults]
+    return caught.value.faults
 
 
-def one(path, overrides=()):
-    found = faults(path, overrides)
-    assert len(found) == 1, found
-    return found[0]
+def places(path, overrides=(), find=None):
+    return [(fault.where, fault.key) for fault in faults(path, overrides, find)]
 
 
-def test_values_and_defaults_with_provenance(recipe):
+def only_fault(path, overrides=()):
+    (fault,) = faults(path, overrides)
+    assert "\n" not in str(fault)
+    return fault
+
+
+def test_load_recipe_returns_values_defaults_and_provenance(recipe):
     loaded = load_recipe(recipe("data:\n  shards: out/x\noptim:\n  lr: 1e-3\n"), ["train.steps=7"])
     assert (loaded.recipe.data.shards, loaded.recipe.optim.lr, loaded.recipe.train.steps) == ("out/x", 0.001, 7)
     assert loaded.provenance["data.shards"] == "recipe.yaml:2"
@@ -39,108 +43,127 @@ def test_values_and_defaults_with_provenance(recipe):
     assert loaded.provenance["train.seed"] == "default"
 
 
-def test_all_faults_come_at_once_each_with_its_line(recipe):
+def test_all_faults_are_reported_with_line_value_and_spelling(recipe):
     path = recipe("data: {shards: out/x}\ntrain:\n  global_bach: 3\n  seed: abc\n  steps: 5\noptm: {}\n")
-    assert faults(path, ["model.dropout=2"]) == [
-        "recipe.yaml:3: train.global_bach: unknown setting (did you mean 'global_batch'?)",
-        "recipe.yaml:6: optm: unknown section (did you mean 'optim'?)",
-        "recipe.yaml:4: train.seed: 'abc' is not an integer",
-        "command line: model.dropout: 2 must be at most 0.95",
-    ]
+    found = {(fault.where, fault.key): fault.problem for fault in faults(path, ["model.dropout=2"])}
+    assert found.keys() == {
+        ("recipe.yaml:3", "train.global_bach"),
+        ("recipe.yaml:6", "optm"),
+        ("recipe.yaml:4", "train.seed"),
+        ("command line", "model.dropout"),
+    }
+    assert "'global_batch'" in found["recipe.yaml:3", "train.global_bach"]
+    assert "'optim'" in found["recipe.yaml:6", "optm"]
+    assert "'abc'" in found["recipe.yaml:4", "train.seed"]
+    assert "0.95" in found["command line", "model.dropout"]
 
 
 @pytest.mark.parametrize(
-    ("setting", "problem"),
+    ("setting", "facts"),
     [
-        ("train.seed=true", "true is not an integer"),
-        ("train.seed=1.0", "1.0 is not an integer"),
-        ("train.seed='3'", "'3' is not an integer"),
-        ("train.seed=010", "010 may mean an octal number; write it without the leading zero"),
-        ("train.seed=", "null is not an integer"),
-        ("train.seed=-1", "-1 must be at least 0"),
-        ("train.seed=[1]", "[1] is not an integer"),
-        ("train.seed=!!python/name:os.system 1", "'1' cannot be read with the tag python/name:os.system"),
-        ("optim.lr=true", "true is not a number"),
-        ("optim.lr=0", "0 must be greater than 0"),
-        ("optim.ema_decay=1", "1 must be less than 1"),
-        ("optim.ema_decay=0", "0 must be greater than 0"),
-        ("optim.layer_decay=1.1", "1.1 must be at most 1"),
-        ("optim.lr=1e999", "1e999 is too large for a number"),
-        ("optim.lr=.nan", "'.nan' is not a number"),
-        ("run.ledger=1", "1 is not true or false"),
-        ("run.ledger=yes", "'yes' is not true or false"),
-        ("model.name=12", "12 is not text (quote it)"),
-        ("engine.clip_norm=x", "'x' is not a number or null"),
-        (
-            "loss.name=spherefase",
-            "'spherefase' is not one of 'softmax', 'sphereface', 'sphereface_r_v1', 'sphereface_r_v2', 'cosface', "
-            "'arcface', 'sphereface2', 'adaface' (did you mean 'sphereface'?)",
-        ),
-        ("data.val_fold=[1", "is not YAML: expected ',' or ']', but got '<stream end>'"),
-        ("data.fold=*x", "is not YAML: aliases are refused; write the value out"),
+        ("train.seed=true", ["true", "integer"]),
+        ("train.seed=1.0", ["1.0", "integer"]),
+        ("train.seed='3'", ["'3'", "integer"]),
+        ("train.seed=010", ["010", "octal"]),
+        ("train.seed=", ["null", "integer"]),
+        ("train.seed=-1", ["-1", "at least 0"]),
+        ("train.seed=[1]", ["[1]", "integer"]),
+        ("train.seed=!!python/name:os.system 1", ["'1'", "python/name:os.system"]),
+        ("optim.lr=true", ["true", "number"]),
+        ("optim.lr=0", ["0", "greater than 0"]),
+        ("optim.ema_decay=1", ["1", "less than 1"]),
+        ("optim.ema_decay=0", ["0", "greater than 0"]),
+        ("optim.layer_decay=1.1", ["1.1", "at most 1"]),
+        ("optim.lr=1e999", ["1e999", "too large"]),
+        ("optim.lr=.nan", ["'.nan'", "number"]),
+        ("run.ledger=1", ["1", "true or false"]),
+        ("run.ledger=yes", ["'yes'", "true or false"]),
+        ("model.name=12", ["12", '"12"']),
+        ("model.freeze=[1]", ["[1]", "list", "null"][:2]),
+        ("model.freeze=backbone.stem", ["'backbone.stem'", "list"]),
+        ("model.batch_norm=grouped", ["'grouped'", "'keep'", "'group'", "'sync'"]),
+        ("engine.clip_norm=x", ["'x'", "number", "null"]),
+        ("loss.name=spherefase", ["'spherefase'", "'softmax'", "'adaface'", "(did you mean 'sphereface'?)"]),
+        ("data.transforms=[3]", ["[3]", "list of mappings"]),
+        ("data.transforms=[{_target_: os.system}]", ["'os.system'"]),
+        ("data.val_fold=[1", ["YAML"]),
+        ("data.fold=*x", ["aliases"]),
     ],
 )
-def test_a_wrong_value_is_named_with_what_is_allowed(recipe, setting, problem):
-    key = setting.partition("=")[0]
-    assert one(recipe(GOOD), [setting]) == f"command line: {key}: {problem}"
+def test_invalid_value_is_reported_with_what_is_allowed(recipe, setting, facts):
+    fault = only_fault(recipe(GOOD), [setting])
+    assert (fault.where, fault.key) == ("command line", setting.partition("=")[0])
+    assert all(fact in fault.problem for fact in facts), fault
 
 
-def test_integers_pass_for_floats_and_the_last_override_counts(recipe):
+def test_integer_is_accepted_for_float_and_last_override_counts(recipe):
     loaded = load_recipe(recipe(GOOD), ["optim.lr=1", "optim.lr=2"])
     assert loaded.recipe.optim.lr == 2.0
     assert isinstance(loaded.recipe.optim.lr, float)
 
 
 @pytest.mark.parametrize(
-    ("override", "fault"),
+    ("override", "key", "fact"),
     [
-        ("steps=3", "steps: unknown setting (did you mean 'train.steps'?)"),
-        ("train.stebs=3", "train.stebs: unknown setting (did you mean 'steps'?)"),
-        ("train", "train: is not of the form key=value"),
+        ("steps=3", "steps", "'train.steps'"),
+        ("train.stebs=3", "train.stebs", "'steps'"),
+        ("train", "train", "key=value"),
     ],
 )
-def test_a_wrong_override_is_a_fault_of_the_command_line(recipe, override, fault):
-    assert one(recipe(GOOD), [override]) == f"command line: {fault}"
+def test_invalid_override_is_reported_at_the_command_line(recipe, override, key, fact):
+    fault = only_fault(recipe(GOOD), [override])
+    assert (fault.where, fault.key) == ("command line", key)
+    assert fact in fault.problem
 
 
-def test_duplicates_are_refused(recipe):
-    path = recipe(GOOD + "train: {steps: 6}\nloss:\n  scale: 3\n  scale: 4\n")
-    assert faults(path) == [
-        "recipe.yaml:3: train: given twice, first in line 2",
-        "recipe.yaml:6: loss.scale: given twice, first in line 5",
+def test_duplicate_keys_are_refused_with_both_lines(recipe):
+    found = faults(recipe(GOOD + "train: {steps: 6}\nloss:\n  scale: 3\n  scale: 4\n"))
+    assert [(fault.where, fault.key) for fault in found] == [
+        ("recipe.yaml:3", "train"),
+        ("recipe.yaml:6", "loss.scale"),
     ]
+    assert "line 2" in found[0].problem and "line 5" in found[1].problem
 
 
 @pytest.mark.parametrize(
-    ("text", "fault"),
+    ("text", "where", "key"),
     [
-        ("", "recipe.yaml: data.shards: must be given"),
-        ("- a\n", "recipe.yaml: recipe: must be a mapping of sections, such as 'train:'"),
-        ("data: {shards: x\ntrain:\n", "recipe.yaml:2: recipe: is not YAML: expected ',' or '}', but got ':'"),
-        ("data: 3\ntrain: {steps: 1}\n", "recipe.yaml:1: data: must be a mapping of settings"),
-        ("data: &a {shards: x}\ntrain: *a\n", "recipe.yaml:2: recipe: is not YAML: aliases are refused"),
+        ("", "recipe.yaml", "data.shards"),
+        ("- a\n", "recipe.yaml", "recipe"),
+        ("data: {shards: x\ntrain:\n", "recipe.yaml:2", "recipe"),
+        ("data: 3\ntrain: {steps: 1}\n", "recipe.yaml:1", "data"),
+        ("data: &a {shards: x}\ntrain: *a\n", "recipe.yaml:2", "recipe"),
     ],
 )
-def test_files_that_are_no_recipes(recipe, text, fault):
-    assert any(found.startswith(fault) for found in faults(recipe(text)))
+def test_file_that_is_not_a_recipe_is_refused(recipe, text, where, key):
+    assert (where, key) in places(recipe(text))
 
 
-def test_files_that_cannot_be_read(tmp_path):
-    assert one(tmp_path / "no.yaml").endswith("recipe: cannot be read: No such file or directory")
+def test_unreadable_file_is_reported(tmp_path):
+    fault = only_fault(tmp_path / "no.yaml")
+    assert fault.key == "recipe" and "No such file" in fault.problem
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
-    assert one(tmp_path / "bytes.yaml").endswith("recipe: cannot be read: it is no UTF-8 text")
+    fault = only_fault(tmp_path / "bytes.yaml")
+    assert fault.key == "recipe" and "UTF-8" in fault.problem
 
 
-def test_disagreements_stand_where_the_setting_does(recipe):
-    path = recipe("data: {shards: x}\ntrain:\n  epochs: 2\n  steps: 3\n")
-    assert one(path).startswith("recipe.yaml:4: train.steps: exactly one of")
+def test_conflict_is_reported_at_the_line_of_the_setting(recipe):
+    assert places(recipe("data: {shards: x}\ntrain:\n  epochs: 2\n  steps: 3\n")) == [("recipe.yaml:4", "train.steps")]
 
 
-def test_what_only_follows_from_another_fault_is_not_told(recipe):
-    assert one(recipe("data: {shards: x}\ntrain: {steps: x}\n")).endswith("'x' is not an integer or null")
+@pytest.mark.parametrize(
+    "sections",
+    [
+        "train: {steps: x}",
+        "train: {steps: 1, epochs: x}",
+        "train: {steps: 1, global_batch: x}\nengine: {accumulate: 5}",
+    ],
+)
+def test_conflict_with_a_faulty_setting_is_not_reported(recipe, sections):
+    assert "'x'" in only_fault(recipe(f"data: {{shards: x}}\n{sections}\n")).problem
 
 
-def test_a_base_is_relative_to_its_file_and_overridden(recipe, tmp_path):
+def test_base_is_relative_to_its_file_and_overridden(recipe, tmp_path):
     (tmp_path / "deep").mkdir()
     recipe("base: deep/middle.yaml\ntrain: {seed: 3}\n")
     recipe("base: ../first.yaml\nmodel: {dropout: 0.5}\ntrain: {seed: 2}\n", "deep/middle.yaml")
@@ -151,13 +174,14 @@ def test_a_base_is_relative_to_its_file_and_overridden(recipe, tmp_path):
     assert loaded.provenance["train.epochs"] == "first.yaml:2"
 
 
-def test_a_cycle_of_bases_and_a_missing_base_are_refused(recipe):
+def test_cyclic_and_missing_bases_are_refused(recipe):
     recipe("base: a.yaml\n", "b.yaml")
-    assert one(recipe("base: b.yaml\n", "a.yaml")) == "b.yaml:1: base: 'a.yaml' is based on this file in turn"
-    assert one(recipe("base: none.yaml\n")).startswith("recipe.yaml:1: base: 'none.yaml' does not exist")
+    assert places(recipe("base: b.yaml\n", "a.yaml")) == [("b.yaml:1", "base")]
+    fault = only_fault(recipe("base: none.yaml\n"))
+    assert (fault.where, fault.key) == ("recipe.yaml:1", "base") and "'none.yaml'" in fault.problem
 
 
-def test_a_base_by_name_is_found_by_the_caller(recipe, tmp_path):
+def test_named_base_is_found_by_the_caller(recipe):
     first = recipe(GOOD, "first.yaml")
 
     def find(name: str) -> Path:
@@ -166,48 +190,31 @@ def test_a_base_by_name_is_found_by_the_caller(recipe, tmp_path):
         return first
 
     assert load_recipe(recipe("base: first\n"), find=find).recipe.train.steps == 5
-    assert faults(recipe("base: other\n"), find=find) == ["recipe.yaml:1: base: no recipe 'other'"]
+    (fault,) = faults(recipe("base: other\n"), find=find)
+    assert (fault.where, fault.key, fault.problem) == ("recipe.yaml:1", "base", "no recipe 'other'")
 
 
-def test_a_length_replaces_the_other_length_of_a_layer_below(recipe):
+def test_length_replaces_the_other_length_of_a_lower_layer(recipe):
     train = load_recipe(recipe("data: {shards: x}\ntrain: {epochs: 3}\n"), ["train.steps=2"]).recipe.train
     assert (train.steps, train.epochs) == (2, None)
-    assert "both are" not in one(recipe(GOOD), ["train.steps=null"])
+    assert places(recipe(GOOD), ["train.steps=null"]) == [("command line", "train.steps")]
     assert load_recipe(recipe(GOOD), ["train.epochs=null"]).recipe.train.steps == 5
 
 
-def test_transforms_of_monai_are_taken(recipe):
+def test_monai_transforms_are_accepted(recipe):
     path = recipe(GOOD.replace("}", ", transforms: [{_target_: monai.transforms.RandFlip, prob: 0.5}]}", 1))
     assert load_recipe(path).recipe.data.transforms == ({"_target_": "monai.transforms.RandFlip", "prob": 0.5},)
 
 
-@pytest.mark.parametrize(
-    ("item", "problem"),
-    [
-        ("{prob: 1}", "item 1 must be a mapping with '_target_: monai.transforms.NAME'"),
-        ("{_target_: os.system}", "item 1: _target_ 'os.system' must be a transform's name, monai.transforms.NAME"),
-        (
-            "{_target_: monai.transforms.utils.os.system}",
-            "item 1: _target_ 'monai.transforms.utils.os.system' must be a transform's name, monai.transforms.NAME",
-        ),
-        (
-            "{_target_: monai.transforms.RandFlip, a: [{b: '$1'}]}",
-            "item 1: '$1' is an expression; expressions are refused",
-        ),
-        (
-            "{_target_: monai.transforms.RandFlip, a: {_target_: os.system}}",
-            "item 1: _target_ 'os.system' must be a transform's name, monai.transforms.NAME",
-        ),
-        ("3", "item 1 must be a mapping with '_target_: monai.transforms.NAME'"),
-    ],
-)
-def test_anything_else_that_could_run_is_refused(recipe, item, problem):
-    assert one(recipe(GOOD), [f"data.transforms=[{item}]"]) == f"command line: data.transforms: {problem}"
-
-
-def test_what_is_dumped_is_loaded_unchanged(recipe, tmp_path):
+def test_dumped_recipe_loads_unchanged(recipe, tmp_path):
     odd = "{_target_: monai.transforms.RandFlip, a: '010', b: 'yes', c: '1e-3', d: null, e: [1, 1.5e-9, true, 'ü: #']}"
-    overrides = ["data.shards='2024'", f"data.transforms=[{odd}]", "engine.clip_norm=null", "optim.lr=1e-05"]
+    overrides = [
+        "data.shards='2024'",
+        f"data.transforms=[{odd}]",
+        "engine.clip_norm=null",
+        "optim.lr=1e-05",
+        "model.freeze=[backbone.stem, backbone.blocks.0]",
+    ]
     first = load_recipe(recipe(GOOD), overrides).recipe
     dump_recipe(first, tmp_path / "config.yaml")
     second = load_recipe(tmp_path / "config.yaml").recipe
@@ -216,7 +223,7 @@ def test_what_is_dumped_is_loaded_unchanged(recipe, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "recipe.yaml"]
 
 
-def test_printed_settings_are_a_recipe_with_aligned_comments(recipe, tmp_path):
+def test_printed_config_is_a_recipe_with_aligned_comments(recipe, tmp_path):
     loaded = load_recipe(recipe(GOOD), ["loss.scale=30"])
     text = print_config(loaded)
     assert "  scale: 30.0" in text

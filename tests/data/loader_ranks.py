@@ -1,4 +1,4 @@
-"""Loaders in a process of one thread, as a rank is when it forks its workers; one case a start."""
+"""Loaders in a single-threaded process, as a rank is when it forks its workers; one case per start."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from typing import Any
 import torch
 from rank_script import Call
 
+from hsadml_dist.config.recipe import DataConfig
 from hsadml_dist.data.index import load_index
 from hsadml_dist.data.loader import Loader, StepSampler, TrainingSamples, build_loader
-from hsadml_dist.data.order import ExactOrder
-from hsadml_dist.data.prepared_cache import PreparedImages
-from hsadml_dist.data.reader import ShardReader
+from hsadml_dist.data.order import ExactOrder, ShardSchedule
+from hsadml_dist.data.reader import PreparedImages, ShardReader
 from hsadml_dist.distributed.topology import Topology
 from hsadml_dist.errors import DataError, WorkerLostError
 
 BATCH, STEPS = 12, 7
-"""The tiny shards' training folds are passed over more than twice."""
+"""More than two passes over the training folds of the tiny shards."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
-class SleepingReader(ShardReader):
-    """Never comes back from a read of its second batch on."""
+class BlockingReader(ShardReader):
+    """Blocks in a read from its second batch on."""
 
     calls = 0
 
     def image(self, position: int) -> Any:
-        """Sleep after the first batch."""
+        """Block after the first batch."""
         self.calls += 1
         if self.calls > BATCH:
             time.sleep(600)
@@ -41,17 +42,17 @@ class SleepingReader(ShardReader):
 
 
 def bytes_of_steps(shards: Path, call: Call) -> dict[str, Any]:
-    """Return what 0, 1 and 2 workers deliver, and what two ranks do."""
+    """Return the batches of 0, 1 and 2 workers, and of two ranks."""
     loaders = {workers: open_loader(shards, workers) for workers in (0, 1, 2)}
-    late, large = open_loader(shards, 1), open_loader(shards, 1, size=256)
-    torch.set_num_threads(2)  # as a rank does after the fork: what it prepares by itself must still be the same
+    late, large = open_loader(shards, 1), open_loader(shards, 1, image_size=256)
+    torch.set_num_threads(2)  # as a rank does after the fork: what it prepares itself must still be the same
     answer: dict[str, Any] = {"threads": [loader.threads_at_fork for loader in loaders.values()], "workers": {}}
     for workers, loader in loaders.items():
         answer["workers"][workers] = deliver(loader, 1, STEPS)
         loader.close()
     answer["late"] = deliver(late, 5, STEPS)
     late.close()
-    answer["large"] = [deliver(loader, 1, 1) for loader in (open_loader(shards, 0, size=256), large)]
+    answer["large"] = [deliver(loader, 1, 1) for loader in (open_loader(shards, 0, image_size=256), large)]
     large.close()
     pairs = [open_loader(shards, 0, Topology(rank=rank, world_size=2)) for rank in range(2)]
     answer["pair"] = [deliver(loader, 1, STEPS) for loader in pairs]
@@ -59,16 +60,16 @@ def bytes_of_steps(shards: Path, call: Call) -> dict[str, Any]:
 
 
 def cached(shards: Path, call: Call) -> dict[str, Any]:
-    """Return what 0, 1 and 2 workers deliver without a cache, with an empty one, and with a filled one."""
+    """Return the batches of 0, 1 and 2 workers without a cache, with an empty one, and with a filled one."""
     folder = call.folder / "new" / "cache"
     loaders = {}
     for augmentation in ("monai", "fused"):
         for state, workers in itertools.product(("none", "cold", "warm"), (0, 1, 2)):
-            cache = folder / f"{augmentation} {workers}" if state != "none" else None
+            cache = str(folder / f"{augmentation} {workers}") if state != "none" else None
             loader = open_loader(shards, workers, cache=cache, augmentation=augmentation)
             loaders[f"{augmentation} {state} {workers}"] = loader
     places = [Topology(rank=rank, world_size=2) for rank in range(2)]
-    shared = [open_loader(shards, 2, place, cache=folder / "shared") for place in places]
+    shared = [open_loader(shards, 2, place, cache=str(folder / "shared")) for place in places]
     answer: dict[str, Any] = {}
     for case, loader in loaders.items():
         answer[case] = deliver(loader, 1, STEPS)
@@ -81,117 +82,107 @@ def cached(shards: Path, call: Call) -> dict[str, Any]:
     return answer
 
 
-def notices(shards: Path, call: Call) -> dict[str, Any]:
-    """Return whether workers go on after every notice, and what is left of them after close."""
-    tempfile.tempdir = str(call.folder)  # too long for a socket's path
+def stop_signals(shards: Path, call: Call) -> dict[str, Any]:
+    """Return whether workers continue after every stop signal, and what is left of them after close."""
+    tempfile.tempdir = str(call.folder)  # too long for the path of a socket
+    scratch = record_scratch_folders()
     loader = open_loader(shards, 2)
     loader.start(1, STEPS)
     loader.next(never)
-    for pid in loader.worker_pids:
-        for notice in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
-            os.kill(pid, notice)
-    time.sleep(0.2)
-    states = [state_of(pid) for pid in loader.worker_pids]
+    pids = loader.worker_pids
+    for pid, number in itertools.product(pids, STOP_SIGNALS):
+        os.kill(pid, number)
     later = [loader.next(never) for _ in range(STEPS - 1)]
-    pids, began = loader.worker_pids, time.monotonic()
-    used = len(os.listdir(loader._scratch))
+    states = [state_of(pid) for pid in pids]
+    sockets = len(os.listdir(scratch[0]))
     loader.close()
     return {
-        "files": [used, os.path.exists(loader._scratch)],
+        "sockets": sockets,
+        "scratch left": [path for path in scratch if os.path.exists(path)],
         "states": states,
-        "keys": [len(batch.keys) for batch in later],
+        "sizes": [len(batch.keys) for batch in later],
         "left": [state_of(pid) for pid in pids],
-        "seconds": time.monotonic() - began,
     }
 
 
-def asleep(shards: Path, call: Call) -> dict[str, Any]:
-    """Return how waiting and closing go while the worker sleeps in a read."""
-    loader = plain_loader(shards, SleepingReader, workers=1)
+def record_scratch_folders() -> list[str]:
+    """Return a list of the loaders' temporary folders, which grows as they are made."""
+    made: list[str] = []
+    mkdtemp = tempfile.mkdtemp
+
+    def record(*arguments: Any, prefix: str | None = None, **keywords: Any) -> str:
+        path = mkdtemp(*arguments, prefix=prefix, **keywords)
+        if prefix == "hsadml-":
+            made.append(path)
+        return path
+
+    tempfile.mkdtemp = record
+    return made
+
+
+def blocked(shards: Path, call: Call) -> dict[str, Any]:
+    """Return how waiting and closing end while the worker is blocked in a read."""
+    loader = plain_loader(shards, BlockingReader, workers=1)
     loader.start(1, STEPS)
     first = loader.next(never)
-    began = time.monotonic()
-    second = loader.next(lambda: time.monotonic() > began + 0.2)
-    waited, closing = time.monotonic() - began, time.monotonic()
+    polls = itertools.count()
+    second = loader.next(lambda: next(polls) > 3)
     pids = loader.worker_pids
     loader.close()
-    seconds = time.monotonic() - closing
-    return {
-        "first": len(first.keys),
-        "second": second,
-        "waited": waited,
-        "close": seconds,
-        "left": [state_of(pid) for pid in pids],
-    }
+    return {"first": len(first.keys), "second": second, "left": [state_of(pid) for pid in pids]}
 
 
 def damaged(shards: Path, call: Call) -> list[str]:
-    """Return what is said of a damaged sample, without and with workers."""
-    said = []
+    """Return the errors of a damaged sample, without and with workers."""
+    errors = []
     for workers in (0, 2):
         loader = plain_loader(shards, ShardReader, workers=workers)
         loader.start(1, STEPS)
         try:
             for _ in range(STEPS):
                 loader.next(never)
-        except DataError as fault:
-            said.append(str(fault))
+        except DataError as error:
+            errors.append(str(error))
         loader.close()
-    return said
+    return errors
 
 
 def lost(shards: Path, call: Call) -> list[list[str]]:
-    """Return what is said when a worker that is waited for is killed, by want of memory and by a crash."""
-    said = []
-    for notice in (signal.SIGKILL, signal.SIGBUS):
-        loader = plain_loader(shards, SleepingReader, workers=2)
+    """Return the errors when a worker that is waited for is killed, as for lack of memory and by a crash."""
+    errors = []
+    for number in (signal.SIGKILL, signal.SIGBUS):
+        loader = plain_loader(shards, BlockingReader, workers=2)
         loader.start(1, STEPS)
         for _ in loader.worker_pids:
             loader.next(never)
         pid = loader.worker_pids[-1]
-        os.kill(pid, notice)
+        os.kill(pid, number)
         time.sleep(0.2)  # PyTorch's handler would raise here
         try:
             loader.next(never)
-        except WorkerLostError as fault:
-            said.append([str(pid), str(fault)])
+        except WorkerLostError as error:
+            errors.append([str(pid), str(error)])
         loader.close()
-    return said
+    return errors
 
 
 def orphans(shards: Path, call: Call) -> None:
-    """Leave the workers' ids behind and die at once, in the middle of the work."""
-    loader = plain_loader(shards, SleepingReader, workers=2)
+    """Write down the workers' ids and die at once, in the middle of the work."""
+    loader = plain_loader(shards, BlockingReader, workers=2)
     loader.start(1, STEPS)
     loader.next(never)
     (call.folder / "workers").write_text(" ".join(map(str, loader.worker_pids)))
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def open_loader(
-    shards: Path,
-    workers: int,
-    topology: Topology | None = None,
-    size: int = 32,
-    cache: Path | None = None,
-    augmentation: str = "monai",
-) -> Loader:
-    """Return the loader that a training has."""
+def open_loader(shards: Path, workers: int, topology: Topology | None = None, **settings: Any) -> Loader:
+    """Return the loader of a training outside fold 0."""
     index = load_index(shards)
     positions = index.outside_folds([0])
-    return build_loader(
-        shards,
-        index,
-        positions,
-        ExactOrder(count=len(positions), global_batch=BATCH, seed=1),
-        topology or Topology(),
-        image_size=size,
-        transforms=None,
-        workers=workers,
-        prefetch=2,
-        cache=cache,
-        augmentation=augmentation,
-    )
+    order = ExactOrder(count=len(positions), global_batch=BATCH, seed=1)
+    schedule = ShardSchedule(index=index, positions=positions, order=order, topology=topology or Topology())
+    data = DataConfig(**{"shards": str(shards), "workers": workers, "image_size": 32} | settings)
+    return build_loader(shards, schedule, data)
 
 
 def plain_loader(shards: Path, reader: type[ShardReader], workers: int) -> Loader:
@@ -199,20 +190,20 @@ def plain_loader(shards: Path, reader: type[ShardReader], workers: int) -> Loade
     index = load_index(shards)
     order = ExactOrder(count=len(index), global_batch=BATCH, seed=1)
     images = PreparedImages(reader(shards, index), as_tensor, None)  # type: ignore[arg-type]
-    samples = TrainingSamples(images, range(len(index)), Plain(), 1)
+    samples = TrainingSamples(images, range(len(index)), NoAugmentation(), 1)
     return Loader(samples, StepSampler(order, Topology()), workers, 1)
 
 
 def as_tensor(image: Any) -> torch.Tensor:
-    """Stand in for the preparation."""
+    """Stand in for the preprocessing."""
     return torch.from_numpy(image.astype("float32"))[None]
 
 
-class Plain:
+class NoAugmentation:
     """Stands in for the augmentation."""
 
     def batch(self, images: Sequence[torch.Tensor], seeds: Sequence[int]) -> torch.Tensor:
-        """Put the images together."""
+        """Stack the images."""
         return torch.stack(list(images))
 
 
@@ -229,12 +220,12 @@ def fingerprints(loader: Loader, count: int) -> list[tuple[str, list[int], tuple
 
 
 def never() -> bool:
-    """No notice has come."""
+    """Return that no stop was requested."""
     return False
 
 
 def state_of(pid: int) -> str:
-    """Return a process's state letter, or nothing if it is gone."""
+    """Return a process's state letter, or nothing if it has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
@@ -244,5 +235,5 @@ def state_of(pid: int) -> str:
 if __name__ == "__main__":
     call = Call.read()
     name, _, shards = call.case.partition(" ")
-    cases = {case.__name__: case for case in (bytes_of_steps, cached, notices, asleep, damaged, lost, orphans)}
+    cases = {case.__name__: case for case in (bytes_of_steps, cached, stop_signals, blocked, damaged, lost, orphans)}
     call.answer(cases[name](Path(shards), call))

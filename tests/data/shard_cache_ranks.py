@@ -1,7 +1,9 @@
-"""Who copies shards, as real processes of one thread; one case a start."""
+"""Processes that copy shards, each single-threaded; one case per start."""
 
 from __future__ import annotations
 
+import itertools
+import multiprocessing
 import os
 import signal
 import time
@@ -9,83 +11,105 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from data.loader_ranks import deliver, state_of
+from data.loader_ranks import STOP_SIGNALS, deliver, state_of
 from rank_script import Call
 
+from hsadml_dist.config.recipe import DataConfig
 from hsadml_dist.data.index import ShardIndex, load_index
 from hsadml_dist.data.loader import Loader, build_loader
-from hsadml_dist.data.order import ExactOrder, WindowOrder
-from hsadml_dist.data.shard_cache import ShardCache, ShardLocation, train_shard_location
-from hsadml_dist.data.shard_prefetch import ShardPrefetcher, ShardSchedule
+from hsadml_dist.data.order import ExactOrder, Order, ShardSchedule, WindowOrder
+from hsadml_dist.data.shard_cache import ShardCache, ShardLocation, ShardPrefetcher, train_shard_location
 from hsadml_dist.distributed.topology import Topology
 
 BATCH, STEPS, SEED = 12, 7, 1
 LAST = 10_000
 
 
-def everyone(address: str, index: ShardIndex, call: Call) -> dict[str, Any]:
-    """Copy all shards, as all other ranks do at the same time; return what there is then."""
-    stage = stage_of(address, call)
+def everyone(url: str, index: ShardIndex, call: Call) -> dict[str, Any]:
+    """Copy all shards, as all other ranks do at the same time; return the files there are then."""
+    cache = cache_of(url, call)
     for file in index.shards:
-        stage.fetch(file)
-    return {"names": sorted(os.listdir(stage.folder))}
+        cache.fetch(file)
+    return {"names": sorted(os.listdir(cache.folder))}
 
 
-def holder(address: str, index: ShardIndex, call: Call) -> None:
-    """Copy the first shard; the server stalls, and somebody kills this process."""
+def holder(url: str, index: ShardIndex, call: Call) -> None:
+    """Copy the first shard; the server stalls, and the test kills this process."""
     (call.folder / "pid").write_text(str(os.getpid()))
-    stage_of(address, call).fetch(index.shards[0])
+    cache_of(url, call).fetch(index.shards[0])
 
 
-def ahead(address: str, index: ShardIndex, call: Call) -> dict[str, Any]:
-    """Return what a process that copies ahead does before it is told to, after notices, and when all is there."""
-    stage, need = stage_of(address, call), need_of(index)
-    stager = ShardPrefetcher(stage, need)
-    other = ShardPrefetcher(stage, need_of(index, Topology(rank=1, world_size=2, local_rank=1, local_world_size=2)))
-    for notice in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
-        time.sleep(0.05)  # time for a fresh process to become deaf
-        os.kill(stager.pid, notice)
-    time.sleep(0.1)
-    answer: dict[str, Any] = {"before": list(stage.folder.glob("*")), "state": state_of(stager.pid), "other": other.pid}
-    stager.start(6, LAST)
-    expected = [file.sha256 for file in need.node_shards(6, LAST)]
-    os.waitpid(stager.pid, 0)
-    arrived = sorted(stage.folder.glob("*.tar"), key=lambda path: path.stat().st_mtime_ns)
-    stager.close()
+def prefetch(url: str, index: ShardIndex, call: Call) -> dict[str, Any]:
+    """Return what a prefetcher does before it is started, after stop signals, and when everything is there."""
+    cache, schedule = cache_of(url, call), schedule_of(index)
+    prefetcher = ShardPrefetcher(cache, schedule)
+    second = Topology(rank=1, world_size=2, local_rank=1, local_world_size=2)
+    other = ShardPrefetcher(cache, schedule_of(index, second))
+    wait_until_ignored(prefetcher.pid)
+    for number in STOP_SIGNALS:
+        os.kill(prefetcher.pid, number)
+    answer: dict[str, Any] = {"before": list(cache.folder.glob("*")), "other": other.pid}
+    prefetcher.start(6, LAST)
+    expected = [file.sha256 for file in schedule.node_shards(6, LAST)]
+    os.waitpid(prefetcher.pid, 0)
+    arrived = sorted(cache.folder.glob("*.tar"), key=lambda path: path.stat().st_mtime_ns)
+    prefetcher.close()
     return {**answer, "expected": expected, "arrived": [path.stem for path in arrived]}
 
 
-def closed(address: str, index: ShardIndex, call: Call) -> dict[str, Any]:
-    """Return what is left of a process that is closed while the server stalls, and how a rank's wait ends."""
-    loader = loader_of(stage_of(address, call), index, workers=0)
-    pid = loader._stager.pid
+def wait_until_ignored(pid: int) -> None:
+    """Wait until a fresh process ignores the stop signals."""
+    mask = sum(1 << (number - 1) for number in STOP_SIGNALS)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        status = Path(f"/proc/{pid}/status").read_text()
+        ignored = int(next(line for line in status.splitlines() if line.startswith("SigIgn:")).split()[1], 16)
+        if ignored & mask == mask:
+            return
+        time.sleep(0.01)
+    raise TimeoutError("the prefetcher does not ignore the stop signals")
+
+
+def closed(url: str, index: ShardIndex, call: Call) -> dict[str, Any]:
+    """Return what is left of a prefetcher closed while the server stalls, and how a rank's wait ends."""
+    children = child_pids()
+    loader = loader_of(cache_of(url, call), index, workers=0)
+    (pid,) = child_pids() - children
     loader.start(1, STEPS)
-    began = time.monotonic()
-    batch = loader.next(lambda: time.monotonic() > began + 0.3)
+    polls = itertools.count()
+    batch = loader.next(lambda: next(polls) > 3)
     loader.close()
-    return {"batch": batch, "left": state_of(pid), "seconds": time.monotonic() - began}
+    return {"batch": batch, "left": state_of(pid)}
 
 
-def orphan(address: str, index: ShardIndex, call: Call) -> None:
-    """Leave the id of a process that stalls behind, and die."""
-    loader = loader_of(stage_of(address, call), index, workers=0)
+def orphan(url: str, index: ShardIndex, call: Call) -> None:
+    """Write down the id of a prefetcher that waits for the server, and die."""
+    children = child_pids()
+    loader = loader_of(cache_of(url, call), index, workers=0)
+    (pid,) = child_pids() - children
     loader.start(1, STEPS)
-    (call.folder / "pid").write_text(str(loader._stager.pid))
-    time.sleep(0.2)
+    (call.folder / "pid").write_text(str(pid))
+    wait_until_ignored(pid)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def child_pids() -> set[int]:
+    """Return this process's children, without those of multiprocessing."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return set(map(int, children)) - {child.pid for child in multiprocessing.active_children()}
+
+
 def batches(sources: str, index: ShardIndex, call: Call) -> dict[str, Any]:
-    """Return what loaders deliver from a folder, and from copies made of a folder and of an address."""
-    folder, address = sources.split()
-    place = {
+    """Return the batches of loaders from a folder, and from copies of a folder and of a URL."""
+    folder, url = sources.split()
+    locations = {
         "plain": train_shard_location(folder, None),
         "local 0": train_shard_location(folder, str(call.folder / "local 0")),
         "local 2": train_shard_location(folder, str(call.folder / "local 2")),
-        "remote 0": train_shard_location(address, str(call.folder / "remote 0")),
-        "remote 2": train_shard_location(address, str(call.folder / "remote 2")),
+        "remote 0": train_shard_location(url, str(call.folder / "remote 0")),
+        "remote 2": train_shard_location(url, str(call.folder / "remote 2")),
     }
-    loaders = {name: loader_of(place[name], index, workers=2 if name.endswith("2") else 0) for name in place}
+    loaders = {name: loader_of(place, index, workers=2 if "2" in name else 0) for name, place in locations.items()}
     answer: dict[str, Any] = {"threads": [loader.threads_at_fork for loader in loaders.values()]}
     for name, loader in loaders.items():
         answer[name] = deliver(loader, 1, STEPS)
@@ -93,30 +117,30 @@ def batches(sources: str, index: ShardIndex, call: Call) -> dict[str, Any]:
     return answer
 
 
-def stage_of(address: str, call: Call) -> ShardCache:
-    """Return copies of an address in the job's folder."""
-    return ShardCache(source=address, folder=call.folder / "stage")
+def cache_of(url: str, call: Call) -> ShardCache:
+    """Return a cache of a URL in the job's folder."""
+    return ShardCache(source=url, folder=call.folder / "stage")
 
 
-def need_of(index: ShardIndex, topology: Topology | None = None) -> ShardSchedule:
-    """Return what a training outside fold 0 needs, one shard at a time."""
+def schedule_of(index: ShardIndex, topology: Topology | None = None, order: Order | None = None) -> ShardSchedule:
+    """Return the schedule of a training outside fold 0; by default one shard at a time."""
     positions = index.outside_folds([0])
-    shard_N = [index.samples[position].shard for position in positions]
-    order = WindowOrder(shard_N=np.array(shard_N), window=1, global_batch=BATCH, seed=SEED)
+    if order is None:
+        shard_N = np.array([index.samples[position].shard for position in positions])
+        order = WindowOrder(shard_N=shard_N, window=1, global_batch=BATCH, seed=SEED)
     return ShardSchedule(index=index, positions=positions, order=order, topology=topology or Topology())
 
 
-def loader_of(place: ShardLocation, index: ShardIndex, workers: int) -> Loader:
-    """Return the loader that a training has."""
-    positions = index.outside_folds([0])
-    order = ExactOrder(count=len(positions), global_batch=BATCH, seed=SEED)
-    settings = {"image_size": 32, "transforms": (), "workers": workers, "prefetch": 2}
-    return build_loader(place, index, positions, order, Topology(), **settings)
+def loader_of(location: ShardLocation, index: ShardIndex, workers: int) -> Loader:
+    """Return the loader of a training outside fold 0."""
+    order = ExactOrder(count=len(index.outside_folds([0])), global_batch=BATCH, seed=SEED)
+    data = DataConfig(shards="unused", image_size=32, transforms=(), workers=workers)
+    return build_loader(location, schedule_of(index, order=order), data)
 
 
 if __name__ == "__main__":
     call = Call.read()
     os.environ["NO_PROXY"] = "127.0.0.1"
     name, folder, rest = call.case.split(" ", 2)
-    cases = {case.__name__: case for case in (everyone, holder, ahead, closed, orphan, batches)}
+    cases = {case.__name__: case for case in (everyone, holder, prefetch, closed, orphan, batches)}
     call.answer(cases[name](rest, load_index(Path(folder)), call))

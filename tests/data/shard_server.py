@@ -1,4 +1,4 @@
-"""A real HTTP server on loopback with the faults of real ones, in a thread of the test."""
+"""An HTTP server on loopback that can fail as real servers do, in a thread of the test."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ class Server:
     """Serves a folder.
 
     Attributes:
-        plans: For a file's name what its next answers are: ``cut`` (half of it, then the connection ends), ``wrong``
-            (one bit flipped), ``stall`` (half of it, then nothing until :attr:`go_on` is set), a status, or ``ok``;
-            after the last one all is well.
-        asked: The names in the order in which they were asked for.
-        stalled: Set when an answer stands still.
-        go_on: Lets it end.
+        plans: The next responses by file name: ``cut`` (half of it, then the connection ends), ``wrong`` (one bit
+            flipped), ``stall`` (half of it, then nothing until :attr:`resumed` is set), a status, or ``ok``; after the
+            last one all is well.
+        requested: The requested names, in order.
+        stalled: Set when a response stalls.
+        resumed: Lets a stalled response end.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.plans = folder, defaultdict(list)
-        self.asked: list[str] = []
-        self.stalled, self.go_on = threading.Event(), threading.Event()
+        self.requested: list[str] = []
+        self.stalled, self.resumed = threading.Event(), threading.Event()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -44,34 +44,34 @@ class Server:
 
     @property
     def address(self) -> str:
-        """Where it listens."""
+        """The URL of the folder."""
         return f"http://127.0.0.1:{self._http.server_address[1]}/some/shards"
 
     def close(self) -> None:
-        """Stop; later calls are refused."""
-        self.go_on.set()
+        """Stop; later connections are refused."""
+        self.resumed.set()
         self._http.shutdown()
         self._http.server_close()
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
-        """Give one answer."""
+        """Send one response."""
         name = Path(urlsplit(handler.path).path).name
-        self.asked.append(name)
-        what = self.plans[name].pop(0) if self.plans[name] else "ok"
+        self.requested.append(name)
+        plan = self.plans[name].pop(0) if self.plans[name] else "ok"
         path = self.folder / name
-        if what.isdigit() or not path.is_file():
-            handler.send_error(int(what) if what.isdigit() else 404)
+        if plan.isdigit() or not path.is_file():
+            handler.send_error(int(plan) if plan.isdigit() else 404)
             return
         content = bytearray(path.read_bytes())
-        if what == "wrong":
+        if plan == "wrong":
             content[len(content) // 2] ^= 1
         handler.send_response(200)
         handler.send_header("Content-Length", str(len(content)))
         handler.end_headers()
-        half = len(content) // 2 if what in ("cut", "stall") else len(content)
+        half = len(content) // 2 if plan in ("cut", "stall") else len(content)
         handler.wfile.write(content[:half])
-        if what == "stall":
+        if plan == "stall":
             handler.wfile.flush()
             self.stalled.set()
-            self.go_on.wait(60)
+            self.resumed.wait(60)
         handler.close_connection = half < len(content)

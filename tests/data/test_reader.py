@@ -29,7 +29,7 @@ def damage(folder, index, position, bit=1):
         file.write(bytes([byte ^ bit]))
 
 
-def test_every_image_is_the_one_in_its_tar(tiny_shards):
+def test_image_matches_tar_member(tiny_shards):
     index = load_index(tiny_shards)
     reader = ShardReader(tiny_shards, index)
     for position, row in enumerate(index.samples):
@@ -41,7 +41,7 @@ def test_every_image_is_the_one_in_its_tar(tiny_shards):
         np.testing.assert_array_equal(image, expected)
 
 
-def test_images_in_any_order_and_from_any_shard(tiny_shards):
+def test_images_can_be_read_in_any_order(tiny_shards):
     index = load_index(tiny_shards)
     assert len(index.shards) > 2
     forward, backward = ShardReader(tiny_shards, index), ShardReader(tiny_shards, index)
@@ -50,7 +50,7 @@ def test_images_in_any_order_and_from_any_shard(tiny_shards):
         np.testing.assert_array_equal(backward.image(position), images[position])
 
 
-def test_all_16_bit_levels_survive_decoding():
+def test_decode_image_keeps_all_16_bit_levels():
     levels = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     file = io.BytesIO()
     Image.fromarray(levels).save(file, format="PNG")
@@ -59,17 +59,17 @@ def test_all_16_bit_levels_survive_decoding():
     np.testing.assert_array_equal(decoded, levels)
 
 
-def test_the_decoder_leaves_other_members_alone():
+def test_decode_image_ignores_other_members():
     assert decode_image("key.json", b"{}") is None
 
 
-def test_generated_images_use_more_levels_than_8_bits_hold(tiny_shards):
+def test_phantom_images_use_more_than_8_bits(tiny_shards):
     reader = ShardReader(tiny_shards, load_index(tiny_shards))
     assert len(np.unique(reader.image(0))) > 1000
 
 
 @pytest.mark.parametrize("bit", [1, 128])
-def test_one_flipped_bit_is_seen_and_named(shards, bit):
+def test_flipped_bit_is_detected(shards, bit):
     index = load_index(shards)
     damage(shards, index, 5, bit)
     reader = ShardReader(shards, index)
@@ -80,14 +80,14 @@ def test_one_flipped_bit_is_seen_and_named(shards, bit):
     reader.image(4)
 
 
-def test_a_missing_shard_is_named(shards):
+def test_missing_shard_is_named(shards):
     index = load_index(shards)
     (shards / index.shards[0].name).unlink()
-    with pytest.raises(DataError, match=f"{index.shards[0].name}: the shard cannot be opened: No such file"):
+    with pytest.raises(DataError, match=f"{index.shards[0].name}: .*No such file"):
         ShardReader(shards, index).image(0)
 
 
-def test_a_shard_cut_short_is_named(shards):
+def test_truncated_shard_is_named(shards):
     index = load_index(shards)
     last = max(position for position, row in enumerate(index.samples) if row.shard == 0)
     os.truncate(shards / index.shards[0].name, index.samples[last].members["png"][0] + 10)
@@ -95,15 +95,15 @@ def test_a_shard_cut_short_is_named(shards):
         ShardReader(shards, index).image(last)
 
 
-def test_a_shard_that_cannot_be_read_is_named(shards):
+def test_unreadable_shard_is_named(shards):
     index = load_index(shards)
     (shards / index.shards[0].name).unlink()
     (shards / index.shards[0].name).mkdir()
-    with pytest.raises(DataError, match=f"{index.shards[0].name}: sample .* cannot be read: Is a directory"):
+    with pytest.raises(DataError, match=f"{index.shards[0].name}: sample .*Is a directory"):
         ShardReader(shards, index).image(0)
 
 
-def test_a_shard_is_opened_once(tiny_shards):
+def test_each_shard_is_opened_once(tiny_shards):
     index = load_index(tiny_shards)
     reader = ShardReader(tiny_shards, index)
     before = len(os.listdir("/proc/self/fd"))
@@ -111,5 +111,3 @@ def test_a_shard_is_opened_once(tiny_shards):
         reader.image(position)
         reader.image(position)
     assert len(os.listdir("/proc/self/fd")) == before + len(index.shards)
-    for descriptor in reader._files.values():
-        os.close(descriptor)

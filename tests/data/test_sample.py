@@ -21,12 +21,12 @@ META = SampleMeta(
 )
 
 
-def test_json_brings_back_the_same_value():
+def test_metadata_survives_json():
     assert SampleMeta.from_json(META.to_json()) == META
     assert SampleMeta.from_json(META.to_json().encode()) == META
 
 
-def test_json_of_a_volume_keeps_three_axes():
+def test_metadata_of_a_volume_has_three_axes():
     places = {"shape": [8, 16, 16], "volume": [40, 16, 16], "origin": [32, 0, 0]}
     volume = SampleMeta.from_json(json.dumps({**json.loads(META.to_json()), **places, "spacing_mm": None}))
     assert (volume.shape, volume.volume, volume.origin) == ((8, 16, 16), (40, 16, 16), (32, 0, 0))
@@ -50,27 +50,27 @@ def test_json_of_a_volume_keeps_three_axes():
         ({"colour": "red"}, "colour"),
     ],
 )
-def test_wrong_json_is_refused_by_name(change, text):
+def test_invalid_metadata_is_refused_with_its_field(change, text):
     with pytest.raises(DataError, match=text):
         SampleMeta.from_json(json.dumps({**json.loads(META.to_json()), **change}))
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"schema":1', '{"schema":1}', b"\xff\xfe"])
-def test_what_is_no_sample_is_refused(text):
+def test_text_that_is_not_metadata_is_refused(text):
     with pytest.raises(DataError):
         SampleMeta.from_json(text)
 
 
-def test_member_names_go_both_ways():
+def test_member_names_round_trip():
     for member in ("png", "json", "mask.png"):
         assert split_member_name(member_name(META.key, member)) == (META.key, member)
 
 
 @pytest.mark.parametrize("name", ["0123456789abcdef.jpg", "0123456789ABCDEF.png", "short.png", "0123456789abcdef", ""])
-def test_foreign_member_names_are_refused(name):
+def test_unknown_member_names_are_refused(name):
     with pytest.raises(DataError):
         split_member_name(name)
 
 
-def test_key_length():
+def test_key_length_is_limited():
     assert [is_key("a" * length) for length in (15, 16, 64, 65)] == [False, True, True, False]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hsadml_dist.data import shard_cache as staging
+from hsadml_dist.data import shard_cache
 from hsadml_dist.data.index import load_index
 from hsadml_dist.data.reader import ShardReader
 from hsadml_dist.data.remote import RetryPolicy
@@ -34,113 +34,113 @@ def index(tiny_shards):
 
 @pytest.fixture
 def local(tiny_shards, tmp_path):
-    """Copies of a folder, not made yet."""
+    """An empty cache for a folder."""
     return ShardCache(source=str(tiny_shards), folder=tmp_path / "stage")
 
 
 @pytest.fixture
 def remote(server, tmp_path):
-    """Copies of what a server has, not made yet."""
+    """An empty cache for a server."""
     return ShardCache(source=server.address, folder=tmp_path / "stage")
 
 
-def content(stage, file):
-    descriptor = stage.open(file)
+def content(cache, file):
+    descriptor = cache.open(file)
     try:
         return os.pread(descriptor, file.bytes + 1, 0)
     finally:
         os.close(descriptor)
 
 
-def names(stage):
-    return sorted(path.name for path in stage.folder.iterdir())
+def names(cache):
+    return sorted(path.name for path in cache.folder.iterdir())
 
 
-def said(caught):
+def message_of(caught):
     text = str(caught.value)
     assert "\n" not in text
     return text
 
 
 @pytest.mark.parametrize("kind", ["local", "remote"])
-def test_a_copy_has_the_shards_bytes_and_its_digest_as_a_name(kind, request, index, tiny_shards):
-    stage = request.getfixturevalue(kind)
+def test_copy_matches_shard_and_is_named_by_its_hash(kind, request, index, tiny_shards):
+    cache = request.getfixturevalue(kind)
     for file in index.shards:
-        assert not stage.has(file)
-        assert content(stage, file) == (tiny_shards / file.name).read_bytes()
-        assert stage.has(file)
-    assert names(stage) == sorted(f"{file.sha256}{end}" for file in index.shards for end in (".tar", ".lock"))
+        assert not cache.has(file)
+        assert content(cache, file) == (tiny_shards / file.name).read_bytes()
+        assert cache.has(file)
+    assert names(cache) == sorted(f"{file.sha256}{end}" for file in index.shards for end in (".tar", ".lock"))
 
 
-def test_a_copy_is_made_once_and_shared_by_runs_from_elsewhere(remote, local, server, index):
+def test_copy_is_made_once_and_shared(remote, local, server, index):
     file = index.shards[0]
     content(remote, file)
     assert content(remote, file) == content(local, file)
     local.fetch(file)
-    assert server.asked == [file.name]
+    assert server.requested == [file.name]
 
 
-def test_processes_that_want_the_same_shards_at_once_fetch_each_once(ranks, server, tiny_shards, index):
+def test_concurrent_processes_fetch_each_shard_once(ranks, server, tiny_shards, index):
     answers = ranks(SCRIPT, 4, f"everyone {tiny_shards} {server.address}")
-    assert Counter(server.asked) == {file.name: 1 for file in index.shards}
+    assert Counter(server.requested) == {file.name: 1 for file in index.shards}
     for answer in answers:
         assert set(answer["names"]) == {f"{file.sha256}{end}" for file in index.shards for end in (".tar", ".lock")}
 
 
-def test_a_dead_holder_gives_the_lock_back_and_what_it_left_is_swept_away(ranks, server, tiny_shards, index, tmp_path):
+def test_killed_process_releases_its_lock_and_its_leftovers_are_deleted(ranks, server, tiny_shards, index, tmp_path):
     file = index.shards[0]
     server.plans[file.name] = ["stall"]
-    stage = ShardCache(source=server.address, folder=tmp_path / "stage")
+    cache = ShardCache(source=server.address, folder=tmp_path / "stage")
     left = []
 
     def kill():
         deadline = time.monotonic() + 30
         while not left and time.monotonic() < deadline:
             time.sleep(0.01)
-            left.extend(stage.folder.glob(".*"))
+            left.extend(cache.folder.glob(".*"))
         os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
 
     threading.Thread(target=kill, daemon=True).start()
     ranks(SCRIPT, 1, f"holder {tiny_shards} {server.address}", folder=tmp_path, expect=-signal.SIGKILL)
-    assert len(left) == 1, "it was in the middle of a copy"
-    assert content(stage, file) == (tiny_shards / file.name).read_bytes()
-    assert names(stage) == sorted([f"{file.sha256}.tar", f"{file.sha256}.lock"])
+    assert len(left) == 1, "it was killed in the middle of a copy"
+    assert content(cache, file) == (tiny_shards / file.name).read_bytes()
+    assert names(cache) == sorted([f"{file.sha256}.tar", f"{file.sha256}.lock"])
 
 
 def test_wrong_bytes_are_fetched_again(remote, server, index, tiny_shards):
     file = index.shards[1]
     server.plans[file.name] = ["wrong"]
     assert content(remote, file) == (tiny_shards / file.name).read_bytes()
-    assert server.asked == [file.name] * 2
+    assert server.requested == [file.name] * 2
 
 
-def test_wrong_bytes_twice_are_one_line(remote, server, index):
+def test_damaged_source_is_reported_after_two_attempts(remote, server, index):
     file = index.shards[1]
     server.plans[file.name] = ["wrong"] * 2
-    with pytest.raises(DataError, match=f"^{server.address}: {file.name} is damaged there") as caught:
+    with pytest.raises(DataError, match=f"^{server.address}: {file.name} .*damaged") as caught:
         remote.open(file)
-    assert f"the index says {file.sha256[:16]}..." in said(caught)
-    assert server.asked == [file.name] * 2
+    assert file.sha256[:16] in message_of(caught)
+    assert server.requested == [file.name] * 2
     assert names(remote) == [f"{file.sha256}.lock"]
 
 
-def test_a_shard_that_the_server_does_not_have_is_one_line(remote, server, index):
+def test_shard_missing_on_the_server_is_reported(remote, server, index):
     server.plans[index.shards[0].name] = ["404"]
-    with pytest.raises(DataError, match=rf"^{server.address}/{index.shards[0].name}: there is no such file") as caught:
+    with pytest.raises(DataError, match=rf"^{server.address}/{index.shards[0].name}: .*no such file") as caught:
         remote.open(index.shards[0])
-    said(caught)
+    message_of(caught)
     assert names(remote) == [f"{index.shards[0].sha256}.lock"]
 
 
-def test_a_server_that_stays_away_is_one_line_and_leaves_nothing(remote, server, index, monkeypatch):
-    monkeypatch.setattr(staging.download, "__defaults__", (RetryPolicy(attempts=2, first_seconds=0.01),))
+def test_unreachable_server_is_reported_and_leaves_no_file(remote, server, index, monkeypatch):
+    monkeypatch.setattr(shard_cache.download, "__defaults__", (RetryPolicy(attempts=2, first_seconds=0.01),))
     server.plans[index.shards[0].name] = ["cut", "503"]
-    with pytest.raises(DataError, match="given up after 2 attempts: the server answered 503"):
+    with pytest.raises(DataError, match=r"2 attempts.*503"):
         remote.open(index.shards[0])
     assert names(remote) == [f"{index.shards[0].sha256}.lock"]
 
 
-def test_faults_of_a_folder_of_shards_are_one_line(tiny_shards, tmp_path, index):
+def test_damaged_missing_and_unreadable_shards_are_reported(tiny_shards, tmp_path, index):
     source = tmp_path / "source"
     shutil.copytree(tiny_shards, source)
     damaged, missing, strange = index.shards[:3]
@@ -148,16 +148,16 @@ def test_faults_of_a_folder_of_shards_are_one_line(tiny_shards, tmp_path, index)
     (source / missing.name).unlink()
     (source / strange.name).unlink()
     (source / strange.name).mkdir()
-    stage = ShardCache(source=str(source), folder=tmp_path / "stage")
+    cache = ShardCache(source=str(source), folder=tmp_path / "stage")
     for file, text in (
-        (damaged, f"^{source}: {damaged.name} is damaged there: its SHA-256 is "),
-        (missing, f"^{missing.name}: the shard cannot be opened: No such file or directory$"),
-        (strange, f"^{strange.name}: the shard cannot be read: Is a directory$"),
+        (damaged, f"^{source}: {damaged.name} .*damaged.*SHA-256"),
+        (missing, f"^{missing.name}: .*No such file or directory$"),
+        (strange, f"^{strange.name}: .*Is a directory$"),
     ):
         with pytest.raises(DataError, match=text) as caught:
-            stage.open(file)
-        said(caught)
-    assert all(name.endswith(".lock") for name in names(stage))
+            cache.open(file)
+        message_of(caught)
+    assert all(name.endswith(".lock") for name in names(cache))
 
 
 def flip(path, place=None):
@@ -166,7 +166,7 @@ def flip(path, place=None):
     path.write_bytes(content)
 
 
-def test_a_copy_that_is_cut_short_or_taken_away_is_made_again(local, index, tiny_shards):
+def test_truncated_or_deleted_copy_is_made_again(local, index, tiny_shards):
     file = index.shards[0]
     whole = content(local, file)
     (copy,) = local.folder.glob("*.tar")
@@ -177,40 +177,40 @@ def test_a_copy_that_is_cut_short_or_taken_away_is_made_again(local, index, tiny
     assert content(local, file) == whole
 
 
-def test_a_folder_that_is_cleared_all_the_time_is_one_line(local, index, monkeypatch):
+def test_folder_that_is_cleared_repeatedly_is_reported(local, index, monkeypatch):
     monkeypatch.setattr(ShardCache, "fetch", lambda self, file: self.folder.mkdir(exist_ok=True))
-    with pytest.raises(DataError, match=f"the copy of {index.shards[0].name} is taken away as soon as it is there$"):
+    with pytest.raises(DataError, match=index.shards[0].name):
         local.open(index.shards[0])
 
 
 @pytest.mark.parametrize("kind", ["local", "remote"])
-def test_a_copy_that_decays_is_made_anew_by_who_reads_it(kind, request, index, tiny_shards):
-    stage, row = request.getfixturevalue(kind), index.samples[3]
-    reader = ShardReader(stage, index)
+def test_reader_repairs_a_damaged_copy(kind, request, index, tiny_shards):
+    cache, row = request.getfixturevalue(kind), index.samples[3]
+    reader = ShardReader(cache, index)
     image = reader.image(3)
     np.testing.assert_array_equal(image, ShardReader(tiny_shards, index).image(3))
     offset, size = row.members["png"]
-    flip(stage.folder / f"{index.shards[row.shard].sha256}.tar", offset + size // 2)
+    flip(cache.folder / f"{index.shards[row.shard].sha256}.tar", offset + size // 2)
     np.testing.assert_array_equal(reader.image(3), image)
-    np.testing.assert_array_equal(ShardReader(stage, index).image(3), image)
+    np.testing.assert_array_equal(ShardReader(cache, index).image(3), image)
 
 
-def test_a_good_copy_is_not_made_anew(remote, server, index):
+def test_repair_keeps_an_intact_copy(remote, server, index):
     content(remote, index.shards[0])
     remote.repair(index.shards[0])
-    assert server.asked == [index.shards[0].name]
+    assert server.requested == [index.shards[0].name]
 
 
-def test_who_is_damaged_in_copy_and_source_is_told(tiny_shards, tmp_path, index):
+def test_damage_of_copy_and_source_is_reported(tiny_shards, tmp_path, index):
     source = tmp_path / "source"
     shutil.copytree(tiny_shards, source)
-    stage, row = ShardCache(source=str(source), folder=tmp_path / "stage"), index.samples[3]
+    cache, row = ShardCache(source=str(source), folder=tmp_path / "stage"), index.samples[3]
     file, offset = index.shards[row.shard], row.members["png"][0]
-    reader = ShardReader(stage, index)
+    reader = ShardReader(cache, index)
     reader.image(3)
     flip(source / file.name, offset + 9)
-    flip(stage.folder / f"{file.sha256}.tar", offset + 9)
-    with pytest.raises(DataError, match=f"{file.name} is damaged there"):
+    flip(cache.folder / f"{file.sha256}.tar", offset + 9)
+    with pytest.raises(DataError, match=f"{file.name} .*damaged"):
         reader.image(3)
 
 
@@ -228,80 +228,77 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-def test_no_room_is_told_with_what_is_needed_and_free(small_disk, tiny_shards, index):
-    stage = ShardCache(source=str(tiny_shards), folder=small_disk / "stage")
+def test_lack_of_space_is_reported_with_bytes_needed_and_free(small_disk, tiny_shards, index):
+    cache = ShardCache(source=str(tiny_shards), folder=small_disk / "stage")
     file = max(index.shards, key=lambda file: file.bytes)
     assert file.bytes > 1 << 16
     needed = sum(file.bytes for file in index.shards)
     with pytest.raises(
-        DataError, match=f"no room for {len(index.shards)} shards: {needed} bytes are needed, "
+        DataError, match=rf"{len(index.shards)} shards: {needed} bytes are needed, \d+ are free"
     ) as caught:
-        stage.require_free_space(index.shards)
-    assert f"data.stage: {stage.folder}: " in said(caught)
-    with pytest.raises(DataError, match=rf"no room for {file.name}: {file.bytes} bytes are needed, \d+ are free"):
-        stage.open(file)
-    assert names(stage) == [f"{file.sha256}.lock"]
+        cache.require_free_space(index.shards)
+    assert f"data.stage: {cache.folder}: " in message_of(caught)
+    with pytest.raises(DataError, match=rf"{file.name}: {file.bytes} bytes are needed, \d+ are free"):
+        cache.open(file)
+    assert names(cache) == [f"{file.sha256}.lock"]
 
 
 @pytest.mark.parametrize("from_server", [False, True])
-def test_a_disk_that_fills_up_meanwhile_is_the_same_line(
+def test_disk_that_fills_up_during_a_copy_is_reported_alike(
     small_disk, tiny_shards, index, server, from_server, monkeypatch
 ):
-    stage = ShardCache(source=server.address if from_server else str(tiny_shards), folder=small_disk / "stage")
-    monkeypatch.setattr(ShardCache, "_check_room", lambda *arguments: None)
+    cache = ShardCache(source=server.address if from_server else str(tiny_shards), folder=small_disk / "stage")
+    monkeypatch.setattr(shard_cache.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1 << 40}))
     file = max(index.shards, key=lambda file: file.bytes)
-    with pytest.raises(
-        DataError, match=rf"no room for {file.name}: {file.bytes} bytes are needed, \d+ are free"
-    ) as caught:
-        stage.open(file)
-    said(caught)
-    assert names(stage) == [f"{file.sha256}.lock"]
+    with pytest.raises(DataError, match=rf"{file.name}: {file.bytes} bytes are needed, \d+ are free") as caught:
+        cache.open(file)
+    message_of(caught)
+    assert names(cache) == [f"{file.sha256}.lock"]
 
 
-def test_room_is_only_needed_for_what_is_not_there(local, index, monkeypatch):
+def test_space_is_required_for_missing_copies_only(local, index, monkeypatch):
     local.fetch(index.shards[0])
     free = index.shards[1].bytes
-    monkeypatch.setattr(staging.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": free}))
+    monkeypatch.setattr(shard_cache.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": free}))
     local.require_free_space(index.shards[:2])
-    with pytest.raises(DataError, match="no room for 2 shards"):
+    with pytest.raises(DataError, match="2 shards"):
         local.require_free_space(index.shards[:3])
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(tiny_shards, tmp_path, index):
+def test_unusable_folder_is_reported(tiny_shards, tmp_path, index):
     (tmp_path / "file").touch()
-    stage = ShardCache(source=str(tiny_shards), folder=tmp_path / "file" / "stage")
-    for use in (lambda: stage.require_free_space(index.shards), lambda: stage.open(index.shards[0])):
-        with pytest.raises(DataError, match=rf"^data\.stage: {stage.folder}: cannot be \w+: Not a directory$"):
+    cache = ShardCache(source=str(tiny_shards), folder=tmp_path / "file" / "stage")
+    for use in (lambda: cache.require_free_space(index.shards), lambda: cache.open(index.shards[0])):
+        with pytest.raises(DataError, match=rf"^data\.stage: {cache.folder}: .*Not a directory$"):
             use()
 
 
-def test_nor_one_that_may_only_be_read(tiny_shards, tmp_path, index):
+def test_read_only_folder_is_reported(tiny_shards, tmp_path, index):
     read_only = ShardCache(source=str(tiny_shards), folder=tmp_path / "locked")
     read_only.folder.mkdir(mode=0o555)
     if os.access(read_only.folder, os.W_OK):
-        pytest.skip("root may write everywhere")
-    with pytest.raises(DataError, match=r"cannot be written: Permission denied$"):
+        pytest.skip("this user may write everywhere")
+    with pytest.raises(DataError, match=r"Permission denied$"):
         read_only.require_free_space(index.shards)
 
 
-def test_the_folder_is_that_of_this_node(monkeypatch):
+def test_stage_path_is_expanded_on_this_node(monkeypatch):
     monkeypatch.setenv("SCRATCH_HERE", "/scratch/7")
     monkeypatch.setenv("HOME", "/home/me")
     assert expand_stage_path("$SCRATCH_HERE/a") == expand_stage_path("${SCRATCH_HERE}/a") == Path("/scratch/7/a")
     assert expand_stage_path("~/a") == Path("/home/me/a")
     monkeypatch.setenv("EMPTY_HERE", "")
     for name in ("EMPTY_HERE", "NOT_HERE"):
-        problem = f"data.stage: '/a/${name}/b': the environment variable {name} is not set on {socket.gethostname()}"
-        with pytest.raises(ConfigError, match=problem.replace("$", r"\$")):
+        with pytest.raises(ConfigError, match=rf"data\.stage: '/a/\${name}/b': .*{name}.*{socket.gethostname()}"):
             expand_stage_path(f"/a/${name}/b")
     monkeypatch.setenv("SCRATCH_HERE", "relative")
-    with pytest.raises(ConfigError, match="relative/a is not absolute"):
+    with pytest.raises(ConfigError, match="relative/a"):
         expand_stage_path("$SCRATCH_HERE/a")
     assert stage_path_problem("scratch/a") is not None
     assert [stage_path_problem(stage) for stage in ("/a", "~/a", "$A/b", "${A}")] == [None] * 4
 
 
-def test_where_shards_are_read(monkeypatch):
+def test_shard_location_depends_on_url_and_stage(monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
     address, cache = "http://host/a", Path("/cache/hsadml/shards")
     assert (
@@ -321,10 +318,10 @@ def test_where_shards_are_read(monkeypatch):
         == eval_shard_location(address, "/s")
         == ShardCache(source=address, folder=Path("/s"))
     )
-    assert eval_shard_location("a/b", "$NOT_HERE/s") == Path("a/b"), "a verdict is also asked for elsewhere"
+    assert eval_shard_location("a/b", "$NOT_HERE/s") == Path("a/b"), "an evaluation may run on another node"
     assert [str(train_shard_location(one, "/s")) for one in ("a/b", "http://me:pw@host/a?k=1")] == [
         "a/b",
         "http://host/a",
     ]
-    with pytest.raises(DataError, match=r"not read from ftp://"):
+    with pytest.raises(DataError, match="ftp://"):
         train_shard_location("ftp://host/a", "/s")

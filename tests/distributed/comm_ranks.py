@@ -1,4 +1,8 @@
-"""All collectives once, with values from which the test can tell every rank's share."""
+"""Every collective once, with values that show each rank's contribution.
+
+The case ``own`` uses the groups of a training run; ``borrowed`` an existing process group, ``subgroup`` an
+existing group of half the ranks.
+"""
 
 from __future__ import annotations
 
@@ -8,76 +12,95 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from rank_script import with_comm
+import torch.distributed as dist
+from rank_script import Call, meet, with_comm
 
-from hsadml_dist.distributed.comm import Comm
+from hsadml_dist.distributed.comm import Comm, comm_from_process_group
+
+CPU = torch.device("cpu")
 
 
 def body(comm: Comm, case: str) -> dict[str, Any]:
-    """Return what each collective gave this rank."""
+    """Return the results of each collective on this rank."""
     rank, world = comm.topology.rank, comm.topology.world_size
     counts = [(3 * other + 2) % 4 for other in range(world)]
     largest = torch.tensor([float(rank), -float(rank), 7.0])
-    apart = comm.new_train_group()
+    second = comm.new_train_group()
     summed = torch.full((2, 3), 10.0**rank, dtype=torch.float64)
     returned = comm.all_reduce_sum(summed)
     return {
         "rank": rank,
         "sum": summed,
-        "in place": returned is summed,
+        "sum in place": returned is summed,
         "rows": comm.all_gather_rows(_rows(rank, (2 * rank) % 5)),
         "labels": comm.all_gather_rows(torch.arange(rank, dtype=torch.int64)),
-        "only last": comm.all_gather_rows(_rows(rank, 3 if rank == comm.topology.world_size - 1 else 0)),
-        "none": comm.all_gather_rows(_rows(rank, 0)),
-        "max": largest,
-        "max in place": comm.all_reduce_max_tensor(largest) is largest,
+        "rows of last rank": comm.all_gather_rows(_rows(rank, 3 if rank == world - 1 else 0)),
+        "no rows": comm.all_gather_rows(_rows(rank, 0)),
+        "tensor max": largest,
+        "tensor max in place": comm.all_reduce_max_tensor(largest) is largest,
         "sizes": comm.all_gather_sizes(counts[rank]),
-        "known sizes": comm.all_gather_rows(_rows(rank, counts[rank]), counts),
-        "scattered": comm.reduce_scatter_rows(_alike(rank, sum(counts)), counts),
-        "scattered none": comm.reduce_scatter_rows(_alike(rank, 0), [0] * world),
-        "apart": [apart.all_reduce_sum(torch.tensor(10.0**rank)), comm.all_reduce_sum(torch.tensor(10.0**rank))],
-        "groups differ": apart.group is not comm.group,
-        "apart is the same place": (apart.topology, apart.device) == (comm.topology, comm.device),
-        "crossed": _crossed(comm, apart),
-        "crossed control": _crossed_control(comm, comm.new_control_group()),
-        "vote": [
+        "rows of known sizes": comm.all_gather_rows(_rows(rank, counts[rank]), counts),
+        "scattered": comm.reduce_scatter_rows(_multiples(rank, sum(counts)), counts),
+        "scattered none": comm.reduce_scatter_rows(_multiples(rank, 0), [0] * world),
+        "sums": [c.all_reduce_sum(torch.tensor(10.0**rank)) for c in (second, comm)],
+        "groups differ": second.group is not comm.group,
+        "same place": (second.topology, second.device) == (comm.topology, comm.device),
+        "crossed sums": _crossed_sums(comm, second),
+        "crossed objects": _crossed_objects(comm, comm.new_control_group()),
+        "max": [
             comm.all_reduce_max([rank, -rank]),
             comm.all_reduce_max([2.0**40 + 0.5 if rank == 0 else 0.0]),
             comm.all_reduce_max([]),
         ],
-        "share": comm.broadcast_object({"from": rank, "text": "ü"}),
-        "share none": comm.broadcast_object(None if rank == 0 else "other"),
-        "gather": comm.all_gather_object(("value", rank)),
+        "broadcast": comm.broadcast_object({"from": rank, "text": "ü"}),
+        "broadcast none": comm.broadcast_object(None if rank == 0 else "other"),
+        "objects": comm.all_gather_object(("value", rank)),
     }
+
+
+def borrowed(call: Call) -> None:
+    """Answer with the results over a borrowed group, and whether it survives ``close``."""
+    solo = comm_from_process_group(None, CPU)
+    owner = meet(call) if call.world > 1 else None
+    group = None
+    if call.case == "subgroup":
+        halves = [list(range(half, call.world, 2)) for half in (0, 1)]
+        group = [dist.new_group(half) for half in halves][call.rank % 2]
+    comm = comm_from_process_group(group, CPU)
+    answer = body(comm, call.case)
+    comm.close()
+    answer |= {"alive": dist.is_initialized(), "before": type(solo).__name__, "solo": type(comm).__name__ == "SoloComm"}
+    if owner is not None:
+        owner.close()
+    call.answer(answer)
 
 
 def _rows(rank: int, count: int) -> torch.Tensor:
     return 100 * rank + torch.arange(count * 4, dtype=torch.float32).reshape(count, 2, 2)
 
 
-def _alike(rank: int, count: int) -> torch.Tensor:
+def _multiples(rank: int, count: int) -> torch.Tensor:
     return 10.0**rank * (1 + torch.arange(count * 2, dtype=torch.float64).reshape(count, 2))
 
 
-def _crossed(comm: Comm, apart: Comm) -> list[float]:
-    """Send over both groups at once, from threads that odd ranks start the other way round."""
+def _crossed_sums(comm: Comm, second: Comm) -> list[float]:
+    """Sum over both groups at once, from threads that odd ranks start in the opposite order."""
     found = [0.0, 0.0]
 
     def send(number: int) -> None:
-        found[number] = float(
-            (comm, apart)[number].all_reduce_sum(torch.tensor(float(comm.topology.rank + 10 * number)))
-        )
+        value = torch.tensor(float(comm.topology.rank + 10 * number))
+        found[number] = float((comm, second)[number].all_reduce_sum(value))
 
     _both_at_once(comm, send)
     return found
 
 
-def _crossed_control(comm: Comm, aside: Comm) -> list[list[int]]:
-    """Gather over both control groups at once, in the same manner."""
+def _crossed_objects(comm: Comm, second: Comm) -> list[list[int]]:
+    """Gather over both control groups at once, in the same way."""
     found: list[list[int]] = [[], []]
 
     def send(number: int) -> None:
-        found[number] = (comm, aside)[number].all_gather_object(comm.topology.rank + 10 * number)
+        found[number] = (comm, second)[number].all_gather_object(comm.topology.rank + 10 * number)
 
     _both_at_once(comm, send)
     return found
@@ -93,4 +116,8 @@ def _both_at_once(comm: Comm, send: Callable[[int], None]) -> None:
 
 
 if __name__ == "__main__":
-    with_comm(body)
+    call = Call.read()
+    if call.case == "own":
+        with_comm(body)
+    else:
+        borrowed(call)

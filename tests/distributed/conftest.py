@@ -1,4 +1,4 @@
-"""Generated shards, an undisturbed run, and trainings that no test leaves behind."""
+"""Generated shards, a baseline run, and a launcher whose trainings are killed at the end of a test."""
 
 from __future__ import annotations
 
@@ -9,52 +9,46 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.training_runs import SETTINGS, TrainingProcess, hsadml
+from tests.distributed.training_runs import HANG_SECONDS, SETTINGS, TrainingProcess, hsadml
 
 Launch = Callable[..., TrainingProcess]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Allow the tests of this folder several commands that take up to HANG_SECONDS each."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(4 * HANG_SECONDS))
+
+
 @pytest.fixture
 def launch() -> Iterator[Launch]:
-    """Start ``hsadml train`` with the given arguments and go on at once; whatever is left is killed at the end."""
-    launched: list[TrainingProcess] = []
+    """Start ``hsadml train`` without waiting for it; processes that are left at the end of the test are killed."""
+    trainings: list[TrainingProcess] = []
 
     def start(run: Path, *arguments: str | Path) -> TrainingProcess:
-        launched.append(TrainingProcess.start(run, *arguments))
-        return launched[-1]
+        trainings.append(TrainingProcess.start(run, *arguments))
+        return trainings[-1]
 
     yield start
-    for job in launched:
-        if job.process.poll() is None:
-            os.killpg(job.process.pid, signal.SIGKILL)
-            job.process.wait()
+    for training in trainings:
+        if training.process.poll() is None:
+            os.killpg(training.process.pid, signal.SIGKILL)
+            training.process.wait()
 
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Generated patients, one slice a shard, so that a test can take single slices away."""
+    """Shards of generated patients, one slice per shard, so that a test can remove single slices."""
     folder = tmp_path_factory.mktemp("data")
-    key = folder / "id.key"
-    hsadml(
-        "shards",
-        "build",
-        "phantom",
-        "20",
-        "--out",
-        folder / "shards",
-        "--size",
-        "128",
-        "--samples-per-shard",
-        "1",
-        "--id-key",
-        key,
-    )
+    options = ("--size", "128", "--samples-per-shard", "1", "--id-key", folder / "id.key")
+    hsadml("shards", "build", "phantom", "20", "--out", folder / "shards", *options)
     return folder / "shards"
 
 
 @pytest.fixture(scope="session")
-def calm(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The undisturbed run of two ranks."""
-    run = tmp_path_factory.mktemp("calm") / "run"
+def baseline_run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Uninterrupted run of two ranks."""
+    run = tmp_path_factory.mktemp("baseline_run") / "run"
     hsadml("train", "demo", f"data.shards={shards}", *SETTINGS, "--nproc", "2", "--run", run)
     return run

@@ -1,4 +1,4 @@
-"""A save that fails ends all ranks, each with the same line."""
+"""A failed save ends all ranks with the same message."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SETTINGS = (
 )
 
 
-def test_a_full_disk_ends_all_ranks_with_one_line_and_leaves_the_checkpoint_before(
+def test_full_disk_ends_all_ranks_and_keeps_previous_checkpoint(
     tiny_shards: Path, launch: Launch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = RunFolder(tmp_path / "run")
@@ -36,12 +36,10 @@ def test_a_full_disk_ends_all_ranks_with_one_line_and_leaves_the_checkpoint_befo
         job.wait_for_step(EVERY + 10)
         free = 1024 * 1024
         (run.path / "other").write_bytes(b"x" * (shutil.disk_usage(run.path).free - free))
-        assert job.exit_code(within=30) == ExitCode.USER_ERROR
+        assert job.exit_code() == ExitCode.USER_ERROR
         failed_at = list_checkpoints(run)[-1].step + EVERY
-        assert failed_at <= job.steps() < failed_at + EVERY, "the next save was waited for"
+        assert failed_at <= job.steps() < failed_at + EVERY, "the run must end before the next save"
         (failed,) = event_rows(run.path, "failed")
     assert failed["exit_code"] == 1
-    said = [line for line in capfd.readouterr().err.splitlines() if "checkpoint needs" in line]
-    places, texts = zip(*(re.fullmatch(r"hsadml: rank (\d): (.*)", line).groups() for line in said), strict=True)
-    assert sorted(places) == ["0", "1"]
-    assert set(texts) == {failed["reason"]}
+    lines = [re.fullmatch(r"hsadml: rank (\d): (.*)", line) for line in capfd.readouterr().err.splitlines()]
+    assert sorted(line[1] for line in lines if line and line[2] == failed["reason"]) == ["0", "1"]

@@ -1,4 +1,4 @@
-"""Each person a class, from images to a verdict: two real processes, each with its share of the class centres."""
+"""Patients as classes, from images to an evaluation: two real processes, each with its shard of the class centres."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SETTINGS = (
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A training of two ranks on generated patients, split by slice."""
+    """Training of two ranks on generated patients, split by slice."""
     folder = tmp_path_factory.mktemp("identity")
     build = ("shards", "build", "phantom", str(PERSONS), "--size", "32", "--split-by", "slice", "--seed", "3")
     hsadml(*build, "--out", folder / "shards", "--id-key", folder / "id.key")
@@ -39,11 +39,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def index(run: Path) -> ShardIndex:
-    """The shards as they lie on disk: with the classes of the source."""
+    """Index of the shards as stored, with the classes of the source."""
     return load_index(run.parent / "shards")
 
 
-def test_the_network_tells_persons_apart(run: Path, index: ShardIndex) -> None:
+def test_result_has_patients_as_classes(run: Path, index: ShardIndex) -> None:
     result = json.loads((run / "result.json").read_text())
     persons = sorted({str(row.person) for row in index.samples})
     assert len(persons) == PERSONS
@@ -52,17 +52,18 @@ def test_the_network_tells_persons_apart(run: Path, index: ShardIndex) -> None:
     tested = [row for row in index.samples if row.fold == 0 and row.person in known]
     assert (result["slices"], result["world_size"]) == (len(tested), 2)
     assert result["left_out"] == sum(row.fold == 0 for row in index.samples) - len(tested)
-    said = read_predictions(run / "predictions.json")
-    assert [said.classes[label] for label in said.label_N] == list(said.persons) == [row.person for row in tested]
-    assert said.probability_NC.shape == (len(tested), PERSONS)
+    predictions = read_predictions(run / "predictions.json")
+    assert list(predictions.persons) == [row.person for row in tested]
+    assert [predictions.classes[label] for label in predictions.label_N] == list(predictions.persons)
+    assert predictions.probability_NC.shape == (len(tested), PERSONS)
 
 
-def test_one_process_reads_the_shares_of_both_and_comes_to_the_same_verdict(run: Path) -> None:
-    said = json.loads((run / "result.json").read_text())
-    assert evaluate_run(run).result.to_dict() == said | {"world_size": 1}
+def test_one_process_reproduces_result_of_two_ranks(run: Path) -> None:
+    result = json.loads((run / "result.json").read_text())
+    assert evaluate_run(run).result.to_dict() == result | {"world_size": 1}
 
 
-def test_embeddings_are_written_with_persons_as_classes(run: Path, index: ShardIndex) -> None:
+def test_embeddings_have_patients_as_classes(run: Path, index: ShardIndex) -> None:
     inference = open_inference(run)
     folder, found = open_training_shards(inference, None)
     table, _ = embed_slices(inference, folder, found, range(len(index)), lambda done, total: None)

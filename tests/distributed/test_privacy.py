@@ -1,4 +1,4 @@
-"""No identifier of the input stands in clear in any file that shards, training and verdict write."""
+"""No file written by a build, a training or an evaluation contains an identifier of the input."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PERSONS = 12
 SLICES = 3
 
 
-def test_no_identifier_in_clear_in_any_file_written(tmp_path: Path) -> None:
+def test_no_written_file_contains_identifiers(tmp_path: Path) -> None:
     table = write_table(tmp_path / "SECRET-hospital")
     out = tmp_path / "out"
     hsadml(
@@ -51,7 +51,7 @@ def test_no_identifier_in_clear_in_any_file_written(tmp_path: Path) -> None:
 
 
 def write_table(folder: Path) -> Path:
-    """Write JPEGs and a CSV in which every name and number is telltale."""
+    """Write JPEGs and a CSV whose names and identifiers can be recognised."""
     folder.mkdir()
     rows = [["file", "class", "person", "exam"]]
     for person in range(PERSONS):

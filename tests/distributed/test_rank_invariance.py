@@ -1,4 +1,4 @@
-"""One training cut in different ways, over ranks and over loader workers, is the same training."""
+"""A training does not depend on its number of ranks and loader workers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STEPS = 50
 
 @pytest.fixture(scope="module")
 def by_ranks(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Runs in fp64 of 1 to 4 ranks, more than an epoch long."""
+    """Runs in fp64 of 1 to 4 ranks, of more than two epochs."""
     runs = {world: tmp_path_factory.mktemp("ranks") / f"w{world}" for world in WORLDS}
     small = ("model.name=resnet_gn_tiny", "data.image_size=48", "engine.precision=fp64", f"train.steps={STEPS}")
     for world, run in runs.items():
@@ -23,13 +23,13 @@ def by_ranks(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int
     return runs
 
 
-def test_any_number_of_ranks_takes_the_same_samples_in_the_same_order(by_ranks: dict[int, Path]) -> None:
+def test_any_world_size_keeps_sample_order(by_ranks: dict[int, Path]) -> None:
     ledgers = [[(row["step"], row["keys"]) for row in merged_ledger(run)] for run in by_ranks.values()]
     assert len(ledgers[0]) == STEPS
     assert all(ledger == ledgers[0] for ledger in ledgers)
 
 
-def test_an_epoch_of_the_ledger_holds_each_training_sample_once(by_ranks: dict[int, Path], shards: Path) -> None:
+def test_epoch_contains_each_training_sample_once(by_ranks: dict[int, Path], shards: Path) -> None:
     from hsadml_dist.data.index import load_index
 
     index = load_index(shards)
@@ -40,13 +40,13 @@ def test_an_epoch_of_the_ledger_holds_each_training_sample_once(by_ranks: dict[i
     assert sorted(keys[len(expected) : 2 * len(expected)]) == expected
 
 
-def test_losses_in_fp64_agree_to_nine_digits_for_any_number_of_ranks(by_ranks: dict[int, Path]) -> None:
+def test_any_world_size_keeps_fp64_losses_within_1e_9(by_ranks: dict[int, Path]) -> None:
     losses = {world: [row["loss"] for row in merged_metrics(run)] for world, run in by_ranks.items()}
     for world, series in losses.items():
         assert max(abs(a - b) for a, b in zip(series, losses[1], strict=True)) <= 1e-9, f"{world} ranks"
 
 
-def test_loader_workers_change_no_bit(shards: Path, tmp_path: Path) -> None:
+def test_number_of_loader_workers_does_not_change_checkpoint(shards: Path, tmp_path: Path) -> None:
     few = ("model.name=resnet_gn_tiny", "train.steps=8")
     texts = set()
     for workers in (0, 1, 2):

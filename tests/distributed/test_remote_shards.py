@@ -1,4 +1,4 @@
-"""A training whose shards are behind a server: cut and gone on with, judged, and each shard fetched once."""
+"""Train on shards behind a server, resume and evaluate; each shard is downloaded once."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 from hsadml_dist.config.yaml_loader import load_recipe
 from hsadml_dist.data.index import load_index
+from hsadml_dist.errors import ExitCode
 from hsadml_dist.preemption.signals import STOP_AFTER
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.history import merged_metrics
@@ -32,31 +33,31 @@ SETTINGS = (
 )
 
 
-def test_shards_behind_a_server_train_go_on_and_are_judged(
+def test_remote_shards_train_resume_and_evaluate(
     tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = Server(tiny_shards)
     for name, value in (("XDG_CACHE_HOME", "cache"), ("SCRATCH_HERE", "scratch")):
         monkeypatch.setenv(name, str(tmp_path / value))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    far = tmp_path / "far"
-    words = ("demo", f"data.shards={server.address}", "data.stage=$SCRATCH_HERE/shards", *SETTINGS, "--run", far)
+    run = tmp_path / "run"
+    arguments = ("demo", f"data.shards={server.address}", "data.stage=$SCRATCH_HERE/shards", *SETTINGS, "--run", run)
     index = load_index(tiny_shards)
-    unlucky = index.shards[index.samples[index.outside_folds([0])[0]].shard].name
-    server.plans[unlucky] = ["503", "wrong"]
+    faulty = index.shards[index.samples[index.outside_folds([0])[0]].shard].name
+    server.plans[faulty] = ["503", "wrong"]
     monkeypatch.setenv(STOP_AFTER, "4")
-    hsadml("train", *words, "data.workers=1", "--nproc", "2", expect=85)
+    hsadml("train", *arguments, "data.workers=1", "--nproc", "2", expect=ExitCode.STOPPED)
     monkeypatch.delenv(STOP_AFTER)
-    hsadml("train", *words, "--nproc", "1")
-    assert [row["step"] for row in merged_metrics(far)] == list(range(1, 7))
+    hsadml("train", *arguments, "--nproc", "1")
+    assert [row["step"] for row in merged_metrics(run)] == list(range(1, 7))
 
-    recipe = load_recipe(RunFolder(far).config).recipe
+    recipe = load_recipe(RunFolder(run).config).recipe
     assert (recipe.data.shards, recipe.data.stage) == (server.address, "$SCRATCH_HERE/shards")
-    asked = Counter(name for name in server.asked if name.endswith(".tar"))
-    assert asked.pop(unlucky) == 3
-    assert set(asked.values()) == {1}, "two ranks, a worker each, a process ahead, two starts: one transfer"
-    result = json.loads(hsadml("evaluate", far, "--json"))
+    asked = Counter(name for name in server.requested if name.endswith(".tar"))
+    assert asked.pop(faulty) == 3
+    assert set(asked.values()) == {1}, "one download for two ranks with workers, a prefetching process and two starts"
+    result = json.loads(hsadml("evaluate", run, "--json"))
     assert result["data_digest"] == index.digest
     copies = {path.stem for path in (tmp_path / "scratch" / "shards").glob("*.tar")}
-    assert copies == {file.sha256 for file in index.shards}, "the verdict fetched the held-out ones"
+    assert copies == {file.sha256 for file in index.shards}, "the evaluation downloads the test shards"
     server.close()

@@ -1,4 +1,4 @@
-"""A few of ``make chaos``'s cuts, one after the other in one training: see ``tests/chaos``."""
+"""Several faults of ``make chaos`` in one training; see ``tests/chaos``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.chaos.fault_sequence import new_sequence
 from tests.chaos.signal_faults import killed_in_a_save, second_notice_while_stopping
 
 
-def test_a_training_that_is_cut_again_and_again_ends_as_the_calm_one(shards: Path, tmp_path: Path) -> None:
+def test_training_with_repeated_faults_equals_baseline(shards: Path, tmp_path: Path) -> None:
     trip = new_sequence(Workspace(folder=tmp_path, shards=shards), random.Random(0), 2, 1)
     killed_in_a_save(trip, "background", "checkpoint.background=true")
     second_notice_while_stopping(trip)

@@ -1,4 +1,4 @@
-"""Whole trainings as a user starts them: the command line, real processes, and what a run folder says afterwards."""
+"""Run whole trainings as a user does: the command line, real processes, and the content of the run folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pytest
 from hsadml_dist.run.history import merged_metrics
 
 HSADML = (sys.executable, "-m", "hsadml_dist.launch.cli")
-SECONDS = 150
+HANG_SECONDS = 600
+"""Time limit of a command; it only guards against hangs."""
 STEPS = 30
 SETTINGS = (
     "model.name=resnet_gn_small",
@@ -28,31 +29,32 @@ SETTINGS = (
     "run.tensorboard=false",
     "run.ledger=true",
 )
-"""Steps of 100 ms and more, so that a notice meets the training in the middle of one."""
+"""Settings with steps of 100 ms and more, so that a signal arrives in the middle of one."""
 
 
 def hsadml(*arguments: str | Path, expect: int = 0) -> str:
-    """Run the command; a hang or another exit code than expected ends the test with all that was said."""
-    done = subprocess.run([*HSADML, *map(str, arguments)], capture_output=True, text=True, timeout=SECONDS, check=False)
-    assert done.returncode == expect, f"exit code {done.returncode}, not {expect}\n{done.stdout}\n{done.stderr}"
+    """Run the command and return its output; fail if it hangs or ends with another exit code than ``expect``."""
+    command = [*HSADML, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
+    assert done.returncode == expect, f"exit code {done.returncode}, expected {expect}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
 @dataclass(frozen=True)
 class TrainingProcess:
-    """A training under way: the launcher's process and its run folder."""
+    """A running training: the process of its launcher, and its run folder."""
 
     process: subprocess.Popen[str]
     run: Path
 
     @staticmethod
     def start(run: Path, *arguments: str | Path) -> TrainingProcess:
-        """Start ``hsadml train`` and go on at once."""
+        """Start ``hsadml train`` without waiting for it."""
         command = [*HSADML, "train", *map(str, arguments), "--run", str(run)]
         return TrainingProcess(subprocess.Popen(command, text=True, start_new_session=True), run)
 
     def rank_pid(self, rank: int) -> int:
-        """Return a rank's process id."""
+        """Return the process id of a rank."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         for pid in children:
             if f"RANK={rank}" in Path(f"/proc/{pid}/environ").read_text().split("\0"):
@@ -64,27 +66,27 @@ class TrainingProcess:
         return len(merged_metrics(self.run))
 
     def wait_for_step(self, step: int) -> None:
-        """Return as soon as ``step`` is recorded."""
-        deadline = time.monotonic() + SECONDS
+        """Wait until ``step`` is recorded."""
+        deadline = time.monotonic() + HANG_SECONDS
         while self.steps() < step:
-            assert self.process.poll() is None, f"ended with {self.process.returncode} before step {step}"
-            assert time.monotonic() < deadline, f"step {step} was not reached within {SECONDS} s"
+            assert self.process.poll() is None, f"exit code {self.process.returncode} before step {step}"
+            assert time.monotonic() < deadline, f"step {step} not reached within {HANG_SECONDS} s"
             time.sleep(0.01)
 
-    def exit_code(self, within: float = SECONDS) -> int:
-        """Return the launcher's exit code; a hang ends the test by name."""
+    def exit_code(self) -> int:
+        """Wait for the launcher and return its exit code; fail if it hangs."""
         try:
-            return self.process.wait(timeout=within)
+            return self.process.wait(timeout=HANG_SECONDS)
         except subprocess.TimeoutExpired:
-            pytest.fail(f"{self.run.name}: still running after {within} s")
+            pytest.fail(f"{self.run.name}: still running after {HANG_SECONDS} s")
 
 
 def digest(run: Path) -> str:
-    """Return the digest of a run's newest checkpoint."""
+    """Return the digest of the newest checkpoint of a run."""
     return hsadml("checkpoint", "digest", run).strip()
 
 
 def event_rows(run: Path, event: str) -> list[dict[str, object]]:
-    """Return a run's events of one kind."""
+    """Return the rows of one kind of event of a run."""
     rows = json.loads(hsadml("metrics", run, "--events", "--json"))
     return [row for row in rows if row["event"] == event]

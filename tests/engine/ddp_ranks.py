@@ -11,13 +11,12 @@ from rank_script import with_comm
 from torch import nn
 
 from hsadml_dist.config.recipe import OptimConfig
-from hsadml_dist.data.loader import Batch
+from hsadml_dist.data.batch import Batch
 from hsadml_dist.distributed.comm import Comm
-from hsadml_dist.engine import compile as compiling
+from hsadml_dist.engine import ddp
 from hsadml_dist.engine.base import LossFn
 from hsadml_dist.engine.ddp import DdpEngine, DdpOptions
 from hsadml_dist.models.activations import checkpoint_activations
-from hsadml_dist.models.network import prepare_model
 from hsadml_dist.optim import build_optimizer
 
 BATCH, WIDTH, OUT = 12, 10, 3
@@ -112,7 +111,7 @@ def compiled(comm: Comm) -> dict[Way, dict[str, Any]]:
 
 def traced(comm: Comm) -> dict[Way, dict[str, Any]]:
     """Return the same of one way without the kernels: what needs no C++ compiler, and not its time."""
-    compiling._compiled = partial(torch.compile, dynamic=False, backend="aot_eager")
+    ddp.compile_function = partial(torch.compile, dynamic=False, backend="aot_eager")
     way = ("thirds", "frozen", "drawing", "static", "recomputing")
     answers = {one: _trained(one, comm) for one in (way, ("compiled", *way))}
     return answers | {("graphs",): dict(torch._dynamo.utils.counters["stats"])}
@@ -151,13 +150,13 @@ def engine_of(way: Way, comm: Comm) -> DdpEngine:
     """Return an engine with a net of one seed; fp64 if the way does not say otherwise."""
     precision: Any = next((kind for kind in ("fp32", "bf16") if kind in way), "fp64")
     torch.manual_seed(0)
-    net = prepare_model(Net(way), comm.device, precision)
+    net = Net(way).to(comm.device, DTYPES[precision], memory_format=torch.channels_last)
     config = OptimConfig(name="sgd" if "sgd" in way else "adamw", lr=0.05)
     optimizer = build_optimizer(net.parameters(), config, decay=True)
     average = 0.25 if "average" in way else None
-    options = DdpOptions(static_graph="static" in way, compiled="compiled" in way, ema_decay=average)
+    options = DdpOptions(clip_norm=0.5, static_graph="static" in way, compiled="compiled" in way, ema_decay=average)
     example = torch.zeros(1, 1, 4, 4, dtype=DTYPES[precision])
-    return DdpEngine(net, optimizer, comm, precision, 0.5, example, options)
+    return DdpEngine(net, optimizer, comm, precision, example, options)
 
 
 def steps(engine: DdpEngine, comm: Comm, way: Way, first: int, last: int) -> list[tuple[float, float]]:
@@ -224,10 +223,10 @@ def _resumed(way: Way, comm: Comm) -> list[dict[str, Any]]:
     steps(whole, comm, way, 1, 2)
     saved = copied(whole.state())
     resumed = engine_of(way, comm)
-    settle = DdpEngine._settle_buckets
-    DdpEngine._settle_buckets = lambda engine, example, passes: settle(engine, example, 1)  # type: ignore[method-assign]
+    warm_up = DdpEngine.warm_up_buckets
+    DdpEngine.warm_up_buckets = lambda engine, example, passes: warm_up(engine, example, 1)  # type: ignore[method-assign]
     once = engine_of(way, comm)
-    DdpEngine._settle_buckets = settle  # type: ignore[method-assign]
+    DdpEngine.warm_up_buckets = warm_up  # type: ignore[method-assign]
     for engine in (resumed, once):
         engine.load(saved)
     for engine in (whole, resumed, once):

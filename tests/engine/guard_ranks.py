@@ -12,13 +12,14 @@ from torch import nn
 
 from hsadml_dist.config import Recipe
 from hsadml_dist.config.recipe import DataConfig, EngineConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
-from hsadml_dist.data.loader import Batch
+from hsadml_dist.data.batch import Batch
 from hsadml_dist.distributed.comm import Comm
 from hsadml_dist.engine.learner import Learner, build_learner
 from hsadml_dist.errors import NumericalError
+from hsadml_dist.losses.distributed_loss import DistributedLoss
 from hsadml_dist.losses.margins import MarginSettings, build_margin
 from hsadml_dist.model_factory import build_network
-from hsadml_dist.models.network import EmbeddingNet
+from hsadml_dist.models.network import EmbeddingNet, InputSpec
 
 TOTAL, CLASSES, SIDE, SIZE = 10, 3, 8, 12
 BAD, LAST = 3, 4
@@ -93,8 +94,8 @@ def causes(comm: Comm) -> dict[str, Any]:
         "weight": _finding(comm, RECIPE, _spoil_weight),
         "buffer": _finding(comm, RECIPE, _spoil_buffer, name="batch norm"),
         "centre": _finding(comm, replace(RECIPE, loss=LossConfig(layout="sharded")), _spoil_centre),
-        "loss": _finding(comm, RECIPE, lambda learner, batch: _scale(learner, 3e38)),
-        "norm": _finding(comm, RECIPE, lambda learner, batch: _scale(learner, 1e30)),
+        "loss": _finding(comm, RECIPE, lambda learner, batch: _scale(learner, comm, 3e38)),
+        "norm": _finding(comm, RECIPE, lambda learner, batch: _scale(learner, comm, 1e30)),
         "gradient": _finding(comm, RECIPE, _spoil_gradient),
     }
 
@@ -142,7 +143,7 @@ def _learner(name: str, recipe: Recipe, comm: Comm) -> Learner:
         torch.manual_seed(0)
         features = 4 * (SIDE - 2) ** 2
         layers = (nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), NeedsOthers())
-        network = EmbeddingNet(nn.Sequential(*layers), features, 8, dropout=0.3)
+        network = EmbeddingNet(nn.Sequential(*layers), features, 8, dropout=0.3, spec=InputSpec(image_size=SIDE))
     return build_learner(recipe, network, CLASSES, comm, TOTAL)
 
 
@@ -181,9 +182,10 @@ def _spoil_centre(learner: Learner, batch: Batch) -> None:
         learner.head.loss.centres.weight.data[-1, 0] = math.nan
 
 
-def _scale(learner: Learner, scale: float) -> None:
+def _scale(learner: Learner, comm: Comm, scale: float) -> None:
     """Scale the loss by so much that sums or squares overflow, and no single sample's loss does."""
-    learner.head.loss._loss = build_margin("cosface", MarginSettings(scale=scale))
+    margin = build_margin("cosface", MarginSettings(scale=scale))
+    learner.head.loss = DistributedLoss(learner.head.loss.centres, margin, comm)
 
 
 def _spoil_gradient(learner: Learner, batch: Batch) -> None:

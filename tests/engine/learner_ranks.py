@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import torch
 from rank_script import with_comm
+from torch.nn.parallel import DistributedDataParallel
 
 from hsadml_dist.config import Recipe
 from hsadml_dist.config.recipe import DataConfig, EngineConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
-from hsadml_dist.data.loader import Batch
+from hsadml_dist.data.batch import Batch
 from hsadml_dist.distributed.comm import Comm
 from hsadml_dist.engine import learner
 from hsadml_dist.engine.ddp import DdpEngine
@@ -68,7 +70,7 @@ def resume(comm: Comm) -> dict[str, Any]:
     saved = _copied(whole.state())
     resumed = _learner(recipe, comm)
     resumed.load(saved)
-    DdpEngine._settle_buckets = _do_nothing  # type: ignore[method-assign]
+    DdpEngine.warm_up_buckets = _do_nothing  # type: ignore[method-assign]
     learner.check_gradients = _do_nothing  # another backward pass before the first step
     unsettled = _learner(recipe, comm)
     unsettled.load(saved)
@@ -108,19 +110,11 @@ def _steps(learner: Learner, comm: Comm, first: int, last: int) -> list[Any]:
 
 def _trained(recipe: Recipe, comm: Comm, steps: int) -> dict[str, Any]:
     learner = _learner(recipe, comm)
-    quiet = 0
-    if comm.group is not None:
-        replica = learner.engine._replica  # type: ignore[attr-defined]
-        no_sync = replica.no_sync
-
-        def counted() -> Any:
-            nonlocal quiet
-            quiet += 1
-            return no_sync()
-
-        replica.no_sync = counted
-    reports = _steps(learner, comm, 1, steps)
-    return {"reports": reports, "state": _copied(learner.state()), "quiet": quiet}
+    with mock.patch.object(
+        DistributedDataParallel, "no_sync", autospec=True, side_effect=DistributedDataParallel.no_sync
+    ) as no_sync:
+        reports = _steps(learner, comm, 1, steps)
+    return {"reports": reports, "state": _copied(learner.state()), "quiet": no_sync.call_count}
 
 
 def _headed(recipe: Recipe, comm: Comm) -> dict[str, Any]:

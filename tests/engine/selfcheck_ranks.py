@@ -13,8 +13,9 @@ from hsadml_dist.distributed.comm import Comm
 from hsadml_dist.engine import selfcheck
 from hsadml_dist.engine.ddp import DdpEngine
 from hsadml_dist.errors import EngineError
-from hsadml_dist.losses import distributed_loss as distributed
-from hsadml_dist.losses.margins import LOSSES, MarginSettings, build_margin
+from hsadml_dist.losses.centres import Centres, Layout
+from hsadml_dist.losses.distributed_loss import DistributedLoss
+from hsadml_dist.losses.margins import LOSSES, MarginLoss, MarginSettings, build_margin
 
 DIM = 4
 
@@ -54,20 +55,20 @@ class Forgets(DdpEngine):
 
 
 def body(comm: Comm, case: str) -> dict[str, Any]:
-    """Return what each kind of engine is told, and whether its weights and buffers stayed as they were."""
-    told = {}
+    """Return what each kind of engine is results, and whether its weights and buffers stayed as they were."""
+    results = {}
     for precision in ("fp32", "bf16", "fp64"):
         for layout in ("replicated", "sharded"):
             for name in LOSSES:
-                told[f"right {precision} {layout} {name}"] = _asked(comm, DdpEngine, layout, name, precision)
+                results[f"right {precision} {layout} {name}"] = _check(comm, DdpEngine, layout, name, precision)
     for wrong in (AddsUp, MeanOfMeans, Alone, Forgets):
-        told[wrong.__name__] = _asked(comm, wrong, "replicated", "softmax", "fp32")
-    told["centres"] = _with_wrong_centres(comm)
-    told["too much"] = _asked(comm, DdpEngine, "replicated", "cosface", "fp32", scale=3e38)
-    return told
+        results[wrong.__name__] = _check(comm, wrong, "replicated", "softmax", "fp32")
+    results["centres"] = _with_wrong_centres(comm)
+    results["too much"] = _check(comm, DdpEngine, "replicated", "cosface", "fp32", scale=3e38)
+    return results
 
 
-def _asked(
+def _check(
     comm: Comm, kind: type[DdpEngine], layout: Any, name: str, precision: Any, scale: float | None = None
 ) -> str:
     torch.manual_seed(0)
@@ -76,30 +77,32 @@ def _asked(
     image = torch.zeros(1, 1, 6, 6, dtype=dtype)
     model.to(dtype)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    apart, margin = comm.new_train_group(), build_margin(name, MarginSettings(scale=scale))
-    rule = selfcheck.reference_gradients(model, precision, margin, DIM, image, apart)
-    engine = kind(model, torch.optim.SGD(model.parameters(), lr=0.1), comm, precision, None, image)
+    loss_comm, margin = comm.new_train_group(), build_margin(name, MarginSettings(scale=scale))
+    reference = selfcheck.reference_gradients(model, precision, margin, DIM, image, loss_comm)
+    engine = kind(model, torch.optim.SGD(model.parameters(), lr=0.1), comm, precision, image)
     try:
-        selfcheck.check_gradients(engine, rule, layout, apart)
+        selfcheck.check_gradients(engine, reference, layout, loss_comm)
     except EngineError as fault:
         return str(fault)
     same = all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     return "right" if same and all(p.grad is None for p in model.parameters()) else "changed"
 
 
+class WrongCentres(DistributedLoss):
+    """Scales the gradient of sharded centres by the number of ranks."""
+
+    def __init__(self, centres: Centres, loss: MarginLoss, comm: Comm, layout: Layout = "replicated") -> None:
+        super().__init__(centres, loss, comm, layout)
+        if layout == "sharded":
+            self.centres.weight.register_hook(lambda grad: grad * comm.topology.world_size)
+
+
 def _with_wrong_centres(comm: Comm) -> str:
-    plan = distributed.DistributedLoss._plan
-
-    def wrong(self: Any, local: int, step: int, count: int) -> Any:
-        made = plan(self, local, step, count)
-        scaled = {**vars(made), "centre_share": made.centre_share * comm.topology.world_size}
-        return type(made)(**scaled) if self.layout == "sharded" else made
-
-    distributed.DistributedLoss._plan = wrong  # type: ignore[method-assign]
+    selfcheck.DistributedLoss = WrongCentres  # type: ignore[misc]
     try:
-        return _asked(comm, DdpEngine, "sharded", "softmax", "fp32")
+        return _check(comm, DdpEngine, "sharded", "softmax", "fp32")
     finally:
-        distributed.DistributedLoss._plan = plan  # type: ignore[method-assign]
+        selfcheck.DistributedLoss = DistributedLoss  # type: ignore[misc]
 
 
 if __name__ == "__main__":

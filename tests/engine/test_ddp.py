@@ -2,11 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from hsadml_dist.data.loader import Batch
+from hsadml_dist.data.batch import Batch
 from hsadml_dist.distributed.comm import SoloComm
 from hsadml_dist.engine.ddp import DdpEngine
 from hsadml_dist.losses.margins import build_margin
-from hsadml_dist.models.network import prepare_model
 
 SCRIPT = "engine/learner_ranks.py"
 
@@ -28,7 +27,7 @@ def assert_same(one, other, *, within=0.0):
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
-def test_all_ranks_hold_the_same_to_the_last_bit(trained, world):
+def test_all_ranks_are_bit_identical(trained, world):
     first = trained[world][0]
     for answer in trained[world][1:]:
         for way in ("plain", "thirds", "sgd", "bf16"):
@@ -38,7 +37,7 @@ def test_all_ranks_hold_the_same_to_the_last_bit(trained, world):
 
 @pytest.mark.parametrize("world", [2, 3, 4])
 @pytest.mark.parametrize("way", ["plain", "sgd"])
-def test_the_number_of_ranks_changes_no_digit_that_counts(trained, world, way):
+def test_result_does_not_depend_on_world_size(trained, world, way):
     one, many = trained[1][0][way], trained[world][0][way]
     assert_same(one["state"], many["state"], within=1e-12)
     for alone, together in zip(one["reports"], many["reports"], strict=True):
@@ -48,7 +47,7 @@ def test_the_number_of_ranks_changes_no_digit_that_counts(trained, world, way):
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
-def test_accumulation_changes_no_digit_that_counts(trained, world):
+def test_result_does_not_depend_on_accumulation(trained, world):
     answer = trained[world][0]
     assert_same(answer["plain"]["state"], answer["thirds"]["state"], within=1e-12)
     assert_same(answer["sgd"]["state"], answer["sgd thirds"]["state"], within=1e-12)
@@ -57,13 +56,13 @@ def test_accumulation_changes_no_digit_that_counts(trained, world):
 
 
 @pytest.mark.parametrize("world", [2, 3, 4])
-def test_gradients_travel_once_a_step(trained, world):
+def test_gradients_are_reduced_once_per_step(trained, world):
     assert trained[world][0]["plain"]["quiet"] == 0
     assert trained[world][0]["thirds"]["quiet"] == 3 * 2, "of three parts, two go without a reduction"
 
 
 @pytest.mark.parametrize("world", [1, 3])
-def test_bf16_trains_fp32_weights_near_the_fp32_course(trained, world):
+def test_bf16_trains_fp32_weights_close_to_fp32(trained, world):
     half, full = trained[world][0]["bf16"], trained[world][0]["fp32"]
     assert {t.dtype for group in half["state"].values() for t in group.values()} == {torch.float32}
     for low, high in zip(half["reports"], full["reports"], strict=True):
@@ -80,7 +79,7 @@ def laid_out(ranks):
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 @pytest.mark.parametrize("layout", ["replicated", "sharded"])
 @pytest.mark.parametrize("loss", ["sphereface", "sphereface2 and energy", "adaface", "sampled"])
-def test_neither_layout_nor_ranks_change_what_is_learnt(laid_out, loss, layout, world):
+def test_result_does_not_depend_on_layout_or_world_size(laid_out, loss, layout, world):
     one = laid_out[1][0][loss, "replicated"]
     answers = [answer[loss, layout] for answer in laid_out[world]]
     assert sum(answer["rows"] for answer in answers) == 3 * (world if layout == "replicated" else 1)
@@ -93,7 +92,7 @@ def test_neither_layout_nor_ranks_change_what_is_learnt(laid_out, loss, layout, 
 
 
 @pytest.mark.parametrize(("loss", "group"), [("sphereface2 and energy", "bias"), ("adaface", "norms.mean")])
-def test_what_else_a_head_has_is_learnt(laid_out, loss, group):
+def test_bias_and_norm_statistics_are_trained(laid_out, loss, group):
     """Else its being the same everywhere would show nothing."""
     start = {"bias": build_margin("sphereface2").reducer.initial_bias(3), "norms.mean": 20.0}[group]
     assert abs(float(laid_out[1][0][loss, "replicated"]["head"][group]) - start) > 1e-3
@@ -104,19 +103,19 @@ def resumed(ranks):
     return ranks(SCRIPT, 3, "resume")
 
 
-def test_state_comes_back_as_it_was(resumed):
+def test_loaded_state_equals_saved_state(resumed):
     for answer in resumed:
         assert_same(answer["loaded"], answer["saved"])
 
 
-def test_the_step_after_a_resume_is_the_same_to_the_last_bit(resumed):
+def test_step_after_resume_is_bit_identical(resumed):
     for answer in resumed:
         whole, again, _ = answer["states"]
         assert_same(whole, again)
         assert answer["reports"][0] == answer["reports"][1]
 
 
-def test_without_settled_buckets_it_would_not_be(resumed):
+def test_step_after_resume_differs_without_bucket_warm_up(resumed):
     """What the dry pass at the start is for: else the reduction adds in another order once, after each resume."""
     whole, _, unsettled = resumed[0]["states"]
     assert any(not torch.equal(value, unsettled["model"][name]) for name, value in whole["model"].items())
@@ -127,7 +126,7 @@ def clipped(request, ranks):
     return ranks(SCRIPT, request.param, "clip")[0]
 
 
-def test_backbone_and_centres_are_clipped_each_by_itself(clipped):
+def test_backbone_and_centres_are_clipped_separately(clipped):
     plain, short = clipped["plain"], clipped["clipped"]
     for group in ("model", "centres"):
         assert plain[group].norm() > 0.02
@@ -137,20 +136,19 @@ def test_backbone_and_centres_are_clipped_each_by_itself(clipped):
     assert plain["report"].grad_norm == pytest.approx(float(plain["model"].norm()), rel=1e-9)
 
 
-def test_the_first_pass_leaves_neither_gradients_nor_changed_buffers():
+def test_warm_up_leaves_no_gradients_and_keeps_buffers():
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 2))
     before = {name: buffer.clone() for name, buffer in net.named_buffers()}
     optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
-    engine = DdpEngine(net, optimizer, SoloComm(), "fp32", None, torch.zeros(1, 1, 4, 4))
-    engine._replica = net
-    engine._settle_buckets(torch.ones(2, 1, 4, 4), 2)
+    engine = DdpEngine(net, optimizer, SoloComm(), "fp32", torch.zeros(1, 1, 4, 4))
+    engine.warm_up_buckets(torch.ones(2, 1, 4, 4), 2)
     assert all(torch.equal(buffer, before[name]) for name, buffer in net.named_buffers())
     assert all(p.grad is None for p in net.parameters())
 
 
-def test_parts_without_samples_do_no_harm():
-    net = prepare_model(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2)), torch.device("cpu"), "fp64")
-    engine = DdpEngine(net, torch.optim.SGD(net.parameters()), SoloComm(), "fp64", None, torch.zeros(1, 1, 4, 4))
+def test_backward_accepts_empty_microbatches():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2)).double()
+    engine = DdpEngine(net, torch.optim.SGD(net.parameters()), SoloComm(), "fp64", torch.zeros(1, 1, 4, 4))
     batch = Batch(
         image=torch.ones(1, 1, 4, 4, dtype=torch.float64), label=torch.zeros(1, dtype=torch.int64), keys=("a",)
     )
@@ -158,14 +156,6 @@ def test_parts_without_samples_do_no_harm():
     assert [len(part.keys) for part in batch.microbatches(3)] == [0, 0, 1]
     assert torch.isfinite(outcome.loss)
     assert float(outcome.grad_norm) > 0
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp64"])
-def test_placed_sets_dtype_and_channels_last(precision):
-    net = prepare_model(nn.Conv2d(4, 3, 3), torch.device("cpu"), precision)
-    assert net.weight.dtype == {"fp64": torch.float64}.get(precision, torch.float32)
-    assert net.weight.is_contiguous(memory_format=torch.channels_last)
-    assert prepare_model(nn.Conv3d(4, 3, 3), torch.device("cpu"), precision).weight.is_contiguous()
 
 
 OPTIONS = "engine/ddp_ranks.py"
@@ -178,7 +168,7 @@ def optional(ranks):
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_with_options_all_ranks_hold_the_same_to_the_last_bit(optional, world):
+def test_all_ranks_are_bit_identical_with_options(optional, world):
     first = optional[world][0]
     for answer in optional[world][1:]:
         for way in first:
@@ -200,7 +190,7 @@ SAME = {
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize(("way", "plain"), SAME.items(), ids=" ".join)
-def test_static_graph_and_recomputation_change_no_bit(optional, way, plain, world):
+def test_static_graph_and_checkpointing_are_bit_identical(optional, way, plain, world):
     for answer in optional[world]:
         assert_same(answer[way]["state"], answer[plain]["state"])
         assert_same({"": answer[way]["gradients"]}, {"": answer[plain]["gradients"]})
@@ -211,20 +201,20 @@ def test_static_graph_and_recomputation_change_no_bit(optional, way, plain, worl
 @pytest.mark.parametrize(
     "way", [(), ("thirds",), ("static", "thirds", "frozen", "unused"), ("average", "frozen", "sgd")]
 )
-def test_with_options_the_number_of_ranks_changes_no_digit_that_counts(optional, way, world):
+def test_result_with_options_does_not_depend_on_world_size(optional, way, world):
     one, many = optional[1][0][way], optional[world][0][way]
     assert_same(one["state"], many["state"], within=1e-12)
     assert_same({"": one["gradients"]}, {"": many["gradients"]}, within=1e-12)
 
 
-def test_the_net_that_draws_does_draw(optional):
+def test_network_with_dropout_draws_random_numbers(optional):
     one, other = (optional[1][0][way]["told"] for way in (("thirds",), ("drawing", "thirds")))
     assert one != other
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("way", [("frozen", "thirds"), ("static", "thirds", "frozen", "unused")])
-def test_what_is_frozen_or_unused_stays_as_it_was(optional, way, world):
+def test_frozen_and_unused_parameters_do_not_change(optional, way, world):
     start = dict(optional[1][0][()]["start"])
     answer = optional[world][0][way]
     still = {"stem.weight", "stem.bias", "blocks.0.1.weight"} | ({"lost"} if "unused" in way else set())
@@ -236,7 +226,7 @@ def test_what_is_frozen_or_unused_stays_as_it_was(optional, way, world):
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_gradients_lie_in_the_buckets_and_nowhere_else(optional, world):
+def test_gradients_are_views_of_the_buckets(optional, world):
     for way, answer in optional[world][0].items():
         assert answer["homes"] == 1, way
 
@@ -246,13 +236,13 @@ def resumed_with_options(ranks):
     return ranks(OPTIONS, 3, "resume")
 
 
-def test_with_options_a_resumed_run_goes_on_to_the_last_bit(resumed_with_options):
+def test_resume_with_options_is_bit_identical(resumed_with_options):
     for answer in resumed_with_options:
         for whole, again, _ in answer.values():
             assert_same(whole, again)
 
 
-def test_a_static_graph_settles_its_buckets_only_after_a_second_pass(resumed_with_options):
+def test_static_graph_needs_a_second_warm_up_pass(resumed_with_options):
     """What the second dry pass is for."""
     for way, (whole, _, once) in resumed_with_options[0].items():
         same = all(torch.equal(value, once["model"][name]) for name, value in whole["model"].items())

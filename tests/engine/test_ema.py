@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from hsadml_dist.data.loader import Batch
+from hsadml_dist.data.batch import Batch
 from hsadml_dist.distributed.comm import SoloComm
 from hsadml_dist.engine.ddp import DdpEngine, DdpOptions
 from hsadml_dist.engine.ema import EMA_COUNT_GROUP, EMA_GROUP, ExponentialMovingAverage, ModelEma, with_weights
@@ -26,7 +26,7 @@ def averaged(values, decay):
 
 @pytest.mark.parametrize("decay", [0.05, 0.5, 0.9999])
 @pytest.mark.parametrize(("dtype", "within"), [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 1e-6)])
-def test_the_average_is_that_of_the_formula(decay, dtype, within):
+def test_average_follows_the_formula(decay, dtype, within):
     values = course(40, dtype=dtype)
     weights = [torch.empty(5, 3, dtype=dtype), torch.empty(2, dtype=dtype)]
     average = ExponentialMovingAverage(weights, decay)
@@ -39,7 +39,7 @@ def test_the_average_is_that_of_the_formula(decay, dtype, within):
     assert average.values[0].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
 
 
-def test_weights_of_the_start_have_no_lasting_share():
+def test_initial_weights_have_no_lasting_influence():
     weight = torch.full((1,), 1e6)
     average = ExponentialMovingAverage([weight], 0.9999)
     for _ in range(100):
@@ -48,7 +48,7 @@ def test_weights_of_the_start_have_no_lasting_share():
     assert float(average.values[0]) == pytest.approx(1.0, abs=1e-3)
 
 
-def test_a_loaded_average_goes_on_to_the_last_bit_in_any_memory_layout():
+def test_loaded_average_continues_bit_identically_in_any_memory_format():
     weight = torch.empty(8, 4, 3, 3).to(memory_format=torch.channels_last)
     whole, again = ExponentialMovingAverage([weight], 0.7), ExponentialMovingAverage([weight], 0.7)
     for step, value in enumerate(course(20, weight.shape)):
@@ -63,7 +63,7 @@ def test_a_loaded_average_goes_on_to_the_last_bit_in_any_memory_layout():
     assert whole.updates == again.updates == 20
 
 
-def test_loading_what_was_never_updated_forgets():
+def test_loading_an_empty_average_resets():
     average = ExponentialMovingAverage([torch.ones(2)], 0.5)
     average.update()
     average.load(None, 0)
@@ -86,10 +86,10 @@ def batch(seed):
 def engine_with_average(net, decay=0.25):
     optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
     options = DdpOptions(ema_decay=decay)
-    return DdpEngine(net, optimizer, SoloComm(), "fp32", None, torch.zeros(1, 1, 4, 4), options)
+    return DdpEngine(net, optimizer, SoloComm(), "fp32", torch.zeros(1, 1, 4, 4), options)
 
 
-def test_what_is_judged_has_the_averages_and_the_networks_own_buffers():
+def test_evaluation_model_has_averages_and_current_buffers():
     net = small_net()
     engine = engine_with_average(net)
     assert engine.evaluation_model() is net, "nothing is averaged yet"
@@ -108,7 +108,7 @@ def test_what_is_judged_has_the_averages_and_the_networks_own_buffers():
     assert torch.equal(net[3].weight, seen[-1]["3.weight"]), "the network keeps its weights"
 
 
-def test_a_step_that_was_not_done_is_not_averaged():
+def test_discarded_step_is_not_averaged():
     net = small_net()
     engine = engine_with_average(net)
     for seed in range(2):
@@ -122,7 +122,7 @@ def test_a_step_that_was_not_done_is_not_averaged():
     assert int(after[EMA_COUNT_GROUP]["updates"]) == 2
 
 
-def test_the_state_holds_averages_of_trained_weights_by_name():
+def test_state_has_averages_of_trained_weights_only():
     engine = engine_with_average(small_net())
     assert engine.state()[EMA_GROUP] == {}
     engine.backward([batch(0)], lambda emb, label: emb.square().sum())
@@ -130,7 +130,7 @@ def test_the_state_holds_averages_of_trained_weights_by_name():
     assert engine.state()[EMA_GROUP].keys() == {"0.weight", "1.weight", "1.bias", "3.weight", "3.bias"}
 
 
-def test_a_state_before_the_first_step_comes_back_too():
+def test_state_before_the_first_step_can_be_loaded():
     engine, other = engine_with_average(small_net()), engine_with_average(small_net())
     other.backward([batch(0)], lambda emb, label: emb.square().sum())
     other.apply(0.1)
@@ -138,7 +138,7 @@ def test_a_state_before_the_first_step_comes_back_too():
     assert other.state()[EMA_GROUP] == {}
 
 
-def test_without_a_decay_there_is_no_average():
+def test_engine_without_ema_decay_has_no_average():
     net = small_net()
     engine = engine_with_average(net, decay=None)
     engine.backward([batch(0)], lambda emb, label: emb.square().sum())
@@ -147,7 +147,7 @@ def test_without_a_decay_there_is_no_average():
     assert engine.state().keys() == {"model", "model_moments"}
 
 
-def test_a_copy_with_other_weights_costs_no_memory_and_runs_no_hooks():
+def test_with_weights_shares_memory_and_drops_hooks():
     net, calls = small_net(), []
     net.register_forward_hook(lambda *parts: calls.append(parts))
     net.register_forward_pre_hook(lambda *parts: calls.append(parts))
@@ -162,17 +162,17 @@ def test_a_copy_with_other_weights_costs_no_memory_and_runs_no_hooks():
     assert len(calls) == 2
 
 
-def test_tied_weights_stay_tied():
+def test_averaged_model_keeps_tied_weights():
     net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     net[1].weight = net[0].weight
     average = ModelEma(net, 0.5)
     average.update()
-    judged = average.judged()
+    judged = average.averaged_model()
     assert judged[0].weight is judged[1].weight
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_every_number_of_ranks_averages_alike(ranks, world):
+def test_average_matches_loop_on_any_world_size(ranks, world):
     for answer in ranks(OPTIONS, world, "averages"):
         expected, found = answer
         assert expected.keys() == found.keys()
@@ -180,7 +180,7 @@ def test_every_number_of_ranks_averages_alike(ranks, world):
             torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-14)
 
 
-def test_an_average_comes_back_on_other_numbers_of_ranks(ranks, tmp_path):
+def test_average_loads_on_other_world_sizes(ranks, tmp_path):
     path = tmp_path / "state.pt"
     ranks(OPTIONS, 2, f"keep {path}")
     saved = torch.load(path)

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from hsadml_dist.data.loader import Batch
-from hsadml_dist.engine.guard import SHOWN, Guard, NonFiniteStep, check_labels
+from hsadml_dist.data.batch import Batch
+from hsadml_dist.engine.guard import MAX_SHOWN, Guard, NonFiniteStep, check_labels
 from hsadml_dist.errors import DataError, NumericalError
 
 SCRIPT = "engine/guard_ranks.py"
@@ -40,7 +40,7 @@ def skipped(ranks):
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("world", WORLDS)
-def test_a_bad_pixel_on_one_rank_changes_nothing_that_is_kept(skipped, world, way):
+def test_step_with_bad_pixel_on_one_rank_changes_no_state(skipped, world, way):
     for answer in skipped[world]:
         told = answer[way]
         states = told["states"]
@@ -53,7 +53,7 @@ def test_a_bad_pixel_on_one_rank_changes_nothing_that_is_kept(skipped, world, wa
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("world", WORLDS)
-def test_the_sample_is_named_on_every_rank_alike(skipped, world, way):
+def test_bad_sample_is_named_equally_on_all_ranks(skipped, world, way):
     for answer in skipped[world]:
         reports = answer[way]["reports"]
         assert [report.skipped is not None for report in reports] == [False, False, True, False]
@@ -86,7 +86,7 @@ def causes(request, ranks):
         ("gradient", "but the gradient of 'neck.bias' is not finite; no single sample's image, embedding or loss is;"),
     ],
 )
-def test_what_was_not_finite_is_told_by_its_cause(causes, cause, words):
+def test_diagnosis_names_the_cause(causes, cause, words):
     for answer in causes:
         told = answer[cause]
         assert words in str(told["report"].skipped)
@@ -100,7 +100,7 @@ def stops(request, ranks):
     return ranks(SCRIPT, request.param, "stop")
 
 
-def test_stop_ends_all_ranks_with_one_line(stops):
+def test_policy_stop_raises_on_all_ranks(stops):
     for answer in stops:
         done, (text, step), untouched = answer["at once"]
         assert (done, step, untouched) == ([], BAD, True)
@@ -110,14 +110,14 @@ def test_stop_ends_all_ranks_with_one_line(stops):
         )
 
 
-def test_more_skipped_steps_in_a_row_than_allowed_end_the_training(stops):
+def test_skip_limit_ends_the_training(stops):
     for answer in stops:
         done, (text, step), untouched = answer["limit"]
         assert (done, step, untouched) == ([2, 3, 5, 6], 7, True)
         assert text.endswith("; the 2 steps before it had to be skipped too, and train.skip_limit is 2")
 
 
-def test_a_training_cut_in_the_middle_of_skipped_steps_gives_up_at_the_same_step(stops):
+def test_resume_amid_skipped_steps_gives_up_at_the_same_step(stops):
     for answer in stops:
         (first, nothing, _), (then, end, untouched) = answer["cut"]
         assert (first, nothing, then, untouched) == ([2, 3, 5, 6], None, [], True)
@@ -125,36 +125,36 @@ def test_a_training_cut_in_the_middle_of_skipped_steps_gives_up_at_the_same_step
 
 
 def finding(step=1, **changes):
-    facts = {"what": "the loss is nan", "weight": None, "suspects": (), "keys": ("a", "b")}
+    facts = {"problem": "the loss is nan", "weight": None, "suspects": (), "keys": ("a", "b")}
     return NonFiniteStep(step=step, **(facts | changes))
 
 
-def test_steps_that_are_done_begin_the_count_anew():
+def test_applied_step_resets_the_skip_count():
     guard = Guard("skip", 1)
     for step in (1, 3, 5):
-        guard.skipped(finding(step))
+        guard.on_skipped(finding(step))
         assert guard.consecutive_skips == 1
-        guard.passed()
+        guard.on_applied()
         assert guard.consecutive_skips == 0
 
 
-def test_the_step_that_ends_a_training_does_not_count_as_skipped():
+def test_step_that_raises_is_not_counted_as_skipped():
     guard = Guard("skip", 1)
-    guard.skipped(finding(1))
+    guard.on_skipped(finding(1))
     with pytest.raises(NumericalError, match="the step before it had to be skipped too") as caught:
-        guard.skipped(finding(2))
+        guard.on_skipped(finding(2))
     assert (guard.consecutive_skips, caught.value.step) == (1, 2)
 
 
-def test_long_lists_are_cut():
-    many = tuple(f"k{i}" for i in range(SHOWN + 3))
-    assert str(finding(keys=many)).endswith(f"k{SHOWN - 1} and 3 more")
-    assert f"the loss of k{SHOWN - 1} and 3 more" in str(finding(suspects=tuple((key, "loss") for key in many)))
-    assert "more" not in str(finding(keys=many[:SHOWN]))
+def test_long_key_lists_are_shortened():
+    many = tuple(f"k{i}" for i in range(MAX_SHOWN + 3))
+    assert str(finding(keys=many)).endswith(f"k{MAX_SHOWN - 1} and 3 more")
+    assert f"the loss of k{MAX_SHOWN - 1} and 3 more" in str(finding(suspects=tuple((key, "loss") for key in many)))
+    assert "more" not in str(finding(keys=many[:MAX_SHOWN]))
 
 
 @pytest.mark.parametrize(("labels", "wrong"), [([0, 3, 1], 1), ([2, -1, 0], 1), ([9, 9, 2], 0)])
-def test_a_label_without_a_class_is_refused_by_its_sample(labels, wrong):
+def test_check_labels_rejects_unknown_class_and_names_sample(labels, wrong):
     batch = Batch(image=torch.zeros(3, 1, 2, 2), label=torch.tensor(labels), keys=("a", "b", "c"))
     with pytest.raises(DataError) as caught:
         check_labels(batch, 3)
@@ -162,7 +162,7 @@ def test_a_label_without_a_class_is_refused_by_its_sample(labels, wrong):
 
 
 @pytest.mark.parametrize("labels", [[0, 2, 1], []])
-def test_labels_of_the_classes_pass(labels):
+def test_check_labels_accepts_valid_and_empty_batches(labels):
     count = len(labels)
     label = torch.tensor(labels, dtype=torch.int64)
     check_labels(Batch(image=torch.zeros(count, 1, 2, 2), label=label, keys=("",) * count), 3)

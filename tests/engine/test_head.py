@@ -45,45 +45,45 @@ def make_head(comm=None, clip_norm=None, *, name="softmax", layout="replicated",
 
 
 def pull(head, value=1.0):
-    head.clear()
+    head.zero_grad()
     head.loss.centres.weight.grad = torch.full((3, 4), value, dtype=torch.float64)
 
 
 def finish(head, lr):
     """Do what is left of a step; return the norm before clipping."""
-    norm = head.norm()
+    norm = head.grad_norm()
     before = float(norm)
     head.apply(lr, norm)
     return before
 
 
-def test_gradients_and_the_loss_are_averaged_over_the_ranks():
+def test_gradients_and_loss_are_averaged_over_ranks():
     head = make_head(FourLikeMe())
     before = head.loss.centres.weight.detach().clone()
     pull(head)
-    assert float(head.average(torch.tensor(3.0, dtype=torch.float64))) == 7.5
+    assert float(head.average_gradients(torch.tensor(3.0, dtype=torch.float64))) == 7.5
     norm = finish(head, lr=0.1)
     assert norm == pytest.approx(2.5 * 12**0.5, rel=1e-12)
     torch.testing.assert_close(head.loss.centres.weight.detach(), before - 0.1 * 2.5, rtol=0, atol=1e-15)
 
 
-def test_clipping_comes_after_averaging():
+def test_clipping_uses_the_averaged_norm():
     head = make_head(FourLikeMe(), clip_norm=1.0)
     before = head.loss.centres.weight.detach().clone()
     pull(head)
-    head.average(torch.zeros((), dtype=torch.float64))
+    head.average_gradients(torch.zeros((), dtype=torch.float64))
     assert finish(head, lr=1.0) == pytest.approx(2.5 * 12**0.5, rel=1e-12), "the norm before clipping is told"
     assert float((head.loss.centres.weight.detach() - before).norm()) == pytest.approx(1.0, rel=1e-5)
 
 
-def test_clear_forgets_gradients():
+def test_zero_grad_clears_gradients():
     head = make_head()
     pull(head)
-    head.clear()
+    head.zero_grad()
     assert head.loss.centres.weight.grad is None
 
 
-def test_state_comes_back_with_its_moments():
+def test_load_restores_weights_and_moments():
     head, twin = (make_head(optimizer="adamw") for _ in range(2))
     for value in (1.0, -2.0):
         pull(head, value)
@@ -102,18 +102,18 @@ def test_state_comes_back_with_its_moments():
 ZERO = torch.zeros((), dtype=torch.float64)
 
 
-def test_sharded_centres_are_whole_already_and_what_all_ranks_hold_is_averaged():
+def test_sharded_centres_are_not_averaged_but_shared_parameters_are():
     comm = TwinOfTwo(3.0)
     head = make_head(comm, name="sphereface2", layout="sharded")
     pull(head)
     head.loss.bias.grad = torch.tensor(5.0, dtype=torch.float64)
-    assert float(head.average(ZERO + 2)) == 4.0
+    assert float(head.average_gradients(ZERO + 2)) == 4.0
     assert torch.equal(head.loss.centres.weight.grad, torch.ones(3, 4, dtype=torch.float64))
     assert float(head.loss.bias.grad) == 10.0
     assert comm.messages == [2], "bias and loss travel together, centres do not"
 
 
-def test_the_norm_of_sharded_centres_counts_the_rows_of_all_ranks():
+def test_grad_norm_of_sharded_centres_includes_all_ranks():
     head = make_head(TwinOfTwo(3.0), name="sphereface2", layout="sharded", clip_norm=1.0)
     weight, bias = head.loss.centres.weight.detach().clone(), head.loss.bias.detach().clone()
     pull(head)
@@ -125,7 +125,7 @@ def test_the_norm_of_sharded_centres_counts_the_rows_of_all_ranks():
 
 
 @pytest.mark.parametrize("comm", [SoloComm, FourLikeMe])
-def test_the_energy_is_added_to_the_loss_and_to_the_gradient(comm):
+def test_energy_is_added_to_loss_and_gradient(comm):
     """Four ranks find the same energy each; here they weigh 1 to 4, so 2.5 on average."""
     head = make_head(comm(), energy_weight=0.3)
     centres = Centres(3, 4, seed=0).double()
@@ -133,17 +133,17 @@ def test_the_energy_is_added_to_the_loss_and_to_the_gradient(comm):
     value.backward()
     pull(head)
     mean = 1.0 if comm is SoloComm else 2.5
-    assert float(head.average(ZERO + 2)) == pytest.approx(mean * (2 + 0.3 * float(value.detach())), rel=1e-12)
+    assert float(head.average_gradients(ZERO + 2)) == pytest.approx(mean * (2 + 0.3 * float(value.detach())), rel=1e-12)
     expected = mean * (1 + 0.3 * centres.weight.grad)
     torch.testing.assert_close(head.loss.centres.weight.grad, expected, rtol=1e-12, atol=0)
 
 
-def test_statistics_move_once_a_step():
+def test_norm_statistics_are_updated_once_per_step():
     head = make_head(name="adaface")
     emb = torch.full((4, 4), 2.0, dtype=torch.float64).requires_grad_()
     for part in emb.split(2):
         head.loss(part, torch.tensor([0, 1]), step=1, count=4).backward()
-    head.average(ZERO)
+    head.average_gradients(ZERO)
     finish(head, lr=0.1)
     assert float(head.loss.norms.mean) == pytest.approx(0.99 * 20 + 0.01 * 4)
 
@@ -156,13 +156,13 @@ def test_statistics_move_once_a_step():
         ("adaface", {"norms.mean", "norms.deviation"}, set()),
     ],
 )
-def test_what_else_a_loss_has_is_saved_and_comes_back(name, extra, moved):
+def test_bias_and_statistics_are_saved_and_loaded(name, extra, moved):
     head, twin = (make_head(name=name, optimizer="adamw") for _ in range(2))
     for step in (1, 2):
-        head.clear()
+        head.zero_grad()
         emb = torch.full((4, 4), 2.0 * step, dtype=torch.float64).requires_grad_()
         head.loss(emb, torch.tensor([0, 1, 2, 0]), step=step, count=4).backward()
-        head.average(ZERO)
+        head.average_gradients(ZERO)
         finish(head, lr=0.1)
     state = {group: {n: t.clone() for n, t in tensors.items()} for group, tensors in head.state().items()}
     assert state.get("head", {}).keys() == extra
@@ -176,7 +176,7 @@ def test_what_else_a_loss_has_is_saved_and_comes_back(name, extra, moved):
 
 
 @pytest.mark.parametrize("layout", ["replicated", "sharded"])
-def test_whole_centres_are_gathered_only_where_they_are_shared_out(layout):
+def test_gather_centres_gathers_only_sharded_rows(layout):
     head = make_head(TwinOfTwo(2.0), layout=layout)
     weight = head.loss.centres.weight.detach()
     expected = torch.cat([weight, 2 * weight]) if layout == "sharded" else weight

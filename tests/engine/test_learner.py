@@ -6,7 +6,7 @@ from torch import nn
 
 from hsadml_dist.config import Recipe
 from hsadml_dist.config.recipe import DataConfig, EngineConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
-from hsadml_dist.data.loader import Batch
+from hsadml_dist.data.batch import Batch
 from hsadml_dist.distributed.comm import SoloComm
 from hsadml_dist.distributed.topology import Topology
 from hsadml_dist.engine.base import BackwardResult
@@ -55,13 +55,13 @@ class FakeHead:
     def __init__(self, comm=None):
         self.rates, self.cleared, self.comm = [], 0, comm or SoloComm()
 
-    def clear(self):
+    def zero_grad(self):
         self.cleared += 1
 
-    def average(self, loss):
+    def average_gradients(self, loss):
         return self.comm.all_reduce_sum(loss) / self.comm.topology.world_size
 
-    def norm(self):
+    def grad_norm(self):
         return torch.tensor(0.25)
 
     def apply(self, lr, norm):
@@ -80,14 +80,14 @@ class RankOfTwo(SoloComm):
         return tensor.add_(2.0)
 
 
-def test_a_run_of_steps_learns_its_batch():
+def test_steps_reduce_the_loss():
     learner = make(replace(RECIPE, loss=LossConfig(name="softmax", scale=8.0), optim=OptimConfig(lr=0.02)))
     waves = torch.sin(torch.arange(16.0) * torch.arange(6).remainder(3)[:, None, None, None]).expand(6, 1, 16, 16)
     losses = [learner.step(step, replace(batch(), image=waves)).loss for step in range(1, 11)]
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_rates_follow_the_step_and_the_head_its_factor():
+def test_learning_rate_follows_schedule_and_head_factor():
     engine, head = FakeEngine(), FakeHead()
     learner = Learner(RECIPE, engine, head, SoloComm(), 10)
     reports = [learner.step(step, batch()) for step in (1, 2, 7)]
@@ -98,12 +98,12 @@ def test_rates_follow_the_step_and_the_head_its_factor():
     assert head.cleared == 3
 
 
-def test_the_reported_loss_is_the_mean_over_the_ranks():
+def test_reported_loss_is_the_mean_over_ranks():
     report = Learner(RECIPE, FakeEngine(), FakeHead(RankOfTwo()), RankOfTwo(), 10).step(1, batch())
     assert (report.loss, report.grad_norm) == ((8.0 + 2.0) / 2, 0.5)
 
 
-def test_what_a_step_draws_depends_on_seed_step_and_rank_only():
+def test_random_state_depends_only_on_seed_step_and_rank():
     def drawn(step, rank, seed=3):
         engine = FakeEngine()
         recipe = replace(RECIPE, train=replace(RECIPE.train, seed=seed))
@@ -115,7 +115,7 @@ def test_what_a_step_draws_depends_on_seed_step_and_rank_only():
     assert len({drawn(4, 0), drawn(5, 0), drawn(4, 1), drawn(4, 0, seed=4)}) == 4
 
 
-def test_the_batch_is_cut_for_accumulation_and_placed():
+def test_batch_is_split_into_microbatches_and_converted():
     engine = FakeEngine()
     recipe = replace(RECIPE, engine=replace(RECIPE.engine, accumulate=2))
     Learner(recipe, engine, FakeHead(), SoloComm(), 10).step(1, batch())
@@ -125,7 +125,7 @@ def test_the_batch_is_cut_for_accumulation_and_placed():
     assert parts[0].image.dtype == torch.float64
 
 
-def test_groups_of_the_state():
+def test_state_groups_and_names():
     learner = make()
     learner.step(1, batch())
     state = learner.state()
@@ -135,7 +135,7 @@ def test_groups_of_the_state():
     assert {name.rpartition(":")[0] for name in state["model_moments"]} == names
 
 
-def test_a_learner_goes_on_from_a_state_as_if_nothing_had_been():
+def test_loaded_learner_continues_identically():
     whole, other = make(), make(replace(RECIPE, train=replace(RECIPE.train, seed=99)))
     for step in (1, 2):
         whole.step(step, batch(step))
@@ -145,13 +145,13 @@ def test_a_learner_goes_on_from_a_state_as_if_nothing_had_been():
     assert all(torch.equal(value, two[group][name]) for group in one for name, value in one[group].items())
 
 
-def test_the_networks_weights_follow_the_seed():
+def test_network_weights_depend_on_the_seed():
     one, again, other = (build_network(replace(RECIPE, train=replace(RECIPE.train, seed=s))) for s in (3, 3, 4))
     assert torch.equal(one.neck.weight, again.neck.weight)
     assert not torch.equal(one.neck.weight, other.neck.weight)
 
 
-def test_a_margin_that_the_loss_cannot_have_is_refused():
+def test_invalid_margin_is_a_config_error():
     with pytest.raises(ConfigError, match=r"loss\.margin"):
         make(replace(RECIPE, loss=LossConfig(name="softmax", margin=0.5)))
 
@@ -165,7 +165,7 @@ def test_a_margin_that_the_loss_cannot_have_is_refused():
         (LossConfig(name="sphereface", scale=12), 12),
     ],
 )
-def test_the_scale_is_the_losss_own(loss, scale):
+def test_loss_scale_is_the_default_of_the_loss(loss, scale):
     assert loss_scale(loss) == scale
 
 
@@ -192,25 +192,25 @@ def reports_of(loss):
         ("adaface", {"norm_momentum": 0.5}),
     ],
 )
-def test_every_setting_of_the_loss_reaches_it(name, changed):
+def test_every_loss_setting_changes_the_loss(name, changed):
     plain, other = reports_of(LossConfig(name=name)), reports_of(LossConfig(name=name, **changed))
     assert plain != other
 
 
 @pytest.mark.parametrize("changed", [{"layout": "sharded"}, {"backward": "stream"}, {"memory_mib": 1e-9}])
-def test_what_says_only_how_the_loss_is_computed_changes_nothing(changed):
+def test_compute_settings_do_not_change_the_loss(changed):
     assert reports_of(LossConfig(name="arcface", **changed)) == pytest.approx(reports_of(LossConfig(name="arcface")))
 
 
 @pytest.mark.parametrize(("layout", "taken"), [("auto", "replicated"), ("sharded", "sharded")])
-def test_the_layout_of_the_recipe_is_taken(layout, taken):
+def test_layout_of_the_recipe_is_used(layout, taken):
     assert make(replace(RECIPE, loss=LossConfig(layout=layout))).head.loss.layout == taken
 
 
 @pytest.mark.parametrize(
     ("precision", "dtype"), [("bf16", torch.float32), ("fp32", torch.float32), ("fp64", torch.float64)]
 )
-def test_what_a_head_trains_has_the_runs_precision_and_statistics_have_fp64(precision, dtype):
+def test_head_parameters_have_run_precision_and_statistics_fp64(precision, dtype):
     for name in ("sphereface2", "adaface"):
         engine = replace(RECIPE.engine, precision=precision)
         head = make(replace(RECIPE, loss=LossConfig(name=name), engine=engine)).head
@@ -219,7 +219,7 @@ def test_what_a_head_trains_has_the_runs_precision_and_statistics_have_fp64(prec
 
 
 @pytest.mark.parametrize(("name", "groups"), [("sphereface2", {"head", "head_moments"}), ("adaface", {"head"})])
-def test_the_state_holds_what_else_a_loss_has(name, groups):
+def test_state_includes_other_tensors_of_the_loss(name, groups):
     learner = make(replace(RECIPE, loss=LossConfig(name=name)))
     learner.step(1, batch())
     assert learner.state().keys() == {"model", "model_moments", "centres", "centres_moments"} | groups

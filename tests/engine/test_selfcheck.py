@@ -14,13 +14,13 @@ def told(request, ranks):
     return ranks("engine/selfcheck_ranks.py", request.param)
 
 
-def test_a_right_engine_passes_with_every_loss_layout_and_precision(told):
+def test_correct_engine_passes_with_every_loss_layout_and_precision(told):
     for answer in told:
         assert {what for kind, what in answer.items() if kind.startswith("right")} == {"right"}
 
 
 @pytest.mark.parametrize(("kind", "what"), [("AddsUp", "2 times"), ("MeanOfMeans", ""), ("Alone", ""), ("Forgets", "")])
-def test_a_wrong_engine_is_refused_on_all_ranks(told, kind, what):
+def test_incorrect_engine_is_rejected_on_all_ranks(told, kind, what):
     for answer in told:
         assert answer[kind].startswith("the engine's gradients over ")
         assert "are not those of the mean over the global batch" in answer[kind]
@@ -28,17 +28,17 @@ def test_a_wrong_engine_is_refused_on_all_ranks(told, kind, what):
         assert "\n" not in answer[kind]
 
 
-def test_centres_with_a_wrong_factor_are_refused(told):
+def test_incorrect_centre_gradient_is_rejected(told):
     for answer in told:
         assert answer["centres"].startswith("the centres' gradients over ")
 
 
-def test_what_overflows_is_told_as_that(told):
+def test_overflow_is_reported_as_not_finite(told):
     for answer in told:
         assert answer["too much"].startswith("the engine's gradients on drawn samples are not finite")
 
 
-def test_one_rank_has_nothing_to_ask():
+def test_single_rank_needs_no_check():
     class Untouchable:
         model = nn.Identity()
 
@@ -50,5 +50,5 @@ def test_one_rank_has_nothing_to_ask():
     check_gradients(Untouchable(), rule, "replicated", SoloComm())
 
 
-def test_the_exit_code_says_that_no_user_is_to_blame():
+def test_engine_error_has_internal_exit_code():
     assert EngineError("x").exit_code is ExitCode.INTERNAL_ERROR

@@ -33,7 +33,7 @@ def relative(one, other):
 
 @pytest.mark.parametrize("name", STAGES)
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: "-".join(map(str, way)))
-def test_gradients_and_weights_of_a_step_are_ddps(stepped, way, name):
+def test_step_matches_ddp(stepped, way, name):
     steps = [step for found, engine, step in stepped[0] if (found, engine) == (way, name)]
     assert len(steps) == 5
     for rank, step in itertools.product((0, 1), steps):
@@ -47,7 +47,7 @@ def test_gradients_and_weights_of_a_step_are_ddps(stepped, way, name):
                 torch.testing.assert_close(value, pairs[1][key], rtol=0, atol=CLOSE)
 
 
-def test_the_largest_differences_are_told(stepped, capsys):
+def test_print_largest_differences_from_ddp(stepped, capsys):
     lines = [f"{'largest differences from DDP':30}{'gradients':>12}{'weights':>12}   of {len(WAYS)} ways x 5 states"]
     for name in STAGES:
         keys = [key for key in stepped[0] if key[1] == name]
@@ -61,7 +61,7 @@ def test_the_largest_differences_are_told(stepped, capsys):
         sys.stdout.write("\n" + "\n".join(lines) + "\n")
 
 
-def test_clipping_clips(stepped):
+def test_clipping_changes_the_step(stepped):
     (unclipped, clipped), step = (("replicated", 1, None), ("replicated", 1, 0.1)), 4
     for name in ["ddp", *STAGES]:
         assert stepped[0][clipped, name, step]["report"].grad_norm > 0.1, "nothing there to clip"
@@ -70,7 +70,7 @@ def test_clipping_clips(stepped):
         assert relative(*first) > 0.01
 
 
-def test_only_rank_0_gets_what_is_shared_out(stepped):
+def test_only_rank_0_gets_partitioned_state(stepped):
     for name in ("zero 1", "zero 2", "zero 3"):
         first, second = (answer[WAYS[0], name, 4]["state"] for answer in stepped)
         assert first["model_moments"].keys() == stepped[0][WAYS[0], "ddp", 4]["state"]["model_moments"].keys()
@@ -96,7 +96,7 @@ def handed_over(ranks, tmp_path_factory):
     return found
 
 
-def test_any_stage_and_number_of_ranks_goes_on_from_any_other_bit_for_bit(handed_over):
+def test_state_loads_bit_identically_on_any_stage_and_world_size(handed_over):
     for before, after in itertools.pairwise(handed_over):
         assert before["state"].keys() == after["loaded"].keys()
         assert {"model", "model_moments", "model_ema", "model_ema_count", "centres"} <= before["state"].keys()
@@ -108,7 +108,7 @@ def test_any_stage_and_number_of_ranks_goes_on_from_any_other_bit_for_bit(handed
                 assert value.contiguous().numpy().tobytes() == loaded.contiguous().numpy().tobytes(), (group, name)
 
 
-def test_the_chain_learns_what_one_engine_would(handed_over, ranks):
+def test_chain_of_engines_matches_one_engine(handed_over, ranks):
     job = {"engine": "ddp", "load": None, "save": None, "first": 1, "last": 4 * len(CHAIN)}
     (alone,) = ranks(SCRIPT, 1, f"hand over:{json.dumps(job)}")
     reports = [report for one in handed_over for report in one["reports"]]
@@ -116,7 +116,7 @@ def test_the_chain_learns_what_one_engine_would(handed_over, ranks):
     assert relative(handed_over[-1]["judged"], alone["judged"]) < 1e-4
 
 
-def test_what_is_judged_is_the_average(handed_over):
+def test_evaluation_model_has_the_averaged_weights(handed_over):
     for one in handed_over:
         for name, value in one["state"]["model_ema"].items():
             assert torch.equal(one["judged"][name], value)
@@ -124,7 +124,7 @@ def test_what_is_judged_is_the_average(handed_over):
 
 
 @pytest.mark.parametrize("name", ["zero 0", "zero 1", "zero 2", "zero 3", "offload 2", "offload 3"])
-def test_a_step_that_is_not_finite_changes_nothing(ranks, name):
+def test_nonfinite_step_changes_no_state(ranks, name):
     for answer in ranks(SCRIPT, 2, f"not finite:{name}"):
         assert "the image of 3-1" in str(answer["told"][0])
         assert answer["grown"], "a head that is not finite passed"
@@ -136,7 +136,7 @@ def test_a_step_that_is_not_finite_changes_nothing(ranks, name):
 
 
 @pytest.mark.parametrize("world", [1, 3])
-def test_courses_of_all_stages_stay_together(ranks, world, capsys):
+def test_losses_of_all_stages_stay_close_to_ddp(ranks, world, capsys):
     answer = ranks(SCRIPT, world, "courses:ddp,zero 0,zero 1,zero 2,zero 3")[0]
     expected = [report.loss for report in answer["ddp"]["reports"]]
     with capsys.disabled():
@@ -148,13 +148,13 @@ def test_courses_of_all_stages_stay_together(ranks, world, capsys):
             assert len(set(losses)) == 20
 
 
-def test_recomputed_activations_change_no_bit_where_weights_come_and_go(ranks):
+def test_activation_checkpointing_under_stage_3_is_bit_identical(ranks):
     answer = ranks(SCRIPT, 2, "courses:zero 3,recompute 3")[0]
     assert answer["zero 3"]["reports"] == answer["recompute 3"]["reports"]
     assert relative(answer["recompute 3"]["state"]["model"], answer["zero 3"]["state"]["model"]) == 0
 
 
-def test_bf16_is_the_same_under_every_engine(ranks):
+def test_bf16_losses_match_under_every_engine(ranks):
     answer = ranks(SCRIPT, 2, "bf16:ddp,zero 0,zero 2,zero 3")[0]
     for (name, precision), losses in answer.items():
         if precision == "bf16":

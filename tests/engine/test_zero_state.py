@@ -8,7 +8,7 @@ WHOLE = {"a": torch.tensor([[1.0, -0.0, torch.nan], [3e-42, -torch.inf, 5.0]]), 
 SHAPES = {name: tensor.shape for name, tensor in WHOLE.items()}
 
 
-def pieces(rank):
+def fragments(rank):
     """Return a rank's pieces of a flat row of all eight elements, five on rank 0."""
     row = torch.cat([tensor.flatten() for tensor in WHOLE.values()])
     flat, spans = (
@@ -21,11 +21,11 @@ def pieces(rank):
 
 
 def parts(rank):
-    return {piece.name: (piece, piece.of(piece.flat)) for piece in pieces(rank)}
+    return {fragment.name: (fragment, fragment.view_of(fragment.flat)) for fragment in fragments(rank)}
 
 
-class Beside(SoloComm):
-    """Rank 0 of two; knows what rank 1 adds to each sum."""
+class RankZeroOfTwo(SoloComm):
+    """Rank 0 of two; ``others`` are the summands of rank 1."""
 
     def __init__(self, others):
         super().__init__()
@@ -39,41 +39,41 @@ def bits_of_rank_1():
     for name, shape in SHAPES.items():
         bits = torch.zeros(shape.numel(), dtype=torch.int32)
         if name in parts(1):
-            piece, values = parts(1)[name]
-            bits[piece.start : piece.start + piece.count] = values.view(torch.int32)
+            fragment, values = parts(1)[name]
+            bits[fragment.start : fragment.start + fragment.count] = values.view(torch.int32)
         yield bits
 
 
-def test_a_piece_is_a_view_of_its_flat_tensor_and_cuts_the_same_from_the_whole():
+def test_fragment_views_flat_tensor_and_slices_full_tensor():
     for rank in (0, 1):
-        for piece in pieces(rank):
-            assert piece.of(piece.flat).data_ptr() == piece.flat[piece.offset :].data_ptr()
-            cut = piece.cut(WHOLE[piece.name])
-            assert cut.view(torch.int32).tolist() == piece.of(piece.flat).view(torch.int32).tolist()
+        for fragment in fragments(rank):
+            assert fragment.view_of(fragment.flat).data_ptr() == fragment.flat[fragment.offset :].data_ptr()
+            cut = fragment.slice_of(WHOLE[fragment.name])
+            assert cut.view(torch.int32).tolist() == fragment.view_of(fragment.flat).view(torch.int32).tolist()
 
 
-def test_a_piece_of_a_channels_last_tensor_counts_its_elements_in_logical_order():
+def test_slice_of_channels_last_tensor_uses_logical_order():
     whole = torch.arange(24.0).view(1, 2, 3, 4)
-    piece = FlatFragment(name="w", shape=whole.shape, start=3, count=4, flat=torch.zeros(9), offset=2)
-    assert piece.cut(whole.to(memory_format=torch.channels_last)).tolist() == [3, 4, 5, 6]
+    fragment = FlatFragment(name="w", shape=whole.shape, start=3, count=4, flat=torch.zeros(9), offset=2)
+    assert fragment.slice_of(whole.to(memory_format=torch.channels_last)).tolist() == [3, 4, 5, 6]
 
 
-def test_whole_tensors_are_put_together_bit_for_bit():
-    whole = gather_full_tensors(SHAPES, parts(0), Beside(bits_of_rank_1()))
+def test_gather_full_tensors_is_bit_identical():
+    whole = gather_full_tensors(SHAPES, parts(0), RankZeroOfTwo(bits_of_rank_1()))
     assert whole.keys() == WHOLE.keys()
     for name, tensor in WHOLE.items():
         assert whole[name].shape == tensor.shape
         assert whole[name].view(torch.int32).tolist() == tensor.view(torch.int32).tolist(), "also -0, nan and inf"
 
 
-def test_who_does_not_want_the_result_takes_part_without_it():
-    comm = Beside(bits_of_rank_1())
+def test_gather_full_tensors_without_keep_still_takes_part():
+    comm = RankZeroOfTwo(bits_of_rank_1())
     assert gather_full_tensors(SHAPES, parts(0), comm, keep=False) == {}
     with pytest.raises(StopIteration):
         comm.all_reduce_sum(torch.zeros(1))
 
 
-def test_the_norm_counts_each_element_once():
+def test_squared_norm_counts_each_element_once():
     class Second(SoloComm):
         def all_reduce_sum(self, tensor):
             return tensor + 16.0

@@ -14,7 +14,7 @@ from rank_script import with_comm
 
 from hsadml_dist.config import Recipe
 from hsadml_dist.config.recipe import DataConfig, EngineConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
-from hsadml_dist.data.loader import Batch
+from hsadml_dist.data.batch import Batch
 from hsadml_dist.distributed.comm import Comm
 from hsadml_dist.engine.learner import Learner, build_learner
 from hsadml_dist.model_factory import build_network
@@ -192,7 +192,7 @@ def _one_step(learner: Learner, comm: Comm, step: int) -> dict[str, Any]:
     taken, apply = {}, engine.apply
 
     def watched(lr: float) -> None:
-        taken.update({name: grad.clone() for name, grad in engine._held.gradients()})
+        taken.update({name: grad.clone() for name, grad in engine.model_state.gradients()})
         apply(lr)
 
     engine.apply = watched
@@ -212,10 +212,10 @@ def _spoilt(batch: Batch, comm: Comm) -> Batch:
 def _with_great_head(learner: Learner, comm: Comm, step: int) -> bool:
     """Return whether a step is left out whose backbone is finite but whose head is not."""
     head: Any = learner.head
-    norm = head.norm
-    head.norm = lambda: norm() * math.inf
+    norm = head.grad_norm
+    head.grad_norm = lambda: norm() * math.inf
     skipped = learner.step(step, batch_of(step, comm)).skipped is not None
-    del head.norm
+    del head.grad_norm
     return skipped
 
 

@@ -13,8 +13,8 @@ from hsadml_dist.checkpoint.load import load_inference_state
 from hsadml_dist.checkpoint.save import save_checkpoint
 from hsadml_dist.checkpoint.tensor_files import TrainingState
 from hsadml_dist.config.yaml_loader import load_recipe
+from hsadml_dist.data.batch import Batch
 from hsadml_dist.data.index import load_index, samples_table, table_digest, write_index
-from hsadml_dist.data.loader import Batch
 from hsadml_dist.data.reader import ShardReader
 from hsadml_dist.data.transforms import Preprocessing
 from hsadml_dist.distributed.comm import SoloComm

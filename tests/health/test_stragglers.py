@@ -6,13 +6,19 @@ import pytest
 import torch
 from torch import nn
 
-from hsadml_dist.health.stragglers import LEAST_SECONDS, ComputeTimer, Straggler, StragglerDetector, find_slow_ranks
+from hsadml_dist.health.stragglers import (
+    MIN_DIFFERENCE_SECONDS,
+    ComputeTimer,
+    Straggler,
+    StragglerDetector,
+    find_slow_ranks,
+)
 
 CPU = torch.device("cpu")
 
 
 class Slow(torch.autograd.Function):
-    """Sleeps in both passes."""
+    """Identity that sleeps in both passes."""
 
     @staticmethod
     def forward(ctx, x, seconds):
@@ -26,8 +32,8 @@ class Slow(torch.autograd.Function):
         return gradient, None
 
 
-class Net(nn.Module):
-    """Takes a known time in each pass."""
+class TinyNet(nn.Module):
+    """A network that takes at least ``seconds`` in each pass."""
 
     def __init__(self, seconds):
         super().__init__()
@@ -37,38 +43,38 @@ class Net(nn.Module):
         return self.last(Slow.apply(self.first(x), self.seconds))
 
 
-def test_both_passes_count_and_what_lies_between_them_does_not():
-    net = Net(0.05)
-    own = ComputeTimer(net, CPU)
+def test_compute_timer_measures_both_passes_and_nothing_between_them():
+    net = TinyNet(0.05)
+    timer = ComputeTimer(net, CPU)
     began = time.perf_counter()
     out = net(torch.ones(1, 2))
     time.sleep(0.2)  # the loss waits for other ranks here
     out.sum().backward()
     time.sleep(0.2)
-    seconds = own.take()
+    seconds = timer.read_and_reset()
     assert 0.1 <= seconds <= time.perf_counter() - began - 0.4
-    assert own.take() == 0
+    assert timer.read_and_reset() == 0
 
 
-def test_parts_of_an_accumulated_step_add_up():
-    net = Net(0.02)
-    own = ComputeTimer(net, CPU)
+def test_compute_timer_adds_up_accumulated_microbatches():
+    net = TinyNet(0.02)
+    timer = ComputeTimer(net, CPU)
     for _ in range(3):
         net(torch.ones(1, 2)).sum().backward()
-    assert own.take() >= 3 * 2 * 0.02
+    assert timer.read_and_reset() >= 3 * 2 * 0.02
 
 
-def test_an_evaluation_does_not_count():
-    net = Net(0.02)
-    own = ComputeTimer(net, CPU)
+def test_compute_timer_ignores_evaluation():
+    net = TinyNet(0.02)
+    timer = ComputeTimer(net, CPU)
     with torch.no_grad():
         net(torch.ones(1, 2))
-    assert own.take() == 0
+    assert timer.read_and_reset() == 0
 
 
-def test_gradients_are_as_without_the_measure():
+def test_compute_timer_does_not_change_gradients():
     torch.manual_seed(0)
-    nets = [Net(0.0), Net(0.0)]
+    nets = [TinyNet(0.0), Net(0.0)]
     nets[1].load_state_dict(nets[0].state_dict())
     ComputeTimer(nets[1], CPU)
     x = torch.randn(5, 2)
@@ -78,84 +84,84 @@ def test_gradients_are_as_without_the_measure():
         assert torch.equal(one.grad, other.grad)
 
 
-def test_the_first_parameter_that_learns_ends_the_backward_pass():
-    net = Net(0.02)
+def test_compute_timer_works_with_frozen_first_parameters():
+    net = TinyNet(0.02)
     net.first.requires_grad_(False)
-    own = ComputeTimer(net, CPU)
+    timer = ComputeTimer(net, CPU)
     net(torch.ones(1, 2)).sum().backward()
-    assert own.take() >= 0.02
+    assert timer.read_and_reset() >= 0.02
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_a_gpu_its_own_clock_counts():
+def test_compute_timer_on_a_gpu_uses_cuda_events():
     device = torch.device("cuda")
     net = nn.Sequential(*(nn.Linear(2048, 2048) for _ in range(8))).to(device)
-    own = ComputeTimer(net, device)
+    timer = ComputeTimer(net, device)
     x = torch.ones(4096, 2048, device=device)
     for _ in range(3):
         net(x).sum().backward()
     torch.cuda.synchronize()
-    own.take()
+    timer.read_and_reset()
     began = time.perf_counter()
     net(x).sum().backward()
     torch.cuda.synchronize()
     took = time.perf_counter() - began
-    assert 0.3 * took < own.take() < 1.1 * took
+    assert 0.3 * took < timer.read_and_reset() < 1.1 * took
 
 
 WINDOW = 5
 
 
 def feed(stragglers, *times, count=1):
-    """Give the same times ``count`` times; return who was named, with the number of the step."""
+    """Add the same times ``count`` times; return (number of the step, rank) of each report."""
     found = [(number, slow.rank) for number in range(1, count + 1) for slow in stragglers.add(times)]
     return found
 
 
-def test_a_slow_rank_is_named_once_the_window_is_full_and_then_only_now_and_then():
+def test_straggler_is_reported_when_the_window_is_full_and_then_at_intervals():
     stragglers = StragglerDetector(3, window=WINDOW, quiet=10)
     assert feed(stragglers, 0.1, 0.1, 0.2, count=30) == [(5, 2), (15, 2), (25, 2)]
 
 
-def test_nobody_is_named_below_the_factor():
+def test_straggler_must_exceed_the_factor():
     assert feed(StragglerDetector(3, window=WINDOW), 0.1, 0.1, 0.149, count=20) == []
     assert feed(StragglerDetector(3, window=WINDOW), 0.1, 0.1, 0.151, count=20) == [(5, 2)]
 
 
-def test_of_two_ranks_the_slower_one_is_compared_with_the_faster():
+def test_straggler_of_two_ranks_is_compared_with_the_faster_one():
     assert feed(StragglerDetector(2, window=WINDOW), 0.3, 0.1, count=5) == [(5, 0)]
 
 
-def test_one_rank_has_nobody_to_hold_up():
+def test_single_rank_is_never_a_straggler():
     assert feed(StragglerDetector(1, window=WINDOW), 9.0, count=20) == []
 
 
-def test_one_slow_step_is_no_straggler():
+def test_one_slow_step_is_not_reported():
     stragglers = StragglerDetector(3, window=WINDOW)
     assert feed(stragglers, 0.1, 0.1, 0.1, count=4) == []
     assert feed(stragglers, 0.1, 0.1, 5.0, count=2) == []
     assert feed(stragglers, 0.1, 0.1, 0.1, count=20) == []
 
 
-def test_a_rank_that_becomes_slow_is_named_when_most_of_the_window_is():
+def test_straggler_is_reported_when_most_of_the_window_is_slow():
     stragglers = StragglerDetector(3, window=WINDOW)
     feed(stragglers, 0.1, 0.1, 0.1, count=20)
     assert feed(stragglers, 0.1, 0.3, 0.1, count=10) == [(3, 1)]
 
 
-def test_ranks_are_quiet_each_for_itself():
+def test_quiet_interval_is_per_rank():
     stragglers = StragglerDetector(5, window=WINDOW, quiet=100)
     assert feed(stragglers, 0.1, 0.3, 0.1, 0.1, 0.1, count=10) == [(5, 1)]
     assert feed(stragglers, 0.1, 0.3, 0.1, 0.3, 0.1, count=10) == [(3, 3)]
 
 
-def test_differences_of_milliseconds_are_noise():
-    assert find_slow_ranks([(0.001, 0.001, 0.001 + LEAST_SECONDS)], 1.5) == []
-    assert [slow.rank for slow in find_slow_ranks([(0.001, 0.001, 0.002 + LEAST_SECONDS)], 1.5)] == [2]
+def test_differences_of_milliseconds_are_ignored():
+    assert find_slow_ranks([(0.001, 0.001, 0.001 + MIN_DIFFERENCE_SECONDS)], 1.5) == []
+    assert [slow.rank for slow in find_slow_ranks([(0.001, 0.001, 0.002 + MIN_DIFFERENCE_SECONDS)], 1.5)] == [2]
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_against_a_slow_obvious_version(seed):
+def test_find_slow_ranks_matches_a_slow_loop(seed):
     random_ = random.Random(seed)
     world, factor = random_.randint(2, 9), random_.choice([1.2, 1.5, 2.0])
     times = [tuple(random_.choice([0.1, 0.15, 0.4]) for _ in range(world)) for _ in range(random_.randint(1, 9))]
@@ -163,12 +169,12 @@ def test_against_a_slow_obvious_version(seed):
     own = [statistics.median([step[rank] for step in times]) for rank in range(world)]
     middle = sorted(own)[(world - 1) // 2]
     for rank in range(world):
-        if own[rank] > factor * middle and own[rank] > middle + LEAST_SECONDS:
+        if own[rank] > factor * middle and own[rank] > middle + MIN_DIFFERENCE_SECONDS:
             expected.append(Straggler(rank=rank, seconds=own[rank], median=middle))
     assert find_slow_ranks(times, factor) == expected
 
 
-def test_words():
-    text = "rank 3 holds the others up: 300 ms of its own a step, 2.0 times the ranks' median of 150 ms"
-    assert str(Straggler(rank=3, seconds=0.3, median=0.15)) == text
-    assert "unlike the ranks' median of 0 ms" in str(Straggler(rank=3, seconds=0.3, median=0.0))
+def test_straggler_text_has_the_times():
+    text = str(Straggler(rank=3, seconds=0.3, median=0.15))
+    assert all(fact in text for fact in ("rank 3", "300 ms", "2.0 times", "150 ms"))
+    assert "0 ms" in str(Straggler(rank=3, seconds=0.3, median=0.0))

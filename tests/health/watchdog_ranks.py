@@ -1,4 +1,4 @@
-"""Ranks that vote and reduce step by step under a watchdog, until the last of them does what the case says."""
+"""Ranks that train in miniature under a watchdog until a fault strikes the last of them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from rank_script import Call, meet
 
 from hsadml_dist.config.recipe import RunConfig
 from hsadml_dist.distributed.comm import SoloComm
-from hsadml_dist.distributed.rendezvous import RankContext
-from hsadml_dist.health import hang_report as hang
-from hsadml_dist.health import heartbeat
+from hsadml_dist.health import hang_report, heartbeat
 from hsadml_dist.health.external_watchdog import open_external_watchdog
 from hsadml_dist.health.hang_report import raise_on_lost_peer
 from hsadml_dist.health.watchdog import HealthMonitor
@@ -22,53 +20,54 @@ from hsadml_dist.preemption.agreement import StopAgreement
 from hsadml_dist.preemption.signals import StopSignal
 from hsadml_dist.run.attempts import current_holder
 from hsadml_dist.run.folder import RunFolder
-from hsadml_dist.run.rank_log import configure_rank_logging
+from hsadml_dist.run.rendezvous import RankContext
+from hsadml_dist.run.trackers import configure_rank_logging
 
 LIMIT = 2
-STRIKE = 3
+FAULT_STEP = 3
 STEPS = 30
 
 
-def strike(case: str) -> None:
-    """Do to this process what the case says."""
+def fail_as(case: str) -> None:
+    """Make this process fail in the way of the case."""
     match case:
         case "stopped":
             os.kill(os.getpid(), signal.SIGSTOP)
         case "paused":
-            time.sleep(0.6)  # before and after, so that the watchdog looks at this step on both sides of the pause
+            time.sleep(0.6)  # before and after, so that the watchdog polls this step on both sides of the pause
             os.kill(os.getpid(), signal.SIGSTOP)
             time.sleep(0.6)
         case "asleep" | "data":
             time.sleep(60)
         case "lock":
-            ctypes.PyDLL(None).sleep(60)  # a PyDLL keeps the interpreter's lock
+            ctypes.PyDLL(None).sleep(60)  # PyDLL holds the interpreter's lock
         case "killed":
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 def body(call: Call, context: RankContext, watch: HealthMonitor) -> None:
-    """Do steps."""
+    """Run the steps."""
     comm = context.comm
     agreement = StopAgreement(comm, StopSignal())
     for step in range(1, STEPS + 1):
-        due = step == STRIKE and call.rank == call.world - 1
+        due = step == FAULT_STEP and call.rank == call.world - 1
         watch.enter_stage(step, "data")
         if due and call.case == "data":
-            strike(call.case)
+            fail_as(call.case)
         watch.enter_stage(step, "vote")
         agreement.decide(step, has_batch=True)
         watch.enter_stage(step, "step")
         if due and call.case != "data":
-            strike(call.case)
+            fail_as(call.case)
         comm.all_reduce_sum(torch.ones(3))
         time.sleep(0.01)
 
 
 def main() -> None:
-    """Be one rank; its process id is left for the test."""
+    """Run as one rank; its process id is written for the test."""
     call = Call.read()
-    # Everything twice as fast as in earnest.
-    heartbeat.RANK_HEARTBEAT_SECONDS, hang.SILENT_SECONDS = 0.2, 1.5
+    # Faster than in production.
+    heartbeat.RANK_HEARTBEAT_SECONDS, hang_report.SILENT_SECONDS = 0.2, 1.5
     run = RunFolder(call.folder / "run")
     attempt = run.attempt(1)
     attempt.path.mkdir(parents=True, exist_ok=True)

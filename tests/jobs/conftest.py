@@ -7,7 +7,7 @@ from hsadml_dist.data.index import SampleRow, ShardFile, ShardIndex, samples_tab
 
 @pytest.fixture
 def shards(tmp_path):
-    """Writes an index without tars: all that is looked at before a run starts."""
+    """Write a shard index without tar files: all that is read before a run starts."""
 
     def write(name="shards", samples=10, folds=5, unit="person", person="p"):
         folder = tmp_path / name
@@ -42,7 +42,7 @@ def shards(tmp_path):
 
 @pytest.fixture
 def recipe(tmp_path, shards, monkeypatch):
-    """A recipe file in an empty current directory, with shards of five folds."""
+    """A recipe in an otherwise empty working directory, with shards of five folds."""
     monkeypatch.chdir(tmp_path)
     shards()
     path = tmp_path / "mine.yaml"

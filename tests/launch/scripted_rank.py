@@ -1,6 +1,7 @@
-"""A rank that behaves as its JSON says: {"0": {"code": 0, "after": 0.1, "term": 85, "self": "KILL"}, ...}.
+"""A rank that behaves as its JSON script says: {"0": {"code": 0, "after": 0.1, "term": 85, "self": "KILL"}, ...}.
 
-The last argument is the run folder; each rank leaves what it saw there. `term`: exit code upon a notice, null: deaf.
+The last argument is the run folder, in which each rank records its environment. ``term`` is the exit code after a
+forwarded signal; null ignores signals.
 """
 
 import json
@@ -15,7 +16,7 @@ rank = os.environ["RANK"]
 plan = {"code": 0, "after": 0.0, "term": 85, "self": None} | json.loads(sys.argv[1]).get(rank, {})
 
 
-def note(number, frame):
+def record(number, frame):
     with open(run / f"signals-{rank}", "a") as file:
         file.write(f"{signal.Signals(number).name}\n")
     if plan["term"] is not None:
@@ -23,7 +24,7 @@ def note(number, frame):
 
 
 for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP):
-    signal.signal(number, note)
+    signal.signal(number, record)
 names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "HSADML_LAUNCH", "PYTHONPATH", "EXTRA")
 facts = {name: os.environ.get(name) for name in names}
 facts |= {"pid": os.getpid(), "sid": os.getsid(0), "stdin": sys.stdin.read()}

@@ -19,7 +19,7 @@ def raises(fault):
         (ConfigError([FAULT, FAULT]), 1, "hsadml: r.yaml:3: train.seed: is odd\nr.yaml:3: train.seed: is odd\n"),
         (DataError("gone"), 1, "hsadml: gone\n"),
         (UsageError("what"), 2, "hsadml: what\n"),
-        (RunLockedError("held"), 75, "hsadml: held\n"),
+        (RunLockedError("locked"), 75, "hsadml: locked\n"),
         (PeerLostError("lost"), 70, "hsadml: lost\n"),
         (OSError(28, "No space left on device", "/x/y"), 1, "hsadml: /x/y: no space left\n"),
         (OSError(30, "Read-only file system"), 1, "hsadml: Read-only file system\n"),
@@ -27,16 +27,18 @@ def raises(fault):
         (SystemExit("enough"), 1, "hsadml: enough\n"),
         (SystemExit(5), 5, ""),
         (SystemExit(), 0, ""),
-        (
-            ModuleNotFoundError("No module named 'torch._C'", name="torch._C"),
-            1,
-            "hsadml: this needs the package 'torch', which is not installed: pip install 'hsadml-dist[train]'\n",
-        ),
     ],
 )
-def test_what_a_user_can_repair_is_text_and_a_code(capsys, fault, code, text):
+def test_user_error_is_a_message_and_an_exit_code(capsys, fault, code, text):
     assert run_with_exit_code(raises(fault)) == code
     assert capsys.readouterr().err == text
+
+
+def test_missing_package_names_the_extra_that_installs_it(capsys):
+    assert run_with_exit_code(raises(ModuleNotFoundError("No module named 'torch._C'", name="torch._C"))) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("hsadml: ") and message.count("\n") == 1
+    assert "'torch'" in message and "pip install 'hsadml-dist[train]'" in message
 
 
 @pytest.mark.parametrize(
@@ -47,12 +49,12 @@ def test_what_a_user_can_repair_is_text_and_a_code(capsys, fault, code, text):
         ModuleNotFoundError("No module named 'x'", name="x"),
     ],
 )
-def test_a_defect_is_a_traceback_and_70(capsys, fault):
+def test_defect_is_a_traceback_and_70(capsys, fault):
     assert run_with_exit_code(raises(fault)) == 70
-    told = capsys.readouterr().err
-    assert told.startswith("Traceback") and str(fault) in told
+    printed = capsys.readouterr().err
+    assert printed.startswith("Traceback") and str(fault) in printed
 
 
 @pytest.mark.parametrize(("result", "code"), [(None, 0), (0, 0), (85, 85)])
-def test_a_result_is_the_code(result, code):
+def test_result_is_the_exit_code(result, code):
     assert run_with_exit_code(lambda: result) == code

@@ -6,7 +6,7 @@ from PIL import Image
 
 from hsadml_dist.errors import DataError, UsageError
 from hsadml_dist.launch.input_images import list_input_files, read_input_image
-from hsadml_dist.shards.encode import to_uint16
+from hsadml_dist.shards.image_codec import to_uint16
 
 DICOM = bytes(128) + b"DICM" + bytes(300)
 NIFTI = bytes(344) + b"n+1\0" + bytes(100)
@@ -18,16 +18,16 @@ def touch(folder, *names):
         (folder / name).write_bytes(b"x")
 
 
-def test_a_folder_is_all_images_below_it_sorted(tmp_path, monkeypatch):
+def test_folder_lists_all_images_below_it_sorted(tmp_path, monkeypatch):
     touch(tmp_path, "in/b/2.png", "in/b/1.TIFF", "in/a.jpg", "in/c.jpeg", "in/.hidden.png", "in/.git/x.png")
     touch(tmp_path, "in/labels.csv", "in/b/README", "one.txt")
     monkeypatch.chdir(tmp_path)
     listed = list_input_files([type(tmp_path)("one.txt"), type(tmp_path)("in")])
     assert list(map(str, listed.files)) == ["one.txt", "in/a.jpg", "in/b/1.TIFF", "in/b/2.png", "in/c.jpeg"]
-    assert list(map(str, listed.left_out)) == ["in/b/README", "in/labels.csv"]
+    assert list(map(str, listed.skipped)) == ["in/b/README", "in/labels.csv"]
 
 
-def test_medical_files_of_a_folder_are_told_not_left_out(tmp_path):
+def test_folder_lists_unsupported_medical_images(tmp_path):
     touch(tmp_path, "v.nii.gz", "s.dcm", "old.MAT")
     (tmp_path / "IM0001").write_bytes(DICOM)
     (tmp_path / "volume").write_bytes(NIFTI)
@@ -35,16 +35,16 @@ def test_medical_files_of_a_folder_are_told_not_left_out(tmp_path):
     assert names == ["IM0001", "old.MAT", "s.dcm", "v.nii.gz", "volume"]
 
 
-def test_what_does_not_exist_or_holds_nothing_is_a_wrong_command_line(tmp_path):
-    with pytest.raises(UsageError, match=r"^PATH /no/such: does not exist$"):
+def test_missing_path_and_folder_without_images_are_usage_errors(tmp_path):
+    with pytest.raises(UsageError, match=r"^PATH /no/such: "):
         list_input_files([type(tmp_path)("/no/such")])
     touch(tmp_path, "notes.txt")
-    with pytest.raises(UsageError, match="the folder holds no image"):
+    with pytest.raises(UsageError, match=rf"^PATH {tmp_path}: "):
         list_input_files([tmp_path])
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("a.png", np.uint8), ("b.png", np.uint16), ("c.tif", np.float32)])
-def test_pictures_are_scaled_as_in_a_build(tmp_path, name, dtype):
+def test_image_is_scaled_as_in_shards(tmp_path, name, dtype):
     pixels = (np.random.default_rng(0).random((30, 20)) * 200).astype(dtype)
     Image.fromarray(pixels).save(tmp_path / name)
     found = read_input_image(tmp_path / name, 24)
@@ -52,59 +52,59 @@ def test_pictures_are_scaled_as_in_a_build(tmp_path, name, dtype):
     assert found.notes == ()
 
 
-def test_colour_is_told_only_where_there_is_some(tmp_path):
+def test_only_coloured_images_get_a_note(tmp_path):
     grey = np.repeat(np.random.default_rng(0).integers(0, 256, (40, 40, 1), dtype=np.uint8), 3, axis=2)
     colour = grey.copy()
     colour[5:15, 5:15] = (200, 20, 20)
     for name, pixels in (("grey", grey), ("colour", colour)):
         for ending in ("png", "jpg"):
             Image.fromarray(pixels).save(tmp_path / f"{name}.{ending}")
-            told = read_input_image(tmp_path / f"{name}.{ending}", 24).notes
-            assert told == (("coloured: its luminance is read",) if name == "colour" else ()), f"{name}.{ending}"
+            notes = read_input_image(tmp_path / f"{name}.{ending}", 24).notes
+            assert ["colour" in note for note in notes] == [True] * (name == "colour"), f"{name}.{ending}"
     expected = to_uint16(np.asarray(Image.fromarray(grey).convert("L")), 24)
     np.testing.assert_array_equal(read_input_image(tmp_path / "grey.png", 24).pixels, expected)
 
 
-def test_of_several_pages_the_first_is_read_and_that_is_told(tmp_path):
+def test_first_of_several_pages_is_read_with_a_note(tmp_path):
     first, second = (Image.fromarray(np.full((9, 9), value, np.uint8)) for value in (10, 200))
     first.save(tmp_path / "a.tif", save_all=True, append_images=[second])
     found = read_input_image(tmp_path / "a.tif", 9)
-    assert found.notes == ("2 pages, the first is read",)
+    assert len(found.notes) == 1 and "2 pages" in found.notes[0]
     assert set(found.pixels.ravel()) == {10 * 257}
 
 
 @pytest.mark.parametrize(
     ("name", "content", "text"),
     [
-        ("IM1", DICOM, "^a DICOM file is not read; save its slices as 16-bit PNG or TIFF$"),
-        ("a.png", DICOM, "^a DICOM file is not read"),
-        ("v.nii", NIFTI, "^a NIfTI file is not read"),
-        ("v.nii.gz", b"\x1f\x8b", "^a NIfTI file is not read"),
-        ("1.mat", b"MATLAB 5.0 MAT-file", "^a MATLAB or HDF5 file is not read"),
-        ("a.png", b"", "^the file is empty$"),
-        ("a.txt", b"only words", r"cannot be decoded \(UnidentifiedImageError\)"),
-        ("a.jpg", b"\xff\xd8\xff\xe0" + b"0" * 50, "cannot be decoded"),
+        ("IM1", DICOM, "DICOM.*PNG or TIFF"),
+        ("a.png", DICOM, "DICOM"),
+        ("v.nii", NIFTI, "NIfTI"),
+        ("v.nii.gz", b"\x1f\x8b", "NIfTI"),
+        ("1.mat", b"MATLAB 5.0 MAT-file", "MATLAB or HDF5"),
+        ("a.png", b"", "empty"),
+        ("a.txt", b"only words", "UnidentifiedImageError"),
+        ("a.jpg", b"\xff\xd8\xff\xe0" + b"0" * 50, "decode"),
     ],
 )
-def test_what_is_no_picture_is_said_and_not_named(tmp_path, name, content, text):
+def test_unusable_file_is_an_error_without_its_name(tmp_path, name, content, text):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=text) as caught:
         read_input_image(tmp_path / name, 24)
     assert str(tmp_path) not in str(caught.value)
 
 
-def test_a_picture_cut_short_or_not_finite_is_said(tmp_path):
+def test_truncated_and_non_finite_images_are_errors(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.png")
     (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:-900])
-    with pytest.raises(DataError, match="cannot be decoded"):
+    with pytest.raises(DataError, match="decode"):
         read_input_image(tmp_path / "a.png", 24)
     Image.fromarray(np.full((4, 4), np.nan, np.float32)).save(tmp_path / "b.tif")
     with pytest.raises(DataError, match="not finite"):
         read_input_image(tmp_path / "b.tif", 24)
 
 
-def test_a_pipe_is_not_waited_for(tmp_path):
+def test_pipe_is_an_error_and_not_opened(tmp_path):
     os.mkfifo(tmp_path / "a.png")
-    with pytest.raises(DataError, match="neither a file nor a folder"):
+    with pytest.raises(DataError, match="neither a file"):
         read_input_image(tmp_path / "a.png", 24)

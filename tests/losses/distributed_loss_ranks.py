@@ -1,4 +1,4 @@
-"""A linear backbone and the loss, on shares of batches: one job after the other in one set of processes."""
+"""Rank script: a linear backbone and the loss on this rank's part of several batches."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from hsadml_dist.losses.margins import build_margin
 
 
 def body(comm: Comm, case: str) -> list[dict[str, torch.Tensor]]:
-    """Return this rank's gradients, not averaged, for each job in the file named by ``case``."""
+    """Return the local gradients, before averaging, of each job in the file ``case``."""
     torch.set_num_threads(1)
-    told = torch.load(case, weights_only=False)
-    return [_step(comm, job, told) for job in told["jobs"]]
+    inputs = torch.load(case, weights_only=False)
+    return [_step(comm, job, inputs) for job in inputs["jobs"]]
 
 
-def _step(comm: Comm, job: Any, told: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    batch = told["batches"][job.classes]
-    loss, backbone_FD = _loss(comm, job, told), batch["backbone"].clone().requires_grad_()
+def _step(comm: Comm, job: Any, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    batch = inputs["batches"][job.classes]
+    loss, backbone_FD = _loss(comm, job, inputs), batch["backbone"].clone().requires_grad_()
     values = []
     for part in _parts(job, comm.topology.rank):
         emb_BD, label_B = batch["x"][part] @ backbone_FD, batch["label"][part]
-        values.append(loss(emb_BD, label_B, step=told["step"], count=len(batch["x"])))
+        values.append(loss(emb_BD, label_B, step=inputs["step"], count=len(batch["x"])))
         values[-1].backward()
     loss.end_step()
     answer = {"loss": torch.stack(values).sum().detach(), "backbone": backbone_FD.grad}
@@ -40,14 +40,14 @@ def _step(comm: Comm, job: Any, told: Mapping[str, Any]) -> dict[str, torch.Tens
     return answer
 
 
-def _loss(comm: Comm, job: Any, told: Mapping[str, Any]) -> DistributedLoss:
+def _loss(comm: Comm, job: Any, inputs: Mapping[str, Any]) -> DistributedLoss:
     rows = comm.topology.rank_range(job.classes) if job.layout == "sharded" else None
-    computing = LossCompute(backward=job.backward, block=2, sample_rate=job.rate, seed=told["seed"])
-    centres = Centres(job.classes, told["batches"][job.classes]["backbone"].shape[1], told["seed"], rows)
-    loss = DistributedLoss(centres, build_margin(*job.settings), comm, job.layout, computing).double()
+    compute = LossCompute(backward=job.backward, block=2, sample_rate=job.rate, seed=inputs["seed"])
+    centres = Centres(job.classes, inputs["batches"][job.classes]["backbone"].shape[1], inputs["seed"], rows)
+    loss = DistributedLoss(centres, build_margin(*job.settings), comm, job.layout, compute).double()
     if loss.norms is not None:
-        loss.norms.mean.fill_(told["norms"][0])
-        loss.norms.deviation.fill_(told["norms"][1])
+        loss.norms.mean.fill_(inputs["norms"][0])
+        loss.norms.deviation.fill_(inputs["norms"][1])
     return loss
 
 

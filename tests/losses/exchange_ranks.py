@@ -1,4 +1,4 @@
-"""What the losses exchange, and the energy of centres that ranks share out."""
+"""Rank script: the collectives of the losses, and the energy of sharded centres."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from rank_script import with_comm
 
 from hsadml_dist.distributed.comm import Comm
 from hsadml_dist.distributed.topology import Topology
-from hsadml_dist.losses import centres as energy_file
+from hsadml_dist.losses import centres as centres_module
 from hsadml_dist.losses.centres import Centres
-from hsadml_dist.losses.exchange import GatherExchange
+from hsadml_dist.losses.reducers import GatherExchange
 
 
 def body(comm: Comm, case: str) -> Any:
-    """Return what the case's function gives."""
+    """Run the named case."""
     torch.set_num_threads(1)
-    return {"exchange": exchanged, "energy": energies}[case](comm)
+    return {"exchange": exchange_results, "energy": energies}[case](comm)
 
 
-def exchanged(comm: Comm) -> dict[str, dict[str, torch.Tensor]]:
-    """Return what each message gave this rank, with uneven numbers of samples, and with none anywhere."""
+def exchange_results(comm: Comm) -> dict[str, dict[str, torch.Tensor]]:
+    """Return the result of each collective, with uneven numbers of samples and with none on any rank."""
     rank = comm.topology.rank
     return {"uneven": _messages(comm, (3 * rank + 2) % 4), "none": _messages(comm, 0)}
 
@@ -30,14 +30,14 @@ def _messages(comm: Comm, count: int) -> dict[str, torch.Tensor]:
     rank, exchange = comm.topology.rank, GatherExchange(comm)
     emb_BD = 100.0 * rank + torch.arange(2.0 * count, dtype=torch.float64).reshape(count, 2)
     emb_ND, label_N = exchange.gather(emb_BD, 10 * rank + torch.arange(count))
-    alike_N = torch.arange(len(label_N))
+    equal_N = torch.arange(len(label_N))
     return {
         "emb": emb_ND,
         "label": label_N,
-        "total": exchange.total(torch.full((3,), 10.0**rank)),
-        "largest": exchange.largest(torch.tensor([float(rank), -float(rank), 7.0])),
-        "own": exchange.own(alike_N),
-        "own total": exchange.own_total(10.0**rank * (1 + alike_N[:, None]).double().expand(-1, 2).contiguous()),
+        "sum": exchange.sum(torch.full((3,), 10.0**rank)),
+        "max": exchange.max(torch.tensor([float(rank), -float(rank), 7.0])),
+        "select own": exchange.select_own(equal_N),
+        "reduce own": exchange.reduce_own(10.0**rank * (1 + equal_N[:, None]).double().expand(-1, 2).contiguous()),
     }
 
 
@@ -50,10 +50,10 @@ def energies(comm: Comm) -> dict[tuple[str, int, int], tuple[torch.Tensor, torch
 
 
 def _energy(comm: Comm, layout: Any, classes: int, block: int) -> tuple[torch.Tensor, torch.Tensor]:
-    energy_file.ENERGY_BLOCK = block
+    centres_module.ENERGY_BLOCK = block
     place: Topology = comm.topology
     centres = Centres(classes, 4, seed=0, rows=place.rank_range(classes) if layout == "sharded" else None).double()
-    value = 3 * energy_file.hyperspherical_energy(centres, layout, comm)
+    value = 3 * centres_module.hyperspherical_energy(centres, layout, comm)
     value.backward()
     grad_CD = centres.weight.grad
     assert grad_CD is not None

@@ -19,19 +19,19 @@ class LossCase:
     """One loss.
 
     Attributes:
-        rule: For the slow loop.
-        chosen: For the package.
+        rule: Settings for the slow loop.
+        chosen: Settings for the package.
     """
 
     rule: Rule
     chosen: MarginSettings = field(default_factory=MarginSettings)
 
     def settings(self, mode: GradMode) -> tuple[str, MarginSettings]:
-        """Return what ``build_margin`` is called with."""
+        """Return the arguments of ``build_margin``."""
         return self.rule.name, replace(self.chosen, grad_mode=mode)
 
     def ruled(self, mode: GradMode) -> Rule:
-        """Return the rule in a mode of gradients."""
+        """Return the rule with a gradient mode."""
         return replace(self.rule, detached=mode == "characteristic")
 
 
@@ -62,8 +62,8 @@ MORE_CASES = CASES | {
     "cosface m=0": LossCase(rule=Rule(name="cosface", m=0, s=8), chosen=MarginSettings(margin=0.0, scale=8.0)),
     "arcface m=1.2": LossCase(rule=Rule(name="arcface", m=1.2, s=8), chosen=MarginSettings(margin=1.2, scale=8.0)),
 }
-"""These differ in numbers only: one process will do."""
+"""Further numbers, tested in one process only."""
 
 MODES: tuple[GradMode, ...] = ("exact", "characteristic")
 NORMS = (6.0, 1.5)
-"""Mean and deviation of the norms that AdaFace goes by in the tests."""
+"""Mean and deviation of the embedding norms for AdaFace in the tests."""

@@ -1,4 +1,4 @@
-"""What ranks are given to compute, and how wrong their answers are beside the slow loop's."""
+"""Jobs for the ranks, and the errors of their results relative to the slow loop."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ SPREADS = {
     "an empty rank": {2: (0, 12), 3: (5, 0, 7), 4: (4, 1, 0, 7)},
     "C < W": {2: (6, 6), 3: (4, 4, 4), 4: (3, 3, 3, 3)},
 }
-"""Samples of each rank, by the number of ranks."""
+"""Number of samples on each rank, by world size."""
 
 SEED, SAMPLES, IN, DIM, CLASSES, MANY = 1, 12, 7, 6, 5, 9
 RATE = 0.5
 ZERO = 1e-14
-"""What rounding leaves of a 0 in the slow loop."""
+"""Values below this count as 0 in the slow loop."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossJob:
-    """One loss, computed in one way."""
+    """One way of computing one loss."""
 
     case: str
     layout: str
@@ -48,20 +48,22 @@ class LossJob:
 
 
 def jobs(world: int) -> list[LossJob]:
-    """Return all that one set of ranks computes."""
-    ways = [*_whole(world), *_sampled(world)]
+    """Return the jobs of one group of ranks."""
+    variants = [*_all_classes(world), *_sampled(world)]
     return [
-        LossJob(case=case, layout=layout, **way) for case, layout in itertools.product(CASES, LAYOUTS) for way in ways
+        LossJob(case=case, layout=layout, **variant)
+        for case, layout in itertools.product(CASES, LAYOUTS)
+        for variant in variants
     ]
 
 
-def _whole(world: int) -> Iterator[dict[str, Any]]:
-    # Each spread meets both backward passes, whole and in parts.
+def _all_classes(world: int) -> Iterator[dict[str, Any]]:
+    # Each spread is combined with both backward modes, with and without accumulation.
     turns = itertools.cycle(("store", "stream", "stream", "store"))
     spreads = [name for name, by_world in SPREADS.items() if world in by_world]
     for spread, mode, accumulate in itertools.product(spreads, MODES, (1, 2)):
         classes = world - 1 if spread == "C < W" else CLASSES
-        yield _way(world, spread, accumulate) | {
+        yield _variant(world, spread, accumulate) | {
             "mode": mode,
             "classes": classes,
             "rate": 1.0,
@@ -72,7 +74,7 @@ def _whole(world: int) -> Iterator[dict[str, Any]]:
 def _sampled(world: int) -> Iterator[dict[str, Any]]:
     spreads = ("even", "even") if world == 1 else ("uneven", "an empty rank")
     for spread, accumulate, backward in zip(spreads, (2, 1), ("store", "stream"), strict=True):
-        yield _way(world, spread, accumulate) | {
+        yield _variant(world, spread, accumulate) | {
             "mode": "exact",
             "classes": MANY,
             "rate": RATE,
@@ -80,7 +82,7 @@ def _sampled(world: int) -> Iterator[dict[str, Any]]:
         }
 
 
-def _way(world: int, spread: str, accumulate: int) -> dict[str, Any]:
+def _variant(world: int, spread: str, accumulate: int) -> dict[str, Any]:
     return {"spread": spread, "shares": SPREADS[spread][world], "accumulate": accumulate}
 
 
@@ -94,8 +96,8 @@ def batch(classes: int) -> Mapping[str, torch.Tensor]:
     return {"x": x, "label": torch.arange(SAMPLES) * 4 % classes, "backbone": backbone}
 
 
-def told(world: int) -> dict[str, Any]:
-    """Return what the ranks' script reads: plain values, since it does not know this module."""
+def rank_inputs(world: int) -> dict[str, Any]:
+    """Return the input of the rank script as plain values, because it cannot import this module."""
     plain = [SimpleNamespace(**vars(job), settings=CASES[job.case].settings(job.mode)) for job in jobs(world)]
     batches = {classes: dict(batch(classes)) for classes in {job.classes for job in jobs(world)}}
     return {"jobs": plain, "batches": batches, "step": STEP, "seed": SEED, "norms": NORMS}
@@ -103,7 +105,7 @@ def told(world: int) -> dict[str, Any]:
 
 @cache
 def expected(case: str, mode: str, classes: int, rate: float) -> Mapping[str, torch.Tensor]:
-    """Return mean loss and gradients of the whole batch by the slow loop."""
+    """Return the mean loss and gradients of the global batch, computed by the slow loop."""
     data, leaves = batch(classes), _leaves(case, classes)
     drawn = {c for c in range(classes) if slow_loop.is_drawn(c, rate=rate, seed=SEED, step=STEP)}
     losses = slow_loop.losses(
@@ -129,14 +131,16 @@ def _leaves(case: str, classes: int) -> dict[str, torch.Tensor]:
 
 
 def errors(job: LossJob, answers: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, float]:
-    """Return relative errors by name; absolute ones where the truth is 0, as with a single class."""
-    right, ours = expected(job.case, job.mode, job.classes, job.rate), together(job.layout, answers)
-    assert {name: value.shape for name, value in ours.items()} == {name: value.shape for name, value in right.items()}
-    return {name: _error(ours[name], value) for name, value in right.items()}
+    """Return relative errors by name; absolute ones where the reference is 0, as with a single class."""
+    reference, ours = expected(job.case, job.mode, job.classes, job.rate), combine(job.layout, answers)
+    assert {name: value.shape for name, value in ours.items()} == {
+        name: value.shape for name, value in reference.items()
+    }
+    return {name: _error(ours[name], value) for name, value in reference.items()}
 
 
-def together(layout: str, answers: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Return mean loss and gradients from the ranks' own: averaged, but sharded centres are put together."""
+def combine(layout: str, answers: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Combine the results of the ranks: average them, but concatenate sharded centres."""
     names = [name for name in answers[0] if name != "norms"]
     mean = {
         name: torch.stack([answer[name] for answer in answers]).mean(dim=0)
@@ -146,6 +150,6 @@ def together(layout: str, answers: Sequence[Mapping[str, torch.Tensor]]) -> dict
     return mean if layout == "replicated" else mean | {"centres": torch.cat([answer["centres"] for answer in answers])}
 
 
-def _error(ours: torch.Tensor, right: torch.Tensor) -> float:
-    size = float(right.norm())
-    return float((ours - right).norm()) / (size if size > ZERO else 1.0)
+def _error(ours: torch.Tensor, reference: torch.Tensor) -> float:
+    size = float(reference.norm())
+    return float((ours - reference).norm()) / (size if size > ZERO else 1.0)

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from hsadml_dist.distributed.comm import SoloComm
-from hsadml_dist.losses import hyperspherical_energy as energy_file
+from hsadml_dist.losses import centres as centres_module
 from hsadml_dist.losses.centres import Centres, at_least_fp32, hyperspherical_energy, initial_rows, resolve_layout
 from tests.losses import slow_loop
 
 
-def test_rows_depend_on_seed_and_class_only():
+def test_initial_rows_depend_only_on_seed_and_class():
     rows = initial_rows(range(10), 6, seed=3)
     assert torch.equal(initial_rows(range(4, 7), 6, seed=3), rows[4:7])
     torch.manual_seed(99)
@@ -17,14 +17,14 @@ def test_rows_depend_on_seed_and_class_only():
     assert torch.equal(initial_rows(range(10), 6, seed=3), rows)
 
 
-def test_rows_of_other_seeds_and_classes_differ():
+def test_initial_rows_differ_between_seeds_and_classes():
     rows = torch.cat([initial_rows(range(20), 6, seed=seed) for seed in (0, 1, 2, 2**40)])
     assert len({tuple(row.tolist()) for row in rows}) == 80
     cosines = rows @ rows.t() - torch.eye(80)
     assert cosines.abs().max() < 0.999
 
 
-def test_rows_are_unit_fp32_and_the_callers_generator_is_left_alone():
+def test_initial_rows_are_unit_fp32_and_keep_the_global_generator():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -34,17 +34,17 @@ def test_rows_are_unit_fp32_and_the_callers_generator_is_left_alone():
     assert rows.dtype == torch.float32
 
 
-def test_rows_point_everywhere():
+def test_initial_rows_are_spread_over_the_sphere():
     rows = initial_rows(range(2000), 8, seed=0)
     # Means of 2000 components of variance 1/8: standard deviation 0.0079.
     assert rows.mean(dim=0).abs().max() < 5 * 0.0079
 
 
-def test_no_classes_no_rows():
+def test_initial_rows_without_classes_are_empty():
     assert initial_rows(range(0), 4, seed=0).shape == (0, 4)
 
 
-def test_centres_hold_all_classes_or_those_that_are_named():
+def test_centres_hold_all_or_the_given_rows():
     whole, part, nothing = Centres(7, 4, seed=2), Centres(7, 4, seed=2, rows=range(2, 5)), Centres(7, 4, 2, range(3, 3))
     assert (whole.rows, part.rows, nothing.rows) == (range(7), range(2, 5), range(3, 3))
     assert whole.classes == part.classes == nothing.classes == 7
@@ -55,7 +55,7 @@ def test_centres_hold_all_classes_or_those_that_are_named():
 
 
 @pytest.mark.parametrize("layout", ["replicated", "sharded"])
-def test_a_layout_that_is_asked_for_is_taken(layout):
+def test_resolve_layout_keeps_explicit_layout(layout):
     for classes, world in ((3, 1), (3, 4), (10**6, 4)):
         assert resolve_layout(layout, classes=classes, global_batch=8, world_size=world) == layout
 
@@ -64,11 +64,11 @@ def test_a_layout_that_is_asked_for_is_taken(layout):
     ("classes", "world", "layout"),
     [(3, 4, "replicated"), (16, 4, "replicated"), (17, 2, "sharded"), (10**6, 64, "sharded"), (10**6, 1, "replicated")],
 )
-def test_auto_takes_the_layout_of_the_smaller_messages(classes, world, layout):
+def test_resolve_layout_auto_chooses_smaller_messages(classes, world, layout):
     assert resolve_layout("auto", classes=classes, global_batch=8, world_size=world) == layout
 
 
-def test_only_halves_are_raised():
+def test_at_least_fp32_raises_half_precision_only():
     kinds = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     assert [at_least_fp32(torch.ones(1, dtype=kind)).dtype for kind in kinds] == [torch.float32] * 3 + [torch.float64]
 
@@ -94,7 +94,7 @@ def centres_of(rows_CD):
 @pytest.mark.parametrize("layout", ["replicated", "sharded"])
 @pytest.mark.parametrize("block", [2, 64])
 @pytest.mark.parametrize("classes", [2, 9])
-def test_ranks_together_find_the_slow_loops_energy_and_gradient(told, layout, block, classes):
+def test_energy_on_ranks_matches_slow_loop(told, layout, block, classes):
     value, grad_CD = slow(initial_rows(range(classes), 4, seed=0))
     answers = [answer[layout, classes, block] for answer in told]
     assert sum(len(grad) for _, grad in answers) == classes * (len(told) if layout == "replicated" else 1)
@@ -104,7 +104,7 @@ def test_ranks_together_find_the_slow_loops_energy_and_gradient(told, layout, bl
         assert float(one) == pytest.approx(float(value), rel=1e-12)
 
 
-def test_a_single_class_has_no_energy(told):
+def test_energy_of_single_class_is_zero(told):
     for answer in told:
         for layout in ("replicated", "sharded"):
             value, grad_CD = answer[layout, 1, 2]
@@ -112,8 +112,8 @@ def test_a_single_class_has_no_energy(told):
             assert not grad_CD.any()
 
 
-def test_lengths_of_rows_do_not_count(monkeypatch):
-    monkeypatch.setattr(energy_file, "ENERGY_BLOCK", 3)
+def test_energy_ignores_row_lengths(monkeypatch):
+    monkeypatch.setattr(centres_module, "ENERGY_BLOCK", 3)
     rows_CD = initial_rows(range(7), 4, seed=2).double() * torch.arange(1.0, 8.0)[:, None]
     value, grad_CD = slow(rows_CD)
     centres = centres_of(rows_CD)
@@ -125,14 +125,14 @@ def test_lengths_of_rows_do_not_count(monkeypatch):
     assert along_C.abs().max() < 1e-12
 
 
-def test_two_classes():
+def test_energy_of_two_classes():
     centres = centres_of(torch.tensor([[2.0, 0.0], [0.0, 1.0]]))
     assert float(hyperspherical_energy(centres, "replicated", SoloComm()).detach()) == pytest.approx(
         (math.pi / 2) ** -2
     )
 
 
-def test_a_step_downhill_spreads_the_centres():
+def test_energy_descent_spreads_the_centres():
     crowd = initial_rows(range(6), 3, seed=0) + torch.tensor([2.0, 0, 0])
     centres = centres_of(torch.nn.functional.normalize(crowd, dim=1))
     course = []
@@ -148,7 +148,7 @@ def test_a_step_downhill_spreads_the_centres():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_equal_opposite_and_zero_rows_have_finite_gradients(dtype):
+def test_energy_of_degenerate_rows_has_finite_gradients(dtype):
     rows_CD = torch.tensor([[1, 2, 3], [2, 4, 6], [-1, -2, -3], [0, 0, 0], [0, 1, 0]], dtype=dtype)
     centres = centres_of(rows_CD)
     value = hyperspherical_energy(centres, "replicated", SoloComm())

@@ -47,18 +47,18 @@ def assert_is(curve, formula, cos):
 
 
 @pytest.mark.parametrize(("curve", "rule"), TARGETS, ids=named)
-def test_the_targets_curves_and_slopes_are_those_of_the_papers(curve, rule):
+def test_target_curves_match_the_papers(curve, rule):
     assert_is(curve, lambda cos: slow_loop.psi(rule, cos, 1.0, (0.0, 1.0)), grid())
 
 
 @pytest.mark.parametrize(("curve", "rule"), OTHERS, ids=named)
-def test_the_others_curves_and_slopes_are_those_of_the_papers(curve, rule):
+def test_other_curves_match_the_papers(curve, rule):
     assert_is(curve, lambda cos: slow_loop.eta(rule, cos), grid())
 
 
 @pytest.mark.parametrize("norm", [0.0, 3.0, 5.0, 6.5, 60.0])
 @pytest.mark.parametrize("m", [0.0, 0.4, 1.5])
-def test_the_norm_adaptive_curve_is_the_papers(m, norm):
+def test_norm_adaptive_curve_matches_the_paper(m, norm):
     rule, norms, cos = Rule(name="adaface", m=m), (5.0, 0.6), grid(101)
     quality_N = torch.full_like(cos, slow_loop.quality(norm, norms))
     assert_is(
@@ -70,7 +70,7 @@ def test_the_norm_adaptive_curve_is_the_papers(m, norm):
 
 @pytest.mark.parametrize("curve", ALL)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_curves_are_finite_everywhere_keep_the_dtype_and_leave_their_input_alone(curve, dtype):
+def test_curves_are_finite_keep_dtype_and_input(curve, dtype):
     cos = torch.cat([torch.tensor([1.0, -1.0]), grid(101), torch.nextafter(torch.ones(1), torch.zeros(1))]).to(dtype)
     before = cos.clone()
     value, slope = curve(cos)
@@ -83,7 +83,7 @@ def test_curves_are_finite_everywhere_keep_the_dtype_and_leave_their_input_alone
 
 @pytest.mark.parametrize("quality", [-1.0, 0.0, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_norm_adaptive_curve_is_finite_at_both_poles(quality, dtype):
+def test_norm_adaptive_curve_is_finite_at_poles(quality, dtype):
     value, slope = curves.norm_adaptive(0.4)(
         torch.tensor([1.0, -1.0], dtype=dtype), torch.full((2,), quality).to(dtype)
     )
@@ -94,21 +94,21 @@ def test_the_norm_adaptive_curve_is_finite_at_both_poles(quality, dtype):
 
 @pytest.mark.parametrize("m", WHOLE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_multiplied_angle_is_exact_at_both_poles(m, dtype):
+def test_multiplied_angle_is_exact_at_poles(m, dtype):
     value, slope = curves.multiplied_angle(m)(torch.tensor([1.0, -1.0], dtype=dtype))
     assert value.tolist() == [1.0, 1.0 - 2 * m]
     assert slope.tolist() == [m * m, m * m]
 
 
 @pytest.mark.parametrize("m", WHOLE + REAL)
-def test_the_multiplied_angle_falls_without_a_jump(m):
+def test_multiplied_angle_decreases_continuously(m):
     value, slope = curves.multiplied_angle(m)(grid(20_001))
     assert (value.diff() <= 0).all()
     assert value.diff().abs().max() < 4 * m * math.pi / 20_000
     assert (slope >= -1e-12).all()
 
 
-def test_the_authors_own_forms_for_m_2_and_4():
+def test_multiplied_angle_matches_released_code_for_m_2_and_4():
     """The released code writes psi with signs of polynomials instead of k."""
     cos = grid()
     sign_0 = torch.sign(cos)
@@ -118,7 +118,7 @@ def test_the_authors_own_forms_for_m_2_and_4():
     torch.testing.assert_close(curves.multiplied_angle(4)(cos)[0], expected, rtol=0, atol=1e-12)
 
 
-def test_a_multiplied_angle_that_has_reached_its_end_stays_there():
+def test_clipped_multiplied_angle_is_constant_beyond_its_end():
     end = math.pi / 1.5
     value, slope = curves.clipped_multiplied_angle(1.5)(cosines(end - 1e-6, end + 1e-6, math.pi))
     assert value.tolist() == pytest.approx([-1.0, -1.0, -1.0], abs=1e-9)
@@ -126,7 +126,7 @@ def test_a_multiplied_angle_that_has_reached_its_end_stays_there():
     assert 0 < slope[0] < 1e-4
 
 
-def test_an_added_angle_goes_on_falling_beyond_its_end():
+def test_added_angle_keeps_decreasing_beyond_its_end():
     end = math.pi - 0.5
     value, slope = curves.added_angle(0.5)(cosines(end - 1e-6, end + 1e-6, math.pi))
     assert value.tolist() == pytest.approx([-1.0, -1.0, math.cos(0.5) - 2], abs=1e-6)
@@ -140,7 +140,7 @@ def cosines(*angles):
 
 
 @pytest.mark.parametrize("theta", [1e-2, 1e-3, 1e-4, 1e-6])
-def test_slopes_keep_their_digits_near_the_pole(theta):
+def test_slopes_are_accurate_near_the_pole(theta):
     """The cosine is rounded, so the angle that it stands for is asked, not the one it was made from."""
     cos = torch.tensor([math.cos(theta)], dtype=torch.float64)
     sine = math.sqrt((1 - float(cos)) * (1 + float(cos)))
@@ -150,7 +150,7 @@ def test_slopes_keep_their_digits_near_the_pole(theta):
     assert float(slope) == pytest.approx(math.sin(math.asin(sine) / 1.4) / 1.4 / sine, rel=1e-12)
 
 
-def test_characteristic_curves_keep_their_values_and_have_slope_1():
+def test_characteristic_keeps_values_and_has_slope_1():
     cos = grid(11)
     value, slope = curves.characteristic(curves.multiplied_angle(3))(cos)
     assert torch.equal(value, curves.multiplied_angle(3)(cos)[0])
@@ -161,14 +161,14 @@ def test_characteristic_curves_keep_their_values_and_have_slope_1():
     assert slope.tolist() == [1.0] * 11
 
 
-def test_the_identity_copies_nothing():
+def test_identity_returns_its_input_without_copy():
     cos = grid(7)
     assert curves.identity(cos)[0] is cos
     assert curves.identity(cos)[1].untyped_storage().nbytes() == cos.element_size()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_sine(dtype):
+def test_sine_of_cosines(dtype):
     theta = torch.linspace(0, math.pi, 1001, dtype=torch.float64)
     assert (curves.sine_of(theta.cos().to(dtype)) - theta.sin()).abs().max() < 2 * curves.min_sine(dtype)
     assert curves.sine_of(torch.tensor([1.0, -1.0], dtype=dtype)).tolist() == [0.0, 0.0]

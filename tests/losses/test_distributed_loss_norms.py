@@ -37,61 +37,61 @@ class Peers(SoloComm):
         return tensor
 
 
-def test_statistics_start_as_in_the_released_code():
+def test_norm_statistics_start_as_in_released_code():
     assert state(EmbeddingNormStatistics(SETTINGS)) == (20.0, 100.0)
 
 
-def test_a_step_moves_them_towards_its_mean_and_deviation():
+def test_update_moves_statistics_towards_the_batch():
     norms = EmbeddingNormStatistics(SETTINGS)
-    norms.see(LENGTHS)
+    norms.accumulate(LENGTHS)
     assert state(norms) == (20.0, 100.0), "not before the step ends"
-    norms.move(SoloComm())
+    norms.update(SoloComm())
     assert state(norms) == pytest.approx(expected(LENGTHS), rel=1e-14)
     once = state(norms)
-    norms.see(LENGTHS[:3])
-    norms.move(SoloComm())
+    norms.accumulate(LENGTHS[:3])
+    norms.update(SoloComm())
     assert state(norms) == pytest.approx(expected(LENGTHS[:3], *once), rel=1e-14)
 
 
 @pytest.mark.parametrize("cuts", [[7], [3, 4], [1, 0, 6], [1] * 7])
-def test_parts_of_a_batch_count_as_the_whole(cuts):
+def test_update_does_not_depend_on_microbatches(cuts):
     norms = EmbeddingNormStatistics(SETTINGS)
     for part in LENGTHS.split(cuts):
-        norms.see(part)
-    norms.move(SoloComm())
+        norms.accumulate(part)
+    norms.update(SoloComm())
     assert state(norms) == pytest.approx(expected(LENGTHS), rel=1e-14)
 
 
 @pytest.mark.parametrize("mine", [0, 1, 4])
-def test_what_other_ranks_saw_counts_as_what_was_seen_here(mine):
+def test_update_includes_samples_of_other_ranks(mine):
     norms = EmbeddingNormStatistics(SETTINGS)
-    norms.see(LENGTHS[:mine])
-    norms.move(Peers(LENGTHS[mine:5], LENGTHS[5:]))
+    norms.accumulate(LENGTHS[:mine])
+    norms.update(Peers(LENGTHS[mine:5], LENGTHS[5:]))
     assert state(norms) == pytest.approx(expected(LENGTHS), rel=1e-14)
 
 
 @pytest.mark.parametrize("lengths", [[], [5.0]])
-def test_fewer_than_two_samples_have_no_deviation_and_move_nothing(lengths):
+def test_update_with_fewer_than_two_samples_changes_nothing(lengths):
     norms = EmbeddingNormStatistics(SETTINGS)
-    norms.see(torch.tensor(lengths))
-    norms.move(SoloComm())
+    norms.accumulate(torch.tensor(lengths))
+    norms.update(SoloComm())
     assert state(norms) == (20.0, 100.0)
-    norms.see(LENGTHS)
-    norms.move(SoloComm())
+    norms.accumulate(LENGTHS)
+    norms.update(SoloComm())
     assert state(norms) == pytest.approx(expected(LENGTHS), rel=1e-14), "and are forgotten"
 
 
-def test_equal_lengths_have_no_deviation_but_no_root_of_less_than_nothing_either():
+def test_update_with_equal_norms_gives_zero_deviation():
     norms = EmbeddingNormStatistics(AdaptiveNorm(momentum=1.0))
-    norms.see(torch.full((1000,), 9.87654321))
-    norms.move(SoloComm())
+    norms.accumulate(torch.full((1000,), 9.87654321))
+    norms.update(SoloComm())
     assert float(norms.deviation) == pytest.approx(0, abs=1e-6)
     qualities_N = norms.qualities(torch.tensor([9.0, 11.0]))
     assert qualities_N.tolist() == [-1.0, 1.0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_qualities_are_those_of_the_slow_loop(dtype):
+def test_qualities_match_slow_loop(dtype):
     norms = EmbeddingNormStatistics(SETTINGS)
     norms.mean.fill_(6.0)
     norms.deviation.fill_(1.5)
@@ -102,10 +102,10 @@ def test_qualities_are_those_of_the_slow_loop(dtype):
     assert (min(right), max(right)) == (-1.0, 1.0)
 
 
-def test_what_is_seen_holds_no_graph_and_what_is_kept_is_saved():
+def test_statistics_are_saved_and_hold_no_graph():
     norms = EmbeddingNormStatistics(SETTINGS)
-    norms.see(LENGTHS.clone().requires_grad_())
-    norms.move(SoloComm())
+    norms.accumulate(LENGTHS.clone().requires_grad_())
+    norms.update(SoloComm())
     assert not norms.mean.requires_grad
     assert norms.state_dict().keys() == {"mean", "deviation"}
     twin = EmbeddingNormStatistics(SETTINGS)

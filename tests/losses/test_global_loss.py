@@ -4,6 +4,7 @@ import torch
 from hsadml_dist.distributed.comm import SoloComm
 from hsadml_dist.losses.centres import Centres
 from hsadml_dist.losses.distributed_loss import DistributedLoss, LossCompute
+from hsadml_dist.losses.global_loss import ScratchMatrix
 from hsadml_dist.losses.margins import LOSSES, MarginSettings, build_margin
 from tests.losses import autograd_losses as plain
 from tests.losses import slow_loop
@@ -14,10 +15,10 @@ def draw(*shape, seed=0, scale=1.0, dtype=torch.float64):
     return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale).to(dtype)
 
 
-def make(weight_CD, settings, *, norms=NORMS, **computing):
+def make(weight_CD, settings, *, norms=NORMS, **compute):
     """Return the loss with given centres, in their dtype."""
     centres = Centres(len(weight_CD), weight_CD.shape[1], seed=0)
-    loss = DistributedLoss(centres, build_margin(*settings), SoloComm(), "replicated", LossCompute(**computing))
+    loss = DistributedLoss(centres, build_margin(*settings), SoloComm(), "replicated", LossCompute(**compute))
     loss.to(weight_CD.dtype)
     centres.weight.data = weight_CD.clone()
     if loss.norms is not None:
@@ -59,7 +60,7 @@ def slow_mean_loss(emb_BD, weight_CD, label_B, rule, *, bias, norms):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("case", MORE_CASES)
-def test_loss_and_gradients_are_those_of_the_slow_loop(case, mode):
+def test_loss_and_gradients_match_slow_loop(case, mode):
     emb_BD, weight_CD, label_B = draw(40, 6, scale=2.0), draw(5, 6, seed=1, scale=3.0), torch.arange(40) % 5
     loss = make(weight_CD, MORE_CASES[case].settings(mode), block=3)
     slow = with_numbers(slow_mean_loss, label_B, MORE_CASES[case].ruled(mode))
@@ -69,7 +70,7 @@ def test_loss_and_gradients_are_those_of_the_slow_loop(case, mode):
 
 
 @pytest.mark.parametrize("case", MORE_CASES)
-def test_the_plain_formulas_that_fp32_is_measured_by_are_those_of_the_slow_loop(case):
+def test_autograd_reference_matches_slow_loop(case):
     emb_BD, weight_CD, label_B = draw(40, 6, scale=2.0), draw(5, 6, seed=1), torch.arange(40) % 5
     bias = torch.tensor(3.0) if case == "sphereface2" else None
     expected, *found = (
@@ -88,7 +89,7 @@ DRAWS = 40
 
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("case", [*CASES, "sphereface m=4"])
-def test_fp32_gradients_are_at_most_twice_as_wrong_as_plain_autograds(case, distance):
+def test_fp32_error_is_at_most_twice_that_of_autograd(case, distance):
     wrong = torch.tensor([fp32_errors(case, seed, DISTANCES[distance]) for seed in range(DRAWS)])
     # The loss itself is left out: both are right to the last digit or two, and which is nearer is luck.
     mine, theirs = wrong.square().mean(dim=0).sqrt()[:, 1:]
@@ -119,7 +120,7 @@ def sphere(seed, distance):
     return emb_BD.float(), weight_CD.float(), label_B
 
 
-def test_plain_autograd_loses_the_gradient_of_well_separated_samples():
+def test_autograd_loses_gradient_of_well_separated_samples():
     """Else the comparison above would show less than it says."""
     mine, theirs = fp32_errors("softmax", 0, DISTANCES["nearest"])
     assert theirs[1] > 1e-4
@@ -129,7 +130,7 @@ def test_plain_autograd_loses_the_gradient_of_well_separated_samples():
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("block", [1, 3, 512])
-def test_keeping_the_cosines_or_computing_them_twice_gives_the_same_bits(case, dtype, block):
+def test_store_and_stream_are_bit_identical(case, dtype, block):
     emb_BD, weight_CD, label_B = draw(9, 6, dtype=dtype), draw(5, 6, seed=1, dtype=dtype), torch.arange(9) % 5
     settings = CASES[case].settings("exact")
     store, stream = (
@@ -141,7 +142,7 @@ def test_keeping_the_cosines_or_computing_them_twice_gives_the_same_bits(case, d
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("backward", ["store", "stream"])
 @pytest.mark.parametrize("rate", [1.0, 0.5])
-def test_a_second_backward_pass_gives_the_same_and_a_factor_multiplies_it(case, backward, rate):
+def test_second_backward_is_identical_and_scales_with_factor(case, backward, rate):
     loss = make(draw(5, 6, seed=1), CASES[case].settings("exact"), backward=backward, block=2, sample_rate=rate)
     emb_BD = draw(9, 6).requires_grad_()
     value = loss(emb_BD, torch.arange(9) % 5, step=STEP, count=9)
@@ -155,7 +156,7 @@ def test_a_second_backward_pass_gives_the_same_and_a_factor_multiplies_it(case, 
         assert one.abs().max() > 0
 
 
-def test_centres_that_changed_before_the_backward_pass_are_noticed():
+def test_backward_detects_changed_centres():
     loss = make(draw(5, 6, seed=1), ("cosface", MarginSettings()))
     value = loss(draw(9, 6).requires_grad_(), torch.arange(9) % 5, step=1, count=9)
     with torch.no_grad():
@@ -168,7 +169,7 @@ def test_centres_that_changed_before_the_backward_pass_are_noticed():
 @pytest.mark.parametrize("scale", [None, 5000.0])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_gradients_are_finite_at_both_poles_and_at_zero(name, scale, mode, dtype):
+def test_gradients_are_finite_at_poles_and_zero(name, scale, mode, dtype):
     weight_CD = torch.eye(4, 5, dtype=dtype)
     weight_CD[3] = 0
     rows = [[1, 0, 0, 0, 0], [-1, 0, 0, 0, 0], [0, 3, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 50, 0, 0], [0, 0, 0, 0, 2]]
@@ -183,7 +184,7 @@ def test_gradients_are_finite_at_both_poles_and_at_zero(name, scale, mode, dtype
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_embeddings_on_their_own_centres_have_finite_losses_and_gradients(name):
+def test_embeddings_equal_to_their_centres_are_finite(name):
     """Rounding takes some of their cosines beyond 1."""
     weight_CD = torch.nn.functional.normalize(draw(500, 16, dtype=torch.float32), dim=1)
     unit_CD = torch.nn.functional.normalize(weight_CD, dim=1)
@@ -192,7 +193,7 @@ def test_embeddings_on_their_own_centres_have_finite_losses_and_gradients(name):
     assert all(tensor.isfinite().all() for tensor in found)
 
 
-def test_embeddings_opposite_to_their_centres_have_finite_losses_and_gradients():
+def test_embeddings_opposite_to_their_centres_are_finite():
     """Rounding takes some of their cosines below -1, where a power of (cos + 1) / 2 is no number."""
     weight_CD = torch.nn.functional.normalize(draw(500, 16, dtype=torch.float32), dim=1)
     unit_CD = torch.nn.functional.normalize(weight_CD, dim=1)
@@ -205,7 +206,7 @@ def test_embeddings_opposite_to_their_centres_have_finite_losses_and_gradients()
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("scale", [100.0, 5000.0])
-def test_a_hopeless_sample_has_a_finite_loss(dtype, scale):
+def test_sample_next_to_another_centre_has_finite_loss(dtype, scale):
     """exp of the distance between the logits overflows; the loss is that distance."""
     weight_CD = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=dtype)
     emb_BD = torch.tensor([[-1.0, 0.1]], dtype=dtype)
@@ -222,7 +223,7 @@ def drawn(classes, seed):
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("scale", [64.0, 5000.0])
-def test_what_was_not_drawn_does_no_harm_however_near_it_is(name, scale):
+def test_undrawn_classes_do_not_affect_the_loss(name, scale):
     """Its logit is larger than all that count: its exponential overflows."""
     seed = next(seed for seed in range(100) if drawn(2, seed) == {1})
     weight_CD = torch.tensor([[1.0, 0.0, 0.0], [-1.0, 0.01, 0.0]])
@@ -238,7 +239,7 @@ def test_what_was_not_drawn_does_no_harm_however_near_it_is(name, scale):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_autocast_changes_nothing(name):
+def test_autocast_does_not_change_the_loss(name):
     weight_CD, emb_BD, label_B = (
         draw(5, 6, seed=1, dtype=torch.float32),
         draw(9, 6, dtype=torch.float32),
@@ -250,10 +251,18 @@ def test_autocast_changes_nothing(name):
     assert all(torch.equal(one, other) for one, other in zip(plainly, inside, strict=True))
 
 
-def test_centres_of_another_dtype_get_gradients_of_their_own():
+def test_centres_of_another_dtype_get_gradients_in_their_dtype():
     weight_CD, emb_BD, label_B = draw(5, 6, seed=1, dtype=torch.float32), draw(9, 6), torch.arange(9) % 5
     mixed = ours(make(weight_CD, CASES["sphereface2"].settings("exact")), emb_BD, label_B)
     assert [tensor.dtype for tensor in mixed] == [torch.float64, torch.float64, torch.float32, torch.float32]
     whole = ours(make(weight_CD.double(), CASES["sphereface2"].settings("exact")), emb_BD, label_B)
     for one, other in zip(mixed, whole, strict=True):
         torch.testing.assert_close(one.double(), other, rtol=1e-6, atol=1e-7)
+
+
+def test_scratch_matrix_reuses_its_memory():
+    scratch = ScratchMatrix(draw(4, 3), 5)
+    first, last = scratch.matrix(5), scratch.matrix(2)
+    assert (first.shape, last.shape, last.dtype) == ((4, 5), (4, 2), torch.float64)
+    assert last.is_contiguous()
+    assert first.data_ptr() == last.data_ptr()

@@ -26,7 +26,7 @@ def pair(name, **chosen):
     return build_margin(name, MarginSettings(**{"annealing": WHOLE} | chosen)).at(1)
 
 
-def test_lambda_falls_from_its_base_to_its_minimum():
+def test_annealing_decreases_from_base_to_minimum():
     annealing = Annealing()
     assert annealing.at(0) == 1000.0
     assert annealing.at(100) == pytest.approx(1000 / 13, rel=1e-12)
@@ -36,7 +36,7 @@ def test_lambda_falls_from_its_base_to_its_minimum():
     assert Annealing(base=8, gamma=1, power=2, minimum=0).at(3) == 0.5
 
 
-def test_annealing_follows_the_step_that_is_asked_for_not_the_number_of_calls():
+def test_annealing_depends_on_step_not_on_calls():
     loss = build_margin("sphereface")
     late = loss.at(100)
     for step in (1, 2, 3, 100):
@@ -59,12 +59,12 @@ DEFAULTS = {
 }
 
 
-def test_every_loss_has_its_defaults_here():
+def test_defaults_table_covers_all_loss_names():
     assert DEFAULTS.keys() == LOSSES.keys()
 
 
 @pytest.mark.parametrize("name", DEFAULTS)
-def test_defaults_are_those_of_the_papers(name):
+def test_defaults_match_the_papers(name):
     psi, eta, scale = DEFAULTS[name]
     found = pair(name)
     expected = psi(COS, QUALITY) if name == "adaface" else psi(COS)
@@ -74,7 +74,7 @@ def test_defaults_are_those_of_the_papers(name):
     assert pair(name, scale=7.5).scale == 7.5
 
 
-def test_what_is_chosen_reaches_the_loss():
+def test_settings_reach_the_loss():
     assert torch.equal(pair("sphereface", margin=2.5).psi(COS, QUALITY)[0], multiplied_angle(2.5)(COS)[0])
     assert torch.equal(pair("sphereface_r_v2", margin=2.0).eta(COS)[0], divided_angle(2.0)(COS)[0])
     assert torch.equal(pair("sphereface2", margin=0.1, sharpness=5.0).eta(COS)[0], sharpened(5.0, 0.1)(COS)[0])
@@ -86,7 +86,7 @@ def test_what_is_chosen_reaches_the_loss():
 
 
 @pytest.mark.parametrize("name", sorted(set(LOSSES) - {"sphereface2"}))
-def test_all_others_are_softmax_losses(name):
+def test_reducer_is_softmax_except_for_sphereface2(name):
     assert build_margin(name).reducer == SoftmaxReducer()
     assert (build_margin(name).adaptive is None) == (name != "adaface")
 
@@ -95,14 +95,14 @@ def test_all_others_are_softmax_losses(name):
     ("name", "margin"),
     [("sphereface", 1.0), ("sphereface_r_v1", 1.0), ("cosface", 0.0), ("arcface", 0.0), ("softmax", 0.0)],
 )
-def test_a_margin_that_is_none_at_all(name, margin):
+def test_neutral_margin_gives_identity_curve(name, margin):
     value, slope = pair(name, margin=margin).psi(COS, QUALITY)
     torch.testing.assert_close(value, COS, rtol=1e-14, atol=1e-14)
     torch.testing.assert_close(slope, torch.ones_like(COS), rtol=1e-14, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_the_characteristic_mode_holds_offsets_constant_on_both_sides(name):
+def test_characteristic_mode_has_slope_1_for_both_curves(name):
     exact, detached = pair(name), pair(name, grad_mode="characteristic")
     assert torch.equal(detached.psi(COS, QUALITY)[0], exact.psi(COS, QUALITY)[0])
     assert torch.equal(detached.eta(COS)[0], exact.eta(COS)[0])
@@ -112,7 +112,7 @@ def test_the_characteristic_mode_holds_offsets_constant_on_both_sides(name):
 
 
 REFUSED = [
-    ("sphereface", 0.5, "must be at least 1; leave it out for the paper's 4"),
+    ("sphereface", 0.5, "must be at least 1; omit it for the default of the paper, 4"),
     ("sphereface", -1.0, "must be at least 1; "),
     ("sphereface_r_v1", 0.99, "must be at least 1; "),
     ("sphereface_r_v2", 0.0, "must be at least 1; "),
@@ -120,8 +120,8 @@ REFUSED = [
     ("sphereface2", -0.1, "must be at least 0; "),
     ("adaface", -0.1, "must be at least 0; "),
     ("arcface", -0.1, "must be at least 0 and below"),
-    ("arcface", 3.15, r"must be at least 0 and below 3\.142; leave it out for the paper's 0\.5"),
-    ("softmax", 0.35, "softmax has no margin; leave it out"),
+    ("arcface", 3.15, r"must be at least 0 and below 3\.142; omit it for the default of the paper, 0\.5"),
+    ("softmax", 0.35, "softmax has no margin; omit it"),
 ]
 NUMBERLESS = [
     (name, margin, "must be at least") for name in LOSSES if name != "softmax" for margin in (math.nan, math.inf)
@@ -129,12 +129,12 @@ NUMBERLESS = [
 
 
 @pytest.mark.parametrize(("name", "margin", "rule"), REFUSED + NUMBERLESS)
-def test_margins_that_a_loss_cannot_have_are_refused_by_name(name, margin, rule):
+def test_build_margin_rejects_invalid_margin(name, margin, rule):
     with pytest.raises(ConfigError, match=rf"loss\.margin: .*{rule}") as caught:
         pair(name, margin=margin)
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_loss_names_the_nearest():
+def test_build_margin_rejects_unknown_name_with_suggestion():
     with pytest.raises(ConfigError, match=r"loss\.name: 'cosfase' is unknown \(did you mean 'cosface'\?\); allowed: "):
         build_margin("cosfase")

@@ -3,8 +3,7 @@ import math
 import pytest
 import torch
 
-from hsadml_dist.losses.exchange import LocalExchange
-from hsadml_dist.losses.reducers import BinaryReducer, SoftmaxReducer
+from hsadml_dist.losses.reducers import BinaryReducer, LocalExchange, SoftmaxReducer
 
 BINARY = BinaryReducer(positive_weight=0.7, scale=40.0, start=(-46.0, -14.0))
 REDUCERS = [SoftmaxReducer(), BINARY]
@@ -26,9 +25,9 @@ def reduce(reducer, target_N, blocks, exchange=None):
     """Return losses, the target's gradients, and the others', put together from blocks."""
     total = reducer.partial(torch.full_like(target_N, -torch.inf)[:, None])
     for block_NK in blocks:
-        total = reducer.joined(total, reducer.partial(block_NK.clone()))
+        total = reducer.combine(total, reducer.partial(block_NK.clone()))
     total = reducer.over_ranks(total, exchange or LocalExchange())
-    reduced = reducer.reduced(total, target_N)
+    reduced = reducer.reduce(total, target_N)
     grads = [reducer.others_grad_(block_NK.clone(), reduced.shift_N) * reduced.factor_N[:, None] for block_NK in blocks]
     return reduced.loss_N, reduced.target_grad_N, torch.cat(grads, dim=1)
 
@@ -36,7 +35,7 @@ def reduce(reducer, target_N, blocks, exchange=None):
 @pytest.mark.parametrize("reducer", REDUCERS)
 @pytest.mark.parametrize("sizes", [[7], [1] * 7, [3, 4], [5, 1, 1]])
 @pytest.mark.parametrize("scale", [0.1, 3.0, 12.0])
-def test_blocks_come_to_the_loss_and_its_gradients(reducer, sizes, scale):
+def test_reducer_over_blocks_matches_autograd(reducer, sizes, scale):
     target_N, other_NK = draw(20, scale=scale).requires_grad_(), draw(20, 7, scale=scale, seed=1).requires_grad_()
     losses = torch.stack([slow_loss(reducer, t, o) for t, o in zip(target_N, other_NK, strict=True)])
     expected = [losses.detach(), *torch.autograd.grad(losses.sum(), (target_N, other_NK))]
@@ -51,15 +50,15 @@ class TwoRanks(LocalExchange):
     def __init__(self, others):
         self.others = list(others)
 
-    def total(self, tensor):
+    def sum(self, tensor):
         return tensor.add_(self.others.pop(0))
 
-    def largest(self, tensor):
+    def max(self, tensor):
         return torch.maximum(tensor, self.others.pop(0))
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_ranks_together_reduce_softmax_as_one_does(order):
+def test_softmax_over_two_ranks_matches_one_rank(order):
     target_N, other_NK = draw(20, scale=5), draw(20, 7, scale=5, seed=1)
     halves = other_NK.split([3, 4], dim=1)[::order]
     top_N, sum_N = SoftmaxReducer().partial(halves[1].clone())
@@ -75,7 +74,7 @@ def test_ranks_together_reduce_softmax_as_one_does(order):
     torch.testing.assert_close(part[2], whole[2][:, columns], rtol=1e-12, atol=0)
 
 
-def test_ranks_together_reduce_binary_decisions_as_one_does():
+def test_binary_over_two_ranks_matches_one_rank():
     target_N, other_NK = draw(20, scale=5), draw(20, 7, scale=5, seed=1)
     exchange = TwoRanks(BINARY.partial(other_NK[:, 3:].clone()))
     torch.testing.assert_close(
@@ -85,7 +84,7 @@ def test_ranks_together_reduce_binary_decisions_as_one_does():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("gap", [-5e4, -5000.0, -100.0, -60.0, 60.0, 100.0, 5000.0, 5e4])
-def test_softmax_is_finite_however_far_the_logits_are_apart(dtype, gap):
+def test_softmax_is_finite_for_distant_logits(dtype, gap):
     target_N, others_NK = torch.zeros(1, dtype=dtype), torch.tensor([[gap, gap - 1, -torch.inf]], dtype=dtype)
     loss_N, target_grad_N, others_grad_NK = reduce(SoftmaxReducer(), target_N, others_NK.split(1, dim=1))
     both = math.log1p(math.exp(-1))
@@ -98,7 +97,7 @@ def test_softmax_is_finite_however_far_the_logits_are_apart(dtype, gap):
 
 
 @pytest.mark.parametrize("reducer", REDUCERS)
-def test_nothing_to_compare_with(reducer):
+def test_reducer_without_other_classes(reducer):
     target_N = torch.tensor([3.0, -50.0])
     loss_N, target_grad_N, _ = reduce(reducer, target_N, [torch.full((2, 1), -torch.inf)])
     if reducer == SoftmaxReducer():
@@ -108,12 +107,12 @@ def test_nothing_to_compare_with(reducer):
 
 
 @pytest.mark.parametrize("reducer", REDUCERS)
-def test_no_samples(reducer):
+def test_reducer_without_samples(reducer):
     loss_N, target_grad_N, grad_NK = reduce(reducer, torch.empty(0), [torch.empty(0, 3)])
     assert (loss_N.shape, target_grad_N.shape, grad_NK.shape) == ((0,), (0,), (0, 3))
 
 
-def test_a_well_separated_sample_has_all_digits_of_its_gradient():
+def test_gradient_of_well_separated_sample_is_accurate():
     """The target's probability is 1 up to 1e-22: p - 1 is exactly 0 in any float."""
     loss_N, target_grad_N, grad_NK = reduce(SoftmaxReducer(), torch.tensor([50.0]), [torch.tensor([[0.0, -1.0]])])
     share = math.exp(-50) + math.exp(-51)
@@ -122,7 +121,7 @@ def test_a_well_separated_sample_has_all_digits_of_its_gradient():
     assert grad_NK[0].tolist() == pytest.approx([math.exp(-50), math.exp(-51)], rel=1e-6, abs=0)
 
 
-def test_a_hopeless_sample_has_all_digits_of_its_gradient():
+def test_gradient_of_misclassified_sample_is_accurate():
     """Logits that many classes share: their probabilities lose what a sum of logit and logarithm would round away."""
     other_NK = 60 + draw(50, 40).float()
     _, _, grad_NK = reduce(SoftmaxReducer(), torch.full((50,), -60.0), other_NK.split(8, dim=1))
@@ -134,12 +133,12 @@ def test_a_hopeless_sample_has_all_digits_of_its_gradient():
     ("reducer", "expected"),
     [(SoftmaxReducer(), 21 + math.log1p(math.exp(-21))), (BINARY, (10.5 + math.log1p(math.exp(-10.5))) / 40)],
 )
-def test_a_loss_of_middling_size_has_all_digits_of_fp64(reducer, expected):
+def test_medium_loss_is_accurate_to_fp64(reducer, expected):
     target_N, others_NK = torch.tensor([-10.5], dtype=torch.float64), torch.tensor([[10.5]], dtype=torch.float64)
     assert float(reduce(reducer, target_N, [others_NK])[0]) == pytest.approx(expected, rel=1e-15)
 
 
-def test_binary_losses_of_easy_samples_keep_their_digits():
+def test_binary_loss_of_easy_sample_is_accurate():
     loss_N, target_grad_N, grad_NK = reduce(BINARY, torch.tensor([60.0]), [torch.tensor([[-50.0]])])
     assert float(loss_N) == pytest.approx((0.7 * math.exp(-60) + 0.3 * math.exp(-50)) / 40, rel=1e-5, abs=0)
     assert float(target_grad_N) == pytest.approx(-0.7 * math.exp(-60) / 40, rel=1e-5, abs=0)
@@ -149,7 +148,7 @@ def test_binary_losses_of_easy_samples_keep_their_digits():
 @pytest.mark.parametrize("classes", [2, 3, 4, 11, 1000, 10**7])
 @pytest.mark.parametrize("scale", [1.0, 40.0, 64.0, 500.0])
 @pytest.mark.parametrize("weight", [0.01, 0.5, 0.7, 0.99])
-def test_the_bias_starts_where_pull_and_push_are_equal(classes, scale, weight):
+def test_initial_bias_balances_target_and_other_gradients(classes, scale, weight):
     target, other = scale * -1.15, scale * -0.35
     bias = BinaryReducer(positive_weight=weight, scale=scale, start=(target, other)).initial_bias(classes)
 
@@ -161,7 +160,7 @@ def test_the_bias_starts_where_pull_and_push_are_equal(classes, scale, weight):
     assert pull == pytest.approx(push, rel=1e-9, abs=1e-9)
 
 
-def test_the_bias_where_nothing_pushes_and_where_there_is_none():
+def test_initial_bias_without_other_classes_and_of_softmax():
     assert BINARY.initial_bias(1) == 46.0
     assert BinaryReducer(positive_weight=1.0, scale=40.0, start=(-46.0, -14.0)).initial_bias(3) == 46.0
     assert SoftmaxReducer().initial_bias(10) is None

@@ -28,7 +28,7 @@ def step(model, image):
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_gradients_and_running_statistics_are_those_without_it_to_the_bit(name):
+def test_checkpointing_is_bit_identical(name):
     size, settings = NETS[name]
     plain = build_model(name, embedding_dim=4, image_size=size, **settings).train()
     other = copy.deepcopy(plain)
@@ -44,7 +44,7 @@ def test_gradients_and_running_statistics_are_those_without_it_to_the_bit(name):
         assert getattr(one, "momentum", None) == getattr(two, "momentum", None)
 
 
-def test_blocks_run_twice_in_training_and_once_otherwise():
+def test_checkpointed_blocks_run_twice_only_in_training():
     model, calls = build_model("resnet_gn_tiny", embedding_dim=4), []
     checkpoint_activations(model)
     model.backbone.stages[0].body.register_forward_hook(lambda *_: calls.append(1))
@@ -55,7 +55,7 @@ def test_blocks_run_twice_in_training_and_once_otherwise():
     assert len(calls) == 3
 
 
-def test_less_is_kept_for_the_backward_pass():
+def test_checkpointing_saves_fewer_activations():
     def kept(model):
         sizes = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
@@ -68,7 +68,7 @@ def test_less_is_kept_for_the_backward_pass():
     assert kept(plain) < whole / 10
 
 
-def test_a_copy_runs_its_own_weights():
+def test_copy_of_checkpointed_network_uses_its_own_weights():
     model = build_model("resnet_gn_tiny", embedding_dim=4)
     checkpoint_activations(model)
     other = copy.deepcopy(model)
@@ -101,7 +101,7 @@ class Join(nn.Module):
         return torch.cat(features, dim=1)
 
 
-def test_a_list_that_grows_after_a_block_had_it_is_seen_as_it_was():
+def test_checkpointed_block_sees_list_argument_as_in_first_run():
     plain, x = Growing(), torch.randn(3, 2)
     other = copy.deepcopy(plain)
     assert checkpoint_activations(other) == 2

@@ -4,7 +4,7 @@ from torch import nn
 
 from hsadml_dist.models.activations import meta_backbone
 from hsadml_dist.models.layer_depth import block_names, layer_depths
-from hsadml_dist.models.network import EmbeddingNet
+from hsadml_dist.models.network import EmbeddingNet, InputSpec
 from hsadml_dist.models.registry import BACKBONE_FACTS
 
 FAMILIES = {
@@ -22,7 +22,7 @@ FIRST = ("conv0.weight", "conv1.weight", "_conv_stem.weight", "stem.0.weight", "
 
 def whole(name):
     size = max(64, BACKBONE_FACTS[name].least)
-    net, features = meta_backbone(name, image_size=size)
+    net, features = meta_backbone(name, InputSpec(image_size=size))
     return EmbeddingNet(net, features, 8, 0.0).to("meta"), torch.empty(2, 1, size, size, device="meta")
 
 
@@ -37,7 +37,7 @@ def used(model, image):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_depth_rises_along_the_forward_pass_from_the_stem_to_the_neck(name):
+def test_depth_increases_from_stem_to_neck(name):
     model, image = whole(name)
     depths = layer_depths(model)
     assert list(depths) == [name for name, _ in model.named_parameters()]
@@ -49,14 +49,14 @@ def test_depth_rises_along_the_forward_pass_from_the_stem_to_the_neck(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_each_block_has_a_depth_of_its_own(name):
+def test_each_block_has_its_own_depth(name):
     model, _ = whole(name)
     depths = layer_depths(model)
     for place, block in enumerate(block_names(model), start=1):
         assert {depth for key, depth in depths.items() if key.startswith(f"{block}.")} == {place}
 
 
-def test_positions_and_patches_are_the_embedding():
+def test_positions_and_patches_have_depth_0():
     depths = layer_depths(whole("vit_small_patches")[0])
     assert [key for key, depth in depths.items() if depth == 0] == [
         "backbone.positions",
@@ -81,7 +81,7 @@ class Stage(nn.Module):
             self.add_module(f"b{number + 1}", Branch())
 
 
-def test_stages_that_are_no_containers_and_stages_of_one_block_count():
+def test_blocks_in_custom_stages_and_single_block_stages():
     net = nn.Module()
     net.stem, net.s1, net.s2, net.head = nn.Linear(2, 2), Stage(1), Stage(3), nn.Linear(2, 2)
     assert block_names(net) == ["s1.b1", "s2.b1", "s2.b2", "s2.b3"]
@@ -89,7 +89,7 @@ def test_stages_that_are_no_containers_and_stages_of_one_block_count():
     assert (depths["stem.weight"], depths["s2.b3.a.weight"], depths["head.weight"]) == (0, 4, 5)
 
 
-def test_a_container_inside_a_block_is_no_chain_though_stages_are_containers_too():
+def test_container_inside_a_block_is_not_a_chain():
     def block():
         made = Branch()
         made.side = nn.Sequential(nn.Sequential(nn.Linear(2, 2)))
@@ -99,13 +99,13 @@ def test_a_container_inside_a_block_is_no_chain_though_stages_are_containers_too
     assert block_names(net) == ["0.0", "0.1", "1.0"]
 
 
-def test_blocks_that_stand_alone_in_their_stages_count():
+def test_blocks_alone_in_their_stages_are_found():
     net = nn.Module()
     net.stem, net.one, net.two = nn.Linear(2, 2), nn.Sequential(Branch()), nn.Sequential(Branch())
     assert block_names(net) == ["one.0", "two.0"]
 
 
-def test_a_net_without_blocks_has_the_layers_of_its_longest_container():
+def test_network_without_blocks_uses_longest_container():
     features = nn.Sequential(*(nn.Linear(2, 2) for _ in range(3)), nn.ReLU())
     assert block_names(features) == ["0", "1", "2"]
     net = nn.Sequential(features, nn.Linear(2, 2))

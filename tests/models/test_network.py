@@ -3,14 +3,14 @@ import torch
 from torch import nn
 
 from hsadml_dist.errors import ConfigError
-from hsadml_dist.models.network import EmbeddingNet, build_model, rank_dependent_layers
+from hsadml_dist.models.network import EmbeddingNet, InputSpec, build_model, prepare_model, rank_dependent_layers
 
 
 def weights(model):
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-def test_an_image_becomes_an_embedding():
+def test_network_maps_images_to_embeddings():
     model = build_model("resnet_gn_tiny", embedding_dim=8, image_size=32)
     assert isinstance(model, EmbeddingNet)
     assert model(torch.zeros(3, 1, 32, 32)).shape == (3, 8)
@@ -23,7 +23,7 @@ def test_embeddings_are_not_normalised():
     assert not torch.allclose(norms, torch.ones(4), atol=1e-3)
 
 
-def test_weights_follow_the_seed_and_nothing_else():
+def test_weights_depend_only_on_the_seed():
     torch.manual_seed(1)
     one = build_model("resnet_gn_tiny", embedding_dim=8, seed=5)
     torch.manual_seed(2)
@@ -31,7 +31,7 @@ def test_weights_follow_the_seed_and_nothing_else():
     assert not torch.equal(weights(one), weights(build_model("resnet_gn_tiny", embedding_dim=8, seed=6)))
 
 
-def test_the_callers_generator_is_left_alone():
+def test_build_model_keeps_the_global_generator():
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
@@ -39,12 +39,12 @@ def test_the_callers_generator_is_left_alone():
     assert torch.equal(torch.rand(2), expected)
 
 
-def test_an_unknown_backbone_names_the_nearest():
+def test_build_model_rejects_unknown_name_with_suggestion():
     with pytest.raises(ConfigError, match=r"model\.name: 'resnet_gn_tyni' is unknown \(did you mean 'resnet_gn_tiny'"):
         build_model("resnet_gn_tyni", embedding_dim=8)
 
 
-def test_dropout_is_there_only_if_asked_for():
+def test_dropout_layer_exists_only_if_requested():
     plain, dropping = (build_model("resnet_gn_tiny", embedding_dim=8, dropout=p) for p in (0.0, 0.5))
     assert rank_dependent_layers(plain) == []
     assert rank_dependent_layers(dropping) == ["dropout"]
@@ -55,6 +55,23 @@ def test_dropout_is_there_only_if_asked_for():
     assert torch.equal(dropping.eval()(x), plain(x))
 
 
-def test_batch_norms_are_named():
+def test_rank_dependent_layers_lists_batch_norms():
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Sequential(nn.SyncBatchNorm(2), nn.GroupNorm(1, 2)))
     assert rank_dependent_layers(net) == ["1"], "one that is synchronised sees the whole batch"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp64"])
+def test_prepare_model_sets_dtype_and_memory_format(precision):
+    image_net, volume_net = (
+        prepare_model(EmbeddingNet(conv(4, 3, 3), 3, 2, spec=spec), torch.device("cpu"), precision)
+        for conv, spec in ((nn.Conv2d, InputSpec()), (nn.Conv3d, InputSpec(spatial_dims=3)))
+    )
+    assert image_net.backbone.weight.dtype == {"fp64": torch.float64}.get(precision, torch.float32)
+    assert image_net.backbone.weight.is_contiguous(memory_format=torch.channels_last)
+    assert volume_net.backbone.weight.is_contiguous()
+
+
+def test_input_spec_gives_an_example_batch():
+    assert InputSpec(image_size=5).zeros(torch.device("cpu"), "fp64").shape == (1, 1, 5, 5)
+    volume = InputSpec(image_size=5, in_channels=2, spatial_dims=3).zeros(torch.device("cpu"), "bf16")
+    assert (volume.shape, volume.dtype) == ((1, 2, 5, 5, 5), torch.float32)

@@ -22,56 +22,56 @@ def equal(model, tensors):
     return all(torch.equal(value, tensors[name]) for name, value in model.state_dict().items())
 
 
-def test_a_whole_network_is_taken_to_the_bit():
+def test_load_pretrained_network_is_bit_identical():
     tensors, model = randomised(build()), build(seed=1)
-    adopted = load_pretrained(model, tensors)
+    report = load_pretrained(model, tensors)
     assert equal(model, tensors)
-    assert (adopted.taken, adopted.dropped, adopted.adapted, adopted.kept) == (len(tensors), (), (), ())
-    assert str(adopted) == f"{len(tensors)} tensors taken"
+    assert (report.loaded, report.dropped, report.adapted, report.missing) == (len(tensors), (), (), ())
+    assert str(report) == f"{len(tensors)} tensors loaded"
 
 
 @pytest.mark.parametrize("prefix", ["backbone.", ""])
-def test_a_backbone_alone_leaves_the_neck_as_it_was_drawn(prefix):
+def test_load_pretrained_backbone_keeps_initial_neck(prefix):
     tensors, model = randomised(build()), build(seed=1)
     neck = model.neck.weight.detach().clone()
     given = {prefix + n.removeprefix("backbone."): t for n, t in tensors.items() if n.startswith("backbone.")}
-    adopted = load_pretrained(model, given)
+    report = load_pretrained(model, given)
     assert equal(model.backbone, {n.removeprefix("backbone."): t for n, t in tensors.items()})
     assert torch.equal(model.neck.weight, neck)
-    assert adopted.kept == ("neck.weight", "neck.bias")
-    assert "neck.weight, neck.bias as drawn from the seed" in str(adopted)
+    assert report.missing == ("neck.weight", "neck.bias")
+    assert "neck.weight, neck.bias initialised from the seed" in str(report)
 
 
-def test_a_classifier_is_dropped_and_named():
+def test_classifier_is_dropped_and_reported():
     from monai.networks.nets import resnet18
 
     torch.manual_seed(2)
     theirs, model = resnet18(spatial_dims=2, n_input_channels=1, num_classes=10).eval(), build().eval()
-    adopted = load_pretrained(model, theirs.state_dict())
-    assert adopted.dropped == ("backbone.fc.weight", "backbone.fc.bias")
+    report = load_pretrained(model, theirs.state_dict())
+    assert report.dropped == ("backbone.fc.weight", "backbone.fc.bias")
     theirs.fc = torch.nn.Identity()
     image = torch.randn(2, 1, 32, 32)
     assert torch.equal(model.backbone(image), theirs(image))
 
 
-def test_a_first_convolution_for_colours_sees_a_grey_image_as_three_equal_channels():
+def test_rgb_convolution_is_summed_for_grey_images():
     from monai.networks.nets import resnet18
 
     theirs, model = resnet18(spatial_dims=2, n_input_channels=3, num_classes=10).eval(), build().eval()
-    adopted = load_pretrained(model, theirs.state_dict())
-    assert adopted.adapted == ("backbone.conv1.weight summed over its 3 colour channels",)
+    report = load_pretrained(model, theirs.state_dict())
+    assert report.adapted == ("backbone.conv1.weight summed over its 3 colour channels",)
     theirs.fc = torch.nn.Identity()
     image = torch.randn(2, 1, 32, 32)
     torch.testing.assert_close(model.backbone(image), theirs(image.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-5)
 
 
-def test_running_statistics_have_no_place_in_groups_and_are_named():
+def test_running_statistics_of_group_norms_are_dropped_and_reported():
     tensors, model = randomised(build()), build(seed=1, batch_norm="group")
-    adopted = load_pretrained(model, tensors)
-    assert len(adopted.dropped) == 3 * 20
+    report = load_pretrained(model, tensors)
+    assert len(report.dropped) == 3 * 20
     assert (
         "dropped backbone.bn1.running_mean, backbone.bn1.running_var, backbone.bn1.num_batches_tracked and 57 more"
-        in (str(adopted))
+        in (str(report))
     )
     assert torch.equal(model.backbone.bn1.weight, tensors["backbone.bn1.weight"])
 
@@ -83,8 +83,8 @@ def test_positions_of_another_grid_are_interpolated(name, key, dims):
     tensors = source.state_dict()
     place = torch.cartesian_prod(*[torch.arange(4.0)] * dims)
     ramp = (place[:, -1] + 10 * place[:, 0])[None, :, None].expand(-1, -1, 384)
-    adopted = load_pretrained(model, tensors | {key: ramp})
-    assert adopted.adapted == (f"{key} interpolated from (1, {4**dims}, 384) to (1, {2**dims}, 384)",)
+    report = load_pretrained(model, tensors | {key: ramp})
+    assert report.adapted == (f"{key} interpolated from (1, {4**dims}, 384) to (1, {2**dims}, 384)",)
     found = model.state_dict()[key][0, :, 0].view(2, -1, 2)
     # The halves of 0, 1, 2, 3 lie about 0.5 and 2.5, whatever a kernel does at the borders.
     assert 1 < found[0, 0, 1] - found[0, 0, 0] < 3
@@ -92,7 +92,7 @@ def test_positions_of_another_grid_are_interpolated(name, key, dims):
     assert found.mean() == pytest.approx(1.5 + 15, abs=1e-3)
 
 
-def test_a_file_that_does_not_fit_is_one_line_and_changes_nothing():
+def test_mismatching_file_is_rejected_and_changes_nothing():
     model = build()
     before = copy.deepcopy(model.state_dict())
     tensors = randomised(model)
@@ -103,14 +103,14 @@ def test_a_file_that_does_not_fit_is_one_line_and_changes_nothing():
     with pytest.raises(ConfigError) as fault:
         load_pretrained(model, tensors, "w.safetensors")
     assert str(fault.value) == (
-        "recipe: model.init_from: w.safetensors does not fit the network: 4 missing (backbone.conv1.weight, "
-        "backbone.bn1.weight, backbone.bn1.bias and 1 more); 1 not known (backbone.other); "
+        "recipe: model.init_from: w.safetensors does not match the network: 4 missing (backbone.conv1.weight, "
+        "backbone.bn1.weight, backbone.bn1.bias and 1 more); 1 unknown (backbone.other); "
         "1 of another shape (backbone.layer1.0.conv1.weight (1, 2) for (64, 64, 3, 3))"
     )
     assert equal(model, before)
 
 
-def test_weights_of_half_precision_are_widened_and_counts_may_lack():
+def test_half_precision_is_raised_and_batch_counts_may_be_missing():
     model = build()
     tensors = {n: t.half() for n, t in randomised(model).items() if not n.endswith("num_batches_tracked")}
     load_pretrained(model, tensors)
@@ -118,7 +118,7 @@ def test_weights_of_half_precision_are_widened_and_counts_may_lack():
     assert torch.equal(model.neck.weight, tensors["neck.weight"].float())
 
 
-def test_a_name_of_a_classifier_that_the_net_has_is_no_classifier():
+def test_layer_of_the_network_named_like_a_classifier_is_loaded():
     model = build("resnet_gn_tiny")
     model.backbone.head = torch.nn.Linear(2, 2)
     tensors = randomised(model)

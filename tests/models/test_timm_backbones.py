@@ -34,31 +34,31 @@ def refusal(*arguments, **settings):
     return str(fault.value)
 
 
-def test_where_it_is_not_installed_the_extra_is_named(monkeypatch):
+def test_missing_timm_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    assert "'timm/resnet18' needs timm" in refusal("resnet18")
+    assert "'timm/resnet18' requires timm" in refusal("resnet18")
     assert 'pip install "hsadml-dist[timm]"' in refusal("resnet18")
 
 
-def test_one_that_cannot_be_imported_says_why(monkeypatch, tmp_path):
+def test_timm_import_error_gives_the_reason(monkeypatch, tmp_path):
     (tmp_path / "timm.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "timm", raising=False)
     assert refusal("resnet18").endswith("timm cannot be imported: operator torchvision::nms does not exist")
 
 
-def test_volumes_are_refused_before_timm_is_imported(monkeypatch):
+def test_volumes_are_rejected_before_timm_is_imported(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", ModuleType("timm"))
-    assert "takes images, not volumes" in refusal("resnet18", spatial_dims=3)
+    assert "supports images only" in refusal("resnet18", spatial_dims=3)
 
 
-def test_an_unknown_name_has_its_nearest(timm):
+def test_unknown_timm_name_is_rejected_with_suggestion(timm):
     assert f"timm {timm.__version__} has no 'resnet18x' (did you mean 'resnet18'?)" in refusal("resnet18x")
     assert "has no 'hf-hub:a/b'" in refusal("hf-hub:a/b"), "nothing is fetched from anywhere"
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "mobilenetv3_small_100"])
-def test_any_net_becomes_a_backbone(timm, name):
+def test_timm_networks_become_backbones(timm, name):
     model = build(name).train()
     assert model(torch.zeros(2, 1, 64, 64)).shape == (2, 4)
     model(torch.randn(2, 1, 64, 64)).sum().backward()
@@ -67,16 +67,16 @@ def test_any_net_becomes_a_backbone(timm, name):
     assert depths["neck.weight"] == max(depths.values()) > 8
 
 
-def test_an_image_that_a_net_cannot_take_is_refused(timm):
-    assert "timm's convnext_atto takes no images of 8 pixels: " in refusal("convnext_atto", size=8)
+def test_unsupported_image_size_is_rejected(timm):
+    assert "timm's convnext_atto does not accept images of 8 pixels: " in refusal("convnext_atto", size=8)
 
 
-def test_published_weights_fit_whatever_the_grid_the_colours_and_the_classes(timm):
+def test_published_weights_load_with_other_grid_channels_and_classes(timm):
     torch.manual_seed(1)
     theirs, model = timm.create_model("vit_tiny_patch16_224"), build("vit_tiny_patch16_224")
-    adopted = load_pretrained(model, theirs.state_dict())
-    assert adopted.dropped == ("backbone.head.weight", "backbone.head.bias")
-    assert adopted.adapted == (
+    report = load_pretrained(model, theirs.state_dict())
+    assert report.dropped == ("backbone.head.weight", "backbone.head.bias")
+    assert report.adapted == (
         "backbone.patch_embed.proj.weight summed over its 3 colour channels",
         "backbone.pos_embed interpolated from (1, 197, 192) to (1, 17, 192)",
     )
@@ -88,7 +88,7 @@ def test_published_weights_fit_whatever_the_grid_the_colours_and_the_classes(tim
     torch.testing.assert_close(model.backbone(image), theirs(image.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-5)
 
 
-def test_norms_that_act_keep_acting_as_groups(timm):
+def test_norm_act_layers_keep_their_activation_as_group_norm(timm):
     model = build("efficientnet_b0", batch_norm="group").eval()
     assert "49 BatchNorm layers became GroupNorm" in model.changes[0]
     assert rank_dependent_layers(model) == []
@@ -96,7 +96,7 @@ def test_norms_that_act_keep_acting_as_groups(timm):
 
 
 @pytest.mark.parametrize("name", ["densenet121", "efficientnet_b0", "vit_tiny_patch16_224"])
-def test_recomputed_gradients_are_the_same_to_the_bit(timm, name):
+def test_activation_checkpointing_is_bit_identical(timm, name):
     plain, image = build(name).train(), torch.randn(2, 1, 64, 64)
     other = copy.deepcopy(plain)
     assert checkpoint_activations(other) > 8

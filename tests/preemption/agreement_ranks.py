@@ -1,4 +1,4 @@
-"""Ranks that vote before every step, until one of them is told to stop, or has no batch, or a file asks for it."""
+"""Ranks that decide before every step until one of them gets a signal, has no batch, or a request file appears."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ STEPS = 2000
 
 
 def body(comm: Comm, case: str) -> dict[str, object]:
-    """Return the step before which this rank stopped, what it had noticed, and what the votes said."""
-    notice = StopSignal()
-    notice.install()
+    """Return the step before which this rank stopped, its stop reason, and the result of the last decision."""
+    stop_signal = StopSignal()
+    stop_signal.install()
     rank, world = comm.topology.rank, comm.topology.world_size
     run = RunFolder(Call.read().folder / "run")
-    agreement = StopAgreement(comm, notice, RequestFiles(run, run.attempt(1)) if rank == 0 else None)
+    agreement = StopAgreement(comm, stop_signal, RequestFiles(run, run.attempt(1)) if rank == 0 else None)
     if case == "signal" and rank == world - 1:
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR2)).start()
     if case in {"STOP", "SAVE", "attempts/0002"} and rank == world - 1:
@@ -37,11 +37,11 @@ def body(comm: Comm, case: str) -> dict[str, object]:
             decisions.append(agreement.decide(step, has_batch=has_batch, seconds=step + rank / 10))
             if decisions[-1] is not StepDecision.CONTINUE:
                 break
-            comm.all_reduce_max([step])  # the step's collective, which no rank may enter alone
+            comm.all_reduce_max([step])  # the collective of the step, which no rank may enter alone
             time.sleep(0.001 * (1 + rank))
-    except RunLockedError as fault:
-        return {"held": str(fault), "step": step}
-    return {"step": step, "told": agreement.stop_reason, "last": decisions[-1], "seconds": agreement.seconds}
+    except RunLockedError:
+        return {"locked": True, "step": step}
+    return {"step": step, "reason": agreement.stop_reason, "last": decisions[-1], "seconds": agreement.seconds}
 
 
 if __name__ == "__main__":

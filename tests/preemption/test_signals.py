@@ -2,74 +2,87 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
+from hsadml_dist.preemption import signals
 from hsadml_dist.preemption.signals import STOP_SIGNALS, StopSignal, job_end_time
+from hsadml_dist.run.history import StopReason
 
 
 @pytest.fixture
-def notice():
-    """A listening notice; the handlers of before come back afterwards."""
+def stop_signal():
+    """An installed stop signal; the previous handlers are restored afterwards."""
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    notice = StopSignal()
-    notice.install()
-    yield notice
+    stop_signal = StopSignal()
+    stop_signal.install()
+    yield stop_signal
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR2", "SIGINT"])
-def test_a_signal_is_remembered_and_does_nothing_else(notice, name):
-    assert not notice.is_set
-    os.kill(os.getpid(), getattr(signal, name))
-    assert notice.is_set
-    assert notice.reason == name
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that the test sets."""
+    now = [1.7e9]
+    monkeypatch.setattr(signals.time, "time", lambda: now[0])
+    return now
 
 
-def test_the_first_reason_stays(notice):
+@pytest.mark.parametrize("reason", [StopReason.SIGTERM, StopReason.SIGUSR2, StopReason.SIGINT])
+def test_signal_sets_the_stop_signal_and_its_reason(stop_signal, reason):
+    assert not stop_signal.is_set
+    os.kill(os.getpid(), getattr(signal, reason.name))
+    assert stop_signal.is_set
+    assert stop_signal.reason is reason
+
+
+def test_every_stop_signal_has_a_reason():
+    assert {signal.Signals(number).name for number in STOP_SIGNALS} <= {reason.name for reason in StopReason}
+
+
+def test_first_reason_is_kept(stop_signal):
     os.kill(os.getpid(), signal.SIGUSR2)
     os.kill(os.getpid(), signal.SIGTERM)
-    notice.trigger("later")
-    assert notice.reason == "SIGUSR2"
+    stop_signal.trigger(StopReason.REQUESTED)
+    assert stop_signal.reason is StopReason.SIGUSR2
 
 
-def test_a_notice_does_not_interrupt_what_is_under_way(notice):
+def test_signal_does_not_interrupt_a_system_call(stop_signal):
     read, write = os.pipe()
     code = f"import os, time; os.kill(os.getppid(), 15); time.sleep(0.2); os.write({write}, b'x')"
     child = subprocess.Popen([sys.executable, "-c", code], pass_fds=[write])
-    assert os.read(read, 1) == b"x", "the read went on after the signal"
+    assert os.read(read, 1) == b"x", "the read continued after the signal"
     child.wait()
     os.close(read)
     os.close(write)
-    assert notice.reason == "SIGTERM"
+    assert stop_signal.reason is StopReason.SIGTERM
 
 
-def test_the_jobs_end_counts_from_the_lead_on():
-    notice = StopSignal()
-    notice.set_deadline(time.time() + 100, lead_seconds=60)
-    assert not notice.is_set
-    notice.set_deadline(time.time() + 60.2, lead_seconds=60)
-    assert not notice.is_set
-    time.sleep(0.25)
-    assert notice.is_set
-    assert notice.reason == "time limit"
+def test_deadline_sets_the_stop_signal_at_the_lead_time(clock):
+    stop_signal = StopSignal()
+    stop_signal.set_deadline(clock[0] + 100, lead_seconds=60)
+    clock[0] += 39.9
+    assert not stop_signal.is_set
+    clock[0] += 0.1
+    assert stop_signal.is_set
+    assert stop_signal.reason is StopReason.END_TIME
 
 
-def test_no_end_is_no_notice():
-    notice = StopSignal()
-    notice.set_deadline(None, lead_seconds=60)
-    assert not notice.is_set
-    assert notice.reason is None
+def test_no_deadline_never_sets_the_stop_signal(clock):
+    stop_signal = StopSignal()
+    stop_signal.set_deadline(None, lead_seconds=60)
+    clock[0] += 1e9
+    assert not stop_signal.is_set
+    assert stop_signal.reason is None
 
 
-def test_a_signal_before_the_end_is_the_reason():
-    notice = StopSignal()
-    notice.trigger("SIGTERM")
-    notice.set_deadline(time.time() - 10, lead_seconds=60)
-    assert notice.is_set
-    assert notice.reason == "SIGTERM"
+def test_signal_before_the_deadline_is_the_reason(clock):
+    stop_signal = StopSignal()
+    stop_signal.trigger(StopReason.SIGTERM)
+    stop_signal.set_deadline(clock[0] - 10, lead_seconds=60)
+    assert stop_signal.is_set
+    assert stop_signal.reason is StopReason.SIGTERM
 
 
 @pytest.mark.parametrize(
@@ -83,5 +96,5 @@ def test_a_signal_before_the_end_is_the_reason():
         ({"SLURM_JOB_END_TIME": "4294967295"}, 4294967295.0),
     ],
 )
-def test_when_slurm_ends_the_job(environ, end):
+def test_job_end_time_is_read_from_slurms_environment(environ, end):
     assert job_end_time(environ) == end

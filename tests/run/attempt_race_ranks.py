@@ -1,4 +1,4 @@
-"""Processes that want the same run at the same moment, over several rounds."""
+"""Processes that start an attempt of the same run at the same moment, over several rounds."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ ROUNDS = 12
 
 
 def meet(folder: Path, round_: int, world: int) -> None:
-    """Wait until all have come here."""
+    """Wait until all processes are here."""
     (folder / f"round-{round_}-{os.getpid()}").touch()
     while len(list(folder.glob(f"round-{round_}-*"))) < world:
         time.sleep(0.0005)
 
 
 def main(call: Call) -> None:
-    """Answer, for each round, with the number taken or what was said instead; stay alive until all have tried."""
+    """Answer, for each round, with the attempt's number or the error; stay alive until all have tried."""
     answers: list[int | str] = []
     for round_ in range(ROUNDS):
         run = RunFolder(Path(call.case) / f"run-{round_}")

@@ -1,4 +1,4 @@
-"""Run folders written by hand: what their readers are tested on."""
+"""Write run folders for tests of their readers."""
 
 from __future__ import annotations
 
@@ -35,23 +35,32 @@ def make_attempt(
     silent_for: float = 0.0,
     **record: Any,
 ) -> AttemptFolder:
-    """Write the next attempt; ``parent``: a checkpoint's name, None for a start from nothing, empty: not chosen yet."""
+    """Write the next attempt.
+
+    Args:
+        run: The run folder.
+        steps: Steps of its metrics rows.
+        events: Its events.
+        parent: Name of the checkpoint it resumed from; None for a start from scratch, empty if not chosen yet.
+        silent_for: Age of its last heartbeat in seconds.
+        **record: Entries of its record.
+    """
     attempt = run.attempt(len(run.attempts()) + 1)
     attempt.path.mkdir(parents=True)
-    who = {"attempt": attempt.number, "job": None, "restart": 0, "world_size": 2, **ELSEWHERE, **record}
-    attempt.record.write_text(json.dumps(who))
+    content = {"attempt": attempt.number, "job": None, "restart": 0, "world_size": 2, **ELSEWHERE, **record}
+    attempt.record.write_text(json.dumps(content))
     add_rows(attempt, steps)
     add_events(attempt, events)
     if parent != "":
         attempt.parent.write_text(json.dumps({"checkpoint": parent}))
     attempt.heartbeat.touch()
-    beat = time.time() - silent_for
-    os.utime(attempt.heartbeat, (beat, beat))
+    last = time.time() - silent_for
+    os.utime(attempt.heartbeat, (last, last))
     return attempt
 
 
 def add_rows(attempt: AttemptFolder, steps: Sequence[int]) -> None:
-    """Add metrics rows, each of 8 samples in 0.1 s with a loss of 1/step."""
+    """Append metrics rows, each with 8 samples in 0.1 s and a loss of 1/step."""
     if steps:
         rows = JsonlWriter(attempt.metrics)
         for step in steps:
@@ -60,7 +69,7 @@ def add_rows(attempt: AttemptFolder, steps: Sequence[int]) -> None:
 
 
 def add_events(attempt: AttemptFolder, events: Sequence[dict[str, Any]]) -> None:
-    """Add events; their time is now unless they have one."""
+    """Append events; their time is now unless they have one."""
     if events:
         rows = JsonlWriter(attempt.events)
         for event in events:
@@ -69,10 +78,10 @@ def add_events(attempt: AttemptFolder, events: Sequence[dict[str, Any]]) -> None
 
 
 def checkpoint(step: int, attempt: int) -> dict[str, Any]:
-    """Return the event of a checkpoint."""
+    """Return a checkpoint event."""
     return {"event": "checkpoint", "step": step, "checkpoint": f"step-{step:08d}.attempt-{attempt:04d}"}
 
 
 def stopped(step: int, *noticed: str, **more: Any) -> list[dict[str, Any]]:
-    """Return the events of a stop."""
+    """Return the events of a stop as older versions wrote them, without codes."""
     return [{"event": "signal", "step": step, "noticed": list(noticed)}, {"event": "stopped", "step": step, **more}]

@@ -3,11 +3,20 @@ import time
 import pytest
 
 from hsadml_dist.run.folder import RunFolder
-from hsadml_dist.run.history import EventLog, count_repeated_steps, merged_events, merged_ledger, merged_metrics
+from hsadml_dist.run.history import (
+    EventLog,
+    StopReason,
+    count_repeated_steps,
+    merged_events,
+    merged_ledger,
+    merged_metrics,
+    read_stop_reasons,
+    stop_event_details,
+)
 from hsadml_dist.run.jsonl import JsonlWriter, read_jsonl
 
 
-def test_event_rows_have_what_readers_rely_on(tmp_path):
+def test_event_log_rows_have_job_restart_attempt_and_time(tmp_path):
     attempt = RunFolder(tmp_path).attempt(3)
     before = time.time()
     events = EventLog(attempt, job="77", restart=2)
@@ -20,16 +29,42 @@ def test_event_rows_have_what_readers_rely_on(tmp_path):
     assert second == {"event": "stopped", "step": 12, **common}
 
 
-def test_outside_of_slurm_there_is_no_job(tmp_path):
+def test_event_log_outside_slurm_has_no_job(tmp_path):
     attempt = RunFolder(tmp_path).attempt(1)
     EventLog(attempt, job=None, restart=0).write("finished", 5)
     [row] = read_jsonl(attempt.events)
     assert (row["job"], row["restart"]) == (None, 0)
 
 
+def test_stop_reasons_round_trip_through_the_signal_event():
+    reasons = [None, *StopReason]
+    details = stop_event_details(reasons)
+    assert read_stop_reasons(details) == {rank: reason for rank, reason in enumerate(reasons) if reason}
+    assert details["reasons"][0] == {"rank": 1, "reason": "sigterm"}
+    assert details["noticed"][0] == "rank 1: SIGTERM"
+
+
+def test_stop_reasons_of_older_versions_are_read_from_their_text():
+    noticed = ["rank 0: STOP file", "rank 1: SIGUSR2", "rank 2: SIGTERM", "rank 10: time limit", "rank 11: requested"]
+    assert read_stop_reasons({"noticed": noticed}) == {
+        0: StopReason.STOP_FILE,
+        1: StopReason.SIGUSR2,
+        2: StopReason.SIGTERM,
+        10: StopReason.END_TIME,
+        11: StopReason.REQUESTED,
+    }
+
+
+@pytest.mark.parametrize(
+    "row", [{}, {"noticed": []}, {"noticed": ["rank 0: other"]}, {"reasons": [{"rank": 0, "reason": "other"}]}]
+)
+def test_stop_reasons_of_unknown_kinds_are_skipped(row):
+    assert read_stop_reasons(row) == {}
+
+
 @pytest.fixture
 def run(tmp_path):
-    """Attempt 1 did steps 1 to 4, attempt 2 went on after step 2, attempt 3 did nothing."""
+    """A run whose attempt 1 did steps 1 to 4, attempt 2 resumed after step 2, and attempt 3 did nothing."""
     folder = RunFolder(tmp_path)
     for attempt, steps in ((1, (1, 2, 3, 4)), (2, (3, 4, 5)), (3, ())):
         folder.attempt(attempt).path.mkdir(parents=True)
@@ -41,24 +76,24 @@ def run(tmp_path):
 
 
 @pytest.mark.parametrize("merged", [merged_metrics, merged_ledger])
-def test_a_redone_step_counts_as_its_last_attempt_did_it(run, merged):
+def test_merged_rows_take_a_repeated_step_from_the_latest_attempt(run, merged):
     assert [(row["step"], row["attempt"]) for row in merged(run)] == [(1, 1), (2, 1), (3, 2), (4, 2), (5, 2)]
 
 
-def test_attempts_beyond_9999_still_count_in_their_order(tmp_path):
+def test_merged_rows_order_attempts_by_number_beyond_9999(tmp_path):
     for attempt in (9999, 10000):
         JsonlWriter(RunFolder(tmp_path).attempt(attempt).metrics).write({"step": 1, "attempt": attempt})
     assert merged_metrics(tmp_path) == [{"step": 1, "attempt": 10000}]
 
 
-def test_events_of_all_attempts_in_order(run):
+def test_merged_events_are_ordered_by_attempt(run):
     assert [row["attempt"] for row in merged_events(run)] == [1, 2, 3]
 
 
-def test_steps_done_twice_are_counted(run):
+def test_count_repeated_steps(run):
     assert count_repeated_steps(run) == 2
 
 
-def test_a_run_without_attempts(tmp_path):
+def test_merged_rows_of_a_run_without_attempts_are_empty(tmp_path):
     assert merged_metrics(tmp_path) == merged_ledger(tmp_path) == merged_events(tmp_path) == []
     assert count_repeated_steps(tmp_path) == 0

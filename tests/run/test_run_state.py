@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from hsadml_dist.config.validation import build_recipe
-from hsadml_dist.config.yaml_loader import dump_recipe
+from hsadml_dist.config.yaml_loader import build_recipe, dump_recipe
 from hsadml_dist.errors import ExitCode
 from hsadml_dist.process import process_start_time
 from hsadml_dist.run.attempts import crash_loop_reason, current_holder
 from hsadml_dist.run.folder import RunFolder
+from hsadml_dist.run.history import StopReason, stop_event_details
 from hsadml_dist.run.run_state import EVENTS_BYTES, METRICS_BYTES, format_age, read_run_state
 from tests.run.run_factory import add_events, add_rows, checkpoint, make_attempt, make_run, stopped
 
@@ -26,12 +26,12 @@ def read(run):
     return read_run_state(run, time.time())
 
 
-def test_a_run_that_was_never_started(run):
+def test_state_of_a_run_that_was_never_started(run):
     state = read(run)
     assert (state.phase, state.attempts, state.step, state.total_steps, state.last_sign) == ("empty", 0, 0, 100, None)
 
 
-def test_a_run_that_starts_and_then_does_its_steps(run):
+def test_state_of_a_run_that_starts_and_trains(run):
     attempt = make_attempt(run, events=[{"event": "started"}], job="12", restart=3)
     state = read(run)
     assert (state.phase, state.step, state.loss, state.samples_per_second) == ("starting", 0, None, None)
@@ -50,7 +50,7 @@ def test_a_run_that_starts_and_then_does_its_steps(run):
     assert state.last_sign == pytest.approx(time.time(), abs=5)
 
 
-def test_the_rate_is_that_of_the_last_steps(run):
+def test_rate_is_the_mean_of_the_last_steps(run):
     attempt = make_attempt(run, steps=range(1, 6))
     slow = {"attempt": 1, "loss": 1.0, "samples": 8, "step_seconds": 0.8}
     with attempt.metrics.open("a") as file:
@@ -58,7 +58,7 @@ def test_the_rate_is_that_of_the_last_steps(run):
     assert read(run).samples_per_second == pytest.approx(10.0)
 
 
-def test_before_its_first_step_an_attempt_stands_where_it_goes_on(run):
+def test_step_before_the_first_one_is_that_of_the_parent_checkpoint(run):
     make_attempt(run, steps=range(1, 31), events=[checkpoint(20, 1)], silent_for=500)
     second = make_attempt(run)
     assert (read(run).phase, read(run).step, read(run).checkpoint_step) == ("starting", 30, 20)
@@ -69,56 +69,79 @@ def test_before_its_first_step_an_attempt_stands_where_it_goes_on(run):
     assert (read(run).phase, read(run).step, read(run).checkpoint_step) == ("running", 21, 20)
 
 
-def test_a_checkpoint_of_an_attempt_that_is_in_nobodys_line_does_not_count(run):
+def test_checkpoint_step_ignores_checkpoints_outside_the_lineage(run):
     make_attempt(run, steps=range(1, 31), events=[checkpoint(20, 1)])
     make_attempt(run, steps=[1], parent=None)
     assert read(run).checkpoint_step is None
 
 
-def test_a_stop_says_who_was_told(run):
+def test_stop_reason_names_signal_and_rank(run):
     make_attempt(run, steps=[1, 2], events=stopped(2, "rank 1: SIGUSR2", time=5.0), silent_for=900)
     state = read(run)
-    assert (state.phase, state.reason, state.last_sign) == ("stopped", "told to stop by SIGUSR2 (rank 1)", 5.0)
+    assert (state.phase, state.last_sign, state.stop_is_final) == ("stopped", 5.0, False)
+    assert "SIGUSR2 (rank 1)" in state.reason
 
 
-def test_of_many_ranks_that_were_told_their_number_is_enough(run):
-    noticed = [f"rank {rank}: SIGTERM" for rank in range(64)] + ["rank 0: STOP file"]
-    make_attempt(run, events=stopped(2, *noticed))
-    assert read(run).reason == "told to stop by SIGTERM (64 ranks), STOP file (rank 0)"
+def test_stop_reason_counts_many_ranks(run):
+    make_attempt(run, events=stopped(2, *[f"rank {rank}: SIGTERM" for rank in range(64)], "rank 64: time limit"))
+    assert "SIGTERM (64 ranks), time limit (rank 64)" in read(run).reason
 
 
-def test_a_failure_says_why_on_one_line(run):
+def test_stop_without_reasons_has_no_text(run):
+    make_attempt(run, events=stopped(2))
+    assert (read(run).phase, read(run).reason) == ("stopped", None)
+
+
+@pytest.mark.parametrize(
+    ("reason", "final"), [(StopReason.STOP_FILE, True), (StopReason.SIGTERM, False), (StopReason.END_TIME, False)]
+)
+@pytest.mark.parametrize("version", ["current", "without reasons", "without final"])
+def test_stop_is_final_if_a_stop_file_requested_it(run, reason, final, version):
+    signal = {"event": "signal", "step": 2, **stop_event_details([reason])}
+    stop = {"event": "stopped", "step": 2, "final": final}
+    if version == "without reasons":
+        del signal["reasons"]
+    if version != "current":
+        del stop["final"]
+    make_attempt(run, events=[signal, stop])
+    assert (read(run).phase, read(run).stop_is_final) == ("stopped", final)
+    assert reason.label in read(run).reason
+
+
+def test_failure_reason_is_one_line(run):
     make_attempt(run, steps=[1], events=[{"event": "failed", "reason": "no\n  space", "exit_code": 1}])
     state = read(run)
     assert (state.phase, state.reason, state.exit_code) == ("failed", "no space", 1)
 
 
-def test_a_hang_counts_more_than_what_a_peer_says_of_it(run):
+def test_hang_event_takes_precedence_over_a_peers_failure(run):
     hang = {"event": "hang", "step": 6, "reason": "rank 1 is busy"}
     make_attempt(run, events=[hang, {"event": "failed", "reason": "lost a peer", "exit_code": 70}])
-    assert (read(run).phase, read(run).reason) == ("failed", "step 7 hangs: rank 1 is busy")
+    assert read(run).phase == "failed"
+    assert "step 7" in read(run).reason
+    assert "rank 1 is busy" in read(run).reason
     assert read(run).exit_code == ExitCode.INTERNAL_ERROR
 
 
-def test_three_attempts_without_progress_give_their_reason(run):
+def test_crash_loop_is_a_failure_with_its_reason(run):
     for _ in range(3):
         make_attempt(run, events=[{"event": "failed", "reason": "a peer is gone", "exit_code": 70}])
     reason = crash_loop_reason(run, run.attempt(4), ())
     make_attempt(run, events=[{"event": "failed", "reason": reason, "exit_code": 1}])
     state = read(run)
     assert (state.phase, state.exit_code, state.attempts) == ("failed", 1, 4)
-    assert "attempts 1, 2 and 3 ended without a new checkpoint" in state.reason
+    assert "attempts 1, 2 and 3" in state.reason
     assert "a peer is gone" in state.reason
 
 
-def test_finished_is_the_last_word(run):
+def test_finished_after_an_earlier_stop(run):
     make_attempt(run, events=stopped(2, "rank 0: SIGTERM"))
     make_attempt(run, steps=range(3, 101), events=[checkpoint(100, 2), {"event": "finished", "step": 100}])
     state = read(run)
     assert (state.phase, state.step, state.reason, state.attempts) == ("finished", 100, None, 2)
 
 
-def test_silence_is_told_from_a_sign_of_life(run):
+def test_phase_is_silent_after_a_minute_without_heartbeat(run):
     make_attempt(run, steps=[1], silent_for=50)
     assert read(run).phase == "running"
     make_attempt(run, steps=[2], silent_for=70)
@@ -127,7 +150,7 @@ def test_silence_is_told_from_a_sign_of_life(run):
     assert state.last_sign == pytest.approx(time.time() - 70, abs=5)
 
 
-def test_a_process_of_this_machine_that_is_gone_is_noticed_at_once(run):
+def test_phase_is_silent_at_once_if_the_process_of_this_machine_is_gone(run):
     child = subprocess.Popen(["sleep", "100"])
     try:
         me = {**asdict(current_holder("t", {})), "pid": child.pid, "born": process_start_time(child.pid)}
@@ -138,29 +161,29 @@ def test_a_process_of_this_machine_that_is_gone_is_noticed_at_once(run):
         child.wait()
     state = read(run)
     assert state.phase == "silent"
-    assert state.reason == f"process {child.pid} on {me['host']} is gone without a word: it was killed"
+    assert f"process {child.pid} on {me['host']}" in state.reason
 
 
-def test_what_a_running_one_does_beside_its_steps(run):
+def test_stage_of_a_running_attempt(run):
     attempt = make_attempt(run, steps=[1])
     attempt.rank_heartbeats.mkdir()
     attempt.rank_heartbeat(0).write_text(json.dumps({"rank": 0, "step": 1, "stage": "evaluate"}))
     assert (read(run).phase, read(run).stage) == ("running", "evaluate")
 
 
-def test_the_total_is_that_of_the_recipe_as_it_is_written(tmp_path):
+def test_total_steps_are_read_from_the_recipe(tmp_path):
     dump_recipe(build_recipe({"data.shards": "s", "train.steps": 321}), tmp_path / "config.yaml")
     assert read(RunFolder(tmp_path)).total_steps == 321
 
 
-def test_of_epochs_the_total_is_known_once_a_training_has_counted_the_samples(tmp_path):
+def test_total_steps_of_epochs_are_read_from_the_attempt(tmp_path):
     run = make_run(tmp_path / "run", steps=None, epochs=3)
     assert read(run).total_steps is None
     make_attempt(run, total_steps=60)
     assert read(run).total_steps == 60
 
 
-def test_half_written_files_are_no_error(run):
+def test_truncated_files_are_no_error(run):
     attempt = make_attempt(run, steps=[1])
     for path in (attempt.record, attempt.parent):
         path.write_text('{"job": ')
@@ -169,7 +192,7 @@ def test_half_written_files_are_no_error(run):
     assert read(run).phase == "running"
 
 
-def test_of_long_files_only_the_end_is_read(run):
+def test_only_the_end_of_long_files_is_read(run):
     attempt = make_attempt(run, parent=None)
     for path in (attempt.metrics, attempt.events, attempt.ledger):
         with path.open("wb") as file:
@@ -190,7 +213,7 @@ def bytes_read():
     return int(dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())["rchar"])
 
 
-def test_nothing_is_written(run):
+def test_reading_the_state_writes_nothing(run):
     make_attempt(run, steps=[1], events=stopped(1, "rank 0: SIGTERM"))
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
     read(run)
@@ -201,6 +224,6 @@ def test_nothing_is_written(run):
     ("seconds", "text"),
     [(0, "0 s"), (119, "119 s"), (120, "2 min"), (7199, "119 min"), (7200, "2 h"), (172800, "2 d"), (-3, "0 s")],
 )
-def test_ages_have_one_unit(seconds, text):
+def test_format_age_uses_one_unit(seconds, text):
     assert format_age(1e9, 1e9 - seconds) == text
     assert format_age(1e9, None) == "-"

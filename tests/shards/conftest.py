@@ -18,7 +18,7 @@ def key(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def table(tmp_path_factory):
-    """A CSV over generated JPEGs: 12 persons of 1 to 4 slices, three classes, telltale names everywhere."""
+    """CSV of generated JPEGs: 12 patients of 1 to 4 slices, three classes, all identifiers marked SECRET."""
     folder = tmp_path_factory.mktemp("table")
     (folder / "pictures").mkdir()
     rows = []
@@ -37,7 +37,7 @@ def table(tmp_path_factory):
 
 @pytest.fixture
 def small_table(tmp_path):
-    """Write a CSV of given rows beside one image ``a.png``; returns a function from lines to the CSV's path."""
+    """Write an image ``a.png``; return a function that writes a CSV of given lines next to it and returns its path."""
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "a.png")
 
     def write(*lines: str):
@@ -50,7 +50,7 @@ def small_table(tmp_path):
 
 @pytest.fixture(scope="session")
 def small_shards(tmp_path_factory, key):
-    """Shards of 6 generated patients in 3 folds; not to be written to."""
+    """Shards of 6 generated patients in 3 folds; read-only."""
     out = tmp_path_factory.mktemp("small") / "shards"
     options = BuildOptions(folds=3, samples_per_shard=8, size=32)
     build_shards(PhantomSource(patients=6, seed=0, size=32), out, options, key, 1, lambda done, total: None)

@@ -1,4 +1,4 @@
-"""Files in the layout of Jun Cheng's data set: MATLAB v7.3, a struct ``cjdata`` a slice, columns first."""
+"""Write files in the layout of Jun Cheng's dataset: MATLAB v7.3, one struct ``cjdata`` per slice, columns first."""
 
 import h5py
 import numpy as np
@@ -8,9 +8,9 @@ FIELDS = ("PID", "image", "label", "tumorBorder", "tumorMask")
 
 
 def write_slice(path, image, /, label=1, pid="100000", mask=None, leave_out=(), **fields):
-    """Write ``N.mat`` of an ``image`` (height, width); ``fields`` replace whole datasets as HDF5 shall hold them.
+    """Write ``N.mat`` of an ``image`` (height, width).
 
-    ``mask`` is all zero by default; ``leave_out`` names fields that the struct shall lack.
+    ``mask`` is all zero by default; ``leave_out`` names fields to omit; ``fields`` replace whole HDF5 datasets.
     """
     mask = np.zeros(image.shape, np.uint8) if mask is None else mask
     content = {

@@ -21,58 +21,58 @@ RESULT = ShardResult(number=0, file=FILE, rows=(ROW,), skipped=(SKIP,))
 
 
 def leave_one_tar(out, fingerprint="same", content=b"12345"):
-    with open_build_folder(out, fingerprint) as staging:
-        (staging.folder / "shard-00000.tar").write_bytes(content)
-        staging.keep(RESULT)
+    with open_build_folder(out, fingerprint) as build:
+        (build.path / "shard-00000.tar").write_bytes(content)
+        build.record_shard(RESULT)
 
 
-def test_an_equal_build_takes_over_what_is_finished(tmp_path):
+def test_open_build_folder_resumes_equal_build(tmp_path):
     leave_one_tar(tmp_path / "out")
-    with open_build_folder(tmp_path / "out", "same") as staging:
-        assert staging.finished(0) == RESULT
-        assert staging.finished(1) is None
+    with open_build_folder(tmp_path / "out", "same") as build:
+        assert build.finished_shard(0) == RESULT
+        assert build.finished_shard(1) is None
 
 
-def test_another_build_starts_anew(tmp_path):
+def test_open_build_folder_discards_other_build(tmp_path):
     leave_one_tar(tmp_path / "out")
-    with open_build_folder(tmp_path / "out", "other") as staging:
-        assert staging.finished(0) is None
-        assert not (staging.folder / "shard-00000.tar").exists()
+    with open_build_folder(tmp_path / "out", "other") as build:
+        assert build.finished_shard(0) is None
+        assert not (build.path / "shard-00000.tar").exists()
 
 
-def test_a_tar_of_another_length_is_not_taken_over(tmp_path):
+def test_finished_shard_requires_equal_length(tmp_path):
     leave_one_tar(tmp_path / "out", content=b"123")
-    with open_build_folder(tmp_path / "out", "same") as staging:
-        assert staging.finished(0) is None
+    with open_build_folder(tmp_path / "out", "same") as build:
+        assert build.finished_shard(0) is None
 
 
-def test_a_torn_note_is_not_believed(tmp_path):
+def test_finished_shard_ignores_truncated_note(tmp_path):
     leave_one_tar(tmp_path / "out")
     note = tmp_path / ".out.building" / ".done-00000"
     for keep in (0, 10, 90):
         note.write_bytes(note.read_bytes()[:keep])
-        with open_build_folder(tmp_path / "out", "same") as staging:
-            assert staging.finished(0) is None
+        with open_build_folder(tmp_path / "out", "same") as build:
+            assert build.finished_shard(0) is None
 
 
-def test_publish_leaves_the_tars_alone(tmp_path):
-    with open_build_folder(tmp_path / "deep" / "out", "same") as staging:
-        (staging.folder / "shard-00000.tar").write_bytes(b"12345")
-        staging.keep(RESULT)
-        staging.publish()
+def test_publish_keeps_only_the_tars(tmp_path):
+    with open_build_folder(tmp_path / "deep" / "out", "same") as build:
+        (build.path / "shard-00000.tar").write_bytes(b"12345")
+        build.record_shard(RESULT)
+        build.publish()
     assert [path.name for path in (tmp_path / "deep").rglob("*")] == ["out", "shard-00000.tar"]
 
 
-def test_publish_overwrites_nothing(tmp_path):
-    with open_build_folder(tmp_path / "out", "same") as staging:
+def test_publish_does_not_overwrite(tmp_path):
+    with open_build_folder(tmp_path / "out", "same") as build:
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "mine").write_text("dear")
-        with pytest.raises(DataError, match="cannot be put in place"):
-            staging.publish()
+        with pytest.raises(DataError, match=r"--out .*Directory not empty"):
+            build.publish()
     assert (tmp_path / "out" / "mine").read_text() == "dear"
 
 
-def test_two_builds_of_one_folder_at_a_time_are_refused(tmp_path):
+def test_open_build_folder_rejects_concurrent_build(tmp_path):
     with (
         open_build_folder(tmp_path / "out", "same"),
         pytest.raises(DataError, match="another process"),
@@ -84,7 +84,7 @@ def test_two_builds_of_one_folder_at_a_time_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["file", "link"])
-def test_what_is_no_folder_is_refused(tmp_path, kind):
+def test_open_build_folder_rejects_file_and_link(tmp_path, kind):
     out = tmp_path / "out"
     if kind == "file":
         out.write_text("x")

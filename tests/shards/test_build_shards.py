@@ -21,7 +21,7 @@ from PIL import Image
 from hsadml_dist.data.index import load_index
 from hsadml_dist.data.sample import SampleMeta
 from hsadml_dist.errors import DataError, UsageError
-from hsadml_dist.shards.build import BuildOptions, build_shards, class_order
+from hsadml_dist.shards.build import BuildOptions, build_shards, sort_classes
 from hsadml_dist.shards.source import ImageSource
 from hsadml_dist.shards.sources.figshare import FigshareSource
 from hsadml_dist.shards.sources.folders import FoldersSource
@@ -31,6 +31,7 @@ from hsadml_dist.shards.summary import summarise
 from hsadml_dist.shards.verify import verify_shards
 from tests.shards.matlab_files import write_folds, write_slice
 
+HANG_SECONDS = 240
 OPTIONS = BuildOptions(samples_per_shard=4, size=32, folds=4)
 
 
@@ -49,7 +50,7 @@ def built(table, key, tmp_path_factory):
     return out, report
 
 
-def test_what_is_written_verifies_and_loads(built):
+def test_build_verifies_and_loads(built):
     out, report = built
     assert verify_shards(out) == ()
     assert load_index(out) == report.index
@@ -59,13 +60,13 @@ def test_what_is_written_verifies_and_loads(built):
     assert not list(out.glob(".*"))
 
 
-def test_two_workers_write_the_same_bytes(built, table, key, tmp_path):
+def test_build_bytes_do_not_depend_on_workers(built, table, key, tmp_path):
     out, _ = built
     build_shards(TableSource(table=table), tmp_path / "two", OPTIONS, key, 2, quiet)
     assert contents(tmp_path / "two") == contents(out)
 
 
-def test_another_key_renames_all_and_changes_no_fold_order_or_pixel(built, table, tmp_path):
+def test_build_with_other_key_changes_only_hashes(built, table, tmp_path):
     from hsadml_dist.shards.pseudonyms import load_or_create_key
 
     _, report = built
@@ -77,7 +78,7 @@ def test_another_key_renames_all_and_changes_no_fold_order_or_pixel(built, table
     assert [(row.sha256, row.fold) for row in other.samples] == [(row.sha256, row.fold) for row in report.index.samples]
 
 
-def test_no_person_straddles_folds(built):
+def test_build_keeps_patients_in_one_fold(built):
     folds = defaultdict(set)
     for row in built[1].index.samples:
         folds[row.person].add(row.fold)
@@ -85,7 +86,7 @@ def test_no_person_straddles_folds(built):
     assert all(len(own) == 1 for own in folds.values())
 
 
-def test_nothing_of_the_input_is_in_clear(built, table):
+def test_build_writes_no_identifier_of_the_input(built, table):
     out, _ = built
     names = [b"SECRET", b"pictures", str(table.parent).encode(), b"list.csv", os.fsencode(table.parent.name)]
     for path in out.rglob("*"):
@@ -96,7 +97,7 @@ def test_nothing_of_the_input_is_in_clear(built, table):
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
-    """The same 24 slices of 6 persons, 2 exams each, as original files, zipped files, a table, and class folders."""
+    """The same 24 slices of 6 patients, 2 exams each, as original files, zipped files, a table, and class folders."""
     root = tmp_path_factory.mktemp("cohort")
     classes = ("meningioma", "glioma", "pituitary")
     for folder in ("mat/SECRETWARD", "pictures"):
@@ -134,7 +135,7 @@ def sources_of(root: Path) -> dict[str, ImageSource]:
     }
 
 
-def test_a_table_and_the_original_files_give_equal_counts_and_folds(cohort, key, tmp_path):
+def test_build_from_table_files_and_zips_gives_equal_counts_and_folds(cohort, key, tmp_path):
     options = replace(OPTIONS, folds=3)
     made = {
         name: build_shards(source, tmp_path / name, options, key, 1, quiet).index
@@ -149,20 +150,20 @@ def test_a_table_and_the_original_files_give_equal_counts_and_folds(cohort, key,
     assert (counts[0]["unit"], counts[0]["total"]["persons"], counts[0]["total"]["exams"]) == ("person", 6, 12)
     assert len({frozenset((row.person, row.exam, row.fold) for row in index.samples) for index in made.values()}) == 1
     assert contents(tmp_path / "files") == contents(tmp_path / "zips")
-    assert "disjoint by exam only: 6 persons on both sides" in (tmp_path / "files" / "card.html").read_text()
+    assert "disjoint by exam only: 6 patients" in (tmp_path / "files" / "card.html").read_text()
 
 
-def test_without_persons_the_card_states_the_smaller_unit(cohort, key, tmp_path):
+def test_build_without_patients_states_the_smaller_unit(cohort, key, tmp_path):
     for source, unit in ((FigshareSource(folder=cohort / "mat"), "exam"), (sources_of(cohort)["folders"], "slice")):
         report = build_shards(source, tmp_path / unit, OPTIONS, key, 1, quiet)
         assert report.index.split_unit == unit
         assert json.loads((tmp_path / unit / "card.json").read_text())["unit"] == unit
-        assert f"unit: {unit}. Persons are not known" in (tmp_path / unit / "card.html").read_text()
+        assert f"Split by {unit}. Patients are not known" in (tmp_path / unit / "card.html").read_text()
         assert verify_shards(tmp_path / unit) == ()
 
 
 @pytest.mark.parametrize("name", ["table", "files", "zips", "folders"])
-def test_no_name_is_in_clear_in_any_file_not_even_of_a_build_that_was_cut(cohort, key, tmp_path, name, monkeypatch):
+def test_build_writes_no_identifier_even_if_interrupted(cohort, key, tmp_path, name, monkeypatch):
     source = sources_of(cohort)[name]
     monkeypatch.setattr("hsadml_dist.shards.build.write_card", fail)
     with pytest.raises(ZeroDivisionError):
@@ -181,12 +182,12 @@ def fail(*_: object) -> None:
 
 
 def holds(path: Path, words: list[bytes]) -> bool:
-    """Say whether a file's name or content has a word, in one byte a letter or in two."""
+    """Return whether the name or content of a file contains a word, in ASCII or UTF-16."""
     content = (path.read_bytes() + os.fsencode(path.name)).lower()
     return any(word.lower() in content or word.decode().lower().encode("utf-16-le") in content for word in words)
 
 
-def test_offsets_lead_to_the_image_without_tarfile(built, table):
+def test_build_offsets_locate_members(built, table):
     out, report = built
     row = next(row for row in report.index.samples if row.label == 1)
     content = (out / report.index.shards[row.shard].name).read_bytes()
@@ -199,7 +200,7 @@ def test_offsets_lead_to_the_image_without_tarfile(built, table):
     assert image.dtype == np.uint16 and image.shape == (32, 32) and len(np.unique(image)) > 256
 
 
-def test_members_are_webdataset_groups_with_fixed_owner_and_time(built):
+def test_build_members_have_constant_owner_mode_and_time(built):
     out, report = built
     with tarfile.open(out / report.index.shards[0].name) as tar:
         infos = tar.getmembers()
@@ -210,7 +211,7 @@ def test_members_are_webdataset_groups_with_fixed_owner_and_time(built):
     assert keys == [key for row in report.index.samples if row.shard == 0 for key in [row.key, row.key]]
 
 
-def test_masks_and_spacing_are_stored(key, tmp_path):
+def test_build_stores_masks_and_spacing(key, tmp_path):
     source = PhantomSource(patients=4, seed=0, size=32)
     report = build_shards(source, tmp_path / "p", OPTIONS, key, 1, quiet)
     assert verify_shards(tmp_path / "p") == ()
@@ -223,27 +224,27 @@ def test_masks_and_spacing_are_stored(key, tmp_path):
     }
 
 
-def test_a_filled_folder_is_left_alone(table, key, tmp_path):
+def test_build_does_not_overwrite_filled_folder(table, key, tmp_path):
     (tmp_path / "mine").write_text("dear")
     with pytest.raises(DataError, match="not empty"):
         build_shards(TableSource(table=table), tmp_path, OPTIONS, key, 1, quiet)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_an_empty_folder_is_filled(table, key, tmp_path):
+def test_build_into_empty_folder(table, key, tmp_path):
     (tmp_path / "out").mkdir()
     build_shards(TableSource(table=table), tmp_path / "out", OPTIONS, key, 1, quiet)
     assert verify_shards(tmp_path / "out") == ()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_bad_image_is_left_out_by_name_and_nothing_else_changes(small_table, key, tmp_path, workers):
+def test_build_skips_bad_images_by_row(small_table, key, tmp_path, workers):
     (tmp_path / "bad.jpg").write_bytes(b"no picture")
     lines = [f"{'bad.jpg' if n in (2, 5) else 'a.png'},x,{n}" for n in range(8)]
     source = TableSource(table=small_table("file,class,person", *lines))
     report = build_shards(source, tmp_path / "out", replace(OPTIONS, samples_per_shard=1), key, workers, quiet)
     assert {skip.where for skip in report.index.skipped} == {"row 3", "row 6"}
-    assert all("its image cannot be decoded" in skip.reason for skip in report.index.skipped)
+    assert all("its image" in skip.reason for skip in report.index.skipped)
     assert (len(report.index), len(report.index.shards)) == (6, 6)
     assert verify_shards(tmp_path / "out") == ()
     assert json.loads((tmp_path / "out" / "card.json").read_text())["skipped"][0]["where"] in {"row 3", "row 6"}
@@ -252,12 +253,12 @@ def test_a_bad_image_is_left_out_by_name_and_nothing_else_changes(small_table, k
 @pytest.mark.parametrize(
     ("bad", "text"),
     [
-        (range(6), r"class x: none of its samples can be used: row \d: its image cannot be decoded .*, and 5 more"),
-        ([0, 1], "class x: none of its samples can be used"),
-        ([4], r"fold \d: none of its samples can be used: row 5: .*; try fewer --folds"),
+        (range(6), r"class x: .*row \d: its image .*, and 5 more"),
+        ([0, 1], "class x: "),
+        ([4], r"fold \d: .*row 5: .*--folds"),
     ],
 )
-def test_damage_that_empties_a_class_or_a_fold_ends_the_build(small_table, key, tmp_path, bad, text):
+def test_build_rejects_class_or_fold_without_usable_samples(small_table, key, tmp_path, bad, text):
     (tmp_path / "bad.jpg").write_bytes(b"no picture")
     lines = [f"{'bad.jpg' if n in bad else 'a.png'},{'x' if n < 2 else 'y'},{min(n, 4)}" for n in range(6)]
     if list(bad) == [4]:
@@ -269,7 +270,7 @@ def test_damage_that_empties_a_class_or_a_fold_ends_the_build(small_table, key, 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_person_in_two_classes_is_named_by_rows(small_table, key, tmp_path):
+def test_build_reports_patients_in_two_classes_by_row(small_table, key, tmp_path):
     source = TableSource(table=small_table("file,class,person", "a.png,x,1", "a.png,y,1", "a.png,x,2"))
     report = build_shards(source, tmp_path / "out", replace(OPTIONS, folds=2), key, 1, quiet)
     assert report.mixed_class_patients == ("row 1 (x) and row 2 (y)",)
@@ -277,7 +278,7 @@ def test_a_person_in_two_classes_is_named_by_rows(small_table, key, tmp_path):
 
 @pytest.fixture
 def full_disk(tmp_path):
-    """A file system of 300 KB."""
+    """File system of 300 KB."""
     folder = tmp_path / "full"
     folder.mkdir()
     done = subprocess.run(
@@ -290,12 +291,10 @@ def full_disk(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_full_disk_is_one_clear_line_and_a_build_with_room_goes_on(full_disk, key, workers):
+def test_build_on_full_disk_is_reported_and_resumes(full_disk, key, workers):
     source = PhantomSource(patients=12, seed=0, size=96)
     options = replace(OPTIONS, size=96)
-    with pytest.raises(
-        DataError, match=r"--out .*: cannot be written: No space left on device; .* build again to go on"
-    ):
+    with pytest.raises(DataError, match=r"--out .*: .*No space left on device"):
         build_shards(source, full_disk / "out", options, key, workers, quiet)
     assert not (full_disk / "out").exists()
     subprocess.run(["mount", "-o", "remount,size=50m", full_disk], check=True)
@@ -307,40 +306,41 @@ def test_a_full_disk_is_one_clear_line_and_a_build_with_room_goes_on(full_disk, 
 @pytest.mark.parametrize(
     ("options", "workers", "text"),
     [
-        (replace(OPTIONS, size=4), 1, "--size 4: allowed: 8"),
+        (replace(OPTIONS, size=4), 1, "--size 4: .*allowed: 8 ... 4096"),
         (replace(OPTIONS, size=9999), 1, "--size 9999"),
         (replace(OPTIONS, samples_per_shard=0), 1, "--samples-per-shard 0"),
-        (replace(OPTIONS, folds=1), 1, "--folds 1: at least 2"),
-        (replace(OPTIONS, split_by="persons"), 1, r"--split-by 'persons': allowed: .*mean 'person'"),
+        (replace(OPTIONS, folds=1), 1, "--folds 1: .*allowed: 2"),
+        (replace(OPTIONS, split_by="persons"), 1, r"--split-by 'persons': .*allowed: person, exam, slice.*'person'"),
         (OPTIONS, 0, "--workers 0"),
     ],
 )
-def test_options_out_of_range(table, key, tmp_path, options, workers, text):
+def test_build_rejects_options_out_of_range(table, key, tmp_path, options, workers, text):
     with pytest.raises(UsageError, match=text):
         build_shards(TableSource(table=table), tmp_path / "out", options, key, workers, quiet)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_labels_follow_number_or_alphabet():
-    assert class_order(["b", "a", "b"]) == ("a", "b")
-    assert class_order(["10", "9", "2"]) == ("2", "9", "10")
-    assert class_order(["10", "9", "x"]) == ("10", "9", "x")
+def test_sort_classes_by_value_or_alphabet():
+    assert sort_classes(["b", "a", "b"]) == ("a", "b")
+    assert sort_classes(["10", "9", "2"]) == ("2", "9", "10")
+    assert sort_classes(["10", "9", "x"]) == ("10", "9", "x")
 
 
 BUILDER = """
 import sys
 from pathlib import Path
-from hsadml_dist.shards.build import BuildOptions, build
-from hsadml_dist.shards.pseudonyms import load_key
+from hsadml_dist.shards.build import BuildOptions, build_shards
+from hsadml_dist.shards.pseudonyms import load_or_create_key
 from hsadml_dist.shards.sources.table import TableSource
 table, out, key, workers = sys.argv[1:]
 options = BuildOptions(samples_per_shard=4, size=640)
-build(TableSource(table=Path(table)), Path(out), options, load_key(Path(key)), int(workers), lambda *_: None)
+key = load_or_create_key(Path(key))
+build_shards(TableSource(table=Path(table)), Path(out), options, key, int(workers), lambda *_: None)
 """
 
 
 def children(pid: int) -> list[int]:
-    """Return the processes that ``pid`` started, its pool's workers."""
+    """Return the child processes of ``pid``: the workers of its pool."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
@@ -352,7 +352,7 @@ def is_gone(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_build_killed_five_times_ends_with_the_same_bytes(table, tmp_path, workers):
+def test_build_killed_repeatedly_resumes_to_the_same_bytes(table, tmp_path, workers):
     from hsadml_dist.shards.pseudonyms import load_or_create_key
 
     out, key_path = tmp_path / "out", tmp_path / "key"
@@ -361,7 +361,7 @@ def test_a_build_killed_five_times_ends_with_the_same_bytes(table, tmp_path, wor
     for kill in range(1, 6):
         words = [sys.executable, "-c", BUILDER, str(table), str(out), str(key_path), str(workers)]
         process = subprocess.Popen(words)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + HANG_SECONDS
         while len(list((tmp_path / ".out.building").glob(".done-*"))) < kill and time.monotonic() < deadline:
             assert process.poll() is None
             time.sleep(0.005)
@@ -374,16 +374,16 @@ def test_a_build_killed_five_times_ends_with_the_same_bytes(table, tmp_path, wor
     report = build_shards(TableSource(table=table), out, options, key, workers, quiet)
     assert 5 <= report.reused < len(report.index)
     assert verify_shards(out) == ()
-    build_shards(TableSource(table=table), tmp_path / "calm", options, key, 1, quiet)
-    assert contents(out) == contents(tmp_path / "calm")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["calm", "key", "out"]
-    deadline = time.monotonic() + 20
+    build_shards(TableSource(table=table), tmp_path / "reference", options, key, 1, quiet)
+    assert contents(out) == contents(tmp_path / "reference")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["key", "out", "reference"]
+    deadline = time.monotonic() + HANG_SECONDS
     while not all(map(is_gone, orphans)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert [pid for pid in orphans if not is_gone(pid)] == []
 
 
-def test_index_file_is_readable_by_others(built):
+def test_build_files_are_readable_by_others(built):
     for path in built[0].iterdir():
         assert stat.S_IMODE(path.stat().st_mode) & 0o444
     header = json.loads((built[0] / "index.json").read_text())

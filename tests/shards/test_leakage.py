@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from hsadml_dist.data.index import SampleRow, ShardIndex
-from hsadml_dist.shards import leakage as leak
-from hsadml_dist.shards.leakage import SIDE, measure_leakage, select_slices, thumbnail
+from hsadml_dist.shards import leakage
+from hsadml_dist.shards.leakage import SIDE, make_thumbnail, measure_leakage, select_slices
 
 
 def make_index(persons: int, slices: int, unit: str = "person") -> ShardIndex:
@@ -29,17 +29,17 @@ def make_index(persons: int, slices: int, unit: str = "person") -> ShardIndex:
 
 
 def slow_accuracy(pixels_NP, labels, folds) -> float:
-    right = 0
+    correct = 0
     for query, pixels in enumerate(pixels_NP.astype(int)):
         others = [place for place in range(len(labels)) if folds[place] != folds[query]]
         nearest = min(others, key=lambda place: (((pixels_NP[place] - pixels) ** 2).sum(), place))
-        right += labels[nearest] == labels[query]
-    return right / len(labels)
+        correct += labels[nearest] == labels[query]
+    return correct / len(labels)
 
 
 @pytest.mark.parametrize("block", [1, 7, 512])
-def test_the_figure_is_that_of_a_slow_search(monkeypatch, block):
-    monkeypatch.setattr(leak, "BLOCK", block)
+def test_measure_leakage_matches_slow_search(monkeypatch, block):
+    monkeypatch.setattr(leakage, "BLOCK", block)
     index = make_index(9, 4)
     pixels = np.random.default_rng(0).integers(0, 4, (36, 20)).astype(np.uint8)
     labels, folds = [row.label for row in index.samples], [row.fold for row in index.samples]
@@ -48,7 +48,7 @@ def test_the_figure_is_that_of_a_slow_search(monkeypatch, block):
     assert (list(found.accuracy), found.slices) == (["person", "slice"], 36)
 
 
-def test_slices_of_a_person_that_resemble_each_other_show_as_a_gap():
+def test_measure_leakage_shows_gap_between_slice_and_patient_folds():
     index = make_index(12, 5)
     rng = np.random.default_rng(1)
     persons = rng.integers(0, 200, (12, SIDE * SIDE))
@@ -58,29 +58,29 @@ def test_slices_of_a_person_that_resemble_each_other_show_as_a_gap():
     assert accuracy["person"] < 0.8
 
 
-def test_only_units_that_every_slice_names_are_judged():
+def test_measure_leakage_uses_only_units_that_all_slices_name():
     index = make_index(6, 2, "slice")
     rows = tuple(replace(row, person=None) if place == 0 else row for place, row in enumerate(index.samples))
     pixels = np.zeros((12, 4), np.uint8)
     assert list(measure_leakage(rows, pixels, index).accuracy) == ["slice"]
 
 
-def test_of_many_slices_whole_persons_are_drawn(monkeypatch):
+def test_select_slices_subsamples_whole_patients(monkeypatch):
     index = make_index(20, 7)
     assert select_slices(index) == list(range(140))
-    monkeypatch.setattr(leak, "MOST_SLICES", 30)
+    monkeypatch.setattr(leakage, "MAX_SLICES", 30)
     places = select_slices(index)
     assert places == sorted(set(places)) and len(places) == 35
     assert len({index.samples[place].person for place in places}) == 5
     assert places != list(range(35))
 
 
-def test_a_thumbnail_spans_all_grey_levels_whatever_the_scale():
+def test_make_thumbnail_spans_all_grey_levels_at_any_scale():
     image = np.random.default_rng(2).integers(0, 60000, (128, 128)).astype(np.uint16)
-    small = thumbnail(image)
+    small = make_thumbnail(image)
     assert (small.dtype, small.shape, small.min(), small.max()) == (np.uint8, (SIDE * SIDE,), 0, 255)
     mean = image.reshape(SIDE, 2, SIDE, 2).mean(axis=(1, 3)).ravel()
     expected = (mean - mean.min()) / (mean.max() - mean.min()) * 255
     assert np.abs(small - expected).max() < 0.51
-    np.testing.assert_array_equal(small, thumbnail(image.astype(np.float32) * 2 + 5))
-    assert not thumbnail(np.full((64, 64), 7, np.uint16)).any()
+    np.testing.assert_array_equal(small, make_thumbnail(image.astype(np.float32) * 2 + 5))
+    assert not make_thumbnail(np.full((64, 64), 7, np.uint16)).any()

@@ -10,7 +10,7 @@ from hsadml_dist.errors import DataError
 from hsadml_dist.shards.pseudonyms import IdKey, default_key_path, load_or_create_key
 
 
-def test_first_use_makes_a_private_file_that_stays(tmp_path):
+def test_key_file_is_created_private_and_kept(tmp_path):
     path = tmp_path / "new" / "id.key"
     first = load_or_create_key(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -19,12 +19,12 @@ def test_first_use_makes_a_private_file_that_stays(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_two_keys_differ(tmp_path):
+def test_new_keys_differ(tmp_path):
     one, two = load_or_create_key(tmp_path / "a"), load_or_create_key(tmp_path / "b")
-    assert one.person("x") != two.person("x")
+    assert one.hash_person("x") != two.hash_person("x")
 
 
-def test_builds_that_start_together_agree(tmp_path, monkeypatch):
+def test_concurrent_creation_agrees_on_one_key(tmp_path, monkeypatch):
     path, found = tmp_path / "id.key", []
     pids = iter(range(100))
     monkeypatch.setattr("hsadml_dist.shards.pseudonyms.os.getpid", lambda: next(pids))
@@ -36,7 +36,7 @@ def test_builds_that_start_together_agree(tmp_path, monkeypatch):
     assert len(found) == 8 and len(set(found)) == 1
 
 
-def test_a_key_that_others_can_read_is_refused(tmp_path):
+def test_key_file_readable_by_others_is_rejected(tmp_path):
     path = tmp_path / "id.key"
     path.write_bytes(b"0" * 32)
     path.chmod(0o644)
@@ -44,7 +44,7 @@ def test_a_key_that_others_can_read_is_refused(tmp_path):
         load_or_create_key(path)
 
 
-def test_a_short_key_is_refused(tmp_path):
+def test_short_key_is_rejected(tmp_path):
     path = tmp_path / "id.key"
     path.write_bytes(b"0" * 15)
     path.chmod(0o600)
@@ -52,12 +52,12 @@ def test_a_short_key_is_refused(tmp_path):
         load_or_create_key(path)
 
 
-def test_a_folder_is_no_key(tmp_path):
+def test_folder_as_key_file_is_rejected(tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         load_or_create_key(tmp_path)
 
 
-def test_the_default_place_honours_xdg(monkeypatch, tmp_path):
+def test_default_key_path_follows_xdg(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     assert default_key_path() == tmp_path / "hsadml" / "id.key"
     monkeypatch.setenv("XDG_CONFIG_HOME", "relative/is/ignored")
@@ -67,29 +67,29 @@ def test_the_default_place_honours_xdg(monkeypatch, tmp_path):
 
 def test_hashes_depend_on_key_kind_and_every_part():
     key = IdKey(secret=b"k" * 32)
-    assert key.person("a") == IdKey(secret=b"k" * 32).person("a")
+    assert key.hash_person("a") == IdKey(secret=b"k" * 32).hash_person("a")
     made = [
-        key.person("a"),
-        key.exam("a", "1"),
-        key.exam("b", "1"),
-        key.exam(None, "1"),
-        key.sample("row 1", "a", "1")[:16],
-        key.sample("row 2", "a", "1")[:16],
-        key.sample("row 1", "a1", "")[:16],
-        key.sample("row 1", None, None)[:16],
+        key.hash_person("a"),
+        key.hash_exam("a", "1"),
+        key.hash_exam("b", "1"),
+        key.hash_exam(None, "1"),
+        key.sample_key("row 1", "a", "1")[:16],
+        key.sample_key("row 2", "a", "1")[:16],
+        key.sample_key("row 1", "a1", "")[:16],
+        key.sample_key("row 1", None, None)[:16],
     ]
     assert len(set(made)) == len(made)
-    assert is_key(key.sample("row 1", None, None))
+    assert is_key(key.sample_key("row 1", None, None))
 
 
-def test_the_secret_has_no_text_form():
+def test_repr_hides_the_secret():
     assert "kkkk" not in repr(IdKey(secret=b"k" * 32))
 
 
-def test_short_numbers_cannot_be_guessed_without_the_key():
+def test_hashes_of_short_numbers_cannot_be_guessed_without_the_key():
     numbers = [str(number) for number in range(3000)]
-    hidden = {IdKey(secret=b"k" * 32).person(number) for number in numbers[:200]}
-    assert hidden <= {IdKey(secret=b"k" * 32).person(number) for number in numbers}
+    hidden = {IdKey(secret=b"k" * 32).hash_person(number) for number in numbers[:200]}
+    assert hidden <= {IdKey(secret=b"k" * 32).hash_person(number) for number in numbers}
     spellings = [form for n in numbers for form in (n, f'"{n}"', f'["person", "{n}"]', f'["{n}"]', n.zfill(8))]
     plain = {
         hashlib.new(method, text.encode()).hexdigest()[start : start + 16]
@@ -97,5 +97,5 @@ def test_short_numbers_cannot_be_guessed_without_the_key():
         for text in spellings
         for start in (0, 16)
     }
-    guessed = {IdKey(secret=secret).person(n) for secret in (b"", b"0" * 32, b"hsadml", b"key") for n in numbers}
+    guessed = {IdKey(secret=secret).hash_person(n) for secret in (b"", b"0" * 32, b"hsadml", b"key") for n in numbers}
     assert not hidden & (plain | guessed)

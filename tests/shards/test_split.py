@@ -7,7 +7,16 @@ import pytest
 from hsadml_dist.data.index import load_index
 from hsadml_dist.errors import DataError, UsageError
 from hsadml_dist.shards.source import SourceRecord
-from hsadml_dist.shards.split import assign_folds, check_split, choose_unit, splits, splits_text, units
+from hsadml_dist.shards.split import (
+    assign_folds,
+    assign_shards,
+    check_split,
+    choose_split_unit,
+    nnunet_splits,
+    nnunet_splits_text,
+    shard_name,
+    split_groups,
+)
 
 
 def make_record(number: int, person: int, class_name: str = "a", fold: int | None = None) -> SourceRecord:
@@ -32,18 +41,18 @@ def cohort(seed: int, persons: int = 60) -> list[SourceRecord]:
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("split_by", ["person", "exam", "slice"])
-def test_no_unit_is_in_two_folds_and_all_folds_are_used(seed, split_by):
+def test_assign_folds_keeps_groups_together_and_uses_all_folds(seed, split_by):
     records = cohort(seed)
     folds = assign_folds(records, split_by, 5, seed)
     found = defaultdict(set)
-    for unit, fold in zip(units(records, split_by), folds, strict=True):
+    for unit, fold in zip(split_groups(records, split_by), folds, strict=True):
         found[unit].add(fold)
     assert {len(own) for own in found.values()} == {1}
     assert set(folds) == set(range(5))
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_folds_hold_each_class_in_equal_parts(seed):
+def test_assign_folds_balances_classes(seed):
     records = cohort(seed)
     folds = assign_folds(records, "person", 5, seed)
     for class_name in "abc":
@@ -52,7 +61,7 @@ def test_folds_hold_each_class_in_equal_parts(seed):
         assert spread <= 14  # the largest person
 
 
-def test_slice_folds_differ_by_one_sample_a_class():
+def test_assign_folds_by_slice_differ_by_one_sample_per_class():
     records = [make_record(number, number, "ab"[number % 2]) for number in range(53)]
     folds = assign_folds(records, "slice", 5, 0)
     for class_name in "ab":
@@ -60,40 +69,40 @@ def test_slice_folds_differ_by_one_sample_a_class():
         assert max(counts.values()) - min(counts.values()) <= 1
 
 
-def test_same_seed_same_folds_in_any_order_of_rows():
+def test_assign_folds_does_not_depend_on_row_order():
     records = cohort(1)
     mixed = records[::-1]
     assert assign_folds(records, "person", 5, 3) == assign_folds(mixed, "person", 5, 3)[::-1]
 
 
-def test_another_seed_gives_other_folds():
+def test_assign_folds_depends_on_seed():
     records = cohort(1)
     assert len({assign_folds(records, "person", 5, seed) for seed in range(5)}) == 5
 
 
-def test_folds_are_those_of_the_first_release():
+def test_assign_folds_matches_first_release():
     records = [make_record(number, number // 2, "ab"[number // 2 % 2]) for number in range(12)]
     assert assign_folds(records, "person", 3, 0) == (0, 0, 0, 0, 1, 1, 2, 2, 2, 2, 1, 1)
 
 
-def test_one_exam_number_of_two_persons_is_two_units():
+def test_split_groups_separates_equal_exams_of_two_patients():
     records = [make_record(0, 1), make_record(2, 2)]
-    assert len(set(units(records, "exam"))) == 2
+    assert len(set(split_groups(records, "exam"))) == 2
 
 
-def test_more_folds_than_persons():
-    with pytest.raises(DataError, match=r"--folds 5: .*persons \(2\).*2 \.\.\. 2"):
+def test_assign_folds_rejects_more_folds_than_groups():
+    with pytest.raises(DataError, match=r"--folds 5: .*2 patients.*2 \.\.\. 2"):
         assign_folds([make_record(n, n % 2) for n in range(9)], "person", 5, 0)
 
 
 @pytest.mark.parametrize("folds", [1, 0, -3])
-def test_too_few_folds(folds):
-    with pytest.raises(UsageError, match="at least 2"):
+def test_check_split_rejects_too_few_folds(folds):
+    with pytest.raises(UsageError, match=rf"--folds {folds}: .*allowed: 2"):
         check_split("person", folds)
 
 
-def test_unknown_unit_names_the_nearest():
-    with pytest.raises(UsageError, match=r"person, exam, slice.*mean 'person'"):
+def test_check_split_suggests_nearest_unit():
+    with pytest.raises(UsageError, match=r"--split-by 'persons': .*person, exam, slice.*'person'"):
         check_split("persons", 5)
 
 
@@ -106,41 +115,41 @@ def test_unknown_unit_names_the_nearest():
         ([{}, {}], "slice"),
     ],
 )
-def test_the_unit_is_the_largest_that_the_source_names(records, unit):
+def test_choose_split_unit_defaults_to_largest_named_unit(records, unit):
     made = [
         SourceRecord(record_id=str(n), where=f"row {n}", class_name="c", **names) for n, names in enumerate(records)
     ]
-    assert choose_unit(made, None) == unit
-    assert choose_unit(made, "slice") == "slice"
+    assert choose_split_unit(made, None) == unit
+    assert choose_split_unit(made, "slice") == "slice"
 
 
-def test_a_missing_person_names_the_row():
+def test_assign_folds_missing_patient_names_the_row():
     records = [make_record(1, 1), SourceRecord(record_id="row 2", where="row 2", class_name="a")]
-    with pytest.raises(DataError, match=r"row 2 names no person.*exam, slice"):
+    with pytest.raises(DataError, match=r"row 2 .*exam, slice"):
         assign_folds(records, "person", 2, 0)
     assert set(assign_folds(records, "slice", 2, 0)) == {0, 1}
 
 
-def test_prescribed_folds_are_obeyed():
+def test_assign_folds_uses_prescribed_folds():
     records = [make_record(number, number // 2, fold=4 - number // 2) for number in range(6)]
     assert assign_folds(records, "person", 5, 0) == (4, 4, 3, 3, 2, 2)
 
 
-def test_prescribed_folds_that_tear_a_person_apart_are_refused():
+def test_assign_folds_rejects_prescribed_folds_that_split_a_patient():
     records = [make_record(1, 7, fold=0), make_record(2, 8, fold=1), make_record(3, 7, fold=2)]
     with pytest.raises(DataError, match=r"row 1 in 0, row 3 in 2"):
         assign_folds(records, "person", 5, 0)
     assert assign_folds(records, "slice", 5, 0) == (0, 1, 2)
 
 
-def test_half_a_fold_column_is_refused():
-    with pytest.raises(DataError, match="row 2 has none"):
+def test_assign_folds_rejects_incomplete_fold_column():
+    with pytest.raises(DataError, match="row 2"):
         assign_folds([make_record(1, 1, fold=0), make_record(2, 2)], "person", 5, 0)
 
 
-def test_each_fold_is_held_out_once_and_trains_on_the_rest(small_shards):
+def test_nnunet_splits_hold_out_each_fold_once(small_shards):
     index = load_index(small_shards)
-    entries = splits(index)
+    entries = nnunet_splits(index)
     assert len(entries) == index.folds
     keys = {row.key for row in index.samples}
     for fold, entry in enumerate(entries):
@@ -150,7 +159,54 @@ def test_each_fold_is_held_out_once_and_trains_on_the_rest(small_shards):
         assert entry["val"] == sorted(entry["val"]) and entry["train"] == sorted(entry["train"])
 
 
-def test_the_file_holds_them(small_shards):
+def test_nnunet_splits_file_matches(small_shards):
     text = (small_shards / "splits.json").read_text()
-    assert text == splits_text(load_index(small_shards))
-    assert json.loads(text) == splits(load_index(small_shards))
+    assert text == nnunet_splits_text(load_index(small_shards))
+    assert json.loads(text) == nnunet_splits(load_index(small_shards))
+
+
+RECORDS = [
+    SourceRecord(record_id=f"row {n}", where=f"row {n}", class_name="a", person=f"person {n // 10}") for n in range(103)
+]
+FOLDS = [n % 3 for n in range(103)]
+
+
+@pytest.mark.parametrize("limit", [1, 7, 10, 34, 35, 1000])
+def test_assign_shards_uses_every_sample_once_within_limit(limit):
+    plan = assign_shards(RECORDS, FOLDS, limit, 0)
+    assert sorted(position for tar in plan for position in tar) == list(range(103))
+    assert 1 <= min(map(len, plan)) <= max(map(len, plan)) <= limit
+
+
+def test_assign_shards_keeps_one_fold_per_tar_ascending():
+    folds = [{FOLDS[position] for position in tar} for tar in assign_shards(RECORDS, FOLDS, 10, 0)]
+    assert all(len(own) == 1 for own in folds)
+    assert [min(own) for own in folds] == sorted(min(own) for own in folds)
+
+
+def test_assign_shards_balances_tar_lengths():
+    for fold in range(3):
+        lengths = [len(tar) for tar in assign_shards(RECORDS, FOLDS, 10, 0) if FOLDS[tar[0]] == fold]
+        assert max(lengths) - min(lengths) <= 1
+
+
+def test_assign_shards_mixes_patients():
+    first = assign_shards(RECORDS, [0] * 103, 20, 0)[0]
+    assert len({RECORDS[position].person for position in first}) >= 5
+
+
+def test_assign_shards_order_follows_seed_not_rows():
+    order = [RECORDS[position].record_id for tar in assign_shards(RECORDS, FOLDS, 10, 0) for position in tar]
+    turned = [
+        RECORDS[::-1][position].record_id
+        for tar in assign_shards(RECORDS[::-1], FOLDS[::-1], 10, 0)
+        for position in tar
+    ]
+    assert order == turned
+    other = [RECORDS[position].record_id for tar in assign_shards(RECORDS, FOLDS, 10, 1) for position in tar]
+    assert order != other
+
+
+def test_shard_names_sort_as_numbers():
+    assert shard_name(7) == "shard-00007.tar"
+    assert sorted(map(shard_name, (100, 20, 3))) == [shard_name(n) for n in (3, 20, 100)]

@@ -5,7 +5,7 @@ from hsadml_dist.shards.summary import summarise
 
 
 def make_row(number: int) -> SampleRow:
-    """Sixteen slices of 4 persons with 2 exams each; the publisher's folds tear persons, not exams."""
+    """Return one of 16 slices of 4 patients with 2 exams each; the author folds split patients, not exams."""
     return SampleRow(
         key=f"{number:016x}",
         shard=0,
@@ -38,7 +38,7 @@ def make_index(rows) -> ShardIndex:
     )
 
 
-def test_counts():
+def test_summarise_counts_by_class_fold_and_plane():
     found = summarise(make_index(ROWS))
     assert (found.total.samples, found.total.persons, found.total.exams, found.masks) == (16, 4, 8, 4)
     assert {name: (one.samples, one.persons, one.exams) for name, one in found.classes.items()} == {
@@ -51,7 +51,7 @@ def test_counts():
     assert (found.persons_in_two_classes, found.repeated_images, found.repeats_across_folds) == (0, 0, 0)
 
 
-def test_the_publishers_folds_are_judged():
+def test_summarise_counts_units_split_by_author_folds():
     found = summarise(make_index(ROWS)).author_folds
     assert found is not None
     assert (found.samples, found.torn_persons, found.torn_exams) == ({1: 8, 2: 8}, 4, 0)
@@ -60,13 +60,13 @@ def test_the_publishers_folds_are_judged():
     assert summarise(make_index(replace(row, author_fold=None) for row in ROWS)).author_folds is None
 
 
-def test_copies_and_mixed_persons_are_counted():
+def test_summarise_counts_copies_and_mixed_patients():
     copied = [replace(row, sha256="same") if row.key[-1] in "014" else row for row in ROWS]
     found = summarise(make_index(copied))
     assert (found.repeated_images, found.repeats_across_folds) == (2, 1)
     assert summarise(make_index([replace(ROWS[0], label=1), *ROWS[1:]])).persons_in_two_classes == 1
 
 
-def test_one_slice_without_person_makes_their_number_unknown():
+def test_summarise_patients_unknown_if_one_slice_has_none():
     found = summarise(make_index([replace(ROWS[0], person=None), *ROWS[1:]]))
     assert (found.total.persons, found.classes["a"].persons, found.classes["b"].persons) == (None, None, 2)

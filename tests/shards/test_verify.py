@@ -30,13 +30,13 @@ def flip(path, offset):
 
 
 def rewrite(folder, change_row):
-    """Write the index again after ``change_row(position, row)``, with a digest that fits."""
+    """Rewrite the index with ``change_row(position, row)`` applied, and with the matching digest."""
     index = load_index(folder)
     rows = tuple(change_row(position, row) for position, row in enumerate(index.samples))
     write_index(folder, replace(index, samples=rows, digest=table_digest(samples_table(rows))))
 
 
-def test_no_fault_and_every_tar_reported(shards):
+def test_verify_valid_folder_reports_progress_and_no_fault(shards):
     seen = []
     assert verify_shards(shards, lambda done, total: seen.append((done, total))) == ()
     total = len(load_index(shards).shards)
@@ -44,7 +44,7 @@ def test_no_fault_and_every_tar_reported(shards):
 
 
 @pytest.mark.parametrize("member", ["png", "json"])
-def test_one_flipped_bit_names_tar_and_sample(shards, member):
+def test_verify_flipped_bit_names_tar_and_sample(shards, member):
     index = load_index(shards)
     row = index.samples[-1]
     name = index.shards[row.shard].name
@@ -56,13 +56,13 @@ def test_one_flipped_bit_names_tar_and_sample(shards, member):
         assert any(row.key in fault for fault in faults)
 
 
-def test_a_flipped_bit_in_the_padding_is_seen(shards):
+def test_verify_detects_flipped_bit_in_padding(shards):
     flip(shards / "shard-00001.tar", -1)
     (fault,) = verify_shards(shards)
     assert "shard-00001.tar" in fault
 
 
-def test_all_faults_are_told_at_once(shards):
+def test_verify_reports_all_faults(shards):
     flip(shards / "shard-00000.tar", 600)
     (shards / "shard-00001.tar").unlink()
     path = shards / "shard-00002.tar"
@@ -73,42 +73,42 @@ def test_all_faults_are_told_at_once(shards):
         assert text in faults
 
 
-def test_a_garbled_header_of_a_member_is_a_fault_and_no_crash(shards):
+def test_verify_reports_garbled_member_header(shards):
     path = shards / "shard-00000.tar"
     path.write_bytes(b"\xff" * 700 + path.read_bytes()[700:])
     assert any("not a tar" in fault for fault in verify_shards(shards))
 
 
-def test_a_person_in_two_folds_is_a_fault(shards):
+def test_verify_reports_patient_in_two_folds(shards):
     index = load_index(shards)
     persons = [row.person for row in index.samples]
     place = next(place for place, person in enumerate(persons) if persons.count(person) > 1)
     rewrite(shards, lambda position, row: replace(row, fold=(row.fold + 1) % 3) if position == place else row)
     faults = verify_shards(shards)
     assert any(f"person {persons[place]} is in folds" in fault for fault in faults)
-    assert any("its json and its row differ in: fold" in fault for fault in faults)
+    assert any("differ in: fold" in fault for fault in faults)
 
 
-def test_a_row_that_points_elsewhere_is_a_fault(shards):
+def test_verify_reports_wrong_offset(shards):
     shift = lambda members: {name: (offset + 512, size) for name, (offset, size) in members.items()}  # noqa: E731
     rewrite(shards, lambda position, row: replace(row, members=shift(row.members)) if position == 0 else row)
-    assert any("elsewhere" in fault for fault in verify_shards(shards))
+    assert any("offset" in fault for fault in verify_shards(shards))
 
 
-def test_a_label_that_the_json_does_not_confirm_is_a_fault(shards):
+def test_verify_reports_label_that_differs_from_json(shards):
     rewrite(shards, lambda position, row: replace(row, label=(row.label + 1) % 3) if position == 0 else row)
     assert any("differ in: label, class_name" in fault for fault in verify_shards(shards))
 
 
-def test_a_key_that_comes_twice_and_a_sample_without_row_are_faults(shards):
+def test_verify_reports_duplicate_key_and_sample_without_row(shards):
     first = load_index(shards).samples[0]
     rewrite(shards, lambda position, row: first if position == 1 else row)
     faults = "\n".join(verify_shards(shards))
-    assert f"key {first.key} comes twice" in faults
+    assert f"duplicate key {first.key}" in faults
     assert "is not in samples.jsonl" in faults
 
 
-def test_a_wrong_size_in_the_header_is_a_fault(shards):
+def test_verify_reports_wrong_size_in_header(shards):
     path = shards / "index.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "size": 17, "folds": 4}))
     faults = "\n".join(verify_shards(shards))
@@ -117,14 +117,16 @@ def test_a_wrong_size_in_the_header_is_a_fault(shards):
 
 
 @pytest.mark.parametrize("name", ["card.html", "card.json", "splits.json"])
-def test_a_changed_or_missing_file_beside_the_tars_is_a_fault(shards, name):
+def test_verify_reports_changed_or_missing_card_and_splits(shards, name):
     (shards / name).write_text((shards / name).read_text().replace("0", "1", 1))
-    assert verify_shards(shards) == (f"{name}: its SHA-256 is not the one in index.json: damaged",)
+    (fault,) = verify_shards(shards)
+    assert fault.startswith(f"{name}: ") and "SHA-256" in fault
     (shards / name).unlink()
-    assert verify_shards(shards) == (f"{name}: cannot be read: No such file or directory",)
+    (fault,) = verify_shards(shards)
+    assert fault.startswith(f"{name}: ") and "No such file" in fault
 
 
-def test_a_damaged_index_is_one_fault(shards):
+def test_verify_reports_damaged_index_once(shards):
     (shards / "samples.jsonl").write_bytes((shards / "samples.jsonl").read_bytes()[:-9])
     (fault,) = verify_shards(shards)
     assert "samples.jsonl is damaged" in fault

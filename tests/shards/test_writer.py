@@ -1,46 +1,77 @@
+import pickle
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
 import pytest
 
-from hsadml_dist.shards.source import SourceRecord
-from hsadml_dist.shards.writer import plan_shards, shard_name
+from hsadml_dist.data.index import SkippedSample
+from hsadml_dist.data.sample import SampleMeta
+from hsadml_dist.shards.source import DamagedSampleError, SourceListing, SourcePixels, SourceRecord
+from hsadml_dist.shards.writer import EncodedSample, EncodeTask, encode_sample
 
-RECORDS = [
-    SourceRecord(record_id=f"row {n}", where=f"row {n}", class_name="a", person=f"person {n // 10}") for n in range(103)
-]
-FOLDS = [n % 3 for n in range(103)]
-
-
-@pytest.mark.parametrize("most", [1, 7, 10, 34, 35, 1000])
-def test_every_sample_once_and_no_tar_too_long(most):
-    plan = plan_shards(RECORDS, FOLDS, most, 0)
-    assert sorted(place for tar in plan for place in tar) == list(range(103))
-    assert 1 <= min(map(len, plan)) <= max(map(len, plan)) <= most
-
-
-def test_a_tar_holds_one_fold_and_folds_ascend():
-    folds = [{FOLDS[place] for place in tar} for tar in plan_shards(RECORDS, FOLDS, 10, 0)]
-    assert all(len(own) == 1 for own in folds)
-    assert [min(own) for own in folds] == sorted(min(own) for own in folds)
-
-
-def test_tars_of_a_fold_are_of_even_length():
-    for fold in range(3):
-        lengths = [len(tar) for tar in plan_shards(RECORDS, FOLDS, 10, 0) if FOLDS[tar[0]] == fold]
-        assert max(lengths) - min(lengths) <= 1
+META = SampleMeta(
+    key="0" * 16,
+    class_name="a",
+    label=0,
+    person=None,
+    exam=None,
+    fold=0,
+    author_fold=None,
+    plane=None,
+    spacing_mm=(0.5, 0.5),
+    shape=(32, 32),
+    volume=(32, 32),
+    origin=(0, 0),
+)
 
 
-def test_persons_are_mixed():
-    first = plan_shards(RECORDS, [0] * 103, 20, 0)[0]
-    assert len({RECORDS[place].person for place in first}) >= 5
+@dataclass(frozen=True)
+class OneImage:
+    name: ClassVar[str] = "one"
+    image: np.ndarray
+    mask: np.ndarray | None = None
+    damaged: bool = False
+
+    def list_records(self) -> SourceListing:
+        return SourceListing(records=())
+
+    def read(self, record: SourceRecord) -> SourcePixels:
+        if self.damaged:
+            raise DamagedSampleError(record.where, "cut short")
+        return SourcePixels(image=self.image, mask=self.mask)
+
+    def fingerprint(self) -> str:
+        return ""
 
 
-def test_the_order_follows_the_seed_and_not_the_rows():
-    order = [RECORDS[place].record_id for tar in plan_shards(RECORDS, FOLDS, 10, 0) for place in tar]
-    turned = [RECORDS[::-1][place].record_id for tar in plan_shards(RECORDS[::-1], FOLDS[::-1], 10, 0) for place in tar]
-    assert order == turned
-    other = [RECORDS[place].record_id for tar in plan_shards(RECORDS, FOLDS, 10, 1) for place in tar]
-    assert order != other
+def entry(*values, **names) -> EncodeTask:
+    return EncodeTask(
+        source=OneImage(*values, **names), record=SourceRecord(record_id="i", where="row 9", class_name="a"), meta=META
+    )
 
 
-def test_names_sort_as_numbers():
-    assert shard_name(7) == "shard-00007.tar"
-    assert sorted(map(shard_name, (100, 20, 3))) == [shard_name(n) for n in (3, 20, 100)]
+def test_encode_sample_returns_members_and_scaled_spacing():
+    made = encode_sample(entry(np.arange(64 * 64).reshape(64, 64)))
+    assert isinstance(made, EncodedSample)
+    assert set(made.members) == {"png", "json"}
+    assert made.meta.spacing_mm == (1.0, 1.0)
+    assert SampleMeta.from_json(made.members["json"]) == made.meta
+    assert set(encode_sample(entry(np.eye(9), np.eye(9))).members) == {"png", "json", "mask.png"}
+
+
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [
+        (entry(np.eye(4), damaged=True), "cut short"),
+        (entry(np.zeros((2, 3, 4))), "an image of shape (2, 3, 4): expected (height, width)"),
+        (entry(np.full((4, 4), np.nan)), "an image with values that are not finite"),
+    ],
+)
+def test_encode_sample_skips_unusable_sample_by_row(made, reason):
+    assert encode_sample(made) == SkippedSample(where="row 9", reason=reason)
+
+
+def test_damaged_sample_error_can_be_pickled():
+    error = pickle.loads(pickle.dumps(DamagedSampleError("row 2", "torn")))
+    assert (str(error), error.skip) == ("row 2: torn", SkippedSample(where="row 2", reason="torn"))

@@ -1,10 +1,11 @@
-"""Real trainings on a private cluster: how they are started, waited for and compared."""
+"""Real trainings on a private cluster: helpers to start, await and compare them."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,12 @@ import pytest
 from hsadml_dist.run.history import merged_events
 
 HSADML = (sys.executable, "-m", "hsadml_dist.launch.cli")
+HANG_SECONDS = 900
+"""Limit that only guards against a hang."""
 
 
 def settings(steps: int) -> tuple[str, ...]:
-    """Return settings without periodic checkpoints: all that survives a preemption was saved because of it."""
+    """Return settings without periodic checkpoints, so that a run can only resume from the save of a preemption."""
     return (
         "model.name=resnet_gn_tiny",
         "model.embedding_dim=16",
@@ -30,26 +33,26 @@ def settings(steps: int) -> tuple[str, ...]:
 
 
 def hsadml(*arguments: str | Path, env: dict[str, str] | None = None) -> str:
-    """Run the command and return what it prints; a failure or a hang ends the test."""
+    """Run ``hsadml`` and return its output; a failure or a hang fails the test."""
     command = [*HSADML, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=env, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, env=env, check=False)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
 def train_undisturbed(shards: Path, run: Path, steps: int, *more: str) -> Path:
-    """Train with 4 local processes; ``more`` are further settings."""
+    """Train with 4 local processes and return the run folder; ``more`` are further settings."""
     hsadml("train", "demo", f"data.shards={shards}", *settings(steps), *more, "--nproc", "4", "--run", run)
     return run
 
 
-def wait_until(true, seconds: float, what: str, run: Path) -> None:
-    """Return when ``true()``; a hang ends the test with what was waited for."""
+def wait_until(condition: Callable[[], bool], what: str, run: Path, seconds: float = HANG_SECONDS) -> None:
+    """Wait until ``condition()`` holds; a hang fails the test and names ``what``."""
     deadline = time.monotonic() + seconds
-    while not true():
+    while not condition():
         if time.monotonic() > deadline:
             log = "\n".join(path.read_text() for path in run.glob("slurm-*.out"))
-            pytest.fail(f"{what} did not come within {seconds:.0f} s; events {event_names(run)}\n{log}")
+            pytest.fail(f"{what} has not come within {seconds:.0f} s; events {event_names(run)}\n{log}")
         time.sleep(0.1)
 
 
@@ -59,5 +62,5 @@ def event_names(run: Path) -> list[str]:
 
 
 def digest(run: Path) -> str:
-    """Return the digest of a run's newest checkpoint."""
+    """Return the digest of the newest checkpoint of a run."""
     return hsadml("checkpoint", "digest", run).strip()

@@ -1,4 +1,4 @@
-"""Private Slurm clusters for tests. Without Slurm's daemons, tests marked ``slurm`` are skipped by name."""
+"""Private Slurm clusters for tests. Without Slurm's daemons, tests marked ``slurm`` are skipped with the reason."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ from hsadml_dist.slurm.submit import submit
 from tests.slurm.cluster_trainings import hsadml
 
 MakeCluster = Callable[..., Cluster]
-FAKE_RANK = Path(__file__).with_name("fake_rank.py")
+FAKE_RANK = Path(__file__).with_name("fake_slurm_rank.py")
 NEEDED = ("munged", "slurmctld", "slurmd", "srun")
+SLURM_VARIABLES = ("SLURM_", "SBATCH_", "SRUN_", "SQUEUE_", "SACCT_", "SINFO_", "SCONTROL_")
 
 
-def missing_daemons() -> list[str]:
+def missing_programs() -> list[str]:
     """Return which of Slurm's programs this machine lacks."""
     path = os.pathsep.join([os.environ.get("PATH", ""), *SYSTEM_PATHS])
     return [name for name in NEEDED if shutil.which(name, path=path) is None]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    missing = missing_daemons()
+    missing = missing_programs()
     reason = f"Slurm is not installed ({', '.join(missing)} missing): run slurm/devcluster/install.sh"
     for item in items:
         if missing and item.get_closest_marker("slurm"):
@@ -39,14 +40,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def skip_without_namespaces(mode: str) -> None:
-    """Skip the test where ``mode`` is ``netns`` and this is not root."""
+    """Skip the test if ``mode`` is ``netns`` and the user is not root."""
     if mode == "netns" and os.geteuid() != 0:
         pytest.skip("mode netns needs root")
 
 
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Hide the caller's cluster, caches and profiles, so that tests depend on none of them."""
+    for name in [name for name in os.environ if name.startswith(SLURM_VARIABLES)]:
+        monkeypatch.delenv(name)
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "config"))
+
+
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder with a short path: a cluster in pytest's own would need a link beside it."""
+    """A folder with a path so short that a cluster in it needs no link."""
     path = Path(tempfile.mkdtemp(prefix="hsadml-test-", dir="/tmp")).resolve()
     yield path
     shutil.rmtree(path)
@@ -54,18 +65,18 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture
 def make_cluster(folder: Path) -> Iterator[MakeCluster]:
-    """Start clusters that go down at the end of the test: ``make_cluster(mode=..., site=..., nodes=...)``."""
+    """Start clusters that are stopped at the end of the test: ``make_cluster(mode=..., site=..., nodes=...)``."""
     made: list[Cluster] = []
 
     def make(*, mode: str = "local", site: str = "friendly", nodes: int = 2) -> Cluster:
         skip_without_namespaces(mode)
-        made.append(up(folder / f"box{len(made)}", nodes=nodes, mode=mode, site=site))
+        made.append(up(folder / f"cluster{len(made)}", nodes=nodes, mode=mode, site=site))
         return made[-1]
 
     yield make
     for cluster in made:
         if (cluster.folder / RECORD).exists():
-            load(cluster.folder).down()  # with the daemons that the test has started
+            load(cluster.folder).down()  # including daemons that the test has started
 
 
 @pytest.fixture(params=["local", "netns"])
@@ -82,7 +93,7 @@ def local_cluster(make_cluster: MakeCluster) -> Cluster:
 
 @pytest.fixture
 def fake_python(folder: Path) -> Path:
-    """A program that stands in for the interpreter: whatever module it is told to run, it plays a rank."""
+    """A program in place of the interpreter that runs a fake rank, whatever its arguments are."""
     program = folder / "fake-python"
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{FAKE_RANK}" "$@"\n')
     program.chmod(0o755)
@@ -91,9 +102,9 @@ def fake_python(folder: Path) -> Path:
 
 @pytest.fixture
 def request_of(folder: Path, fake_python: Path) -> Callable[..., JobRequest]:
-    """Build a request whose ranks work for ``seconds`` and then leave with ``code``."""
+    """Build a request whose ranks run for ``seconds`` and exit with ``code``."""
 
-    def build(name: str = "run", *, seconds: float = 60, code: int = 0, **more: Any) -> JobRequest:
+    def build(name: str = "run", *, seconds: float = 300, code: int = 0, **more: Any) -> JobRequest:
         run_dir = folder / name
         run_dir.mkdir()
         (run_dir / "plan").write_text(f"{seconds} {code}")
@@ -113,7 +124,7 @@ def request_of(folder: Path, fake_python: Path) -> Callable[..., JobRequest]:
 
 @pytest.fixture
 def queue(monkeypatch: pytest.MonkeyPatch) -> Callable[[Cluster, JobRequest], str]:
-    """Submit to a cluster as a user does whose SLURM_CONF points there."""
+    """Submit like a user whose SLURM_CONF points at the cluster."""
 
     def put(cluster: Cluster, request: JobRequest) -> str:
         monkeypatch.setenv("SLURM_CONF", str(cluster.conf_file))

@@ -1,7 +1,7 @@
-"""A rank in miniature: writes what happens to it into the run folder, and leaves with 85 when it is told to stop.
+"""A fake rank: records its events in the run folder, and exits with 85 when it is signalled to stop.
 
-Called as the batch script calls the interpreter: ``fake_rank.py -u -m MODULE RUN_DIR``. The run folder's ``plan``
-holds two numbers: how many seconds the first attempt works, and the exit code at its end. Later attempts end at once.
+It is called like the interpreter in the batch script: ``fake_slurm_rank.py -u -m MODULE RUN_DIR``. The file ``plan`` in
+the run folder has two numbers: for how many seconds the first start runs, and its exit code. Later starts end at once.
 """
 
 from __future__ import annotations
@@ -13,43 +13,45 @@ import sys
 import time
 from pathlib import Path
 
+STOPPED = 85
+
 
 def main(arguments: list[str]) -> int:
     run_dir = Path(arguments[-1])
     rows = run_dir / f"rank-{os.environ['SLURM_PROCID']}.jsonl"
-    told: list[int] = []
-    # Of a restart or of a link of a chain: how often it was started before.
+    signals: list[int] = []
+    # Number of earlier starts, of this job or of earlier links of its chain.
     restart = rows.read_text().count('"started"') if rows.exists() else 0
 
-    def note(event: str, **more: object) -> None:
+    def record(event: str, **more: object) -> None:
         row = {"event": event, "restart": restart, "time": time.time(), "node": os.environ["SLURMD_NODENAME"], **more}
         with rows.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
     for number in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, lambda received, _frame: told.append(received))
-    note("started", arguments=arguments, env=os.environ.get("HSADML_TEST"), cwd=os.getcwd())
+        signal.signal(number, lambda received, _frame: signals.append(received))
+    record("started", arguments=arguments, env=os.environ.get("HSADML_TEST"), cwd=os.getcwd())
     seconds, code = (run_dir / "plan").read_text().split()
     end = time.monotonic() + (float(seconds) if restart == 0 else 0.0)
     while time.monotonic() < end:
-        if told:
-            # Ranks do not leave in the same instant.
+        if signals:
+            # Real ranks do not exit at the same instant.
             time.sleep(0.1 * int(os.environ["SLURM_PROCID"]))
-            note("stopped", signal=told[0])
-            return 85
+            record("stopped", signal=signals[0])
+            return STOPPED
         time.sleep(0.02)
-    note("finished")
+    record("finished")
     return int(code) if restart == 0 else 0
 
 
 def work(run: str) -> None:
-    """Play a rank for a starter that calls a function."""
+    """Run a fake rank in a launcher that calls a function."""
     code = main([run])
     if code:
         os._exit(code)
 
 
 if __name__ == "__main__":
-    # Not sys.exit, as in a real rank: the interpreter's end gives signals their default meaning back, and srun sends
-    # TERM to all as soon as the first rank has left.
+    # Like a real rank, not sys.exit: at its end the interpreter restores the default signal handlers, and srun sends
+    # TERM to all ranks as soon as the first one has exited.
     os._exit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""The definition of the Apptainer image, without Apptainer: its sections, its files, and that they make the package."""
+"""The definition of the Apptainer image: its sections, and that its files build the package. Needs no Apptainer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def files() -> dict[str, str]:
     return dict(line.split() for line in sections()["files"])
 
 
-def test_the_base_has_the_python_that_setup_asks_for() -> None:
+def test_base_image_has_the_required_python() -> None:
     assert header()["Bootstrap"] == "docker"
     version = re.fullmatch(r"python:3\.(\d+)-slim-\w+", header()["From"])
     needed = re.search(r"python_requires = >=3\.(\d+)", (ROOT / "setup.cfg").read_text())
@@ -40,13 +40,13 @@ def test_the_base_has_the_python_that_setup_asks_for() -> None:
     assert int(version[1]) >= int(needed[1])
 
 
-def test_each_section_is_there_and_its_shell_is_right() -> None:
+def test_sections_are_complete_and_valid_shell() -> None:
     assert set(sections()) == SECTIONS
     for name in ("post", "environment", "runscript", "test"):
         subprocess.run(["sh", "-n", "-c", "\n".join(sections()[name])], check=True)
 
 
-def test_the_package_is_installed_with_its_pins_from_the_files_that_are_copied() -> None:
+def test_package_is_installed_with_constraints_from_copied_files() -> None:
     (install,) = [shlex.split(line) for line in sections()["post"] if " pip install " in line]
     assert install[install.index("-c") + 1] == files()["constraints.txt"]
     assert install[-1] == str(Path(files()["setup.cfg"]).parent) + "[train]"
@@ -55,7 +55,7 @@ def test_the_package_is_installed_with_its_pins_from_the_files_that_are_copied()
 
 @pytest.fixture(scope="module")
 def inside(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The root folder of the image to be, with what %files copies: links are followed, as Apptainer does."""
+    """A root folder with the files of %files; links are followed, as Apptainer does."""
     root = tmp_path_factory.mktemp("image")
     for source, target in files().items():
         place = root / target.lstrip("/")
@@ -64,7 +64,7 @@ def inside(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_the_copied_files_make_the_whole_package(inside: Path, tmp_path: Path) -> None:
+def test_copied_files_build_the_complete_package(inside: Path, tmp_path: Path) -> None:
     folder = inside / Path(files()["setup.cfg"]).parent.relative_to("/")
     words = ["wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index", "-w", tmp_path, folder]
     subprocess.run([sys.executable, "-m", "pip", "--disable-pip-version-check", *words], check=True)

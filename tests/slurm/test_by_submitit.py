@@ -1,4 +1,4 @@
-"""Jobs that submitit starts, on real clusters, with fake ranks; a real training is in the long tests."""
+"""Jobs that submitit starts, on real clusters with fake ranks; ``test_preempted_training`` has a real training."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from hsadml_dist.errors import ConfigError
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.slurm import client
 from hsadml_dist.slurm.by_submitit import submit_by_submitit
-from hsadml_dist.slurm.devcluster import daemons
 from hsadml_dist.slurm.devcluster.cluster import Cluster
 from hsadml_dist.slurm.job_records import SUBMITIT_FOLDER, job_output_paths, read_job_records
 from hsadml_dist.slurm.sbatch import JobRequest
-from tests.slurm.cluster_jobs import count_events, preempt, show_job, wait_for, wait_state
+from tests.slurm.cluster_jobs import count_events, preempt, show_job, wait_empty, wait_for, wait_state
 from tests.slurm.fake_slurm_rank import work
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +28,7 @@ pytestmark = pytest.mark.slurm
 
 @pytest.fixture
 def queue(monkeypatch: pytest.MonkeyPatch) -> Callable[[Cluster, JobRequest], str]:
-    """Submit with the interpreter and the tests at hand."""
+    """Submit with this interpreter, from the folder of the tests."""
 
     def put(cluster: Cluster, request: JobRequest) -> str:
         monkeypatch.setenv("SLURM_CONF", str(cluster.conf_file))
@@ -38,15 +37,15 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> Callable[[Cluster, JobRequest], st
     return put
 
 
-def said(request: JobRequest) -> str:
-    """Return the jobs' output."""
+def submitit_output(request: JobRequest) -> str:
+    """Return the output of the jobs."""
     return "\n".join(path.read_text() for path in sorted((request.run_dir / SUBMITIT_FOLDER).glob("*.out")))
 
 
-def test_a_preempted_job_comes_back_and_ends(
+def test_preempted_job_resumes_and_finishes(
     make_cluster: Callable[..., Cluster], request_of: RequestOf, queue: Callable[..., str]
 ) -> None:
-    """On a default site, where no user signal is sent: submitit alone would start from the beginning."""
+    """On a default site, which sends no user signal: submitit alone would start from the beginning."""
     cluster = make_cluster(site="default")
     request = request_of(time_limit="10")
     job = queue(cluster, request)
@@ -67,15 +66,15 @@ def test_a_preempted_job_comes_back_and_ends(
     ]
 
 
-def test_a_notice_alone_brings_it_back_too_and_a_cancelled_one_stays_away(
+def test_signalled_job_is_requeued_and_cancelled_job_is_not(
     local_cluster: Cluster, request_of: RequestOf, queue: Callable[..., str]
 ) -> None:
-    told, cancelled = request_of("told"), request_of("cancelled")
-    job = queue(local_cluster, told)
-    wait_for(told, "started", 0)
+    signalled, cancelled = request_of("signalled"), request_of("cancelled")
+    job = queue(local_cluster, signalled)
+    wait_for(signalled, "started", 0)
     local_cluster.run(["scancel", "--signal=USR2", job])
-    wait_for(told, "finished", 1)
-    assert count_events(told, "stopped", 0) == 4
+    wait_for(signalled, "finished", 1)
+    assert count_events(signalled, "stopped", 0) == 4
     other = queue(local_cluster, cancelled)
     wait_for(cancelled, "started", 0)
     client.cancel(other, local_cluster.env())
@@ -83,7 +82,7 @@ def test_a_notice_alone_brings_it_back_too_and_a_cancelled_one_stays_away(
     assert found["Restarts"] == "0"
 
 
-def test_of_an_array_only_what_was_stopped_comes_back(
+def test_only_the_stopped_element_of_an_array_is_requeued(
     local_cluster: Cluster, request_of: RequestOf, queue: Callable[..., str], folder: Path
 ) -> None:
     parts = [request_of(f"part-{index}", seconds=seconds) for index, seconds in enumerate((0.2, 60))]
@@ -94,21 +93,17 @@ def test_of_an_array_only_what_was_stopped_comes_back(
     wait_for(parts[1], "started", 0)
     local_cluster.run(["scancel", "--signal=USR2", f"{job}_1"])
     wait_for(parts[1], "finished", 1)
-    gone = ["squeue", "--noheader"]
-    assert daemons.wait_until(lambda: not local_cluster.run(gone).stdout.strip(), seconds=30, pause=0.1)
+    wait_empty(local_cluster)
     assert [count_events(part, "started", 1) for part in parts] == [0, 4]
     assert [[row.job for row in read_job_records(RunFolder(one))] for one in elements] == [[f"{job}_0"], [f"{job}_1"]]
 
 
-def test_what_submitit_cannot_do_is_refused_before_anything_is_written(request_of: RequestOf) -> None:
+def test_unsupported_request_is_refused_before_anything_is_written(request_of: RequestOf) -> None:
     request = dataclasses.replace(request_of(requeue="chain"), launcher=("apptainer", "exec"))
     with pytest.raises(ConfigError) as caught:
         submit_by_submitit(request, work)
-    told = [str(fault) for fault in caught.value.faults]
-    assert told == [
-        "job: requeue: is 'chain'; with --backend submitit allowed: self, none",
-        "job: container: cannot be had with --backend submitit; allowed: none",
-    ]
+    assert [(fault.where, fault.key) for fault in caught.value.faults] == [("job", "requeue"), ("job", "container")]
+    assert "self, none" in caught.value.faults[0].problem
     assert not (request.run_dir / SUBMITIT_FOLDER).exists()
 
 
@@ -120,4 +115,4 @@ def test_options_reach_slurm(local_cluster: Cluster, request_of: RequestOf, queu
     found = show_job(local_cluster, job)
     assert (found["Partition"], found["Requeue"], found["MinMemoryNode"]) == ("high", "0", "100M")
     started = [json.loads(line) for path in request.run_dir.glob("rank-*") for line in path.read_text().splitlines()]
-    assert {row["node"] for row in started} == {"n1", "n2"}, said(request)
+    assert {row["node"] for row in started} == {"n1", "n2"}, submitit_output(request)

@@ -1,4 +1,4 @@
-"""What a profile adds to a batch script: run by bash, and on a private cluster."""
+"""The parts of a batch script that come from a profile, run by bash and on a private cluster."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hsadml_dist.slurm.environment import RankWrapper, bash_word, rank_interpret
 from hsadml_dist.slurm.profiles import Container, Profile
 
 SRUN = 'srun() { echo "srun $*" >&2; "${@: -6}"; }; SLURM_JOB_NUM_NODES=2\n'
-"""A stand-in that runs the last six words: mkdir and its arguments."""
+"""A fake srun that runs its last six words: mkdir and its arguments."""
 MODULE = 'module() { echo "module $*"; [ "${2-}" != bad ]; }\n'
 
 
@@ -28,13 +28,13 @@ def bash(profile: Profile, before: str = "", after: str = "") -> subprocess.Comp
     return subprocess.run(words, env=env, capture_output=True, text=True, timeout=20, check=False)
 
 
-def test_an_empty_profile_adds_nothing() -> None:
+def test_empty_profile_adds_nothing() -> None:
     assert render_prologue(Profile()) == []
     assert wrap_ranks(Profile(), ["/run"]) == RankWrapper()
 
 
 @pytest.mark.parametrize(
-    ("text", "means"),
+    ("text", "expected"),
     [
         ("plain", "plain"),
         ('it\'s $(touch x) `y` "z" \\ !', 'it\'s $(touch x) `y` "z" \\ !'),
@@ -43,15 +43,15 @@ def test_an_empty_profile_adds_nothing() -> None:
         ("", ""),
     ],
 )
-def test_a_word_of_bash_holds_variables_and_nothing_else_of_the_shell(text: str, means: str) -> None:
+def test_bash_word_expands_variables_only(text: str, expected: str) -> None:
     command = f"A=one B=two; printf %s {bash_word(text)}"
-    assert subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True).stdout == means
+    assert subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True).stdout == expected
 
 
-def test_a_variable_that_is_not_set_ends_the_script_in_one_line() -> None:
+def test_unset_variable_ends_the_script_and_is_named() -> None:
     done = bash(Profile(env={"A": "$NOT_THERE/x"}), after="echo on")
     assert (done.returncode, done.stdout) == (127, "")
-    assert done.stderr.strip().endswith("NOT_THERE: is not set here")
+    assert done.stderr.count("\n") == 1 and "NOT_THERE" in done.stderr
 
 
 def test_modules_are_loaded_after_a_purge() -> None:
@@ -60,44 +60,45 @@ def test_modules_are_loaded_after_a_purge() -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "modules", "said"),
+    ("before", "modules", "fact"),
     [
-        ("", ("x",), "the profile asks for modules, and this node has no module command"),
-        (MODULE, ("bad",), "module load bad failed; `module avail` shows what there is"),
-        (MODULE, ("good",), "srun is not on PATH after module purge; add the module of Slurm itself"),
+        ("", ("x",), "no module command"),
+        (MODULE, ("bad",), "module load bad"),
+        (MODULE, ("good",), "srun"),
     ],
 )
-def test_modules_that_fail_end_the_script_with_one_line(before: str, modules: tuple[str, ...], said: str) -> None:
+def test_failed_module_ends_the_script_with_one_line(before: str, modules: tuple[str, ...], fact: str) -> None:
     done = bash(Profile(modules=modules), f"type() {{ [ $1 != srun ] && command type $1; }}\n{before}", "echo on")
     assert done.returncode == 1
-    assert f"hsadml: {said}" in done.stderr
+    assert done.stderr.startswith("hsadml: modules: ") and fact in done.stderr
     assert done.stderr.count("\n") == 1
     assert "on\n" not in done.stdout
 
 
-def test_the_module_command_is_looked_for_where_its_folder_is_known(tmp_path: Path) -> None:
+def test_module_command_is_found_through_moduleshome(tmp_path: Path) -> None:
     (tmp_path / "init").mkdir()
     (tmp_path / "init/bash").write_text(MODULE)
     done = bash(Profile(modules=("good",)), f"export MODULESHOME={tmp_path}; srun() {{ :; }}\n", "echo on")
     assert done.stdout.endswith("module load good\non\n")
 
 
-def test_setup_lines_act_on_the_script_and_a_failing_one_ends_it() -> None:
+def test_setup_lines_change_the_script_and_a_failed_one_ends_it() -> None:
     lines = ("A='it is'", 'B="$A so" # a comment', "if true; then C=3; fi")
     assert bash(Profile(setup=lines), after='echo "$B $C"').stdout == "it is so 3\n"
     done = bash(Profile(setup=("true", "no-such-program 'x'", "echo on")))
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.splitlines()[-1] == "hsadml: the setup line of the profile failed: no-such-program 'x'"
+    assert done.stderr.splitlines()[-1].startswith("hsadml: setup: ")
+    assert done.stderr.splitlines()[-1].endswith("no-such-program 'x'")
     done = bash(Profile(setup=("echo 'open",)), after="echo on")
     assert (done.returncode, done.stdout) == (1, "")
 
 
-def test_the_environment_comes_after_the_setup_and_is_exported() -> None:
+def test_env_is_exported_after_the_setup() -> None:
     profile = Profile(setup=("ROOT=/r; N=no",), env={"N": "a b", "DATA": "$ROOT/x"})
     assert bash(profile, after="env | grep -E '^(N|DATA)=' | sort").stdout == "DATA=/r/x\nN=a b\n"
 
 
-def test_scratch_is_made_on_every_node_before_it_is_the_ranks_tmpdir(tmp_path: Path) -> None:
+def test_scratch_is_created_on_every_node_and_becomes_tmpdir(tmp_path: Path) -> None:
     profile = Profile(scratch=f"{tmp_path}/$USER/7")
     done = bash(profile, SRUN, 'echo "$TMPDIR"')
     assert done.stdout == f"{tmp_path}/me/7\n"
@@ -106,7 +107,7 @@ def test_scratch_is_made_on_every_node_before_it_is_the_ranks_tmpdir(tmp_path: P
     (tmp_path / "file").touch()
     done = bash(Profile(scratch=f"{tmp_path}/file/x"), SRUN, "echo on")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.splitlines()[-1] == "hsadml: the profile's scratch folder cannot be made on every node"
+    assert done.stderr.splitlines()[-1].startswith("hsadml: scratch: ")
 
 
 def container(kind: Any, **more: Any) -> Profile:
@@ -114,22 +115,22 @@ def container(kind: Any, **more: Any) -> Profile:
     return Profile(container=held, **more)
 
 
-def as_bash_reads(words: tuple[str, ...]) -> list[str]:
+def expanded_by_bash(words: tuple[str, ...]) -> list[str]:
     command = f"WORK=/proj TMPDIR=/tmp/7; printf '%s\\n' {' '.join(words)}"
     return subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True).stdout.splitlines()
 
 
-def test_apptainer_wraps_the_command_alone() -> None:
+def test_apptainer_container_is_a_launcher() -> None:
     around = wrap_ranks(container("apptainer", gres="gpu:4", scratch="/tmp/$SLURM_JOB_ID"), ["/a b/$x", "/s", "/s"])
     assert around.srun_options == ()
-    assert as_bash_reads(around.launcher) == [
+    assert expanded_by_bash(around.launcher) == [
         *("apptainer", "exec", "--nv", "--bind", "/a b/$x:/a b/$x", "--bind", "/s:/s"),
         *("--bind", "/tmp/7:/tmp/7", "--bind", "/data:/data:ro", "--bind", "/proj:/w", "--one=a b", "/proj/i.sif"),
     ]
 
 
 @pytest.mark.parametrize(
-    ("gres", "options", "passed_on"),
+    ("gres", "options", "with_nv"),
     [
         (None, (), False),
         ("gpu", (), True),
@@ -138,27 +139,25 @@ def test_apptainer_wraps_the_command_alone() -> None:
         ("gpu:1", ("--rocm",), False),
     ],
 )
-def test_gpus_are_passed_on_where_the_job_asks_for_them(
-    gres: str | None, options: tuple[str, ...], passed_on: bool
-) -> None:
+def test_apptainer_passes_gpus_that_the_job_requests(gres: str | None, options: tuple[str, ...], with_nv: bool) -> None:
     profile = Profile(gres=gres, container=Container(kind="apptainer", image="i", options=options))
-    assert ("--nv" in wrap_ranks(profile).launcher) == passed_on
+    assert ("--nv" in wrap_ranks(profile).launcher) == with_nv
 
 
-def test_pyxis_is_options_of_srun_alone() -> None:
+def test_pyxis_container_is_options_of_srun() -> None:
     around = wrap_ranks(container("pyxis", gres="gpu:4", scratch="/tmp/$SLURM_JOB_ID"), ["/a b/$x"])
     assert around.launcher == ()
     mounts = "/a b/$x:/a b/$x,/tmp/7:/tmp/7,/data:/data:ro,/proj:/w"
     expected = ["--container-image=/proj/i.sif", f"--container-mounts={mounts}", "--one=a b"]
-    assert as_bash_reads(around.srun_options) == expected
+    assert expanded_by_bash(around.srun_options) == expected
 
 
-def test_a_run_folder_that_no_mount_can_name_is_refused() -> None:
-    with pytest.raises(ConfigError, match="cannot show '/a:b' inside"):
+def test_folder_that_cannot_be_mounted_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'/a:b'"):
         wrap_ranks(container("pyxis"), ["/a:b"])
 
 
-def test_the_interpreter_is_the_profiles_or_the_images_or_ones_own() -> None:
+def test_rank_interpreter_prefers_profile_then_image_then_own() -> None:
     assert rank_interpreter(Profile(), "/own/python") == "/own/python"
     assert rank_interpreter(Profile(python="/p"), "/own/python") == "/p"
     assert rank_interpreter(container("pyxis"), "/own/python") == "python3"
@@ -172,16 +171,14 @@ row = {"umask": mask, "tmpdir": os.environ["TMPDIR"], "there": os.path.isdir(os.
        "net": os.environ["NET"], "arguments": sys.argv[1:]}
 print(json.dumps(row), flush=True)
 """
-APPTAINER = '#!/bin/sh\necho "$@"\nwhile [ "$1" != here.sif ]; do shift; done\nshift\nexec "$@"\n'
-"""A stand-in: it shows what it was asked for, and runs what comes after the image."""
+APPTAINER = '#!/bin/sh\necho "$@"\nwhile [ "$1" != here.sif ]; do shift; done\nshift; "$@"\n'
+"""A fake apptainer: prints its arguments and runs the words after the image."""
 
 
 @pytest.mark.slurm
-def test_ranks_of_a_real_job_have_what_the_profile_says(local_cluster: Cluster, folder: Path) -> None:
+def test_ranks_of_a_real_job_get_the_settings_of_the_profile(local_cluster: Cluster, folder: Path) -> None:
     (folder / "bin").mkdir()
-    (folder / "bin/apptainer").write_text(
-        '#!/bin/sh\necho "$@"\nwhile [ "$1" != here.sif ]; do shift; done\nshift; "$@"\n'
-    )
+    (folder / "bin/apptainer").write_text(APPTAINER)
     (folder / "bin/apptainer").chmod(0o755)
     (folder / "rank.py").write_text(RANK)
     profile = Profile(
@@ -201,11 +198,12 @@ def test_ranks_of_a_real_job_have_what_the_profile_says(local_cluster: Cluster, 
     command = f"srun {' '.join(around.srun_options)} {' '.join(around.launcher)} python3 {folder}/rank.py 'a b'"
     script.write_text("\n".join([*head, *render_prologue(profile), command]) + "\n")
     job = client.sbatch(script, local_cluster.env())
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while client.job_state(job, local_cluster.env()) in ("PENDING", "RUNNING", "COMPLETING"):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    lines = (folder / "out").read_text().splitlines()
+    # On a busy machine srun reports that it waits for its nodes.
+    lines = [line for line in (folder / "out").read_text().splitlines() if not line.startswith("srun: ")]
     rows = [json.loads(line) for line in lines if line.startswith("{")]
     assert len(rows) == 4, lines
     assert {row["umask"] for row in rows} == {0o027}

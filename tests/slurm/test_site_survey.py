@@ -1,4 +1,4 @@
-"""What Slurm's answers say about a cluster."""
+"""The survey of a cluster: node types, accounts and plug-ins from the output of Slurm's commands."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SINFO = "cpu|9|64|(null)\ngpu|3|128|gpu:a100:4(S:0-1),nvme:1\ngpu|1|96|gpu:h100:
 
 
 def tools(folder: Path, **answers: str | None) -> dict[str, str]:
-    """Return an environment in which each program prints a file, or fails where that is None."""
+    """Return an environment whose programs print these answers, or fail for None."""
     (folder / "bin").mkdir()
     for name, answer in answers.items():
         (folder / f"{name}.txt").write_text(answer or "")
@@ -51,7 +51,7 @@ def tools(folder: Path, **answers: str | None) -> dict[str, str]:
     return {"PATH": f"{folder}/bin:/usr/bin:/bin", "HOME": str(folder)}
 
 
-def test_nodes_are_told_apart_by_cpus_and_gpus() -> None:
+def test_parse_node_types_groups_nodes_by_cpus_and_gpus() -> None:
     assert parse_node_types(SINFO)["gpu"] == (
         NodeType(count=3, cpus=128, gpus=4, gpu_type="a100"),
         NodeType(count=1, cpus=96, gpus=8, gpu_type="h100"),
@@ -65,7 +65,7 @@ def test_nodes_are_told_apart_by_cpus_and_gpus() -> None:
     assert parse_node_types("welcome to west\n\n") == {}
 
 
-def test_accounts_are_read_from_every_association() -> None:
+def test_parse_accounts_merges_all_associations() -> None:
     answer = "mri|normal,long||\nmri|normal|40|14\nbio|normal||12\n"
     assert parse_accounts(answer, "mri\n") == Accounts(
         names=("mri", "bio"), default="mri", qos=("normal", "long"), max_submit=14
@@ -75,15 +75,15 @@ def test_accounts_are_read_from_every_association() -> None:
     assert parse_accounts("", "\n") == Accounts()
 
 
-def test_submit_plugins_are_read() -> None:
+def test_parse_submit_plugins() -> None:
     assert parse_submit_plugins(CONFIG) == "lua,require_timelimit"
     assert parse_submit_plugins("JobSubmitPlugins        = (null)\n") == ""
     assert parse_submit_plugins("") == ""
 
 
-def test_a_survey_joins_the_answers(tmp_path: Path) -> None:
+def test_survey_site_joins_the_output_of_all_commands(tmp_path: Path) -> None:
     survey = survey_site(tools(tmp_path, sinfo=SINFO, sacctmgr="mri|normal||\n"))
-    assert [place.name for place in survey.partitions] == ["cpu", "gpu"]
+    assert [partition.name for partition in survey.partitions] == ["cpu", "gpu"]
     assert survey.default_times == {"cpu": "00:10:00"}
     assert survey.alloc_nodes == {"gpu": "login[1-2]"}
     assert survey.site.cluster == "west"
@@ -91,24 +91,24 @@ def test_a_survey_joins_the_answers(tmp_path: Path) -> None:
     assert survey.accounts.names == ("mri",)
 
 
-def test_accounting_that_does_not_answer_is_said_in_one_line(tmp_path: Path) -> None:
+def test_survey_site_without_accounting_gives_the_reason(tmp_path: Path) -> None:
     survey = survey_site(tools(tmp_path, sinfo=SINFO, sacctmgr=None))
     assert survey.accounts is None
-    assert "the accounting database does not answer" in survey.no_accounts
+    assert "accounting database" in survey.no_accounts
     assert "\n" not in survey.no_accounts
 
 
-def test_a_cluster_that_does_not_answer_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ClusterError, match="sinfo failed"):
+def test_survey_site_without_sinfo_raises(tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match="sinfo"):
         survey_site(tools(tmp_path, sinfo=None))
 
 
 @pytest.mark.slurm
-def test_a_real_cluster_answers(make_cluster: Callable[..., Cluster]) -> None:
+def test_survey_site_of_a_real_cluster(make_cluster: Callable[..., Cluster]) -> None:
     cluster = make_cluster(site="strict")
     survey = survey_site(cluster.env())
-    assert [place.name for place in survey.partitions] == ["low", "high"]
+    assert [partition.name for partition in survey.partitions] == ["low", "high"]
     assert survey.nodes["low"] == (NodeType(count=2, cpus=8, gpus=4),)
     assert (survey.default_times, survey.alloc_nodes) == ({}, {})
     assert survey.submit_plugins == "lua"
-    assert survey.no_accounts == "this cluster keeps no accounting database"
+    assert survey.accounts is None and survey.no_accounts

@@ -1,49 +1,137 @@
-"""Submission, and what the batch script does on a real cluster: stop, come back, or stay away."""
+"""Submission: refused requests, explanations of refusals, requeue modes, and submission to a real cluster."""
 
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from hsadml_dist.errors import ClusterError, ConfigError
+from hsadml_dist.errors import ClusterError, ConfigError, RunLockedError
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.slurm import client
 from hsadml_dist.slurm.devcluster.cluster import Cluster
-from hsadml_dist.slurm.job_records import read_job_records
+from hsadml_dist.slurm.job_records import REQUEUE_MODES, read_job_records
 from hsadml_dist.slurm.sbatch import SCRIPT_NAME, JobRequest, render
 from hsadml_dist.slurm.site import Partition, SlurmSite
-from hsadml_dist.slurm.submit import check_request, explain_refusal, submit
-from tests.slurm.cluster_jobs import RANKS, count_events, job_output, preempt, rank_rows, show_job, wait_for, wait_state
+from hsadml_dist.slurm.submit import check_request, explain_refusal, requeue_problem, requeue_warning, submit
+from tests.slurm.cluster_jobs import RANKS, job_output, rank_rows, wait_empty, wait_for, wait_state
+
+RequestOf = Callable[..., JobRequest]
+Queue = Callable[[Cluster, JobRequest], str]
+
+SITE = SlurmSite(
+    partitions={"gpu": Partition(name="gpu", nodes=4, is_default=True), "long": Partition(name="long", nodes=2)}
+)
+REFUSAL = ClusterError("sbatch failed: words of Slurm")
+REQUEST = JobRequest(
+    run_dir=Path("/run"),
+    nodes=2,
+    tasks_per_node=1,
+    cpus_per_task=1,
+    python="python",
+    working_dir=Path("/"),
+    job_name="x",
+)
+ALL_CODES = frozenset(range(256))
 
 
-def test_a_wrong_request_is_refused_before_anything_is_written(request_of: Callable[..., JobRequest]) -> None:
+def site(*codes: int, hold: int | None = None) -> SlurmSite:
+    """Return a site that requeues jobs by these exit codes."""
+    return SlurmSite(requeue_exit=frozenset(codes), requeue_exit_hold=frozenset() if hold is None else {hold})
+
+
+def preempting(mode: str, grace_seconds: int) -> SlurmSite:
+    """Return a site whose default partition preempts jobs, and another one that does not."""
+    low = Partition(name="low", is_default=True, preempt_mode=mode, grace_seconds=grace_seconds)
+    return SlurmSite(partitions={"low": low, "high": Partition(name="high")})
+
+
+def explained(refusal: ClusterError = REFUSAL, known: SlurmSite | None = SITE, **changes: object) -> str:
+    """Return the explanation of a refused request."""
+    return str(explain_refusal(dataclasses.replace(REQUEST, **changes), known, refusal))
+
+
+def test_submit_with_an_invalid_request_writes_nothing(request_of: RequestOf) -> None:
     request = request_of(time_limit="soon")
     with pytest.raises(ConfigError, match="time_limit"):
         submit(request)
     assert not (request.run_dir / SCRIPT_NAME).exists()
 
 
-def test_a_missing_run_folder_is_told(request_of: Callable[..., JobRequest]) -> None:
+def test_submit_with_a_missing_run_folder_names_it(request_of: RequestOf) -> None:
     request = dataclasses.replace(request_of(), run_dir=Path("/no/such/run"))
-    with pytest.raises(ClusterError, match="there is no such folder"):
+    with pytest.raises(ClusterError, match="run_dir is /no/such/run"):
         submit(request)
 
 
-@pytest.fixture
-def strange(folder: Path) -> Iterator[str]:
-    """A name that shells, sbatch and file patterns each read in ways of their own."""
-    yield "it's 100%j $HOME #1 ä"
+@pytest.mark.parametrize(
+    ("known", "problems"),
+    [
+        (site(), {}),
+        (site(1, 70), {}),
+        (site(1, 70, 85), {"none": "(RequeueExit=1,70,85)"}),
+        (site(hold=85), {"none": "(RequeueExitHold=85)"}),
+        (site(*ALL_CODES), dict.fromkeys(REQUEUE_MODES, "(RequeueExit=0,1,2,")),
+        (preempting("REQUEUE", 0), {}),
+        (preempting("CANCEL", 5), {}),
+        (preempting("CANCEL", 0), {"self": "partition low"}),
+    ],
+)
+def test_requeue_problem_names_mode_and_option_in_one_line(known: SlurmSite, problems: dict[str, str]) -> None:
+    for mode in REQUEUE_MODES:
+        problem = requeue_problem(known, mode)
+        assert (problem is not None) == (mode in problems), problem
+        if problem is not None:
+            assert problem.mode == mode and problems[mode] in problem.reason and problem.remedy
+            assert str(problem).startswith(f"--requeue {mode}: ") and "\n" not in str(problem)
+
+
+def test_requeue_problem_depends_on_the_partition() -> None:
+    known = preempting("CANCEL", 0)
+    assert requeue_problem(known, "self", "low") is not None
+    assert requeue_problem(known, "self", "high") is None
+    assert requeue_problem(known, "self", "nowhere") is None
+
+
+def test_requeue_warning_names_the_failure_codes_that_are_requeued() -> None:
+    assert requeue_warning(site(85)) is None
+    warning = requeue_warning(site(1, 70, 85)) or ""
+    assert "exit with 1,70 (RequeueExit=1,70,85)" in warning
+
+
+def test_explain_refusal_of_an_unknown_partition_names_the_known_and_nearest() -> None:
+    line = explained(partition="gpus")
+    assert line.startswith("--partition gpus: ")
+    assert "allowed: gpu, long" in line and "'gpu'" in line and str(REFUSAL) in line
+
+
+@pytest.mark.parametrize(("partition", "nodes"), [(None, 4), ("long", 2)])
+def test_explain_refusal_of_too_many_nodes_names_their_number(partition: str | None, nodes: int) -> None:
+    assert explained(partition=partition, nodes=5).startswith(
+        f"--nodes 5: partition {partition or 'gpu'} has {nodes} ("
+    )
+    assert explained(partition=partition, nodes=nodes) == str(REFUSAL)
+
+
+def test_explain_refusal_names_the_account_or_that_it_is_missing() -> None:
+    refusal = ClusterError("Invalid account or account/partition combination specified")
+    assert explained(refusal, account="lab").startswith("--account lab: ")
+    assert explained(refusal).startswith("no --account ")
+
+
+def test_explain_refusal_without_site_keeps_the_text_of_slurm() -> None:
+    assert explained(partition="nosuch", known=None) == str(REFUSAL)
+    assert explained(partition="nosuch", known=SlurmSite()) == str(REFUSAL)
 
 
 @pytest.mark.slurm
-def test_every_rank_runs_with_its_settings_whatever_the_folder_is_called(
-    local_cluster: Cluster, request_of: Callable[..., JobRequest], queue: Callable[..., str], strange: str
+def test_submit_passes_settings_to_ranks_in_a_folder_with_special_characters(
+    local_cluster: Cluster, request_of: RequestOf, queue: Queue
 ) -> None:
-    request = request_of(strange, seconds=0, extra_env={"HSADML_TEST": "a 'b' $c"})
+    # Shells, sbatch and file patterns each interpret this name in their own way.
+    request = request_of("it's 100%j $HOME #1 ä", seconds=0, extra_env={"HSADML_TEST": "a 'b' $c"})
     request = dataclasses.replace(request, working_dir=request.run_dir, job_name="two words", gres="gpu:1")
     job = queue(local_cluster, request)
     found = wait_state(local_cluster, job, "COMPLETED", "FAILED")
@@ -61,161 +149,43 @@ def test_every_rank_runs_with_its_settings_whatever_the_folder_is_called(
 
 
 @pytest.mark.slurm
-def test_the_exit_code_of_the_ranks_is_the_jobs(
-    local_cluster: Cluster, request_of: Callable[..., JobRequest], queue: Callable[..., str]
-) -> None:
-    request = request_of(seconds=0.2, code=3)
-    found = wait_state(local_cluster, queue(local_cluster, request), "COMPLETED", "FAILED")
-    assert (found["JobState"], found["ExitCode"], found["Restarts"]) == ("FAILED", "3:0", "0")
-
-
-@pytest.mark.slurm
-def test_a_friendly_site_gives_notice_and_the_job_comes_back(
-    cluster: Cluster,
-    request_of: Callable[..., JobRequest],
-    queue: Callable[..., str],
-    record_property: Callable[..., None],
-) -> None:
-    request = request_of()
-    job = queue(cluster, request)
-    wait_for(request, "started", 0)
-    begin = time.monotonic()
-    other = preempt(cluster)
-    wait_for(request, "stopped", 0)
-    assert {row["signal"] for row in rank_rows(request) if row["event"] == "stopped"} == {12}, "the notice is USR2"
-    wait_state(cluster, other, "RUNNING", "COMPLETED", seconds=5)
-    wait_for(request, "finished", 1)
-    seconds = time.monotonic() - begin
-    record_property("requeue_seconds", seconds)
-    assert seconds < 20, "cred_expire is 5 s: about 7 s are expected"
-    found = wait_state(cluster, job, "COMPLETED")
-    assert found["Restarts"] == "1"
-    assert "not requeued" not in job_output(request)
-
-
-@pytest.mark.slurm
-def test_a_default_site_gives_none_and_the_job_comes_back(
-    make_cluster: Callable[..., Cluster], request_of: Callable[..., JobRequest], queue: Callable[..., str]
-) -> None:
-    cluster = make_cluster(site="default")
-    request = request_of()
-    job = queue(cluster, request)
-    wait_for(request, "started", 0)
-    other = preempt(cluster)
-    wait_for(request, "stopped", 0)
-    # The nodes must be free at once, not KillWait (30 s) later.
-    wait_state(cluster, other, "RUNNING", "COMPLETED", seconds=10)
-    found = wait_state(cluster, job, "PENDING")
-    assert found["Restarts"] == "1"
-    # cred_expire holds it back for 121 s; the owner may shorten that once the old run has ended.
-    wait_state(cluster, other, "COMPLETED")
-    cluster.run(["scontrol", "update", f"jobid={job}", "starttime=now"])
-    wait_for(request, "finished", 1)
-    assert "not requeued" not in job_output(request)
-
-
-@pytest.mark.slurm
-def test_a_cancelled_job_stays_away(
-    local_cluster: Cluster, request_of: Callable[..., JobRequest], queue: Callable[..., str]
-) -> None:
-    request = request_of()
-    job = queue(local_cluster, request)
-    wait_for(request, "started", 0)
-    client.cancel(job, local_cluster.env())
-    wait_for(request, "stopped", 0)
-    wait_state(local_cluster, job, "CANCELLED")
-    time.sleep(1)
-    found = show_job(local_cluster, job)
-    assert (found["JobState"], found["Restarts"]) == ("CANCELLED", "0")
-
-
-@pytest.mark.slurm
-def test_without_requeue_a_stopped_job_ends_with_85(
-    local_cluster: Cluster, request_of: Callable[..., JobRequest], queue: Callable[..., str]
+def test_check_request_refuses_a_second_job_of_a_run(
+    local_cluster: Cluster, request_of: RequestOf, queue: Queue
 ) -> None:
     request = request_of(requeue="none")
     job = queue(local_cluster, request)
     wait_for(request, "started", 0)
-    local_cluster.run(["scancel", "--signal=USR2", job])
-    found = wait_state(local_cluster, job, "FAILED", "PENDING", "COMPLETED")
-    assert (found["JobState"], found["ExitCode"], found["Restarts"]) == ("FAILED", "85:0", "0")
+    with pytest.raises(RunLockedError, match=rf"job {job} .*hsadml cancel"):
+        check_request(request)
+    client.cancel(job, local_cluster.env())
+    wait_empty(local_cluster)
+    assert "Job" in check_request(request) and "to start at" in check_request(request)
 
 
 @pytest.mark.slurm
-def test_a_signal_to_the_batch_shell_alone_does_not_part_it_from_its_ranks(
-    local_cluster: Cluster, request_of: Callable[..., JobRequest], queue: Callable[..., str]
-) -> None:
-    request = request_of(seconds=3)
-    job = queue(local_cluster, request)
-    wait_for(request, "started", 0)
-    for _ in range(3):
-        local_cluster.run(["scancel", "--batch", "--signal=TERM", job])
-        time.sleep(0.3)
-    assert show_job(local_cluster, job)["JobState"] == "RUNNING"
-    found = wait_state(local_cluster, job, "COMPLETED", "FAILED")
-    assert found["JobState"] == "COMPLETED"
-    assert count_events(request, "finished", 0) == RANKS
-
-
-@pytest.mark.slurm
-def test_a_crash_of_one_rank_ends_the_others(
-    local_cluster: Cluster, request_of: Callable[..., JobRequest], queue: Callable[..., str]
-) -> None:
-    request = request_of()
-    job = queue(local_cluster, request)
-    wait_for(request, "started", 0)
-    begin = time.monotonic()
-    local_cluster.run(["scancel", "--signal=KILL", f"{job}.0"])
-    found = wait_state(local_cluster, job, "FAILED", "PENDING", "COMPLETED")
-    assert time.monotonic() - begin < 15
-    assert (found["JobState"], found["Restarts"]) == ("FAILED", "0")
-
-
-SITE = SlurmSite(
-    partitions={"gpu": Partition(name="gpu", nodes=4, is_default=True), "long": Partition(name="long", nodes=2)}
+@pytest.mark.parametrize(
+    ("change", "start", "slurm_text"),
+    [
+        ({"partition": "nowhere"}, "--partition nowhere: ", "invalid partition specified: nowhere"),
+        ({"nodes": 99}, "--nodes 99: ", "Node count specification invalid|Requested node configuration is not avail"),
+        ({"tasks_per_node": 99}, "sbatch failed: ", "Requested node configuration is not available"),
+        ({"gres": "gpu:99"}, "sbatch failed: ", "Requested node configuration is not available"),
+        ({"constraint": "a100"}, "sbatch failed: ", "Invalid feature specification"),
+    ],
 )
-SAID = ClusterError("sbatch failed: words of Slurm")
-REQUEST = JobRequest(
-    run_dir=None, nodes=2, tasks_per_node=1, cpus_per_task=1, python="python", working_dir=None, job_name="x"
-)
-
-
-def line(refusal: ClusterError = SAID, site: SlurmSite | None = SITE, **asked) -> str:
-    return str(explain_refusal(dataclasses.replace(REQUEST, **asked), site, refusal))
-
-
-def test_an_unknown_partition_gets_the_known_ones_and_the_nearest() -> None:
-    assert line(partition="gpus") == (
-        "--partition gpus: this cluster has no such partition (did you mean 'gpu'?); its partitions: gpu, long "
-        "(sbatch failed: words of Slurm)"
-    )
-
-
-@pytest.mark.parametrize(("partition", "count"), [(None, 4), ("long", 2)])
-def test_more_nodes_than_there_are_get_their_number(partition: str | None, count: int) -> None:
-    assert line(partition=partition, nodes=5).startswith(f"--nodes 5: partition {partition or 'gpu'} has {count} (")
-    assert line(partition=partition, nodes=count) == str(SAID)
-
-
-def test_an_account_that_may_not_submit_is_named_and_so_is_a_missing_one() -> None:
-    refusal = ClusterError("Invalid account or account/partition combination specified")
-    assert line(refusal, account="lab").startswith("--account lab: may not submit to partition gpu; ")
-    assert line(refusal).startswith("no --account is given; without one you may not submit to partition gpu; ")
-
-
-def test_what_slurm_says_stays_where_nothing_is_known() -> None:
-    assert line(partition="nosuch", site=None) == str(SAID)
-    assert line(partition="nosuch", site=SlurmSite()) == str(SAID)
-
-
-@pytest.mark.slurm
-def test_a_real_cluster_is_asked_before_anything_is_queued(
-    local_cluster: Cluster, request_of: Callable[..., JobRequest], monkeypatch: pytest.MonkeyPatch
+def test_check_request_reports_what_slurm_would_refuse_and_writes_nothing(
+    local_cluster: Cluster,
+    request_of: RequestOf,
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, object],
+    start: str,
+    slurm_text: str,
 ) -> None:
-    monkeypatch.setenv("SLURM_CONF", local_cluster.env()["SLURM_CONF"])
-    request = request_of()
-    for asked, begin in (({"partition": "nosuch"}, "--partition nosuch: "), ({"nodes": 99}, "--nodes 99: partition ")):
-        with pytest.raises(ClusterError) as refused:
-            check_request(dataclasses.replace(request, **asked))
-        assert str(refused.value).startswith(begin)
-        assert "\n" not in str(refused.value)
+    monkeypatch.setenv("SLURM_CONF", str(local_cluster.conf_file))
+    request = dataclasses.replace(request_of(), **change)
+    before = sorted(request.run_dir.iterdir())
+    with pytest.raises(ClusterError, match=slurm_text) as caught:
+        check_request(request)
+    assert str(caught.value).startswith(start)
+    assert "\n" not in str(caught.value)
+    assert sorted(request.run_dir.iterdir()) == before

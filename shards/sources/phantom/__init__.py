@@ -1,1 +1,1 @@
-"""Generated patients: who they are, their anatomy and tumours, and how a site scans them."""
+"""Generated patients: head anatomy, tumours, simulated scanners, and the source that renders their slices."""

@@ -16,18 +16,21 @@ from functools import lru_cache
 import numpy as np
 
 from hsadml_dist.errors import UsageError
-from hsadml_dist.shards.sources.phantom.phantom_source import NEEDS_NILEARN
+
+NILEARN_MISSING = (
+    'SOURCE phantom: nilearn, which carries the anatomy, is not installed; pip install "hsadml-dist[demo]"'
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class VoxelGrid:
-    """Values on a grid.
+    """Values on a regular grid, read at any point by linear interpolation.
 
     Attributes:
         values: (x, y, z), any real dtype.
-        origin: The place of the first value, in millimetres.
+        origin: Coordinates of the first value, in millimetres.
         step: Distance between neighbours in millimetres, the same along all axes.
-        mode: What lies beyond the grid, as scipy.ndimage names it: ``constant`` (zero), ``nearest`` or ``grid-wrap``.
+        mode: Value beyond the grid, as in scipy.ndimage: ``constant`` (zero), ``nearest`` or ``grid-wrap``.
     """
 
     values: np.ndarray
@@ -35,17 +38,17 @@ class VoxelGrid:
     step: float
     mode: str = "constant"
 
-    def at(self, places_3P: np.ndarray) -> np.ndarray:
-        """Return float32 values at places in millimetres."""
+    def sample(self, points_3P: np.ndarray) -> np.ndarray:
+        """Return float32 values at points in millimetres."""
         from scipy.ndimage import map_coordinates
 
-        start = np.asarray(self.origin, np.float32).reshape(3, *[1] * (places_3P.ndim - 1))
-        index_3P = (places_3P - start) / np.float32(self.step)
+        start = np.asarray(self.origin, np.float32).reshape(3, *[1] * (points_3P.ndim - 1))
+        index_3P = (points_3P - start) / np.float32(self.step)
         sampled: np.ndarray = map_coordinates(self.values, index_3P, np.float32, order=1, mode=self.mode)
         return sampled
 
-    def places(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the grid's x, y and z in millimetres, shaped to broadcast to the grid."""
+    def coordinates(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return x, y and z of the grid in millimetres, shaped to broadcast to the grid."""
         x, y, z = (
             (start + self.step * np.arange(count)).astype(np.float32)
             for start, count in zip(self.origin, self.values.shape, strict=True)
@@ -55,7 +58,7 @@ class VoxelGrid:
     def window(
         self, centre: tuple[float, float, float], half: tuple[float, float, float]
     ) -> tuple[slice, slice, slice]:
-        """Return the part of the grid that holds the box ``centre`` plus and minus ``half``."""
+        """Return the part of the grid that contains the box ``centre`` plus and minus ``half``."""
         spans = []
         for axis in range(3):
             low = (centre[axis] - half[axis] - self.origin[axis]) / self.step
@@ -65,15 +68,15 @@ class VoxelGrid:
 
 
 def ellipsoid_distance(
-    places: tuple[np.ndarray, np.ndarray, np.ndarray],
+    points: tuple[np.ndarray, np.ndarray, np.ndarray],
     centre: tuple[float, float, float],
     half: tuple[float, float, float],
 ) -> np.ndarray:
-    """Return the distance to an ellipsoid's surface in millimetres, negative inside; exact at the surface only."""
-    scaled = [(at - c) / h for at, c, h in zip(places, centre, half, strict=True)]
-    least = np.float32(1e-3)  # in the very middle the quotient below has no value
-    radius = np.maximum(np.sqrt(sum(s * s for s in scaled)), least)
-    slope = np.maximum(np.sqrt(sum((s / h) ** 2 for s, h in zip(scaled, half, strict=True))), least / max(half))
+    """Return the distance to the surface of an ellipsoid in millimetres, negative inside; exact only at the surface."""
+    scaled = [(x - c) / h for x, c, h in zip(points, centre, half, strict=True)]
+    epsilon = np.float32(1e-3)  # at the centre the quotient below is undefined
+    radius = np.maximum(np.sqrt(sum(s * s for s in scaled)), epsilon)
+    slope = np.maximum(np.sqrt(sum((s / h) ** 2 for s, h in zip(scaled, half, strict=True))), epsilon / max(half))
     return np.asarray(radius * (radius - 1) / slope)
 
 
@@ -139,7 +142,7 @@ _PAIRED: tuple[tuple[Triple, Triple, float], ...] = (
     ((31, -72, -100), (1.5, 22, 50), MUCOSA),
     ((22, -36, -104), (9, 9, 60), MUSCLE),
 )
-"""(centre, half axes, brightness) of parts that have a mirror image across the midline."""
+"""(centre, half axes, brightness) of parts on both sides of the midline."""
 
 _MIDLINE: tuple[tuple[Triple, Triple, float], ...] = (
     ((0, 80, -6), (17, 4, 11), AIR),
@@ -169,7 +172,7 @@ _MIDLINE: tuple[tuple[Triple, Triple, float], ...] = (
 
 
 def paint_soft_tissue(texture: VoxelGrid) -> VoxelGrid:
-    """Return the brightness of what lies outside the skull, uint8 0 ... 255 at 2 mm; muscle where nothing is named."""
+    """Return the brightness outside the skull, uint8 0 ... 255 at 2 mm; muscle where no part is listed."""
     shape, step = (91, 122, 77), 2
     soft = VoxelGrid(
         values=np.full(shape, MUSCLE, np.float32), origin=(-90.0, -126.0, -152.0), step=step, mode="nearest"
@@ -185,12 +188,12 @@ def paint_soft_tissue(texture: VoxelGrid) -> VoxelGrid:
 
 
 def _paint(soft: VoxelGrid, centre: Triple, half: Triple, brightness: float) -> None:
-    """Lay an ellipsoid over what was painted before, with an edge one voxel wide."""
+    """Paint an ellipsoid over the earlier parts, with an edge one voxel wide."""
     reach = (half[0] + 2, half[1] + 2, half[2] + 2)
     window = soft.window(centre, reach)
-    x, y, z = soft.places()
-    places = (x[window[0]], y[:, window[1]], z[:, :, window[2]])
-    cover = np.clip(0.5 - ellipsoid_distance(places, centre, half) / 2, 0, 1)
+    x, y, z = soft.coordinates()
+    points = (x[window[0]], y[:, window[1]], z[:, :, window[2]])
+    cover = np.clip(0.5 - ellipsoid_distance(points, centre, half) / 2, 0, 1)
     soft.values[window] += cover * (np.float32(brightness) - soft.values[window])
 
 
@@ -198,24 +201,24 @@ COARSE_MM = 3
 COARSE_ORIGIN = (-96.0, -138.0, -156.0)
 COARSE_SHAPE = (65, 88, 88)
 CLOSING_MM = 14.0
-"""Furrows narrower than twice this are bridged by the inner surface of the skull."""
+"""The inner surface of the skull bridges furrows narrower than twice this."""
 SCALP_MM = 12.5
 """From the inner surface of the skull to the skin."""
 SKIN_BLEND_MM = 12.0
-"""How softly face, neck and skull run into each other."""
+"""Width of the smooth transition between face, neck and skull."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadAnatomy:
-    """Volumes over the undeformed head.
+    """Grids over the undeformed head.
 
     Attributes:
-        brain: The template's brightness, uint8, 0 outside the brain.
-        white: Share of white matter, uint8 0 ... 255, on every third voxel.
-        inner: Distance to the skull's inner surface in millimetres, negative inside.
+        brain: Brightness of the template, uint8, 0 outside the brain.
+        white: Fraction of white matter, uint8 0 ... 255, on every third voxel.
+        inner: Distance to the inner surface of the skull in millimetres, negative inside.
         skin: Distance to the skin in millimetres, negative inside.
-        soft: Brightness of what lies outside the skull, uint8.
-        texture: Smooth random values of mean 0 and deviation 1, without end in all directions.
+        soft: Brightness outside the skull, uint8.
+        texture: Smooth random values of mean 0 and standard deviation 1, periodic in all directions.
     """
 
     brain: VoxelGrid
@@ -228,7 +231,7 @@ class HeadAnatomy:
 
 @lru_cache(maxsize=1)
 def load_anatomy() -> HeadAnatomy:
-    """Load the template and make the rest of the head, once a process.
+    """Load the template and derive the rest of the head, once per process.
 
     Raises:
         UsageError: nilearn is not installed.
@@ -250,11 +253,11 @@ def load_anatomy() -> HeadAnatomy:
 
 
 def _load_templates() -> tuple[VoxelGrid, VoxelGrid]:
-    """Return the template's brightness and its share of white matter, float32 0 ... 1 at 1 mm."""
+    """Return the brightness of the template and its fraction of white matter, float32 0 ... 1 at 1 mm."""
     try:
         from nilearn.datasets import load_mni152_template, load_mni152_wm_template
     except ImportError as error:
-        raise UsageError(NEEDS_NILEARN) from error
+        raise UsageError(NILEARN_MISSING) from error
     volumes = []
     for image in (load_mni152_template(resolution=1), load_mni152_wm_template(resolution=1)):
         x, y, z = (float(start) for start in image.affine[:3, 3])
@@ -267,22 +270,22 @@ def _coarse(values: np.ndarray) -> VoxelGrid:
 
 
 def _inner_distance(brain: VoxelGrid) -> VoxelGrid:
-    """Close the brain's furrows and return the distance to the surface that remains."""
+    """Close the furrows of the brain and return the distance to the closed surface."""
     from scipy.ndimage import distance_transform_edt, gaussian_filter
 
-    places = np.stack(np.broadcast_arrays(*_coarse(np.empty(COARSE_SHAPE, np.uint8)).places()))
-    outside_mm = COARSE_MM * distance_transform_edt(brain.at(places) < 40)
+    points_3P = np.stack(np.broadcast_arrays(*_coarse(np.empty(COARSE_SHAPE, np.uint8)).coordinates()))
+    outside_mm = COARSE_MM * distance_transform_edt(brain.sample(points_3P) < 40)
     deep_mm = COARSE_MM * distance_transform_edt(outside_mm <= CLOSING_MM)
     signed = np.where(outside_mm <= CLOSING_MM, CLOSING_MM - deep_mm, outside_mm)
     return _coarse(gaussian_filter(signed.astype(np.float32), 1.2))
 
 
 def _skin_distance(inner: VoxelGrid) -> VoxelGrid:
-    """Melt face, nose, ears and neck into a hull around the skull."""
-    places = inner.places()
+    """Merge face, nose, ears and neck smoothly with a hull around the skull."""
+    points = inner.coordinates()
     skin = inner.values - np.float32(SCALP_MM)
     for centre, half in HEAD_SHAPES:
-        other = ellipsoid_distance(places, centre, half)
+        other = ellipsoid_distance(points, centre, half)
         near = np.clip(0.5 + 0.5 * (other - skin) / SKIN_BLEND_MM, 0, 1)
         skin = other + near * (skin - other) - SKIN_BLEND_MM * near * (1 - near)
     return _coarse(skin.astype(np.float32))

@@ -1,4 +1,4 @@
-"""What the scanner does to a picture: each site's habits, a contrast a person, uneven coils, blur and noise."""
+"""Simulate the scanner: image properties of each site, contrast of each patient, coil profile, blur and noise."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True)
 class ScannerSite:
-    """One hospital's habits.
+    """Image properties of one hospital.
 
     Attributes:
-        field_of_view_mm: Side of the picture.
-        gain: Factor on the brightness.
+        field_of_view_mm: Side of the image.
+        gain: Factor of the brightness.
         gamma: Exponent of the brightness.
         blur_mm: Standard deviation of the blur.
         noise: Standard deviation of the noise in each of two channels.
-        shading: Loss of signal from the picture's top to its bottom, as a part.
+        shading: Relative loss of signal from the top of the image to its bottom.
     """
 
     field_of_view_mm: float
@@ -38,19 +38,19 @@ SITES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Contrast:
-    """One exam's brightness of tissues, and its coil.
+    """Brightness of tissues in one exam, and its coil profile.
 
     Attributes:
-        fluid: Brightness of fluid; so are the others of their tissue.
-        grey: Grey matter.
-        white: White matter.
-        fat: Fat under the skin.
-        vessel: Blood with contrast agent.
-        marrow: The skull's middle layer.
-        skull_mm: The skull's thickness.
-        fat_mm: The thickness of the fat under the skin.
-        coil: (6,): gain over the picture, as coefficients of a polynomial.
-        gamma: Exponent of the brightness beside the site's own.
+        fluid: Brightness of fluid.
+        grey: Brightness of grey matter.
+        white: Brightness of white matter.
+        fat: Brightness of subcutaneous fat.
+        vessel: Brightness of blood with contrast agent.
+        marrow: Brightness of the middle layer of the skull.
+        skull_mm: Thickness of the skull.
+        fat_mm: Thickness of subcutaneous fat.
+        coil: (6,), coefficients of the polynomial gain over the image.
+        gamma: Exponent of the brightness, in addition to the site's own.
     """
 
     fluid: float
@@ -65,40 +65,41 @@ class Contrast:
     gamma: float
 
 
-def make_contrast(person: np.random.Generator, exam: np.random.Generator) -> Contrast:
-    """Draw one exam's contrast: the person's, and small differences of the exam."""
+def make_contrast(patient_rng: np.random.Generator, exam_rng: np.random.Generator) -> Contrast:
+    """Sample the contrast of one exam: the patient's own, with small differences between exams."""
 
-    def about(low: float, high: float) -> float:
-        return float(person.uniform(low, high) * (1 + 0.03 * exam.standard_normal()))
+    def sample(low: float, high: float) -> float:
+        return float(patient_rng.uniform(low, high) * (1 + 0.03 * exam_rng.standard_normal()))
 
-    grey = about(0.27, 0.38)
+    grey = sample(0.27, 0.38)
     return Contrast(
-        fluid=about(0.09, 0.15),
+        fluid=sample(0.09, 0.15),
         grey=grey,
-        white=grey * (1 + float(person.uniform(0.12, 0.42))),
-        fat=about(0.70, 1.0),
-        vessel=about(0.65, 0.95),
-        marrow=about(0.14, 0.42),
-        skull_mm=float(person.uniform(5.0, 8.5)),
-        fat_mm=float(person.uniform(3.0, 7.0)),
-        coil=(person.normal(0, 0.16, 6) + exam.normal(0, 0.02, 6)).astype(np.float32),
-        gamma=about(0.9, 1.12),
+        white=grey * (1 + float(patient_rng.uniform(0.12, 0.42))),
+        fat=sample(0.70, 1.0),
+        vessel=sample(0.65, 0.95),
+        marrow=sample(0.14, 0.42),
+        skull_mm=float(patient_rng.uniform(5.0, 8.5)),
+        fat_mm=float(patient_rng.uniform(3.0, 7.0)),
+        coil=(patient_rng.normal(0, 0.16, 6) + exam_rng.normal(0, 0.02, 6)).astype(np.float32),
+        gamma=sample(0.9, 1.12),
     )
 
 
 def scan(image: np.ndarray, site: ScannerSite, contrast: Contrast, rng: np.random.Generator) -> np.ndarray:
-    """Return the picture, float32 (size, size), that a site's scanner would make of ``image``."""
+    """Return the image, float32 (size, size), that the scanner of a site would acquire of ``image``."""
     from scipy.ndimage import gaussian_filter
 
     size = image.shape[0]
     blurred = gaussian_filter(image, site.blur_mm * size / site.field_of_view_mm, mode="nearest", truncate=3.0)
-    shown = np.power(np.maximum(blurred, 0), np.float32(site.gamma * contrast.gamma)) * _coil(size, site, contrast)
+    signal = np.power(np.maximum(blurred, 0), np.float32(site.gamma * contrast.gamma))
+    signal = signal * _coil_gain(size, site, contrast)
     noise = rng.standard_normal((2, size, size), np.float32) * np.float32(site.noise)
-    magnitude = np.hypot(site.gain * shown + noise[0], noise[1])  # a magnitude picture carries Rician noise
+    magnitude = np.hypot(site.gain * signal + noise[0], noise[1])  # magnitude images have Rician noise
     return np.asarray(np.minimum(magnitude, 1.2), np.float32)
 
 
-def _coil(size: int, site: ScannerSite, contrast: Contrast) -> np.ndarray:
+def _coil_gain(size: int, site: ScannerSite, contrast: Contrast) -> np.ndarray:
     axis = ((np.arange(size, dtype=np.float32) + 0.5) * 2 / size - 1).astype(np.float32)
     across, down = axis[None, :], axis[:, None]
     c = contrast.coil

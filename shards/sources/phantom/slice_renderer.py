@@ -1,7 +1,7 @@
-"""Drawing one slice of a generated patient: places, tissues, vessels, tumour, scanner.
+"""Render one slice of a generated patient: geometry, tissues, vessels, tumour, scanner.
 
-Shapes in names: ``_3P`` places and ``_P`` one value a pixel, both (size, size) behind; ``_3N`` places of a coarse net.
-Brightness: about 0 ... 1.
+Shapes in names: ``_3P`` coordinates and ``_P`` one value per pixel, both with trailing axes (size, size); ``_3N``
+coordinates of a coarse grid. Brightness: about 0 ... 1.
 """
 
 from __future__ import annotations
@@ -16,125 +16,126 @@ from hsadml_dist.shards.sources.phantom.head_anatomy import HeadAnatomy, load_an
 from hsadml_dist.shards.sources.phantom.lesion import Lesion, make_lesion
 from hsadml_dist.shards.sources.phantom.patient import (
     AXES,
-    MOST_SLICES,
+    MAX_SLICES,
     PhantomPatient,
     Stream,
     make_pose,
-    scanner_places,
+    scanner_points,
 )
 from hsadml_dist.shards.sources.phantom.scanner import SITES, Contrast, make_contrast, scan
 
 BONE = 0.05
-MOST_NODES = 64
-"""Smooth maps are worked out on at most so many nodes a side, and read between them."""
-STEP_MM = 6.5
+MAX_NODES = 64
+"""Smooth maps are computed on at most this many nodes per side, and interpolated between them."""
+SLICE_SPACING_MM = 6.5
 """Usual distance between neighbouring slices: 6 mm thick, with a small gap."""
-USED = (0.07, 0.93)
-"""The part of the tumour's volume, along the axis, between whose ends slices are cut."""
-TEMPLATE = (0, 70, 158, 210, 255)
-"""The template's brightness of air, fluid, grey matter, white matter and the brightest white matter."""
+TUMOUR_QUANTILES = (0.07, 0.93)
+"""Quantiles of the tumour's volume along the axis between which slices are placed."""
+TEMPLATE_LEVELS = (0, 70, 158, 210, 255)
+"""Template brightness of air, fluid, grey matter, white matter and the brightest white matter."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Canvas:
-    """The slice under the brush: brightness, and for each pixel where it lies and what the head holds there.
+class RenderedHead:
+    """A slice during rendering: its image, and for each pixel the geometry it was rendered from.
 
     Attributes:
         image_P: Brightness.
-        places_3P: The template's place of each pixel.
-        tissue_P: The template's brightness, 0 ... 255, once the tumour has pushed the brain aside.
-        inner_P: Distance to the skull's inner surface in millimetres, negative inside.
+        points_3P: Template coordinates.
+        tissue_P: Template brightness, 0 ... 255, after displacement by the tumour.
+        inner_P: Distance to the inner surface of the skull in millimetres, negative inside.
     """
 
     image_P: np.ndarray
-    places_3P: np.ndarray
+    points_3P: np.ndarray
     tissue_P: np.ndarray
     inner_P: np.ndarray
 
 
-def render_slice(person: PhantomPatient, number: int, size: int) -> SourcePixels:
-    """Draw slice ``number`` of ``person``.
+def render_slice(patient: PhantomPatient, slice_number: int, size: int) -> SourcePixels:
+    """Render one slice of a patient.
 
     Returns:
-        The image, float32 (size, size), about 0 ... 1.2, and the lesion's mask, uint8 (size, size), 1 inside.
+        The image, float32 (size, size), about 0 ... 1.2, and the mask of the lesion, uint8 (size, size), 1 inside.
     """
-    anatomy, lesion = load_anatomy(), make_lesion(person)
-    contrast = exam_contrast(person, person.exams[number])
-    places_3P, brain_3P = slice_places(person, number, size)
-    canvas = _head(anatomy, contrast, places_3P, brain_3P)
-    _add_vessels(canvas, contrast, anatomy, float(lesion.drift[0]))
-    mask = _add_lesion(canvas, anatomy, lesion, contrast)
-    image = scan(canvas.image_P, SITES[person.site], contrast, person.stream(Stream.SLICE, number))
+    anatomy, lesion = load_anatomy(), make_lesion(patient)
+    contrast = exam_contrast(patient, patient.exams[slice_number])
+    points_3P, brain_3P = slice_points(patient, slice_number, size)
+    head = _render_head(anatomy, contrast, points_3P, brain_3P)
+    _add_vessels(head, contrast, anatomy, float(lesion.texture_offset[0]))
+    mask = _add_lesion(head, anatomy, lesion, contrast)
+    image = scan(head.image_P, SITES[patient.site], contrast, patient.stream(Stream.SLICE, slice_number))
     return SourcePixels(image=image, mask=mask)
 
 
 @lru_cache(maxsize=64)
-def exam_contrast(person: PhantomPatient, exam: int) -> Contrast:
+def exam_contrast(patient: PhantomPatient, exam: int) -> Contrast:
     """Return the brightness of tissues in one exam."""
-    return make_contrast(person.stream(Stream.CONTRAST), person.stream(Stream.CONTRAST, 1 + exam))
+    return make_contrast(patient.stream(Stream.CONTRAST), patient.stream(Stream.CONTRAST, 1 + exam))
 
 
 @lru_cache(maxsize=64)
-def slice_levels(person: PhantomPatient, exam: int, plane: str) -> tuple[float, ...]:
-    """Return where one exam's slices in one plane are cut, in the scanner's millimetres: all through the tumour."""
-    count = sum(kind == (exam, plane) for kind in zip(person.exams, person.planes, strict=True))
-    lesion = make_lesion(person)
-    inside_3P = lesion.places_inside(load_anatomy())
-    along = make_pose(person, exam).to_scanner(inside_3P)[AXES[plane]]
-    low, high = (float(end) for end in np.quantile(along, USED))
-    step = min(STEP_MM, (high - low) / max(count - 1, 1))
-    rng = person.stream(Stream.SLICE, MOST_SLICES + 3 * exam + AXES[plane])
+def slice_levels(patient: PhantomPatient, exam: int, plane: str) -> tuple[float, ...]:
+    """Return the scanner coordinates, in millimetres, of the slices of one exam and plane; all cut the tumour."""
+    count = sum(series == (exam, plane) for series in zip(patient.exams, patient.planes, strict=True))
+    inside_3P = make_lesion(patient).points_inside(load_anatomy())
+    along = make_pose(patient, exam).to_scanner(inside_3P)[AXES[plane]]
+    low, high = (float(end) for end in np.quantile(along, TUMOUR_QUANTILES))
+    step = min(SLICE_SPACING_MM, (high - low) / max(count - 1, 1))
+    rng = patient.stream(Stream.SLICE, MAX_SLICES + 3 * exam + AXES[plane])
     start = low + (high - low - step * (count - 1)) * float(rng.random())
-    return tuple(start + step * place for place in range(count))
+    return tuple(start + step * index for index in range(count))
 
 
-def slice_places(person: PhantomPatient, number: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return each pixel's place in the template, and the place that its brain tissue was taken from."""
-    exam, plane = person.exams[number], person.planes[number]
-    level = slice_levels(person, exam, plane)[person.place_in_series(number)]
-    nodes = min(size, MOST_NODES) + 1
-    net = np.linspace(-0.5, 0.5, nodes, dtype=np.float32)
-    across_N, down_N = np.tile(net, nodes), np.repeat(net, nodes)
-    pose = make_pose(person, exam)
-    places_3N = pose.to_template(scanner_places(plane, level, person.site, across_N, down_N))
-    brain_3N = pose.ventricles(make_lesion(person).push_aside(places_3N))
-    return tuple(_enlarge(net_3N.reshape(3, nodes, nodes), size) for net_3N in (places_3N, brain_3N))  # type: ignore[return-value]
+def slice_points(patient: PhantomPatient, slice_number: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the template coordinates of each pixel, and those that its brain tissue is taken from."""
+    exam, plane = patient.exams[slice_number], patient.planes[slice_number]
+    level = slice_levels(patient, exam, plane)[patient.index_in_series(slice_number)]
+    nodes = min(size, MAX_NODES) + 1
+    axis = np.linspace(-0.5, 0.5, nodes, dtype=np.float32)
+    across_N, down_N = np.tile(axis, nodes), np.repeat(axis, nodes)
+    pose = make_pose(patient, exam)
+    points_3N = pose.to_template(scanner_points(plane, level, patient.site, across_N, down_N))
+    brain_3N = pose.scale_ventricles(make_lesion(patient).undo_displacement(points_3N))
+    points_3P, brain_3P = (_upsample(grid_3N.reshape(3, nodes, nodes), size) for grid_3N in (points_3N, brain_3N))
+    return points_3P, brain_3P
 
 
-def _enlarge(net_3N: np.ndarray, size: int) -> np.ndarray:
-    """Read a net (..., nodes, nodes) that spans the picture's corners at the middle of each pixel."""
-    nodes = net_3N.shape[-1]
+def _upsample(grid_3N: np.ndarray, size: int) -> np.ndarray:
+    """Interpolate a grid (..., nodes, nodes) that spans the corners of the image at the centre of each pixel."""
+    nodes = grid_3N.shape[-1]
     at = (np.arange(size, dtype=np.float32) + 0.5) * ((nodes - 1) / size)
     low = np.minimum(at.astype(np.intp), nodes - 2)
     part = (at - low).astype(np.float32)
-    rows = net_3N[:, low] + part[:, None] * (net_3N[:, low + 1] - net_3N[:, low])
+    rows = grid_3N[:, low] + part[:, None] * (grid_3N[:, low + 1] - grid_3N[:, low])
     return np.asarray(rows[..., low] + part * (rows[..., low + 1] - rows[..., low]), np.float32)
 
 
-def _head(anatomy: HeadAnatomy, contrast: Contrast, places_3P: np.ndarray, brain_3P: np.ndarray) -> Canvas:
-    """Paint, from outside to inside: soft tissue, the fat under the skin, the skull, the brain."""
-    skin_P, inner_P, tissue_P = (anatomy.skin.at(places_3P), anatomy.inner.at(places_3P), anatomy.brain.at(brain_3P))
-    image = anatomy.soft.at(places_3P) / np.float32(255)
+def _render_head(anatomy: HeadAnatomy, contrast: Contrast, points_3P: np.ndarray, brain_3P: np.ndarray) -> RenderedHead:
+    """Render from outside to inside: soft tissue, subcutaneous fat, skull, brain."""
+    skin_P, inner_P, tissue_P = (
+        anatomy.skin.sample(points_3P),
+        anatomy.inner.sample(points_3P),
+        anatomy.brain.sample(brain_3P),
+    )
+    image = anatomy.soft.sample(points_3P) / np.float32(255)
     image *= 1 + (contrast.fat - 1) * np.clip(2 * image - 0.5, 0, 1)
-    grain = anatomy.texture.at(places_3P * np.float32(0.5))
+    grain = anatomy.texture.sample(points_3P * np.float32(0.5))
     fat_mm = contrast.fat_mm * (1 + 0.15 * grain)
-    _blend(image, _cover(-skin_P - fat_mm), contrast.fat)
-    _blend(image, _cover(-skin_P - 1.5), 0.75 * contrast.fat)
-    above = np.clip((places_3P[2] - 0.12 * places_3P[1] + 48) / 6, 0, 1)
+    _blend(image, _coverage(-skin_P - fat_mm), contrast.fat)
+    _blend(image, _coverage(-skin_P - 1.5), 0.75 * contrast.fat)
+    above = np.clip((points_3P[2] - 0.12 * points_3P[1] + 48) / 6, 0, 1)
     middle = 0.5 * contrast.skull_mm
     bone = BONE + (contrast.marrow - BONE) * np.exp(-(((inner_P - middle) / (0.23 * contrast.skull_mm)) ** 2))
-    _blend(image, above * _cover(inner_P - contrast.skull_mm), bone)
-    brain = np.interp(tissue_P, TEMPLATE, _tones(contrast)) * (1 + 0.02 * grain)
-    _blend(image, _cover(inner_P - 0.5), brain)
-    image *= _cover(skin_P)
-    return Canvas(image_P=image, places_3P=places_3P, tissue_P=tissue_P, inner_P=inner_P)
+    _blend(image, above * _coverage(inner_P - contrast.skull_mm), bone)
+    levels = (contrast.fluid, contrast.fluid, contrast.grey, contrast.white, 1.05 * contrast.white)
+    brain = np.interp(tissue_P, TEMPLATE_LEVELS, levels) * (1 + 0.02 * grain)
+    _blend(image, _coverage(inner_P - 0.5), brain)
+    image *= _coverage(skin_P)
+    return RenderedHead(image_P=image, points_3P=points_3P, tissue_P=tissue_P, inner_P=inner_P)
 
 
-def _tones(contrast: Contrast) -> tuple[float, ...]:
-    return contrast.fluid, contrast.fluid, contrast.grey, contrast.white, 1.05 * contrast.white
-
-
-def _cover(distance: np.ndarray) -> np.ndarray:
+def _coverage(distance: np.ndarray) -> np.ndarray:
     """Return 1 where ``distance`` in millimetres is negative and 0 where positive, with an edge 1.2 mm wide."""
     return np.clip(0.5 - distance / np.float32(1.2), 0, 1)
 
@@ -143,40 +144,42 @@ def _blend(image: np.ndarray, weight: np.ndarray, value: float | np.ndarray) -> 
     image += weight * (value - image)
 
 
-def _add_vessels(canvas: Canvas, contrast: Contrast, anatomy: HeadAnatomy, drift: float) -> None:
-    """Brighten the sinuses, the falx and a few veins in the furrows: brightness alone tells no tumour."""
-    x, y, z = canvas.places_3P
-    deep = canvas.inner_P
-    sagittal = _cover(np.abs(x) - 3.2 - 0.6 * deep) * _cover(np.abs(deep + 1.5) - 3.5) * (z > -22) * (y < 45)
-    across = _cover(np.hypot(z + 20 + 0.08 * (y + 90), deep + 1) - 3.6 * np.clip((-28 - y) / 18, -0.5, 1))
-    falx = 0.35 * _cover(np.abs(x) - 0.5) * (deep > -26) * (deep < 0) * (z > 0)
-    dura = 0.3 * _cover(np.abs(deep - 0.3) - 0.5)
-    veins = np.clip(anatomy.texture.at(canvas.places_3P * np.float32(1.4) + np.float32(drift)) - 1.25, 0, 1) * 1.6
-    veins *= (deep < -0.5) * (deep > -30) * np.clip((150 - canvas.tissue_P) / 40, 0, 1)
-    for cover in (np.maximum(falx, dura), np.clip(veins, 0, 1), np.maximum(sagittal, across)):
-        _blend(canvas.image_P, cover, contrast.vessel)
+def _add_vessels(head: RenderedHead, contrast: Contrast, anatomy: HeadAnatomy, offset: float) -> None:
+    """Brighten the sinuses, the falx and a few veins in the furrows, so that brightness alone identifies no tumour."""
+    x, y, z = head.points_3P
+    deep = head.inner_P
+    sagittal = _coverage(np.abs(x) - 3.2 - 0.6 * deep) * _coverage(np.abs(deep + 1.5) - 3.5) * (z > -22) * (y < 45)
+    across = _coverage(np.hypot(z + 20 + 0.08 * (y + 90), deep + 1) - 3.6 * np.clip((-28 - y) / 18, -0.5, 1))
+    falx = 0.35 * _coverage(np.abs(x) - 0.5) * (deep > -26) * (deep < 0) * (z > 0)
+    dura = 0.3 * _coverage(np.abs(deep - 0.3) - 0.5)
+    veins = anatomy.texture.sample(head.points_3P * np.float32(1.4) + np.float32(offset))
+    veins = np.clip(veins - 1.25, 0, 1) * 1.6
+    veins *= (deep < -0.5) * (deep > -30) * np.clip((150 - head.tissue_P) / 40, 0, 1)
+    for coverage in (np.maximum(falx, dura), np.clip(veins, 0, 1), np.maximum(sagittal, across)):
+        _blend(head.image_P, coverage, contrast.vessel)
 
 
-def _add_lesion(canvas: Canvas, anatomy: HeadAnatomy, lesion: Lesion, contrast: Contrast) -> np.ndarray:
-    """Draw the tumour and the swelling around it, and return its mask."""
-    size = canvas.image_P.shape[0]
-    window = _window(canvas.places_3P, lesion)
-    places_3P, image, inner = canvas.places_3P[:, *window], canvas.image_P[window], canvas.inner_P[window]
-    depth = lesion.depth(places_3P, anatomy)
-    swollen = np.clip(1 + depth / (0.8 * lesion.radius), 0, 1) * _cover(inner + 2)
-    image *= 1 - lesion.swelling * swollen * np.clip((canvas.tissue_P[window] - 120) / 60, 0, 1)
+def _add_lesion(head: RenderedHead, anatomy: HeadAnatomy, lesion: Lesion, contrast: Contrast) -> np.ndarray:
+    """Draw the tumour and its oedema, and return the mask of the tumour."""
+    size = head.image_P.shape[0]
+    window = _lesion_window(head.points_3P, lesion)
+    points_3P, image, inner = head.points_3P[:, *window], head.image_P[window], head.inner_P[window]
+    depth = lesion.depth(points_3P, anatomy)
+    oedema = np.clip(1 + depth / (0.8 * lesion.radius), 0, 1) * _coverage(inner + 2)
+    image *= 1 - lesion.oedema * oedema * np.clip((head.tissue_P[window] - 120) / 60, 0, 1)
     if lesion.class_name == "meningioma":
-        tail = _cover(np.abs(inner - 0.2) - 1.2) * np.clip(1.4 + depth / (0.7 * lesion.radius), 0, 1)
-        _blend(image, 0.8 * tail, contrast.vessel)
-    _blend(image, _cover(-depth), lesion.brightness(depth, places_3P, anatomy))
+        dural_tail = _coverage(np.abs(inner - 0.2) - 1.2) * np.clip(1.4 + depth / (0.7 * lesion.radius), 0, 1)
+        _blend(image, 0.8 * dural_tail, contrast.vessel)
+    _blend(image, _coverage(-depth), lesion.brightness(depth, points_3P, anatomy))
     mask = np.zeros((size, size), np.uint8)
     mask[window] = depth > 0
-    mask[window][np.unravel_index(depth.argmax(), depth.shape)] = 1  # however coarse the pixels, each slice cuts it
+    # Each slice cuts the tumour, even if no pixel centre of a coarse image is inside it.
+    mask[window][np.unravel_index(depth.argmax(), depth.shape)] = 1
     return mask
 
 
-def _window(places_3P: np.ndarray, lesion: Lesion) -> tuple[slice, slice]:
-    """Return the part of the picture that surely holds the tumour and its swelling."""
-    near = ((places_3P - lesion.centre[:, None, None]) ** 2).sum(0) < lesion.reach_mm**2
+def _lesion_window(points_3P: np.ndarray, lesion: Lesion) -> tuple[slice, slice]:
+    """Return a part of the image that contains the tumour and its oedema."""
+    near = ((points_3P - lesion.centre[:, None, None]) ** 2).sum(0) < lesion.reach_mm**2
     rows, columns = np.flatnonzero(near.any(1)), np.flatnonzero(near.any(0))
     return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)

@@ -1,10 +1,10 @@
-"""Faults that no signal can make, switched on by files while a training runs: a slow disk, a clock that jumps.
+"""Faults that signals cannot cause, switched on by files while a training runs: a slow disk, a clock that jumps.
 
-Python imports a module of this name at its start where it lies on PYTHONPATH. Without the folder that
-``HSADML_CHAOS_SWITCHES`` names, nothing is changed.
+Python imports a module of this name from PYTHONPATH when it starts. Without the environment variable
+``HSADML_CHAOS_SWITCHES``, the folder of the switches, it changes nothing.
 
-Files in that folder: ``slow-disk`` holds the seconds that every ``os.fsync`` takes longer; ``clock`` the seconds that
-``time.time`` is ahead; ``nonfinite`` the key of a sample whose image is not a number.
+Files in that folder: ``slow-disk``: seconds by which every ``os.fsync`` is delayed; ``clock``: seconds by which
+``time.time`` is ahead; ``nonfinite``: key of a sample whose image becomes NaN.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _number(path: Path) -> float:
         return 0.0
 
 
-def _slow_down_the_disk(switch: Path) -> None:
+def _delay_fsync(switch: Path) -> None:
     fsync = os.fsync
 
     def slow(descriptor: int) -> None:
@@ -40,17 +40,17 @@ def _slow_down_the_disk(switch: Path) -> None:
     os.fsync = slow
 
 
-def _let_the_clock_jump(switch: Path) -> None:
+def _shift_clock(switch: Path) -> None:
     clock = time.time
 
-    def jumping() -> float:
+    def shifted() -> float:
         return clock() + _number(switch)
 
-    time.time = jumping
+    time.time = shifted
 
 
-class _SpoilsBatches(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports the loader's module as ever, and then wraps how it delivers batches."""
+class _NanBatches(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports the loader's module and wraps the method that returns batches."""
 
     MODULE = "hsadml_dist.data.loader"
 
@@ -68,19 +68,19 @@ class _SpoilsBatches(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._found.loader.exec_module(module)
-        deliver, switch = module.Loader.next, self._switch
+        next_batch, switch = module.Loader.next, self._switch
 
-        def spoilt(loader: Any, *arguments: Any) -> Any:
-            batch = deliver(loader, *arguments)
+        def next_with_nan(loader: Any, *arguments: Any) -> Any:
+            batch = next_batch(loader, *arguments)
             key = switch.read_text() if batch is not None and switch.exists() else None
             if key is not None and key in batch.keys:
                 batch.image[batch.keys.index(key)] = float("nan")
             return batch
 
-        module.Loader.next = spoilt
+        module.Loader.next = next_with_nan
 
 
 if SWITCHES:
-    sys.meta_path.insert(0, _SpoilsBatches(Path(SWITCHES) / "nonfinite"))
-    _slow_down_the_disk(Path(SWITCHES) / "slow-disk")
-    _let_the_clock_jump(Path(SWITCHES) / "clock")
+    sys.meta_path.insert(0, _NanBatches(Path(SWITCHES) / "nonfinite"))
+    _delay_fsync(Path(SWITCHES) / "slow-disk")
+    _shift_clock(Path(SWITCHES) / "clock")

@@ -1,4 +1,4 @@
-"""``hsadml cluster``, in processes of its own."""
+"""``hsadml cluster``, in a process of its own for each call."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import pytest
 
 def hsadml(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "hsadml_dist.launch.cli", "cluster", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
-def test_without_a_cluster_each_command_says_so(tmp_path: Path) -> None:
+def test_commands_report_a_missing_cluster(tmp_path: Path) -> None:
     for arguments in (("status", tmp_path), ("exec", tmp_path, "squeue")):
         done = hsadml(*arguments)
         assert done.returncode == 1
-        assert f"no private cluster runs in {tmp_path}; start one: hsadml cluster up" in done.stderr
+        assert str(tmp_path) in done.stderr and "hsadml cluster up" in done.stderr
     assert hsadml("down", tmp_path).returncode == 0
 
 
-def test_a_wrong_mode_is_a_usage_error(tmp_path: Path) -> None:
+def test_unknown_mode_is_a_usage_error(tmp_path: Path) -> None:
     done = hsadml("up", tmp_path / "box", "--mode", "nets")
     assert done.returncode == 2
     assert '"netns"' in done.stderr
@@ -32,7 +32,7 @@ def test_a_wrong_mode_is_a_usage_error(tmp_path: Path) -> None:
 
 @pytest.mark.slurm
 @pytest.mark.skipif(not shutil.which("sbatch"), reason="Slurm is not installed: run slurm/devcluster/install.sh")
-def test_a_cluster_from_up_to_down(tmp_path: Path) -> None:
+def test_cluster_up_status_exec_down(tmp_path: Path) -> None:
     box = tmp_path / "box"
     try:
         done = hsadml("up", box, "--nodes", "1")

@@ -1,4 +1,4 @@
-"""``hsadml doctor`` without Slurm; with it, see tests/slurm."""
+"""``hsadml doctor`` without Slurm; tests/slurm runs it on clusters."""
 
 from __future__ import annotations
 
@@ -11,44 +11,46 @@ from hsadml_dist.launch.cli import main
 
 
 @pytest.fixture(autouse=True)
-def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty current directory, and no Slurm."""
+def without_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty working directory, and no Slurm."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("SLURM_CONF", raising=False)
 
 
-def test_a_laptop_is_well(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_machine_without_slurm_passes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["doctor"]) == 0
-    told = capsys.readouterr().out
-    assert told.startswith("programs\n  ok    python ")
-    assert "none on this machine; `hsadml train` runs without it" in told
+    printed = capsys.readouterr().out
+    assert printed.startswith("programs\n  ok    python ")
+    assert "hsadml train" in printed
     assert not list(tmp_path.iterdir())
 
 
-def test_programs_get_findings(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_is_a_list_of_results(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert all(set(one) == {"group", "name", "verdict", "found", "todo"} for one in found)
     assert {one["verdict"] for one in found} <= {"ok", "warn", "unknown"}
 
 
-def test_something_that_would_fail_is_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
+def test_failed_check_is_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--run", "/proc/run"]) == 1
     assert "FAIL  writing" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "fact"),
     [
-        (["--nodes", "0"], 2, "--nodes 0: at least 1"),
-        (["--nodes", "1", "--tasks-per-node", "0"], 2, "--tasks-per-node 0: at least 1"),
-        (["--nodes", "1"], 1, "Slurm is not installed here"),
-        (["--profile", "nowhere"], 1, "no profile 'nowhere'"),
+        (["--nodes", "0"], 2, "--nodes 0: "),
+        (["--nodes", "1", "--tasks-per-node", "0"], 2, "--tasks-per-node 0: "),
+        (["--nodes", "1"], 1, "Slurm"),
+        (["--profile", "nowhere"], 1, "'nowhere'"),
     ],
 )
-def test_a_wrong_wish_is_one_line(capsys: pytest.CaptureFixture[str], words: list[str], code: int, said: str) -> None:
+def test_invalid_arguments_are_one_line(
+    capsys: pytest.CaptureFixture[str], words: list[str], code: int, fact: str
+) -> None:
     assert main(["doctor", *words]) == code
-    told = capsys.readouterr()
-    assert said in told.err and told.err.count("\n") == 1
-    assert not told.out
+    printed = capsys.readouterr()
+    assert fact in printed.err and printed.err.count("\n") == 1
+    assert not printed.out

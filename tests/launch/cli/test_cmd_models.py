@@ -17,7 +17,7 @@ def printed(capsys, *words):
     return capsys.readouterr()
 
 
-def test_every_backbone_has_a_line_and_the_legend_is_beside_the_table(capsys):
+def test_table_has_a_row_per_backbone_and_the_legend_is_on_stderr(capsys):
     found = printed(capsys)
     title, *lines = found.out.splitlines()
     assert title.split()[:5] == ["backbone", "weights", "features", "ddp", "zero-1"]
@@ -28,7 +28,7 @@ def test_every_backbone_has_a_line_and_the_legend_is_beside_the_table(capsys):
     assert max(map(len, found.out.splitlines())) <= 120
 
 
-def test_for_programs(capsys):
+def test_json_has_the_memory_of_each_backbone(capsys):
     rows = json.loads(printed(capsys, "--json", "--ranks", "4", "--image-size", "112").out)
     assert [row["name"] for row in rows] == list(BACKBONE_FACTS)
     (row,) = [row for row in rows if row["name"] == "monai_vit_base_16"]
@@ -41,13 +41,13 @@ def test_for_programs(capsys):
     }
     assert row["activation_bytes"] == BACKBONE_FACTS["monai_vit_base_16"].activations / 4
     (swin,) = [row for row in rows if row["name"] == "monai_swinunetr_encoder"]
-    assert swin["activation_bytes"] is None, "112 is no multiple of 32"
+    assert swin["activation_bytes"] is None, "112 is not a multiple of 32"
 
 
-def test_one_in_detail(capsys):
+def test_single_backbone_is_described_in_detail(capsys):
     text = printed(capsys, "monai_vit_large_16", "--ranks", "4", "--batch", "32").out
     assert "Dosovitskiy et al., ICLR 2021" in text
-    assert "a multiple of 16 pixels a side" in text
+    assert "a multiple of 16 pixels" in text
     (line,) = [line for line in text.splitlines() if line.startswith("zero-2")]
     assert line.split() == ["zero-2", "1.41", "0.28", "0.56", "9.22", "11.48"]
     assert json.loads(printed(capsys, "monai_vit_large_16", "--batch", "3", "--json").out)["batch"] == 3
@@ -56,12 +56,12 @@ def test_one_in_detail(capsys):
 @pytest.mark.parametrize(
     ("words", "code", "text"),
     [
-        (["monia_resnet18"], 1, "did you mean 'monai_resnet18'?"),
-        (["monai_vit_base_16", "--image-size", "100"], 1, "must be a multiple of 16, such as 96 or 112"),
-        (["--ranks", "0"], 2, "--ranks 0: at least 1"),
+        (["monia_resnet18"], 1, "'monai_resnet18'"),
+        (["monai_vit_base_16", "--image-size", "100"], 1, "96 or 112"),
+        (["--ranks", "0"], 2, "--ranks 0: "),
     ],
 )
-def test_what_is_wrong_is_one_line(capsys, words, code, text):
+def test_invalid_argument_is_one_line(capsys, words, code, text):
     assert cli.main(["models", *words]) == code
     err = capsys.readouterr().err
     assert text in err
@@ -69,13 +69,13 @@ def test_what_is_wrong_is_one_line(capsys, words, code, text):
 
 
 @pytest.mark.parametrize("words", [[], ["monai_resnet18"], ["--json"]])
-def test_a_login_node_needs_no_torch(words):
+def test_models_does_not_import_torch(words):
     code = "import sys; from hsadml_dist.launch.cli import main; main(sys.argv[1:]); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, "models", *words], capture_output=True, text=True, check=True)
     assert not {"torch", "numpy", "monai", "pydantic"} & set(done.stdout.splitlines()[-1].split())
 
 
-def test_a_narrow_terminal_gets_a_narrow_table():
+def test_table_fits_a_narrow_terminal():
     leader, follower = pty.openpty()
     environ = os.environ | {"COLUMNS": "80"}
     process = subprocess.Popen(MODELS, stdout=follower, stderr=subprocess.DEVNULL, env=environ)
@@ -84,7 +84,7 @@ def test_a_narrow_terminal_gets_a_narrow_table():
     try:
         while part := os.read(leader, 4096):
             text += part
-    except OSError:  # the other end was closed
+    except OSError:  # the other end is closed
         pass
     os.close(leader)
     assert process.wait() == 0

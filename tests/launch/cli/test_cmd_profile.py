@@ -26,7 +26,7 @@ def default_site(tmp_path_factory):
         yield cluster
 
 
-def test_list_has_own_profiles_first_and_says_which_are_wrong(capsys):
+def test_list_has_own_profiles_first_and_marks_invalid_ones(capsys):
     write_profile("mine", "# All my jobs.\npartition: gpu\n")
     write_profile("torn", "# Torn.\npartitoin: gpu\n")
     assert cli.main(["profile", "list"]) == 0
@@ -37,7 +37,7 @@ def test_list_has_own_profiles_first_and_says_which_are_wrong(capsys):
         *([path.stem, "shipped"] for path in sorted(SHIPPED_PROFILES.glob("*.yaml"))),
     ]
     assert lines[0].endswith("  All my jobs.")
-    assert lines[1].endswith("wrong: torn.yaml:2: partitoin: unknown setting (did you mean 'partition'?)")
+    assert "torn.yaml:2: partitoin: " in lines[1] and "'partition'" in lines[1]
     assert max(map(len, lines)) <= 120
     assert cli.main(["profile", "list", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
@@ -48,19 +48,19 @@ def test_list_has_own_profiles_first_and_says_which_are_wrong(capsys):
     ]
 
 
-def test_show_prints_the_file_and_names_its_faults(capsys):
+def test_show_prints_the_file_and_its_faults(capsys):
     assert cli.main(["profile", "show", "plain"]) == 0
     assert capsys.readouterr().out == (SHIPPED_PROFILES / "plain.yaml").read_text()
     write_profile("torn", "partitoin: gpu\n")
     assert cli.main(["profile", "show", "torn"]) == 1
     shown = capsys.readouterr()
     assert shown.out == "partitoin: gpu\n"
-    assert shown.err == "hsadml: torn.yaml:1: partitoin: unknown setting (did you mean 'partition'?)\n"
+    assert shown.err.startswith("hsadml: torn.yaml:1: partitoin: ") and shown.err.count("\n") == 1
     assert cli.main(["profile", "show", "plian"]) == 1
-    assert "did you mean 'plain'?" in capsys.readouterr().err
+    assert "'plain'" in capsys.readouterr().err
 
 
-def test_copy_writes_an_own_one_and_overwrites_nothing(capsys, home):
+def test_copy_overwrites_only_with_force(capsys, home):
     assert cli.main(["profile", "copy", "pyxis", "mine"]) == 0
     assert capsys.readouterr().out == f"wrote {home}/mine.yaml\n"
     assert (home / "mine.yaml").read_text() == (SHIPPED_PROFILES / "pyxis.yaml").read_text()
@@ -71,41 +71,42 @@ def test_copy_writes_an_own_one_and_overwrites_nothing(capsys, home):
     assert (home / "mine.yaml").read_text() == (SHIPPED_PROFILES / "plain.yaml").read_text()
 
 
-def test_a_login_node_needs_nothing_heavy():
+def test_list_imports_no_heavy_packages():
     done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, check=True)
     assert not HEAVY & set(done.stdout.partition("LOADED")[2].split())
 
 
-def test_without_slurm_init_is_one_line(capsys, monkeypatch, tmp_path, home):
+def test_init_without_slurm_is_one_line(capsys, monkeypatch, tmp_path, home):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert cli.main(["profile", "init"]) == 1
-    assert capsys.readouterr().err.startswith("hsadml: Slurm is not installed here: scontrol is not on PATH")
+    message = capsys.readouterr().err
+    assert "scontrol" in message and message.count("\n") == 1
     assert not home.exists()
 
 
 @pytest.mark.slurm
-def test_init_on_a_default_site_chooses_a_chain_and_says_why(default_site, monkeypatch, capsys, home):
+def test_init_on_a_default_site_chooses_a_chain_with_a_reason(default_site, monkeypatch, capsys, home):
     monkeypatch.setenv("SLURM_CONF", str(default_site.conf_file))
     assert cli.main(["profile", "init"]) == 0
     text = capsys.readouterr().out
     profile = load_profile("box")
     assert (profile.partition, profile.gres, profile.cpus_per_task, profile.requeue) == ("low", "gpu:4", 2, "chain")
     (line,) = [line for line in text.splitlines() if line.split()[:2] == ["requeue", "chain"]]
-    assert "a requeued job waits 121 s (cred_expire)" in line
-    before, _, after = text.partition("not learnt:")
+    assert "121 s" in line
+    before, _, after = text.partition("to find out:")
     assert f"wrote {home}/box.yaml" in before
     assert {"account", "qos", "sbatch_on_nodes", "modules", "scratch", "env"} <= set(after.split())
     assert after.rstrip().endswith("hsadml submit RECIPE --nodes N --tasks-per-node 4 --profile box")
 
 
 @pytest.mark.slurm
-def test_init_overwrites_only_by_force(default_site, monkeypatch, capsys, home):
+def test_init_overwrites_only_with_force(default_site, monkeypatch, capsys, home):
     monkeypatch.setenv("SLURM_CONF", str(default_site.conf_file))
     path = write_profile("mine", "qos: x\n")
     assert cli.main(["profile", "init", "mine"]) == 2
-    assert f"{path} exists already" in capsys.readouterr().err
+    assert str(path) in capsys.readouterr().err
     assert cli.main(["profile", "init", "mine", "--partition", "hihg", "--force"]) == 1
-    assert "did you mean 'high'?" in capsys.readouterr().err
+    assert "'high'" in capsys.readouterr().err
     assert path.read_text() == "qos: x\n"
     assert cli.main(["profile", "init", "mine", "--partition", "high", "--force", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
@@ -117,7 +118,7 @@ def test_init_overwrites_only_by_force(default_site, monkeypatch, capsys, home):
 
 
 @pytest.mark.slurm
-def test_in_a_narrow_terminal_lines_are_folded(default_site, home):
+def test_init_wraps_lines_on_a_narrow_terminal(default_site, home):
     import pty
 
     leader, follower = pty.openpty()
@@ -128,5 +129,5 @@ def test_in_a_narrow_terminal_lines_are_folded(default_site, home):
     os.close(follower)
     lines = os.read(leader, 65536).decode().splitlines()
     os.close(leader)
-    assert any("a requeued job waits" in line for line in lines)
-    assert [line for line in lines if len(line) > 80 and not line.startswith(("wrote", "look"))] == []
+    assert any("121 s" in line for line in lines)
+    assert [line for line in lines if len(line) > 80 and not line.startswith(("wrote", "check"))] == []

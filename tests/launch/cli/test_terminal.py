@@ -2,9 +2,10 @@ import os
 import pty
 import subprocess
 import sys
+from pathlib import Path
 
-from hsadml_dist.launch.cli import terminal as module
-from hsadml_dist.launch.cli.terminal import progress
+from hsadml_dist.launch.cli import terminal
+from hsadml_dist.launch.cli.terminal import align_columns, display_path, progress
 
 SHOW = """
 from hsadml_dist.launch.cli.terminal import progress
@@ -14,18 +15,31 @@ with progress("slices") as show:
 """
 
 
-def test_off_a_terminal_a_plain_line_now_and_then(monkeypatch, capsys):
+def test_align_columns_to_the_right_except_those_named():
+    rows = [("name", "n", "text"), ("a", "10", "x"), ("longer", "9", "")]
+    assert align_columns(rows, left=(0, 2)) == ["name     n  text", "a       10  x", "longer   9"]
+    assert align_columns(rows[:2]) == ["name   n  text", "   a  10     x"]
+
+
+def test_display_path_is_relative_below_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert display_path(tmp_path / "runs" / "a") == "runs/a"
+    assert display_path(Path("runs")) == "runs"
+    assert display_path(tmp_path.parent) == str(tmp_path.parent)
+
+
+def test_progress_off_a_terminal_prints_a_line_every_30_seconds(monkeypatch, capsys):
     clock = iter([0.0, 10.0, 31.0, 31.0, 40.0, 65.0, 65.0])
-    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(clock))
     with progress("slices") as show:
         for done in (1, 2, 3, 4):
             show(done, 9)
-    told = capsys.readouterr()
-    assert told.err == "2 of 9 slices\n4 of 9 slices\n"
-    assert told.out == ""
+    printed = capsys.readouterr()
+    assert printed.err == "2 of 9 slices\n4 of 9 slices\n"
+    assert printed.out == ""
 
 
-def test_on_a_terminal_a_bar_that_goes_away():
+def test_progress_on_a_terminal_is_a_bar_that_is_removed():
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
     process = subprocess.Popen([sys.executable, "-c", SHOW], stderr=theirs, stdout=subprocess.PIPE, env=environment)
@@ -34,13 +48,13 @@ def test_on_a_terminal_a_bar_that_goes_away():
     while True:
         try:
             part = os.read(ours, 4096)
-        except OSError:  # the terminal's other end is closed
+        except OSError:  # the other end of the terminal is closed
             break
         if not part:
             break
         shown += part
     os.close(ours)
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=300) == 0
     assert process.stdout.read() == b""
     process.stdout.close()
     assert b"slices" in shown and b"3/3" in shown

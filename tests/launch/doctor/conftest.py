@@ -1,9 +1,9 @@
 import pytest
 
 from hsadml_dist.launch.doctor.host_checks import GIBIBYTE, UNLIMITED, HostLimits
-from hsadml_dist.launch.doctor.rank_report import CollectiveTiming, GpuReport, GroupReport, RankReport
+from hsadml_dist.launch.doctor.probe_job import CollectiveTiming, GpuReport, GroupReport, RankReport
 
-MACHINE = HostLimits(
+LIMITS = HostLimits(
     umask=0o022, shared_total=8 * GIBIBYTE, shared_free=8 * GIBIBYTE, files=4096, locked=UNLIMITED, cpus=4
 )
 VERSIONS = {"python": "3.11.7", "hsadml-dist": "0.1.0", "torch": "2.13.0", "monai": "1.6.0", "webdataset": "1.0.2"}
@@ -15,8 +15,8 @@ TIMINGS = tuple(
 
 
 @pytest.fixture
-def answers():
-    """Four healthy ranks on two nodes."""
+def reports():
+    """Reports of four healthy ranks on two nodes."""
 
     def one(rank):
         first = rank % 2 == 0
@@ -36,7 +36,7 @@ def answers():
             host=f"n{rank // 2 + 1}",
             versions=VERSIONS,
             package="/opt/hsadml_dist",
-            machine=MACHINE,
+            machine=LIMITS,
             programs=(),
             submit="" if first else None,
             gpus=GpuReport(),

@@ -1,4 +1,4 @@
-"""Ranks that meet as those of the doctor's job do; rank 1's clock is two seconds ahead."""
+"""Ranks that measure as those of the doctor's job do; the clock of rank 1 is two seconds ahead."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from unittest import mock
 from rank_script import Call
 
 from hsadml_dist.distributed.topology import Topology
-from hsadml_dist.launch.doctor.probe_network import meet
+from hsadml_dist.launch.doctor.probe_network import measure_group
 
 AHEAD = 2.0
 
 
 def main(call: Call) -> None:
-    """Answer with what was found together."""
+    """Answer with the group report."""
     topology = Topology(rank=call.rank, world_size=call.world, local_rank=call.rank, local_world_size=call.world)
     clock = time.time
     with mock.patch("hsadml_dist.launch.doctor.probe_network.time.time", lambda: clock() + AHEAD * call.rank):
-        call.answer(asdict(meet(call.folder, topology)))
+        call.answer(asdict(measure_group(call.folder, topology)))
 
 
 if __name__ == "__main__":

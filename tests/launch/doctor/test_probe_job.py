@@ -5,29 +5,32 @@ from pathlib import Path
 import pytest
 
 from hsadml_dist.errors import ClusterError
-from hsadml_dist.launch.doctor import probe_job as job
-from hsadml_dist.launch.doctor.probe_job import ProbeRequest, run_job, script
+from hsadml_dist.launch.doctor import probe_job
+from hsadml_dist.launch.doctor.probe_job import PROBE_MODULE, probe_request, run_probe_job
 from hsadml_dist.slurm.profiles import Container, Profile
-from hsadml_dist.slurm.site import Partition
+from hsadml_dist.slurm.sbatch import render
 
-ASKED = ProbeRequest(nodes=2, tasks_per_node=3, cpus_per_task=None, partition="gpu", profile=Profile())
+PROFILE = Profile()
 
 
-def test_the_script_is_a_trainings_with_other_ranks():
-    text = script(ASKED, Path("/shared/x"), None)
-    assert f'"$python" -u -m {job.NODE_MODULE} "$run_dir"' in text
-    assert f"{job.RANK_MODULE} " not in text
+def request_for(folder=Path("/shared/x"), options=PROFILE, **changes):
+    return probe_request(folder, options, **{"nodes": 2, "tasks_per_node": 3} | changes)
+
+
+def test_script_is_that_of_a_training_with_the_probe_module():
+    text = render(request_for(options=Profile(partition="gpu", requeue="chain", signal_lead=500)))
     for line in ("--nodes=2", "--ntasks-per-node=3", "--cpus-per-task=1", "--partition=gpu", "--time=10"):
         assert f"#SBATCH {line}\n" in text
-    assert "run_dir=/shared/x\n" in text and "requeue=none\n" in text
+    for setting in ("run_dir=/shared/x", "requeue=none", f"rank_module={PROBE_MODULE}"):
+        assert f"{setting}\n" in text
 
 
-def test_the_profile_counts_for_the_doctor_too():
+def test_script_has_the_options_of_the_profile():
     container = Container(kind="apptainer", image="/images/h.sif")
-    profile = Profile(
+    options = Profile(
         account="mri", cpus_per_task=4, modules=("cuda",), container=container, options=("--reservation=x",)
     )
-    text = script(replace(ASKED, profile=profile), Path("/shared/x"), None)
+    text = render(request_for(options=options))
     for part in (
         "--account=mri",
         "--cpus-per-task=4",
@@ -37,20 +40,18 @@ def test_the_profile_counts_for_the_doctor_too():
         "/shared/x:/shared/x",
     ):
         assert part in text, part
-    assert "--cpus-per-task=2\n" in script(replace(ASKED, profile=profile, cpus_per_task=2), Path("/x"), None)
 
 
-def test_the_job_asks_for_no_more_time_than_the_partition_gives():
-    assert "--time=5\n" in script(ASKED, Path("/x"), Partition(name="gpu", max_seconds=300))
-    assert "--time=1\n" in script(ASKED, Path("/x"), Partition(name="gpu", max_seconds=30))
-    assert "--time=10\n" in script(ASKED, Path("/x"), Partition(name="gpu", max_seconds=None))
+@pytest.mark.parametrize(("max_seconds", "minutes"), [(300, "5"), (30, "1"), (86400, "10"), (None, "10")])
+def test_time_limit_is_at_most_that_of_the_partition(max_seconds, minutes):
+    assert request_for(max_seconds=max_seconds).time_limit == minutes
 
 
 @pytest.fixture
-def slurm(tmp_path):
-    """Programs that play Slurm: the job is in the states of a file, one a question; what is cancelled is noted."""
+def fake_slurm(tmp_path):
+    """Programs that stand in for Slurm: the job takes the states in a file one by one; scancel is recorded."""
 
-    def play(*states):
+    def install(*states):
         (tmp_path / "states").write_text("".join(f"{state}\n" for state in states))
         (tmp_path / "sbatch").write_text("#!/bin/sh\necho 12\n")
         (tmp_path / "scontrol").write_text(
@@ -62,40 +63,41 @@ def slurm(tmp_path):
             (tmp_path / name).chmod(0o755)
         return {"PATH": str(tmp_path)}
 
-    return play
+    return install
 
 
-def test_the_job_is_waited_for_and_its_answers_are_read(tmp_path, slurm, answers, monkeypatch):
-    monkeypatch.setattr(job, "LOOK_SECONDS", 0.01)
-    (tmp_path / "rank-0000.json").write_text(json.dumps(asdict(answers[0])))
+def test_run_probe_job_waits_for_the_end_and_reads_reports(tmp_path, fake_slurm, reports, monkeypatch):
+    monkeypatch.setattr(probe_job, "POLL_SECONDS", 0.01)
+    (tmp_path / "rank-0000.json").write_text(json.dumps(asdict(reports[0])))
     (tmp_path / "slurm-12.out").write_text("one\nlast\n\n")
-    said = []
-    env = slurm("PENDING", "PENDING", "RUNNING", "FAILED")
-    assert run_job("#!/bin/sh\n", tmp_path, 60, said.append, env) == ({0: answers[0]}, "last")
-    assert said == ["job 12: PENDING", "job 12: RUNNING", "job 12: FAILED"]
+    logged = []
+    env = fake_slurm("PENDING", "PENDING", "RUNNING", "FAILED")
+    result = run_probe_job(request_for(tmp_path), 600, logged.append, env)
+    assert (result.reports, result.last_line) == ({0: reports[0]}, "last")
+    assert logged == ["job 12: PENDING", "job 12: RUNNING", "job 12: FAILED"]
     assert not (tmp_path / "cancelled").exists()
 
 
-def test_a_job_that_does_not_end_in_time_is_cancelled(tmp_path, slurm, monkeypatch):
-    monkeypatch.setattr(job, "LOOK_SECONDS", 0.01)
-    with pytest.raises(ClusterError, match="job 12 was still PENDING when --timeout was over"):
-        run_job("#!/bin/sh\n", tmp_path, 0.05, lambda text: None, slurm("PENDING"))
+def test_job_that_does_not_end_in_time_is_cancelled(tmp_path, fake_slurm, monkeypatch):
+    monkeypatch.setattr(probe_job, "POLL_SECONDS", 0.01)
+    with pytest.raises(ClusterError, match=r"12.*PENDING.*--timeout"):
+        run_probe_job(request_for(tmp_path), 0.05, lambda text: None, fake_slurm("PENDING"))
     assert (tmp_path / "cancelled").read_text() == "12\n"
 
 
-def test_an_interrupt_cancels_the_job(tmp_path, slurm):
+def test_interrupt_cancels_the_job(tmp_path, fake_slurm):
     def interrupt(text):
         if "PENDING" in text:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_job("#!/bin/sh\n", tmp_path, 60, interrupt, slurm("PENDING"))
+        run_probe_job(request_for(tmp_path), 600, interrupt, fake_slurm("PENDING"))
     assert (tmp_path / "cancelled").read_text() == "12\n"
 
 
-def test_answers_that_are_slow_to_be_seen_are_waited_for(tmp_path, answers, monkeypatch):
-    half = replace(answers[0], together=None)
-    (tmp_path / "rank-0000.json").write_text(json.dumps(asdict(half)))
-    monkeypatch.setattr(job, "LOOK_SECONDS", 0.01)
-    assert job.wait_for_reports(tmp_path, 0.05) == {0: half}
-    assert job.wait_for_reports(tmp_path / "empty", 0.0) == {}
+def test_wait_for_reports_returns_incomplete_reports_after_the_time(tmp_path, reports, monkeypatch):
+    incomplete = replace(reports[0], together=None)
+    (tmp_path / "rank-0000.json").write_text(json.dumps(asdict(incomplete)))
+    monkeypatch.setattr(probe_job, "POLL_SECONDS", 0.01)
+    assert probe_job.wait_for_reports(tmp_path, 0.05) == {0: incomplete}
+    assert probe_job.wait_for_reports(tmp_path / "empty", 0.0) == {}

@@ -9,56 +9,56 @@ import pytest
 
 from hsadml_dist.errors import DataError, UsageError
 from hsadml_dist.shards.source import DamagedSampleError
-from hsadml_dist.shards.sources.figshare import FigshareSource, parse_persons
+from hsadml_dist.shards.sources.figshare import FigshareSource, parse_patient_table
 from hsadml_dist.shards.sources.figshare_files import ORIGINAL_ZIPS
-from hsadml_dist.shards.sources.mat_file import FILES
+from hsadml_dist.shards.sources.mat_file import SLICES
 from tests.shards.matlab_files import write_folds, write_slice
 
 
-def test_numbers_come_before_exams():
-    persons = parse_persons(b"\xef\xbb\xbfexam, index ,person\nX,7,one\n\nY,8.mat,two\n")
+def test_patient_table_prefers_slice_numbers_to_exams():
+    persons = parse_patient_table(b"\xef\xbb\xbfexam, index ,person\nX,7,one\n\nY,8.mat,two\n")
     assert persons.by_number
-    assert (persons.of(7, "Y"), persons.of(8, "")) == ("one", "two")
+    assert (persons.find(7, "Y"), persons.find(8, "")) == ("one", "two")
 
 
-def test_one_person_may_be_given_twice():
-    assert parse_persons(b"index,person\n7,one\n07,one\n").of(7, "") == "one"
+def test_patient_table_accepts_repeated_rows():
+    assert parse_patient_table(b"index,person\n7,one\n07,one\n").find(7, "") == "one"
 
 
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (b"", "lacks the column person; it needs person and one of index, file, exam, pid"),
-        (b"SECRET1,SECRET2\n", "lacks the column person; it needs"),
-        (b"index,persn\n1,SECRET\n", r"lacks the column person; column 2: \(did you mean 'person'\?\); it needs"),
-        (b"person,indx\n1,SECRET\n", r"lacks the column index or .*column 2: \(did you mean 'index'\?\)"),
-        (b"person-SECRET,index\n", r"lacks the column person"),
-        (b"index,person,person\n", "names the column 'person' twice"),
-        (b"index,person\n1,a\n1,SECRET\n", "rows 1 and 2 give one slice or exam two persons"),
-        (b"pid,person\nSECRET,a\nx,y\nSECRET,b\n", "rows 1 and 3 give one slice or exam two persons"),
-        (b"index,person\n1,\n", "row 1: an empty cell"),
-        (b"index,person\n1,a\n,SECRET\n", "row 2: an empty cell"),
-        (b"index,person\nSECRET,a\n", "row 1: its slice is no number such as 17 or 17.mat"),
-        (b"index,person\n1\n", "row 1: 1 cells, fewer than the header has"),
-        (b"index,person\n1,SECRET\xff\n", "no CSV in UTF-8: byte 21 is none"),
-        (b'index,person\n1,"SECRET"x\n', "no CSV: "),
+        (b"", "column person.* one of index, file, exam, pid"),
+        (b"SECRET1,SECRET2\n", "column person"),
+        (b"index,persn\n1,SECRET\n", r"column person.*column 2:.*'person'"),
+        (b"person,indx\n1,SECRET\n", r"column index or .*column 2:.*'index'"),
+        (b"person-SECRET,index\n", r"column person"),
+        (b"index,person,person\n", "two columns 'person'"),
+        (b"index,person\n1,a\n1,SECRET\n", "rows 1 and 2"),
+        (b"pid,person\nSECRET,a\nx,y\nSECRET,b\n", "rows 1 and 3"),
+        (b"index,person\n1,\n", "row 1: "),
+        (b"index,person\n1,a\n,SECRET\n", "row 2: "),
+        (b"index,person\nSECRET,a\n", "row 1: .*17 or 17.mat"),
+        (b"index,person\n1\n", "row 1: 1 cells"),
+        (b"index,person\n1,SECRET\xff\n", "UTF-8.*byte 21"),
+        (b'index,person\n1,"SECRET"x\n', "CSV: "),
     ],
 )
-def test_faults_are_one_line_without_a_cell(content, text):
+def test_patient_table_errors_are_one_line_without_cells(content, text):
     with pytest.raises(DataError, match=text) as caught:
-        parse_persons(content)
+        parse_patient_table(content)
     assert str(caught.value).startswith("--persons: ")
     assert "SECRET" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_row_names_the_slice_and_no_pid():
-    with pytest.raises(DataError, match=r"^--persons: 17\.mat has no person: the table has no row for its PID$"):
-        parse_persons(b"pid,person\nA,one\n").of(17, "SECRET")
+def test_patient_table_missing_row_names_slice_but_not_pid():
+    with pytest.raises(DataError, match=r"^--persons: 17\.mat .*PID"):
+        parse_patient_table(b"pid,person\nA,one\n").find(17, "SECRET")
 
 
 SECRET = "SECRET-12345"
-FOLDS = 1 + np.arange(FILES) % 5
+FOLDS = 1 + np.arange(SLICES) % 5
 
 
 def image_of(number):
@@ -78,7 +78,7 @@ def data(tmp_path):
 
 @pytest.fixture
 def zipped(data, tmp_path):
-    """The same in two of the original zips, one with a folder inside, beside the folds."""
+    """The same slices in two of the original zips, one with a folder inside, and the folds."""
     folder = tmp_path / "zips"
     folder.mkdir()
     with zipfile.ZipFile(folder / ORIGINAL_ZIPS[0], "w", zipfile.ZIP_DEFLATED) as archive:
@@ -99,7 +99,7 @@ def persons_csv(tmp_path, *lines):
 
 
 def refusal(source, kind=DataError):
-    """Return the one line of a refused listing; no identifier in it."""
+    """Return the error of a listing, which must be one line without identifiers."""
     with pytest.raises(kind) as caught:
         source.list_records()
     assert "\n" not in str(caught.value)
@@ -107,7 +107,7 @@ def refusal(source, kind=DataError):
     return str(caught.value)
 
 
-def test_records_of_a_folder(data):
+def test_figshare_lists_records_of_a_folder(data):
     listing = FigshareSource(folder=data).list_records()
     assert listing.skipped == ()
     assert [(r.record_id, r.where, r.class_name, r.exam, r.author_fold) for r in listing.records] == [
@@ -119,7 +119,7 @@ def test_records_of_a_folder(data):
     assert {(r.person, r.fold, r.plane, r.spacing_mm) for r in listing.records} == {(None, None, None, None)}
 
 
-def test_only_full_slices_have_a_known_spacing(data):
+def test_figshare_spacing_is_known_for_full_slices_only(data):
     write_slice(data / "4.mat", np.zeros((512, 512)))
     write_slice(data / "5.mat", np.zeros((256, 256)))
     records = {record.where: record for record in FigshareSource(folder=data).list_records().records}
@@ -128,7 +128,7 @@ def test_only_full_slices_have_a_known_spacing(data):
 
 
 @pytest.mark.parametrize("layout", ["data", "zipped"])
-def test_pixels_come_back_as_stored(layout, request):
+def test_figshare_read_returns_stored_pixels(layout, request):
     source = pickle.loads(pickle.dumps(FigshareSource(folder=request.getfixturevalue(layout))))
     records = source.list_records().records
     assert len(records) == 4
@@ -139,7 +139,7 @@ def test_pixels_come_back_as_stored(layout, request):
         np.testing.assert_array_equal(pixels.mask != 0, image_of(number) > 2000)
 
 
-def test_zips_list_the_same_as_files(data, tmp_path, zipped):
+def test_figshare_zips_list_the_same_records_as_files(data, tmp_path, zipped):
     (tmp_path / "deep" / "er").mkdir(parents=True)
     zipped.rename(tmp_path / "deep" / "er" / "zips")
     (tmp_path / "deep" / "er" / "zips" / "cvind.mat").rename(data / "cvind.mat")
@@ -156,7 +156,7 @@ def _sum_of(source, record):
     return int(source.read(record).image.sum())
 
 
-def test_forked_workers_may_read_one_zip_at_once(zipped):
+def test_figshare_forked_workers_read_one_zip_concurrently(zipped):
     source = FigshareSource(folder=zipped)
     records = source.list_records().records
     expected = [_sum_of(source, record) for record in records]
@@ -165,7 +165,7 @@ def test_forked_workers_may_read_one_zip_at_once(zipped):
     assert got == expected * 20
 
 
-def test_files_and_zips_may_be_mixed_and_equal_copies_count_once(data, zipped):
+def test_figshare_counts_equal_copies_in_files_and_zips_once(data, zipped):
     (zipped / "loose").mkdir()
     write_slice(zipped / "loose" / "5.mat", image_of(5))
     (zipped / "loose" / "3.mat").write_bytes((data / "3.mat").read_bytes())
@@ -173,34 +173,32 @@ def test_files_and_zips_may_be_mixed_and_equal_copies_count_once(data, zipped):
     assert [record.where for record in records] == ["1.mat", "2.mat", "3.mat", "5.mat", "17.mat"]
 
 
-def test_two_different_files_of_one_number_are_refused(data, tmp_path, zipped):
+def test_figshare_rejects_two_different_files_of_one_number(data, tmp_path, zipped):
     write_slice(zipped / "3.mat", np.zeros((90, 90)))
-    assert refusal(FigshareSource(folder=zipped)) == "INPUT: 3.mat is there twice, and the two differ: leave one"
+    assert "two different files 3.mat" in refusal(FigshareSource(folder=zipped))
     (zipped / "3.mat").unlink()
     content = bytearray((data / "3.mat").read_bytes())
     content[-1] ^= 1
     with zipfile.ZipFile(zipped / ORIGINAL_ZIPS[3], "w") as archive:
         archive.writestr("3.mat", bytes(content))
-    assert "3.mat is there twice" in refusal(FigshareSource(folder=zipped))
+    assert "two different files 3.mat" in refusal(FigshareSource(folder=zipped))
 
 
-def test_damaged_files_are_skipped_and_named_by_number(data):
+def test_figshare_skips_damaged_files_by_number(data):
     (data / "2.mat").write_bytes((data / "2.mat").read_bytes()[:3000])
     write_slice(data / "4.mat", image_of(4), pid=SECRET, leave_out=("PID",))
     write_slice(data / "5.mat", image_of(5), pid=SECRET, label=9)
     (data / "6.mat").symlink_to(data / "nowhere" / SECRET)
     listing = FigshareSource(folder=data).list_records()
     assert [record.where for record in listing.records] == ["1.mat", "3.mat", "17.mat"]
-    assert [(skip.where, skip.reason.split(":")[0]) for skip in listing.skipped] == [
-        ("2.mat", "no whole MATLAB v7.3 (HDF5) file"),
-        ("4.mat", "lacks the field 'PID'"),
-        ("5.mat", "its label is none of 1, 2, 3"),
-        ("6.mat", "cannot be read"),
-    ]
+    reasons = {skip.where: skip.reason for skip in listing.skipped}
+    assert list(reasons) == ["2.mat", "4.mat", "5.mat", "6.mat"]
+    for fact, reason in zip(("HDF5", "'PID'", "1, 2, 3", "No such file"), reasons.values(), strict=True):
+        assert fact in reason
     assert SECRET not in repr(listing.skipped)
 
 
-def test_other_files_are_counted_and_never_named(data):
+def test_figshare_counts_other_files_without_names(data):
     for name in (f"{SECRET}.mat", "0.mat", "3065.mat", "017.mat", "1 (copy).mat"):
         (data / name).write_bytes(b"x")
     (data / "._1.mat").write_bytes(b"litter")
@@ -208,35 +206,34 @@ def test_other_files_are_counted_and_never_named(data):
     listing = FigshareSource(folder=data).list_records()
     assert len(listing.records) == 4
     assert [skip.where for skip in listing.skipped] == [f"other .mat file {n} of 5" for n in range(1, 6)]
-    assert {skip.reason for skip in listing.skipped} == {"not named 1.mat ... 3064.mat"}
+    assert all("1.mat ... 3064.mat" in skip.reason for skip in listing.skipped)
 
 
-def test_when_no_slice_can_be_used_the_first_says_why(tmp_path):
+def test_figshare_reports_first_reason_if_no_slice_can_be_used(tmp_path):
     write_slice(tmp_path / "8.mat", image_of(8), leave_out=("image",))
-    assert refusal(FigshareSource(folder=tmp_path)).endswith(
-        "none of 1 slices can be used; 8.mat: lacks the field 'image'"
-    )
+    message = refusal(FigshareSource(folder=tmp_path))
+    assert "none of 1 slices" in message and "8.mat" in message and "'image'" in message
 
 
-def test_no_slices_at_all(tmp_path):
+def test_figshare_rejects_folder_without_slices(tmp_path):
     source = FigshareSource(folder=tmp_path)
-    assert refusal(source) == "INPUT: the folder holds neither N.mat files nor the original zips"
+    assert refusal(source).startswith("INPUT: ") and "1512427.zip" not in refusal(source)
     with zipfile.ZipFile(tmp_path / "renamed.zip", "w") as archive:
         archive.writestr(ORIGINAL_ZIPS[0], b"x")
-    assert refusal(source).endswith("the outer archive (1512427.zip) is there: unpack it first")
+    assert "1512427.zip" in refusal(source)
     assert "no such folder" in refusal(FigshareSource(folder=tmp_path / "none"))
     assert "no such folder" in refusal(FigshareSource(folder=tmp_path / "renamed.zip"))
 
 
-def test_a_zip_cut_short_is_named_only_by_its_original_name(zipped):
+def test_figshare_names_truncated_zip_by_original_name_only(zipped):
     content = (zipped / ORIGINAL_ZIPS[0]).read_bytes()
     (zipped / ORIGINAL_ZIPS[0]).write_bytes(content[: len(content) // 2])
-    assert refusal(FigshareSource(folder=zipped)).startswith(f"INPUT: {ORIGINAL_ZIPS[0]} is cut short")
+    assert refusal(FigshareSource(folder=zipped)).startswith(f"INPUT: {ORIGINAL_ZIPS[0]} ")
     (zipped / ORIGINAL_ZIPS[0]).rename(zipped / f"{SECRET}.zip")
-    assert refusal(FigshareSource(folder=zipped)).startswith("INPUT: zip 1 of 2 by name is cut short")
+    assert refusal(FigshareSource(folder=zipped)).startswith("INPUT: zip 1 of 2 by name ")
 
 
-def test_a_flipped_byte_in_a_zip_is_one_skip(zipped):
+def test_figshare_flipped_byte_in_zip_skips_one_slice(zipped):
     with zipfile.ZipFile(zipped / ORIGINAL_ZIPS[1]) as archive:
         start = archive.getinfo("inner/3.mat").header_offset
     content = bytearray((zipped / ORIGINAL_ZIPS[1]).read_bytes())
@@ -246,31 +243,30 @@ def test_a_flipped_byte_in_a_zip_is_one_skip(zipped):
     assert [record.where for record in listing.records] == ["1.mat", "2.mat", "17.mat"]
     (skip,) = listing.skipped
     assert skip.where == "3.mat"
-    assert skip.reason.startswith("cannot be unpacked from its zip (")
+    assert "zip" in skip.reason
 
 
-def test_a_file_gone_since_the_listing_is_damage(data):
+def test_figshare_file_removed_after_listing_is_damaged(data):
     source = FigshareSource(folder=data)
     record = source.list_records().records[0]
     (data / "1.mat").unlink()
-    with pytest.raises(DamagedSampleError, match=r"^1\.mat: cannot be read: No such file"):
+    with pytest.raises(DamagedSampleError, match=r"^1\.mat: .*No such file"):
         source.read(record)
 
 
-def test_author_folds_may_be_prescribed(data):
+def test_figshare_author_folds_option_prescribes_folds(data):
     records = FigshareSource(folder=data, author_folds=True).list_records().records
     assert [(record.author_fold, record.fold) for record in records] == [(1, 0), (2, 1), (3, 2), (2, 1)]
 
 
-def test_author_folds_without_their_file(data):
+def test_figshare_author_folds_option_requires_cvind(data):
     (data / "cvind.mat").unlink()
     assert {record.author_fold for record in FigshareSource(folder=data).list_records().records} == {None}
-    assert "--author-folds: there is no cvind.mat" in refusal(
-        FigshareSource(folder=data, author_folds=True), UsageError
-    )
+    message = refusal(FigshareSource(folder=data, author_folds=True), UsageError)
+    assert message.startswith("--author-folds: ") and "cvind.mat" in message
 
 
-def test_author_folds_in_a_zip_or_a_folder_below(zipped, tmp_path):
+def test_figshare_finds_author_folds_in_zip_or_subfolder(zipped, tmp_path):
     (zipped / "below").mkdir()
     (zipped / "cvind.mat").rename(zipped / "below" / "cvind.mat")
     assert FigshareSource(folder=zipped).list_records().records[2].author_fold == 3
@@ -280,16 +276,16 @@ def test_author_folds_in_a_zip_or_a_folder_below(zipped, tmp_path):
     (zipped / "below" / "cvind.mat").unlink()
     assert FigshareSource(folder=zipped).list_records().records[2].author_fold == 3
     write_folds(zipped / "cvind.mat", FOLDS[::-1])
-    assert refusal(FigshareSource(folder=zipped)) == "INPUT: 2 different cvind.mat are there: leave one"
+    assert refusal(FigshareSource(folder=zipped)).startswith("INPUT: 2 different cvind.mat")
 
 
-def test_damaged_author_folds_end_the_build(data):
+def test_figshare_rejects_damaged_author_folds(data):
     (data / "cvind.mat").write_bytes(b"x")
-    assert refusal(FigshareSource(folder=data)).startswith("cvind.mat: no whole MATLAB file")
+    assert refusal(FigshareSource(folder=data)).startswith("cvind.mat: ")
 
 
 @pytest.mark.parametrize("column", ["index", "file", "exam", "pid"])
-def test_persons_of_slices_or_exams(data, tmp_path, column):
+def test_figshare_patients_by_slice_or_exam(data, tmp_path, column):
     if column in ("exam", "pid"):
         lines = [f"{SECRET}-A,other,one", f" {SECRET}-B,other,two"]
     else:
@@ -299,29 +295,29 @@ def test_persons_of_slices_or_exams(data, tmp_path, column):
     assert [record.person for record in records] == ["one", "one", "two", "two"]
 
 
-def test_a_damaged_slice_needs_no_person(data, tmp_path):
+def test_figshare_damaged_slice_needs_no_patient(data, tmp_path):
     (data / "17.mat").write_bytes(b"")
     table = persons_csv(tmp_path, "index,person", "1,a", "2,a", "3,b")
     assert len(FigshareSource(folder=data, persons=table).list_records().records) == 3
 
 
-def test_a_slice_without_a_row_is_refused(data, tmp_path):
+def test_figshare_rejects_slice_without_patient(data, tmp_path):
     table = persons_csv(tmp_path, "index,person", "1,a", "2,a", "3,b")
     line = refusal(FigshareSource(folder=data, persons=table))
-    assert line == "--persons: 17.mat has no person: the table has no row for its number"
+    assert line.startswith("--persons: 17.mat ") and "number" in line
 
 
-def test_an_exam_of_two_persons_is_refused(data, tmp_path):
+def test_figshare_rejects_exam_of_two_patients(data, tmp_path):
     table = persons_csv(tmp_path, "index,person", "1,SECRETa", "2,SECRETa", "3,SECRETb", "17,SECRETa")
     line = refusal(FigshareSource(folder=data, persons=table))
-    assert line.startswith("--persons: 3.mat and 17.mat share an exam (PID) but not a person")
+    assert line.startswith("--persons: 3.mat and 17.mat ")
 
 
-def test_a_table_of_persons_that_is_not_there(data, tmp_path):
-    assert "cannot be read: No such file" in refusal(FigshareSource(folder=data, persons=tmp_path / "none.csv"))
+def test_figshare_rejects_missing_patient_table(data, tmp_path):
+    assert "No such file" in refusal(FigshareSource(folder=data, persons=tmp_path / "none.csv"))
 
 
-def test_fingerprint_follows_all_that_is_read(data, zipped, tmp_path):
+def test_figshare_fingerprint_follows_options_and_files(data, zipped, tmp_path):
     table = persons_csv(tmp_path, "index,person", "1,a", "2,a", "3,b", "17,b")
     first = FigshareSource(folder=data, persons=table).fingerprint()
     assert FigshareSource(folder=data, persons=table).fingerprint() == first

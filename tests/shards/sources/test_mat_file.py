@@ -9,7 +9,7 @@ from scipy.io import savemat
 
 from hsadml_dist.errors import DataError
 from hsadml_dist.shards.source import DamagedSampleError
-from hsadml_dist.shards.sources.mat_file import FILES, read_author_folds, read_header, read_pixels, read_v5_array
+from hsadml_dist.shards.sources.mat_file import SLICES, read_author_folds, read_header, read_pixels, read_v5_array
 from tests.shards.matlab_files import write_folds, write_slice
 
 KINDS = ("float64", "float32", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
@@ -25,24 +25,24 @@ def mat(packed=True, **variables):
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 3064])
-def test_all_numbers_of_scipys_files_come_back(packed, kind, count):
+def test_read_v5_array_reads_all_numeric_types(packed, kind, count):
     values = (np.arange(count) % 100).astype(kind)
     content = mat(packed, first=np.ones(3), text="cvind", cvind=values, last=[1.0])
     np.testing.assert_array_equal(read_v5_array(content, "cvind"), values)
 
 
-def test_shape_is_flattened_columns_first():
+def test_read_v5_array_flattens_columns_first():
     np.testing.assert_array_equal(read_v5_array(mat(x=np.array([[1, 2, 3], [4, 5, 6]])), "x"), [1, 4, 2, 5, 3, 6])
 
 
 @pytest.mark.parametrize("value", ["text", {"a": 1}, np.array([1j]), np.array([1, "x"], object)])
-def test_what_is_no_array_of_numbers_is_not_taken(value):
+def test_read_v5_array_ignores_non_numeric_variables(value):
     assert read_v5_array(mat(cvind=value, other=[1.0]), "cvind") is None
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_whole_doubles_in_the_smallest_type_and_either_byte_order(order):
-    """As MATLAB itself writes them: class double, data uint8; scipy never does."""
+def test_read_v5_array_reads_doubles_stored_as_bytes_in_either_byte_order(order):
+    """MATLAB itself writes class double with data uint8; scipy never does."""
 
     def element(kind, data):
         return struct.pack(order + "II", kind, len(data)) + data + bytes(-len(data) % 8)
@@ -56,7 +56,7 @@ def test_whole_doubles_in_the_smallest_type_and_either_byte_order(order):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_every_cut_is_an_error_or_no_array(packed):
+def test_read_v5_array_of_truncated_file_raises_or_returns_none(packed):
     content = mat(packed, cvind=np.arange(50.0))
     for length in range(len(content)):
         try:
@@ -67,7 +67,7 @@ def test_every_cut_is_an_error_or_no_array(packed):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_any_flipped_byte_is_an_error_or_other_values(packed):
+def test_read_v5_array_of_damaged_file_does_not_crash(packed):
     content = mat(packed, cvind=np.arange(6.0))
     refused = 0
     for place in range(124, len(content)):
@@ -81,7 +81,7 @@ def test_any_flipped_byte_is_an_error_or_other_values(packed):
     assert refused > 60
 
 
-def test_a_packed_element_that_would_fill_the_memory_is_refused():
+def test_read_v5_array_rejects_zip_bomb():
     packed = zlib.compress(bytes(5_000_000))
     content = b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM" + struct.pack("<II", 15, len(packed)) + packed
     with pytest.raises(ValueError, match="too large"):
@@ -91,7 +91,7 @@ def test_a_packed_element_that_would_fill_the_memory_is_refused():
 SECRET = "SECRET-12345"
 IMAGE = np.arange(6 * 8).reshape(6, 8) * 100 - 700
 MASK = IMAGE > 2000
-FOLDS = 1 + np.arange(FILES) % 5
+FOLDS = 1 + np.arange(SLICES) % 5
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def slice_file(tmp_path):
 
 
 def damage_of(path):
-    """Return why the file cannot be used; nothing in it may be the PID."""
+    """Return the reason why the file cannot be used, which must not contain the PID."""
     with pytest.raises(DamagedSampleError) as caught:
         read_header(path, "17.mat")
     assert caught.value.skip.where == "17.mat"
@@ -114,7 +114,7 @@ def damage_of(path):
     return caught.value.skip.reason
 
 
-def test_the_file_is_laid_out_as_the_original(slice_file):
+def test_write_slice_has_the_original_layout(slice_file):
     content = slice_file().read_bytes()
     assert content.startswith(b"MATLAB 7.3 MAT-file")
     assert content[512:520] == b"\x89HDF\r\n\x1a\n"
@@ -123,7 +123,7 @@ def test_the_file_is_laid_out_as_the_original(slice_file):
         assert file["cjdata/PID"].shape == (len(SECRET), 1)
 
 
-def test_header_and_pixels_stand_upright_again(slice_file):
+def test_read_header_and_pixels_undo_the_transposition(slice_file):
     path = slice_file()
     header = read_header(path, "17.mat")
     assert (header.label, header.pid, header.shape) == (3, SECRET, (6, 8))
@@ -133,79 +133,79 @@ def test_header_and_pixels_stand_upright_again(slice_file):
     np.testing.assert_array_equal(pixels.mask != 0, MASK)
 
 
-def test_bytes_are_read_like_a_file(slice_file):
+def test_read_header_and_pixels_accept_bytes(slice_file):
     content = slice_file().read_bytes()
     assert read_header(io.BytesIO(content), "x").pid == SECRET
     np.testing.assert_array_equal(read_pixels(io.BytesIO(content), "x").image, IMAGE)
 
 
-def test_a_slice_without_mask_is_kept(slice_file):
+def test_read_pixels_without_mask(slice_file):
     path = slice_file(leave_out=("tumorMask", "tumorBorder"))
     assert read_header(path, "17.mat").label == 3
     assert read_pixels(path, "17.mat").mask is None
 
 
-def test_blanks_around_a_pid_are_no_part_of_it(slice_file):
+def test_read_header_strips_the_pid(slice_file):
     assert read_header(slice_file(pid=f" {SECRET}\0 "), "17.mat").pid == SECRET
 
 
 @pytest.mark.parametrize(
-    ("options", "reason"),
+    ("options", "fact"),
     [
-        ({"leave_out": ("PID",)}, "lacks the field 'PID'"),
-        ({"leave_out": ("label",)}, "lacks the field 'label'"),
-        ({"leave_out": ("image",)}, "lacks the field 'image'"),
-        ({"label": 4}, "its label is none of 1, 2, 3"),
-        ({"label": 1.5}, "its label is none of 1, 2, 3"),
-        ({"label": float("nan")}, "its label is none of 1, 2, 3"),
-        ({"label": [1, 2]}, "its label is none of 1, 2, 3"),
-        ({"pid": "  "}, "its PID is empty or no text"),
-        ({"pid": "a\nb"}, "its PID is empty or no text"),
-        ({"PID": np.array([[0xD800]], np.uint16)}, "its PID is empty or no text"),
-        ({"PID": np.zeros((0, 1), np.uint16)}, "its PID is no text of 1 to 64 characters"),
-        ({"PID": np.zeros((65, 1), np.uint16)}, "its PID is no text of 1 to 64 characters"),
-        ({"PID": np.array([[12345.0]])}, "its PID is no text of 1 to 64 characters"),
-        ({"image": np.zeros((2, 8, 6), np.int16)}, "its image is not two-dimensional and real"),
-        ({"image": np.zeros((8, 6), np.complex64)}, "its image is not two-dimensional and real"),
-        ({"image": np.zeros((0, 6), np.int16)}, "its image is not two-dimensional and real"),
-        ({"tumorMask": np.zeros((6, 8), np.uint8)}, "its tumorMask has not the image's shape"),
+        ({"leave_out": ("PID",)}, "'PID'"),
+        ({"leave_out": ("label",)}, "'label'"),
+        ({"leave_out": ("image",)}, "'image'"),
+        ({"label": 4}, "label is none of 1, 2, 3"),
+        ({"label": 1.5}, "label is none of 1, 2, 3"),
+        ({"label": float("nan")}, "label is none of 1, 2, 3"),
+        ({"label": [1, 2]}, "label is none of 1, 2, 3"),
+        ({"pid": "  "}, "PID is empty"),
+        ({"pid": "a\nb"}, "PID is empty"),
+        ({"PID": np.array([[0xD800]], np.uint16)}, "PID is empty"),
+        ({"PID": np.zeros((0, 1), np.uint16)}, "1 to 64 characters"),
+        ({"PID": np.zeros((65, 1), np.uint16)}, "1 to 64 characters"),
+        ({"PID": np.array([[12345.0]])}, "1 to 64 characters"),
+        ({"image": np.zeros((2, 8, 6), np.int16)}, "two-dimensional"),
+        ({"image": np.zeros((8, 6), np.complex64)}, "two-dimensional"),
+        ({"image": np.zeros((0, 6), np.int16)}, "two-dimensional"),
+        ({"tumorMask": np.zeros((6, 8), np.uint8)}, "tumorMask"),
     ],
 )
-def test_each_fault_is_named_without_the_pid(slice_file, options, reason):
-    assert damage_of(slice_file(**options)) == reason
+def test_read_header_names_fault_without_the_pid(slice_file, options, fact):
+    assert fact in damage_of(slice_file(**options))
 
 
 @pytest.mark.parametrize("length", [0, 3, 512, 700, 5000, -1])
-def test_a_file_cut_short_is_damaged(slice_file, length):
+def test_read_header_rejects_truncated_file(slice_file, length):
     path = slice_file()
     path.write_bytes(path.read_bytes()[:length])
-    assert damage_of(path) == "no whole MATLAB v7.3 (HDF5) file: cut short, damaged or of another kind"
+    assert "HDF5" in damage_of(path)
 
 
-def test_files_of_another_kind_and_no_file(tmp_path, slice_file):
+def test_read_header_rejects_other_and_missing_files(tmp_path, slice_file):
     savemat(tmp_path / "17.mat", {"cjdata": {"PID": SECRET}})
-    assert damage_of(tmp_path / "17.mat").startswith("no whole MATLAB v7.3")
+    assert "HDF5" in damage_of(tmp_path / "17.mat")
     write_folds(tmp_path / "17.mat", FOLDS)
-    assert damage_of(tmp_path / "17.mat") == "holds no struct 'cjdata'"
+    assert "'cjdata'" in damage_of(tmp_path / "17.mat")
     (tmp_path / "17.mat").unlink()
-    assert damage_of(tmp_path / "17.mat") == "cannot be read: No such file or directory"
+    assert "No such file" in damage_of(tmp_path / "17.mat")
 
 
-def test_an_empty_matlab_array_is_no_pid(slice_file):
+def test_read_header_rejects_empty_pid(slice_file):
     path = slice_file(PID=np.zeros(2, np.uint64))
     with h5py.File(path, "r+") as file:
         file["cjdata/PID"].attrs["MATLAB_empty"] = np.uint8(1)
-    assert damage_of(path) == "its field 'PID' is empty or no array"
+    assert "field 'PID'" in damage_of(path)
 
 
-def test_a_struct_in_place_of_an_array(slice_file):
+def test_read_header_rejects_struct_in_place_of_array(slice_file):
     path = slice_file(leave_out=("label",))
     with h5py.File(path, "r+") as file:
         file["cjdata"].create_group("label")
-    assert damage_of(path) == "its field 'label' is empty or no array"
+    assert "field 'label'" in damage_of(path)
 
 
-def test_damaged_pixels_are_found_when_read(tmp_path):
+def test_read_pixels_detects_damage(tmp_path):
     path = tmp_path / "1.mat"
     write_slice(path, np.random.default_rng(0).integers(0, 4000, (128, 128)))
     with h5py.File(path) as file:
@@ -215,7 +215,7 @@ def test_damaged_pixels_are_found_when_read(tmp_path):
     content[start : start + 100] = bytes(100)
     path.write_bytes(content)
     assert read_header(path, "1.mat").shape == (128, 128)
-    with pytest.raises(DamagedSampleError, match=r"^1\.mat: no whole MATLAB"):
+    with pytest.raises(DamagedSampleError, match=r"^1\.mat: .*HDF5"):
         read_pixels(path, "1.mat")
 
 
@@ -228,22 +228,22 @@ def folds_file(tmp_path, version, values=FOLDS, name="cvind"):
 
 
 @pytest.mark.parametrize("version", ["5", "7.3"])
-def test_author_folds_of_both_versions(tmp_path, version):
+def test_read_author_folds_of_both_versions(tmp_path, version):
     assert read_author_folds(folds_file(tmp_path, version)) == tuple(FOLDS)
 
 
 @pytest.mark.parametrize("version", ["5", "7.3"])
-@pytest.mark.parametrize("values", [FOLDS[:-1], FOLDS - 1, FOLDS * 1.1, np.full(FILES, np.nan)])
-def test_other_folds_are_refused(tmp_path, version, values):
-    with pytest.raises(DataError, match=rf"^cvind\.mat: 'cvind' .*expected {FILES} whole numbers from 1 to 5$"):
+@pytest.mark.parametrize("values", [FOLDS[:-1], FOLDS - 1, FOLDS * 1.1, np.full(SLICES, np.nan)])
+def test_read_author_folds_rejects_other_values(tmp_path, version, values):
+    with pytest.raises(DataError, match=rf"^cvind\.mat: 'cvind' .*{SLICES} whole numbers from 1 to 5"):
         read_author_folds(folds_file(tmp_path, version, values))
 
 
 @pytest.mark.parametrize("version", ["5", "7.3"])
-def test_folds_that_cannot_be_read(tmp_path, version):
-    with pytest.raises(DataError, match=r"^cvind\.mat: holds no array 'cvind'"):
+def test_read_author_folds_rejects_damaged_file(tmp_path, version):
+    with pytest.raises(DataError, match=r"^cvind\.mat: no array 'cvind'"):
         read_author_folds(folds_file(tmp_path, version, name="other"))
     content = folds_file(tmp_path, version)
     for length in (len(content) // 2, 200, 0):
-        with pytest.raises(DataError, match=r"^cvind\.mat: no whole MATLAB file"):
+        with pytest.raises(DataError, match=r"^cvind\.mat: .*MATLAB"):
             read_author_folds(content[:length])

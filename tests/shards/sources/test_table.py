@@ -8,7 +8,7 @@ from hsadml_dist.errors import DataError, UsageError
 from hsadml_dist.shards.sources.table import TableSource
 
 
-def test_columns_by_their_usual_names(table):
+def test_table_reads_default_columns(table):
     records = TableSource(table=table).list_records().records
     assert len(records) == 30
     assert records[1].class_name == "meningioma"
@@ -20,12 +20,12 @@ def test_columns_by_their_usual_names(table):
     )
 
 
-def test_identity_and_place_name_the_row_and_no_file(table):
+def test_table_record_id_names_the_row_not_the_file(table):
     for number, record in enumerate(TableSource(table=table).list_records().records, start=1):
         assert record.record_id == record.where == f"row {number}"
 
 
-def test_pixels_come_back_as_stored(small_table):
+def test_table_read_returns_stored_pixels(small_table):
     source = TableSource(table=small_table("file,class,person", "a.png,x,p"))
     pixels = source.read(source.list_records().records[0])
     np.testing.assert_array_equal(pixels.image, np.arange(64, dtype=np.uint8).reshape(8, 8))
@@ -33,7 +33,7 @@ def test_pixels_come_back_as_stored(small_table):
 
 
 @pytest.mark.parametrize("extension", [".jpg", ".jpeg", ".png", ".tif"])
-def test_names_without_extension_are_found(tmp_path, extension):
+def test_table_finds_files_without_extension(tmp_path, extension):
     (tmp_path / "images").mkdir()
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "images" / f"17{extension}")
     (tmp_path / "t.csv").write_text("index,class\n17,x\n")
@@ -41,13 +41,13 @@ def test_names_without_extension_are_found(tmp_path, extension):
     assert source.read(source.list_records().records[0]).image.shape == (8, 8)
 
 
-def test_where_takes_rows_and_keeps_their_numbers(small_table):
+def test_table_where_selects_rows_and_keeps_numbers(small_table):
     path = small_table("file,class,there", "a.png,x,0", "a.png,y,1", "a.png,z,0", "a.png,w,1")
     records = TableSource(table=path, where={"there": "1"}).list_records().records
     assert [(record.record_id, record.class_name) for record in records] == [("row 2", "y"), ("row 4", "w")]
 
 
-def test_fold_and_mask_columns_are_read(small_table, tmp_path):
+def test_table_reads_fold_and_mask_columns(small_table, tmp_path):
     Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(tmp_path / "m.png")
     source = TableSource(table=small_table("file,class,f,mask", "a.png,x,3,m.png", "a.png,x,0,"), columns={"fold": "f"})
     first, second = source.list_records().records
@@ -56,13 +56,13 @@ def test_fold_and_mask_columns_are_read(small_table, tmp_path):
     assert source.read(second).mask is None
 
 
-def test_a_fold_column_of_another_name_is_left_alone(small_table):
+def test_table_ignores_fold_column_of_another_name(small_table):
     (record,) = TableSource(table=small_table("file,class,author_fold", "a.png,x,3")).list_records().records
     assert record.fold is None
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "1", "I;16", "I", "F"])
-def test_every_usual_mode_becomes_one_plane(tmp_path, mode):
+def test_table_converts_every_image_mode_to_one_channel(tmp_path, mode):
     if mode == "I;16":
         image = Image.fromarray(np.full((8, 8), 300, np.uint16))
     else:
@@ -78,29 +78,29 @@ def test_every_usual_mode_becomes_one_plane(tmp_path, mode):
 @pytest.mark.parametrize(
     ("lines", "options", "kind", "text"),
     [
-        (["file,clas", "a.png,x"], {}, DataError, r"no column 'class' \(did you mean 'clas'\?\).*--columns class=NAME"),
-        (["name,class", "a.png,x"], {}, DataError, r"no column 'file'.*it has: name, class"),
+        (["file,clas", "a.png,x"], {}, DataError, r"no column 'class'.*'clas'.*--columns class=NAME"),
+        (["name,class", "a.png,x"], {}, DataError, r"no column 'file'.*name, class"),
         (["file,class", "a.png,x"], {"columns": {"person": "pers"}}, DataError, r"--columns person=pers: .*'pers'"),
-        (["file,class", "a.png,x"], {"columns": {"persn": "file"}}, UsageError, r"'persn'.*mean 'person'"),
-        (["file,class", "a.png,x"], {"where": {"clas": "x"}}, DataError, r"--where clas=x: .*mean 'class'"),
+        (["file,class", "a.png,x"], {"columns": {"persn": "file"}}, UsageError, r"--columns persn=file: .*'person'"),
+        (["file,class", "a.png,x"], {"where": {"clas": "x"}}, DataError, r"--where clas=x: .*'class'"),
         (["file,class", "a.png,x"], {"where": {"class": "y"}}, DataError, r"1 rows and none with class=y"),
         (["file,class"], {}, DataError, r"0 rows"),
         ([""], {}, DataError, r"no column 'file'"),
         (["file,class", "a.png,x", "a.png,"], {}, DataError, r"row 2: column 'class' is empty"),
         (["file,class,fold", "a.png,x,1.5"], {}, DataError, r"row 1: fold '1.5'"),
         (["file,class,fold", "a.png,x,"], {}, DataError, r"row 1: fold ''"),
-        (["file,class,plane", "a.png,x,axal"], {}, DataError, r"plane 'axal': allowed: axial.*mean 'axial'"),
-        (["file,class,file", "a.png,x,b"], {}, DataError, r"column twice"),
+        (["file,class,plane", "a.png,x,axal"], {}, DataError, r"row 1: plane 'axal'.*allowed: axial.*'axial'"),
+        (["file,class,file", "a.png,x,b"], {}, DataError, r"duplicate column.*file, class, file"),
     ],
 )
-def test_faults_of_the_table_are_one_clear_line(small_table, lines, options, kind, text):
+def test_table_errors_name_setting_value_and_allowed(small_table, lines, options, kind, text):
     with pytest.raises(kind, match=text) as caught:
         TableSource(table=small_table(*lines), **options).list_records()
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff\xd8\xff\xe0 no picture", b"plain text"])
-def test_images_that_cannot_be_read_are_named_by_row(small_table, tmp_path, content):
+def test_table_unreadable_image_is_named_by_row(small_table, tmp_path, content):
     path = small_table("file,class", "a.png,x", "SECRETNAME.jpg,x")
     if content is not None:
         (tmp_path / "SECRETNAME.jpg").write_bytes(content)
@@ -110,33 +110,33 @@ def test_images_that_cannot_be_read_are_named_by_row(small_table, tmp_path, cont
     assert "SECRETNAME" not in str(caught.value)
 
 
-def test_a_truncated_image_is_refused(small_table, tmp_path):
+def test_table_rejects_truncated_image(small_table, tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)).save(tmp_path / "b.jpg")
     (tmp_path / "b.jpg").write_bytes((tmp_path / "b.jpg").read_bytes()[:900])
     source = TableSource(table=small_table("file,class", "b.jpg,x"))
-    with pytest.raises(DataError, match="row 1: its image cannot be decoded"):
+    with pytest.raises(DataError, match="row 1: its image"):
         source.read(source.list_records().records[0])
 
 
-def test_a_mask_of_another_shape_is_refused(small_table, tmp_path):
+def test_table_rejects_mask_of_another_shape(small_table, tmp_path):
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "m.png")
     source = TableSource(table=small_table("file,class,mask", "a.png,x,m.png"))
-    with pytest.raises(DataError, match=r"row 1: the mask is \(4, 4\)"):
+    with pytest.raises(DataError, match=r"row 1: .*\(4, 4\)"):
         source.read(source.list_records().records[0])
 
 
-def test_no_table(tmp_path):
-    with pytest.raises(DataError, match="cannot be read: No such file"):
+def test_table_rejects_missing_file(tmp_path):
+    with pytest.raises(DataError, match="No such file"):
         TableSource(table=tmp_path / "none.csv").list_records()
 
 
-def test_a_picture_is_no_table(tmp_path):
+def test_table_rejects_binary_file(tmp_path):
     (tmp_path / "t.csv").write_bytes(b"\x89PNG\xff\xfe\x00")
-    with pytest.raises(DataError, match="no CSV in UTF-8"):
+    with pytest.raises(DataError, match="CSV in UTF-8"):
         TableSource(table=tmp_path / "t.csv").list_records()
 
 
-def test_fingerprint_follows_table_options_and_images(small_table, tmp_path):
+def test_table_fingerprint_follows_options_and_images(small_table, tmp_path):
     path = small_table("file,class", "a.png,x")
     first = TableSource(table=path).fingerprint()
     assert TableSource(table=path).fingerprint() == first

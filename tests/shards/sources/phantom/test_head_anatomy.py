@@ -21,26 +21,26 @@ def ramp(mode):
     return VoxelGrid(values=x + 10 * y + 100 * z, origin=(-2.0, 4.0, 6.0), step=2, mode=mode)
 
 
-def test_between_the_grids_places_values_are_linear():
-    places_3P = np.array([[-2, 1, 4], [4, 7, 12], [6, 9.5, 16]], np.float32)
+def test_grid_sample_interpolates_linearly():
+    points_3P = np.array([[-2, 1, 4], [4, 7, 12], [6, 9.5, 16]], np.float32)
     expected = [0, 1.5 + 15 + 175, 3 + 40 + 500]
-    sampled = ramp("nearest").at(places_3P)
+    sampled = ramp("nearest").sample(points_3P)
     np.testing.assert_allclose(sampled, expected, rtol=1e-5)
     assert sampled.dtype == np.float32
 
 
 @pytest.mark.parametrize(("mode", "beyond"), [("constant", 0), ("nearest", 3), ("grid-wrap", 0)])
-def test_beyond_the_grid(mode, beyond):
-    assert ramp(mode).at(np.array([[6.0], [4.0], [6.0]], np.float32))[0] == pytest.approx(beyond, abs=1e-5)
+def test_grid_sample_beyond_the_grid_follows_mode(mode, beyond):
+    assert ramp(mode).sample(np.array([[6.0], [4.0], [6.0]], np.float32))[0] == pytest.approx(beyond, abs=1e-5)
 
 
-def test_places_of_the_grid_give_its_own_values():
+def test_grid_sample_at_grid_points_returns_stored_values():
     volume = ramp("nearest")
-    places_3P = np.stack(np.broadcast_arrays(*volume.places()))
-    np.testing.assert_allclose(volume.at(places_3P), volume.values, atol=1e-4)
+    points_3P = np.stack(np.broadcast_arrays(*volume.coordinates()))
+    np.testing.assert_allclose(volume.sample(points_3P), volume.values, atol=1e-4)
 
 
-def test_a_window_holds_the_box_and_little_more():
+def test_grid_window_contains_the_box_and_little_more():
     volume = ramp("nearest")
     x, y, z = volume.window((1.0, 8.0, 11.0), (1.0, 2.0, 1.5))
     inside = volume.values[x, y, z]
@@ -49,14 +49,14 @@ def test_a_window_holds_the_box_and_little_more():
     assert volume.window((-90.0, 8.0, 11.0), (1.0, 2.0, 1.5))[0] == slice(0, 0)
 
 
-def test_the_distance_to_a_ball_is_exact():
-    places = tuple(np.array(v, np.float32) for v in ([3.0, 0.0, 0.0], [4.0, 2.0, 0.0], [0.0, 0.0, 0.0]))
-    np.testing.assert_allclose(ellipsoid_distance(places, (0, 0, 0), (4, 4, 4)), [1, -2, -4], rtol=2e-3)
+def test_ellipsoid_distance_of_a_ball_is_exact():
+    points = tuple(np.array(v, np.float32) for v in ([3.0, 0.0, 0.0], [4.0, 2.0, 0.0], [0.0, 0.0, 0.0]))
+    np.testing.assert_allclose(ellipsoid_distance(points, (0, 0, 0), (4, 4, 4)), [1, -2, -4], rtol=2e-3)
 
 
-def test_the_distance_to_an_ellipsoid_is_right_near_its_surface():
-    places = tuple(np.array(v, np.float32) for v in ([10.5, 0.0], [0.0, 4.5], [0.0, 0.0]))
-    np.testing.assert_allclose(ellipsoid_distance(places, (0, 0, 0), (10, 5, 2)), [0.5, -0.5], rtol=0.15)
+def test_ellipsoid_distance_is_accurate_near_the_surface():
+    points = tuple(np.array(v, np.float32) for v in ([10.5, 0.0], [0.0, 4.5], [0.0, 0.0]))
+    np.testing.assert_allclose(ellipsoid_distance(points, (0, 0, 0), (10, 5, 2)), [0.5, -0.5], rtol=0.15)
 
 
 @pytest.fixture(scope="module")
@@ -79,15 +79,15 @@ def soft():
         ((0, -45, -112), CORD),
     ],
 )
-def test_parts_lie_where_they_should(soft, place, brightness):
-    assert soft.at(np.array(place, np.float32)[:, None])[0] / 255 == pytest.approx(brightness, abs=0.12)
+def test_soft_tissue_has_expected_parts(soft, place, brightness):
+    assert soft.sample(np.array(place, np.float32)[:, None])[0] / 255 == pytest.approx(brightness, abs=0.12)
 
 
-def test_left_mirrors_right(soft):
+def test_soft_tissue_is_symmetric(soft):
     np.testing.assert_array_equal(soft.values, soft.values[::-1])
 
 
-def test_texture_roughens_it():
+def test_soft_tissue_follows_the_texture():
     rough = VoxelGrid(values=np.random.default_rng(0).standard_normal((7, 7, 7)), origin=(0.0, 0.0, 0.0), step=1)
     values = paint_soft_tissue(rough).values
     assert values.dtype == np.uint8
@@ -103,11 +103,11 @@ def anatomy():
     return load_anatomy()
 
 
-def at(volume, *places):
-    return volume.at(np.array(places, np.float32).T)
+def at(volume, *points):
+    return volume.sample(np.array(points, np.float32).T)
 
 
-def test_the_template_lies_where_its_coordinates_say(anatomy):
+def test_anatomy_template_matches_its_coordinates(anatomy):
     fluid, white, air = at(anatomy.brain, VENTRICLE, WHITE, OUTSIDE)
     assert air == 0 < fluid < 120
     assert white > 190
@@ -115,24 +115,24 @@ def test_the_template_lies_where_its_coordinates_say(anatomy):
     assert at(anatomy.white, VENTRICLE)[0] < 60
 
 
-def test_the_skull_surrounds_the_brain_and_leaves_the_sella_out(anatomy):
+def test_anatomy_skull_encloses_the_brain_but_not_the_sella(anatomy):
     assert at(anatomy.inner, VENTRICLE, WHITE).max() < -15
     assert 2 < at(anatomy.inner, SELLA)[0] < 16
-    x, y, z = anatomy.brain.places()
+    x, y, z = anatomy.brain.coordinates()
     brain = anatomy.brain.values[::4, ::4, ::4] > 60
-    places = np.stack(np.broadcast_arrays(x[::4], y[:, ::4], z[:, :, ::4]))
-    distance = anatomy.inner.at(places)
+    points = np.stack(np.broadcast_arrays(x[::4], y[:, ::4], z[:, :, ::4]))
+    distance = anatomy.inner.sample(points)
     assert distance[brain].max() < 4
     assert np.mean(distance[brain] > 1) < 0.01
 
 
-def test_distances_are_in_millimetres(anatomy):
+def test_anatomy_distances_are_in_millimetres(anatomy):
     ray = np.array([[0.0] * 6, [-20.0] * 6, [60, 66, 72, 90, 96, 99]], np.float32)
-    np.testing.assert_allclose(np.diff(anatomy.inner.at(ray)), [6, 6, 18, 6, 3], atol=1.2)
-    np.testing.assert_allclose(np.diff(anatomy.skin.at(ray)), [6, 6, 18, 6, 3], atol=1.2)
+    np.testing.assert_allclose(np.diff(anatomy.inner.sample(ray)), [6, 6, 18, 6, 3], atol=1.2)
+    np.testing.assert_allclose(np.diff(anatomy.skin.sample(ray)), [6, 6, 18, 6, 3], atol=1.2)
 
 
-def test_skin_surrounds_skull_face_and_neck(anatomy):
+def test_anatomy_skin_encloses_skull_face_and_neck(anatomy):
     assert abs(at(anatomy.skin, VERTEX_SKIN)[0]) < 6
     inside = at(anatomy.skin, VENTRICLE, SELLA, NECK, (33, 60, -38), (0, 98, -58), (0, 60, -110))
     assert inside.max() < -3
@@ -140,18 +140,20 @@ def test_skin_surrounds_skull_face_and_neck(anatomy):
     assert outside.min() > 3
 
 
-def test_no_part_of_the_skull_lies_outside_the_skin(anatomy):
+def test_anatomy_skull_is_inside_the_skin(anatomy):
     assert anatomy.skin.values[anatomy.inner.values < 8].max() < 0
 
 
-def test_the_texture_is_smooth_and_has_no_end(anatomy):
+def test_anatomy_texture_is_smooth_and_periodic(anatomy):
     values = anatomy.texture.values
     assert values.std() == pytest.approx(1, abs=1e-3)
     assert abs(values.mean()) < 0.1
-    places = np.random.default_rng(0).uniform(0, 144, (3, 50)).astype(np.float32)
-    np.testing.assert_allclose(anatomy.texture.at(places), anatomy.texture.at(places + np.float32(144)), atol=1e-3)
+    points = np.random.default_rng(0).uniform(0, 144, (3, 50)).astype(np.float32)
+    np.testing.assert_allclose(
+        anatomy.texture.sample(points), anatomy.texture.sample(points + np.float32(144)), atol=1e-3
+    )
     assert np.abs(np.diff(values, axis=0)).mean() < 0.6
 
 
-def test_it_is_loaded_once(anatomy):
+def test_load_anatomy_is_cached(anatomy):
     assert load_anatomy() is anatomy

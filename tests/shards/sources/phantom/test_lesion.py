@@ -15,18 +15,18 @@ def anatomy():
 
 @pytest.fixture(scope="module")
 def bodies(anatomy):
-    """Return for each class the tumours and the places inside them."""
+    """Return for each class the tumours and the points inside them."""
     found = {name: [] for name in CLASSES}
-    for patient in range(PATIENTS):
-        person = make_patient(8, patient)
-        lesion = make_lesion(person)
-        found[person.class_name].append((lesion, lesion.places_inside(anatomy)))
+    for number in range(PATIENTS):
+        patient = make_patient(8, number)
+        lesion = make_lesion(patient)
+        found[patient.class_name].append((lesion, lesion.points_inside(anatomy)))
     return found
 
 
-def test_a_meningioma_sits_on_the_skulls_inner_surface_with_a_broad_base(bodies, anatomy):
+def test_meningioma_has_a_broad_base_on_the_inner_surface_of_the_skull(bodies, anatomy):
     for lesion, inside in bodies["meningioma"]:
-        inner = anatomy.inner.at(inside)
+        inner = anatomy.inner.sample(inside)
         assert -0.5 < inner.max() <= 1, "touches the bone, and stays within"
         assert np.median(inner) < -3, "most of it presses on the brain"
         base = inside[:, inner > -3]
@@ -34,22 +34,22 @@ def test_a_meningioma_sits_on_the_skulls_inner_surface_with_a_broad_base(bodies,
         assert lesion.centre[2] > LOWEST_MM - lesion.radius
 
 
-def test_meningiomas_are_all_over_the_skull(bodies):
+def test_meningiomas_occur_all_over_the_skull(bodies):
     centres = np.array([lesion.centre for lesion, _ in bodies["meningioma"]])
     assert (centres.std(0) > 20).all()
     assert (centres.min(0) < [-30, -60, -10]).all() and (centres.max(0) > [30, 20, 40]).all()
 
 
-def test_a_glioma_grows_in_white_matter_away_from_the_skull(bodies, anatomy):
-    shares = {name: [np.mean(anatomy.white.at(inside) > 100) for _, inside in bodies[name]] for name in CLASSES}
+def test_glioma_is_in_white_matter_away_from_the_skull(bodies, anatomy):
+    shares = {name: [np.mean(anatomy.white.sample(inside) > 100) for _, inside in bodies[name]] for name in CLASSES}
     assert np.median(shares["glioma"]) > 0.5
     assert np.median(shares["meningioma"]) < 0.4
     for lesion, inside in bodies["glioma"]:
-        assert anatomy.inner.at(inside).max() <= -1
-        assert anatomy.inner.at(lesion.centre[:, None])[0] < -12
+        assert anatomy.inner.sample(inside).max() <= -1
+        assert anatomy.inner.sample(lesion.centre[:, None])[0] < -12
 
 
-def test_a_pituitary_tumour_lies_at_the_sella_and_grows_upwards_if_at_all(bodies):
+def test_pituitary_tumour_is_at_the_sella_and_extends_upwards(bodies):
     for lesion, inside in bodies["pituitary"]:
         away = lesion.centre - np.array(SELLA_MM)
         assert np.linalg.norm(away) < 9
@@ -59,7 +59,7 @@ def test_a_pituitary_tumour_lies_at_the_sella_and_grows_upwards_if_at_all(bodies
     assert min(heights) < 1.25 and max(heights) > 1.6, "some round, some like a snowman"
 
 
-def test_only_gliomas_are_ragged(bodies, anatomy):
+def test_glioma_has_the_roughest_surface(bodies, anatomy):
     def stray(lesion, inside):
         depth = lesion.depth(inside, anatomy)
         shell = np.linalg.norm((inside - inside.mean(1, keepdims=True))[:, depth < 1.5], axis=0)
@@ -69,7 +69,7 @@ def test_only_gliomas_are_ragged(bodies, anatomy):
     assert strays["glioma"] > 1.2 * strays["meningioma"]
 
 
-def test_a_gliomas_rim_is_bright_and_its_core_dark_and_the_others_are_even(bodies, anatomy):
+def test_glioma_has_bright_rim_and_dark_core_and_others_are_homogeneous(bodies, anatomy):
     for name in CLASSES:
         for lesion, inside in bodies[name]:
             depth = lesion.depth(inside, anatomy)
@@ -81,16 +81,16 @@ def test_a_gliomas_rim_is_bright_and_its_core_dark_and_the_others_are_even(bodie
                 assert bright.std() < 0.08 * bright.mean()
 
 
-def test_brightness_has_one_range_for_all_classes(bodies):
+def test_lesion_brightness_has_the_same_range_in_all_classes(bodies):
     means = [np.mean([lesion.bright for lesion, _ in bodies[name]]) for name in CLASSES]
     assert np.ptp(means) < 0.08
 
 
-def test_tissue_is_pushed_away_near_the_tumour_and_nowhere_else(bodies):
+def test_lesion_displaces_only_tissue_near_it(bodies):
     lesion, _ = bodies["glioma"][0]
     direction = np.array([[0.6], [0.8], [0.0]], np.float32)
     distances = lesion.radius * np.array([1.1, 1.5, 2.0, 6.0], np.float32)
-    sources = lesion.push_aside(lesion.centre[:, None] + direction * distances)
+    sources = lesion.undo_displacement(lesion.centre[:, None] + direction * distances)
     came_from = np.linalg.norm(sources - lesion.centre[:, None], axis=0)
     moved = distances - came_from
     assert (np.diff(moved) < 0).all()
@@ -98,7 +98,7 @@ def test_tissue_is_pushed_away_near_the_tumour_and_nowhere_else(bodies):
     assert (np.diff(came_from) > 0).all(), "no tissue is folded over"
 
 
-def test_all_of_it_lies_within_its_reach(bodies, anatomy):
+def test_lesion_is_within_its_reach(bodies, anatomy):
     for name in CLASSES:
         for lesion, inside in bodies[name]:
             assert np.linalg.norm(inside - lesion.centre[:, None], axis=0).max() <= lesion.reach_mm

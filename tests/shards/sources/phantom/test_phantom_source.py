@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hsadml_dist.errors import UsageError
-from hsadml_dist.shards.encode import to_uint16
+from hsadml_dist.shards.image_codec import to_uint16
 from hsadml_dist.shards.source import SourceListing
 from hsadml_dist.shards.sources.phantom.head_anatomy import load_anatomy
 from hsadml_dist.shards.sources.phantom.phantom_source import PhantomSource
@@ -34,7 +34,7 @@ def cohort(cohorts):
     return cohorts[0]
 
 
-def test_the_listing_names_patients_in_turn_through_the_classes(cohort):
+def test_phantom_listing_alternates_classes(cohort):
     source = PhantomSource(patients=60, seed=0, size=SIDE)
     assert isinstance(source.list_records(), SourceListing) and source.list_records().skipped == ()
     assert source.name == "phantom"
@@ -48,7 +48,7 @@ def test_the_listing_names_patients_in_turn_through_the_classes(cohort):
     assert (first.person, first.exam, first.handle) == ("patient 0", "exam 0", ("0", "0"))
 
 
-def test_the_pixel_size_is_the_sites_field_of_view_over_the_side():
+def test_phantom_spacing_is_field_of_view_over_size():
     steps = {
         side: [record.spacing_mm for record in PhantomSource(patients=30, seed=0, size=side).list_records().records]
         for side in (64, 256)
@@ -57,7 +57,7 @@ def test_the_pixel_size_is_the_sites_field_of_view_over_the_side():
     assert {step[0] * 256 for step in steps[256]} == {230.0, 240.0, 250.0, 256.0}
 
 
-def test_the_fingerprint_changes_with_each_argument():
+def test_phantom_fingerprint_changes_with_each_argument():
     base = {"patients": 3, "seed": 5, "size": 64}
     texts = {
         PhantomSource(**{**base, **change}).fingerprint() for change in ({}, {"patients": 4}, {"seed": 6}, {"size": 32})
@@ -66,7 +66,7 @@ def test_the_fingerprint_changes_with_each_argument():
     assert all(text.startswith("phantom 2 ") for text in texts)
 
 
-def test_drawings_follow_seed_patient_and_slice_alone():
+def test_phantom_image_depends_only_on_seed_patient_and_slice():
     record = PhantomSource(patients=3, seed=5, size=SIDE).list_records().records[2]
     few, many = (PhantomSource(patients=count, seed=5, size=SIDE) for count in (3, 9))
     np.testing.assert_array_equal(few.read(record).image, many.read(record).image)
@@ -74,8 +74,8 @@ def test_drawings_follow_seed_patient_and_slice_alone():
     assert not np.array_equal(few.read(record).image, other.read(other.list_records().records[0]).image)
 
 
-def test_another_process_draws_the_same_bytes(cohort):
-    """It draws few slices and the last first, so that no state left by earlier slices can hide."""
+def test_phantom_image_is_identical_in_another_process(cohort):
+    """The process draws few slices and the last one first, so that state left by earlier slices would show."""
     records, pixels = cohort
     chosen = [len(records) - 1, 40, 0]
     program = (
@@ -89,7 +89,7 @@ def test_another_process_draws_the_same_bytes(cohort):
     assert done.stdout.split() == here
 
 
-def test_a_listing_needs_neither_nilearn_nor_scipy():
+def test_phantom_listing_imports_neither_nilearn_nor_scipy():
     program = (
         "import sys\nfrom hsadml_dist.shards.sources.phantom.phantom_source import PhantomSource\n"
         "assert len(PhantomSource(patients=30, seed=0, size=64).list_records().records) > 30\n"
@@ -99,7 +99,7 @@ def test_a_listing_needs_neither_nilearn_nor_scipy():
     assert done.stdout.strip() == "[]"
 
 
-def test_without_nilearn_one_line_says_what_to_install(monkeypatch):
+def test_phantom_read_without_nilearn_names_the_package_to_install(monkeypatch):
     source = PhantomSource(patients=3, seed=0, size=SIDE)
     record = source.list_records().records[0]
     load_anatomy.cache_clear()
@@ -110,7 +110,7 @@ def test_without_nilearn_one_line_says_what_to_install(monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-def test_images_and_masks_have_the_promised_form(cohort):
+def test_phantom_images_and_masks_have_documented_ranges(cohort):
     for one in cohort[1]:
         assert one.image.shape == one.mask.shape == (SIDE, SIDE)
         assert (one.image.dtype, one.mask.dtype) == (np.float32, np.uint8)
@@ -121,11 +121,11 @@ def test_images_and_masks_have_the_promised_form(cohort):
 
 
 def brain_brightness(one):
-    """Return the usual brightness of what is neither air nor bone nor fat."""
+    """Return the median brightness without air, bone and fat."""
     return np.median(one.image[(one.image > 0.15) & (one.image < 0.6)])
 
 
-def test_meningioma_and_pituitary_are_bright_and_a_gliomas_core_is_dark(cohort):
+def test_phantom_tumours_have_class_specific_brightness(cohort):
     ratios = defaultdict(list)
     for record, one in zip(*cohort, strict=True):
         if one.mask.sum() > 25:
@@ -138,7 +138,7 @@ def test_meningioma_and_pituitary_are_bright_and_a_gliomas_core_is_dark(cohort):
 
 
 @pytest.mark.parametrize("size", [8, 32])
-def test_however_coarse_the_pixels_each_slice_cuts_the_tumour(size):
+def test_phantom_mask_is_never_empty_at_small_sizes(size):
     source = PhantomSource(patients=12, seed=2, size=size)
     for record in source.list_records().records:
         one = source.read(record)
@@ -158,7 +158,7 @@ def stored(pixels):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_a_split_by_slice_flatters_raw_pixels_and_a_split_by_person_does_not(cohorts, seed):
+def test_phantom_raw_pixel_knn_is_inflated_by_slice_split_only(cohorts, seed):
     records, pixels = cohorts[seed]
     images, labels = stored(pixels), np.array([record.class_name for record in records])
     by = {
@@ -183,7 +183,7 @@ def linear_accuracy(values, labels, folds):
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("stretched", [True, False])
-def test_brightness_as_a_whole_does_not_tell_the_class(cohorts, seed, stretched):
+def test_phantom_global_brightness_does_not_predict_the_class(cohorts, seed, stretched):
     records, pixels = cohorts[seed]
     images = stored(pixels) if stretched else np.array([one.image.ravel() for one in pixels])
     values = np.column_stack([images.mean(1), images.std(1), *np.percentile(images, STATISTICS, axis=1)])
@@ -193,7 +193,7 @@ def test_brightness_as_a_whole_does_not_tell_the_class(cohorts, seed, stretched)
     assert linear_accuracy(values, labels, folds) < 0.55
 
 
-def test_slices_of_a_person_in_one_plane_are_alike(cohort):
+def test_phantom_slices_of_one_patient_and_plane_are_similar(cohort):
     groups = defaultdict(list)
     for record, one in zip(*cohort, strict=True):
         groups[record.plane, record.person, record.exam].append(one.image.ravel())
@@ -203,7 +203,7 @@ def test_slices_of_a_person_in_one_plane_are_alike(cohort):
     assert np.median(within) < 0.6 * np.median(across)
 
 
-def test_a_person_has_one_class_and_each_exam_is_in_the_listing(cohort):
+def test_phantom_listing_has_one_or_two_exams_per_patient(cohort):
     exams = defaultdict(set)
     for record in cohort[0]:
         exams[record.person].add(record.exam)
@@ -211,6 +211,6 @@ def test_a_person_has_one_class_and_each_exam_is_in_the_listing(cohort):
 
 
 @pytest.mark.parametrize("patients", [0, -1, 10**7])
-def test_a_wrong_number_of_patients(patients):
+def test_phantom_rejects_number_of_patients_out_of_range(patients):
     with pytest.raises(UsageError, match=f"INPUT {patients}"):
         PhantomSource(patients=patients, seed=0, size=SIDE)

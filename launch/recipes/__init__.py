@@ -1,1 +1,0 @@
-"""Recipes that come along; a package so that a wheel holds them."""
