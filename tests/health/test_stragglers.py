@@ -74,7 +74,7 @@ def test_compute_timer_ignores_evaluation():
 
 def test_compute_timer_does_not_change_gradients():
     torch.manual_seed(0)
-    nets = [TinyNet(0.0), Net(0.0)]
+    nets = [TinyNet(0.0), TinyNet(0.0)]
     nets[1].load_state_dict(nets[0].state_dict())
     ComputeTimer(nets[1], CPU)
     x = torch.randn(5, 2)
