@@ -152,7 +152,7 @@ class Trainer:
         model, centre_CD = learner.engine.evaluation_model(), learner.head.gather_centres()
         evaluation = evaluate_training(run, self._recipe, self._train_data.index, model, centre_CD, self._comm)
         if self._comm.topology.is_rank_zero:
-            from hsadml_dist.report.evaluation_report import write_evaluation_report  # matplotlib: seconds
+            from hsadml_dist.report.run_report import write_evaluation_report  # matplotlib: seconds
 
             write_evaluation_report(run, evaluation)
 

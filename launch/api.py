@@ -91,7 +91,7 @@ def evaluate(run: str | Path, *, shards: str | Path | None = None, fold: int | N
         UsageError: ``run`` is not a run folder.
     """
     folder = require_run_folder(Path(run))
-    from hsadml_dist.report.evaluation_report import evaluate_and_report
+    from hsadml_dist.report.run_report import evaluate_and_report
 
     return evaluate_and_report(folder, shards, fold)
 

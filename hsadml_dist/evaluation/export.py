@@ -23,7 +23,7 @@ from torch import nn
 
 from hsadml_dist import atomic
 from hsadml_dist.atomic import atomic_path
-from hsadml_dist.config import Recipe
+from hsadml_dist.config.recipe import LossConfig
 from hsadml_dist.data.index import ShardIndex
 from hsadml_dist.data.reader import ShardReader
 from hsadml_dist.data.shard_cache import ShardLocation
@@ -167,7 +167,7 @@ def description(inference: Inference, exported: ExportedModel, index: ShardIndex
             {"name": "unit_embedding", "shape": ["batch", recipe.model.embedding_dim], "meaning": "of length 1"},
             {"name": "cosine", "shape": ["batch", classes], "meaning": "with each class centre, in classes' order"},
         ],
-        "probability": f"softmax({_scale_text(recipe)} * cosine), not calibrated",
+        "probability": f"softmax({_scale_text(recipe.loss)} * cosine), not calibrated",
         "checkpoint": checkpoint.name,
         "data_digest": inference.trained_on,
         "checked": {
@@ -181,8 +181,8 @@ def description(inference: Inference, exported: ExportedModel, index: ShardIndex
     return json.dumps(values, indent=2) + "\n"
 
 
-def _scale_text(recipe: Recipe) -> str:
-    scale = loss_scale(recipe.loss)
+def _scale_text(loss: LossConfig) -> str:
+    scale = loss_scale(loss)
     return "length of embedding" if scale is None else f"{scale:g}"
 
 

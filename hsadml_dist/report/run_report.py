@@ -9,18 +9,40 @@ from pathlib import Path
 from typing import Any
 
 from hsadml_dist.atomic import write_text
+from hsadml_dist.data.reader import ShardReader
+from hsadml_dist.evaluation.evaluate import Evaluation, evaluate_run
 from hsadml_dist.report import run_figures, sphere
-from hsadml_dist.report.neighbour_examples import MAX_EXAMPLES, NeighbourExample, render_example
+from hsadml_dist.report.neighbour_examples import MAX_EXAMPLES, NeighbourExample, build_examples, render_example
 from hsadml_dist.report.page import EmbeddedImage, render_markdown, render_page
 from hsadml_dist.report.run_facts import installed_versions, run_facts
 from hsadml_dist.report.sphere import SphereProjection
 from hsadml_dist.run.folder import RunFolder
+from hsadml_dist.run.history import merged_metrics
 
 MAX_CLASSES = 12
 """Classes that tables and figures show by name; of more, those with most test slices."""
 _MAX_NAMED_COLUMNS = 5
 _CURVE_ROWS = 10
 _MAX_CARD_CLASSES = 24
+
+
+def evaluate_and_report(run: Path, shards: str | Path | None = None, fold: int | None = None) -> dict[str, Any]:
+    """Evaluate a run and, if the result is stored in its folder, write the report there; return ``result.json``.
+
+    See :func:`~hsadml_dist.evaluation.evaluate.evaluate_run` for the arguments and exceptions.
+    """
+    evaluation = evaluate_run(run, shards, fold)
+    if evaluation.stored:
+        write_evaluation_report(run, evaluation)
+    return evaluation.result.to_dict()
+
+
+def write_evaluation_report(run: Path, evaluation: Evaluation) -> None:
+    """Write ``report.html`` and ``MODEL_CARD.md`` of an evaluation into the run folder."""
+    projection = sphere.project_on_sphere(evaluation.emb_ND, evaluation.predictions.label_N, evaluation.centre_CD)
+    reader = ShardReader(evaluation.split.shards, evaluation.split.index)
+    examples = build_examples(evaluation.predictions, evaluation.split.index, reader.image)
+    write_run_report(run, evaluation.result.to_dict(), merged_metrics(run), projection, examples)
 
 
 def write_run_report(

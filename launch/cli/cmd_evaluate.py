@@ -56,7 +56,7 @@ def evaluate(
     if not runs:
         raise UsageError("evaluate: name at least one run folder")
     folders = [require_run_folder(run) for run in runs]
-    from hsadml_dist.report.evaluation_report import evaluate_and_report
+    from hsadml_dist.report.run_report import evaluate_and_report
 
     results = []
     for run in folders:
@@ -80,7 +80,7 @@ def load_or_evaluate(run: Path, name: str) -> EvaluatedRun:
         DataError: The shards cannot be read, or are not those that the run was trained on.
     """
     from hsadml_dist.evaluation.pooling import EvaluatedRun
-    from hsadml_dist.report.evaluation_report import evaluate_and_report
+    from hsadml_dist.report.run_report import evaluate_and_report
 
     recipe = load_recipe(RunFolder(run).config).recipe
     stored = load_stored_result(run)

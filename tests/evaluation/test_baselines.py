@@ -74,7 +74,7 @@ def slow_features(image: np.ndarray) -> list[float]:
     ranks = [float(sorted(level)[math.ceil(percent * pixels / 100) - 1]) for percent in (5, 25, 50, 75, 95)]
     threshold = max(range(256), key=lambda value: (round(between_classes(level, value), 6), -value))
     inside = [(r, c) for r in range(side) for c in range(side) if image[r, c] > threshold]
-    row, column = (np.mean([place[axis] for place in inside]) / (side - 1) for axis in (0, 1))
+    row, column = (np.mean([pixel[axis] for pixel in inside]) / (side - 1) for axis in (0, 1))
     grey = image.astype(float)
     gradient = [
         math.hypot(grey[r + 1, c] - grey[r, c], grey[r, c + 1] - grey[r, c])

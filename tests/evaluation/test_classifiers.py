@@ -200,10 +200,10 @@ def test_predict_all_equals_slow_loops(parts):
     one, others = (torch.nn.functional.normalize(part.emb_ND.double(), dim=1).numpy() for part in (test, known))
     order = np.argsort(-(one @ others.T), axis=1, kind="stable")
     for method, votes in (("knn", 1), ("knn_5", 5), ("knn_11", 11), ("knn_21", 21)):
-        for place, near in enumerate(order):
-            counts = np.bincount(known_label[near[:votes]], minlength=CLASSES)
-            expected = next(known_label[at] for at in near[:votes] if counts[known_label[at]] == counts.max())
-            assert found.predicted[method][place] == expected
+        for row, neighbours in enumerate(order):
+            counts = np.bincount(known_label[neighbours[:votes]], minlength=CLASSES)
+            expected = next(known_label[at] for at in neighbours[:votes] if counts[known_label[at]] == counts.max())
+            assert found.predicted[method][row] == expected
     np.testing.assert_array_equal(found.neighbour_NK, order[:, :21])
     np.testing.assert_array_equal(found.predicted["head"], one[:, :CLASSES].argmax(axis=1))
     pixels, others = (part.thumbnail_NP.numpy().astype(float) for part in (test, known))

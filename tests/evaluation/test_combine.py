@@ -148,8 +148,8 @@ def test_differing_settings_are_listed_except_the_compared_ones(
     runs: list[EvaluatedRun], whole: CombinedResult
 ) -> None:
     assert whole.differing == {}
-    odd = dataclasses.replace(runs[3], settings=dict(runs[3].settings) | {"optim.lr": 0.1})
-    found = combine([*runs[:3], odd, *runs[4:]], resamples=50)
+    changed_run = dataclasses.replace(runs[3], settings=dict(runs[3].settings) | {"optim.lr": 0.1})
+    found = combine([*runs[:3], changed_run, *runs[4:]], resamples=50)
     assert found.differing.keys() == {"optim.lr"}
     assert found.differing["optim.lr"]["0.1"] == (runs[3].name,)
 
@@ -221,7 +221,7 @@ def renamed(run: EvaluatedRun) -> EvaluatedRun:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "facts"),
+    ("alter", "facts"),
     [
         (
             lambda run: changed(run, knn_accuracy=0.5),
@@ -238,11 +238,11 @@ def renamed(run: EvaluatedRun) -> EvaluatedRun:
         ),
     ],
 )
-def test_incompatible_runs_are_refused_in_one_line(spoil: Callable[[EvaluatedRun], EvaluatedRun], facts: str) -> None:
+def test_incompatible_runs_are_refused_in_one_line(alter: Callable[[EvaluatedRun], EvaluatedRun], facts: str) -> None:
     fitting = [TWO.run("person", "softmax", 0), TWO.run("slice", "softmax", 0)]
     combine(fitting, resamples=20)
     with pytest.raises(DataError, match=facts) as caught:
-        combine([fitting[0], spoil(fitting[1])], resamples=20)
+        combine([fitting[0], alter(fitting[1])], resamples=20)
     assert "\n" not in str(caught.value)
 
 

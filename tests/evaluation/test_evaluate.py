@@ -20,7 +20,7 @@ from hsadml_dist.errors import CheckpointError, ConfigError, DataError
 from hsadml_dist.evaluation.evaluate import evaluate_run
 from hsadml_dist.evaluation.result import read_predictions
 from hsadml_dist.model_factory import build_network
-from hsadml_dist.report.evaluation_report import evaluate_and_report
+from hsadml_dist.report.run_report import evaluate_and_report
 from hsadml_dist.run.folder import RunFolder
 
 RANKS = Path(__file__).with_name("evaluate_ranks.py")

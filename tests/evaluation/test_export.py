@@ -64,14 +64,14 @@ def test_export_run_writes_a_description(opened, shards, tmp_path):
     assert sorted(path.name for path in tmp_path.glob("net*")) == ["net.pt2", "net.pt2.json"]
 
 
-@pytest.mark.parametrize("spoil", [lambda value: value + 2e-5, lambda value: value * torch.nan])
-@pytest.mark.parametrize("place", [0, 1, 2])
-def test_export_run_keeps_the_old_file_if_outputs_differ(opened, tmp_path, monkeypatch, spoil, place):
+@pytest.mark.parametrize("alter", [lambda value: value + 2e-5, lambda value: value * torch.nan])
+@pytest.mark.parametrize("output", [0, 1, 2])
+def test_export_run_keeps_the_old_file_if_outputs_differ(opened, tmp_path, monkeypatch, alter, output):
     def runner(path):
         def run(images):
             outputs = list(network(opened, images))
             # A factor, for embeddings longer than 1.
-            outputs[place] = spoil(outputs[place]) if place else spoil(outputs[0] / 100) * 100
+            outputs[output] = alter(outputs[output]) if output else alter(outputs[0] / 100) * 100
             return outputs
 
         return run

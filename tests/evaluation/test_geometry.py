@@ -173,8 +173,8 @@ def test_energy_equals_slow_loop(sample: Sample) -> None:
 
 
 def test_energy_is_lowest_for_three_centres_at_120_degrees() -> None:
-    turns = np.radians([[0, 120, 240], [0, 137, 240]])
-    even, uneven = (np.stack([np.cos(turn), np.sin(turn)], axis=1) for turn in turns)
+    angles = np.radians([[0, 120, 240], [0, 137, 240]])
+    even, uneven = (np.stack([np.cos(angle), np.sin(angle)], axis=1) for angle in angles)
     energies = [geometry(centre, np.arange(3), centre).energy for centre in (even, uneven)]
     assert energies[0] is not None and energies[1] is not None
     assert energies[0].s2 == pytest.approx((2 * math.pi / 3) ** -2, rel=1e-7)
@@ -213,9 +213,9 @@ def test_geometry_ignores_row_lengths_and_accepts_fp32(sample: Sample) -> None:
 
 def test_geometry_is_independent_of_order_blocks_and_threads(sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
     emb, label, centre = sample
-    turn = np.random.default_rng(1).permutation(80)
+    order = np.random.default_rng(1).permutation(80)
     expected = geometry(*sample)
-    assert geometry(emb[turn], label[turn], centre) == expected
+    assert geometry(emb[order], label[order], centre) == expected
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
     monkeypatch.setattr(module, "BLOCK_ELEMENTS", 9)

@@ -169,8 +169,8 @@ def test_nearest_and_search_equal_whole_number_search() -> None:
     gallery[500:600] = gallery[7]
     scores, positions, _ = whole_number_search(*unit(queries, gallery), 3)
     for block in (37, 10_000):
-        cosines, places = nearest(queries, gallery, k=3, block=block)
-        assert torch.equal(places, positions)
+        cosines, found = nearest(queries, gallery, k=3, block=block)
+        assert torch.equal(found, positions)
         assert torch.equal(cosines, (scores / GRID**2).float())
     found = search(*unit(queries, gallery), k=3, block=200)
     assert torch.equal(found[0], scores)

@@ -132,7 +132,7 @@ def test_save_columns_keeps_the_old_file_if_writing_fails(tmp_path, monkeypatch)
 
 def test_run_with_patients_as_classes_opens_only_its_own_shards(opened, shards, other_shards, tmp_path):
     index = load_index(shards)
-    rows = [dataclasses.replace(row, fold=place % 3) for place, row in enumerate(index.samples)]
+    rows = [dataclasses.replace(row, fold=position % 3) for position, row in enumerate(index.samples)]
     sliced = shutil.copytree(shards, tmp_path / "sliced")
     digest = table_digest(samples_table(rows))
     write_index(sliced, dataclasses.replace(index, split_unit="slice", samples=tuple(rows), digest=digest))

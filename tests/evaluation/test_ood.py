@@ -60,7 +60,7 @@ def test_embedding_threshold_of_many_cases_uses_some_of_them():
     emb = np.random.default_rng(1).normal(size=(60, 3)).astype(np.float32)
     full = embedding_threshold(emb, [""] * 60)
     unit = emb / np.linalg.norm(emb, axis=1, keepdims=True)
-    ends = [np.sort(1 - unit @ unit[place])[1] for place in (0, 59)]
+    ends = [np.sort(1 - unit @ unit[row])[1] for row in (0, 59)]
     some = embedding_threshold(emb, [""] * 60, max_queries=2)
     assert some == pytest.approx(np.quantile(ends, 0.995), abs=1e-6)
     assert some != full

@@ -36,12 +36,10 @@ def test_predict_images_equals_slow_loops(opened, images):
         predict_images(inference, gallery, images), embedded.emb_ND.double().numpy(), strict=True
     ):
         cosine = known @ unit(emb)
-        places = sorted(range(len(known)), key=lambda place: -cosine[place])[:3]
-        assert [one.key for one in prediction.neighbours] == [table.keys[place] for place in places]
-        assert [one.class_name for one in prediction.neighbours] == [table.classes[table.label_N[p]] for p in places]
-        assert [one.cosine for one in prediction.neighbours] == pytest.approx(
-            [cosine[place] for place in places], abs=1e-6
-        )
+        rows = sorted(range(len(known)), key=lambda row: -cosine[row])[:3]
+        assert [one.key for one in prediction.neighbours] == [table.keys[row] for row in rows]
+        assert [one.class_name for one in prediction.neighbours] == [table.classes[table.label_N[row]] for row in rows]
+        assert [one.cosine for one in prediction.neighbours] == pytest.approx([cosine[row] for row in rows], abs=1e-6)
         logits = [float(centre @ emb) for centre in centres]  # A-Softmax: the scale is the length
         total = sum(np.exp(logit - max(logits)) for logit in logits)
         expected = [np.exp(logit - max(logits)) / total for logit in logits]

@@ -35,7 +35,7 @@ RESULT = {
 def run(tmp_path, monkeypatch):
     """A run folder, with an evaluation that returns its arguments."""
     dump_recipe(build_recipe({"data.shards": "s", "train.steps": 3}), tmp_path / "config.yaml")
-    stub = types.ModuleType("hsadml_dist.report.evaluation_report")
+    stub = types.ModuleType("hsadml_dist.report.run_report")
     stub.evaluate_and_report = lambda run, shards, fold: RESULT | {"fold": fold, "shards": shards and str(shards)}
     monkeypatch.setitem(sys.modules, stub.__name__, stub)
     return str(tmp_path)
@@ -78,7 +78,7 @@ def test_shared_patients_are_expected_where_they_are_the_classes(run, capsys, mo
 
 
 def test_missing_run_folder_is_reported_before_torch_is_imported(run, capsys, monkeypatch):
-    monkeypatch.delitem(sys.modules, "hsadml_dist.report.evaluation_report")
+    monkeypatch.delitem(sys.modules, "hsadml_dist.report.run_report")
     assert cli.main(["evaluate", run, "/no/run"]) == 2
     assert "/no/run" in capsys.readouterr().err
-    assert "hsadml_dist.report.evaluation_report" not in sys.modules
+    assert "hsadml_dist.report.run_report" not in sys.modules

@@ -14,7 +14,7 @@ from hsadml_dist.errors import DataError
 from hsadml_dist.evaluation.pooling import EvaluatedRun
 from hsadml_dist.launch import cli
 from hsadml_dist.launch.cli.cmd_evaluate import load_or_evaluate, short_names
-from hsadml_dist.report import evaluation_report
+from hsadml_dist.report import run_report
 from hsadml_dist.run.folder import RunFolder
 from tests.evaluation.synthetic_evaluations import Study
 
@@ -41,7 +41,7 @@ class FakeEvaluation:
 @pytest.fixture
 def evaluation(monkeypatch: pytest.MonkeyPatch) -> FakeEvaluation:
     fake = FakeEvaluation()
-    monkeypatch.setattr(evaluation_report, "evaluate_and_report", fake)
+    monkeypatch.setattr(run_report, "evaluate_and_report", fake)
     return fake
 
 

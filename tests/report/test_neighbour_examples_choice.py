@@ -6,7 +6,7 @@ import numpy as np
 
 from hsadml_dist.data.index import SampleRow, ShardIndex
 from hsadml_dist.evaluation.result import Predictions
-from hsadml_dist.report.evaluation_report import build_examples, choose_examples
+from hsadml_dist.report.neighbour_examples import build_examples, choose_examples
 
 
 def make_predictions(label, knn, cosine, persons) -> Predictions:
