@@ -35,8 +35,8 @@ from hsadml_dist.preemption.requests import RequestFiles
 from hsadml_dist.preemption.signals import StopSignal
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.jsonl import read_jsonl
-from hsadml_dist.run.rank_log import configure_rank_logging
 from hsadml_dist.run.rendezvous import RankContext, join_run
+from hsadml_dist.run.trackers import configure_rank_logging
 
 STEP_SECONDS = 0.2
 """Step time that the overhead is compared with."""

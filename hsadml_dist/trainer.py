@@ -41,9 +41,8 @@ from hsadml_dist.run.attempts import crash_loop_reason
 from hsadml_dist.run.code_snapshot import save_code_snapshot
 from hsadml_dist.run.folder import RunFolder, replace_text
 from hsadml_dist.run.history import StopReason
-from hsadml_dist.run.rank_log import configure_rank_logging
 from hsadml_dist.run.rendezvous import RankContext, join_run
-from hsadml_dist.run.trackers import MetricsRow, Recorder, open_recorder
+from hsadml_dist.run.trackers import MetricsRow, Recorder, configure_rank_logging, open_recorder
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ def stop_signals(workspace: Workspace, rng: random.Random) -> Iterable[Fault]:
     # First, because a file is noticed only within half a second, in which many steps may run.
     stop_file(sequence)
     signal_at_a_step(sequence)
-    second_notice_while_stopping(sequence)
+    second_signal_while_stopping(sequence)
     save_file(sequence)
     short_pause(sequence)
     hang_up(sequence)
@@ -56,7 +56,7 @@ def signal_at_a_step(sequence: FaultSequence) -> None:
         sequence.expect_loss(entry, 0)
 
 
-def second_notice_while_stopping(sequence: FaultSequence) -> None:
+def second_signal_while_stopping(sequence: FaultSequence) -> None:
     """Send TERM, and while the checkpoint is written to a slow disk, USR2 to all ranks and TERM again."""
     with sequence.fault("second signal while stopping") as entry, sequence.started() as start:
 

@@ -19,7 +19,7 @@ from hsadml_dist.run.attempts import current_holder, start_attempt
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.history import EventLog, merged_events
 from hsadml_dist.run.jsonl import JsonlWriter
-from hsadml_dist.run.rank_log import configure_rank_logging
+from hsadml_dist.run.trackers import configure_rank_logging
 
 STEP_SECONDS = 0.1
 STOPPED = 85
