@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from hsadml_dist.atomic import write_text
 from hsadml_dist.checkpoint.background import CheckpointSaver
 from hsadml_dist.checkpoint.layout import CheckpointName, TrainingProgress, list_checkpoints
 from hsadml_dist.checkpoint.load import choose_checkpoint
@@ -39,7 +40,7 @@ from hsadml_dist.process import resume_gc
 from hsadml_dist.resume import initial_network, resume_from
 from hsadml_dist.run.attempts import crash_loop_reason
 from hsadml_dist.run.code_snapshot import save_code_snapshot
-from hsadml_dist.run.folder import RunFolder, replace_text
+from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.history import StopReason
 from hsadml_dist.run.rendezvous import RankContext, join_run
 from hsadml_dist.run.trackers import MetricsRow, Recorder, configure_rank_logging, open_recorder
@@ -322,4 +323,4 @@ def _save_parent(name: CheckpointName | None, session: Session) -> None:
     """Record the checkpoint that this attempt builds on; a later save of an earlier attempt is not part of it."""
     if session.comm.topology.is_rank_zero:
         text = json.dumps({"checkpoint": None if name is None else str(name)})
-        replace_text(session.context.attempt.parent, text + "\n")
+        write_text(session.context.attempt.parent, text + "\n")

@@ -7,12 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hsadml_dist.atomic import write_text
 from hsadml_dist.errors import UsageError
 
-replace_text = write_text
-
-SEARCH_DEPTH = 2
 """Levels below a folder in which runs are searched: ``runs/NAME/fold-0-seed-1``."""
 
 

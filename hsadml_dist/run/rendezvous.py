@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from hsadml_dist.atomic import write_text
 from hsadml_dist.distributed.topology import Topology, launch_token
 from hsadml_dist.errors import RunLockedError
 from hsadml_dist.run.attempts import ENDED_JOB, AttemptHolder, current_holder, find_rendezvous, start_attempt
-from hsadml_dist.run.folder import AttemptFolder, RunFolder, replace_text
+from hsadml_dist.run.folder import AttemptFolder, RunFolder
 
 if TYPE_CHECKING:  # this package must import on a login node, without torch
     from hsadml_dist.distributed.comm import Comm
@@ -70,7 +71,7 @@ def join_run(
             return RankContext(attempt=attempt, holder=holder, comm=SoloComm(device))
         store, address = create_store(topology, timeout_seconds)
         published = {"token": holder.token, "attempt": attempt.number, "host": address.host, "port": address.port}
-        replace_text(attempt.rendezvous, json.dumps(published) + "\n")
+        write_text(attempt.rendezvous, json.dumps(published) + "\n")
     return RankContext(attempt=attempt, holder=holder, comm=TorchComm(topology, store, device, timeout_seconds))
 
 
