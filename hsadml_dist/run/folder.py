@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hsadml_dist.errors import UsageError
 
+SEARCH_DEPTH = 2
 """Levels below a folder in which runs are searched: ``runs/NAME/fold-0-seed-1``."""
 
 
