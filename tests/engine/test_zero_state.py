@@ -24,7 +24,7 @@ def parts(rank):
     return {fragment.name: (fragment, fragment.view_of(fragment.flat)) for fragment in fragments(rank)}
 
 
-class RankZeroOfTwo(FakeComm):
+class RankZeroWithPeer(FakeComm):
     """Rank 0 of two; ``others`` are the summands of rank 1."""
 
     def __init__(self, others):
@@ -59,7 +59,7 @@ def test_slice_of_channels_last_tensor_uses_logical_order():
 
 
 def test_gather_full_tensors_is_bit_identical():
-    whole = gather_full_tensors(SHAPES, parts(0), RankZeroOfTwo(bits_of_rank_1()))
+    whole = gather_full_tensors(SHAPES, parts(0), RankZeroWithPeer(bits_of_rank_1()))
     assert whole.keys() == WHOLE.keys()
     for name, tensor in WHOLE.items():
         assert whole[name].shape == tensor.shape
@@ -67,7 +67,7 @@ def test_gather_full_tensors_is_bit_identical():
 
 
 def test_gather_full_tensors_without_keep_still_takes_part():
-    comm = RankZeroOfTwo(bits_of_rank_1())
+    comm = RankZeroWithPeer(bits_of_rank_1())
     assert gather_full_tensors(SHAPES, parts(0), comm, keep=False) == {}
     with pytest.raises(StopIteration):
         comm.all_reduce_sum(torch.zeros(1))
