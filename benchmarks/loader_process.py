@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from loader_ways import WAYS, Setting, batch_stages, distances, parsed, stages
+from loader_variants import WAYS, Setting, batch_stages, distances, parsed, stages
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from bare_loop import rank_environ
-from loss_ways import LOSSES_OF, SEED, WAYS, Answer
+from loss_variants import LOSSES_OF, SEED, WAYS, Answer
 
 LOSSES = ("sphereface", "cosface")
 MAIN_RIVAL = "pytorch-metric-learning"

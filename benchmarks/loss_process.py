@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from loss_ranks import centre_memory, messages
-from loss_ways import LOSSES_OF, WAYS, Answer, Problem, Way, problem_of, say
+from loss_variants import LOSSES_OF, WAYS, Answer, Problem, Way, problem_of, say
 
 from hsadml_dist.losses.distributed_loss import MEBIBYTE
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from loss_ways import SEED, Answer, our_margin, problem_of, say
+from loss_variants import SEED, Answer, our_margin, problem_of, say
 
 from hsadml_dist.distributed.comm import Comm
 from hsadml_dist.distributed.topology import topology_from_environ

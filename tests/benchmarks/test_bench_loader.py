@@ -31,7 +31,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
 @pytest.fixture
 def setting(load: Callable[[str], ModuleType], tiny_shards: Path, tmp_path: Path) -> Any:
     """What the ways read here."""
-    ways = load("loader_ways")
+    ways = load("loader_variants")
     return ways.Setting(shards=tiny_shards, count=2 * BATCH, batch=BATCH, cache=tmp_path / "cache", rows=1000)
 
 
@@ -71,14 +71,14 @@ def test_every_way_of_reading_reads_the_same(
     load: Callable[[str], ModuleType], setting: Any, tiny_shards: Path
 ) -> None:
     everything = replace(setting, count=len(load_index(tiny_shards)))
-    sizes = {name: way(everything)() for name, way in load("loader_ways").READING.items()}
+    sizes = {name: way(everything)() for name, way in load("loader_variants").READING.items()}
     assert set(sizes) == READING == set(load("loader").READING)
     assert len(set(sizes.values())) == 1
     assert sizes["ours"] > 0
 
 
 def test_every_way_along_the_path_runs(load: Callable[[str], ModuleType], setting: Any) -> None:
-    ways = load("loader_ways")
+    ways = load("loader_variants")
     assert set(ways.PATH) == PATH == set(load("loader").PATH)
     for way in ways.PATH.values():
         take = way(setting)
@@ -90,7 +90,7 @@ def test_every_way_along_the_path_runs(load: Callable[[str], ModuleType], settin
 def test_a_resumed_run_begins_where_it_should(
     load: Callable[[str], ModuleType], setting: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ways = load("loader_ways")
+    ways = load("loader_variants")
     asked: list[int] = []
     start = ways.Loader.start
     monkeypatch.setattr(ways.Loader, "start", lambda self, a, b: (asked.append(a), start(self, a, b))[1])
@@ -100,7 +100,7 @@ def test_a_resumed_run_begins_where_it_should(
 
 
 def test_pixels_are_the_same_along_every_way(load: Callable[[str], ModuleType], setting: Any) -> None:
-    found = load("loader_ways").distances(setting)
+    found = load("loader_variants").distances(setting)
     assert set(found) == PATH - {"ours", "ours-fused-cached"}
     assert found["ours-cached"] == found["webdataset-monai"] == found["webdataset-monai-no-meta"] == 0
     assert 0 < found["ours-fused"] < 1e-4

@@ -113,7 +113,7 @@ def test_gradients_that_differ_end_the_run(load: Callable[[str], ModuleType], mo
 
 
 def test_a_scaled_gradient_is_seen(load: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
-    ways, process = load("loss_ways"), load("loss_process")
+    ways, process = load("loss_variants"), load("loss_process")
     problem = ways.Problem(loss="sphereface", batch=4, dim=3, classes=5, dtype=torch.float64)
 
     def one_percent_off(problem: Any) -> Any:
@@ -130,7 +130,7 @@ def test_a_scaled_gradient_is_seen(load: Callable[[str], ModuleType], monkeypatc
 @pytest.mark.parametrize("name", ["sphereface", "cosface"])
 def test_pytorch_metric_learning_computes_the_same_function(load: Callable[[str], ModuleType], name: str) -> None:
     pytest.importorskip("pytorch_metric_learning")
-    ways, process = load("loss_ways"), load("loss_process")
+    ways, process = load("loss_variants"), load("loss_process")
     problem = ways.Problem(loss=name, batch=8, dim=5, classes=11, dtype=torch.float64)
     truth = process._gradients("plain-autograd", problem)
     assert process._errors(["pytorch-metric-learning"], problem, truth)["pytorch-metric-learning"] < 1e-14

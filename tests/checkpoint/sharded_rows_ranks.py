@@ -53,7 +53,7 @@ def _train(head: Head, comm: Comm, classes: int) -> None:
     emb_ND = torch.randn(6, DIM, generator=torch.Generator().manual_seed(1))
     mine = comm.topology.rank_range(6)
     for step in range(1, STEPS + 1):
-        head.clear()
+        head.zero_grad()
         label_B = torch.arange(mine.start, mine.stop) * step % classes
         share = head.loss(emb_ND[mine.start : mine.stop], label_B, step=step, count=6)
         share.backward()
