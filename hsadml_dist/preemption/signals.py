@@ -42,7 +42,7 @@ class StopSignal:
 
     @property
     def is_set(self) -> bool:
-        """Whether the process should stop."""
+        """True if the process should stop."""
         if self.reason is None and self._deadline is not None and time.time() >= self._deadline:
             self.trigger(StopReason.END_TIME)
         return self.reason is not None

@@ -53,12 +53,12 @@ def _train(head: Head, comm: Comm, classes: int) -> None:
     emb_ND = torch.randn(6, DIM, generator=torch.Generator().manual_seed(1))
     mine = comm.topology.rank_range(6)
     for step in range(1, STEPS + 1):
-        head.clear()
+        head.zero_grad()
         label_B = torch.arange(mine.start, mine.stop) * step % classes
         share = head.loss(emb_ND[mine.start : mine.stop], label_B, step=step, count=6)
         share.backward()
-        head.average(share.detach())
-        head.apply(0.1, head.norm())
+        head.average_gradients(share.detach())
+        head.apply(0.1, head.grad_norm())
 
 
 def _state(head: Head, comm: Comm) -> TrainingState:
