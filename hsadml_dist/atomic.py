@@ -18,8 +18,7 @@ def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
     Args:
         path: The file to write or replace; its folder exists.
-        durable: Whether to force the content to disk before the rename. Without it a crash of the machine may leave
-            an empty file.
+        durable: Force the content to disk before the rename; otherwise a crash of the machine may leave an empty file.
 
     Raises:
         OSError: The file cannot be written; no temporary file is left.
@@ -28,7 +27,7 @@ def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
     try:
         yield temporary
         if durable:
-            _force_to_disk(temporary)
+            force_to_disk(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -48,7 +47,8 @@ def write_text(path: Path, text: str, *, durable: bool = True, mode: int = 0o666
     write_bytes(path, text.encode(), durable=durable, mode=mode)
 
 
-def _force_to_disk(path: Path) -> None:
+def force_to_disk(path: Path) -> None:
+    """Force a file's content, or a folder's directory entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

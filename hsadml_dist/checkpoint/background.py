@@ -39,19 +39,17 @@ class HostCopy:
     def take(self, state: TrainingState, *, first: bool) -> TrainingState:
         """Return a copy of what this rank writes of ``state``; it is valid until the next call."""
         own = {file.partition(".")[0]: tensors for file, tensors in rank_files(state, first=first)}
-        self._groups = {name: self._allocate(name, tensors) for name, tensors in own.items()}
-        devices = set()
+        old = self._groups
+        self._groups = {
+            name: {key: _host_buffer(tensor, old.get(name, {}).get(key)) for key, tensor in tensors.items()}
+            for name, tensors in own.items()
+        }
         for name, tensors in own.items():
             for key, tensor in tensors.items():
                 _copy(tensor.detach(), self._groups[name][key])
-                devices |= {tensor.device} if tensor.is_cuda else set()
-        for device in devices:
+        for device in {tensor.device for tensors in own.values() for tensor in tensors.values() if tensor.is_cuda}:
             torch.cuda.current_stream(device).synchronize()
         return replace(state, groups=self._groups)
-
-    def _allocate(self, name: str, tensors: TensorGroup) -> TensorGroup:
-        existing = self._groups.get(name, {})
-        return {key: _host_buffer(tensor, existing.get(key)) for key, tensor in tensors.items()}
 
 
 class CheckpointSaver:
@@ -73,9 +71,8 @@ class CheckpointSaver:
 
         Args:
             run: The run folder, the same on all ranks.
-            attempt: The attempt that writes.
             comm: The ranks; the saves use a group of their own.
-            config: Whether to save in the background, and which checkpoints to keep.
+            config: Enables background saves, and selects the checkpoints to keep.
             on_saved: Called on rank 0 with the name of each committed checkpoint; for a background save in the saving
                 thread.
         """
@@ -88,7 +85,7 @@ class CheckpointSaver:
 
     @property
     def failed(self) -> bool:
-        """Whether the pending save has failed on this rank; :meth:`wait` raises the error on all ranks."""
+        """True if the pending save has failed on this rank; :meth:`wait` raises the error on all ranks."""
         save = self._pending
         return save is not None and save.done() and save.exception() is not None
 

@@ -14,9 +14,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hsadml_dist.errors import CheckpointError
 from hsadml_dist.run.folder import RunFolder
@@ -54,7 +53,6 @@ class TrainingProgress:
     Attributes:
         step: Completed steps.
         consumed: Samples consumed, the position in the sample order.
-        seed: The run's seed.
         fingerprint: Fingerprint of the recipe.
         data_digest: Digest of the shards.
         world_size: Number of ranks that wrote the checkpoint; any number may load it.
@@ -68,10 +66,6 @@ class TrainingProgress:
     data_digest: str
     world_size: int
     skipped: int = 0
-
-    def to_json(self) -> str:
-        """Return the text of ``progress.json``."""
-        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
 
 
 def list_checkpoints(run: RunFolder) -> list[CheckpointName]:
@@ -137,5 +131,4 @@ def resumable_checkpoints(run: RunFolder) -> list[CheckpointName]:
 
 def read_progress(folder: Path) -> TrainingProgress:
     """Return the progress of a verified checkpoint."""
-    record: dict[str, Any] = json.loads((folder / PROGRESS).read_text())
-    return TrainingProgress(**record)
+    return TrainingProgress(**json.loads((folder / PROGRESS).read_text()))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import stat
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,6 @@ class InferenceState:
     """The parts of a checkpoint that evaluation and prediction need.
 
     Attributes:
-        name: The checkpoint.
         model: The network's tensors by name; running averages in place of the weights that have one.
         centres: Class centres (C, D).
         data_digest: Digest of the shards it was trained on.
@@ -85,8 +83,6 @@ def load_checkpoint(run: RunFolder, name: CheckpointName, rows: range | None = N
     """Return the state of a verified checkpoint, on the CPU.
 
     Args:
-        run: The run folder.
-        name: The checkpoint.
         rows: Class ids of the rows of the sharded groups to load, regardless of how they were sharded; None for all.
     """
     folder = run.checkpoints / str(name)
@@ -142,27 +138,24 @@ def find_damage(folder: Path) -> str | None:
     Files that are not in the manifest are ignored; nothing opens them.
     """
     try:
-        return next(_find_damages(folder), None)
+        return _find_damage(folder)
     except OSError as fault:
         return f"{Path(fault.filename or folder).name}: {fault.strerror or fault}"
 
 
-def _find_damages(folder: Path) -> Iterator[str]:
+def _find_damage(folder: Path) -> str | None:
     manifest = _read_limited(folder / MANIFEST)
     if hashlib.sha256(manifest).hexdigest().encode() != _read_limited(folder / COMMIT).strip():
-        yield f"{MANIFEST} is not the one that was committed"
-        return
+        return f"{MANIFEST} is not the one that was committed"
     try:
         record = json.loads(manifest)
     except ValueError:
-        yield f"{MANIFEST} is not JSON"
-        return
+        return f"{MANIFEST} is not JSON"
     damage = _manifest_damage(record, CheckpointName.parse(folder.name))
-    if damage:
-        yield damage
-        return
-    for name, entry in record["files"].items():
-        yield from _file_damages(folder / name, entry)
+    if damage is not None:
+        return damage
+    damages = (_file_damage(folder / name, entry) for name, entry in record["files"].items())
+    return next(filter(None, damages), None)
 
 
 def _read_limited(path: Path) -> bytes:
@@ -191,19 +184,15 @@ def _is_valid_entry(file: str, entry: Any) -> bool:
     return plain and isinstance(entry, dict) and {"bytes": int, "sha256": str} == {k: type(entry[k]) for k in entry}
 
 
-def _file_damages(path: Path, entry: dict[str, int | str]) -> Iterator[str]:
+def _file_damage(path: Path, entry: dict[str, int | str]) -> str | None:
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
-            yield f"{path.name} is not a regular file"
-            return
+            return f"{path.name} is not a regular file"
         if found.st_size != entry["bytes"]:
-            yield f"{path.name} has {found.st_size} bytes, not {entry['bytes']}"
-            return
+            return f"{path.name} has {found.st_size} bytes, not {entry['bytes']}"
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as fault:  # an error during a read does not name the file
-        yield f"{path.name}: {fault.strerror or fault}"
-        return
-    if digest != entry["sha256"]:
-        yield f"{path.name} does not match its SHA-256"
+        return f"{path.name}: {fault.strerror or fault}"
+    return None if digest == entry["sha256"] else f"{path.name} does not match its SHA-256"

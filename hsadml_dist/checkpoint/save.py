@@ -6,8 +6,11 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from hsadml_dist.atomic import force_to_disk
 from hsadml_dist.checkpoint.layout import (
     COMMIT,
     LAYOUT_VERSION,
@@ -25,7 +28,6 @@ from hsadml_dist.checkpoint.tensor_files import (
     FileEntry,
     TensorGroup,
     TrainingState,
-    fsync_folder,
     group_file_name,
     write_bytes,
     write_tensors,
@@ -52,7 +54,6 @@ def save_checkpoint(
 
     Args:
         run: The run folder, the same on all ranks.
-        attempt: The attempt that writes.
         state: This rank's state; it may lack what another rank writes.
         comm: The ranks; None for a single process.
 
@@ -120,14 +121,10 @@ def prune_checkpoints(run: RunFolder, attempt: AttemptFolder, keep: int, keep_ev
         # Checked each time: the process may be suspended between two removals while a successor starts.
         if is_superseded(run, attempt):
             return
-        _remove(run, name)
-
-
-def _remove(run: RunFolder, name: CheckpointName) -> None:
-    # Renamed first, so that a partly removed folder does not look like a checkpoint.
-    temporary = temporary_checkpoint_folder(run, name)
-    os.replace(run.checkpoints / str(name), temporary)
-    shutil.rmtree(temporary, ignore_errors=True)
+        # Renamed first, so that a partly removed folder does not look like a checkpoint.
+        temporary = temporary_checkpoint_folder(run, name)
+        os.replace(run.checkpoints / str(name), temporary)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _begin(run: RunFolder, attempt: AttemptFolder, name: CheckpointName, needed: int) -> FileEntries:
@@ -166,16 +163,19 @@ def _commit(
     run: RunFolder, attempt: AttemptFolder, name: CheckpointName, progress: TrainingProgress, files: FileEntries
 ) -> FileEntries:
     temporary = temporary_checkpoint_folder(run, name)
-    files = files | {PROGRESS: write_bytes(temporary / PROGRESS, progress.to_json().encode())}
+    files = files | {PROGRESS: _write_json(temporary / PROGRESS, asdict(progress))}
     manifest = {"layout": LAYOUT_VERSION, "step": name.step, "attempt": name.attempt, "files": files}
-    text = (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode()
-    entry = write_bytes(temporary / MANIFEST, text)
+    entry = _write_json(temporary / MANIFEST, manifest)
     write_bytes(temporary / COMMIT, f"{entry['sha256']}\n".encode())
-    fsync_folder(temporary)
+    force_to_disk(temporary)
     _refuse_if_superseded(run, attempt)  # writing may have taken long, or the process was suspended meanwhile
     os.replace(temporary, run.checkpoints / str(name))
-    fsync_folder(run.checkpoints)
+    force_to_disk(run.checkpoints)
     return files
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> FileEntry:
+    return write_bytes(path, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
 
 
 def _refuse_if_superseded(run: RunFolder, attempt: AttemptFolder) -> None:

@@ -88,15 +88,6 @@ def raw_array(tensor: torch.Tensor) -> np.ndarray:
     return tensor.view(INTEGER_DTYPES[tensor.element_size()]).numpy()
 
 
-def fsync_folder(folder: Path) -> None:
-    """Force a folder's directory entries to disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def group_file_name(group: str, rows: range | None = None) -> str:
     """Return the file name of a group, or of the shard with the given rows."""
     return group + ("" if rows is None else f".rows-{rows.start:010d}-{rows.stop:010d}") + TENSORS_SUFFIX
@@ -113,7 +104,6 @@ class GroupFile:
 
     Attributes:
         first: Its first row; 0 for a file of all rows.
-        tensors: The open file.
     """
 
     first: int
@@ -180,7 +170,10 @@ def _tensor_chunks(tensors: TensorGroup) -> Iterator[memoryview]:
     names = sorted(tensors, key=lambda name: (order.index(tensors[name].dtype), name))
     yield memoryview(_header({name: tensors[name] for name in names}))
     for name in names:
-        whole = _tensor_bytes(tensors[name])
+        # Copied only if the memory is not in index order, and by numpy, because torch would start a thread pool of its
+        # own for the saving thread.
+        rows = np.ascontiguousarray(raw_array(tensors[name].detach().cpu()))
+        whole = rows.reshape(-1).data.cast("B") if rows.size else memoryview(b"")
         for start in range(0, len(whole), CHUNK_BYTES):
             yield whole[start : start + CHUNK_BYTES]
 
@@ -194,10 +187,3 @@ def _header(tensors: TensorGroup) -> bytes:
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
-
-
-def _tensor_bytes(tensor: torch.Tensor) -> memoryview:
-    """Return a tensor's bytes in index order; a copy is made only if its memory has another order."""
-    # A copy by numpy, because torch would start a thread pool of its own for the saving thread.
-    rows = np.ascontiguousarray(raw_array(tensor.detach().cpu()))
-    return rows.reshape(-1).data.cast("B") if rows.size else memoryview(b"")

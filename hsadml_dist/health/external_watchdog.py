@@ -17,15 +17,13 @@ import signal
 import struct
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hsadml_dist.health.heartbeat import STAGES, RankPosition
 from hsadml_dist.process import STOP_SIGNALS, read_proc_stat, setup_helper_process
 from hsadml_dist.run.folder import AttemptFolder
-from hsadml_dist.run.history import event_row
-from hsadml_dist.run.jsonl import JsonlWriter
+from hsadml_dist.run.history import EventLog
 
 TICK_SECONDS = 0.25
 GRACE_SECONDS = 1.25
@@ -41,11 +39,9 @@ class WatchedRank:
     """What the watchdog needs to report on behalf of the rank.
 
     Attributes:
-        rank: The rank.
         attempt: Path of the attempt's folder.
-        alone: Whether there are no peers that would record the hang.
+        alone: True if there are no peers that would record the hang.
         job: Slurm's job id.
-        restart: Slurm's restart count.
     """
 
     rank: int
@@ -87,15 +83,9 @@ class ExternalWatchdog:
         self._state.close()
 
 
-@contextlib.contextmanager
-def open_external_watchdog(enabled: bool) -> Iterator[ExternalWatchdog | None]:
+def open_external_watchdog(enabled: bool) -> contextlib.AbstractContextManager[ExternalWatchdog | None]:
     """Run an external watchdog for this process until the block ends; None if it is disabled."""
-    watchdog = ExternalWatchdog() if enabled else None
-    try:
-        yield watchdog
-    finally:
-        if watchdog is not None:
-            watchdog.close()
+    return contextlib.closing(ExternalWatchdog()) if enabled else contextlib.nullcontext()
 
 
 def hang_headline(step: int, stage: str, seconds: float) -> str:
@@ -131,18 +121,14 @@ def _wait_for_overrun(parent: int, state: mmap.mmap) -> bool:
         now = time.monotonic()
         passed, before = min(now - before, LONGEST_TICK), now
         span, _, _, limit = SHARED_STATE.unpack_from(state, 0)
+        fields = read_proc_stat(parent)
         if span != last_span:
             last_span, spent = span, 0.0
-        elif not _is_suspended(parent):
+        elif fields is not None and fields[0] not in "tTZX":  # neither suspended nor dead
             spent += passed
         if 0 < limit < spent - GRACE_SECONDS:
             return True
     return False
-
-
-def _is_suspended(pid: int) -> bool:
-    fields = read_proc_stat(pid)
-    return fields is None or fields[0] in "tTZX"
 
 
 def _report_hang(rank: WatchedRank, state: mmap.mmap) -> None:
@@ -155,9 +141,8 @@ def _report_hang(rank: WatchedRank, state: mmap.mmap) -> None:
         sys.stderr.flush()
     if rank.alone:
         detail = {"ranks": [rank.rank], "stage": stage, "seconds": limit, "told_by": rank.rank}
-        row = event_row(attempt, rank.job, rank.restart, "hang", max(0, step - 1), **detail, reason=reason)
         with contextlib.suppress(OSError):
-            JsonlWriter(attempt.events).write(row)
+            EventLog(attempt, rank.job, rank.restart).write("hang", max(0, step - 1), **detail, reason=reason)
 
 
 def _kill_parent(parent: int) -> None:

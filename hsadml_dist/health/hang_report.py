@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch.distributed as dist
 
 from hsadml_dist.errors import PeerLostError, RunLockedError
-from hsadml_dist.health.heartbeat import STAGES, PeerStatus, RankHeartbeat
+from hsadml_dist.health.heartbeat import STAGES, PeerStatus
 from hsadml_dist.run.attempts import is_superseded
 from hsadml_dist.run.folder import AttemptFolder, RunFolder
 
@@ -38,8 +38,10 @@ def find_hanging_ranks(ranks: Sequence[PeerStatus]) -> list[PeerStatus]:
     silent = [peer for peer in ranks if _is_silent(peer)]
     if silent:
         return silent
-    positions = {peer.rank: _order(peer.heartbeat) for peer in ranks if peer.heartbeat is not None}
-    busy = [peer for peer in ranks if peer.heartbeat is not None and not peer.heartbeat.waits]
+    positions = {
+        peer.rank: (peer.heartbeat.step, STAGES.index(peer.heartbeat.stage)) for peer in ranks if peer.heartbeat
+    }
+    busy = [peer for peer in ranks if peer.heartbeat and not peer.heartbeat.waits]
     candidates = busy or list(ranks)
     last = min(positions[peer.rank] for peer in candidates)
     return [peer for peer in candidates if positions[peer.rank] == last]
@@ -66,10 +68,6 @@ def _is_silent(peer: PeerStatus) -> bool:
     return peer.heartbeat is None or peer.age > SILENT_SECONDS
 
 
-def _order(heartbeat: RankHeartbeat) -> tuple[int, int]:
-    return heartbeat.step, STAGES.index(heartbeat.stage)
-
-
 def lost_peer_reason(fault: BaseException) -> str | None:
     """Return how a collective reports that a peer is gone, or None if ``fault`` is of another kind."""
     if not isinstance(fault, RuntimeError):
@@ -90,7 +88,6 @@ def raise_on_lost_peer(
     """Turn the error of a collective whose peer is gone into an error with one clear line.
 
     Args:
-        run: The run folder.
         attempt: This rank's attempt, or None before it has one.
         position: Returns where this rank is, as text.
         wait_for_report: Waits for the watchdog's report, which has more detail, if it is about to end this process.

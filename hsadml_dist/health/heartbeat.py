@@ -36,10 +36,8 @@ class RankPosition:
     """Where a rank is in the training.
 
     Attributes:
-        step: The current step.
-        stage: The current stage of the step.
         span: Number of the timed span: one span has one time limit, for instance a step from its data to its end.
-        slow: Whether this span may take longer than a step.
+        slow: True if this span may take longer than a step.
     """
 
     step: int = 0
@@ -71,10 +69,7 @@ class RankHeartbeat:
     """The content of a rank's heartbeat file.
 
     Attributes:
-        rank: The rank.
-        step: Its current step.
-        stage: The current stage of the step.
-        waits: Whether its main thread waits for other ranks.
+        waits: True if its main thread waits for other ranks.
         doing: Innermost frame of its main thread, as module, line and function.
         time: When it was written, by the rank's own clock, in seconds since 1970 UTC.
     """
@@ -105,7 +100,6 @@ class PeerStatus:
     """What this rank knows about another one.
 
     Attributes:
-        rank: The other rank.
         heartbeat: Its last heartbeat, or None if there is none.
         age: Seconds since then by the file server's clock; 0 for a rank without heartbeat.
     """
@@ -124,24 +118,19 @@ def read_peer_statuses(attempt: AttemptFolder, world_size: int, own: int) -> lis
     """Return the status of every rank, in rank order.
 
     Args:
-        attempt: The attempt of the ranks.
-        world_size: Number of ranks.
         own: This process's rank; its heartbeat was just written and so provides the file server's current time.
     """
     # Listed first: a client of a network file system asks the server again for the names in a folder that it opens.
     names = set(os.listdir(attempt.rank_heartbeats)) if attempt.rank_heartbeats.is_dir() else set()
     found: dict[int, tuple[RankHeartbeat, float]] = {}
     for rank in range(world_size):
-        if attempt.rank_heartbeat(rank).name in names:
-            with contextlib.suppress(OSError, ValueError, TypeError):
-                found[rank] = _read_rank_heartbeat(attempt, rank)
+        path = attempt.rank_heartbeat(rank)
+        if path.name in names:
+            with contextlib.suppress(OSError, ValueError, TypeError), path.open(encoding="utf-8") as file:
+                found[rank] = RankHeartbeat(**json.load(file)), os.fstat(file.fileno()).st_mtime
     now = found[own][1] if own in found else max((written for _, written in found.values()), default=0.0)
-    return [
-        PeerStatus(rank=rank, heartbeat=found[rank][0], age=max(0.0, now - found[rank][1]))
-        if rank in found
-        else PeerStatus(rank=rank, heartbeat=None, age=0.0)
-        for rank in range(world_size)
-    ]
+    known = [(rank, *found.get(rank, (None, now))) for rank in range(world_size)]
+    return [PeerStatus(rank=rank, heartbeat=last, age=max(0.0, now - written)) for rank, last, written in known]
 
 
 class PeriodicTask:
@@ -187,11 +176,6 @@ class RankHeartbeatWriter(PeriodicTask):
         """Write the current heartbeat."""
         with self._lock:  # the watchdog's thread calls this, too, and both would use the same temporary file
             write_rank_heartbeat(self._attempt, RankHeartbeat.of(self._rank, self._recorder.position))
-
-
-def _read_rank_heartbeat(attempt: AttemptFolder, rank: int) -> tuple[RankHeartbeat, float]:
-    with attempt.rank_heartbeat(rank).open(encoding="utf-8") as file:
-        return RankHeartbeat(**json.load(file)), os.fstat(file.fileno()).st_mtime
 
 
 def _waits_for_peers(frame: FrameType | None) -> bool:

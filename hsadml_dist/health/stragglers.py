@@ -34,7 +34,6 @@ class Straggler:
     """A slow rank.
 
     Attributes:
-        rank: The rank.
         seconds: Median of its compute time per step.
         median: Median of that over the ranks.
     """
@@ -55,16 +54,8 @@ class StragglerMonitor:
     """Measure this rank's compute time, which the stop agreement exchanges, and compare the times of all ranks."""
 
     def __init__(self, network: nn.Module, comm: Comm) -> None:
-        self._timer = ComputeTimer(network, comm.device)
-        self._detector = StragglerDetector(comm.topology.world_size)
-
-    def compute_seconds(self) -> float:
-        """Return the compute time since the last call, in seconds."""
-        return self._timer.read_and_reset()
-
-    def find_stragglers(self, seconds: Sequence[float]) -> list[Straggler]:
-        """Add the ranks' compute times of one step, in rank order, and return the stragglers to report now."""
-        return self._detector.add(seconds)
+        self.compute_seconds = ComputeTimer(network, comm.device).read_and_reset
+        self.find_stragglers = StragglerDetector(comm.topology.world_size).add
 
 
 class ComputeTimer:
@@ -83,7 +74,7 @@ class ComputeTimer:
                 break
 
     def read_and_reset(self) -> float:
-        """Return the seconds since the last call; the passes must have ended."""
+        """Return the compute time since the last call, in seconds; the passes must have ended."""
         intervals, self._intervals = self._intervals, []
         return sum(_elapsed(*interval) for interval in intervals)
 
@@ -120,7 +111,6 @@ class StragglerDetector:
         """Create a detector with an empty window.
 
         Args:
-            world_size: Number of ranks.
             factor: Multiple of the ranks' median above which a rank is a straggler; greater than 1.
             window: Number of steps to compare.
             quiet: Number of steps for which a reported rank is not reported again.
@@ -136,13 +126,11 @@ class StragglerDetector:
         self._times.append(tuple(seconds))
         if len(self._times) < (self._times.maxlen or 0) or len(seconds) == 1:
             return []
-        found = [slow for slow in find_slow_ranks(self._times, self._factor) if self._is_due(slow.rank)]
+        slow_ranks = find_slow_ranks(self._times, self._factor)
+        found = [slow for slow in slow_ranks if self._count - self._reported[slow.rank] >= self._quiet]
         for slow in found:
             self._reported[slow.rank] = self._count
         return found
-
-    def _is_due(self, rank: int) -> bool:
-        return self._count - self._reported[rank] >= self._quiet
 
 
 def find_slow_ranks(times: Sequence[Sequence[float]] | deque[tuple[float, ...]], factor: float) -> list[Straggler]:

@@ -25,8 +25,7 @@ from hsadml_dist.health.heartbeat import (
     TrainingStage,
     read_peer_statuses,
 )
-from hsadml_dist.run.history import event_row
-from hsadml_dist.run.jsonl import JsonlWriter
+from hsadml_dist.run.history import EventLog
 from hsadml_dist.run.rendezvous import RankContext
 
 TICK_SECONDS = 0.25
@@ -45,7 +44,6 @@ class HealthMonitor:
         """Start the heartbeats and, unless it is disabled, the watchdog.
 
         Args:
-            context: This rank's place in the attempt.
             settings: The section ``run``, for its time limit.
             external_watchdog: Acts if this process cannot; None to do without.
         """
@@ -125,7 +123,10 @@ class Watchdog:
     def _report_and_exit(self, position: RankPosition, spent: float) -> None:
         self._reporting.set()
         try:
-            self._dump_stacks(position, spent)
+            with contextlib.suppress(OSError), self._log.open("a", encoding="utf-8") as file:
+                file.write(f"{hang_headline(position.step, position.stage, spent)}; the stacks of all threads:\n")
+                file.flush()
+                faulthandler.dump_traceback(file, all_threads=True)
             self._rank_heartbeat.write()
             time.sleep(SETTLE_SECONDS)
             world_size = self._context.comm.topology.world_size
@@ -135,12 +136,6 @@ class Watchdog:
         finally:
             sys.stderr.flush()
             os._exit(ExitCode.INTERNAL_ERROR)
-
-    def _dump_stacks(self, position: RankPosition, spent: float) -> None:
-        with contextlib.suppress(OSError), self._log.open("a", encoding="utf-8") as file:
-            file.write(f"{hang_headline(position.step, position.stage, spent)}; the stacks of all threads:\n")
-            file.flush()
-            faulthandler.dump_traceback(file, all_threads=True)
 
     def _report(self, position: RankPosition, spent: float, ranks: list[PeerStatus]) -> None:
         hanging = find_hanging_ranks(ranks)
@@ -153,11 +148,9 @@ class Watchdog:
         sys.stderr.write(f"hsadml: rank {self._rank}: {hang_headline(position.step, position.stage, spent)}: {text}\n")
 
     def _record(self, position: RankPosition, spent: float, ranks: list[int], reason: str) -> None:
-        attempt, holder = self._context.attempt, self._context.holder
+        events = EventLog(self._context.attempt, self._context.holder.job, self._context.holder.restart)
         detail = {"ranks": ranks, "stage": position.stage, "seconds": round(spent, 2), "told_by": self._rank}
-        step = max(0, position.step - 1)
-        row = event_row(attempt, holder.job, holder.restart, "hang", step, **detail, reason=reason)
-        JsonlWriter(attempt.events).write(row)
+        events.write("hang", max(0, position.step - 1), **detail, reason=reason)
 
 
 def time_limit(position: RankPosition, limit: float) -> float:

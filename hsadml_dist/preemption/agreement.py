@@ -28,8 +28,6 @@ class StopAgreement:
         """Create an agreement.
 
         Args:
-            comm: The ranks.
-            stop_signal: Stop signal of this process.
             requests: Requests in the run folder, on the one rank that polls them.
         """
         self._comm, self._stop_signal, self._requests = comm, stop_signal, requests
@@ -39,8 +37,7 @@ class StopAgreement:
         """Return the decision of all ranks before ``step``. Collective: every rank must call it.
 
         Args:
-            step: The next step.
-            has_batch: Whether this rank has the batch for it.
+            has_batch: True if this rank has the batch for it.
             seconds: This rank's compute time of the last step, without waits for other ranks.
 
         Raises:
@@ -48,7 +45,9 @@ class StopAgreement:
         """
         slots = [0.0] * self._comm.topology.world_size
         slots[self._comm.topology.rank] = seconds
-        code, *times = self._comm.all_reduce_max([float(self._proposal(step, has_batch)), *slots])
+        requested = StepDecision.CONTINUE if self._requests is None else self._requests.poll(step)
+        own = StepDecision.STOP if self._stop_signal.is_set or not has_batch else StepDecision.CONTINUE
+        code, *times = self._comm.all_reduce_max([float(max(requested, own)), *slots])
         self.seconds = tuple(times)
         decision = StepDecision(int(code))
         if decision is StepDecision.SUPERSEDED:
@@ -64,8 +63,3 @@ class StopAgreement:
     def stop_reason(self) -> StopReason | None:
         """Why this rank proposed to stop, or None; a signal takes precedence over a file."""
         return self._stop_signal.reason or (None if self._requests is None else self._requests.stop_reason)
-
-    def _proposal(self, step: int, has_batch: bool) -> StepDecision:
-        requested = StepDecision.CONTINUE if self._requests is None else self._requests.poll(step)
-        own = StepDecision.STOP if self._stop_signal.is_set or not has_batch else StepDecision.CONTINUE
-        return max(requested, own)

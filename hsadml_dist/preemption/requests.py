@@ -6,7 +6,6 @@ import contextlib
 import enum
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from hsadml_dist.run.folder import AttemptFolder, RunFolder
@@ -31,13 +30,6 @@ class StepDecision(enum.IntEnum):
     SUPERSEDED = 3
 
 
-@dataclass(frozen=True, kw_only=True)
-class _AcceptedRequest:
-    identity: FileIdentity
-    step: int
-    """A checkpoint of this step or a later one fulfils the request."""
-
-
 class RequestFiles:
     """Poll the run folder for requests, on rank 0: at most twice per second, with three queries to the file server.
 
@@ -47,7 +39,8 @@ class RequestFiles:
     def __init__(self, run: RunFolder, attempt: AttemptFolder) -> None:
         self._files = {StepDecision.STOP: run.stop_request, StepDecision.SAVE: run.save_request}
         self._successor = run.attempt(attempt.number + 1).path
-        self._accepted: dict[StepDecision, _AcceptedRequest] = {}
+        # With the identity of the file; a checkpoint of the given step or a later one fulfils the request.
+        self._accepted: dict[StepDecision, tuple[FileIdentity, int]] = {}
         self._next_poll = float("-inf")
 
     def poll(self, step: int) -> StepDecision:
@@ -58,15 +51,13 @@ class RequestFiles:
         self._next_poll = now + POLL_SECONDS
         if self._successor.exists():
             return StepDecision.SUPERSEDED
-        return max(
-            [decision for decision in self._files if self._accept(decision, step)], default=StepDecision.CONTINUE
-        )
+        return max([StepDecision.CONTINUE, *(one for one in self._files if self._accept(one, step))])
 
     def mark_saved(self, step: int) -> None:
         """Remove the files of the requests that a checkpoint of ``step`` fulfils."""
-        for decision, request in self._accepted.items():
+        for decision, (identity, fulfilled_by) in self._accepted.items():
             # A file that was touched again in the meantime is a new request and stays.
-            if request.step <= step and _identity(self._files[decision]) == request.identity:
+            if fulfilled_by <= step and _identity(self._files[decision]) == identity:
                 with contextlib.suppress(OSError):  # the folder has become read-only; the request is not obeyed twice
                     self._files[decision].unlink()
 
@@ -78,10 +69,9 @@ class RequestFiles:
     def _accept(self, decision: StepDecision, step: int) -> bool:
         """Accept the request for ``decision`` before ``step`` if there is a new one."""
         identity, known = _identity(self._files[decision]), self._accepted.get(decision)
-        if identity is None or (known is not None and known.identity == identity):
+        if identity is None or (known is not None and known[0] == identity):
             return False
-        fulfilled_by = step if decision is StepDecision.SAVE else step - 1
-        self._accepted[decision] = _AcceptedRequest(identity=identity, step=fulfilled_by)
+        self._accepted[decision] = identity, step if decision is StepDecision.SAVE else step - 1
         return True
 
 

@@ -6,7 +6,6 @@ import os
 import signal
 import time
 from collections.abc import Mapping
-from types import FrameType
 
 from hsadml_dist.process import STOP_SIGNALS
 from hsadml_dist.run.history import StopReason
@@ -29,7 +28,8 @@ class StopSignal:
     def install(self) -> None:
         """Install the signal handlers, before process groups exist and after any library that sets its own handlers."""
         for number in STOP_SIGNALS:
-            signal.signal(number, self._handle)
+            # Nothing else: a collective, a lock or a write in a handler can deadlock with the code it interrupts.
+            signal.signal(number, lambda caught, _: self.trigger(StopReason[signal.Signals(caught).name]))
 
     def set_deadline(self, end_time: float | None, lead_seconds: float) -> None:
         """Request a stop ``lead_seconds`` before ``end_time`` (seconds since 1970 UTC; None for no deadline)."""
@@ -42,14 +42,10 @@ class StopSignal:
 
     @property
     def is_set(self) -> bool:
-        """Whether the process should stop."""
+        """True if the process should stop."""
         if self.reason is None and self._deadline is not None and time.time() >= self._deadline:
             self.trigger(StopReason.END_TIME)
         return self.reason is not None
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        # Nothing else: a collective, a lock or a write in a handler can deadlock with the code it interrupts.
-        self.trigger(StopReason[signal.Signals(number).name])
 
 
 def job_end_time(environ: Mapping[str, str] = os.environ) -> float | None:

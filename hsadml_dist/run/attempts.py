@@ -40,16 +40,13 @@ MAX_FAILED_ATTEMPTS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class AttemptHolder:
-    """The process that started an attempt.
+    """The process that started an attempt: its rank 0.
 
     Attributes:
         token: Identifier of the start, shared by its ranks.
-        host: Rank 0's host name.
         boot: Identifier of the host's boot, so that process ids are not compared across boots.
-        pid: Rank 0's process id.
-        born: Its start time in clock ticks since boot, which tells it from a later process with the same id.
+        born: Start time in clock ticks since boot; distinguishes the process from a later one with the same id.
         job: Slurm's job id, or None.
-        restart: Slurm's restart count.
     """
 
     token: str
@@ -85,8 +82,6 @@ def start_attempt(
     """Create the next attempt, unless another live process holds the run.
 
     Args:
-        run: The run folder.
-        me: This process.
         facts: Further entries of the attempt's record.
         timeout: Seconds without heartbeat after which a holder on another host counts as dead.
         ended_job: A job that has ended, although one of its ranks may still run, cut off from its cluster.
@@ -99,24 +94,19 @@ def start_attempt(
         attempts = run.attempts()
         if attempts:
             _refuse_if_held(run, attempts[-1], me, timeout, ended_job)
-        attempt = _create_folder(run, attempts[-1].number + 1 if attempts else 1)
+        attempt = run.attempt(attempts[-1].number + 1 if attempts else 1)
+        run.attempts_root.mkdir(parents=True, exist_ok=True)
+        try:
+            attempt.path.mkdir()  # of several processes that try, one succeeds
+        except FileExistsError as fault:
+            text = f"{run.path}: another process started attempt {attempt.number} at the same moment"
+            raise RunLockedError(text) from fault
         record = {"attempt": attempt.number, "started": time.time(), **asdict(me), **facts}
         write_text(attempt.record, json.dumps(record, indent=2) + "\n")
         attempt.heartbeat.touch()
     except OSError as fault:
         where = fault.filename or run.path
         raise RunError(f"{where}: no attempt can be started: {os_error_reason(fault)}") from fault
-    return attempt
-
-
-def _create_folder(run: RunFolder, number: int) -> AttemptFolder:
-    """Create the attempt's folder; of several processes that try, one succeeds."""
-    run.attempts_root.mkdir(parents=True, exist_ok=True)
-    attempt = run.attempt(number)
-    try:
-        attempt.path.mkdir()
-    except FileExistsError as fault:
-        raise RunLockedError(f"{run.path}: another process started attempt {number} at the same moment") from fault
     return attempt
 
 
@@ -148,19 +138,15 @@ def _refuse_if_held(
     record = json.loads(last.record.read_text())
     holder = AttemptHolder(**{field.name: record[field.name] for field in fields(AttemptHolder)})
     ended = ended_job is not None and holder.job == ended_job
-    if ended or _is_gone(holder, me) or _seconds_since_heartbeat(last) > timeout:
+    requeued = holder.job is not None and holder.job == me.job and holder.restart < me.restart
+    exited = holder.boot == me.boot and process_start_time(holder.pid) != holder.born
+    if ended or requeued or exited or _seconds_since_heartbeat(last) > timeout:
         return
     job = f" (job {holder.job})" if holder.job else ""
     raise RunLockedError(
         f"{run.path}: attempt {last.number} is still written by process {holder.pid} on {holder.host}{job}; "
         "stop it first, or choose another --run folder"
     )
-
-
-def _is_gone(holder: AttemptHolder, me: AttemptHolder) -> bool:
-    if holder.job is not None and holder.job == me.job and holder.restart < me.restart:
-        return True
-    return holder.boot == me.boot and process_start_time(holder.pid) != holder.born
 
 
 def _seconds_since_heartbeat(attempt: AttemptFolder) -> float:
@@ -178,11 +164,10 @@ def crash_loop_reason(run: RunFolder, me: AttemptFolder, saved_by: Collection[in
     """Return in one line why a run should not be started again, or None if it may.
 
     That is the case after :data:`MAX_FAILED_ATTEMPTS` consecutive attempts without a new checkpoint. The count starts
-    again after an attempt that finished or that ended with a user error, because then somebody has looked at the run.
+    again after an attempt that finished or that ended with a user error, because then a user has looked at the run.
     The refusal is itself recorded as a user error, so a manual start afterwards begins a new count.
 
     Args:
-        run: The run folder.
         me: The current attempt; those before it are examined.
         saved_by: Numbers of the attempts that have a checkpoint in the folder.
     """

@@ -23,9 +23,7 @@ from hsadml_dist.errors import RunError
 from hsadml_dist.run.folder import RunFolder
 
 PACKAGE = Path(__file__).parents[1]
-EXCLUDED_NAMES = ("__pycache__",)
 MAX_LISTED_FILES = 5
-GIT_TIMEOUT_SECONDS = 10.0
 ZIP_TIMESTAMP = (1980, 1, 1, 0, 0, 0)
 """Timestamp of every archived file, the earliest that the format allows: equal code gives equal archives."""
 
@@ -35,7 +33,6 @@ class CodeSnapshot:
     """The code of a package.
 
     Attributes:
-        version: The package's version.
         digest: 12 hexadecimal digits over all files.
         commit: The git commit of which the package is a clean checkout, or None.
         files: SHA-256 of each file by its path in the package.
@@ -52,8 +49,7 @@ class CodeChange:
     """The difference between the installed code and that of a run's first start.
 
     Attributes:
-        before: Digest of the first start's code.
-        now: Digest of the installed code.
+        before: Digest of the first start's code; ``now`` is that of the installed code.
         files: Sorted paths of the files that were changed, added or removed.
     """
 
@@ -72,15 +68,12 @@ def save_code_snapshot(run: RunFolder, package: Path = PACKAGE) -> CodeChange | 
 
     Only the process that holds the run may call this.
 
-    Args:
-        run: The run folder.
-        package: The package's folder.
-
     Raises:
         RunError: The run folder cannot be written.
     """
     files = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in _package_files(package)}
-    digest = _digest(files)
+    listing = "".join(f"{digest} {name}\n" for name, digest in sorted(files.items()))
+    digest = hashlib.sha256(listing.encode()).hexdigest()[:12]
     first = _read_snapshot(run)
     if first is None:
         snapshot = CodeSnapshot(version=package_version(), digest=digest, commit=_clean_commit(package), files=files)
@@ -99,14 +92,9 @@ def _package_files(package: Path) -> Iterator[tuple[str, Path]]:
     """Yield (path in the package, path) of all files of the package, sorted."""
     found = []
     for folder, folders, names in os.walk(package, followlinks=True):  # launch, shards and slurm may be links
-        folders[:] = [name for name in folders if name not in EXCLUDED_NAMES]
+        folders[:] = [name for name in folders if name != "__pycache__"]
         found += [Path(folder) / name for name in names]
     yield from sorted((path.relative_to(package).as_posix(), path) for path in found)
-
-
-def _digest(files: dict[str, str]) -> str:
-    text = "".join(f"{digest} {name}\n" for name, digest in sorted(files.items()))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _read_snapshot(run: RunFolder) -> CodeSnapshot | None:
@@ -150,9 +138,7 @@ def _git(root: Path, *arguments: str) -> str | None:
     command = ["git", "-C", str(root), "-c", "core.fsmonitor=false", *arguments]
     environ = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
     try:
-        done = subprocess.run(
-            command, env=environ, capture_output=True, text=True, timeout=GIT_TIMEOUT_SECONDS, check=False
-        )
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=10.0, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -34,24 +35,15 @@ class AttemptFolder:
         """The attempt's number, from 1."""
         return int(self.path.name)
 
-    record = _Child("attempt.json")
-    """File with the attempt's holder and its settings, written once."""
-    parent = _Child("parent.json")
-    """File with the name of the checkpoint that the attempt resumed from, written once."""
-    rendezvous = _Child("rendezvous.json")
-    """File with the address at which rank 0 waits for its peers."""
-    metrics = _Child("metrics.jsonl")
-    """File with one row per step."""
-    events = _Child("events.jsonl")
-    """File with one row per event."""
-    ledger = _Child("ledger.jsonl")
-    """File with the sample keys of each step."""
-    heartbeat = _Child("heartbeat")
-    """File touched every few seconds while the attempt is alive."""
-    tensorboard = _Child("tensorboard")
-    """Folder of TensorBoard files."""
-    rank_heartbeats = _Child("ranks")
-    """Folder of the ranks' heartbeat files."""
+    record = _Child("attempt.json")  # the attempt's holder and its settings, written once
+    parent = _Child("parent.json")  # name of the checkpoint that the attempt resumed from, written once
+    rendezvous = _Child("rendezvous.json")  # address at which rank 0 waits for its peers
+    metrics = _Child("metrics.jsonl")  # one row per step
+    events = _Child("events.jsonl")  # one row per event
+    ledger = _Child("ledger.jsonl")  # the sample keys of each step
+    heartbeat = _Child("heartbeat")  # touched every few seconds while the attempt is alive
+    tensorboard = _Child("tensorboard")  # folder of TensorBoard files
+    rank_heartbeats = _Child("ranks")  # folder of the ranks' heartbeat files
 
     def rank_heartbeat(self, rank: int) -> Path:
         """Return the heartbeat file of a rank, rewritten about once per second with its step and stage."""
@@ -68,26 +60,16 @@ class RunFolder:
 
     path: Path
 
-    config = _Child("config.yaml")
-    """File with the run's complete recipe."""
-    stop_request = _Child("STOP")
-    """File that a user creates to make the run save and stop."""
-    save_request = _Child("SAVE")
-    """File that a user creates to request a checkpoint after the current step."""
-    code = _Child("code")
-    """Folder with a snapshot of the code that the run was first started with."""
+    config = _Child("config.yaml")  # the run's complete recipe
+    stop_request = _Child("STOP")  # created by a user to make the run save and stop
+    save_request = _Child("SAVE")  # created by a user to request a checkpoint after the current step
+    code = _Child("code")  # folder with a snapshot of the code that the run was first started with
     checkpoints = _Child("checkpoints")
-    """Folder of checkpoints."""
-    result = _Child("result.json")
-    """File with the evaluation's result."""
-    predictions = _Child("predictions.json")
-    """File with each method's prediction for each test slice."""
-    report = _Child("report.html")
-    """The evaluation report as a page."""
-    model_card = _Child("MODEL_CARD.md")
-    """File that describes the weights, their intended use and their performance."""
+    result = _Child("result.json")  # the evaluation's result
+    predictions = _Child("predictions.json")  # each method's prediction for each test slice
+    report = _Child("report.html")  # the evaluation report as a page
+    model_card = _Child("MODEL_CARD.md")  # the weights, their intended use and their performance
     attempts_root = _Child("attempts")
-    """Folder of attempts."""
 
     def attempt(self, number: int) -> AttemptFolder:
         """Return the folder of an attempt, whether or not it exists."""
@@ -118,23 +100,11 @@ def find_runs(paths: Iterable[Path]) -> list[RunFolder]:
 
 def discover_runs(path: Path, depth: int = SEARCH_DEPTH) -> Iterator[RunFolder]:
     """Yield ``path`` itself if it is a run folder, otherwise those at most ``depth`` levels below it, by name."""
-    if _is_run(path):
-        yield RunFolder(path)
-    elif depth:
-        for name in _subfolders(path):
-            yield from discover_runs(path / name, depth - 1)
-
-
-def _is_run(path: Path) -> bool:
-    try:
-        return RunFolder(path).config.is_file()
-    except OSError:  # another user's folder that this user may not read must not hide the runs next to it
-        return False
-
-
-def _subfolders(path: Path) -> list[str]:
-    try:
-        with os.scandir(path) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    except OSError:
-        return []
+    with contextlib.suppress(OSError):  # a folder that this user may not read must not hide the runs next to it
+        if RunFolder(path).config.is_file():
+            yield RunFolder(path)
+        elif depth:
+            with os.scandir(path) as entries:
+                names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+            for name in names:
+                yield from discover_runs(path / name, depth - 1)

@@ -41,12 +41,7 @@ class StopReason(enum.StrEnum):
     @property
     def label(self) -> str:
         """The reason as text for users."""
-        texts = {
-            StopReason.END_TIME: "time limit",
-            StopReason.STOP_FILE: "STOP file",
-            StopReason.REQUESTED: "requested",
-        }
-        return texts.get(self, self.name)
+        return {"END_TIME": "time limit", "STOP_FILE": "STOP file", "REQUESTED": "requested"}.get(self.name, self.name)
 
 
 def stop_event_details(reasons: Sequence[StopReason | None]) -> dict[str, Any]:
@@ -74,34 +69,26 @@ def read_stop_reasons(row: Mapping[str, Any]) -> dict[int, StopReason]:
     return {int(rank): known[text] for rank, text in pairs if text in known}
 
 
-def event_row(
-    attempt: AttemptFolder, job: str | None, restart: int, event: EventName, step: int, **detail: Any
-) -> dict[str, Any]:
-    """Return the row of an event that happens now, in seconds since 1970 UTC; ``step`` is the last completed one."""
-    common = {"attempt": attempt.number, "job": job, "restart": restart}
-    return {"event": event, "step": step, "time": time.time(), **common, **detail}
-
-
 class EventLog:
     """Append event rows to an attempt's event log."""
 
     def __init__(self, attempt: AttemptFolder, job: str | None, restart: int) -> None:
         self._rows = JsonlWriter(attempt.events)
-        self._attempt, self._job, self._restart = attempt, job, restart
+        self._common = {"attempt": attempt.number, "job": job, "restart": restart}
 
     def write(self, event: EventName, step: int, **detail: Any) -> None:
-        """Append an event with the current time and ``detail``; ``step`` is the last completed one."""
-        self._rows.write(event_row(self._attempt, self._job, self._restart, event, step, **detail))
+        """Append an event of this moment (seconds since 1970 UTC); ``step`` is the last completed one."""
+        self._rows.write({"event": event, "step": step, "time": time.time(), **self._common, **detail})
 
 
 def merged_metrics(run: Path) -> list[dict[str, Any]]:
     """Return one metrics row per step, ordered by step; for a repeated step that of the latest attempt."""
-    return _last_by_step(read_jsonl(attempt.metrics) for attempt in RunFolder(run).attempts())
+    return _last_by_step(attempt.metrics for attempt in RunFolder(run).attempts())
 
 
 def merged_ledger(run: Path) -> list[dict[str, Any]]:
     """Return one ledger row per step, ordered by step; for a repeated step that of the latest attempt."""
-    return _last_by_step(read_jsonl(attempt.ledger) for attempt in RunFolder(run).attempts())
+    return _last_by_step(attempt.ledger for attempt in RunFolder(run).attempts())
 
 
 def merged_events(run: Path) -> list[dict[str, Any]]:
@@ -115,6 +102,6 @@ def count_repeated_steps(run: Path) -> int:
     return len(steps) - len(set(steps))
 
 
-def _last_by_step(attempts: Iterable[Iterable[dict[str, Any]]]) -> list[dict[str, Any]]:
-    rows = {row["step"]: row for attempt in attempts for row in attempt}
+def _last_by_step(files: Iterable[Path]) -> list[dict[str, Any]]:
+    rows = {row["step"]: row for file in files for row in read_jsonl(file)}
     return [rows[step] for step in sorted(rows)]

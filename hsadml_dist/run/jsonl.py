@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -64,12 +65,8 @@ def tail_jsonl(path: Path, limit: int) -> list[dict[str, Any]]:
     A row that is being written, or that a crash cut short, is skipped.
     """
     # The first piece may be the end of a row, which does not parse to an object; the last one is not yet a line.
-    rows = map(_parse_or_none, tail_bytes(path, limit).split(b"\n")[:-1])
+    rows = []
+    for line in tail_bytes(path, limit).split(b"\n")[:-1]:
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
     return [row for row in rows if isinstance(row, dict)]
-
-
-def _parse_or_none(line: bytes) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None

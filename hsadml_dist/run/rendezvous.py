@@ -42,37 +42,29 @@ def join_run(
     """Start an attempt (rank 0) or find it (other ranks), and join the process groups.
 
     Args:
-        run: The run folder.
-        topology: This rank's place.
-        facts: Entries of the attempt's record besides its holder.
+        facts: Entries of the attempt's record, in addition to its holder.
         timeout_seconds: Longest wait for a peer.
-        interrupted: Whether this process was asked to stop in the meantime.
+        interrupted: Returns True once this process was asked to stop.
 
     Raises:
         RunLockedError: Another live process writes the run, or rank 0 did not appear in time.
     """
-    from hsadml_dist.distributed.comm import (
-        SoloComm,
-        StoreAddress,
-        TorchComm,
-        connect_store,
-        create_store,
-        local_device,
-    )
+    from hsadml_dist.distributed import comm
 
-    holder, device = current_holder(launch_token()), local_device(topology)
+    holder, device = current_holder(launch_token()), comm.local_device(topology)
     if not topology.is_rank_zero:
         published = _wait_for_rank_0(run, holder.token, timeout_seconds, interrupted)
         attempt = run.attempt(published["attempt"])
-        store = connect_store(StoreAddress(host=published["host"], port=published["port"]), timeout_seconds)
+        store = comm.connect_store(comm.StoreAddress(host=published["host"], port=published["port"]), timeout_seconds)
     else:
         attempt = start_attempt(run, holder, facts, ended_job=os.environ.get(ENDED_JOB))
         if topology.world_size == 1:
-            return RankContext(attempt=attempt, holder=holder, comm=SoloComm(device))
-        store, address = create_store(topology, timeout_seconds)
+            return RankContext(attempt=attempt, holder=holder, comm=comm.SoloComm(device))
+        store, address = comm.create_store(topology, timeout_seconds)
         published = {"token": holder.token, "attempt": attempt.number, "host": address.host, "port": address.port}
         write_text(attempt.rendezvous, json.dumps(published) + "\n")
-    return RankContext(attempt=attempt, holder=holder, comm=TorchComm(topology, store, device, timeout_seconds))
+    ranks = comm.TorchComm(topology, store, device, timeout_seconds)
+    return RankContext(attempt=attempt, holder=holder, comm=ranks)
 
 
 def _wait_for_rank_0(

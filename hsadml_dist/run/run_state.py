@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,7 +38,6 @@ class RunState:
     Attributes:
         phase: ``empty``: never started; ``starting``: the newest attempt has not completed a step; ``stopped``,
             ``finished``, ``failed``: according to its events; ``silent``: no final event and no heartbeat.
-        attempts: Number of attempts.
         restart: Slurm's restart count of the newest attempt.
         job: Slurm's own id of the newest attempt's job (each element of a job array has one), or None without a job.
         world_size: Number of ranks of the newest attempt.
@@ -51,8 +50,7 @@ class RunState:
         last_sign: Time of the newest attempt's last heartbeat by the file server's clock, or of its final event.
             Seconds since 1970 UTC.
         reason: One line on why it failed, what stopped it, or what is known of its silence.
-        exit_code: Exit code of a failure.
-        stop_is_final: Whether it was stopped by a STOP file, so that no job should resume it.
+        stop_is_final: True if a STOP file stopped it, so that no job should resume it.
     """
 
     phase: RunPhase
@@ -72,17 +70,6 @@ class RunState:
     stop_is_final: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Ending:
-    """How an attempt ended, or its liveness if it has not; see :class:`RunState`."""
-
-    phase: RunPhase
-    time: float | None
-    reason: str | None = None
-    exit_code: int | None = None
-    stop_is_final: bool = False
-
-
 def read_run_state(run: RunFolder, now: float) -> RunState:
     """Return the state of a run at ``now``, in seconds since 1970 UTC."""
     attempts = run.attempts()
@@ -95,11 +82,11 @@ def read_run_state(run: RunFolder, now: float) -> RunState:
     gone = _process_is_gone(record)
     events = tail_jsonl(newest.events, EVENTS_BYTES)
     rows, rows_age = _latest_rows(attempts)
-    stage = _stage(newest)
+    stage = _read_object(newest.rank_heartbeat(0)).get("stage")
     begun = (bool(rows) and rows_age == 0) or stage in STAGES_AFTER_START
     ending = _recorded_ending(events) or _liveness(_last_heartbeat(newest), now, gone, record, begun=begun)
-    return RunState(
-        phase=ending.phase,
+    return replace(
+        ending,
         attempts=len(attempts),
         restart=int(record.get("restart") or 0),
         job=record.get("job"),
@@ -110,39 +97,35 @@ def read_run_state(run: RunFolder, now: float) -> RunState:
         samples_per_second=_rate(rows),
         checkpoint_step=_checkpoint_step(attempts, events),
         stage=stage if ending.phase == "running" else None,
-        last_sign=ending.time,
-        reason=ending.reason,
-        exit_code=ending.exit_code,
-        stop_is_final=ending.stop_is_final,
     )
 
 
-def _recorded_ending(events: Sequence[Mapping[str, Any]]) -> _Ending | None:
-    """Return how an attempt ended according to its events, or None if they do not say."""
+def _recorded_ending(events: Sequence[Mapping[str, Any]]) -> RunState | None:
+    """Return how an attempt ended according to its events, or None without a final event."""
     last = {str(row.get("event")): row for row in events}
     if "finished" in last:
-        return _Ending(phase="finished", time=last["finished"].get("time"))
+        return RunState(phase="finished", last_sign=last["finished"].get("time"))
     # In a hang, one rank records it before all of them exit; another may see its peers go and record only that.
     for name in ("hang", "failed"):
         if name in last:
-            return _failure(last[name], ExitCode.INTERNAL_ERROR if name == "hang" else ExitCode.USER_ERROR)
+            return _failure(last[name])
     if "stopped" in last:
         reasons = read_stop_reasons(last.get("signal", {}))
-        return _Ending(
+        return RunState(
             phase="stopped",
-            time=last["stopped"].get("time"),
+            last_sign=last["stopped"].get("time"),
             reason=_describe_stop(reasons),
             stop_is_final=bool(last["stopped"].get("final", StopReason.STOP_FILE in reasons.values())),
         )
     return None
 
 
-def _failure(row: Mapping[str, Any], default_code: ExitCode) -> _Ending:
-    text = " ".join(str(row.get("reason")).split())
+def _failure(row: Mapping[str, Any]) -> RunState:
+    text, default_code = " ".join(str(row.get("reason")).split()), ExitCode.USER_ERROR
     if row.get("event") == "hang":
-        text = f"step {int(row.get('step', 0)) + 1} hangs: {text}"
+        text, default_code = f"step {int(row.get('step', 0)) + 1} hangs: {text}", ExitCode.INTERNAL_ERROR
     code = int(row.get("exit_code", default_code))
-    return _Ending(phase="failed", time=row.get("time"), exit_code=code, reason=text)
+    return RunState(phase="failed", last_sign=row.get("time"), exit_code=code, reason=text)
 
 
 def _describe_stop(reasons: Mapping[int, StopReason]) -> str | None:
@@ -157,13 +140,13 @@ def _describe_stop(reasons: Mapping[int, StopReason]) -> str | None:
     return f"stop requested by {', '.join(parts)}" if parts else None
 
 
-def _liveness(heartbeat: float, now: float, gone: bool, record: Mapping[str, Any], *, begun: bool) -> _Ending:
+def _liveness(heartbeat: float, now: float, gone: bool, record: Mapping[str, Any], *, begun: bool) -> RunState:
     if gone:
         reason = f"process {record['pid']} on {record['host']} is gone without any message: it was killed"
-        return _Ending(phase="silent", time=heartbeat, reason=reason)
+        return RunState(phase="silent", last_sign=heartbeat, reason=reason)
     if now - heartbeat > HEARTBEAT_TIMEOUT_SECONDS:
-        return _Ending(phase="silent", time=heartbeat)
-    return _Ending(phase="running" if begun else "starting", time=heartbeat)
+        return RunState(phase="silent", last_sign=heartbeat)
+    return RunState(phase="running" if begun else "starting", last_sign=heartbeat)
 
 
 def _process_is_gone(record: Mapping[str, Any]) -> bool:
@@ -214,13 +197,7 @@ def _step_of(checkpoint: str | None) -> int | None:
     return int(match[1]) if match else None
 
 
-def _stage(attempt: AttemptFolder) -> str | None:
-    stage = _read_object(attempt.rank_heartbeat(0)).get("stage")
-    return None if stage is None else str(stage)
-
-
 def _last_heartbeat(attempt: AttemptFolder) -> float:
-    """Return the time of the attempt's last heartbeat."""
     for path in (attempt.heartbeat, attempt.path):
         with contextlib.suppress(OSError):
             # Opened, not only looked up: that makes a client of a network file system ask the server again.

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 from hsadml_dist.run.folder import AttemptFolder
 from hsadml_dist.run.history import EventLog, EventName, StopReason, stop_event_details
@@ -31,7 +31,6 @@ class MetricsRow:
 
     Attributes:
         step: Step number, from 1.
-        attempt: Number of the attempt.
         epoch: Epoch in which the step begins, from 0.
         loss: Mean over the global batch.
         lr: Learning rate of the backbone.
@@ -52,19 +51,18 @@ class MetricsRow:
     data_wait_seconds: float
 
 
-class Tracker(Protocol):
-    """Receives the metrics of every step."""
+class Tracker:
+    """Interface that receives the metrics of every step."""
 
     def log(self, row: MetricsRow) -> None:
         """Log a completed step."""
-        ...
+        raise NotImplementedError
 
     def close(self) -> None:
         """Flush and close."""
-        ...
 
 
-class ProgressLines:
+class ProgressLines(Tracker):
     """Print a plain line every 30 seconds and at the end, for logs."""
 
     def __init__(self, stream: TextIO = sys.stderr, total: int = 0) -> None:
@@ -72,7 +70,6 @@ class ProgressLines:
         self._next = time.monotonic() + LINE_SECONDS
 
     def log(self, row: MetricsRow) -> None:
-        """See :class:`Tracker`."""
         now = time.monotonic()
         if now < self._next and row.step != self._total:
             return
@@ -80,11 +77,8 @@ class ProgressLines:
         self._stream.write(f"step {row.step}/{self._total}  {_loss_and_rate(row)}\n")
         self._stream.flush()
 
-    def close(self) -> None:
-        """See :class:`Tracker`."""
 
-
-class ProgressBar:
+class ProgressBar(Tracker):
     """Show a progress bar on a terminal."""
 
     def __init__(self, completed: int, total: int) -> None:
@@ -103,15 +97,13 @@ class ProgressBar:
         self._bar.start()
 
     def log(self, row: MetricsRow) -> None:
-        """See :class:`Tracker`."""
         self._bar.update(self._task, completed=row.step, note=_loss_and_rate(row))
 
     def close(self) -> None:
-        """See :class:`Tracker`."""
         self._bar.stop()
 
 
-class TensorBoardTracker:
+class TensorBoardTracker(Tracker):
     """Write the metrics as TensorBoard scalars."""
 
     def __init__(self, folder: Path) -> None:
@@ -120,12 +112,10 @@ class TensorBoardTracker:
         self._writer = SummaryWriter(str(folder))
 
     def log(self, row: MetricsRow) -> None:
-        """See :class:`Tracker`."""
         for name in TENSORBOARD_METRICS:
             self._writer.add_scalar(f"train/{name}", getattr(row, name), row.step)
 
     def close(self) -> None:
-        """See :class:`Tracker`."""
         with suppress(OSError):  # a full disk must not hide why the run ends
             self._writer.close()
 
@@ -163,32 +153,26 @@ class FileRecorder(Recorder):
         self._trackers: list[Tracker] = [TensorBoardTracker(attempt.tensorboard)] if tensorboard else []
 
     def event(self, event: EventName, step: int, **detail: Any) -> None:
-        """See :class:`Recorder`."""
         self._events.write(event, step, **detail)
 
     def stopped(self, step: int, reasons: Sequence[StopReason | None]) -> None:
-        """See :class:`Recorder`."""
         self.event("signal", step, **stop_event_details(reasons))
         self.event("stopped", step, final=StopReason.STOP_FILE in reasons)
 
     def begin(self, completed: int, total: int) -> None:
-        """See :class:`Recorder`."""
         self._trackers.append(open_progress_display(sys.stderr, completed, total))
 
     def step(self, row: MetricsRow) -> None:
-        """See :class:`Recorder`."""
         self._metrics.write(asdict(row))
         for tracker in self._trackers:
             tracker.log(row)
 
     def samples(self, step: int, epoch: int, keys: Sequence[str]) -> None:
-        """See :class:`Recorder`."""
         if self._ledger is None:
             self._ledger = JsonlWriter(self._attempt.ledger)
         self._ledger.write({"step": step, "attempt": self._attempt.number, "epoch": epoch, "keys": list(keys)})
 
     def close(self) -> None:
-        """See :class:`Recorder`."""
         for tracker in self._trackers:
             tracker.close()
 

@@ -57,8 +57,8 @@ def _train(head: Head, comm: Comm, classes: int) -> None:
         label_B = torch.arange(mine.start, mine.stop) * step % classes
         share = head.loss(emb_ND[mine.start : mine.stop], label_B, step=step, count=6)
         share.backward()
-        head.average(share.detach())
-        head.apply(0.1, head.norm())
+        head.average_gradients(share.detach())
+        head.apply(0.1, head.grad_norm())
 
 
 def _state(head: Head, comm: Comm) -> TrainingState:
