@@ -62,18 +62,16 @@ class TrainingSamples(Dataset[Batch | DataError]):
 
     def __getitems__(self, refs: Sequence[SampleRef]) -> Batch | DataError:
         """Return a whole batch; PyTorch's loader calls this method by name."""
-        # Returned, because PyTorch raises what a worker raises with the worker's traceback as its text.
-        try:
-            return self._batch(refs)
-        except DataError as error:
-            return error
-
-    def _batch(self, refs: Sequence[SampleRef]) -> Batch:
         positions = [self._positions[place] for _, place in refs]
         rows = [self._images.index.samples[position] for position in positions]
         seeds = [sample_seed(self._seed, epoch, row.key) for (epoch, _), row in zip(refs, rows, strict=True)]
+        try:
+            image = self._augment.batch([self._images.image(position) for position in positions], seeds)
+        except DataError as error:
+            # Returned, because PyTorch raises what a worker raises with the worker's traceback as its text.
+            return error
         return Batch(
-            image=self._augment.batch([self._images.image(position) for position in positions], seeds),
+            image=image,
             label=torch.tensor([row.label for row in rows], dtype=torch.int64),
             keys=tuple(row.key for row in rows),
         )

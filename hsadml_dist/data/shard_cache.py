@@ -92,21 +92,13 @@ class ShardCache:
                 self._make(file)
 
     def repair(self, file: ShardFile) -> None:
-        """Make a shard's copy again if it no longer matches its hash.
-
-        Raises:
-            DataError: As for :meth:`fetch`.
-        """
+        """Make a shard's copy again if it no longer matches its hash; raises what :meth:`fetch` raises."""
         with self._lock(file):
             if not self.has(file) or _hash_of(self._copy(file)) != file.sha256:
                 self._make(file)
 
     def require_free_space(self, files: Iterable[ShardFile]) -> None:
-        """Check that the folder has space for the copies of ``files`` that are still missing.
-
-        Raises:
-            DataError: It has not, or cannot be written.
-        """
+        """Raise DataError unless the folder can be written and has space for the missing copies of ``files``."""
         with self._report_errors("created"):
             self.folder.mkdir(parents=True, exist_ok=True)
         missing = [file for file in files if not self.has(file)]

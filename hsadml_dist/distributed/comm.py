@@ -86,7 +86,7 @@ class SoloComm:
         return tensor
 
     def all_gather_sizes(self, count: int) -> list[int]:
-        return [count]
+        return [count] * self.topology.world_size
 
     def all_gather_rows(self, rows_ND: torch.Tensor, sizes: Sequence[int] | None = None) -> torch.Tensor:
         return rows_ND
@@ -107,7 +107,7 @@ class SoloComm:
         return value
 
     def all_gather_object(self, value: Any) -> list[Any]:
-        return [value]
+        return [value] * self.topology.world_size
 
     def close(self) -> None:
         if dist.is_initialized():  # by :func:`ensure_process_group`
@@ -127,17 +127,11 @@ class FakeComm(SoloComm):
     def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.mul_(self.topology.world_size)
 
-    def all_gather_sizes(self, count: int) -> list[int]:
-        return [count] * self.topology.world_size
-
     def all_gather_rows(self, rows_ND: torch.Tensor, sizes: Sequence[int] | None = None) -> torch.Tensor:
         return torch.cat([rows_ND] * self.topology.world_size)
 
     def reduce_scatter_rows(self, rows_ND: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
         return rows_ND.split(list(sizes))[self.topology.rank] * self.topology.world_size
-
-    def all_gather_object(self, value: Any) -> list[Any]:
-        return [value] * self.topology.world_size
 
 
 class TorchComm:
