@@ -18,6 +18,16 @@ ZERO = "zero_optimization"
 AUTO = "auto"
 BUCKET = 10_000_000
 """Elements of a bucket: 40 MB, similar to DDP's; DeepSpeed's default takes 2 GB per buffer."""
+DEFAULTS: dict[str, Any] = {
+    f"{ZERO}.reduce_bucket_size": BUCKET,
+    f"{ZERO}.allgather_bucket_size": BUCKET,
+    f"{ZERO}.stage3_prefetch_bucket_size": BUCKET,
+    # PyTorch's own optimisers, as under every engine.
+    "zero_allow_untested_optimizer": True,
+    "zero_force_ds_cpu_optimizer": False,
+    # It would replace PyTorch's linear function in the whole process.
+    f"{ZERO}.memory_efficient_linear": False,
+}
 
 FREE: Mapping[str, type] = {
     "steps_per_print": int,
@@ -84,42 +94,23 @@ def build_deepspeed_options(engine: EngineConfig, global_batch: int, world_size:
     free = {key: value for key, value in given.items() if key in FREE}
     # DeepSpeed computes the batch from the other two, which may be rounded here: a rank's part may be cut unevenly.
     del derived["train_batch_size"]
-    return _nested(_defaults() | free | derived)
+    return _nested(DEFAULTS | free | {key: value for key, (value, _) in derived.items()})
 
 
-def _defaults() -> dict[str, Any]:
-    buckets = ("reduce_bucket_size", "allgather_bucket_size", "stage3_prefetch_bucket_size")
-    return {f"{ZERO}.{name}": BUCKET for name in buckets} | {
-        # PyTorch's own optimisers, as under every engine.
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        # It would replace PyTorch's linear function in the whole process.
-        f"{ZERO}.memory_efficient_linear": False,
-    }
-
-
-def _derived(engine: EngineConfig, global_batch: int, world_size: int) -> dict[str, Any]:
-    """Return the options that follow from the recipe, by dotted key."""
+def _derived(engine: EngineConfig, global_batch: int, world_size: int) -> dict[str, tuple[Any, str]]:
+    """Return the options that follow from the recipe, by dotted key, and the settings behind each."""
+    micro_batch = max(1, global_batch // (world_size * engine.accumulate))
+    micro_batch_source = "train.global_batch, engine.accumulate and the number of ranks"
+    device = "cpu" if engine.offload_optimizer else "none"
     return {
-        "train_batch_size": global_batch,
-        "train_micro_batch_size_per_gpu": max(1, global_batch // (world_size * engine.accumulate)),
-        "gradient_accumulation_steps": engine.accumulate,
+        "train_batch_size": (global_batch, "train.global_batch"),
+        "train_micro_batch_size_per_gpu": (micro_batch, micro_batch_source),
+        "gradient_accumulation_steps": (engine.accumulate, "engine.accumulate"),
         # Without this option DeepSpeed would clip at 1.
-        "gradient_clipping": engine.clip_norm or 0.0,
-        f"{ZERO}.stage": engine.zero_stage,
-        f"{ZERO}.offload_optimizer.device": "cpu" if engine.offload_optimizer else "none",
+        "gradient_clipping": (engine.clip_norm or 0.0, "engine.clip_norm"),
+        f"{ZERO}.stage": (engine.zero_stage, "engine.zero_stage"),
+        f"{ZERO}.offload_optimizer.device": (device, "engine.offload_optimizer"),
     }
-
-
-SOURCES: Mapping[str, str] = {
-    "train_batch_size": "train.global_batch",
-    "train_micro_batch_size_per_gpu": "train.global_batch, engine.accumulate and the number of ranks",
-    "gradient_accumulation_steps": "engine.accumulate",
-    "gradient_clipping": "engine.clip_norm",
-    f"{ZERO}.stage": "engine.zero_stage",
-    f"{ZERO}.offload_optimizer.device": "engine.offload_optimizer",
-}
-"""The recipe settings behind each derived option."""
 
 
 def _read_file(path: str | None) -> dict[str, Any]:
@@ -173,11 +164,14 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _problem(key: str, value: Any, derived: Mapping[str, Any]) -> str | None:
+def _problem(key: str, value: Any, derived: Mapping[str, tuple[Any, str]]) -> str | None:
     if key in REFUSED:
         return f"must be left out: {REFUSED[key]}"
     if key in derived:
-        return _contradiction(key, value, derived[key])
+        wanted, source = derived[key]
+        if value == AUTO or (value == wanted and isinstance(value, bool) == isinstance(wanted, bool)):
+            return None
+        return f"{value!r} contradicts {wanted!r}, which follows from {source}; leave it out, or write {AUTO!r}"
     if key not in FREE:
         allowed = sorted([*FREE, *derived])
         return f"is unknown{did_you_mean(key, allowed)}; allowed: {', '.join(_siblings(key, allowed))}"
@@ -187,12 +181,6 @@ def _problem(key: str, value: Any, derived: Mapping[str, Any]) -> str | None:
     return f"{value!r} must be at least 0" if isinstance(value, int) and value < 0 else None
 
 
-def _contradiction(key: str, value: Any, derived: Any) -> str | None:
-    if value == AUTO or (value == derived and isinstance(value, bool) == isinstance(derived, bool)):
-        return None
-    return f"{value!r} contradicts {derived!r}, which follows from {SOURCES[key]}; leave it out, or write {AUTO!r}"
-
-
 def _siblings(key: str, allowed: list[str]) -> list[str]:
     """Return the allowed keys of the section of ``key``."""
     section = key.rpartition(".")[0] + "."
@@ -200,5 +188,5 @@ def _siblings(key: str, allowed: list[str]) -> list[str]:
     return inside or sorted({name.partition(".")[0] for name in allowed})
 
 
-_SECTIONS = {key[:place] for key in (*FREE, *SOURCES) for place, letter in enumerate(key) if letter == "."}
+_SECTIONS = {key[:place] for key in FREE for place, letter in enumerate(key) if letter == "."}
 _KINDS: Mapping[type, str] = {bool: "true or false", int: "an integer", str: "a string"}

@@ -16,9 +16,6 @@ from typing import Any, Literal
 from hsadml_dist.config.schema import iter_settings, setting
 from hsadml_dist.loss_names import LossName
 
-TRANSFORM_NAME = re.compile(r"monai\.transforms\.[A-Z]\w*\Z")
-_LENGTHS = ("train.steps", "train.epochs")
-
 Conflict = tuple[tuple[str, ...], str]
 """The dotted keys of settings in conflict, and the problem, which is reported at the first of them."""
 
@@ -208,7 +205,7 @@ class EngineConfig:
         name: ddp: PyTorch's DistributedDataParallel; deepspeed: DeepSpeed with ZeRO.
         zero_stage: The ZeRO stage, that is, which states DeepSpeed partitions among the ranks: 0 none, 1 those of the
             optimiser, 2 the gradients too, 3 the weights too. Every stage resumes from checkpoints of every other.
-        offload_optimizer: Whether the partitioned optimiser states, and the optimiser step, are on the CPU.
+        offload_optimizer: Keep the partitioned optimiser states, and the optimiser step, on the CPU.
         deepspeed_config: A DeepSpeed JSON file for options that the recipe does not set, such as bucket sizes.
         precision: fp32; bf16: autocast with fp32 weights; fp64: for verification.
         accumulate: Microbatches into which a rank's part of the batch is cut to save memory.
@@ -257,8 +254,8 @@ class CheckpointConfig:
 
     Attributes:
         every: Steps between two checkpoints; one is also written at a stop and at the end.
-        background: Whether training continues while a checkpoint is written, which needs memory for a second copy of
-            the state. The checkpoints at a stop and at the end are always waited for.
+        background: Continue training while a checkpoint is written, which needs memory for a second copy of the
+            state. The checkpoints at a stop and at the end are always waited for.
         keep: Number of newest checkpoints to keep.
         keep_every: Also keep the checkpoints at multiples of this step; None keeps only the newest.
     """
@@ -274,11 +271,11 @@ class RunConfig:
     """Logs and time-outs of a run.
 
     Attributes:
-        ledger: Whether the sample keys of each step are recorded, in global order.
-        tensorboard: Whether TensorBoard files are written.
+        ledger: Record the sample keys of each step, in global order.
+        tensorboard: Write TensorBoard files.
         timeout_seconds: Longest wait for a peer before the rank gives up.
         step_timeout_seconds: Longest time for a step, including its data; the start, the first step, a save and the
-            evaluation get ten times as long. A rank that exceeds it writes its stacks and ends the run; None: never.
+            evaluation get ten times as long. A slower rank writes its stacks and ends the run; None disables it.
         stop_lead_seconds: How long before the end time of its job a run stops by itself.
         code_change: Reaction to a resume with other code than that of the first start. ``name``: log the files that
             differ; ``refuse``: do not start.
@@ -297,10 +294,10 @@ class EvaluationConfig:
     """The evaluation of embeddings.
 
     Attributes:
-        at_end: Whether the run is evaluated after its last step.
+        at_end: Evaluate the run after its last step.
         batch: Images embedded at a time.
         block: Gallery samples compared at a time.
-        classifiers: Whether scikit-learn classifiers are fitted on the embeddings too.
+        classifiers: Fit scikit-learn classifiers on the embeddings too.
         resamples: Bootstrap resamples of the patients for each confidence interval.
     """
 
@@ -329,7 +326,8 @@ class Recipe:
         """Yield the settings that are not allowed together."""
         if (self.train.steps is None) == (self.train.epochs is None):
             given = "neither" if self.train.steps is None else "both"
-            yield _LENGTHS, f"exactly one of train.steps and train.epochs must be given, {given} is"
+            problem = f"exactly one of train.steps and train.epochs must be given, {given} is"
+            yield ("train.steps", "train.epochs"), problem
         if self.train.global_batch % self.engine.accumulate:
             problem = f"{self.engine.accumulate} does not divide train.global_batch {self.train.global_batch}"
             yield ("engine.accumulate", "train.global_batch"), problem
@@ -363,7 +361,7 @@ def _code_in(value: Any) -> Iterator[str]:
     """Yield each place of a transform that could run code: only MONAI's transforms may be named."""
     if isinstance(value, dict):
         # One capitalised name only: a longer path would reach any module that MONAI's own modules import.
-        if "_target_" in value and not TRANSFORM_NAME.match(str(value["_target_"])):
+        if "_target_" in value and not re.fullmatch(r"monai\.transforms\.[A-Z]\w*", str(value["_target_"])):
             yield f"_target_ {value['_target_']!r} must be the name of a transform, monai.transforms.NAME"
         for part in (*value, *value.values()):
             yield from _code_in(part)

@@ -16,11 +16,11 @@ REQUIRED: Any = dataclasses.MISSING
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SettingRule:
-    """What a setting allows beyond its type.
+    """The default of a setting, and its limits beyond its type.
 
     Attributes:
-        fixed: Whether the setting is part of the identity of a run, so that it cannot change on resume.
-        added_later: Whether older runs lack the setting; at its default, such runs keep their fingerprint.
+        fixed: True if the setting is part of the identity of a run, so that it cannot change on resume.
+        added_later: True if older runs lack the setting; at its default, such runs keep their fingerprint.
         default: Value of the setting if none is given.
         constraints: Limits of a number, by pydantic's names: ``ge``, ``gt``, ``le`` and ``lt``.
     """

@@ -102,7 +102,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), find: FindRecipe | No
     recipe = build_recipe(values)
     places = {key: located.where for key, located in found.items()}
     if not any(fault.key in ("recipe", "base") for fault in faults):
-        faults += [*_missing(found, path.name, faults), *_conflicts(recipe.conflicts(), places, path.name, faults)]
+        missing = [key for key in sorted(set(_required()) - set(found)) if not _has_fault(key, faults)]
+        conflicts = _conflicts(recipe.conflicts(), places, path.name, faults)
+        faults += [*(Fault(where=path.name, key=key, problem="must be given") for key in missing), *conflicts]
     if faults:
         raise ConfigError(faults)
     provenance = {key: places.get(key, DEFAULT_SOURCE) for key, _, _ in iter_settings(recipe)}
@@ -132,10 +134,8 @@ def print_config(loaded: LoadedRecipe) -> str:
 
 def to_inline_yaml(value: Any) -> str:
     """Return a value as one line of YAML that reads back unchanged."""
-    plain = list(value) if isinstance(value, tuple) else value
-    text = yaml.dump(
-        plain, Dumper=_Dumper, default_flow_style=True, width=math.inf, sort_keys=False, allow_unicode=True
-    )
+    style: dict[str, Any] = {"default_flow_style": True, "width": math.inf, "sort_keys": False, "allow_unicode": True}
+    text = yaml.dump(value, Dumper=_Dumper, **style)
     return text.removesuffix("\n").removesuffix("\n...")
 
 
@@ -263,24 +263,10 @@ def _add(key: str, located: _Located, layer: _Layer, faults: list[Fault]) -> Non
         faults.append(Fault(where=located.where, key=key, problem="unknown setting" + suggest_key(Recipe, key)))
 
 
-def _missing(given: Iterable[str], name: str, faults: Sequence[Fault]) -> Iterator[Fault]:
-    """Yield a fault for each required setting that is not given, unless its section is faulty as a whole."""
-    for key in sorted(set(_required()) - set(given)):
-        if not _has_fault(key, faults):
-            yield Fault(where=name, key=key, problem="must be given")
-
-
 def _conflicts(
     conflicts: Iterable[tuple[tuple[str, ...], str]], places: Mapping[str, str], name: str, faults: Sequence[Fault]
 ) -> list[Fault]:
-    """Return a fault for each conflict between settings, unless one of them has a fault of its own.
-
-    Args:
-        conflicts: The keys in conflict, and the problem; it is reported at the first key.
-        places: Where each given setting is written, by dotted key.
-        name: Where settings that are not given are reported.
-        faults: The faults found so far.
-    """
+    """Return a fault for each conflict, at the first key or else at ``name``, unless a key has a fault of its own."""
     return [
         Fault(where=_place(keys[0], places, name), key=keys[0], problem=problem)
         for keys, problem in conflicts
@@ -407,14 +393,7 @@ for _name, (_pattern, _starts) in SCALARS.items():
 
 
 def _compose_file(path: Path, word: str, content: str, faults: list[Fault]) -> MappingNode | None:
-    """Return the mapping in a file; None if it is empty or has a fault.
-
-    Args:
-        path: The file.
-        word: The kind of file, for instance ``recipe``: the key of a fault of the whole file.
-        content: Description of the entries of its mapping.
-        faults: Receives the faults.
-    """
+    """Return the mapping in a file; None if it is empty or has a fault, which is reported at the key ``word``."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -431,12 +410,11 @@ def _compose_file(path: Path, word: str, content: str, faults: list[Fault]) -> M
 def _compose(text: str, name: str, key: str, faults: list[Fault]) -> Node | None:
     try:
         return yaml.compose(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = name if mark is None or name == COMMAND_LINE else f"{name}:{mark.line + 1}"
-        faults.append(Fault(where=where, key=key, problem=f"is not YAML: {error.problem}"))
     except yaml.YAMLError as error:
-        faults.append(Fault(where=name, key=key, problem=f"is not YAML: {str(error).splitlines()[0]}"))
+        mark = getattr(error, "problem_mark", None)
+        where = name if mark is None or name == COMMAND_LINE else f"{name}:{mark.line + 1}"
+        problem = error.problem if isinstance(error, yaml.MarkedYAMLError) else str(error).splitlines()[0]
+        faults.append(Fault(where=where, key=key, problem=f"is not YAML: {problem}"))
     return None
 
 

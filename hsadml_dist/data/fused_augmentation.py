@@ -30,7 +30,7 @@ class AugmentationDraw:
     """The random numbers of one image.
 
     Attributes:
-        flips: Whether it is mirrored along (y, x).
+        flips: True for each axis of (y, x) along which it is mirrored.
         affine: (2, 3), fp64: the source of each output pixel in the mirrored image, in pixels from the centre, as
             (y, x) from (y, x, 1).
         factor: Factor on its pixels.
@@ -83,9 +83,8 @@ class FusedAugmentation:
         image = torch.rand(1, 16, 16, generator=torch.Generator().manual_seed(0))
         worst = max(float((self(image, seed) - plain(image, seed)).abs().max()) for seed in range(8))
         if worst > TOLERANCE:
-            raise _fused_error(
-                f"fused differs from this version of MONAI by {worst:.1g} of the image's range; use monai"
-            )
+            deviation = f"{worst:.1g} of the image's range"
+            raise _fused_error(f"fused differs from this version of MONAI by {deviation}; use monai")
 
 
 def sampling_grid(draws: Sequence[AugmentationDraw], height: int, width: int) -> torch.Tensor:
@@ -95,21 +94,16 @@ def sampling_grid(draws: Sequence[AugmentationDraw], height: int, width: int) ->
     units = np.array([2 / max(2, height), 2 / max(2, width)])
     # The planes are stored as (x, y), each contiguous: grid_sample reads those faster than pairs.
     theta = torch.from_numpy((affine_B23 * (signs * units)[:, :, None])[:, ::-1].astype(np.float32))
-    y, x = _centred(height), _centred(width)
+    y, x = (torch.arange(size, dtype=torch.float32) - (size - 1) / 2 for size in (height, width))
     from_y = theta[:, :, 0, None] * y
     from_x = theta[:, :, 1, None] * x + theta[:, :, 2, None]
     return (from_y[:, :, :, None] + from_x[:, :, None, :]).permute(0, 2, 3, 1)
 
 
-def _centred(size: int) -> torch.Tensor:
-    return torch.arange(size, dtype=torch.float32) - (size - 1) / 2
-
-
 def _draw_flips(flip: Any) -> tuple[bool, bool]:
-    if flip is None:
-        return (False, False)
-    flip.randomize(None)
-    if not flip._do_transform:
+    if flip is not None:
+        flip.randomize(None)
+    if flip is None or not flip._do_transform:
         return (False, False)
     axes = flip.flipper.spatial_axis
     axes = (0, 1) if axes is None else np.atleast_1d(axes) % 2
@@ -141,12 +135,7 @@ def _affine_matrix(
     linear = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     if shear:
         linear = linear @ shear_matrix(shear)
-    return np.column_stack([linear * _pair(scale, 1.0), linear @ _pair(translate, 0.0)])
-
-
-def _pair(numbers: Sequence[float], default: float) -> tuple[float, float]:
-    first, second = (*numbers, default, default)[:2]
-    return first, second
+    return np.column_stack([linear * (*scale, 1.0, 1.0)[:2], linear @ (*translate, 0.0, 0.0)[:2]])
 
 
 def _require_fusible(transforms: Sequence[Any]) -> None:

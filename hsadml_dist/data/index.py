@@ -137,11 +137,7 @@ class ShardIndex:
         return tuple(position for position, row in enumerate(self.samples) if row.fold in wanted)
 
     def outside_folds(self, folds: Iterable[int]) -> tuple[int, ...]:
-        """Return the positions, ascending, of all samples in none of ``folds``.
-
-        Raises:
-            DataError: A fold contains no sample.
-        """
+        """Return the positions, ascending, of all samples in none of ``folds``, which are checked as well."""
         unwanted = self._checked(folds)
         return tuple(position for position, row in enumerate(self.samples) if row.fold not in unwanted)
 
@@ -156,7 +152,8 @@ class ShardIndex:
 
 def samples_table(samples: Iterable[SampleRow]) -> bytes:
     """Return the content of ``samples.jsonl``: one row per line, sorted keys, UTF-8."""
-    return b"".join(_row_line(row) for row in samples)
+    rows = ({name: getattr(row, name) for name in SampleRow.__slots__} for row in samples)
+    return b"".join((json.dumps(row, sort_keys=True, separators=(",", ":")) + "\n").encode() for row in rows)
 
 
 def parse_row(line: bytes) -> SampleRow:
@@ -185,7 +182,10 @@ def write_index(folder: Path, index: ShardIndex) -> None:
     if index.digest != table_digest(table):
         raise DataError("index: the digest does not match the samples; use table_digest(samples_table(samples))")
     write_bytes(folder / SAMPLES_NAME, table)
-    write_bytes(folder / INDEX_NAME, (json.dumps(_header(index), indent=2, sort_keys=True) + "\n").encode())
+    header = asdict(replace(index, samples=()))
+    del header["samples"]
+    header["count"] = len(index)
+    write_bytes(folder / INDEX_NAME, (json.dumps(header, indent=2, sort_keys=True) + "\n").encode())
 
 
 def load_index(folder: Path, display_name: str | None = None) -> ShardIndex:
@@ -202,26 +202,14 @@ def load_index(folder: Path, display_name: str | None = None) -> ShardIndex:
     header = _read_header(folder, named)
     table = _read(folder / SAMPLES_NAME, named)
     if table_digest(table) != header["digest"]:
-        raise DataError(
-            f"{named}: {SAMPLES_NAME} is damaged or cut short: its SHA-256 differs from the one in {INDEX_NAME}"
-        )
+        problem = f"is damaged or cut short: its SHA-256 differs from the one in {INDEX_NAME}"
+        raise DataError(f"{named}: {SAMPLES_NAME} {problem}")
     try:
         index = _index(header, table)
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{named}: the index does not follow schema {SCHEMA_VERSION}: {error!r}") from error
     _check(named, index)
     return index
-
-
-def _row_line(row: SampleRow) -> bytes:
-    values = {name: getattr(row, name) for name in SampleRow.__slots__}
-    return (json.dumps(values, sort_keys=True, separators=(",", ":")) + "\n").encode()
-
-
-def _header(index: ShardIndex) -> dict[str, Any]:
-    names = ("schema", "source", "classes", "split_unit", "folds", "seed", "size", "spatial_dims", "dtype", "digest")
-    lists = {name: [asdict(item) for item in getattr(index, name)] for name in ("shards", "files", "skipped")}
-    return {**{name: getattr(index, name) for name in names}, "count": len(index.samples), **lists}
 
 
 def _read(path: Path, named: str) -> bytes:
@@ -241,9 +229,8 @@ def _read_header(folder: Path, named: str) -> dict[str, Any]:
     if not isinstance(header, dict) or "schema" not in header or "digest" not in header:
         raise DataError(f"{named}: {INDEX_NAME} is not a shard index: 'schema' or 'digest' is missing")
     if header["schema"] != SCHEMA_VERSION:
-        raise DataError(
-            f"{named}: schema {header['schema']!r} is not supported; allowed: {SCHEMA_VERSION}; build the shards again"
-        )
+        problem = f"is not supported; allowed: {SCHEMA_VERSION}; build the shards again"
+        raise DataError(f"{named}: schema {header['schema']!r} {problem}")
     return header
 
 
@@ -252,7 +239,7 @@ def _index(header: dict[str, Any], table: bytes) -> ShardIndex:
     values["classes"] = tuple(header["classes"])
     for name, kind in (("shards", ShardFile), ("files", ShardFile), ("skipped", SkippedSample)):
         values[name] = tuple(kind(**item) for item in header[name])
-    index = ShardIndex(**values, samples=tuple(parse_row(line) for line in table.splitlines()))
+    index = ShardIndex(**values, samples=tuple(map(parse_row, table.splitlines())))
     if len(index.samples) != header["count"]:
         raise ValueError(f"count {header['count']}, rows {len(index.samples)}")
     return index
@@ -261,16 +248,14 @@ def _index(header: dict[str, Any], table: bytes) -> ShardIndex:
 def _check(named: str, index: ShardIndex) -> None:
     """Refuse values that the hash of the table does not rule out but that no reader could use."""
     for file in index.shards:
-        if not (_is_plain_name(file.name) and is_count(file.bytes) and re.fullmatch("[0-9a-f]*", str(file.sha256))):
+        name = file.name
+        is_plain = isinstance(name, str) and name not in ("", ".", "..") and "/" not in name and "\0" not in name
+        if not (is_plain and is_count(file.bytes) and re.fullmatch("[0-9a-f]*", str(file.sha256))):
             raise DataError(f"{named}: {INDEX_NAME}: invalid values for the shard {file.name!r}")
     for position, row in enumerate(index.samples):
         invalid = _invalid_fields(row, len(index.classes), len(index.shards))
         if invalid:
             raise DataError(f"{named}: {SAMPLES_NAME}: row {position}: invalid values: {', '.join(invalid)}")
-
-
-def _is_plain_name(name: object) -> bool:
-    return isinstance(name, str) and name not in ("", ".", "..") and "/" not in name and "\0" not in name
 
 
 def _invalid_fields(row: SampleRow, classes: int, shards: int) -> list[str]:

@@ -19,7 +19,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -42,58 +41,37 @@ MAX_SCRATCH_PATH = 58
 """Characters of a temporary folder's path that leave space for a Unix socket's within the kernel's limit of 107."""
 POLL_SECONDS = 0.05
 """How often a rank that waits for a batch checks for a stop request."""
-LIKELY_CAUSES: Mapping[int | None, str] = {
+LIKELY_CAUSES: Mapping[int, str] = {
     -signal.SIGKILL: "; out of memory? fewer data.workers or a smaller data.prefetch need less",
     -signal.SIGBUS: "; out of shared memory? see df /dev/shm",
 }
 """Likely cause by exit code of a worker."""
 
 
-class PreparedImageSource(Protocol):
-    """A source of prepared images.
-
-    Attributes:
-        index: The index that positions refer to.
-    """
-
-    index: ShardIndex
-
-    def image(self, position: int) -> torch.Tensor:
-        """Return the prepared image (1, H, W), fp32, at ``position``."""
-
-
-class BatchAugmentation(Protocol):
-    """The random part of the input pipeline."""
-
-    def batch(self, images: Sequence[torch.Tensor], seeds: Sequence[int]) -> torch.Tensor:
-        """Augment B images (1, H, W), fp32, each with its seed; returns (B, 1, H, W), fp32."""
-
-
 class TrainingSamples(Dataset[Batch | DataError]):
     """Augmented training samples, one batch of references at a time, or the error of a batch that cannot be read."""
 
     def __init__(
-        self, images: PreparedImageSource, positions: Sequence[int], augment: BatchAugmentation, seed: int
+        self,
+        images: PreparedImages,
+        positions: Sequence[int],
+        augment: Augmentation | FusedAugmentation,
+        seed: int,
     ) -> None:
         self._images, self._positions, self._augment, self._seed = images, positions, augment, seed
 
-    def __getitem__(self, ref: SampleRef) -> Batch | DataError:
-        return self.__getitems__([ref])
-
     def __getitems__(self, refs: Sequence[SampleRef]) -> Batch | DataError:
         """Return a whole batch; PyTorch's loader calls this method by name."""
-        # Returned, because PyTorch raises what a worker raises with the worker's traceback as its text.
-        try:
-            return self._batch(refs)
-        except DataError as error:
-            return error
-
-    def _batch(self, refs: Sequence[SampleRef]) -> Batch:
         positions = [self._positions[place] for _, place in refs]
         rows = [self._images.index.samples[position] for position in positions]
         seeds = [sample_seed(self._seed, epoch, row.key) for (epoch, _), row in zip(refs, rows, strict=True)]
+        try:
+            image = self._augment.batch([self._images.image(position) for position in positions], seeds)
+        except DataError as error:
+            # Returned, because PyTorch raises what a worker raises with the worker's traceback as its text.
+            return error
         return Batch(
-            image=self._augment.batch([self._images.image(position) for position in positions], seeds),
+            image=image,
             label=torch.tensor([row.label for row in rows], dtype=torch.int64),
             keys=tuple(row.key for row in rows),
         )
@@ -137,7 +115,7 @@ class Loader:
             samples,
             batch_sampler=sampler,
             num_workers=workers,
-            collate_fn=_identity,
+            collate_fn=lambda batch: batch,
             multiprocessing_context="fork" if workers else None,
             persistent_workers=workers > 0,
             prefetch_factor=prefetch if workers else None,
@@ -183,8 +161,6 @@ class Loader:
         """Kill the workers and the process that copies shards, whatever they wait for."""
         if self._prefetcher is not None:
             self._prefetcher.close()
-        if not self._workers:
-            return
         for worker in self._workers:
             worker.kill()
         for worker in self._workers:
@@ -210,7 +186,9 @@ class Loader:
     def _check_workers(self) -> None:
         for worker in self._workers:
             if not worker.is_alive():
-                raise WorkerLostError(_describe_death(worker.pid, worker.exitcode))
+                code = worker.exitcode or 0
+                end = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+                raise WorkerLostError(f"loader worker {worker.pid} {end}{LIKELY_CAUSES.get(code, '')}")
 
     def _pull(self) -> None:
         try:
@@ -292,11 +270,7 @@ def held_out_folds(data: DataConfig) -> tuple[int, ...]:
 
 
 def check_global_batch(global_batch: int, world_size: int) -> None:
-    """Check that the number of ranks divides the global batch.
-
-    Raises:
-        ConfigError: It does not.
-    """
+    """Raise ConfigError unless the number of ranks divides the global batch."""
     if global_batch % world_size == 0:
         return
     allowed = ", ".join(map(str, allowed_world_sizes(global_batch, max(world_size, global_batch))))
@@ -313,15 +287,6 @@ def _keep_child_handler() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, own)
-
-
-def _describe_death(pid: int | None, code: int | None) -> str:
-    end = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
-    return f"loader worker {pid} {end}{LIKELY_CAUSES.get(code, '')}"
-
-
-def _identity(batch: Any) -> Any:
-    return batch
 
 
 def _create_scratch_folder() -> str:

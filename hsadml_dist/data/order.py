@@ -10,7 +10,6 @@ import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
@@ -22,95 +21,57 @@ SampleRef = tuple[int, int]
 """(epoch from 0, index among the training samples)."""
 
 
-class Order(Protocol):
-    """The samples that each step of a run takes."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Order:
+    """The samples that each step of a run takes; subclasses define the permutation of an epoch.
 
-    @property
-    def count(self) -> int:
-        """Number of training samples."""
-        ...
-
-    @property
-    def global_batch(self) -> int:
-        """Samples per step over all ranks, B."""
-        ...
-
-    @property
-    def seed(self) -> int:
-        """Seed of the run."""
-        ...
-
-    def sample_refs(self, step: int) -> list[SampleRef]:
-        """Return the B references of ``step`` (from 1), in global order."""
-        ...
-
-    def epoch_of(self, step: int) -> int:
-        """Return the epoch, from 0, in which ``step`` begins."""
-        ...
-
-    def steps_for(self, epochs: int) -> int:
-        """Return the number of steps that cover ``epochs`` passes."""
-        ...
-
-
-class _EpochSequence:
-    """The arithmetic of the endless sequence; subclasses define the permutation of an epoch."""
+    Attributes:
+        count: Number of training samples, N.
+        global_batch: Samples per step over all ranks, B.
+        seed: Seed of the run.
+    """
 
     count: int
     global_batch: int
+    seed: int
 
     def sample_refs(self, step: int) -> list[SampleRef]:
+        """Return the B references of ``step`` (from 1), in global order."""
         first = (step - 1) * self.global_batch
-        return [self._sample_ref(place) for place in range(first, first + self.global_batch)]
+        places = (divmod(place, self.count) for place in range(first, first + self.global_batch))
+        return [(epoch, int(self._permutation(epoch)[rest])) for epoch, rest in places]
 
     def epoch_of(self, step: int) -> int:
+        """Return the epoch, from 0, in which ``step`` begins."""
         return (step - 1) * self.global_batch // self.count
 
     def steps_for(self, epochs: int) -> int:
+        """Return the number of steps that cover ``epochs`` passes."""
         return -(-epochs * self.count // self.global_batch)
-
-    def _sample_ref(self, place: int) -> SampleRef:
-        epoch, rest = divmod(place, self.count)
-        return epoch, int(self._permutation(epoch)[rest])
 
     def _permutation(self, epoch: int) -> np.ndarray:
         raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExactOrder(_EpochSequence):
-    """All samples, in another permutation in each epoch.
-
-    Attributes:
-        count: Number of training samples.
-        global_batch: Samples per step over all ranks, B.
-        seed: Seed of the run.
-    """
-
-    count: int
-    global_batch: int
-    seed: int
+class ExactOrder(Order):
+    """All samples, in another permutation in each epoch."""
 
     def _permutation(self, epoch: int) -> np.ndarray:
         return epoch_order(self.count, self.seed, epoch)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class WindowOrder(_EpochSequence):
+class WindowOrder(Order):
     """The samples of a few shards at a time; see :func:`window_order`.
 
     Attributes:
         shard_N: Shard of each training sample, (N,), int64.
         window: Shards per window.
-        count: Number of training samples, N.
-        global_batch: Samples per step over all ranks, B.
-        seed: Seed of the run.
     """
 
     shard_N: np.ndarray
     window: int
-    global_batch: int
-    seed: int
     count: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -122,7 +83,7 @@ class WindowOrder(_EpochSequence):
 
 @dataclass(frozen=True, kw_only=True)
 class ShardSchedule:
-    """Which shards a training reads, and when.
+    """The shards that a training reads, and when.
 
     Attributes:
         index: The index of the shards.
@@ -144,8 +105,13 @@ class ShardSchedule:
         """Yield the shards that the node's ranks read in steps ``first`` to ``last``, each once, in order of need."""
         seen: set[str] = set()
         every = len({self.index.samples[position].shard for position in self.positions})
+        # The ranks of a node are consecutive.
+        batch, world_size = self.order.global_batch, self.topology.world_size
+        low = self.topology.rank - self.topology.local_rank
+        high = min(low + self.topology.local_world_size, world_size)
+        part = range(batch * low // world_size, batch * high // world_size)
         for step in range(first, last + 1):
-            for file in self._files(step, self._node_range()):
+            for file in self._files(step, part):
                 if file.name not in seen:
                     seen.add(file.name)
                     yield file
@@ -160,13 +126,6 @@ class ShardSchedule:
         batch = range(self.order.global_batch)
         files = {file.name: file for step in range(1, steps + 1) for file in self._files(step, batch)}
         return list(files.values())
-
-    def _node_range(self) -> range:
-        """Return the part of the batch that belongs to the ranks of this node, which are consecutive."""
-        batch, world_size = self.order.global_batch, self.topology.world_size
-        low = self.topology.rank - self.topology.local_rank
-        high = min(low + self.topology.local_world_size, world_size)
-        return range(batch * low // world_size, batch * high // world_size)
 
     def _files(self, step: int, part: range) -> list[ShardFile]:
         refs = self.order.sample_refs(step)[part.start : part.stop]

@@ -23,9 +23,9 @@ import torch
 from PIL import Image
 from webdataset.autodecode import Decoder
 
-from hsadml_dist.data.index import SampleRow, ShardFile, ShardIndex
+from hsadml_dist.data.index import SampleRow, ShardIndex
 from hsadml_dist.data.sample import IMAGE
-from hsadml_dist.data.shard_cache import ShardCache, ShardLocation
+from hsadml_dist.data.shard_cache import ShardCache, ShardLocation, open_shard
 from hsadml_dist.data.transforms import Preprocessing
 from hsadml_dist.errors import ConfigError, DataError, Fault
 
@@ -63,11 +63,7 @@ class ShardReader:
         return self._decoder({"__key__": self.index.samples[position].key, IMAGE: self.png_bytes(position)})[IMAGE]
 
     def png_bytes(self, position: int) -> bytes:
-        """Return the same image as stored, a PNG.
-
-        Raises:
-            DataError: The shard is missing or cannot be read, or the bytes do not match their hash.
-        """
+        """Return the same image as stored, a PNG; raises the same errors."""
         row = self.index.samples[position]
         data = self.raw(row)
         if not _matches_hash(data, row) and isinstance(self._location, ShardCache):
@@ -95,16 +91,12 @@ class ShardReader:
 
     def _file(self, shard: int) -> int:
         if shard not in self._files:
-            self._files[shard] = self._open(self.index.shards[shard])
+            file = self.index.shards[shard]
+            if isinstance(self._location, ShardCache):
+                self._files[shard] = self._location.open(file)
+            else:
+                self._files[shard] = open_shard(self._location / file.name)
         return self._files[shard]
-
-    def _open(self, file: ShardFile) -> int:
-        if isinstance(self._location, ShardCache):
-            return self._location.open(file)
-        try:
-            return os.open(self._location / file.name, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise DataError(f"{file.name}: the shard cannot be opened: {error.strerror}") from error
 
 
 class PreparedImages:

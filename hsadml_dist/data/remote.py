@@ -75,11 +75,7 @@ def is_url(shards: str) -> bool:
 
 
 def checked_url(url: str) -> str:
-    """Return ``url`` if its scheme is supported.
-
-    Raises:
-        DataError: The scheme is not supported.
-    """
+    """Return ``url``, or raise DataError if its scheme is not supported."""
     scheme = urlsplit(url).scheme.lower()
     if scheme not in SCHEMES:
         allowed = ", ".join(f"{name}://" for name in SCHEMES)
@@ -105,30 +101,23 @@ def user_cache_dir() -> Path:
 
 
 def open_shard_index(shards: str, *, fresh: bool) -> ShardIndex:
-    """Return the index of the shards in a folder or at a URL; see :func:`load_remote_index` for ``fresh``.
-
-    Raises:
-        DataError: There is no index, or it is damaged.
-    """
-    return load_remote_index(shards, fresh=fresh) if is_url(shards) else load_index(Path(shards))
-
-
-def load_remote_index(url: str, *, fresh: bool) -> ShardIndex:
-    """Return the index of the shards at ``url``, through the cache.
+    """Return the index of the shards in a folder or, through the user's cache, at a URL.
 
     Args:
-        url: The folder of shards.
-        fresh: Whether to ask the server even if the cache has an index; if it does not answer, the cached one is used.
+        shards: The folder or its URL.
+        fresh: Ask the server even if the cache has an index; if it does not answer, use the cached one.
 
     Raises:
         DataError: The server does not answer, the index is missing or damaged, or a package for the URL is missing.
     """
-    folder = user_cache_dir() / "index" / hashlib.sha256(redact_url(checked_url(url)).encode()).hexdigest()[:32]
+    if not is_url(shards):
+        return load_index(Path(shards))
+    folder = user_cache_dir() / "index" / hashlib.sha256(redact_url(checked_url(shards)).encode()).hexdigest()[:32]
     if not fresh:
         with contextlib.suppress(DataError):
             return load_index(folder)
     try:
-        _fetch_in_subprocess(url, folder)
+        _fetch_in_subprocess(shards, folder)
     except UnreachableError as error:
         with contextlib.suppress(DataError):
             known = load_index(folder)
@@ -147,11 +136,16 @@ def download(url: str, target: Path, retries: RetryPolicy = DOWNLOAD_RETRIES) ->
         OSError: There is no space for the file.
     """
     tenacity = _import_for(url, "tenacity")
+
+    def log_retry(state: Any) -> None:
+        error, pause = state.outcome.exception(), state.next_action.sleep
+        log.warning("%s: attempt %d: %s; retrying in %.1f s", redact_url(url), state.attempt_number, error, pause)
+
     retrying = tenacity.Retrying(
         stop=tenacity.stop_after_attempt(retries.attempts),
         wait=tenacity.wait_exponential(multiplier=retries.first_seconds, max=retries.longest_seconds),
         retry=tenacity.retry_if_exception_type(_TransientError),
-        before_sleep=lambda state: _log_retry(url, state),
+        before_sleep=log_retry,
         reraise=True,
     )
     try:
@@ -181,25 +175,20 @@ def fetch_index(url: str, folder: Path) -> None:
             os.replace(new / name, folder / name)
 
 
-def _log_retry(url: str, state: Any) -> None:
-    error, pause = state.outcome.exception(), state.next_action.sleep
-    log.warning("%s: attempt %d: %s; retrying in %.1f s", redact_url(url), state.attempt_number, error, pause)
-
-
 def _transfer(url: str, target: Path) -> None:
     system = _file_system(url)
     try:
         system.get_file(url, str(target))
-    except FileNotFoundError as error:
-        raise DataError(f"{redact_url(url)}: there is no such file on the server") from error
-    except PermissionError as error:
-        raise DataError(f"{redact_url(url)}: the server denies access: {_one_line(error)}") from error
     except Exception as error:  # each kind of server has a library with errors of its own
         raise _classified(url, error) from error
 
 
 def _classified(url: str, error: Exception) -> Exception:
     """Return the exception for a failed transfer: a permanent one, or a transient one."""
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"{redact_url(url)}: there is no such file on the server")
+    if isinstance(error, PermissionError):
+        return DataError(f"{redact_url(url)}: the server denies access: {_one_line(error)}")
     status = getattr(error, "status", None)
     if isinstance(status, int) and 400 <= status < 500 and status not in RETRY_STATUSES:
         return DataError(f"{redact_url(url)}: the server denies access: status {status}")

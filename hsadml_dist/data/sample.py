@@ -38,11 +38,6 @@ def is_key(text: object) -> bool:
     return isinstance(text, str) and _KEY.fullmatch(text) is not None
 
 
-def member_name(key: str, member: str) -> str:
-    """Return the name of a sample's member in the tar, for instance ``<key>.mask.png``."""
-    return f"{key}.{member}"
-
-
 def split_member_name(name: str) -> tuple[str, str]:
     """Split the name of a tar member into (key, member).
 
@@ -98,7 +93,12 @@ class SampleMeta:
         Raises:
             DataError: Not JSON, another schema version, or fields that are missing, unknown or invalid.
         """
-        values = _parse(text)
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise DataError(f"sample metadata: not JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise DataError(f"sample metadata: a JSON object is expected, not a {type(values).__name__}")
         version = values.pop("schema", None)
         if version != SCHEMA_VERSION:
             raise DataError(f"sample metadata: schema {version!r} is not supported; allowed: {SCHEMA_VERSION}")
@@ -110,16 +110,6 @@ class SampleMeta:
         return cls(**values)
 
 
-def _parse(text: str | bytes) -> dict[str, Any]:
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"sample metadata: not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise DataError(f"sample metadata: a JSON object is expected, not a {type(values).__name__}")
-    return values
-
-
 def _check_fields(values: dict[str, Any]) -> None:
     expected = {field.name for field in fields(SampleMeta)}
     if values.keys() != expected:
@@ -128,7 +118,9 @@ def _check_fields(values: dict[str, Any]) -> None:
     invalid = [name for name, is_valid in _VALIDATORS.items() if not is_valid(values[name])]
     if invalid:
         raise DataError(f"sample metadata: invalid values: {', '.join(invalid)}")
-    if not _fits_volume(values["origin"], values["shape"], values["volume"]):
+    origin, shape, volume = (values[name] for name in ("origin", "shape", "volume"))
+    fits = len(origin) == len(shape) == len(volume)
+    if not fits or any(start + side > whole for start, side, whole in zip(origin, shape, volume, strict=True)):
         raise DataError("sample metadata: invalid values: origin, shape, volume: the chunk leaves its volume")
 
 
@@ -149,12 +141,6 @@ def is_text_or_none(value: object) -> bool:
 
 def _is_shape(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(is_count(side) and side > 0 for side in value)
-
-
-def _fits_volume(origin: list[int], shape: list[int], volume: list[int]) -> bool:
-    if not len(origin) == len(shape) == len(volume):
-        return False
-    return all(start + side <= whole for start, side, whole in zip(origin, shape, volume, strict=True))
 
 
 def _is_spacing(value: object) -> bool:

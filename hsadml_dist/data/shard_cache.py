@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import functools
 import hashlib
 import logging
 import os
@@ -22,7 +21,7 @@ import shutil
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -93,21 +92,13 @@ class ShardCache:
                 self._make(file)
 
     def repair(self, file: ShardFile) -> None:
-        """Make a shard's copy again if it no longer matches its hash.
-
-        Raises:
-            DataError: As for :meth:`fetch`.
-        """
+        """Make a shard's copy again if it no longer matches its hash; raises what :meth:`fetch` raises."""
         with self._lock(file):
             if not self.has(file) or _hash_of(self._copy(file)) != file.sha256:
                 self._make(file)
 
     def require_free_space(self, files: Iterable[ShardFile]) -> None:
-        """Check that the folder has space for the copies of ``files`` that are still missing.
-
-        Raises:
-            DataError: It has not, or cannot be written.
-        """
+        """Raise DataError unless the folder can be written and has space for the missing copies of ``files``."""
         with self._report_errors("created"):
             self.folder.mkdir(parents=True, exist_ok=True)
         missing = [file for file in files if not self.has(file)]
@@ -169,7 +160,6 @@ class ShardCache:
                 new.unlink(missing_ok=True)
 
     def _transfer_verified(self, file: ShardFile, new: Path) -> None:
-        found = ""
         for _ in range(ATTEMPTS):
             found = self._transfer(file, new)
             if found == file.sha256:
@@ -272,7 +262,26 @@ class ShardPrefetcher:
             DataError: A shard cannot be copied.
         """
         missing = [file for file in self._schedule.step_shards(step) if not self._cache.has(file)]
-        return not missing or _run_interruptibly(functools.partial(self._fetch, missing), interrupted)
+        if not missing:
+            return True
+        errors: list[DataError] = []
+
+        def fetch() -> None:
+            try:
+                for file in missing:
+                    self._cache.fetch(file)
+            except DataError as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=fetch, name="shard-copies", daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(POLL_SECONDS)
+            if thread.is_alive() and interrupted():
+                return False
+        if errors:
+            raise errors[0]
+        return True
 
     def close(self) -> None:
         """Kill the process, whatever it waits for."""
@@ -283,10 +292,6 @@ class ShardPrefetcher:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(self.pid, 0)
             self.pid = None
-
-    def _fetch(self, files: Sequence[ShardFile]) -> None:
-        for file in files:
-            self._cache.fetch(file)
 
     def _fork(self) -> None:
         commands, self._commands = os.pipe()
@@ -309,7 +314,10 @@ def _prefetch_process(commands: int, parent: int, cache: ShardCache, schedule: S
     try:
         setup_helper_process()
         if os.getppid() == parent:
-            _prefetch(commands, cache, schedule)
+            with open(commands, encoding="ascii") as pipe:
+                steps = [int(word) for word in pipe.readline().split()]
+            for file in schedule.node_shards(*steps) if steps else ():
+                cache.fetch(file)
     except DataError as error:
         # The rank that needs the shard meets the same error, and ends the training with it.
         log.warning("shard not copied ahead: %s", error)
@@ -319,46 +327,21 @@ def _prefetch_process(commands: int, parent: int, cache: ShardCache, schedule: S
         os._exit(0)
 
 
-def _prefetch(commands: int, cache: ShardCache, schedule: ShardSchedule) -> None:
-    with open(commands, encoding="ascii") as pipe:
-        words = pipe.readline().split()
-    if words:
-        first, last = map(int, words)
-        for file in schedule.node_shards(first, last):
-            cache.fetch(file)
-
-
-def _run_interruptibly(work: Callable[[], None], interrupted: Callable[[], bool]) -> bool:
-    errors: list[DataError] = []
-
-    def run() -> None:
-        try:
-            work()
-        except DataError as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="shard-copies", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(POLL_SECONDS)
-        if thread.is_alive() and interrupted():
-            return False
-    if errors:
-        raise errors[0]
-    return True
-
-
 def _stage_error(stage: str, problem: str) -> ConfigError:
     return ConfigError([Fault(where="recipe", key="data.stage", problem=f"{stage!r}: {problem}")])
 
 
+def open_shard(path: Path) -> int:
+    """Return a descriptor of a shard in its own folder; raise DataError if it cannot be opened."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise DataError(f"{path.name}: the shard cannot be opened: {error.strerror}") from error
+
+
 def _copy_file(source: Path, target: Path) -> str:
     """Copy a file; return the SHA-256 of its bytes. Only errors of the target leave as OSError."""
-    hasher = hashlib.sha256()
-    try:
-        descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise DataError(f"{source.name}: the shard cannot be opened: {error.strerror}") from error
+    hasher, descriptor = hashlib.sha256(), open_shard(source)
     try:
         with target.open("wb") as out:
             for chunk in _chunks(descriptor, source.name):

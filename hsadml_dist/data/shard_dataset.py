@@ -67,11 +67,7 @@ class ShardDataset(Dataset[tuple[Any, int]]):
         return len(self._positions)
 
     def __getitem__(self, item: int) -> tuple[Any, int]:
-        """Return (image, label).
-
-        Raises:
-            DataError: The image cannot be read, or does not match its hash.
-        """
+        """Return (image, label); raise DataError if the image cannot be read, or does not match its hash."""
         position = self._positions[item]
         # One thread and no metadata, as in training; both are settings of the caller's process and are restored.
         with single_threaded(), metadata_tracking_off():
@@ -80,11 +76,7 @@ class ShardDataset(Dataset[tuple[Any, int]]):
         return (image if self._transform is None else self._transform(image)), label
 
     def raw(self, item: int) -> np.ndarray:
-        """Return the image as stored, (H, W), uint16.
-
-        Raises:
-            DataError: The image cannot be read, or does not match its hash.
-        """
+        """Return the image as stored, (H, W), uint16; raises the same errors."""
         return self._reader.image(self._positions[item])
 
     def __getstate__(self) -> dict[str, Any]:

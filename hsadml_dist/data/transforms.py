@@ -7,7 +7,6 @@ switched off: nothing here inverts a transform, and tracking costs a third of th
 from __future__ import annotations
 
 import contextlib
-import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
@@ -176,8 +175,7 @@ def _build_transform(spec: dict[str, Any]) -> Any:
     name = str(arguments.pop("_target_")).removeprefix(PREFIX)
     kind = getattr(monai.transforms, name, None)
     if not isinstance(kind, type):
-        hint = did_you_mean(name, dir(monai.transforms))
-        raise _transform_error(f"{PREFIX}{name} does not exist{hint}")
+        raise _transform_error(f"{PREFIX}{name} does not exist{did_you_mean(name, dir(monai.transforms))}")
     try:
         return kind(**arguments)
     except (TypeError, ValueError) as error:
@@ -208,7 +206,7 @@ def _on_image(transform: Any) -> Any:
     return _OnImage()
 
 
-def _seeder(transform: Any) -> Callable[[int], None]:
+def _seeder(transform: Any) -> Callable[[int], object]:
     """Return a function that seeds one transform as its own ``set_random_state`` does."""
     from monai.transforms import RandAffine, Randomizable
 
@@ -220,18 +218,9 @@ def _seeder(transform: Any) -> Callable[[int], None]:
     elif type(transform).set_random_state is Randomizable.set_random_state:
         parts = (transform,)
     else:
-        return functools.partial(_set_random_state, transform)
+        return lambda seed: transform.set_random_state(seed=seed)
     transform.set_random_state(seed=0)  # until now, all transforms share one generator
-    return functools.partial(_seed_generators, parts)
-
-
-def _seed_generators(parts: Sequence[Any], seed: int) -> None:
-    for part in parts:
-        part.R.seed(seed)
-
-
-def _set_random_state(transform: Any, seed: int) -> None:
-    transform.set_random_state(seed=seed)
+    return lambda seed: [part.R.seed(seed) for part in parts]
 
 
 def _transform_error(problem: str) -> ConfigError:

@@ -34,15 +34,12 @@ class Comm(Protocol):
 
     def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Add ``tensor`` (any shape, on the training device) over all ranks in place, and return it."""
-        ...
 
     def all_reduce_max_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
         """Take the maximum of ``tensor`` (any shape, on the training device) over all ranks in place, and return it."""
-        ...
 
     def all_gather_sizes(self, count: int) -> list[int]:
         """Return the ``count`` of every rank, in rank order, over the training group."""
-        ...
 
     def all_gather_rows(self, rows_ND: torch.Tensor, sizes: Sequence[int] | None = None) -> torch.Tensor:
         """Return the rows of all ranks in rank order, ``(sum of N, ...)``; N may differ by rank and may be 0.
@@ -51,35 +48,27 @@ class Comm(Protocol):
             rows_ND: This rank's rows.
             sizes: N of each rank, if known; otherwise it is gathered first.
         """
-        ...
 
     def reduce_scatter_rows(self, rows_ND: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
         """Add ``rows_ND`` (sum of ``sizes``, ...) over all ranks; return this rank's part, ``sizes[rank]`` rows."""
-        ...
 
     def new_train_group(self) -> Comm:
         """Return a Comm of the same ranks with its own training group, for messages that may overlap with others."""
-        ...
 
     def new_control_group(self) -> Comm:
         """Return a Comm of the same ranks with its own control group, for a thread other than the training thread."""
-        ...
 
     def all_reduce_max(self, values: Sequence[float]) -> list[float]:
         """Return the element-wise maximum (fp64) over all ranks, in one message of the control group."""
-        ...
 
     def broadcast_object(self, value: Any) -> Any:
         """Return rank 0's ``value`` (any picklable object), over the control group."""
-        ...
 
     def all_gather_object(self, value: Any) -> list[Any]:
         """Return the ``value`` (any picklable object) of every rank, in rank order, over the control group."""
-        ...
 
     def close(self) -> None:
         """Wait for all ranks and leave the groups."""
-        ...
 
 
 class SoloComm:
@@ -97,7 +86,7 @@ class SoloComm:
         return tensor
 
     def all_gather_sizes(self, count: int) -> list[int]:
-        return [count]
+        return [count] * self.topology.world_size
 
     def all_gather_rows(self, rows_ND: torch.Tensor, sizes: Sequence[int] | None = None) -> torch.Tensor:
         return rows_ND
@@ -118,7 +107,7 @@ class SoloComm:
         return value
 
     def all_gather_object(self, value: Any) -> list[Any]:
-        return [value]
+        return [value] * self.topology.world_size
 
     def close(self) -> None:
         if dist.is_initialized():  # by :func:`ensure_process_group`
@@ -138,34 +127,21 @@ class FakeComm(SoloComm):
     def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.mul_(self.topology.world_size)
 
-    def all_gather_sizes(self, count: int) -> list[int]:
-        return [count] * self.topology.world_size
-
     def all_gather_rows(self, rows_ND: torch.Tensor, sizes: Sequence[int] | None = None) -> torch.Tensor:
         return torch.cat([rows_ND] * self.topology.world_size)
 
     def reduce_scatter_rows(self, rows_ND: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
         return rows_ND.split(list(sizes))[self.topology.rank] * self.topology.world_size
 
-    def all_gather_object(self, value: Any) -> list[Any]:
-        return [value] * self.topology.world_size
-
 
 class TorchComm:
     """The ranks of a training run over torch.distributed. See :class:`Comm` for the methods."""
 
     def __init__(self, topology: Topology, store: dist.Store, device: torch.device, timeout_seconds: int) -> None:
-        self.topology = topology
-        self.device = device
-        self._control_device = torch.device("cpu")
+        self.topology, self.device, self._control_device = topology, device, torch.device("cpu")
         self._timeout = datetime.timedelta(seconds=timeout_seconds)
-        dist.init_process_group(
-            backend=_backend(device),
-            store=store,
-            rank=topology.rank,
-            world_size=topology.world_size,
-            timeout=self._timeout,
-        )
+        rank, size = topology.rank, topology.world_size
+        dist.init_process_group(_backend(device), store=store, rank=rank, world_size=size, timeout=self._timeout)
         self.group: dist.ProcessGroup | None = dist.group.WORLD
         self._control = dist.new_group(backend="gloo", timeout=self._timeout)
 
@@ -249,12 +225,11 @@ class _BorrowedGroupComm(TorchComm):
 def comm_from_process_group(group: dist.ProcessGroup | None, device: torch.device) -> Comm:
     """Return a Comm over an existing process group, for use inside another program's training loop.
 
+    ``close`` leaves the group alone. Without torch.distributed, this is a :class:`SoloComm`.
+
     Args:
         group: The group; None means the default group.
         device: Where this rank's tensors are; the group's backend must support it.
-
-    Returns:
-        A Comm that leaves the group alone on ``close``; a :class:`SoloComm` if torch.distributed is not initialised.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return SoloComm(device)

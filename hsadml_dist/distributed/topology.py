@@ -61,12 +61,19 @@ def topology_from_environ(environ: Mapping[str, str] = os.environ) -> Topology:
     """
     try:
         if "RANK" in environ:
-            return _checked(_launcher_topology(environ))
-        if "SLURM_PROCID" in environ and "SLURM_STEP_ID" in environ:
-            return _checked(_slurm_topology(environ))
+            topology = _launcher_topology(environ)
+        elif "SLURM_PROCID" in environ and "SLURM_STEP_ID" in environ:
+            topology = _slurm_topology(environ)
+        else:
+            return Topology()
     except (KeyError, ValueError) as error:
         raise UsageError(f"launcher's variables: missing or not a number: {error}") from error
-    return Topology()
+    local_rank, local_size = topology.local_rank, topology.local_world_size
+    rank, size = topology.rank, topology.world_size
+    if 0 <= local_rank < local_size <= size and 0 <= rank < size:
+        return topology
+    place = f"rank {rank} of {size}, local rank {local_rank} of {local_size}"
+    raise UsageError(f"launcher's variables: they contradict one another: {place}")
 
 
 def launch_token(environ: Mapping[str, str] = os.environ) -> str:
@@ -86,24 +93,13 @@ def cpu_threads_for_rank(topology: Topology, environ: Mapping[str, str] = os.env
     return max(1, len(os.sched_getaffinity(0)) // topology.local_world_size)
 
 
-def _checked(topology: Topology) -> Topology:
-    local_rank, local_size = topology.local_rank, topology.local_world_size
-    rank, size = topology.rank, topology.world_size
-    if 0 <= local_rank < local_size <= size and 0 <= rank < size:
-        return topology
-    raise UsageError(
-        f"launcher's variables: they contradict one another: rank {rank} of {size}, "
-        f"local rank {local_rank} of {local_size}"
-    )
-
-
 def _launcher_topology(environ: Mapping[str, str]) -> Topology:
-    local_world_size = int(environ["LOCAL_WORLD_SIZE"])
-    rank, world_size = int(environ["RANK"]), int(environ["WORLD_SIZE"])
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    rank, world_size, local_rank, local_world_size = (int(environ[name]) for name in names)
     return Topology(
         rank=rank,
         world_size=world_size,
-        local_rank=int(environ["LOCAL_RANK"]),
+        local_rank=local_rank,
         local_world_size=local_world_size,
         node_rank=rank // max(1, local_world_size),
         num_nodes=-(-world_size // max(1, local_world_size)),
