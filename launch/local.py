@@ -89,7 +89,6 @@ def run_ranks(
     its own session, so that Ctrl-C reaches it once, through this process, and it dies with this process.
 
     Args:
-        run: The run folder.
         nproc: Number of ranks.
         environ: Environment of the ranks, to which rank and world size are added.
         command: Command of a rank; the run folder is appended.

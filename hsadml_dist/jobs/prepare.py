@@ -64,8 +64,8 @@ def resolve_recipe(recipe: str, overrides: Sequence[str], smoke: bool, world_siz
         ConfigError: The recipe or an override is invalid, or the global batch cannot be divided by the ranks.
     """
     if smoke:
-        kept = [text for text in overrides if text.partition("=")[0] not in LENGTH_KEYS]
-        overrides = [*kept, *SMOKE_OVERRIDES]
+        lengths = tuple(f"{key}=" for key in LENGTH_KEYS)
+        overrides = [*(text for text in overrides if not text.startswith(lengths)), *SMOKE_OVERRIDES]
     loaded = load_recipe(find_recipe(recipe), overrides, find=find_recipe)
     batch = loaded.recipe.train.global_batch
     if world_size < 1 or batch % world_size:

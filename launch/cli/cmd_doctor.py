@@ -97,13 +97,7 @@ def _check_nodes(run: Path, nodes: int, tasks_per_node: int, options: Profile, t
 
 
 def format_results(results: Sequence[CheckResult], width: int, *, colour: bool = False) -> str:
-    """Return the results under the headings of their groups, followed by a count of each status.
-
-    Args:
-        results: In order; those of a group are consecutive.
-        width: Columns of the terminal.
-        colour: True colours the status.
-    """
+    """Return the results, of which those of a group are consecutive, under headings, and a count of each status."""
     name_width = max((len(one.name) for one in results), default=0)
     lines: list[str] = []
     for group, members in groupby(results, key=lambda one: one.group):

@@ -125,9 +125,6 @@ def probe_request(
 
     Args:
         folder: Folder for the reports, visible to all nodes.
-        options: Options of the job.
-        nodes: Number of nodes.
-        tasks_per_node: Ranks on each node.
         max_seconds: Time limit of the partition; None if there is none or it is unknown.
     """
     seconds = min(max_seconds or TIME_LIMIT_SECONDS, TIME_LIMIT_SECONDS)
