@@ -90,7 +90,7 @@ def _check_nodes(run: Path, nodes: int, tasks_per_node: int, options: Profile, t
     config = RunFolder(run).config
     workers = load_recipe(config).recipe.data.workers if config.is_file() else None
     with temporary_folder(existing_parent(run)) as folder:
-        max_seconds = partition and partition.max_seconds
+        max_seconds = None if partition is None else partition.max_seconds
         request = probe_request(folder, options, nodes=nodes, tasks_per_node=tasks_per_node, max_seconds=max_seconds)
         reports, last_line = run_probe_job(request, timeout, partial(print, file=sys.stderr, flush=True))
     yield from check_reports(reports, nodes * tasks_per_node, last_line, workers)
