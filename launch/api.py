@@ -27,8 +27,7 @@ class TrainResult:
     """A training that ended without an error.
 
     Attributes:
-        run: The run folder.
-        stopped: Whether a signal stopped it before its last step; training again with the same ``run`` resumes it.
+        stopped: True if a signal stopped it before its last step; training again with the same ``run`` resumes it.
     """
 
     run: Path
@@ -69,10 +68,14 @@ def train(
     """
     if nproc < 1:
         raise UsageError(f"nproc: {nproc} is not allowed; it must be at least 1")
-    folder = prepare_run(str(recipe), _as_texts(overrides), None if run is None else Path(run), False, nproc)
+    if isinstance(overrides, Mapping):
+        overrides = [f"{key}={json.dumps(value, default=str)}" for key, value in overrides.items()]
+    folder = prepare_run(str(recipe), overrides, None if run is None else Path(run), False, nproc)
     code = run_ranks(folder, nproc)
     if code not in (ExitCode.SUCCESS, ExitCode.STOPPED):
-        raise RunError(f"{folder}: training failed with exit code {int(code)}: {_failure_reason(folder)}")
+        reasons = [row["reason"] for row in merged_events(folder) if row["event"] == "failed"]
+        reason = reasons[-1] if reasons else f"see {RunFolder(folder).attempts_root}/*/logs"
+        raise RunError(f"{folder}: training failed with exit code {int(code)}: {reason}")
     return TrainResult(run=folder, stopped=code == ExitCode.STOPPED)
 
 
@@ -165,22 +168,9 @@ class Model:
         from hsadml_dist.launch.input_images import read_input_image, scale_input_array
 
         size = self._index.size
-
-        def scale(image: str | Path | np.ndarray) -> np.ndarray:
-            if isinstance(image, (str, Path)):
-                return read_input_image(Path(image), size).pixels
-            return scale_input_array(image, size)
-
-        return [scale(image) for image in images]
-
-
-def _as_texts(overrides: Mapping[str, Any] | Sequence[str]) -> list[str]:
-    """Return ``key=value`` texts; values become inline YAML."""
-    if not isinstance(overrides, Mapping):
-        return list(overrides)
-    return [f"{key}={json.dumps(value, default=str)}" for key, value in overrides.items()]
-
-
-def _failure_reason(run: Path) -> str:
-    reasons = [row["reason"] for row in merged_events(run) if row["event"] == "failed"]
-    return reasons[-1] if reasons else f"see {RunFolder(run).attempts_root}/*/logs"
+        return [
+            read_input_image(Path(image), size).pixels
+            if isinstance(image, (str, Path))
+            else scale_input_array(image, size)
+            for image in images
+        ]

@@ -37,10 +37,7 @@ ENVIRONMENT_ERRNOS = (*NO_SPACE_ERRNOS, errno.EROFS, errno.EACCES)
 
 
 def run_with_exit_code(work: Callable[[], int | None], name: str = "hsadml") -> int:
-    """Call ``work`` and return its exit code.
-
-    An exception is reported on stderr, prefixed by ``name``, and turned into an exit code.
-    """
+    """Call ``work`` and return its exit code. An exception is reported on stderr, prefixed by ``name``."""
     try:
         return int(work() or ExitCode.SUCCESS)
     except (Exception, KeyboardInterrupt, SystemExit) as fault:  # noqa: BLE001  every end needs an exit code

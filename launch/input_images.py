@@ -15,17 +15,14 @@ if TYPE_CHECKING:
     import numpy as np
 
 UNSUPPORTED_SUFFIXES = {
-    ".dcm": "DICOM",
-    ".dicom": "DICOM",
-    ".ima": "DICOM",
-    ".nii": "NIfTI",
-    ".nii.gz": "NIfTI",
-    ".mat": "MATLAB",
-    ".nrrd": "NRRD",
-    ".mha": "MetaImage",
-    ".mgz": "FreeSurfer",
+    "DICOM": (".dcm", ".dicom", ".ima"),
+    "NIfTI": (".nii", ".nii.gz"),
+    "MATLAB": (".mat",),
+    "NRRD": (".nrrd",),
+    "MetaImage": (".mha",),
+    "FreeSurfer": (".mgz",),
 }
-"""Image formats that are not read here. Their files are reported one by one, never skipped silently."""
+"""Formats that are not read here, with their suffixes. Their files are reported one by one, never skipped silently."""
 HEAD_BYTES = 352
 """Enough for the magic number of every format; that of NIfTI is at byte 344."""
 COLOUR_LEVELS = 24
@@ -90,8 +87,7 @@ def read_input_image(path: Path, size: int) -> InputImage:
     from hsadml_dist.shards.image_codec import to_uint16
     from hsadml_dist.shards.source import DamagedSampleError
 
-    problem = _problem(path)
-    if problem:
+    if problem := _problem(path):
         raise DataError(problem)
     try:
         pixels = to_uint16(decode_image_file(path, path.name, "image"), size)
@@ -144,7 +140,7 @@ def _problem(path: Path) -> str:
 
 
 def _format_of_suffix(name: str) -> str:
-    return next((kind for suffix, kind in UNSUPPORTED_SUFFIXES.items() if name.lower().endswith(suffix)), "")
+    return next((kind for kind, suffixes in UNSUPPORTED_SUFFIXES.items() if name.lower().endswith(suffixes)), "")
 
 
 def _format_of_content(head: bytes) -> str:

@@ -13,7 +13,6 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import hsadml_dist
 from hsadml_dist.errors import ExitCode
@@ -41,10 +40,9 @@ class RankExit:
     """The end of a rank's process.
 
     Attributes:
-        rank: The rank.
         code: Exit code; negative for the signal that killed it.
         poll: Number of the poll that found it ended; ranks of the same poll ended within milliseconds.
-        killed: Whether the launcher killed it.
+        killed: True if the launcher killed it.
     """
 
     rank: int
@@ -91,7 +89,6 @@ def run_ranks(
     its own session, so that Ctrl-C reaches it once, through this process, and it dies with this process.
 
     Args:
-        run: The run folder.
         nproc: Number of ranks.
         environ: Environment of the ranks, to which rank and world size are added.
         command: Command of a rank; the run folder is appended.
@@ -171,14 +168,10 @@ class RankGroup:
 @contextlib.contextmanager
 def _collect_signals(signals: list[int]) -> Iterator[None]:
     """Append the signals to forward to a list. Ignored signals (nohup ignores SIGHUP) stay ignored."""
-
-    def note(number: int, frame: FrameType | None) -> None:
-        signals.append(number)
-
     before = {number: signal.getsignal(number) for number in FORWARDED_SIGNALS}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
-            signal.signal(number, note)
+            signal.signal(number, lambda number, frame: signals.append(number))
     try:
         yield
     finally:
@@ -189,19 +182,17 @@ def _collect_signals(signals: list[int]) -> Iterator[None]:
 def _start(run: Path, nproc: int, environ: Mapping[str, str], command: Sequence[str]) -> list[subprocess.Popen[bytes]]:
     shared = {**environ, **_import_path(environ), "HSADML_LAUNCH": uuid.uuid4().hex}
     bind = die_with_this_process(ExitCode.INTERNAL_ERROR)
-    processes: list[subprocess.Popen[bytes]] = []
-    for rank in range(nproc):
-        place = {"RANK": rank, "WORLD_SIZE": nproc, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": nproc}
-        processes.append(
-            subprocess.Popen(
-                [*command, str(run)],
-                env=shared | {name: str(value) for name, value in place.items()},
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-                preexec_fn=bind,  # noqa: PLW1509  this process has no threads
-            )
+    world = {"WORLD_SIZE": str(nproc), "LOCAL_WORLD_SIZE": str(nproc)}
+    return [
+        subprocess.Popen(
+            [*command, str(run)],
+            env=shared | world | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=bind,  # noqa: PLW1509  this process has no threads
         )
-    return processes
+        for rank in range(nproc)
+    ]
 
 
 def _import_path(environ: Mapping[str, str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,7 @@ from hsadml_dist.run.folder import RunFolder
 RECIPES = Path(__file__).parents[1] / "launch" / "recipes"
 RUNS = Path("runs")
 SMOKE_OVERRIDES = ("train.steps=2", "checkpoint.every=1", "evaluation.at_end=true", "evaluation.resamples=100")
-LENGTH_PREFIXES = ("train.steps=", "train.epochs=")
+LENGTH_KEYS = ("train.steps", "train.epochs")
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -56,14 +57,15 @@ def resolve_recipe(recipe: str, overrides: Sequence[str], smoke: bool, world_siz
     Args:
         recipe: Path or shipped name.
         overrides: ``key=value`` strings.
-        smoke: Whether to shorten the run to two steps, a checkpoint after each and an evaluation.
+        smoke: True shortens the run to two steps, a checkpoint after each and an evaluation.
         world_size: Number of ranks.
 
     Raises:
         ConfigError: The recipe or an override is invalid, or the global batch cannot be divided by the ranks.
     """
     if smoke:
-        overrides = [*(text for text in overrides if not text.startswith(LENGTH_PREFIXES)), *SMOKE_OVERRIDES]
+        lengths = tuple(f"{key}=" for key in LENGTH_KEYS)
+        overrides = [*(text for text in overrides if not text.startswith(lengths)), *SMOKE_OVERRIDES]
     loaded = load_recipe(find_recipe(recipe), overrides, find=find_recipe)
     batch = loaded.recipe.train.global_batch
     if world_size < 1 or batch % world_size:
@@ -79,11 +81,9 @@ def resolve_run_folder(recipe: str, overrides: Sequence[str], run: Path | None, 
     Raises:
         ConfigError: See :func:`resolve_recipe`.
     """
+    loaded = resolve_recipe(recipe, overrides, smoke and run is not None, world_size)
     if run is None:
-        plain = resolve_recipe(recipe, overrides, False, world_size).recipe
-        run = RUNS / f"{find_recipe(recipe).stem}-{plain.fingerprint()}"
-    else:
-        resolve_recipe(recipe, overrides, smoke, world_size)
+        run = RUNS / f"{find_recipe(recipe).stem}-{loaded.recipe.fingerprint()}"
     return run.with_name(f"{run.name}-smoke") if smoke else run
 
 
@@ -178,16 +178,21 @@ def _identity_faults(loaded: LoadedRecipe, folder: RunFolder, index: ShardIndex)
     """Yield the settings that would change the identity of an existing run."""
     stored = load_recipe(folder.config).recipe
     before, now = stored.identity(), loaded.recipe.identity()
-    for key in sorted(before.keys() | now.keys()):
-        if key in before and key in now and before[key] != now[key]:
-            yield _changed_setting(loaded, folder, key, before[key], now[key], _why(key))
-    for key in ("train.steps", "train.epochs"):
-        was, wanted = _length(stored, key), _length(loaded.recipe, key)
+    schedule = "the cosine schedule ends there, so another length changes the learning rate from the first step on"
+    for key in sorted(before.keys() & now.keys()):
+        if before[key] != now[key]:
+            why = schedule if key in LENGTH_KEYS else "it is part of a run's identity"
+            yield _changed_setting(loaded, folder, key, before[key], now[key], why)
+    for key in LENGTH_KEYS:
+        was, wanted = (getattr(recipe.train, key.removeprefix("train.")) for recipe in (stored, loaded.recipe))
         if key not in now and wanted is not None and was is not None and wanted < was:
             yield _changed_setting(loaded, folder, key, was, wanted, "a run may be extended but not shortened")
-    if _holds_other_samples(stored.data.shards, index):
-        why = "its samples differ, and they are part of a run's identity"
-        yield _changed_setting(loaded, folder, "data.shards", stored.data.shards, loaded.recipe.data.shards, why)
+    was, wanted = stored.data.shards, loaded.recipe.data.shards
+    # The original shards may have been moved or deleted. The checkpoint's own record is compared at start then.
+    with contextlib.suppress(DataError):
+        if open_shard_index(was, fresh=False).digest != index.digest:
+            why = "its samples differ, and they are part of a run's identity"
+            yield _changed_setting(loaded, folder, "data.shards", was, wanted, why)
 
 
 def _changed_setting(loaded: LoadedRecipe, folder: RunFolder, key: str, was: Any, wanted: Any, why: str) -> Fault:
@@ -197,24 +202,6 @@ def _changed_setting(loaded: LoadedRecipe, folder: RunFolder, key: str, was: Any
 
 def _fault(loaded: LoadedRecipe, key: str, problem: str) -> Fault:
     return Fault(where=loaded.provenance[key], key=key, problem=problem)
-
-
-def _why(key: str) -> str:
-    if key in ("train.steps", "train.epochs"):
-        return "the cosine schedule ends there, so another length changes the learning rate from the first step on"
-    return "it is part of a run's identity"
-
-
-def _length(recipe: Recipe, key: str) -> int | None:
-    return recipe.train.steps if key == "train.steps" else recipe.train.epochs
-
-
-def _holds_other_samples(shards: str, index: ShardIndex) -> bool:
-    try:
-        return open_shard_index(shards, fresh=False).digest != index.digest
-    except DataError:
-        # The original shards may have been moved or deleted. The checkpoint's own record is compared at start then.
-        return False
 
 
 def _with_absolute_paths(recipe: Recipe) -> Recipe:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hsadml_dist.data.remote import is_url
 from hsadml_dist.errors import ConfigError, Fault, UsageError
-from hsadml_dist.jobs.prepare import RUNS, find_recipe, prepare_run, resolve_recipe, resolve_run_folder
+from hsadml_dist.jobs.prepare import prepare_run, resolve_recipe, resolve_run_folder
 from hsadml_dist.slurm.by_submitit import submit_by_submitit
 from hsadml_dist.slurm.environment import rank_interpreter, render_prologue, wrap_ranks
 from hsadml_dist.slurm.job_records import Backend, RequeueMode
@@ -27,19 +27,23 @@ RANK_MODULE = "hsadml_dist.launch.rank"
 class JobOptions:
     """Options of a job that override its profile. None leaves an option to the profile and then to the site.
 
+    The help of ``hsadml submit`` shows the descriptions.
+
     Attributes:
-        partition: Slurm partition.
-        account: Account to charge.
-        qos: Quality of service.
+        cpus_per_task: CPUs of each rank: one, plus one for each of data.workers. Default 1.
+        partition: Slurm partition; by default the site's.
+        account: Account to charge; by default the site's.
+        qos: Quality of service; by default the site's.
         constraint: Required node features.
-        gres: Generic resources of each node, for instance ``gpu:4``.
-        mem: Memory of each node, for instance ``64G``.
-        time: Time limit, for instance ``12:00:00``.
-        cpus_per_task: CPUs of each rank.
-        requeue: How a stopped job resumes.
-        signal_lead: Seconds before the time limit at which the job is signalled.
+        gres: Resources of each node, for instance gpu:4.
+        mem: Memory of each node, for instance 64G; by default the site's.
+        time: Time limit, for instance 30 (minutes), 12:00:00 or 2-00:00:00; by default the site's.
+        requeue: How a stopped job resumes. self: it requeues itself. chain: its successor is queued when it starts,
+            and runs next; this needs sbatch on the nodes. none: it ends with exit code 85. Default self.
+        signal_lead: Seconds before the time limit at which the job is signalled: time for one checkpoint. Default 30.
     """
 
+    cpus_per_task: int | None = None
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
@@ -47,7 +51,6 @@ class JobOptions:
     gres: str | None = None
     mem: str | None = None
     time: str | None = None
-    cpus_per_task: int | None = None
     requeue: RequeueMode | None = None
     signal_lead: int | None = None
 
@@ -59,13 +62,11 @@ class Submission:
     Attributes:
         recipe: Path or shipped name.
         overrides: ``key=value`` strings.
-        nodes: Number of nodes.
         tasks_per_node: Ranks on each node.
         run: The run folder, or the folder of an array's run folders. None means a folder under ``runs``, named after
             the recipe and its fingerprint.
         smoke: Run two steps and an evaluation in a folder of its own.
         folds: Held-out folds. More than one fold, or more than one seed, makes an array.
-        seeds: Seeds.
         profile: Path or name of a profile.
         backend: Writer of the batch script and launcher of the ranks.
         options: Options that override the profile.
@@ -90,21 +91,8 @@ class Submission:
 
     @property
     def is_array(self) -> bool:
-        """Whether this makes more than one run."""
+        """True if this makes more than one run."""
         return len(self.folds) > 1 or len(self.seeds) > 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArrayElement:
-    """One run of a submission.
-
-    Attributes:
-        run: Its run folder; None means the default one.
-        overrides: Its overrides, including fold and seed.
-    """
-
-    run: Path | None
-    overrides: tuple[str, ...]
 
 
 def submit_training(submission: Submission) -> str:
@@ -118,8 +106,8 @@ def submit_training(submission: Submission) -> str:
     """
     request = plan_job(submission)
     check_request(request)
-    for element in array_elements(submission):
-        prepare_run(submission.recipe, element.overrides, element.run, submission.smoke, submission.world_size)
+    for run, overrides in array_elements(submission):
+        prepare_run(submission.recipe, overrides, run, submission.smoke, submission.world_size)
     request.run_dir.mkdir(parents=True, exist_ok=True)
     return submit(request) if submission.backend == "sbatch" else submit_by_submitit(request, run_rank)
 
@@ -139,8 +127,8 @@ def plan_job(submission: Submission) -> JobRequest:
     _check_numbers(submission)
     recipe, smoke, world_size = submission.recipe, submission.smoke, submission.world_size
     runs = [
-        resolve_run_folder(recipe, element.overrides, element.run, smoke, world_size).resolve()
-        for element in array_elements(submission)
+        resolve_run_folder(recipe, overrides, run, smoke, world_size).resolve()
+        for run, overrides in array_elements(submission)
     ]
     run_dir = _array_folder(submission).resolve() if submission.is_array else runs[0]
     profile = Profile() if submission.profile is None else load_profile(submission.profile)
@@ -191,8 +179,8 @@ def job_request(
     )
 
 
-def array_elements(submission: Submission) -> list[ArrayElement]:
-    """Return the runs of a submission: one for each pair of fold and seed."""
+def array_elements(submission: Submission) -> list[tuple[Path | None, tuple[str, ...]]]:
+    """Return run folder (None means the default one) and overrides of each run: one for each pair of fold and seed."""
     elements = []
     for fold, seed in itertools.product(submission.folds or (None,), submission.seeds or (None,)):
         named = [("fold", "data.fold", fold), ("seed", "train.seed", seed)]
@@ -201,7 +189,7 @@ def array_elements(submission: Submission) -> list[ArrayElement]:
             name = "-".join(f"{name}-{value}" for name, _, value in named if value is not None)
             run = _array_folder(submission) / name
         chosen = (f"{key}={value}" for _, key, value in named if value is not None)
-        elements.append(ArrayElement(run=run, overrides=(*submission.overrides, *chosen)))
+        elements.append((run, (*submission.overrides, *chosen)))
     return elements
 
 
@@ -221,11 +209,7 @@ def parse_numbers(option: str, text: str) -> tuple[int, ...]:
 
 
 def _merge_options(profile: Profile, options: JobOptions) -> Profile:
-    """Return the profile with the options that are set.
-
-    Raises:
-        ConfigError: Options and profile contradict each other.
-    """
+    """Return the profile with the options that are set; raise ConfigError if they contradict each other."""
     merged = replace(profile, **{name: value for name, value in asdict(options).items() if value is not None})
     faults = [Fault(where="job", key=key, problem=problem) for key, problem in profile_problems(merged)]
     if faults:
@@ -244,8 +228,8 @@ def _array_folder(submission: Submission) -> Path:
     """Return the folder that holds an array's run folders."""
     if submission.run is not None:
         return submission.run
-    plain = resolve_recipe(submission.recipe, submission.overrides, False, submission.world_size).recipe
-    return RUNS / f"{find_recipe(submission.recipe).stem}-{plain.fingerprint()}-array"
+    default = resolve_run_folder(submission.recipe, submission.overrides, None, False, submission.world_size)
+    return default.with_name(f"{default.name}-array")
 
 
 def _check_numbers(submission: Submission) -> None:

@@ -53,7 +53,10 @@ def build_app(command: str = "") -> App:
         name="hsadml",
         help="Hyperspherical deep metric learning for brain MRI, on any number of nodes.",
         version=version,
-        default_parameter=Parameter(negative="", show_default=_default_to_show),
+        # None hides the default of flags and of empty values.
+        default_parameter=Parameter(
+            negative="", show_default=lambda value: None if value is False or value in ("", ()) else value
+        ),
         exit_on_error=False,
         print_error=False,
         result_action="return_value",
@@ -67,11 +70,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return the exit code. Errors are reported on stderr, defects with a traceback."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     return run_with_exit_code(lambda: _run(words))
-
-
-def _default_to_show(value: object) -> object:
-    """Return the default for the help; None hides that of flags and of empty values."""
-    return None if value is False or value in ("", ()) else value
 
 
 def _run(words: Sequence[str]) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hsadml_dist.errors import ClusterError, ExitCode, UsageError
@@ -47,11 +47,6 @@ def cancel(*runs: Path) -> int:
 
 class JobCanceller:
     """Cancels the jobs of runs until none is left.
-
-    Args:
-        runs: The runs.
-        clock: Returns a time in seconds.
-        sleep: Waits for a number of seconds.
 
     Attributes:
         refused: Jobs that Slurm refused to cancel.
@@ -111,7 +106,7 @@ class JobCanceller:
         known = job_queue.query_jobs(wanted) if wanted else {}
         live = {name: job for name, job in known.items() if not job.has_ended and name not in self.refused}
         for run, jobs in zip(self._runs, ids, strict=True):
-            for job in _pending_first(jobs, live):
+            for job in sorted((live[name] for name in jobs if name in live), key=lambda job: not job.is_pending):
                 self._cancel(run, job)
         return [name for name in live if name not in self.refused]
 
@@ -128,11 +123,6 @@ class JobCanceller:
         if job.job not in self.refused:
             state = "pending" if job.is_pending else "running"
             print(f"{display_path(run.path)}: cancelled job {job.job} ({state})", flush=True)
-
-
-def _pending_first(jobs: Sequence[str], live: Mapping[str, SlurmJob]) -> list[SlurmJob]:
-    """Return the live ones of ``jobs``, pending before running."""
-    return sorted((live[name] for name in jobs if name in live), key=lambda job: not job.is_pending)
 
 
 def _describe_nothing_cancelled(run: RunFolder, had_jobs: bool) -> str:

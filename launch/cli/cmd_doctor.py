@@ -9,6 +9,7 @@ import sys
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -67,7 +68,12 @@ def doctor(
     results = list(check_this_machine(run, options.partition))
     if nodes is not None:
         results += _check_nodes(run, nodes, tasks_per_node, options, timeout)
-    _print_results(results, as_json)
+    if as_json:
+        print(json.dumps([dataclasses.asdict(one) for one in results], indent=2))
+    else:
+        width = terminal_width()
+        colour = width is not None and "NO_COLOR" not in os.environ
+        print(format_results(results, width or PIPED_WIDTH, colour=colour))
     return ExitCode.USER_ERROR if any(one.verdict is CheckStatus.FAIL for one in results) else ExitCode.SUCCESS
 
 
@@ -86,27 +92,12 @@ def _check_nodes(run: Path, nodes: int, tasks_per_node: int, options: Profile, t
     with temporary_folder(existing_parent(run)) as folder:
         max_seconds = None if partition is None else partition.max_seconds
         request = probe_request(folder, options, nodes=nodes, tasks_per_node=tasks_per_node, max_seconds=max_seconds)
-        result = run_probe_job(request, timeout, _log)
-    yield from check_reports(result.reports, nodes * tasks_per_node, result.last_line, workers)
-
-
-def _print_results(results: Sequence[CheckResult], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps([dataclasses.asdict(one) for one in results], indent=2))
-        return
-    width = terminal_width()
-    colour = width is not None and "NO_COLOR" not in os.environ
-    print(format_results(results, width or PIPED_WIDTH, colour=colour))
+        reports, last_line = run_probe_job(request, timeout, partial(print, file=sys.stderr, flush=True))
+    yield from check_reports(reports, nodes * tasks_per_node, last_line, workers)
 
 
 def format_results(results: Sequence[CheckResult], width: int, *, colour: bool = False) -> str:
-    """Return the results under the headings of their groups, followed by a count of each status.
-
-    Args:
-        results: In order; those of a group are consecutive.
-        width: Columns of the terminal.
-        colour: Whether to colour the status.
-    """
+    """Return the results, of which those of a group are consecutive, under headings, and a count of each status."""
     name_width = max((len(one.name) for one in results), default=0)
     lines: list[str] = []
     for group, members in groupby(results, key=lambda one: one.group):
@@ -120,10 +111,9 @@ def format_results(results: Sequence[CheckResult], width: int, *, colour: bool =
 def count_statuses(results: Sequence[CheckResult]) -> str:
     """Return one line with the number of results of each status."""
     counts = Counter(one.verdict for one in results)
-    warnings = "warnings" if counts[CheckStatus.WARN] > 1 else "warning"
     names = {
         CheckStatus.FAIL: "failed",
-        CheckStatus.WARN: warnings,
+        CheckStatus.WARN: "warnings" if counts[CheckStatus.WARN] > 1 else "warning",
         CheckStatus.UNKNOWN: "unknown",
         CheckStatus.OK: "ok",
     }
@@ -142,7 +132,3 @@ def _format_result(result: CheckResult, name_width: int, width: int, colour: boo
         yield " " * margin + line
     for place, line in enumerate(textwrap.wrap(result.todo, text_width - 3, break_on_hyphens=False)):
         yield " " * margin + ("-> " if place == 0 else "   ") + line
-
-
-def _log(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -27,7 +27,6 @@ METRICS = (
     ("class centres", "head_accuracy"),
     ("raw pixels (control)", "raw_pixel_knn"),
 )
-DEFAULT_COMBINED_FOLDER = Path("combined")
 
 
 def evaluate(
@@ -52,7 +51,7 @@ def evaluate(
         if shards is not None or fold is not None:
             raise UsageError("evaluate --combine: uses each run's own fold and shards; omit --fold and --shards")
         # One parameter takes all paths that follow it: the first is the folder, the others are runs.
-        return _compare([*runs, *combine[1:]], combine[0] if combine else DEFAULT_COMBINED_FOLDER, as_json)
+        return _compare([*runs, *combine[1:]], combine[0] if combine else Path("combined"), as_json)
     if not runs:
         raise UsageError("evaluate: name at least one run folder")
     folders = [require_run_folder(run) for run in runs]
@@ -70,10 +69,6 @@ def evaluate(
 
 def load_or_evaluate(run: Path, name: str) -> EvaluatedRun:
     """Return a run with its stored evaluation, or evaluate it if that is missing, damaged or outdated.
-
-    Args:
-        run: The run folder.
-        name: Name of the run in messages and on the page.
 
     Raises:
         CheckpointError: No checkpoint verifies.

@@ -8,7 +8,6 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -58,8 +57,10 @@ def logs(
     folder = _single_run(run)
     if rank < 0:
         raise UsageError(f"--rank {rank}: at least 0")
-    if attempt is not None and attempt not in [one.number for one in folder.attempts()]:
-        raise UsageError(f"--attempt {attempt}: {_describe_attempts(folder)}")
+    numbers = [one.number for one in folder.attempts()]
+    if attempt is not None and attempt not in numbers:
+        known = f"has the attempts 1 to {numbers[-1]}" if numbers else "has no attempt yet"
+        raise UsageError(f"--attempt {attempt}: {folder.path} {known}")
     if attempt is not None and output:
         raise UsageError("--attempt and --output exclude each other: the output of a job is not split by attempts")
     if not follow:
@@ -137,21 +138,13 @@ class LogPrinter:
         self._at_line_start = True
 
 
-@dataclass(frozen=True)
-class LogPart:
-    """A file to print under a title."""
-
-    title: str
-    path: Path
-
-
 class LogFollower:
     """Prints what is appended to a run's logs, attempt after attempt, or to the output of its jobs, job after job."""
 
     def __init__(self, folder: RunFolder, rank: int, first_attempt: int | None, output: bool) -> None:
         self._folder, self._rank, self._first_attempt, self._output = folder, rank, first_attempt, output
         self._printer = LogPrinter()
-        self._part: LogPart | None = None
+        self._part: tuple[str, Path] | None = None
         self._position = 0
         self._queue: QueueSnapshot | None = None
 
@@ -159,7 +152,13 @@ class LogFollower:
         """Print until the run has ended."""
         for row in self._poll_status():
             # After the status was read, so that everything written before the end is printed.
-            self._print_new()
+            self._print_rest()
+            for part in self._new_parts():
+                # The previous part is complete, but may have grown since it was read.
+                self._print_rest()
+                self._part, self._position = part, 0
+                self._printer.print_title(part[0])
+                self._print_rest()
             if row is not None and row.over:
                 self._printer.print_title(f"{row.text}: {row.reason}" if row.reason else row.text)
                 return
@@ -176,27 +175,18 @@ class LogFollower:
             self._queue = query_queue_for([self._folder], self._queue)
             yield read_status([self._folder], self._queue, time.time())[0]
 
-    def _print_new(self) -> None:
-        self._print_rest()
-        for part in self._new_parts():
-            # The previous part is complete, but may have grown since it was read.
-            self._print_rest()
-            self._part, self._position = part, 0
-            self._printer.print_title(part.title)
-            self._print_rest()
-
     def _print_rest(self) -> None:
         if self._part is not None:
-            self._position = self._printer.print_from(self._part.path, self._position)
+            self._position = self._printer.print_from(self._part[1], self._position)
 
-    def _new_parts(self) -> list[LogPart]:
-        """Return the parts after the current one; at the start the newest, or those from the chosen attempt on."""
+    def _new_parts(self) -> list[tuple[str, Path]]:
+        """Return titles and files after the current one; at the start the newest, or from the chosen attempt on."""
         attempts = self._folder.attempts()
         if self._output or not attempts:
-            parts = [LogPart(path.name, path) for path in find_outputs(self._folder)]
+            parts = [(path.name, path) for path in find_outputs(self._folder)]
         else:
             first = self._first_attempt or (attempts[-1].number if self._part is None else 1)
-            parts = [LogPart(f"attempt {one.number}", one.log(self._rank)) for one in attempts if one.number >= first]
+            parts = [(f"attempt {one.number}", one.log(self._rank)) for one in attempts if one.number >= first]
         if self._part in parts:
             return parts[parts.index(self._part) + 1 :]
         return parts[-1:] if self._output or not attempts else parts
@@ -208,11 +198,6 @@ def _single_run(run: Path) -> RunFolder:
         names = ", ".join(one.path.name for one in found[:3])
         raise UsageError(f"run folder {run}: contains {len(found)} runs ({names}, ...); name one of them")
     return found[0]
-
-
-def _describe_attempts(folder: RunFolder) -> str:
-    numbers = [one.number for one in folder.attempts()]
-    return f"{folder.path} has the attempts 1 to {numbers[-1]}" if numbers else f"{folder.path} has no attempt yet"
 
 
 def _print_once(folder: RunFolder, rank: int, number: int | None, output: bool) -> None:

@@ -33,10 +33,7 @@ class BackboneRow:
     """The memory of a backbone for an image size and a number of ranks.
 
     Attributes:
-        name: Name in a recipe.
-        facts: Its size, features and norm.
         image_size: Pixels per side.
-        ranks: Number of ranks.
         activations: Bytes per image on a rank; None if the backbone does not take such images.
     """
 
@@ -91,7 +88,12 @@ def models(
         return
     width = terminal_width() or PIPED_WIDTH
     print("\n".join(_table(rows, width)))
-    print("\n" + "\n".join(textwrap.wrap(_legend(image_size, ranks), width)), file=sys.stderr)
+    legend = (
+        f"ddp, zero-1 to zero-3: GiB on each of {ranks} ranks for weights, gradients and AdamW's moments in fp32, "
+        f"without the buffers of the libraries. image: further MiB per image of {image_size} x {image_size} pixels and "
+        f"forward pass: {_activations_source(image_size)}. Any model of the timm library: model.name={TIMM_PREFIX}NAME."
+    )
+    print("\n" + textwrap.fill(legend, width), file=sys.stderr)
 
 
 def _row(name: str, facts: BackboneFacts, image_size: int, ranks: int) -> BackboneRow:
@@ -129,14 +131,6 @@ def _cells(row: BackboneRow) -> tuple[str, ...]:
 
 def _millions(weights: int) -> str:
     return f"{weights / MILLION:.2f}M" if weights < MILLION else f"{weights / MILLION:.1f}M"
-
-
-def _legend(image_size: int, ranks: int) -> str:
-    return (
-        f"ddp, zero-1 to zero-3: GiB on each of {ranks} ranks for weights, gradients and AdamW's moments in fp32, "
-        f"without the buffers of the libraries. image: further MiB per image of {image_size} x {image_size} pixels and "
-        f"forward pass: {_activations_source(image_size)}. Any model of the timm library: model.name={TIMM_PREFIX}NAME."
-    )
 
 
 def _activations_source(image_size: int) -> str:

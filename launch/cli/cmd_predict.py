@@ -7,7 +7,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,9 +33,7 @@ COLUMNS = (
     "warning",
     "error",
 )
-KEY_DIGITS = 8
 MAX_NAMED_FILES = 3
-
 
 HELP = f"""{RESEARCH_ONLY}
 
@@ -113,20 +111,22 @@ def predict(
 def predict_files(inference: Inference, gallery: Gallery, files: Sequence[Path]) -> Iterator[PredictionRow]:
     """Yield a row for each file, in order. Holds no more images in memory than the run's evaluation batch."""
     from hsadml_dist.evaluation.predict import predict_images
-    from hsadml_dist.launch.input_images import InputImage
+    from hsadml_dist.launch.input_images import read_input_image
 
     batch = inference.recipe.evaluation.batch
     for start in range(0, len(files), batch):
-        images = [(path, _read_or_error(path, gallery.size)) for path in files[start : start + batch]]
-        pixels = [image.pixels for _, image in images if isinstance(image, InputImage)]
-        predictions = iter(predict_images(inference, gallery, pixels))
-        for path, image in images:
-            if isinstance(image, InputImage):
-                prediction = next(predictions)
-                warnings = (*prediction.warnings, *image.notes)
-                yield PredictionRow(path=printable(path), prediction=prediction, warnings=warnings)
-            else:
-                yield PredictionRow(path=printable(path), error=image)
+        rows: list[PredictionRow] = []
+        images: dict[int, InputImage] = {}
+        for place, path in enumerate(files[start : start + batch]):
+            rows.append(PredictionRow(path=printable(path)))
+            try:
+                images[place] = read_input_image(path, gallery.size)
+            except DataError as error:
+                rows[place] = replace(rows[place], error=str(error))
+        predictions = predict_images(inference, gallery, [image.pixels for image in images.values()])
+        for (place, image), found in zip(images.items(), predictions, strict=True):
+            rows[place] = replace(rows[place], prediction=found, warnings=(*found.warnings, *image.notes))
+        yield from rows
 
 
 def as_csv(rows: Sequence[PredictionRow]) -> str:
@@ -154,15 +154,6 @@ def as_dict(run: Path, gallery: Gallery, rows: Sequence[PredictionRow]) -> dict[
 def printable(path: Path) -> str:
     """Return a path as UTF-8 text; bytes that are not UTF-8 are escaped."""
     return str(path).encode("utf-8", "backslashreplace").decode()
-
-
-def _read_or_error(path: Path, size: int) -> InputImage | str:
-    from hsadml_dist.launch.input_images import read_input_image
-
-    try:
-        return read_input_image(path, size)
-    except DataError as error:
-        return str(error)
 
 
 def _cells(row: PredictionRow) -> list[str]:
@@ -200,7 +191,7 @@ def _row_formatter(files: Sequence[Path], classes: Sequence[str]) -> Callable[[P
         if found is None:
             return f"{row.path:<{path_width}}  not classified: {row.error}"
         nearest = "  ".join(
-            f"{one.class_name:<{class_width}} {one.cosine:6.3f} {one.key[:KEY_DIGITS]}" for one in found.neighbours
+            f"{one.class_name:<{class_width}} {one.cosine:6.3f} {one.key[:8]}" for one in found.neighbours
         )
         predicted = f"{found.class_name:<{class_width}} {found.probability:7.1%}"
         text = f"{row.path:<{path_width}}  {predicted}  nearest: {nearest}"
@@ -212,11 +203,9 @@ def _row_formatter(files: Sequence[Path], classes: Sequence[str]) -> Callable[[P
 def _summarize(rows: Sequence[PredictionRow], csv_file: Path | None) -> str:
     unread = sum(bool(row.error) for row in rows)
     far = sum(row.prediction is not None and bool(row.prediction.far_by) for row in rows)
-    text = (
-        f"{_count_files(len(rows))}: {len(rows) - unread} classified, {far} of them far from all training cases; "
-        f"{unread} not read"
-    )
-    return text if csv_file is None else f"{csv_file}: {text}"
+    where = "" if csv_file is None else f"{csv_file}: "
+    classified = f"{len(rows) - unread} classified, {far} of them far from all training cases"
+    return f"{where}{_count_files(len(rows))}: {classified}; {unread} not read"
 
 
 def _count_files(count: int) -> str:

@@ -8,6 +8,7 @@ import json
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 from cyclopts import App
 
@@ -26,25 +27,6 @@ from hsadml_dist.slurm.profiles import (
 from hsadml_dist.slurm.site import survey_site
 
 app = App(name="profile", help="Save the options that every job on your cluster needs; --profile NAME uses them.")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ProfileRow:
-    """A row of the list.
-
-    Attributes:
-        name: Name of the profile.
-        path: Its file.
-        shipped: Whether it is a shipped profile.
-        about: Its first line.
-        problem: Why it is invalid, or None.
-    """
-
-    name: str
-    path: str
-    shipped: bool
-    about: str
-    problem: str | None = None
 
 
 @app.command
@@ -76,11 +58,12 @@ def list_(*, as_json: AsJson = False) -> None:
     """
     rows = [_row(name, path) for name, path in known_profiles().items()]
     if as_json:
-        print(json.dumps([dataclasses.asdict(row) for row in rows]))
+        print(json.dumps(rows))
         return
-    width = max(len(row.name) for row in rows)
+    width = max(len(row["name"]) for row in rows)
     for row in rows:
-        print(f"{row.name:<{width}}  {'shipped' if row.shipped else 'yours':<7}  {row.problem or row.about}")
+        owner = "shipped" if row["shipped"] else "yours"
+        print(f"{row['name']:<{width}}  {owner:<7}  {row['problem'] or row['about']}")
     print(f"\nyour profiles are in {profile_folder()}", file=sys.stderr)
 
 
@@ -110,16 +93,18 @@ def copy(name: str, to: str, /, *, force: bool = False) -> None:
     print(f"wrote {write_profile(to, find_profile(name).read_text(encoding='utf-8'), force)}")
 
 
-def _row(name: str, path: Path) -> ProfileRow:
-    row = ProfileRow(name=name, path=str(path), shipped=path.parent == SHIPPED_PROFILES, about="")
+def _row(name: str, path: Path) -> dict[str, Any]:
+    """Return a row of the list: the first line of a profile, and why it is invalid or None."""
+    about, problem = "", None
     try:
         about = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip()
         load_profile(str(path))
     except (OSError, UnicodeDecodeError):
-        return dataclasses.replace(row, problem="cannot be read")
+        problem = "cannot be read"
     except ConfigError as fault:
-        return dataclasses.replace(row, about=about, problem=f"invalid: {fault.faults[0]}")
-    return dataclasses.replace(row, about=about)
+        problem = f"invalid: {fault.faults[0]}"
+    shipped = path.parent == SHIPPED_PROFILES
+    return {"name": name, "path": str(path), "shipped": shipped, "about": about, "problem": problem}
 
 
 def _as_json(name: str, path: Path, draft: ProfileDraft) -> dict[str, object]:

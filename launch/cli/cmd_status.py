@@ -105,7 +105,6 @@ def format_rows(rows: Sequence[StatusRow], now: float, width: int | None) -> lis
     """Return the rows as a table, or as a block of lines each if the table does not fit; several rows get a summary.
 
     Args:
-        rows: The rows.
         now: The time, in seconds since 1970 UTC.
         width: Columns of the terminal; None means no limit.
     """
@@ -129,7 +128,6 @@ class Snapshot:
     """The status of all watched runs at one time.
 
     Attributes:
-        rows: One per run.
         queue: The queue; None if no run was ever submitted to Slurm.
         now: The time, in seconds since 1970 UTC.
     """

@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Annotated
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from hsadml_dist.config.yaml_loader import print_config as format_config
 from hsadml_dist.errors import ExitCode, UsageError
 from hsadml_dist.jobs.prepare import find_recipe, prepare_run, resolve_recipe, shipped_recipes
+from hsadml_dist.jobs.submission import JobOptions
 from hsadml_dist.launch.local import run_ranks
 from hsadml_dist.preemption.signals import STOP_AFTER
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.history import merged_metrics
-from hsadml_dist.slurm.job_records import Backend, RequeueMode
+from hsadml_dist.slurm.job_records import Backend
 
 recipes_app = App(name="recipes", help="List, show and copy the shipped recipes.")
 
@@ -66,16 +68,7 @@ def submit(
     nodes: int,
     tasks_per_node: int,
     profile: str | None = None,
-    cpus_per_task: int | None = None,
-    partition: str | None = None,
-    account: str | None = None,
-    qos: str | None = None,
-    constraint: str | None = None,
-    gres: str | None = None,
-    mem: str | None = None,
-    time: str | None = None,
-    requeue: RequeueMode | None = None,
-    signal_lead: int | None = None,
+    options: Annotated[JobOptions | None, Parameter(name="*")] = None,
     backend: Backend = "sbatch",
     folds: str = "",
     seeds: str = "",
@@ -95,17 +88,7 @@ def submit(
         nodes: Number of nodes.
         tasks_per_node: Ranks on each node; nodes times this number must divide train.global_batch.
         profile: Saved options of your cluster (see hsadml profile list); the options below override them.
-        cpus_per_task: CPUs of each rank: one, plus one for each of data.workers. Default 1.
-        partition: Slurm partition; by default the site's.
-        account: Account to charge; by default the site's.
-        qos: Quality of service; by default the site's.
-        constraint: Required node features.
-        gres: Resources of each node, for instance gpu:4.
-        mem: Memory of each node, for instance 64G; by default the site's.
-        time: Time limit, for instance 30 (minutes), 12:00:00 or 2-00:00:00; by default the site's.
-        requeue: How a stopped job resumes. self: it requeues itself. chain: its successor is queued when it starts,
-            and runs next; this needs sbatch on the nodes. none: it ends with exit code 85. Default self.
-        signal_lead: Seconds before the time limit at which the job is signalled: time for one checkpoint. Default 30.
+        options: Options that override the profile.
         backend: Writer of the batch script: sbatch (this package) or submitit.
         folds: Folds to hold out, such as 0-4: a job array with one run folder for each, RUN/fold-0.
         seeds: Seeds, such as 0,1,2; together with folds every pair: RUN/fold-0-seed-1.
@@ -114,7 +97,7 @@ def submit(
         smoke: Test the recipe: two steps and an evaluation, in RUN-smoke.
         run: The run folder, new or existing; by default runs/RECIPE-FINGERPRINT. All nodes must see it.
     """
-    from hsadml_dist.jobs.submission import JobOptions, Submission, parse_numbers, plan_job, submit_training
+    from hsadml_dist.jobs.submission import Submission, parse_numbers, plan_job, submit_training
     from hsadml_dist.slurm.sbatch import render
     from hsadml_dist.slurm.submit import check_request
 
@@ -129,18 +112,7 @@ def submit(
         seeds=parse_numbers("--seeds", seeds) if seeds else (),
         profile=profile,
         backend=backend,
-        options=JobOptions(
-            partition=partition,
-            account=account,
-            qos=qos,
-            constraint=constraint,
-            gres=gres,
-            mem=mem,
-            time=time,
-            cpus_per_task=cpus_per_task,
-            requeue=requeue,
-            signal_lead=signal_lead,
-        ),
+        options=options or JobOptions(),
     )
     if dry_run:
         print(render(plan_job(submission)), end="")

@@ -105,11 +105,7 @@ def existing_parent(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def temporary_folder(parent: Path) -> Iterator[Path]:
-    """Create a folder in ``parent`` and remove it at the end.
-
-    Raises:
-        OSError: ``parent`` is not writable.
-    """
+    """Create a folder in ``parent`` and remove it at the end; raise OSError if ``parent`` is not writable."""
     folder = Path(tempfile.mkdtemp(prefix=".hsadml-doctor-", dir=parent))
     try:
         yield folder
@@ -131,13 +127,16 @@ def check_disk(parent: Path, needed: int | None) -> tuple[list[CheckResult], Dis
     try:
         with temporary_folder(parent) as folder:
             # Before the speed test, whose file would count.
-            results.append(check_free_space(_free_bytes(parent), needed))
-            results.append(check_free_inodes(os.statvfs(parent).f_files, os.statvfs(parent).f_favail))
+            stats = os.statvfs(parent)
+            results.append(check_free_space(stats.f_bavail * stats.f_frsize, needed))
+            results.append(check_free_inodes(stats.f_files, stats.f_favail))
             speed = measure_speed(folder / "speed")
             results.append(check_write_rate(speed.write_rate))
             results.append(check_atomic_rename(count_torn_reads(folder)))
             results.append(check_exclusive_mkdir(count_mkdir_winners(folder, RACERS, RACES)))
-            results.append(check_file_clock(file_server_time(folder) - time.time()))
+            clock = folder / "clock"
+            clock.touch()
+            results.append(check_file_clock(clock.stat().st_mtime - time.time()))
             return results, speed
     except OSError as fault:
         todo = "free some space, or name another folder with --run"
@@ -213,12 +212,7 @@ def measure_speed(path: Path) -> DiskSpeed:
 
 
 def count_torn_reads(folder: Path, replace: Callable[[Path, Path], None] = os.replace) -> int:
-    """Replace a file repeatedly while another process reads it, and count the reads of an incomplete file.
-
-    Args:
-        folder: Folder to test.
-        replace: Called with source and target.
-    """
+    """Replace a file in ``folder`` while another process reads it, and count the reads of an incomplete file."""
     target = folder / "target"
     target.write_text("0" * 4096)
     mine, theirs = multiprocessing.Pipe()
@@ -235,14 +229,7 @@ def count_torn_reads(folder: Path, replace: Callable[[Path, Path], None] = os.re
 
 
 def count_mkdir_winners(folder: Path, racers: int, races: int, make: Callable[[Path], None] = os.mkdir) -> list[int]:
-    """Let processes race to create the same folders, and count the winners of each race.
-
-    Args:
-        folder: Folder to test.
-        racers: Number of processes.
-        races: Number of folders.
-        make: Called with the folder to create.
-    """
+    """Let ``racers`` processes race to create the same folders in ``folder``; return the winners of each race."""
     start = _fork.Barrier(racers)
     pipes = [multiprocessing.Pipe(duplex=False) for _ in range(racers)]
     processes = [
@@ -263,13 +250,6 @@ def try_mkdir(path: Path, make: Callable[[Path], None] = os.mkdir) -> bool:
     except FileExistsError:
         return False
     return True
-
-
-def file_server_time(folder: Path) -> float:
-    """Return the file server's time in seconds since 1970 UTC."""
-    probe = folder / "clock"
-    probe.touch()
-    return probe.stat().st_mtime
 
 
 def file_system_of(path: Path) -> tuple[str, str]:
@@ -295,11 +275,6 @@ def _check_kind(folder: Path) -> CheckResult:
         return unknown_result(GROUP, "folder", str(folder))
     todo = "it is in memory and lost when the machine restarts: name another folder with --run"
     return check_result(GROUP, "folder", f"{folder} ({kind} at {mount})", warn=todo if kind in IN_MEMORY else "")
-
-
-def _free_bytes(folder: Path) -> int:
-    stats = os.statvfs(folder)
-    return stats.f_bavail * stats.f_frsize
 
 
 def _read_repeatedly(target: Path, pipe: Connection) -> None:

@@ -72,12 +72,7 @@ def check_versions() -> Iterator[CheckResult]:
 
 
 def compare_versions(installed: Mapping[str, str | None], tested: Mapping[str, str]) -> Iterator[CheckResult]:
-    """Yield one result per package.
-
-    Args:
-        installed: By name, see :func:`installed_versions`.
-        tested: Versions that were tested together, by name.
-    """
+    """Yield one result per installed package; ``tested`` are versions that were tested together, by name."""
     for name, version in installed.items():
         yield check_result(VERSIONS_GROUP, name, _describe_version(name, version, tested.get(name)))
     missing = [name for name in TRAINING_PACKAGES if installed[name] is None]
@@ -112,13 +107,16 @@ def host_limits() -> HostLimits:
     umask = os.umask(0o077)
     os.umask(umask)
     shared = shutil.disk_usage(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else None
+    allowed = len(os.sched_getaffinity(0))
+    # Without cgroups a site does not limit a task to its share.
+    share = os.environ.get("SLURM_CPUS_PER_TASK", "") if "SLURM_STEP_ID" in os.environ else ""
     return HostLimits(
         umask=umask,
         shared_total=shared.total if shared else None,
         shared_free=shared.free if shared else None,
         files=_soft_limit(resource.RLIMIT_NOFILE),
         locked=_soft_limit(resource.RLIMIT_MEMLOCK),
-        cpus=_usable_cpus(os.environ),
+        cpus=min(allowed, int(share)) if share.isdecimal() else allowed,
     )
 
 
@@ -166,13 +164,6 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _usable_cpus(environ: Mapping[str, str]) -> int:
-    """Return the number of usable CPUs; without cgroups a site does not limit a task to its share."""
-    share = environ.get("SLURM_CPUS_PER_TASK", "") if "SLURM_STEP_ID" in environ else ""
-    allowed = len(os.sched_getaffinity(0))
-    return min(allowed, int(share)) if share.isdecimal() else allowed
 
 
 def _soft_limit(kind: int) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ class GpuReport:
 
     Attributes:
         names: Names of the GPUs that torch sees.
-        bf16: Whether all of them support bfloat16.
+        bf16: True if all of them support bfloat16.
         promised: GPUs that Slurm assigned (CUDA_VISIBLE_DEVICES); None if none.
     """
 
@@ -75,7 +75,7 @@ class GroupReport:
         timings: Durations of collectives.
         seen: Number of ranks whose files in the shared folder are visible here.
         seen_seconds: Seconds until they were visible.
-        won: Whether this rank won each race to create a folder.
+        won: For each race, True if this rank won it to create a folder.
         write_rate: MB/s while all nodes write; None on all but one rank of a node.
     """
 
@@ -95,7 +95,6 @@ class RankReport:
     """Everything that a rank found out.
 
     Attributes:
-        rank: The rank.
         host: Name of its node.
         versions: Versions of Python and the packages; None for a package that is not installed.
         package: Folder from which this package was imported.
@@ -103,7 +102,6 @@ class RankReport:
         programs: Slurm's programs that are not on its PATH.
         submit: Why sbatch refuses a job from this node; empty if it accepts one; None if another rank of the node tests
             it.
-        gpus: Its GPUs.
         together: Measurements with its peers; None if the ranks did not connect.
         error: Why they did not connect.
     """
@@ -120,19 +118,6 @@ class RankReport:
     error: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ProbeResult:
-    """Reports and output of the job.
-
-    Attributes:
-        reports: Reports by rank; ranks may be missing.
-        last_line: Last line of the job's output.
-    """
-
-    reports: Mapping[int, RankReport]
-    last_line: str
-
-
 def probe_request(
     folder: Path, options: Profile, *, nodes: int, tasks_per_node: int, max_seconds: int | None = None
 ) -> JobRequest:
@@ -140,9 +125,6 @@ def probe_request(
 
     Args:
         folder: Folder for the reports, visible to all nodes.
-        options: Options of the job.
-        nodes: Number of nodes.
-        tasks_per_node: Ranks on each node.
         max_seconds: Time limit of the partition; None if there is none or it is unknown.
     """
     seconds = min(max_seconds or TIME_LIMIT_SECONDS, TIME_LIMIT_SECONDS)
@@ -157,7 +139,9 @@ def probe_request(
     )
 
 
-def run_probe_job(request: JobRequest, timeout: float, log: Log, env: Mapping[str, str] | None = None) -> ProbeResult:
+def run_probe_job(
+    request: JobRequest, timeout: float, log: Log, env: Mapping[str, str] | None = None
+) -> tuple[dict[int, RankReport], str]:
     """Queue the job, wait for its end and read the reports. The job is cancelled if this function ends first.
 
     Args:
@@ -166,6 +150,9 @@ def run_probe_job(request: JobRequest, timeout: float, log: Log, env: Mapping[st
         log: Called with a line about each state of the job.
         env: Whole environment for Slurm's commands; None means this process's own.
 
+    Returns:
+        The reports by rank, of which some may be missing, and the last line of the job's output.
+
     Raises:
         ClusterError: Slurm refused the job, or it did not end in time.
         ConfigError: The request cannot be written as a batch script.
@@ -173,11 +160,16 @@ def run_probe_job(request: JobRequest, timeout: float, log: Log, env: Mapping[st
     path = request.run_dir / "job.sbatch"
     write_text(path, render(request))
     job = client.sbatch(path, env)
-    with _cancel_on_error(job, log, env):
+    try:
         state = _wait_for_end(job, time.monotonic() + timeout, log, env)
+    except BaseException:
+        with contextlib.suppress(ClusterError):
+            client.cancel(job, env)
+            log(f"job {job}: cancelled")
+        raise
     if state is not None and state != "COMPLETED":
         log(f"job {job}: {state}")
-    return ProbeResult(reports=wait_for_reports(request.run_dir), last_line=last_output_line(request.run_dir))
+    return wait_for_reports(request.run_dir), last_output_line(request.run_dir)
 
 
 def wait_for_reports(folder: Path, seconds: float = SETTLE_SECONDS) -> dict[int, RankReport]:
@@ -239,14 +231,3 @@ def _wait_for_end(job: str, deadline: float, log: Log, env: Mapping[str, str] | 
         if time.monotonic() > deadline:
             raise ClusterError(f"the doctor's job {job} was still {state} after --timeout; it is cancelled")
         time.sleep(POLL_SECONDS)
-
-
-@contextlib.contextmanager
-def _cancel_on_error(job: str, log: Log, env: Mapping[str, str] | None) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(ClusterError):
-            client.cancel(job, env)
-            log(f"job {job}: cancelled")
-        raise

@@ -42,11 +42,7 @@ POLL_SECONDS = 0.05
 
 
 def measure_group(folder: Path, topology: Topology) -> GroupReport:
-    """Connect to the peers and measure. Collective: every rank must call it.
-
-    Args:
-        folder: Folder that all ranks are supposed to share.
-        topology: This rank's place.
+    """Connect to the peers and measure, in a folder that all ranks should share. Collective: every rank must call it.
 
     Raises:
         ClusterError: The ranks did not connect in time.
@@ -61,7 +57,11 @@ def measure_group(folder: Path, topology: Topology) -> GroupReport:
     rate = measure_speed(folder / f"speed-{topology.rank}").write_rate if topology.local_rank == 0 else None
     address = source_address(comm.broadcast_object(socket.gethostname()))
     comm.close()
-    timings += _measure_gpus(folder, topology)
+    device = local_device(topology)
+    if device.type == "cuda":
+        comm = _connect(folder, topology, device)
+        timings += measure_collectives(comm)
+        comm.close()
     return GroupReport(
         address=address,
         interface=interface_with_address(address),
@@ -132,11 +132,7 @@ def sample_clocks(comm: Comm) -> tuple[tuple[float, ...], float]:
 
 
 def wait_for_peer_files(folder: Path, comm: Comm) -> tuple[int, float]:
-    """Write a file and wait for those of the peers. Collective: every rank must call it.
-
-    Returns:
-        Number of ranks whose files are visible, and the seconds until they were.
-    """
+    """Return how many ranks' files are visible, and after how many seconds. Collective: every rank must call it."""
     files = folder / "seen"
     files.mkdir(exist_ok=True)
     (files / f"rank-{comm.topology.rank}").touch()
@@ -150,10 +146,7 @@ def wait_for_peer_files(folder: Path, comm: Comm) -> tuple[int, float]:
 
 
 def race_to_create(folder: Path, comm: Comm) -> tuple[bool, ...]:
-    """Create the same folders at the same time as all ranks; return which ones this rank created.
-
-    Collective: every rank must call it.
-    """
+    """Race to create folders; return True for each that this rank created. Collective: every rank must call it."""
     won = []
     for number in range(RACES):
         comm.all_reduce_max([0.0])
@@ -171,14 +164,6 @@ def _median_seconds(call: Callable[[], torch.Tensor], device: torch.device) -> f
         durations.append(time.perf_counter() - start)
     # The first call opens connections.
     return statistics.median(durations[1:])
-
-
-def _measure_gpus(folder: Path, topology: Topology) -> Iterator[CollectiveTiming]:
-    device = local_device(topology)
-    if device.type == "cuda":
-        comm = _connect(folder, topology, device)
-        yield from measure_collectives(comm)
-        comm.close()
 
 
 def _connect(folder: Path, topology: Topology, device: torch.device) -> Comm:

@@ -77,7 +77,6 @@ def check_slurm(
     """Yield the results for the site's settings.
 
     Args:
-        site: The site.
         partition: Partition that the run would use.
         stop_seconds: Time that the run needs to stop and save; None if unknown.
         env: Whole environment for Slurm's commands; None means this process's own.

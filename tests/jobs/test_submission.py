@@ -40,7 +40,7 @@ def test_parse_numbers_refuses_other_text(text):
 
 def test_each_pair_of_fold_and_seed_has_its_own_run_folder():
     array = make_submission(run=Path("cv"), folds=(0, 3), seeds=(1, 2), overrides=("optim.lr=0.1",))
-    assert [(str(one.run), one.overrides) for one in array_elements(array)] == [
+    assert [(str(run), overrides) for run, overrides in array_elements(array)] == [
         (f"cv/fold-{fold}-seed-{seed}", ("optim.lr=0.1", f"data.fold={fold}", f"train.seed={seed}"))
         for fold in (0, 3)
         for seed in (1, 2)

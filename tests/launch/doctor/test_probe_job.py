@@ -73,7 +73,7 @@ def test_run_probe_job_waits_for_the_end_and_reads_reports(tmp_path, fake_slurm,
     logged = []
     env = fake_slurm("PENDING", "PENDING", "RUNNING", "FAILED")
     result = run_probe_job(request_for(tmp_path), 600, logged.append, env)
-    assert (result.reports, result.last_line) == ({0: reports[0]}, "last")
+    assert result == ({0: reports[0]}, "last")
     assert logged == ["job 12: PENDING", "job 12: RUNNING", "job 12: FAILED"]
     assert not (tmp_path / "cancelled").exists()
 
