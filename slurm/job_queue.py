@@ -106,10 +106,7 @@ def with_unlisted_jobs(
     missing = [job for job in dict.fromkeys(jobs) if queue.find(job) is None]
     if not missing or queue.problem is not None:
         return queue
-    found = _query_sacct(missing, env)
-    if found is None:
-        found = _query_scontrol(missing[:MAX_SCONTROL_QUERIES], env)
-    extended = replace(queue, others={**queue.others, **found})
+    extended = replace(queue, others={**queue.others, **_query_unlisted(missing, env)})
     _Cache.of(env, clock).write(extended)
     return extended
 
@@ -144,23 +141,16 @@ def _ask_squeue(before: QueueSnapshot | None, env: Mapping[str, str] | None, now
     return QueueSnapshot(asked=now, answered=now, jobs=jobs, others=others)
 
 
-def _query_sacct(jobs: Sequence[str], env: Mapping[str, str] | None) -> dict[str, SlurmJob] | None:
-    """Return jobs from the accounting database; None where no accounts are kept."""
-    try:
+def _query_unlisted(jobs: Sequence[str], env: Mapping[str, str] | None) -> dict[str, SlurmJob]:
+    """Return jobs from the accounting database, or some of them from the controller where no accounts are kept."""
+    with contextlib.suppress(ClusterError):
         rows = client.sacct(jobs, env)
-    except ClusterError:
-        return None
-    by_id = {job.raw: job for job in rows} | {job.job: job for job in rows}
-    return {name: by_id.get(name, SlurmJob(job=name, state=FORGOTTEN)) for name in jobs}
-
-
-def _query_scontrol(jobs: Sequence[str], env: Mapping[str, str] | None) -> dict[str, SlurmJob]:
+        by_id = {job.raw: job for job in rows} | {job.job: job for job in rows}
+        return {name: by_id.get(name, SlurmJob(job=name, state=FORGOTTEN)) for name in jobs}
     found = {}
-    for job in jobs:
-        try:
+    with contextlib.suppress(ClusterError):
+        for job in jobs[:MAX_SCONTROL_QUERIES]:
             found[job] = client.show_job(job, env)
-        except ClusterError:
-            break
     return found
 
 

@@ -172,7 +172,10 @@ def build_status_row(run: RunFolder, state: RunState, jobs: RunJobs, now: float)
     row = StatusRow(run=run.path, phase=state.phase, text=state.phase, over=False, state=state, reason=reason)
     if state.phase == "finished":
         return replace(row, over=True, job=jobs.job_of_attempt(state))
-    if _ended_for_good(state) and not _was_resubmitted(jobs, state):
+    # A lost node makes the other ranks fail with an internal error; their successor resumes.
+    has_failed = state.phase == "failed" and state.exit_code != ExitCode.INTERNAL_ERROR
+    ended_for_good = has_failed or (state.phase == "stopped" and state.stop_is_final)
+    if ended_for_good and not _was_resubmitted(jobs, state):
         # A job that is pending or completing exits without a step.
         return replace(row, over=True, job=jobs.job_of_attempt(state), advice=_resume_advice(row, jobs))
     if state.phase in ("starting", "running"):
@@ -189,13 +192,6 @@ def _without_live_attempt(row: StatusRow, jobs: RunJobs, now: float) -> StatusRo
     if jobs.current is not None:
         return _completing(row, jobs, jobs.current, now)
     return _without_live_job(row, jobs, now)
-
-
-def _ended_for_good(state: RunState) -> bool:
-    """Return whether no job resumes the run."""
-    if state.phase == "failed":
-        return state.exit_code != ExitCode.INTERNAL_ERROR  # a lost node makes the other ranks fail with this code
-    return state.phase == "stopped" and state.stop_is_final
 
 
 def _was_resubmitted(jobs: RunJobs, state: RunState) -> bool:

@@ -307,10 +307,9 @@ def _leading_int(text: str | None, default: int) -> int:
 
 
 def _parse_limit(text: str) -> int | None:
-    try:
+    with contextlib.suppress(ValueError):
         return parse_time_limit(text)
-    except ValueError:
-        return None
+    return None
 
 
 def _distinct(values: Iterable[str]) -> tuple[str, ...]:

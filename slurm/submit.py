@@ -93,9 +93,21 @@ def requeue_problem(site: SlurmSite, mode: str, partition: str | None = None) ->
     if option is not None:
         reason = f"this site requeues jobs that exit with 0 ({option}), so a finished run would start again and again"
         return RequeueProblem(mode, reason, "ask the site to remove 0")
-    if mode == "none":
-        return _none_problem(site)
-    return _self_problem(site, partition) if mode == "self" else None
+    option = _option_with(site, ExitCode.STOPPED)
+    if mode == "none" and option is not None:
+        reason = (
+            f"this site requeues jobs that exit with {ExitCode.STOPPED:d}, as a stopped run does ({option}), "
+            "so it would not end with that code"
+        )
+        return RequeueProblem(mode, reason, "use chain or self")
+    known = site.partition(partition)
+    if mode == "self" and known is not None and known.preempt_mode == "CANCEL" and known.grace_seconds == 0:
+        reason = (
+            f"jobs that are preempted in partition {known.name} are cancelled at once and not requeued "
+            "(PreemptMode=CANCEL, GraceTime=0)"
+        )
+        return RequeueProblem(mode, reason, "use chain")
+    return None
 
 
 def requeue_warning(site: SlurmSite) -> str | None:
@@ -123,28 +135,6 @@ def _refuse_second_job(request: JobRequest) -> None:
         if job is not None:
             remedy = f"hsadml cancel {run.path}, or wait for its end"
             raise RunLockedError(f"{run.path}: job {job} of this run is queued or running; {remedy}")
-
-
-def _none_problem(site: SlurmSite) -> RequeueProblem | None:
-    option = _option_with(site, ExitCode.STOPPED)
-    if option is None:
-        return None
-    reason = (
-        f"this site requeues jobs that exit with {ExitCode.STOPPED:d}, as a stopped run does ({option}), "
-        "so it would not end with that code"
-    )
-    return RequeueProblem("none", reason, "use chain or self")
-
-
-def _self_problem(site: SlurmSite, partition: str | None) -> RequeueProblem | None:
-    known = site.partition(partition)
-    if known is None or known.grace_seconds > 0 or known.preempt_mode != "CANCEL":
-        return None
-    reason = (
-        f"jobs that are preempted in partition {known.name} are cancelled at once and not requeued "
-        "(PreemptMode=CANCEL, GraceTime=0)"
-    )
-    return RequeueProblem("self", reason, "use chain")
 
 
 def _option_with(site: SlurmSite, code: int) -> str | None:

@@ -290,7 +290,14 @@ def _layout(cluster: Cluster, site: SimulatedSite) -> ClusterLayout:
 
 def _start(cluster: Cluster, layout: ClusterLayout) -> Cluster:
     root, env = cluster.root, cluster.env()
-    munged = daemons.spawn("munged", _munged_argv(layout), output=root / "log/munged.out", env=env)
+    argv = [
+        daemons.find_tool("munged"),
+        # --force, because the folder may be writable by others than root.
+        *("--foreground", "--force", f"--socket={layout.munge_socket}", f"--key-file={layout.root}/munge/key"),
+        *(f"--pid-file={layout.root}/pid/munged.pid", f"--log-file={layout.root}/log/munged.log"),
+        f"--seed-file={layout.root}/munge/seed",
+    ]
+    munged = daemons.spawn("munged", argv, output=root / "log/munged.out", env=env)
     cluster = _with(cluster, munged)
     daemons.wait_until(lambda: Path(layout.munge_socket).exists() or not munged.alive, seconds=10)
     if not munged.alive:
@@ -310,17 +317,6 @@ def _with(cluster: Cluster, *started: Daemon) -> Cluster:
     grown = dataclasses.replace(cluster, daemons=(*cluster.daemons, *started))
     _save(grown)
     return grown
-
-
-def _munged_argv(layout: ClusterLayout) -> list[str]:
-    root = layout.root
-    return [
-        daemons.find_tool("munged"),
-        # --force, because the folder may be writable by others than root.
-        *("--foreground", "--force", f"--socket={layout.munge_socket}", f"--key-file={root}/munge/key"),
-        *(f"--pid-file={layout.pid_file('munged')}", f"--log-file={layout.log_file('munged')}"),
-        f"--seed-file={root}/munge/seed",
-    ]
 
 
 def _start_node(cluster: Cluster, node: ClusterNode, index: int, site: SimulatedSite) -> tuple[Daemon, ...]:

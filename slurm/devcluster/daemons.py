@@ -134,22 +134,24 @@ def wait_until(condition: Callable[[], bool], *, seconds: float, pause: float = 
 def stop(daemons: Iterable[Daemon], *, patience: float = 3.0) -> None:
     """End processes by SIGTERM, and after ``patience`` seconds by SIGKILL."""
     running = [daemon for daemon in daemons if daemon.alive]
-    for daemon in running:
-        send(daemon, signal.SIGTERM)
-    if not wait_until(lambda: not any(d.alive for d in running), seconds=patience):
+    if not _end(running, signal.SIGTERM, patience):
         kill(running)
-    for daemon in running:
-        _reap(daemon.pid)
 
 
 def kill(daemons: Iterable[Daemon]) -> None:
     """End processes by SIGKILL and wait until they are gone."""
-    doomed = list(daemons)
+    _end(list(daemons), signal.SIGKILL, 5)
+
+
+def _end(doomed: Sequence[Daemon], number: signal.Signals, seconds: float) -> bool:
+    """Send a signal to processes, wait for their end and reap them; return False if any remains."""
     for daemon in doomed:
-        send(daemon, signal.SIGKILL)
-    wait_until(lambda: not any(d.alive for d in doomed), seconds=5)
+        send(daemon, number)
+    is_over = wait_until(lambda: not any(daemon.alive for daemon in doomed), seconds=seconds)
     for daemon in doomed:
-        _reap(daemon.pid)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(daemon.pid, os.WNOHANG)
+    return is_over
 
 
 def kill_tree(root: Daemon) -> None:
@@ -163,11 +165,6 @@ def send(daemon: Daemon, number: signal.Signals) -> None:
     if daemon.alive:
         with contextlib.suppress(ProcessLookupError):
             os.kill(daemon.pid, number)
-
-
-def _reap(pid: int) -> None:
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)
 
 
 def job_processes(root: Path, conf: Path) -> list[Daemon]:

@@ -95,14 +95,6 @@ class ClusterLayout:
         """Path of the socket of the cluster's own munged."""
         return f"{self.root}/munge/sock"
 
-    def pid_file(self, daemon: str) -> str:
-        """Return the path of a daemon's pid file."""
-        return f"{self.root}/pid/{daemon}.pid"
-
-    def log_file(self, daemon: str) -> str:
-        """Return the path of a daemon's log."""
-        return f"{self.root}/log/{daemon}.log"
-
 
 def get_simulated_site(name: str) -> SimulatedSite:
     """Return a site by its name.
@@ -155,20 +147,13 @@ def write_files(layout: ClusterLayout) -> None:
 def slurm_conf(layout: ClusterLayout) -> str:
     """Return the text of ``slurm.conf``."""
     site, names = layout.site, ",".join(node.name for node in layout.nodes)
-    text = _SLURM_CONF.format(
-        layout=layout,
-        site=site,
-        ctld_pid=layout.pid_file("slurmctld"),
-        slurmd_pid=layout.pid_file("%n"),
-        ctld_log=layout.log_file("slurmctld"),
-        slurmd_log=layout.log_file("%n"),
-    )
     partitions = [
         f"PartitionName=low Nodes={names} Default=YES MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE"
         f" GraceTime={site.grace_seconds}",
         f"PartitionName=high Nodes={names} MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF",
     ]
-    return text + "".join(f"{line}\n" for line in [*_optional_settings(layout), *_node_lines(layout), *partitions])
+    lines = [*_optional_settings(layout), *_node_lines(layout), *partitions]
+    return _SLURM_CONF.format(layout=layout, site=site) + "".join(f"{line}\n" for line in lines)
 
 
 def gres_conf(layout: ClusterLayout) -> str:
@@ -229,10 +214,10 @@ AuthInfo=socket={layout.munge_socket},cred_expire={site.credential_seconds}
 CredType=cred/munge
 StateSaveLocation={layout.root}/state
 SlurmdSpoolDir={layout.root}/spool/%n
-SlurmctldPidFile={ctld_pid}
-SlurmdPidFile={slurmd_pid}
-SlurmctldLogFile={ctld_log}
-SlurmdLogFile={slurmd_log}
+SlurmctldPidFile={layout.root}/pid/slurmctld.pid
+SlurmdPidFile={layout.root}/pid/%n.pid
+SlurmctldLogFile={layout.root}/log/slurmctld.log
+SlurmdLogFile={layout.root}/log/%n.log
 PlugStackConfig={layout.root}/plugstack.conf
 JobCompType=jobcomp/filetxt
 JobCompLoc={layout.root}/log/jobcomp.log
