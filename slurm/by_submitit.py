@@ -14,7 +14,7 @@ from typing import Any
 
 from hsadml_dist.errors import ClusterError, ConfigError, Fault
 from hsadml_dist.slurm.job_records import SUBMITIT_FOLDER
-from hsadml_dist.slurm.sbatch import JobRequest, render_setup_and_teardown
+from hsadml_dist.slurm.sbatch import TEXT_OPTIONS, JobRequest, render_setup_and_teardown
 from hsadml_dist.slurm.submit import record_submission, run_folders_of
 
 Work = Callable[[str], None]
@@ -54,8 +54,6 @@ def _executor(request: JobRequest) -> Any:
     import submitit
 
     before, after = render_setup_and_teardown(request)
-    # bash survives a trapped signal and continues after srun; an ignored signal would be ignored by srun as well.
-    setup = [before, "trap : TERM USR2"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         executor = submitit.SlurmExecutor(folder=str(request.run_dir / SUBMITIT_FOLDER), python=request.python)
@@ -64,16 +62,13 @@ def _executor(request: JobRequest) -> Any:
             nodes=request.nodes,
             ntasks_per_node=request.tasks_per_node,
             cpus_per_task=request.cpus_per_task,
-            partition=request.partition,
-            account=request.account,
-            qos=request.qos,
-            constraint=request.constraint,
-            gres=request.gres,
+            **{name: getattr(request, name) for name in TEXT_OPTIONS if name != "mem"},
             time=None,
             wckey=None,
             signal_delay_s=request.signal_lead_seconds,
             stderr_to_stdout=True,
-            setup=setup,
+            # bash survives a trapped signal and continues after srun; an ignored one would be ignored by srun as well.
+            setup=[before, "trap : TERM USR2"],
             teardown=["code=$?", after],
             srun_args=[f"--cpus-per-task={request.cpus_per_task}", "--kill-on-bad-exit=1", "--wait=300"],
             additional_parameters=_additional_options(request),
@@ -83,13 +78,9 @@ def _executor(request: JobRequest) -> Any:
 
 def _additional_options(request: JobRequest) -> dict[str, Any]:
     """Return options of sbatch that submitit has no parameter for."""
-    options: dict[str, Any] = {"chdir": str(request.working_dir)}
-    options["requeue" if request.requeue == "self" else "no-requeue"] = True
-    if request.mem is not None:
-        options["mem"] = request.mem
-    if request.time_limit is not None:
-        options["time"] = request.time_limit
+    requeue = "requeue" if request.requeue == "self" else "no-requeue"
+    options = {"chdir": str(request.working_dir), requeue: True, "mem": request.mem, "time": request.time_limit}
     for option in request.options:
         name, _, value = option.removeprefix("--").partition("=")
         options[name] = value or True
-    return options
+    return {name: value for name, value in options.items() if value is not None}

@@ -56,7 +56,6 @@ class SlurmJob:
         state: Slurm's state, for instance ``PENDING``.
         reason: Slurm's reason for a pending or failed state; empty if there is none.
         start: Actual or expected start in seconds since 1970 UTC.
-        nodes: Its nodes.
         exit_code: ``code:signal``, where known.
     """
 
@@ -85,10 +84,7 @@ def run_command(argv: Sequence[str], env: Mapping[str, str] | None = None) -> st
     Raises:
         ClusterError: Slurm is not installed, does not answer, or refused.
     """
-    done = _run(argv, env)
-    if done.returncode != 0:
-        raise ClusterError(explain(argv[0], done.stderr, env))
-    return done.stdout
+    return _run(argv, env).stdout
 
 
 def require_slurm(env: Mapping[str, str] | None = None) -> None:
@@ -103,10 +99,6 @@ def require_slurm(env: Mapping[str, str] | None = None) -> None:
 def sbatch(script: Path, env: Mapping[str, str] | None = None) -> str:
     """Queue a batch script and return the job id.
 
-    Args:
-        script: Path of the script.
-        env: Complete environment to submit from; None means that of this process.
-
     Raises:
         ClusterError: Slurm is not installed, does not answer, or refused the job.
     """
@@ -119,10 +111,7 @@ def sbatch_test(script: str, env: Mapping[str, str] | None = None) -> str:
     Raises:
         ClusterError: Slurm is not installed, does not answer, or would refuse the job.
     """
-    done = _run(["sbatch", "--test-only"], env, stdin=script)
-    if done.returncode != 0:
-        raise ClusterError(explain("sbatch", done.stderr, env))
-    return " ".join(done.stderr.removeprefix("sbatch: ").split())
+    return " ".join(_run(["sbatch", "--test-only"], env, stdin=script).stderr.removeprefix("sbatch: ").split())
 
 
 def job_state(job_id: str, env: Mapping[str, str] | None = None) -> str | None:
@@ -138,12 +127,10 @@ def job_state(job_id: str, env: Mapping[str, str] | None = None) -> str | None:
 def job_is_known(job_id: str, env: Mapping[str, str] | None = None) -> bool | None:
     """Return whether a job is queued, running or completing; None if Slurm cannot be asked."""
     try:
-        done = _run(["squeue", "--noheader", f"--jobs={job_id}", "--format=%i"], env)
+        done = _run(["squeue", "--noheader", f"--jobs={job_id}", "--format=%i"], env, may_be_unknown=True)
     except ClusterError:
         return None
-    if done.returncode == 0:
-        return bool(done.stdout.strip())
-    return False if _UNKNOWN_JOB.search(done.stderr) else None
+    return done.returncode == 0 and bool(done.stdout.strip())
 
 
 def squeue(selection: Sequence[str], env: Mapping[str, str] | None = None) -> dict[str, SlurmJob]:
@@ -160,9 +147,7 @@ def squeue(selection: Sequence[str], env: Mapping[str, str] | None = None) -> di
     clean = {name: value for name, value in (env or os.environ).items() if not name.startswith("SQUEUE_")}
     clean["SLURM_TIME_FORMAT"] = "standard"
     argv = ["squeue", "--noheader", "--array", "--states=all", *selection, f"--format={SQUEUE_FORMAT}"]
-    done = _run(argv, clean, seconds=QUERY_TIMEOUT_SECONDS)
-    if done.returncode != 0 and not _UNKNOWN_JOB.search(done.stderr):
-        raise ClusterError(explain("squeue", done.stderr, env))
+    done = _run(argv, clean, seconds=QUERY_TIMEOUT_SECONDS, may_be_unknown=True)
     lines = done.stdout.splitlines() if done.returncode == 0 else []
     return {job.job: job for job in map(parse_squeue_line, lines) if job is not None}
 
@@ -175,10 +160,8 @@ def sacct(job_ids: Sequence[str], env: Mapping[str, str] | None = None) -> list[
     """
     selection = [f"--jobs={','.join(job_ids)}", f"--format={','.join(SACCT_FIELDS)}"]
     argv = ["sacct", "--noheader", "--parsable2", "--allocations", *selection]
-    done = _run(argv, env, seconds=QUERY_TIMEOUT_SECONDS)
-    if done.returncode != 0:
-        raise ClusterError(explain("sacct", done.stderr, env))
-    return [job for job in map(parse_sacct_line, done.stdout.splitlines()) if job is not None]
+    lines = _run(argv, env, seconds=QUERY_TIMEOUT_SECONDS).stdout.splitlines()
+    return [job for job in map(parse_sacct_line, lines) if job is not None]
 
 
 def show_job(job_id: str, env: Mapping[str, str] | None = None) -> SlurmJob:
@@ -187,12 +170,9 @@ def show_job(job_id: str, env: Mapping[str, str] | None = None) -> SlurmJob:
     Raises:
         ClusterError: Slurm is not installed or does not answer.
     """
-    done = _run(["scontrol", "--oneliner", "show", "job", job_id], env, seconds=QUERY_TIMEOUT_SECONDS)
-    if done.returncode == 0:
-        return parse_shown_job(job_id, done.stdout)
-    if _UNKNOWN_JOB.search(done.stderr + done.stdout):  # for an array element the message is on stdout
-        return SlurmJob(job=job_id, state=FORGOTTEN)
-    raise ClusterError(explain("scontrol show job", done.stderr, env))
+    argv = ["scontrol", "--oneliner", "show", "job", job_id]
+    done = _run(argv, env, seconds=QUERY_TIMEOUT_SECONDS, may_be_unknown=True)
+    return parse_shown_job(job_id, done.stdout if done.returncode == 0 else "")
 
 
 def cancel(job_id: str, env: Mapping[str, str] | None = None) -> None:
@@ -201,9 +181,7 @@ def cancel(job_id: str, env: Mapping[str, str] | None = None) -> None:
     Raises:
         ClusterError: Slurm is not installed, does not answer, or refused.
     """
-    done = _run(["scancel", job_id], env)
-    if done.returncode != 0 and not _UNKNOWN_JOB.search(done.stderr):
-        raise ClusterError(explain("scancel", done.stderr, env))
+    _run(["scancel", job_id], env, may_be_unknown=True)
 
 
 def parse_job_id(answer: str) -> str:
@@ -266,10 +244,8 @@ def explain(command: str, stderr: str, env: Mapping[str, str] | None = None) -> 
     reason = "; ".join(line.strip() for line in stderr.splitlines() if line.strip()) or "no reason given"
     if not _UNREACHABLE.search(reason):
         return f"{command} failed: {reason}"
-    conf = _slurm_conf(env)
-    if conf is None:
-        hint = "SLURM_CONF is unset; a login node needs none, for a private cluster export the line that `up` printed"
-    else:
+    hint = "SLURM_CONF is unset; a login node needs none, for a private cluster export the line that `up` printed"
+    if (conf := _slurm_conf(env)) is not None:
         hint = f"SLURM_CONF={conf}: its controller does not answer"
     return f"{command} failed: {hint} ({reason})"
 
@@ -288,14 +264,21 @@ def _run(
     *,
     stdin: str | None = None,
     seconds: float = TIMEOUT_SECONDS,
+    may_be_unknown: bool = False,
 ) -> subprocess.CompletedProcess[str]:
+    """Run a Slurm command; it may fail only if ``may_be_unknown`` is set and Slurm does not know the job."""
     command = [_find(argv[0], env), *argv[1:]]
     try:
-        return subprocess.run(
+        done = subprocess.run(
             command, env=env, input=stdin, capture_output=True, text=True, timeout=seconds, check=False
         )
     except subprocess.TimeoutExpired:
         raise ClusterError(f"{argv[0]}: no answer within {seconds:.0f} s; is the controller up?") from None
+    # For an array element scontrol prints on stdout that it does not know the job.
+    is_unknown = may_be_unknown and _UNKNOWN_JOB.search(done.stderr + done.stdout)
+    if done.returncode != 0 and not is_unknown:
+        raise ClusterError(explain(argv[0], done.stderr, env))
+    return done
 
 
 def _find(command: str, env: Mapping[str, str] | None) -> str:

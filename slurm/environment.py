@@ -20,12 +20,7 @@ PYTHON_INSIDE = "python3"
 
 @dataclass(frozen=True, kw_only=True)
 class RankWrapper:
-    """Words of bash around the command of the ranks.
-
-    Attributes:
-        srun_options: Options of srun.
-        launcher: Words before the interpreter.
-    """
+    """Words of bash around the command of the ranks: options of srun, and words before the interpreter."""
 
     srun_options: tuple[str, ...] = ()
     launcher: tuple[str, ...] = ()
@@ -33,10 +28,16 @@ class RankWrapper:
 
 def render_prologue(profile: Profile) -> list[str]:
     """Return the lines of bash that prepare the nodes; a failure ends the script with one line and exit code 1."""
+    umask = profile.umask
     return [
-        *_umask_lines(profile.umask),
+        # Where SLURM_UMASK is set, for instance by a user's own settings, srun prefers it to the umask of the script.
+        *([] if umask is None else [f"umask {umask}; export SLURM_UMASK={umask}"]),
         *_module_lines(profile.modules),
-        *_setup_lines(profile.setup),
+        # eval keeps a comment or an open quote inside its line.
+        *(
+            f"eval {shlex.quote(line)} || {_fail(f'setup: this line of the profile failed: {line}')}"
+            for line in profile.setup
+        ),
         *(f"export {name}={bash_word(value)}" for name, value in sorted(profile.env.items())),
         *_scratch_lines(profile.scratch),
     ]
@@ -61,7 +62,7 @@ def wrap_ranks(profile: Profile, folders: Sequence[str] = ()) -> RankWrapper:
 
 
 def rank_interpreter(profile: Profile, own: str) -> str:
-    """Return the interpreter of the ranks: the profile's, else the image's, else ``own``, that of this process."""
+    """Return the interpreter of the ranks: the profile's, or else the image's, or ``own`` without a container."""
     return profile.python or (own if profile.container is None else PYTHON_INSIDE)
 
 
@@ -69,27 +70,16 @@ def bash_word(text: str) -> str:
     """Return ``text`` as one word of bash in which ``$NAME`` and ``${NAME}`` are variables that must be set."""
     if not VARIABLE.search(text):
         return shlex.quote(text)
-    parts: list[str] = []
-    end = 0
-    for match in VARIABLE.finditer(text):
+
+    def render(match: re.Match[str]) -> str:
         name = match.group(1) or match.group(2)
-        parts += [_escaped(text[end : match.start()]), f"${{{name}:?is not set here}}"]
-        end = match.end()
-    return '"' + "".join([*parts, _escaped(text[end:])]) + '"'
+        return f"${{{name}:?is not set here}}" if name else f"\\{match.group()}"
 
-
-def _escaped(text: str) -> str:
-    return re.sub(r'([\\"$`])', r"\\\1", text)
+    return '"' + re.sub(rf'{VARIABLE.pattern}|[\\"$`]', render, text) + '"'
 
 
 def _fail(message: str) -> str:
     return f"{{ echo {shlex.quote('hsadml: ' + message)} >&2; exit 1; }}"
-
-
-def _umask_lines(umask: str | None) -> Iterator[str]:
-    if umask is not None:
-        # Where SLURM_UMASK is set, for instance by a user's own settings, srun prefers it to the umask of the script.
-        yield f"umask {umask}; export SLURM_UMASK={umask}"
 
 
 def _module_lines(modules: Sequence[str]) -> Iterator[str]:
@@ -103,12 +93,6 @@ def _module_lines(modules: Sequence[str]) -> Iterator[str]:
         yield f"module load {name} || {_fail(f'modules: module load {name} failed; `module avail` lists the modules')}"
     hint = "modules: srun is not on PATH after module purge; add Slurm's own module to the profile"
     yield f"type srun >/dev/null 2>&1 || {_fail(hint)}"
-
-
-def _setup_lines(setup: Sequence[str]) -> Iterator[str]:
-    for line in setup:
-        # eval keeps a comment or an open quote inside its line.
-        yield f"eval {shlex.quote(line)} || {_fail(f'setup: this line of the profile failed: {line}')}"
 
 
 def _scratch_lines(scratch: str | None) -> Iterator[str]:

@@ -102,21 +102,11 @@ def query_queue(
 def with_unlisted_jobs(
     queue: QueueSnapshot, jobs: Iterable[str], env: Mapping[str, str] | None = None, clock: Clock = time.time
 ) -> QueueSnapshot:
-    """Return ``queue`` with those of ``jobs`` added that it lacks, each of which is queried once.
-
-    Args:
-        queue: Known jobs.
-        jobs: Job ids.
-        env: Complete environment to ask from; None means that of this process.
-        clock: Source of the time.
-    """
+    """Return ``queue`` with those of ``jobs`` added that it lacks, each of which is queried once."""
     missing = [job for job in dict.fromkeys(jobs) if queue.find(job) is None]
     if not missing or queue.problem is not None:
         return queue
-    found = _query_sacct(missing, env)
-    if found is None:
-        found = _query_scontrol(missing[:MAX_SCONTROL_QUERIES], env)
-    extended = replace(queue, others={**queue.others, **found})
+    extended = replace(queue, others={**queue.others, **_query_unlisted(missing, env)})
     _Cache.of(env, clock).write(extended)
     return extended
 
@@ -151,23 +141,16 @@ def _ask_squeue(before: QueueSnapshot | None, env: Mapping[str, str] | None, now
     return QueueSnapshot(asked=now, answered=now, jobs=jobs, others=others)
 
 
-def _query_sacct(jobs: Sequence[str], env: Mapping[str, str] | None) -> dict[str, SlurmJob] | None:
-    """Return jobs from the accounting database; None where no accounts are kept."""
-    try:
+def _query_unlisted(jobs: Sequence[str], env: Mapping[str, str] | None) -> dict[str, SlurmJob]:
+    """Return jobs from the accounting database, or some of them from the controller where no accounts are kept."""
+    with contextlib.suppress(ClusterError):
         rows = client.sacct(jobs, env)
-    except ClusterError:
-        return None
-    by_id = {job.raw: job for job in rows} | {job.job: job for job in rows}
-    return {name: by_id.get(name, SlurmJob(job=name, state=FORGOTTEN)) for name in jobs}
-
-
-def _query_scontrol(jobs: Sequence[str], env: Mapping[str, str] | None) -> dict[str, SlurmJob]:
+        by_id = {job.raw: job for job in rows} | {job.job: job for job in rows}
+        return {name: by_id.get(name, SlurmJob(job=name, state=FORGOTTEN)) for name in jobs}
     found = {}
-    for job in jobs:
-        try:
+    with contextlib.suppress(ClusterError):
+        for job in jobs[:MAX_SCONTROL_QUERIES]:
             found[job] = client.show_job(job, env)
-        except ClusterError:
-            break
     return found
 
 
@@ -176,9 +159,7 @@ class _Cache:
     """The cache file of one cluster.
 
     Attributes:
-        path: The file.
         conf_version: Modification time of SLURM_CONF: a private cluster may come up again under the same name.
-        clock: Source of the time.
     """
 
     path: Path
@@ -190,7 +171,11 @@ class _Cache:
         """Return the cache of the cluster that ``env`` points at."""
         known = os.environ if env is None else env
         root = known.get("XDG_CACHE_HOME") or os.path.join(known.get("HOME") or os.path.expanduser("~"), ".cache")
-        digest = hashlib.sha256(_cluster_identity(known).encode()).hexdigest()[:12]
+        conf = known.get("SLURM_CONF")
+        # Without SLURM_CONF the machine determines the cluster; several clusters may share a home folder.
+        where = f"host {socket.gethostname()}" if conf is None else f"conf {os.path.realpath(conf)}"
+        identity = f"{where} clusters {known.get('SLURM_CLUSTERS', '')}"
+        digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
         try:
             version: int | None = os.stat(known["SLURM_CONF"]).st_mtime_ns
         except (KeyError, OSError):
@@ -233,13 +218,6 @@ class _Cache:
                 while not (is_locked := _try_lock(descriptor)) and time.monotonic() < deadline:
                     time.sleep(0.05)
             yield is_locked
-
-
-def _cluster_identity(env: Mapping[str, str]) -> str:
-    conf = env.get("SLURM_CONF")
-    # Without SLURM_CONF the machine determines the cluster; several clusters may share a home folder.
-    where = f"host {socket.gethostname()}" if conf is None else f"conf {os.path.realpath(conf)}"
-    return f"{where} clusters {env.get('SLURM_CLUSTERS', '')}"
 
 
 def _try_lock(descriptor: int) -> bool:

@@ -7,6 +7,7 @@ short, and appended in one write each. ``RUN/ended/JOBID.declined`` holds one co
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import time
 from dataclasses import asdict, dataclass
@@ -60,11 +61,8 @@ def record_job(run: RunFolder, job: str, requeue: RequeueMode, backend: Backend 
     Raises:
         RunError: The row could not be written.
     """
-    writer = JsonlWriter(run.path / JOBS_FILE)
-    try:
+    with contextlib.closing(JsonlWriter(run.path / JOBS_FILE)) as writer:
         writer.write(asdict(JobRecord(job=job, requeue=requeue, backend=backend, time=time.time())))
-    finally:
-        writer.close()
 
 
 def read_job_records(run: RunFolder) -> list[JobRecord]:

@@ -37,7 +37,6 @@ class ProfileDraft:
 
     Attributes:
         title: Name of the cluster and how the draft was made.
-        chosen: The settings.
         unknown: (key, what to do) of settings that the cluster does not determine.
     """
 

@@ -1,7 +1,7 @@
 """Profiles: the settings that a cluster needs for every job, in a YAML file.
 
 A profile is one of the shipped files or a user's own in the configuration folder, which takes precedence. ``$NAME`` and
-``${NAME}`` are variables of the batch script on the first node; only the settings that say so are expanded.
+``${NAME}`` are variables of the batch script on the first node; they are expanded only in the settings marked so.
 """
 
 from __future__ import annotations
@@ -17,7 +17,14 @@ from hsadml_dist.atomic import write_text
 from hsadml_dist.config.yaml_loader import load_settings
 from hsadml_dist.errors import ConfigError, Fault, UsageError, did_you_mean, os_error_reason
 from hsadml_dist.slurm.job_records import RequeueMode
-from hsadml_dist.slurm.sbatch import MAX_SIGNAL_LEAD, Problems, env_problems, text_problems, time_limit_problems
+from hsadml_dist.slurm.sbatch import (
+    MAX_SIGNAL_LEAD,
+    TEXT_OPTIONS,
+    Problems,
+    env_problems,
+    text_problems,
+    time_limit_problems,
+)
 
 SHIPPED_PROFILES = Path(__file__).with_name("profiles")
 PROFILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
@@ -47,20 +54,16 @@ class Profile:
 
     Attributes:
         partition: Partition. Default of this and the next three: that of the site.
-        account: Account to charge.
-        qos: Quality of service.
         constraint: Features that the nodes must have.
         gres: Generic resources per node, for instance ``gpu:4``.
         time: Time limit in one of Slurm's forms.
         mem: Memory per node, for instance ``64G``; ``0`` means all of it.
-        cpus_per_task: CPUs per rank.
         requeue: How a stopped job is resumed: ``chain``, ``self`` or ``none``.
         signal_lead: How long before its end a job is signalled, in seconds.
-        sbatch_on_nodes: Whether jobs may be submitted from nodes, as ``chain`` does; None means unknown.
+        sbatch_on_nodes: True if jobs may be submitted from nodes, as ``chain`` does; None means unknown.
         modules: Modules to load after a ``module purge``.
         setup: Shell commands to run before srun, each complete in itself.
         python: Interpreter of the ranks: an absolute path, or a name on the PATH of the nodes.
-        container: Container of the ranks; None means no container.
         scratch: Folder on each node's own disk, created if needed: TMPDIR of the ranks. Variables are expanded.
         env: Environment variables of the ranks. Variables in the values are expanded.
         umask: File mode creation mask of the ranks, in octal digits.
@@ -130,12 +133,7 @@ def load_profile(name_or_path: str) -> Profile:
 
 
 def write_profile(name: str, text: str, force: bool = False) -> Path:
-    """Write a profile to the user's configuration folder and return its file.
-
-    Args:
-        name: Name of the profile.
-        text: YAML text.
-        force: Whether to replace a profile of the same name.
+    """Write YAML text as a profile to the user's configuration folder and return its file.
 
     Raises:
         UsageError: The name is invalid, the profile exists and ``force`` is not set, or it cannot be written.
@@ -169,7 +167,7 @@ def profile_problems(profile: Profile) -> Problems:
 
 
 def _word_problems(profile: Profile) -> Problems:
-    for key in ("partition", "account", "qos", "constraint", "gres", "mem"):
+    for key in TEXT_OPTIONS:
         yield from text_problems(key, getattr(profile, key), '"\\')
     if profile.mem is not None and not re.fullmatch(r"[0-9]+[KMGT]?B?", profile.mem, flags=re.ASCII | re.IGNORECASE):
         yield "mem", f"is {profile.mem!r}; must be a number with K, M, G or T, such as '64G', or '0' for all"

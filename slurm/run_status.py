@@ -17,13 +17,7 @@ from hsadml_dist.run.jsonl import tail_bytes
 from hsadml_dist.run.run_state import RunState, format_age, read_run_state
 from hsadml_dist.slurm.client import FORGOTTEN, SlurmJob
 from hsadml_dist.slurm.job_queue import QueueSnapshot, with_unlisted_jobs
-from hsadml_dist.slurm.job_records import (
-    DeclineReason,
-    JobRecord,
-    job_output_paths,
-    read_decline,
-    read_job_records,
-)
+from hsadml_dist.slurm.job_records import DeclineReason, JobRecord, job_output_paths, read_decline, read_job_records
 
 Phase = Literal[
     "empty", "queued", "starting", "running", "stopped", "finished", "failed", "cancelled", "lost", "silent"
@@ -37,6 +31,8 @@ STUCK_REASONS = {
     "BadConstraints": "no node satisfies the request: hsadml cancel {run}",
 }
 """Pending reasons that do not resolve by themselves, and what to do about them."""
+PROGRESS_KEYS = ("step", "total_steps", "loss", "samples_per_second", "checkpoint_step", "attempts", "restart")
+"""Fields of the state of a run that its row reports under the same keys."""
 DECLINED = {
     DeclineReason.PREDECESSOR_CANCELLED: "job {after} was cancelled",
     DeclineReason.RUN_OVER: "the run has ended",
@@ -55,11 +51,10 @@ class StatusRow:
         phase: One word. empty: never started. silent: job or process may be alive, but the heartbeat has stopped.
             lost: job or process ended without recording how.
         text: The phase in words, with the reason and how the run continues.
-        over: Whether the run will not change by itself any more.
-        state: State according to the run folder.
+        over: True if the run will not change by itself any more.
         job: The running Slurm job, or the pending one, or the last one; None if there is no job.
         reason: Why the run failed, stopped or is lost; one line.
-        advice: What to do; one line.
+        advice: Remedy; one line.
     """
 
     run: Path
@@ -79,13 +74,7 @@ class StatusRow:
             "phase": self.phase,
             "text": self.text,
             "over": self.over,
-            "step": state.step,
-            "total_steps": state.total_steps,
-            "loss": state.loss,
-            "samples_per_second": state.samples_per_second,
-            "checkpoint_step": state.checkpoint_step,
-            "attempts": state.attempts,
-            "restart": state.restart,
+            **{key: getattr(state, key) for key in PROGRESS_KEYS},
             "ranks": state.world_size,
             "last_sign": state.last_sign,
             "age_seconds": None if state.last_sign is None else max(0.0, now - state.last_sign),
@@ -155,18 +144,12 @@ def read_status(runs: Iterable[RunFolder], queue: QueueSnapshot | None, now: flo
         now: Time in seconds since 1970 UTC.
     """
     states = [(run, read_run_state(run, now), read_job_records(run)) for run in runs]
-    if queue is not None:
-        queue = with_unlisted_jobs(queue, _jobs_to_look_up(states, queue))
+    if queue is not None and queue.answered is not None:
+        # In these phases the status depends on how the last two jobs ended.
+        open_runs = [records for _, state, records in states if state.phase in ("empty", "stopped", "silent")]
+        last = [record for records in open_runs for record in records[-2:]]
+        queue = with_unlisted_jobs(queue, [record.job for record in last if record.time < queue.answered])
     return [build_status_row(run, state, _join_queue(records, queue), now) for run, state, records in states]
-
-
-def _jobs_to_look_up(
-    states: Iterable[tuple[RunFolder, RunState, Sequence[JobRecord]]], queue: QueueSnapshot
-) -> Iterator[str]:
-    """Yield the last two jobs of each run whose state depends on how they ended."""
-    for _, state, records in states:
-        if state.phase in ("empty", "stopped", "silent") and queue.answered is not None:
-            yield from (record.job for record in records[-2:] if record.time < queue.answered)
 
 
 def _join_queue(records: Sequence[JobRecord], queue: QueueSnapshot | None) -> RunJobs:
@@ -184,17 +167,20 @@ def _join_queue(records: Sequence[JobRecord], queue: QueueSnapshot | None) -> Ru
 
 def build_status_row(run: RunFolder, state: RunState, jobs: RunJobs, now: float) -> StatusRow:
     """Return the status of a run from the state of its folder and its jobs."""
-    reason = _without_path(state.reason, run.path)
+    # The row shows the path already.
+    reason = state.reason and state.reason.removeprefix(f"{run.path.absolute()}: ").removeprefix(f"{run.path}: ")
     row = StatusRow(run=run.path, phase=state.phase, text=state.phase, over=False, state=state, reason=reason)
     if state.phase == "finished":
         return replace(row, over=True, job=jobs.job_of_attempt(state))
-    if _ended_for_good(state) and not _was_resubmitted(jobs, state):
+    # A lost node makes the other ranks fail with an internal error; their successor resumes.
+    has_failed = state.phase == "failed" and state.exit_code != ExitCode.INTERNAL_ERROR
+    ended_for_good = has_failed or (state.phase == "stopped" and state.stop_is_final)
+    if ended_for_good and not _was_resubmitted(jobs, state):
         # A job that is pending or completing exits without a step.
         return replace(row, over=True, job=jobs.job_of_attempt(state), advice=_resume_advice(row, jobs))
     if state.phase in ("starting", "running"):
-        return replace(
-            row, text=STAGES.get(state.stage or "", row.text), job=jobs.current or jobs.job_of_attempt(state)
-        )
+        text = STAGES.get(state.stage or "", row.text)
+        return replace(row, text=text, job=jobs.current or jobs.job_of_attempt(state))
     return _without_live_attempt(row, jobs, now)
 
 
@@ -208,18 +194,6 @@ def _without_live_attempt(row: StatusRow, jobs: RunJobs, now: float) -> StatusRo
     return _without_live_job(row, jobs, now)
 
 
-def _without_path(reason: str | None, run: Path) -> str | None:
-    """Drop the path of the run from the start of a reason, because the row shows it already."""
-    return reason and reason.removeprefix(f"{run.absolute()}: ").removeprefix(f"{run}: ")
-
-
-def _ended_for_good(state: RunState) -> bool:
-    """Return whether no job resumes the run."""
-    if state.phase == "failed":
-        return state.exit_code != ExitCode.INTERNAL_ERROR  # a lost node makes the other ranks fail with this code
-    return state.phase == "stopped" and state.stop_is_final
-
-
 def _was_resubmitted(jobs: RunJobs, state: RunState) -> bool:
     """Return whether a user submitted a pending or running job after the end of the newest attempt."""
     live = (jobs.record_of(job) for job in (jobs.current, jobs.next) if job is not None)
@@ -228,9 +202,8 @@ def _was_resubmitted(jobs: RunJobs, state: RunState) -> bool:
 
 def _started_after(job: SlurmJob, state: RunState) -> bool:
     """Return whether a running job started after the last heartbeat of the newest attempt."""
-    if job.state == "COMPLETING":
-        return False
-    return state.last_sign is None or (job.start is not None and job.start >= state.last_sign)
+    is_newer = state.last_sign is None or (job.start is not None and job.start >= state.last_sign)
+    return is_newer and job.state != "COMPLETING"
 
 
 def _pending(row: StatusRow, jobs: RunJobs, job: SlurmJob, now: float) -> StatusRow:
@@ -316,8 +289,12 @@ def _describe_end(job: SlurmJob) -> str:
 
 def _failed_early(run: Path, job: SlurmJob) -> str:
     text = f"{_describe_end(job)} before the training began"
-    last = _last_output_line(run, job.job)
-    return text if last is None else f"{text}; its last line: {last[0]} (in {last[1]})"
+    for path in job_output_paths(RunFolder(run), job.job):
+        lines = tail_bytes(path, OUTPUT_BYTES).decode(errors="replace").split("\n")
+        filled = [line.strip() for line in lines if line.strip()]
+        if filled:
+            return f"{text}; its last line: {filled[-1]} (in {path})"
+    return text
 
 
 def _why_declined(run: Path, jobs: RunJobs) -> str | None:
@@ -325,15 +302,6 @@ def _why_declined(run: Path, jobs: RunJobs) -> str | None:
     record = jobs.records[-1]
     reason = read_decline(RunFolder(run), record.job)
     return None if reason is None else f"job {record.job} did not train: {DECLINED[reason].format(after=record.after)}"
-
-
-def _last_output_line(run: Path, job: str) -> tuple[str, Path] | None:
-    for path in job_output_paths(RunFolder(run), job):
-        lines = tail_bytes(path, OUTPUT_BYTES).decode(errors="replace").split("\n")
-        filled = [line.strip() for line in lines if line.strip()]
-        if filled:
-            return filled[-1], path
-    return None
 
 
 def _resume_advice(row: StatusRow, jobs: RunJobs) -> str:

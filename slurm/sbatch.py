@@ -34,6 +34,8 @@ RANKS_MARKER, END_MARKER = "# ---- One task per rank.", "# ---- How did it end?"
 """First lines of the part that starts the ranks, and of the part after it."""
 MAX_SIGNAL_LEAD = 65535
 """Slurm keeps the lead of --signal in 16 bits."""
+TEXT_OPTIONS = ("partition", "account", "qos", "constraint", "gres", "mem")
+"""Options of sbatch with a text that only the site can check."""
 TIME_FORMS = "MINUTES, M:S, H:M:S, D-H, D-H:M, D-H:M:S, UNLIMITED"
 
 Problems = Iterator[tuple[str, str]]
@@ -46,15 +48,10 @@ class JobRequest:
 
     Attributes:
         run_dir: Run folder, absolute; it holds ``config.yaml`` and receives the output of the job.
-        nodes: Number of nodes.
         tasks_per_node: Ranks per node.
-        cpus_per_task: CPUs per rank.
         python: Interpreter of the ranks.
         working_dir: Folder that the job starts in, absolute.
-        job_name: Name in squeue.
         partition: Partition. None leaves it to the site; so it does for the next six.
-        account: Account to charge.
-        qos: Quality of service.
         constraint: Features that the nodes must have.
         gres: Generic resources per node, for instance ``gpu:4``.
         time_limit: Time limit in one of Slurm's forms, for instance ``2-12:00:00``.
@@ -144,8 +141,7 @@ def validate(request: JobRequest) -> None:
     Raises:
         ConfigError: The request is invalid; every fault is named.
     """
-    problems = [*_number_problems(request), *_path_problems(request), *_word_problems(request)]
-    problems += env_problems("extra_env", request.extra_env)
+    problems = [*_number_problems(request), *_text_problems(request), *env_problems("extra_env", request.extra_env)]
     if problems:
         raise ConfigError(Fault(where="job", key=key, problem=problem) for key, problem in problems)
 
@@ -198,7 +194,7 @@ def text_problems(key: str, value: str | None, forbidden: str = "", prefix: str 
     Args:
         key: Key of the setting.
         value: The text; None means that it is not given.
-        forbidden: Characters that must not occur, besides those that cannot be printed.
+        forbidden: Characters that must not occur, in addition to those that cannot be printed.
         prefix: Text before the problem, which names the item of a list.
     """
     if value is None:
@@ -211,24 +207,21 @@ def text_problems(key: str, value: str | None, forbidden: str = "", prefix: str 
 
 
 def _options(request: JobRequest) -> Iterator[str]:
-    yield f"--job-name={_quoted(request.job_name)}"
-    yield f"--nodes={request.nodes}"
-    yield f"--ntasks-per-node={request.tasks_per_node}"
-    yield f"--cpus-per-task={request.cpus_per_task}"
-    if request.elements:
-        yield f"--array=0-{len(request.elements) - 1}"
-    for name in ("partition", "account", "qos", "constraint", "gres", "mem"):
-        value = getattr(request, name)
-        if value is not None:
-            yield f"--{name}={_quoted(value)}"
-    if request.time_limit is not None:
-        yield f"--time={request.time_limit}"
-    yield f"--chdir={_quoted(str(request.working_dir))}"
-    # In a file pattern the percent sign is special. Append, because a restart would otherwise empty the file.
-    name = "slurm-%A_%a.out" if request.elements else "slurm-%j.out"
-    yield f"--output={_quoted(str(request.run_dir).replace('%', '%%') + '/' + name)}"
-    yield "--open-mode=append"
-    yield f"--signal=USR2@{request.signal_lead_seconds}"
+    options = {
+        "job-name": request.job_name,
+        "nodes": request.nodes,
+        "ntasks-per-node": request.tasks_per_node,
+        "cpus-per-task": request.cpus_per_task,
+        "array": f"0-{len(request.elements) - 1}" if request.elements else None,
+        **{name: getattr(request, name) for name in TEXT_OPTIONS},
+        "time": request.time_limit,
+        "chdir": request.working_dir,
+        # In a file pattern the percent sign is special. Append, because a restart would otherwise empty the file.
+        "output": f"{request.run_dir}".replace("%", "%%") + f"/slurm-{'%A_%a' if request.elements else '%j'}.out",
+        "open-mode": "append",
+        "signal": f"USR2@{request.signal_lead_seconds}",
+    }
+    yield from (f"--{name}={_quoted(str(value))}" for name, value in options.items() if value is not None)
     yield "--requeue" if request.requeue == "self" else "--no-requeue"
     yield from map(_quoted, request.options)
 
@@ -266,7 +259,7 @@ def _number_problems(request: JobRequest) -> Problems:
     yield from time_limit_problems("time_limit", request.time_limit, request.signal_lead_seconds, "signal_lead_seconds")
 
 
-def _path_problems(request: JobRequest) -> Problems:
+def _text_problems(request: JobRequest) -> Problems:
     for key in ("run_dir", "working_dir"):
         path = str(getattr(request, key))
         if not path.startswith("/"):
@@ -274,8 +267,5 @@ def _path_problems(request: JobRequest) -> Problems:
         # A backslash in --output disables every pattern, and %j with it.
         yield from text_problems(key, path, '"\\')
     yield from text_problems("python", request.python)
-
-
-def _word_problems(request: JobRequest) -> Problems:
-    for key in ("job_name", "partition", "account", "qos", "constraint", "gres", "mem"):
+    for key in ("job_name", *TEXT_OPTIONS):
         yield from text_problems(key, getattr(request, key), '"\\')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,13 +22,11 @@ class Partition:
     """A partition of the cluster.
 
     Attributes:
-        name: Its name.
-        is_default: Whether jobs that name no partition go there.
-        is_up: Whether jobs start there.
+        is_default: True for the partition of jobs that name none.
+        is_up: True if jobs start there.
         max_seconds: Longest time limit; None means no limit.
         grace_seconds: Time between the signal of a preemption and the end of the job.
         preempt_mode: Fate of a preempted job: ``OFF``, ``REQUEUE``, ``CANCEL``, ``SUSPEND``, ``GANG``.
-        nodes: Number of nodes.
         cpus: Number of CPUs of all nodes.
     """
 
@@ -46,16 +45,13 @@ class SlurmSite:
     """The settings of a cluster that decide how a run is stopped and resumed.
 
     Attributes:
-        cluster: Slurm's name of the cluster.
-        version: Version of Slurm.
         requeue_exit: Exit codes after which a batch job is requeued.
         requeue_exit_hold: Exit codes after which it is requeued and held.
         preempt_mode: Fate of preempted jobs where the partition does not set it.
         credential_seconds: Lifetime of a credential; a requeued job waits one second longer.
         kill_wait_seconds: Time between SIGTERM and SIGKILL once Slurm ends a job.
         min_job_age_seconds: How long the controller remembers a job that has ended.
-        user_signal: Whether a preempted job gets the signal of its ``--signal`` option instead of SIGTERM.
-        has_accounting: Whether there is an accounting database.
+        user_signal: True if a preempted job gets the signal of its ``--signal`` option instead of SIGTERM.
         partitions: Partitions by name, in Slurm's order.
     """
 
@@ -80,14 +76,7 @@ class SlurmSite:
 
 @dataclass(frozen=True, kw_only=True)
 class NodeType:
-    """The nodes of a partition that have the same CPUs and GPUs.
-
-    Attributes:
-        count: Number of such nodes.
-        cpus: CPUs of each.
-        gpus: GPUs of each.
-        gpu_type: The site's name of the GPUs; empty if it gives none.
-    """
+    """The nodes of a partition that have the same CPUs and GPUs; ``gpu_type`` is the site's name of these, or empty."""
 
     count: int
     cpus: int
@@ -102,7 +91,6 @@ class Accounts:
     Attributes:
         names: Accounts that may be charged.
         default: Account of jobs that name none; empty if there is none.
-        qos: Available qualities of service.
         max_submit: Number of jobs that may be queued at a time on the default account, or without one the smallest
             limit of all accounts; None means no limit.
     """
@@ -143,10 +131,9 @@ class SiteSurvey:
 
 def try_query_site(env: Mapping[str, str] | None = None) -> SlurmSite | None:
     """Return the settings of the controller; None if Slurm is not installed or does not answer."""
-    try:
+    with contextlib.suppress(ClusterError):
         return query_site(env)
-    except ClusterError:
-        return None
+    return None
 
 
 def query_site(env: Mapping[str, str] | None = None) -> SlurmSite:
@@ -192,7 +179,7 @@ def submit_limit(user: str, env: Mapping[str, str] | None = None) -> int | None:
 
 def parse_site(config: str, partitions: str = "") -> SlurmSite:
     """Parse the output of ``scontrol show config`` and ``scontrol --oneliner show partition``."""
-    of = dict(re.findall(r"^(\w+)\s*= ?(.*?)\s*$", config, flags=re.MULTILINE))
+    of = _parse_config(config)
     expire = re.search(r"\bcred_expire=(\d+)", of.get("AuthInfo", ""))
     preempts = not of.get("PreemptType", "").endswith("none")
     found = [_parse_partition(line, preempts) for line in partitions.splitlines() if line.startswith("PartitionName=")]
@@ -219,25 +206,18 @@ def parse_submit_limit(answer: str) -> int | None:
 def parse_node_types(answer: str) -> dict[str, tuple[NodeType, ...]]:
     """Parse sinfo's lines ``PARTITION|NODES|CPUS|GRES`` into the node types of each partition."""
     found: dict[str, tuple[NodeType, ...]] = {}
-    for line in answer.splitlines():
-        fields = line.split("|")
-        if len(fields) != 4 or not fields[1].isdecimal():
-            continue
-        gpus = GPU_GRES.findall(fields[3])
-        node_type = NodeType(
-            count=int(fields[1]),
-            cpus=int(fields[2].rstrip("+") or 0),
-            gpus=sum(int(number) for _, number in gpus),
-            gpu_type=gpus[0][0] if gpus else "",
-        )
-        found[fields[0]] = (*found.get(fields[0], ()), node_type)
+    for name, count, cpus, gres in re.findall(r"^([^|\n]*)\|(\d+)\|(\d*)\+?\|([^|\n]*)$", answer, flags=re.MULTILINE):
+        gpus = GPU_GRES.findall(gres)
+        total, gpu_type = sum(int(number) for _, number in gpus), gpus[0][0] if gpus else ""
+        node_type = NodeType(count=int(count), cpus=int(cpus or 0), gpus=total, gpu_type=gpu_type)
+        found[name] = (*found.get(name, ()), node_type)
     return found
 
 
 def parse_submit_plugins(config: str) -> str:
     """Return JobSubmitPlugins from ``scontrol show config``; empty if there are none."""
-    match = re.search(r"^JobSubmitPlugins\s*= (.*)$", config, flags=re.MULTILINE)
-    return "" if match is None or match.group(1).strip() in ("", "(null)") else match.group(1).strip()
+    value = _parse_config(config).get("JobSubmitPlugins", "")
+    return "" if value == "(null)" else value
 
 
 def parse_accounts(associations: str, default: str) -> Accounts:
@@ -263,6 +243,10 @@ def parse_accounts(associations: str, default: str) -> Accounts:
 def gpu_node_types(nodes: Sequence[NodeType]) -> tuple[NodeType, ...]:
     """Return the node types that have GPUs."""
     return tuple(node_type for node_type in nodes if node_type.gpus)
+
+
+def _parse_config(config: str) -> dict[str, str]:
+    return dict(re.findall(r"^(\w+)\s*= ?(.*?)\s*$", config, flags=re.MULTILINE))
 
 
 def _query_controller(env: Mapping[str, str] | None) -> tuple[str, str]:
@@ -323,10 +307,9 @@ def _leading_int(text: str | None, default: int) -> int:
 
 
 def _parse_limit(text: str) -> int | None:
-    try:
+    with contextlib.suppress(ValueError):
         return parse_time_limit(text)
-    except ValueError:
-        return None
+    return None
 
 
 def _distinct(values: Iterable[str]) -> tuple[str, ...]:

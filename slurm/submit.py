@@ -4,7 +4,7 @@ How requeueing depends on the site was observed on real clusters (Slurm 22.05):
 
 * ``RequeueExit`` requeues every batch job that ends with one of its codes, also one submitted with ``--no-requeue``.
   The job script detects this and exits with 0.
-* ``RequeueExitHold`` leaves such a job in the queue, held, until somebody releases it.
+* ``RequeueExitHold`` leaves such a job in the queue, held, until it is released.
 * ``JobRequeue=0`` is only a default: a job submitted with ``--requeue`` may be requeued all the same.
 """
 
@@ -39,8 +39,7 @@ def check_request(request: JobRequest) -> str:
     problem = None if site is None else requeue_problem(site, request.requeue, request.partition)
     if problem is not None:
         raise ClusterError(str(problem))
-    for run in run_folders_of(request):
-        _refuse_second_job(run)
+    _refuse_second_job(request)
     try:
         return client.sbatch_test(text)
     except ClusterError as refusal:
@@ -78,13 +77,7 @@ def run_folders_of(request: JobRequest) -> Iterator[RunFolder]:
 
 @dataclass(frozen=True)
 class RequeueProblem:
-    """Why a requeue mode cannot work at a site.
-
-    Attributes:
-        mode: ``chain``, ``self`` or ``none``.
-        reason: The setting of the site that prevents it.
-        remedy: What to do.
-    """
+    """The setting of a site that prevents a requeue mode, and what to do."""
 
     mode: str
     reason: str
@@ -95,30 +88,32 @@ class RequeueProblem:
 
 
 def requeue_problem(site: SlurmSite, mode: str, partition: str | None = None) -> RequeueProblem | None:
-    """Return why a requeue mode cannot work at a site; None if it can.
-
-    Args:
-        site: Settings of the cluster.
-        mode: ``chain``, ``self`` or ``none``.
-        partition: The requested partition; None means the default one.
-    """
+    """Return why a mode (``chain``, ``self`` or ``none``) cannot work in a partition or the default one, or None."""
     option = _option_with(site, ExitCode.SUCCESS)
     if option is not None:
         reason = f"this site requeues jobs that exit with 0 ({option}), so a finished run would start again and again"
         return RequeueProblem(mode, reason, "ask the site to remove 0")
-    if mode == "none":
-        return _none_problem(site)
-    return _self_problem(site, partition) if mode == "self" else None
+    option = _option_with(site, ExitCode.STOPPED)
+    if mode == "none" and option is not None:
+        reason = (
+            f"this site requeues jobs that exit with {ExitCode.STOPPED:d}, as a stopped run does ({option}), "
+            "so it would not end with that code"
+        )
+        return RequeueProblem(mode, reason, "use chain or self")
+    known = site.partition(partition)
+    if mode == "self" and known is not None and known.preempt_mode == "CANCEL" and known.grace_seconds == 0:
+        reason = (
+            f"jobs that are preempted in partition {known.name} are cancelled at once and not requeued "
+            "(PreemptMode=CANCEL, GraceTime=0)"
+        )
+        return RequeueProblem(mode, reason, "use chain")
+    return None
 
 
 def requeue_warning(site: SlurmSite) -> str | None:
     """Return in one line what is unusual about requeueing at a site, although it works; None if nothing is."""
-    requeued = site.requeue_exit & {
-        ExitCode.USER_ERROR,
-        ExitCode.USAGE_ERROR,
-        ExitCode.INTERNAL_ERROR,
-        ExitCode.RUN_LOCKED,
-    }
+    failures = {ExitCode.USER_ERROR, ExitCode.USAGE_ERROR, ExitCode.INTERNAL_ERROR, ExitCode.RUN_LOCKED}
+    requeued = site.requeue_exit & failures
     if not requeued:
         return None
     return (
@@ -129,46 +124,17 @@ def requeue_warning(site: SlurmSite) -> str | None:
 
 
 def explain_refusal(request: JobRequest, site: SlurmSite | None, refusal: ClusterError) -> ClusterError:
-    """Return Slurm's refusal with the option of the request that caused it, where that can be determined.
-
-    Args:
-        request: The refused request.
-        site: Settings of the cluster; None if they are unknown.
-        refusal: Error of sbatch.
-    """
+    """Return sbatch's refusal with the option of the request that caused it, where that can be determined."""
     reason = None if site is None else next(_refusal_reasons(request, site, str(refusal)), None)
     return refusal if reason is None else ClusterError(f"{reason} ({refusal})")
 
 
-def _refuse_second_job(run: RunFolder) -> None:
-    for record in reversed(read_job_records(run)):
-        if client.job_is_known(record.job):
-            raise RunLockedError(
-                f"{run.path}: job {record.job} of this run is queued or running; hsadml cancel {run.path}, "
-                "or wait for its end"
-            )
-
-
-def _none_problem(site: SlurmSite) -> RequeueProblem | None:
-    option = _option_with(site, ExitCode.STOPPED)
-    if option is None:
-        return None
-    reason = (
-        f"this site requeues jobs that exit with {ExitCode.STOPPED:d}, as a stopped run does ({option}), "
-        "so it would not end with that code"
-    )
-    return RequeueProblem("none", reason, "use chain or self")
-
-
-def _self_problem(site: SlurmSite, partition: str | None) -> RequeueProblem | None:
-    known = site.partition(partition)
-    if known is None or known.grace_seconds > 0 or known.preempt_mode != "CANCEL":
-        return None
-    reason = (
-        f"jobs that are preempted in partition {known.name} are cancelled at once and not requeued "
-        "(PreemptMode=CANCEL, GraceTime=0)"
-    )
-    return RequeueProblem("self", reason, "use chain")
+def _refuse_second_job(request: JobRequest) -> None:
+    for run in run_folders_of(request):
+        job = next((one.job for one in reversed(read_job_records(run)) if client.job_is_known(one.job)), None)
+        if job is not None:
+            remedy = f"hsadml cancel {run.path}, or wait for its end"
+            raise RunLockedError(f"{run.path}: job {job} of this run is queued or running; {remedy}")
 
 
 def _option_with(site: SlurmSite, code: int) -> str | None:

@@ -13,7 +13,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from types import TracebackType
 from typing import Any
 
 from hsadml_dist.atomic import write_text
@@ -33,7 +32,7 @@ class ClusterStatus:
     """The state of a cluster at one moment.
 
     Attributes:
-        daemons: Whether each daemon runs, by name.
+        daemons: True for each daemon that runs, by name.
         nodes: Slurm's state of each node, by name; empty if the controller does not answer.
     """
 
@@ -54,11 +53,9 @@ class Cluster:
     Attributes:
         folder: Folder of all its files; ``folder/slurm.conf`` selects the cluster.
         root: The same folder under a path short enough for Unix sockets.
-        mode: How the nodes are kept apart.
         site: Name of the simulated computing centre.
-        nodes: Compute nodes.
         daemons: All started processes, in order.
-        bridge: Network bridge of a netns cluster.
+        bridge: Network bridge; None in mode local.
     """
 
     folder: Path
@@ -72,9 +69,7 @@ class Cluster:
     def __enter__(self) -> Cluster:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.down()
 
     @property
@@ -125,11 +120,12 @@ class Cluster:
         Raises:
             ClusterError: There is none.
         """
-        for daemon in reversed(self.daemons):
-            if daemon.name == name:
-                return daemon
-        known = ", ".join(sorted({daemon.name for daemon in self.daemons}))
-        raise ClusterError(f"the cluster in {self.folder} has no daemon {name!r}; allowed: {known}")
+        newest = {daemon.name: daemon for daemon in self.daemons}
+        if name not in newest:
+            raise ClusterError(
+                f"the cluster in {self.folder} has no daemon {name!r}; allowed: {', '.join(sorted(newest))}"
+            )
+        return newest[name]
 
     def cut_power(self, node: str) -> None:
         """Kill a node and all its processes at once, like a power loss (mode netns only).
@@ -142,11 +138,11 @@ class Cluster:
 
     def cut_cable(self, node: str) -> None:
         """Disconnect a node from the network; its processes keep running (mode netns only)."""
-        netns.cut_cable(self._bridge(), self._index(node))
+        netns.set_cable(self._bridge(), self._index(node), "down")
 
     def mend_cable(self, node: str) -> None:
         """Reconnect a node after ``cut_cable``."""
-        netns.mend_cable(self._bridge(), self._index(node))
+        netns.set_cable(self._bridge(), self._index(node), "up")
 
     def restart_controller(self, away: float = 0.0) -> Cluster:
         """Kill slurmctld, start it again after ``away`` seconds and return the new cluster; jobs keep running."""
@@ -160,17 +156,17 @@ class Cluster:
             self._cancel_jobs()
         # The controller first, because it must not requeue the jobs that the next lines kill.
         daemons.stop(d for d in self.daemons if d.name == "slurmctld")
-        node_names = {node.name for node in self.nodes}
-        nodes = [d for d in self.daemons if d.name in node_names]
         if self.mode is NodeMode.LOCAL:
             daemons.kill(daemons.job_processes(self.root.resolve(), self.conf_file))
         # A slurmd has nothing to save, but spends seconds on steps that are gone.
-        daemons.kill(nodes)
+        daemons.kill(d for d in self.daemons if d.name in {node.name for node in self.nodes})
         daemons.stop(self.daemons)
         if self.bridge is not None:
             netns.remove_bridge(self.bridge, len(self.nodes))
         if self.root != self.folder:
-            self._remove_short_path()
+            with contextlib.suppress(FileNotFoundError):
+                self.root.unlink()
+                self.root.parent.rmdir()
         (self.folder / RECORD).unlink(missing_ok=True)
 
     def _cancel_jobs(self) -> None:
@@ -181,11 +177,6 @@ class Cluster:
             if jobs:
                 self.run(["scancel", "--full", "--signal=KILL", *jobs], check=False, timeout=5)
                 self.run(["scancel", *jobs], check=False, timeout=5)
-
-    def _remove_short_path(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self.root.unlink()
-            self.root.parent.rmdir()
 
     def _bridge(self) -> netns.Bridge:
         if self.bridge is None:
@@ -270,18 +261,15 @@ def _claim(folder: Path, count: int, mode: NodeMode, site: str) -> Cluster:
         netns.require_namespaces()
     folder.mkdir(parents=True, exist_ok=True)
     bridge = netns.create_bridge() if mode is NodeMode.NETNS else None
-    names = [f"n{number}" for number in range(1, count + 1)]
-    if bridge is not None:
-        # One port for all nodes, because each has its own address.
-        nodes = [ClusterNode(name=name, address=bridge.host(10 + i), port=6818) for i, name in enumerate(names)]
-    else:
-        ports = daemons.free_ports(count)
-        nodes = [
-            ClusterNode(name=name, address="127.0.0.1", port=port) for name, port in zip(names, ports, strict=True)
-        ]
-    cluster = Cluster(
-        folder=folder, root=daemons.short_path(folder), mode=mode, site=site, nodes=tuple(nodes), bridge=bridge
+    # With a bridge one port for all nodes, because each has its own address.
+    ports = daemons.free_ports(count) if bridge is None else [6818] * count
+    hosts = ["127.0.0.1" if bridge is None else bridge.host(10 + index) for index in range(count)]
+    nodes = tuple(
+        ClusterNode(name=f"n{number}", address=host, port=port)
+        for number, (host, port) in enumerate(zip(hosts, ports, strict=True), start=1)
     )
+    root = daemons.short_path(folder)
+    cluster = Cluster(folder=folder, root=root, mode=mode, site=site, nodes=nodes, bridge=bridge)
     _save(cluster)
     return cluster
 
@@ -302,7 +290,14 @@ def _layout(cluster: Cluster, site: SimulatedSite) -> ClusterLayout:
 
 def _start(cluster: Cluster, layout: ClusterLayout) -> Cluster:
     root, env = cluster.root, cluster.env()
-    munged = daemons.spawn("munged", _munged_argv(layout), output=root / "log/munged.out", env=env)
+    argv = [
+        daemons.find_tool("munged"),
+        # --force, because the folder may be writable by others than root.
+        *("--foreground", "--force", f"--socket={layout.munge_socket}", f"--key-file={layout.root}/munge/key"),
+        *(f"--pid-file={layout.root}/pid/munged.pid", f"--log-file={layout.root}/log/munged.log"),
+        f"--seed-file={layout.root}/munge/seed",
+    ]
+    munged = daemons.spawn("munged", argv, output=root / "log/munged.out", env=env)
     cluster = _with(cluster, munged)
     daemons.wait_until(lambda: Path(layout.munge_socket).exists() or not munged.alive, seconds=10)
     if not munged.alive:
@@ -322,17 +317,6 @@ def _with(cluster: Cluster, *started: Daemon) -> Cluster:
     grown = dataclasses.replace(cluster, daemons=(*cluster.daemons, *started))
     _save(grown)
     return grown
-
-
-def _munged_argv(layout: ClusterLayout) -> list[str]:
-    root = layout.root
-    return [
-        daemons.find_tool("munged"),
-        # --force, because the folder may be writable by others than root.
-        *("--foreground", "--force", f"--socket={layout.munge_socket}", f"--key-file={root}/munge/key"),
-        *(f"--pid-file={layout.pid_file('munged')}", f"--log-file={layout.log_file('munged')}"),
-        f"--seed-file={root}/munge/seed",
-    ]
 
 
 def _start_node(cluster: Cluster, node: ClusterNode, index: int, site: SimulatedSite) -> tuple[Daemon, ...]:

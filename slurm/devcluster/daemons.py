@@ -5,6 +5,8 @@ A daemon runs in its own session, is identified by pid and start time, and is en
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import random
 import shutil
@@ -13,7 +15,7 @@ import socket
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +37,7 @@ class Daemon:
     Attributes:
         name: Name for messages.
         pid: Process id.
-        started: Start time in clock ticks since boot; together with the pid it is unique, although pids are reused.
+        started: Start time in clock ticks since boot; with the pid it is unique.
     """
 
     name: str
@@ -88,13 +90,19 @@ def descendants(roots: Iterable[int]) -> set[int]:
     return found
 
 
+def running_processes(name: str, pids: Iterable[int]) -> list[Daemon]:
+    """Return those of ``pids`` that still run, as processes called ``name``."""
+    stamped = ((pid, process_start_time(pid)) for pid in pids)
+    return [Daemon(name=name, pid=pid, started=started) for pid, started in stamped if started is not None]
+
+
 def spawn(name: str, argv: Sequence[str], *, output: Path, env: Mapping[str, str]) -> Daemon:
     """Start a process in its own session, so that it survives the caller.
 
     Args:
         name: Name for messages.
         argv: Path of the program and its arguments.
-        output: File to append its output to.
+        output: File that its output is appended to.
         env: Its complete environment.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
@@ -103,7 +111,7 @@ def spawn(name: str, argv: Sequence[str], *, output: Path, env: Mapping[str, str
         (os.POSIX_SPAWN_OPEN, 1, str(output), flags, 0o600),
         (os.POSIX_SPAWN_DUP2, 1, 2),
     ]
-    # Not Popen, because its object would warn about a child that nobody waits for.
+    # Not Popen, because its object would warn about a child without a wait().
     # Signals that the caller ignores or blocks must work in the jobs.
     reset = set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}
     pid = os.posix_spawn(
@@ -126,45 +134,37 @@ def wait_until(condition: Callable[[], bool], *, seconds: float, pause: float = 
 def stop(daemons: Iterable[Daemon], *, patience: float = 3.0) -> None:
     """End processes by SIGTERM, and after ``patience`` seconds by SIGKILL."""
     running = [daemon for daemon in daemons if daemon.alive]
-    for daemon in running:
-        send(daemon, signal.SIGTERM)
-    if not wait_until(lambda: not any(d.alive for d in running), seconds=patience):
+    if not _end(running, signal.SIGTERM, patience):
         kill(running)
-    for daemon in running:
-        _reap(daemon.pid)
 
 
 def kill(daemons: Iterable[Daemon]) -> None:
     """End processes by SIGKILL and wait until they are gone."""
-    doomed = list(daemons)
+    _end(list(daemons), signal.SIGKILL, 5)
+
+
+def _end(doomed: Sequence[Daemon], number: signal.Signals, seconds: float) -> bool:
+    """Send a signal to processes, wait for their end and reap them; return False if any remains."""
     for daemon in doomed:
-        send(daemon, signal.SIGKILL)
-    wait_until(lambda: not any(d.alive for d in doomed), seconds=5)
+        send(daemon, number)
+    is_over = wait_until(lambda: not any(daemon.alive for daemon in doomed), seconds=seconds)
     for daemon in doomed:
-        _reap(daemon.pid)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(daemon.pid, os.WNOHANG)
+    return is_over
 
 
 def kill_tree(root: Daemon) -> None:
     """End a process and all its descendants by SIGKILL."""
     if root.alive:
-        stamped = ((pid, process_start_time(pid)) for pid in descendants([root.pid]))
-        kill([Daemon(name=root.name, pid=pid, started=started) for pid, started in stamped if started is not None])
+        kill(running_processes(root.name, descendants([root.pid])))
 
 
 def send(daemon: Daemon, number: signal.Signals) -> None:
     """Send a signal to a process if its pid has not been reused."""
     if daemon.alive:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(daemon.pid, number)
-        except ProcessLookupError:
-            return
-
-
-def _reap(pid: int) -> None:
-    try:
-        os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:
-        return
 
 
 def job_processes(root: Path, conf: Path) -> list[Daemon]:
@@ -178,25 +178,16 @@ def job_processes(root: Path, conf: Path) -> list[Daemon]:
     """
     steps = {pid for pid in parents() if _is_slurmstepd(pid, root)}
     found = descendants(steps) | {pid for pid in parents() if _is_in_job(pid, conf)}
-    stamped = ((pid, process_start_time(pid)) for pid in found - {os.getpid()})
-    return [Daemon(name="job", pid=pid, started=started) for pid, started in stamped if started is not None]
+    return running_processes("job", found - {os.getpid()})
 
 
 def _is_slurmstepd(pid: int, root: Path) -> bool:
     try:
         if Path(f"/proc/{pid}/comm").read_text().strip() != "slurmstepd":
             return False
-        return any(Path(target).is_relative_to(root) for target in _open_files(pid))
+        return any(Path(os.path.realpath(file)).is_relative_to(root) for file in Path(f"/proc/{pid}/fd").iterdir())
     except OSError:
         return False
-
-
-def _open_files(pid: int) -> Iterator[str]:
-    for entry in os.listdir(f"/proc/{pid}/fd"):
-        try:
-            yield os.readlink(f"/proc/{pid}/fd/{entry}")
-        except FileNotFoundError:
-            continue
 
 
 def _is_in_job(pid: int, conf: Path) -> bool:
@@ -218,14 +209,9 @@ def short_path(folder: Path) -> Path:
 
 
 def free_ports(count: int, taken: Sequence[int] = ()) -> list[int]:
-    """Return ``count`` different TCP ports that nobody listens on at the moment."""
-    found: list[int] = []
-    for port in random.SystemRandom().sample(PORTS, len(PORTS)):
-        if len(found) == count:
-            break
-        if port not in taken and _can_bind(port):
-            found.append(port)
-    return found
+    """Return ``count`` different TCP ports that are free at the moment."""
+    shuffled = random.SystemRandom().sample(PORTS, len(PORTS))
+    return list(itertools.islice((port for port in shuffled if port not in taken and _can_bind(port)), count))
 
 
 def _can_bind(port: int) -> bool:

@@ -1,6 +1,6 @@
 """Compute nodes as separate hosts: network namespaces on a bridge, each with its own name, address and cable.
 
-The first process of a node holds its namespaces: SIGKILL of it simulates a power loss, ``cut_cable`` a network fault.
+The first process of a node holds its namespaces: SIGKILL of it simulates a power loss, ``set_cable`` a network fault.
 Needs root and the programs ``ip`` (iproute2) and ``unshare`` (util-linux).
 """
 
@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from hsadml_dist.errors import ClusterError
 from hsadml_dist.slurm.devcluster import daemons
@@ -24,11 +25,7 @@ SUBNETS = 512
 
 @dataclass(frozen=True, kw_only=True)
 class Bridge:
-    """The network bridge of one cluster.
-
-    Attributes:
-        number: Number of its private subnet, below ``SUBNETS``; the names of the devices follow from it.
-    """
+    """The network bridge of one cluster: its private subnet, below ``SUBNETS``, determines the names of the devices."""
 
     number: int
 
@@ -93,14 +90,9 @@ def remove_bridge(bridge: Bridge, nodes: int) -> None:
     _ip("link", "del", bridge.name, check=False)
 
 
-def cut_cable(bridge: Bridge, index: int) -> None:
-    """Disconnect the ``index``-th node (from 1) from the network; its processes keep running."""
-    _ip("link", "set", bridge.cable(index), "down")
-
-
-def mend_cable(bridge: Bridge, index: int) -> None:
-    """Reconnect a node after ``cut_cable``."""
-    _ip("link", "set", bridge.cable(index), "up")
+def set_cable(bridge: Bridge, index: int, state: Literal["up", "down"]) -> None:
+    """Connect the ``index``-th node (from 1) to the network, or disconnect it; its processes keep running."""
+    _ip("link", "set", bridge.cable(index), state)
 
 
 def start_node(
@@ -116,8 +108,8 @@ def start_node(
     """Start a node: its namespaces, cable and slurmd.
 
     Args:
-        node: Name and address.
-        index: Number of the node, from 1.
+        node: The node.
+        index: Its number, from 1.
         bridge: The bridge to connect it to.
         argv: Command line of its slurmd.
         root: Folder of the cluster, with ``hosts`` and ``nsswitch.conf``.
@@ -147,10 +139,8 @@ def start_node(
 def _first_process(name: str, outer: Daemon, log: Path) -> Daemon:
     # unshare forks once the namespaces exist; its only child is the node's first process.
     daemons.wait_until(lambda: bool(daemons.children(outer.pid)) or not outer.alive, seconds=10)
-    for pid in daemons.children(outer.pid):
-        started = daemons.process_start_time(pid)
-        if started is not None:
-            return Daemon(name=name, pid=pid, started=started)
+    if found := daemons.running_processes(name, daemons.children(outer.pid)):
+        return found[0]
     reason = log.read_text(errors="replace").strip().splitlines()[-1:] if log.exists() else []
     raise ClusterError(f"cannot create a node's namespaces: {''.join(reason) or 'no reason given'}")
 

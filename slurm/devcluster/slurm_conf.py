@@ -29,50 +29,33 @@ class NodeMode(enum.StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatedSite:
-    """The settings of a computing centre that decide how a job is stopped and requeued.
+    """The settings of a computing centre that decide how a job is stopped and requeued; Slurm's defaults if not set.
 
     Attributes:
         name: Value of the option ``--site``.
         credential_seconds: Lifetime of a credential; a requeued job waits one second longer.
         kill_wait_seconds: Time between SIGTERM and SIGKILL once Slurm ends a job.
         grace_seconds: Time between the signal of a preemption and the end of the job; 0 gives no signal in advance.
-        user_signal: Whether a preempted job gets the signal of its ``--signal`` option.
+        user_signal: True if a preempted job gets the signal of its ``--signal`` option.
         max_submitted: Number of jobs that a user may have queued or running; 0 means no limit.
-        sbatch_on_nodes: Whether jobs may be submitted from inside a job.
+        sbatch_on_nodes: True if jobs may be submitted from inside a job.
         requeue_exit: Exit codes after which a job is requeued; Slurm's ``RequeueExit``.
     """
 
     name: str
-    credential_seconds: int
-    kill_wait_seconds: int
-    grace_seconds: int
-    user_signal: bool
+    credential_seconds: int = 120
+    kill_wait_seconds: int = 30
+    grace_seconds: int = 0
+    user_signal: bool = False
     max_submitted: int = 0
     sbatch_on_nodes: bool = True
     requeue_exit: tuple[int, ...] = ()
 
 
 FRIENDLY = SimulatedSite(name="friendly", credential_seconds=5, kill_wait_seconds=5, grace_seconds=5, user_signal=True)
-DEFAULT = SimulatedSite(
-    name="default", credential_seconds=120, kill_wait_seconds=30, grace_seconds=0, user_signal=False
-)
-STRICT = SimulatedSite(
-    name="strict",
-    credential_seconds=120,
-    kill_wait_seconds=30,
-    grace_seconds=0,
-    user_signal=False,
-    max_submitted=2,
-    sbatch_on_nodes=False,
-)
-REQUEUEING = SimulatedSite(
-    name="requeueing",
-    credential_seconds=5,
-    kill_wait_seconds=30,
-    grace_seconds=0,
-    user_signal=False,
-    requeue_exit=(1, 70, 85),
-)
+DEFAULT = SimulatedSite(name="default")
+STRICT = SimulatedSite(name="strict", max_submitted=2, sbatch_on_nodes=False)
+REQUEUEING = SimulatedSite(name="requeueing", credential_seconds=5, requeue_exit=(1, 70, 85))
 SITES: Mapping[str, SimulatedSite] = {site.name: site for site in (FRIENDLY, DEFAULT, STRICT, REQUEUEING)}
 
 
@@ -94,10 +77,6 @@ class ClusterLayout:
         user: Login name of the daemons.
         controller_host: Short host name of this machine; slurmctld refuses to run under another one.
         controller_address: Address of the controller as seen by the nodes.
-        controller_port: Port of the controller.
-        nodes: Compute nodes.
-        mode: How the nodes are kept apart.
-        site: The simulated computing centre.
         gpus: Device files that act as the GPUs of each node; may be empty.
     """
 
@@ -115,14 +94,6 @@ class ClusterLayout:
     def munge_socket(self) -> str:
         """Path of the socket of the cluster's own munged."""
         return f"{self.root}/munge/sock"
-
-    def pid_file(self, daemon: str) -> str:
-        """Return the path of a daemon's pid file."""
-        return f"{self.root}/pid/{daemon}.pid"
-
-    def log_file(self, daemon: str) -> str:
-        """Return the path of a daemon's log."""
-        return f"{self.root}/log/{daemon}.log"
 
 
 def get_simulated_site(name: str) -> SimulatedSite:
@@ -176,20 +147,13 @@ def write_files(layout: ClusterLayout) -> None:
 def slurm_conf(layout: ClusterLayout) -> str:
     """Return the text of ``slurm.conf``."""
     site, names = layout.site, ",".join(node.name for node in layout.nodes)
-    text = _SLURM_CONF.format(
-        layout=layout,
-        site=site,
-        ctld_pid=layout.pid_file("slurmctld"),
-        slurmd_pid=layout.pid_file("%n"),
-        ctld_log=layout.log_file("slurmctld"),
-        slurmd_log=layout.log_file("%n"),
-    )
     partitions = [
         f"PartitionName=low Nodes={names} Default=YES MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE"
         f" GraceTime={site.grace_seconds}",
         f"PartitionName=high Nodes={names} MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF",
     ]
-    return text + "".join(f"{line}\n" for line in [*_optional_settings(layout), *_node_lines(layout), *partitions])
+    lines = [*_optional_settings(layout), *_node_lines(layout), *partitions]
+    return _SLURM_CONF.format(layout=layout, site=site) + "".join(f"{line}\n" for line in lines)
 
 
 def gres_conf(layout: ClusterLayout) -> str:
@@ -250,10 +214,10 @@ AuthInfo=socket={layout.munge_socket},cred_expire={site.credential_seconds}
 CredType=cred/munge
 StateSaveLocation={layout.root}/state
 SlurmdSpoolDir={layout.root}/spool/%n
-SlurmctldPidFile={ctld_pid}
-SlurmdPidFile={slurmd_pid}
-SlurmctldLogFile={ctld_log}
-SlurmdLogFile={slurmd_log}
+SlurmctldPidFile={layout.root}/pid/slurmctld.pid
+SlurmdPidFile={layout.root}/pid/%n.pid
+SlurmctldLogFile={layout.root}/log/slurmctld.log
+SlurmdLogFile={layout.root}/log/%n.log
 PlugStackConfig={layout.root}/plugstack.conf
 JobCompType=jobcomp/filetxt
 JobCompLoc={layout.root}/log/jobcomp.log
