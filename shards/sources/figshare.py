@@ -15,7 +15,7 @@ import csv
 import hashlib
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, ClassVar
@@ -139,7 +139,7 @@ class PatientTable:
     """The patient of each slice or exam.
 
     Attributes:
-        by_number: Whether the keys are slice numbers, as text; otherwise they are PIDs.
+        by_number: True if the keys are slice numbers, as text; otherwise they are PIDs.
         patients: Key -> patient.
     """
 
@@ -251,7 +251,7 @@ def _open(path: Path, member: str, where: str, size: int = 0) -> Path | BinaryIO
     return io.BytesIO(read_zip_member(path, member, where))
 
 
-def _other_files(count: int) -> Iterable[SkippedSample]:
+def _other_files(count: int) -> Iterator[SkippedSample]:
     """Yield the files that are not slices by number, since a name may be an identifier."""
     for number in range(1, count + 1):
         yield SkippedSample(where=f"other .mat file {number} of {count}", reason=f"not named 1.mat ... {SLICES}.mat")
