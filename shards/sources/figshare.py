@@ -90,11 +90,7 @@ class FigshareSource:
         return SourceListing(records=tuple(records), skipped=(*skipped, *_other_files(files.others)))
 
     def read(self, record: SourceRecord) -> SourcePixels:
-        """Read image and mask, int16 and uint8 in the original files.
-
-        Raises:
-            DamagedSampleError: They cannot be read.
-        """
+        """Read image and mask, int16 and uint8 in the original files."""
         path, member = record.handle
         return read_pixels(_open(self.folder / path, member, record.where), record.where)
 
@@ -136,12 +132,7 @@ class FigshareSource:
 
 @dataclass(frozen=True, kw_only=True)
 class PatientTable:
-    """The patient of each slice or exam.
-
-    Attributes:
-        by_number: True if the keys are slice numbers, as text; otherwise they are PIDs.
-        patients: Key -> patient.
-    """
+    """The patient of each slice number, as text, if ``by_number``, otherwise of each PID."""
 
     by_number: bool
     patients: dict[str, str]

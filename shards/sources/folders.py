@@ -87,11 +87,7 @@ class FoldersSource:
         return SourceListing(records=records, skipped=(*skipped, *_skipped_outside(self.folder)))
 
     def read(self, record: SourceRecord) -> SourcePixels:
-        """Decode one image.
-
-        Raises:
-            DamagedSampleError: It cannot be decoded.
-        """
+        """Decode one image."""
         (path,) = record.handle
         return SourcePixels(image=decode_image_file(self.folder / path, record.where, "image"))
 

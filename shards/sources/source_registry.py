@@ -39,14 +39,9 @@ class SourceOptions:
 
 
 def create_source(name: str, given: str, options: SourceOptions, *, seed: int, size: int) -> ImageSource:
-    """Return the source that the command line names.
+    """Return the source ``name`` of the input ``given``: a file, a folder or a number.
 
-    Args:
-        name: One of :data:`SOURCES`.
-        given: Its input: a file, a folder or a number.
-        options: The source's own options.
-        seed: Seed of generated patients.
-        size: Side of generated images in pixels.
+    Generated patients depend on ``seed``; ``size`` is the side of their images in pixels.
 
     Raises:
         UsageError: An unknown source, an input that does not fit it, or an option of another source.
