@@ -38,11 +38,8 @@ class BuildOptions:
     """Options of a build that do not depend on the source.
 
     Attributes:
-        split_by: Unit that is kept within one fold: ``person``, ``exam`` or ``slice``. None means the largest unit
-            that the source names.
+        split_by: ``person``, ``exam`` or ``slice``. None means the largest unit that the source names.
         folds: Number of folds, unless the source prescribes them.
-        seed: Seed of folds and order.
-        samples_per_shard: Maximum number of samples per tar.
         size: Side of the stored square images in pixels.
     """
 
@@ -58,10 +55,8 @@ class BuildReport:
     """Result of a finished build.
 
     Attributes:
-        index: The index as written.
         reused: Number of samples reused from an interrupted build.
         mixed_class_patients: For each patient with slices of two classes, two such slices.
-        leakage: Accuracy of the raw-pixel nearest neighbour by split unit.
     """
 
     index: ShardIndex
@@ -84,9 +79,7 @@ def build_shards(
     and listed in the index.
 
     Args:
-        source: The source of records and pixels.
         out: The folder to create; absent or empty.
-        options: Split, order and size.
         key: Key under which identifiers are hashed.
         workers: Number of processes that read and encode samples.
         progress: Called with the number of samples done so far and their total.
@@ -142,13 +135,12 @@ def _encode_tasks(
     key: IdKey,
     records: Sequence[SourceRecord],
 ) -> list[EncodeTask]:
-    labels = {name: label for label, name in enumerate(classes)}
     tasks = []
     for record, fold in zip(records, folds, strict=True):
         meta = SampleMeta(
             key=key.sample_key(record.record_id, record.person, record.exam),
             class_name=record.class_name,
-            label=labels[record.class_name],
+            label=classes.index(record.class_name),
             person=None if record.person is None else key.hash_person(record.person),
             exam=None if record.exam is None else key.hash_exam(record.person, record.exam),
             fold=fold,
@@ -165,9 +157,7 @@ def _encode_tasks(
 
 def _shard_tasks(samples: Sequence[EncodeTask], shards: Sequence[Sequence[int]], folder: Path) -> list[ShardTask]:
     return [
-        ShardTask(
-            number=number, path=folder / shard_name(number), samples=tuple(samples[position] for position in positions)
-        )
+        ShardTask(number=number, path=folder / shard_name(number), samples=tuple(samples[at] for at in positions))
         for number, positions in enumerate(shards)
     ]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,8 +14,10 @@ from PIL import Image
 
 from hsadml_dist.data.index import SampleRow, ShardIndex
 from hsadml_dist.data.sample import IMAGE, MASK
+from hsadml_dist.shards.image_codec import encode_png
 from hsadml_dist.shards.leakage import make_thumbnail
 from hsadml_dist.shards.split import seeded_hash
+from hsadml_dist.shards.writer import read_member
 
 COLUMNS = 6
 TILE_SIDE = 144
@@ -47,7 +48,8 @@ def contact_strips(folder: Path, index: ShardIndex) -> Iterator[ContactStrip]:
         patients = len({row.person for row in rows if row.person is not None})
         of_patients = f" of {patients} patient{'s' * (patients != 1)}" if patients else ""
         alt = f"{len(rows)} slice{'s' * (len(rows) != 1)} of class {name}{of_patients}"
-        yield ContactStrip(class_name=name, uri=_png_uri(np.concatenate(tiles, axis=1)), alt=alt)
+        png = base64.b64encode(encode_png(np.concatenate(tiles, axis=1), compression=6)).decode()
+        yield ContactStrip(class_name=name, uri=f"data:image/png;base64,{png}", alt=alt)
 
 
 def choose_rows(rows: Iterable[SampleRow], seed: int) -> list[SampleRow]:
@@ -63,12 +65,8 @@ def choose_rows(rows: Iterable[SampleRow], seed: int) -> list[SampleRow]:
 
 def read_pixels(folder: Path, index: ShardIndex, row: SampleRow, member: str) -> np.ndarray:
     """Return the pixels (height, width) of one member, uint16 or uint8."""
-    offset, size = row.members[member]
-    descriptor = os.open(folder / index.shards[row.shard].name, os.O_RDONLY)
-    try:
-        return np.array(Image.open(io.BytesIO(os.pread(descriptor, size, offset))))
-    finally:
-        os.close(descriptor)
+    with open(folder / index.shards[row.shard].name, "rb") as file:
+        return np.array(Image.open(io.BytesIO(read_member(file, row, member))))
 
 
 def _tile(folder: Path, index: ShardIndex, row: SampleRow) -> np.ndarray:
@@ -89,9 +87,3 @@ def _outline(inside: np.ndarray) -> np.ndarray:
     padded = np.pad(inside, 1)
     near = padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
     return near & ~inside
-
-
-def _png_uri(pixels: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", optimize=False, compress_level=6)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

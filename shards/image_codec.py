@@ -26,10 +26,7 @@ COMPRESSION = 2
 def decode_image_file(path: Path, where: str, role: str) -> np.ndarray:
     """Return the pixels (height, width) of a JPEG, PNG or TIFF in their stored type; colour becomes 8-bit luminance.
 
-    Args:
-        path: The file.
-        where: Name of the sample in messages.
-        role: Role of the file for the sample: ``image`` or ``mask``.
+    ``where`` is the name of the sample in messages, ``role`` what the file is for it: ``image`` or ``mask``.
 
     Raises:
         DamagedSampleError: The file cannot be read or decoded.
@@ -62,10 +59,10 @@ def to_mask(mask: np.ndarray, size: int) -> np.ndarray:
     return np.where(resample(inside, size, Image.Resampling.BOX) >= 0.5, np.uint8(255), np.uint8(0))
 
 
-def encode_png(pixels: np.ndarray) -> bytes:
+def encode_png(pixels: np.ndarray, compression: int = COMPRESSION) -> bytes:
     """Return the PNG of uint16 or uint8 (height, width); lossless, without date or text."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=COMPRESSION)
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=compression)
     return buffer.getvalue()
 
 

@@ -26,13 +26,7 @@ BLOCK = 512
 
 @dataclass(frozen=True, kw_only=True)
 class LeakageReport:
-    """Accuracy of the raw-pixel nearest neighbour.
-
-    Attributes:
-        accuracy: Split unit -> fraction of slices whose nearest slice in other folds has the same class.
-        slices: Number of slices compared.
-        side: Side of the thumbnails in pixels.
-    """
+    """By split unit, the fraction of slices whose nearest slice in other folds, in raw pixels, has the same class."""
 
     accuracy: dict[str, float]
     slices: int
@@ -61,13 +55,7 @@ def select_slices(index: ShardIndex) -> list[int]:
 def measure_leakage(rows: Sequence[SampleRow], pixels_NP: np.ndarray, index: ShardIndex) -> LeakageReport:
     """Evaluate the folds of ``index``, and folds assigned in the same way by each other unit that all samples name.
 
-    Args:
-        rows: The slices to compare.
-        pixels_NP: Their thumbnails, uint8.
-        index: Provides folds, seed and split unit.
-
-    Returns:
-        The accuracy by split unit.
+    ``rows`` are the slices to compare, and ``pixels_NP`` their thumbnails, uint8.
     """
     label_N = np.array([row.label for row in rows])
     folds = _folds_by_unit(rows, index)

@@ -1,7 +1,7 @@
 """Replace identifiers by keyed hashes (HMAC-SHA256), and manage the file that holds the key.
 
-With the key file one can check whether a known patient is in a folder of shards; without it nobody can. The same key
-gives the same hashes in every build, so that a patient in two folders can be recognised. A lost key loses only that.
+Only with the key file can one check if a known patient is in a folder of shards. The same key gives the same hashes in
+every build, so that a patient in two folders can be recognised. A lost key loses only that.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hmac
 import json
 import os
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hsadml_dist.errors import DataError
@@ -24,12 +24,9 @@ SAMPLE_DIGITS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class IdKey:
-    """The secret under which identifiers are hashed; its repr is hidden, so that it reaches no log."""
+    """The secret under which identifiers are hashed; hidden in the repr, so that it reaches no log."""
 
-    secret: bytes
-
-    def __repr__(self) -> str:
-        return "IdKey(...)"
+    secret: bytes = field(repr=False)
 
     def hash_person(self, person: str) -> str:
         """Return the hash of a patient, the same for every source."""

@@ -1,12 +1,14 @@
 """Interface of the sources of images: records, listed all at once, and their pixels, read one record at a time.
 
 Some files of a real lab are damaged. A sample that cannot be used is skipped, named and counted; a listing that is
-wrong as a whole ends the build.
+wrong as a whole ends the build. Errors of :func:`scan_folder` quote no name in the folder: it may be an identifier.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from hsadml_dist.data.index import SkippedSample
@@ -25,9 +27,6 @@ class SourceRecord:
     Attributes:
         record_id: Name of the record within its source, the same in every build; never a path.
         where: Name of the record in messages, for instance ``row 17``.
-        class_name: Name of the class.
-        person: The source's identifier of the patient, or None.
-        exam: The source's identifier of the exam, or None.
         fold: The fold that the source prescribes, or None.
         author_fold: The fold of the data set's publisher, kept in addition to ours, or None.
         plane: One of :data:`PLANES`, or None.
@@ -49,13 +48,7 @@ class SourceRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class SourcePixels:
-    """Pixels of one record.
-
-    Attributes:
-        image: (height, width), any real dtype. Unsigned 8-bit values span the full range; other types are stretched
-            from their own minimum to their maximum.
-        mask: (height, width), non-zero inside the lesion, or None.
-    """
+    """Image (height, width), any real dtype, and mask (height, width), non-zero inside the lesion, of one record."""
 
     image: np.ndarray
     mask: np.ndarray | None = None
@@ -70,11 +63,7 @@ class SourceListing:
 
 
 class DamagedSampleError(DataError):
-    """One sample cannot be used: the build skips it, names it by ``where`` and counts it.
-
-    Attributes:
-        skip: The sample's ``where`` and the reason, without identifier or path.
-    """
+    """One sample cannot be used: the build skips and counts it; ``where`` and reason hold no identifier or path."""
 
     def __init__(self, where: str, reason: str) -> None:
         super().__init__(f"{where}: {reason}")
@@ -82,6 +71,23 @@ class DamagedSampleError(DataError):
 
     def __reduce__(self) -> tuple[type[DamagedSampleError], tuple[str, str]]:
         return type(self), (self.skip.where, self.skip.reason)
+
+
+def scan_folder(folder: Path) -> list[os.DirEntry[str]]:
+    """List a folder below INPUT without hidden entries; raise DataError if it cannot be read."""
+    try:
+        return [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    except OSError as error:
+        raise DataError(f"INPUT: a folder in it cannot be read: {error.strerror}") from error
+
+
+def size_and_mtime(path: Path) -> tuple[int, int]:
+    """Return size in bytes and modification time in nanoseconds; zeros for a broken link."""
+    try:
+        state = path.stat()
+    except OSError:
+        return 0, 0
+    return state.st_size, state.st_mtime_ns
 
 
 class ImageSource(Protocol):

@@ -18,7 +18,6 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TypedDict
 
 from hsadml_dist.data.index import SPLIT_UNITS, ShardIndex
 from hsadml_dist.errors import DataError, UsageError, did_you_mean
@@ -29,11 +28,7 @@ SPLITS_NAME = "splits.json"
 
 
 def check_split(split_by: str | None, folds: int) -> None:
-    """Raise if no source could be split so.
-
-    Raises:
-        UsageError: ``split_by`` is neither a split unit nor None, or ``folds`` is below 2.
-    """
+    """Raise UsageError if ``split_by`` is neither a split unit nor None, or ``folds`` is below 2."""
     if split_by is not None and split_by not in SPLIT_UNITS:
         allowed = ", ".join(SPLIT_UNITS)
         raise UsageError(
@@ -64,9 +59,7 @@ def split_groups(records: Sequence[SourceRecord], split_by: str) -> tuple[str, .
     Raises:
         DataError: A record lacks the identifier that the split needs.
     """
-    if split_by == "slice":
-        return tuple(json.dumps([record.record_id]) for record in records)
-    for record in records:
+    for record in records if split_by != "slice" else ():
         if getattr(record, split_by) is None:
             others = ", ".join(unit for unit in SPLIT_UNITS if unit != split_by)
             raise DataError(
@@ -74,9 +67,8 @@ def split_groups(records: Sequence[SourceRecord], split_by: str) -> tuple[str, .
                 f"name the table's column with --columns {split_by}=NAME, pass --persons for figshare, "
                 f"or split by another unit ({others})"
             )
-    if split_by == "person":
-        return tuple(json.dumps([record.person]) for record in records)
-    return tuple(json.dumps([record.person, record.exam]) for record in records)
+    fields = {"person": ("person",), "exam": ("person", "exam"), "slice": ("record_id",)}[split_by]
+    return tuple(json.dumps([getattr(record, field) for field in fields]) for record in records)
 
 
 def assign_folds(records: Sequence[SourceRecord], split_by: str, folds: int, seed: int) -> tuple[int, ...]:
@@ -101,12 +93,6 @@ def balance_folds(groups: Sequence[str], classes: Sequence[str], folds: int, see
 
     From the largest group to the smallest, each goes to the fold with the smallest share of its classes; ties go to the
     fold with the fewest samples, then by hash.
-
-    Args:
-        groups: Group of each sample.
-        classes: Class of each sample.
-        folds: Number of folds.
-        seed: Seed of the hash.
     """
     totals = Counter(classes)
     content: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -156,14 +142,7 @@ def shard_name(number: int) -> str:
     return f"shard-{number:05d}.tar"
 
 
-class NnUNetSplit(TypedDict):
-    """One fold: the keys of the samples to train on, and of those to validate on."""
-
-    train: list[str]
-    val: list[str]
-
-
-def nnunet_splits(index: ShardIndex) -> list[NnUNetSplit]:
+def nnunet_splits(index: ShardIndex) -> list[dict[str, list[str]]]:
     """Return the folds in the form of nnU-Net's ``splits_final.json``, folds ascending, keys sorted.
 
     Source: Isensee et al. 2021, "nnU-Net: a self-configuring method for deep learning-based biomedical image
@@ -171,7 +150,7 @@ def nnunet_splits(index: ShardIndex) -> list[NnUNetSplit]:
     """
     keys = {fold: sorted(index.samples[at].key for at in index.in_folds([fold])) for fold in index.fold_numbers}
     return [
-        NnUNetSplit(train=sorted(key for other, own in keys.items() if other != fold for key in own), val=keys[fold])
+        {"train": sorted(key for other, own in keys.items() if other != fold for key in own), "val": keys[fold]}
         for fold in keys
     ]
 

@@ -18,14 +18,7 @@ Group = TypeVar("Group", int, str)
 
 @dataclass(frozen=True, kw_only=True)
 class GroupCount:
-    """Counts of one class, one fold, or all samples.
-
-    Attributes:
-        samples: Number of slices.
-        persons: Number of patients, None if a sample names none.
-        exams: Number of exams, None if a sample names none.
-        by_class: Class name -> number of slices.
-    """
+    """Counts of one class, one fold, or all samples; patients or exams are None if a sample names none."""
 
     samples: int
     persons: int | None
@@ -35,13 +28,7 @@ class GroupCount:
 
 @dataclass(frozen=True, kw_only=True)
 class AuthorFolds:
-    """The folds of the data set's publisher, and the units that they split.
-
-    Attributes:
-        samples: Fold -> number of slices.
-        torn_persons: Number of patients with slices in more than one fold, None if patients are not known.
-        torn_exams: Number of exams with slices in more than one fold, None if exams are not known.
-    """
+    """Slices by fold of the data set's publisher, and patients and exams in more than one fold, None if not known."""
 
     samples: dict[int, int]
     torn_persons: int | None
@@ -53,24 +40,15 @@ class DatasetSummary:
     """Figures of a folder of shards; the field names are keys of ``card.json``.
 
     Attributes:
-        schema: Version of the format.
         digest: SHA-256 of the samples table.
-        source: Name of the source.
         unit: Split unit: ``person``, ``exam`` or ``slice``.
-        seed: Seed of folds and order.
         size: Side of each image in pixels.
-        shards: Number of tars.
         megabytes: Size of all tars in 10^6 bytes.
-        total: Counts of all samples.
-        masks: Number of slices with a mask of the lesion.
         classes: Class name -> counts, in label order.
-        folds: Fold -> counts, ascending.
         planes: Plane -> number of slices; ``unknown`` for slices without a plane.
-        author_folds: The publisher's folds, or None.
         persons_in_two_classes: Number of patients with slices of more than one class.
         repeated_images: Number of images that are a byte-equal copy of another one.
         repeats_across_folds: Number of those whose copy is in another fold, which is leakage.
-        skipped: Samples of the source that cannot be used.
     """
 
     schema: int

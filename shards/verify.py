@@ -13,28 +13,23 @@ from typing import BinaryIO
 from hsadml_dist.data.index import INDEX_NAME, SAMPLES_NAME, SampleRow, ShardFile, ShardIndex, load_index
 from hsadml_dist.data.sample import IMAGE, MASK, META, SampleMeta
 from hsadml_dist.errors import DataError
-from hsadml_dist.shards.writer import describe_file, member_spans
+from hsadml_dist.shards.writer import SHARED_FIELDS, describe_file, member_spans, read_member
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_HEADER_BYTES = 26
 GREYSCALE = 0
 BIT_DEPTHS = {IMAGE: 16, MASK: 8}
-SHARED_FIELDS = ("key", "label", "person", "exam", "fold", "author_fold", "plane")
-"""Fields that a sample's row and its JSON have in common."""
 
 
 def verify_shards(folder: Path, on_shard: Callable[[int, int], None] = lambda done, total: None) -> tuple[str, ...]:
-    """Return all faults of a folder of shards, one line each; empty if there is none.
-
-    Args:
-        folder: The folder.
-        on_shard: Called with the number of tars checked so far and their total.
-    """
+    """Return all faults of a folder, one line each; ``on_shard`` gets the number of tars checked and their total."""
     try:
         index = load_index(folder)
     except DataError as error:
         return (str(error),)
-    faults = [*_index_faults(index), *_unknown_tars(folder, index)]
+    faults = list(_index_faults(index))
+    known = {shard.name for shard in index.shards}
+    faults += [f"{path.name}: not in {INDEX_NAME}" for path in sorted(folder.glob("*.tar")) if path.name not in known]
     for file in index.files:
         faults.extend(_file_faults(folder, file))
     rows: defaultdict[int, list[SampleRow]] = defaultdict(list)
@@ -71,13 +66,6 @@ def _split_group_faults(index: ShardIndex) -> Iterator[str]:
     for name, numbers in folds.items():
         if name is not None and len(numbers) > 1:
             yield f"{SAMPLES_NAME}: {index.split_unit} {name} is in folds {', '.join(map(str, sorted(numbers)))}"
-
-
-def _unknown_tars(folder: Path, index: ShardIndex) -> Iterator[str]:
-    known = {shard.name for shard in index.shards}
-    for path in sorted(folder.glob("*.tar")):
-        if path.name not in known:
-            yield f"{path.name}: not in {INDEX_NAME}"
 
 
 def _file_faults(folder: Path, expected: ShardFile) -> Iterator[str]:
@@ -121,12 +109,12 @@ def _offset_faults(path: Path, rows: Sequence[SampleRow]) -> Iterator[str]:
 
 
 def _sample_faults(file: BinaryIO, row: SampleRow, index: ShardIndex) -> Iterator[str]:
-    if hashlib.sha256(_read_member(file, row, IMAGE)).hexdigest() != row.sha256:
+    if hashlib.sha256(read_member(file, row, IMAGE)).hexdigest() != row.sha256:
         yield f"damaged: the SHA-256 of its image differs from {SAMPLES_NAME}"
     for member in row.members.keys() & BIT_DEPTHS.keys():
-        yield from _png_faults(_read_member(file, row, member), member, index.size)
+        yield from _png_faults(read_member(file, row, member), member, index.size)
     try:
-        meta = SampleMeta.from_json(_read_member(file, row, META))
+        meta = SampleMeta.from_json(read_member(file, row, META))
     except DataError as error:
         yield str(error)
         return
@@ -137,12 +125,6 @@ def _sample_faults(file: BinaryIO, row: SampleRow, index: ShardIndex) -> Iterato
         different.append("shape")
     if different:
         yield f"its JSON and its row differ in: {', '.join(different)}"
-
-
-def _read_member(file: BinaryIO, row: SampleRow, member: str) -> bytes:
-    offset, size = row.members[member]
-    file.seek(offset)
-    return file.read(size)
 
 
 def _png_faults(content: bytes, member: str, size: int) -> Iterator[str]:

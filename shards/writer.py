@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from multiprocessing import get_context, parent_process
 from pathlib import Path
+from typing import BinaryIO
 
 from hsadml_dist.data.index import SampleRow, ShardFile, SkippedSample
 from hsadml_dist.data.sample import IMAGE, MASK, META, SampleMeta, split_member_name
@@ -31,19 +32,16 @@ MODE = 0o444
 MTIME = 0.0
 """Owner, mode and time of every member: constant, so that the samples alone determine a tar's bytes."""
 
+SHARED_FIELDS = ("key", "label", "person", "exam", "fold", "author_fold", "plane")
+"""Fields that a sample's row and its JSON have in common."""
+
 SAMPLES_AHEAD = 16
 """Samples per worker that are encoded before they are written: keeps workers busy and fits in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeTask:
-    """One sample to encode.
-
-    Attributes:
-        source: The source to read from.
-        record: The record to read.
-        meta: Content of the sample's JSON; ``shape`` is the stored one, ``spacing_mm`` still the source's.
-    """
+    """One sample to encode; in ``meta``, ``shape`` is the stored one and ``spacing_mm`` still the source's."""
 
     source: ImageSource
     record: SourceRecord
@@ -60,7 +58,7 @@ class EncodedSample:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:
-    """One tar to write: its number, its path and its samples in order."""
+    """One tar to write, and its samples in order."""
 
     number: int
     path: Path
@@ -83,11 +81,9 @@ def write_shards(
     on_sample: Callable[[], None],
     on_shard: Callable[[ShardResult], None],
 ) -> None:
-    """Write all tars in order; ``workers`` processes read and encode their samples.
+    """Write all tars in order; ``workers`` processes read and encode their samples, or with 1 this process.
 
     Args:
-        tasks: The tars to write.
-        workers: Number of processes; with 1, this process does all the work.
         on_sample: Called after each sample, written or skipped.
         on_shard: Called with the result of each tar, once it is on the disk.
 
@@ -142,6 +138,13 @@ def member_spans(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
             if spans.setdefault(key, {}).setdefault(member, (info.offset_data, info.size))[0] != info.offset_data:
                 raise DataError(f"{path.name}: duplicate member {info.name}")
     return spans
+
+
+def read_member(file: BinaryIO, row: SampleRow, member: str) -> bytes:
+    """Return the bytes of one member of a sample from its open tar."""
+    offset, size = row.members[member]
+    file.seek(offset)
+    return file.read(size)
 
 
 @contextmanager
@@ -212,16 +215,10 @@ def _sample_rows(task: ShardTask, written: Sequence[tuple[SampleMeta, str]]) -> 
     spans = member_spans(task.path)
     return tuple(
         SampleRow(
-            key=meta.key,
             shard=task.number,
             members=spans[meta.key],
             sha256=digest,
-            label=meta.label,
-            person=meta.person,
-            exam=meta.exam,
-            fold=meta.fold,
-            author_fold=meta.author_fold,
-            plane=meta.plane,
+            **{name: getattr(meta, name) for name in SHARED_FIELDS},
         )
         for meta, digest in written
     )

@@ -15,7 +15,7 @@ import csv
 import hashlib
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, ClassVar
@@ -90,11 +90,7 @@ class FigshareSource:
         return SourceListing(records=tuple(records), skipped=(*skipped, *_other_files(files.others)))
 
     def read(self, record: SourceRecord) -> SourcePixels:
-        """Read image and mask, int16 and uint8 in the original files.
-
-        Raises:
-            DamagedSampleError: They cannot be read.
-        """
+        """Read image and mask, int16 and uint8 in the original files."""
         path, member = record.handle
         return read_pixels(_open(self.folder / path, member, record.where), record.where)
 
@@ -136,12 +132,7 @@ class FigshareSource:
 
 @dataclass(frozen=True, kw_only=True)
 class PatientTable:
-    """The patient of each slice or exam.
-
-    Attributes:
-        by_number: Whether the keys are slice numbers, as text; otherwise they are PIDs.
-        patients: Key -> patient.
-    """
+    """The patient of each slice number, as text, if ``by_number``, otherwise of each PID."""
 
     by_number: bool
     patients: dict[str, str]
@@ -251,7 +242,7 @@ def _open(path: Path, member: str, where: str, size: int = 0) -> Path | BinaryIO
     return io.BytesIO(read_zip_member(path, member, where))
 
 
-def _other_files(count: int) -> Iterable[SkippedSample]:
+def _other_files(count: int) -> Iterator[SkippedSample]:
     """Yield the files that are not slices by number, since a name may be an identifier."""
     for number in range(1, count + 1):
         yield SkippedSample(where=f"other .mat file {number} of {count}", reason=f"not named 1.mat ... {SLICES}.mat")

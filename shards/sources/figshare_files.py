@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from hsadml_dist.errors import DataError
-from hsadml_dist.shards.source import DamagedSampleError
+from hsadml_dist.shards.source import DamagedSampleError, scan_folder, size_and_mtime
 from hsadml_dist.shards.sources.mat_file import SLICES
 
 ORIGINAL_ZIPS = tuple(f"brainTumorDataPublic_{span}.zip" for span in ("1-766", "767-1532", "1533-2298", "2299-3064"))
@@ -36,7 +36,7 @@ class FileLocation:
     Attributes:
         path: The file, or the zip that holds it.
         member: Its name in the zip; empty for a loose file.
-        size: Its unpacked size in bytes.
+        size: Unpacked, in bytes.
         state: Changes with the content: the modification time of a loose file, the CRC of a member.
     """
 
@@ -51,10 +51,9 @@ class DatasetFiles:
     """Files of the dataset in a folder.
 
     Attributes:
-        slices: Slice number -> location.
         folds: All files named ``cvind.mat``.
         others: Number of ``.mat`` files with other names.
-        outer: Whether the outer archive, which holds the zips, is there.
+        outer: True if the outer archive, which holds the zips, is there.
     """
 
     slices: dict[int, FileLocation] = field(default_factory=dict)
@@ -65,9 +64,9 @@ class DatasetFiles:
     def add(self, location: FileLocation) -> None:
         """Add a file by its name."""
         name = PurePosixPath(location.member).name or location.path.name
-        number = _slice_number(name)
-        if number is not None:
-            self._add_slice(number, location)
+        match = re.fullmatch(r"([1-9][0-9]{0,3})\.mat", name, re.IGNORECASE)
+        if match and int(match[1]) <= SLICES:
+            self._add_slice(int(match[1]), location)
         elif name.lower() == FOLDS_NAME:
             self.folds.append(location)
         elif name.lower().endswith(".zip"):
@@ -96,7 +95,8 @@ def find_files(folder: Path) -> DatasetFiles:
     files = DatasetFiles(outer=any(path.name.lower() == OUTER_ZIP for path in zips))
     for path in paths:
         if path.suffix.lower() == ".mat":
-            files.add(_locate_file(path))
+            size, mtime = size_and_mtime(path)  # zeros for a broken link: its slice is reported as unreadable
+            files.add(FileLocation(path=path, member="", size=size, state=mtime))
     for number, path in enumerate(zips, start=1):
         for location in _locate_members(path, f"zip {number} of {len(zips)} by name"):
             files.add(location)
@@ -149,26 +149,13 @@ def _open_zip(path: Path, process: int) -> zipfile.ZipFile:
 
 def _walk(folder: Path, depth: int) -> Iterator[Path]:
     """Yield all files that are not hidden. Links are followed; the limit on depth ends cycles."""
-    try:
-        entries = list(os.scandir(folder))
-    except OSError as error:
-        raise DataError(f"INPUT: a folder in it cannot be read: {error.strerror}") from error
-    for entry in entries:
-        if entry.name.startswith(".") or entry.name == "__MACOSX":
+    for entry in scan_folder(folder):
+        if entry.name == "__MACOSX":
             continue
         if entry.is_file() or (entry.is_symlink() and not entry.is_dir()):
             yield Path(entry.path)
         elif entry.is_dir() and depth:
             yield from _walk(Path(entry.path), depth - 1)
-
-
-def _locate_file(path: Path) -> FileLocation:
-    """Return the location of a loose file; a broken link has size 0, so that its slice is reported as unreadable."""
-    try:
-        state = path.stat()
-    except OSError:
-        return FileLocation(path=path, member="", size=0, state=0)
-    return FileLocation(path=path, member="", size=state.st_size, state=state.st_mtime_ns)
 
 
 def _locate_members(path: Path, generic_name: str) -> list[FileLocation]:
@@ -182,14 +169,6 @@ def _locate_members(path: Path, generic_name: str) -> list[FileLocation]:
     return [
         FileLocation(path=path, member=info.filename, size=info.file_size, state=info.CRC)
         for info in infos
-        if info.filename.lower().endswith((".mat", ".zip")) and not _is_hidden(info.filename)
+        if info.filename.lower().endswith((".mat", ".zip"))
+        and not any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(info.filename).parts)
     ]
-
-
-def _is_hidden(member: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(member).parts)
-
-
-def _slice_number(name: str) -> int | None:
-    match = re.fullmatch(r"([1-9][0-9]{0,3})\.mat", name, re.IGNORECASE)
-    return int(match[1]) if match and int(match[1]) <= SLICES else None

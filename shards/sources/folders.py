@@ -18,7 +18,7 @@ from typing import ClassVar
 from hsadml_dist.data.index import SkippedSample
 from hsadml_dist.errors import DataError, UsageError
 from hsadml_dist.shards.image_codec import IMAGE_EXTENSIONS, decode_image_file
-from hsadml_dist.shards.source import SourceListing, SourcePixels, SourceRecord
+from hsadml_dist.shards.source import SourceListing, SourcePixels, SourceRecord, scan_folder, size_and_mtime
 
 CLASSES = {
     "glioma": "glioma",
@@ -39,14 +39,7 @@ IGNORED_NAMES = ("thumbs.db", "desktop.ini", "__macosx")
 
 @dataclass(frozen=True, kw_only=True)
 class ClassFolder:
-    """One folder of images.
-
-    Attributes:
-        part: ``Training``, ``Testing`` or empty.
-        class_name: The class.
-        images: Files with an extension of an image, sorted by name.
-        others: Number of other files and folders in it.
-    """
+    """Images of one class, sorted by name, in ``Training``, ``Testing`` or neither; ``others`` counts other entries."""
 
     part: str
     class_name: str
@@ -85,15 +78,16 @@ class FoldersSource:
         records = tuple(record for folder in folders for record in self._folder_records(folder))
         if not records:
             raise DataError(f"INPUT: the class folders hold no image; allowed: {', '.join(IMAGE_EXTENSIONS)}")
-        skipped = [skip for folder in folders for skip in _skipped_entries(folder)]
+        reason = f"not an image by its extension; allowed: {', '.join(IMAGE_EXTENSIONS)}"
+        skipped = [
+            SkippedSample(where=f"{folder.where}: other entry {number} of {folder.others}", reason=reason)
+            for folder in folders
+            for number in range(1, folder.others + 1)
+        ]
         return SourceListing(records=records, skipped=(*skipped, *_skipped_outside(self.folder)))
 
     def read(self, record: SourceRecord) -> SourcePixels:
-        """Decode one image.
-
-        Raises:
-            DamagedSampleError: It cannot be decoded.
-        """
+        """Decode one image."""
         (path,) = record.handle
         return SourcePixels(image=decode_image_file(self.folder / path, record.where, "image"))
 
@@ -103,7 +97,7 @@ class FoldersSource:
         for folder in self._class_folders():
             digest.update(f"{folder.where} {folder.others}\n".encode())
             for path in folder.images:
-                digest.update(os.fsencode(path.name) + f" {_size_and_mtime(path)}\n".encode())
+                digest.update(os.fsencode(path.name) + f" {size_and_mtime(path)}\n".encode())
         return digest.hexdigest()
 
     def _class_folders(self) -> list[ClassFolder]:
@@ -122,14 +116,6 @@ class FoldersSource:
                 author_fold=author_fold,
                 handle=(str(path.relative_to(self.folder)),),
             )
-
-
-def _skipped_entries(folder: ClassFolder) -> Iterator[SkippedSample]:
-    for number in range(1, folder.others + 1):
-        yield SkippedSample(
-            where=f"{folder.where}: other entry {number} of {folder.others}",
-            reason="not an image by its extension; allowed: " + ", ".join(IMAGE_EXTENSIONS),
-        )
 
 
 def _skipped_outside(folder: Path) -> Iterator[SkippedSample]:
@@ -172,18 +158,13 @@ def _read_class_folders(part: str, folders: Mapping[str, Path]) -> list[ClassFol
     for name in names:
         if names.count(name) > 1:
             raise DataError(f"INPUT: {part + ' has ' if part else ''}two folders of class {name}; merge them")
-    entries = {CLASSES[name]: _visible_entries(path) for name, path in folders.items()}
-    return [_make_class_folder(part, name, entries[name]) for name in sorted(entries)]
-
-
-def _make_class_folder(part: str, class_name: str, entries: list[os.DirEntry[str]]) -> ClassFolder:
-    images = [entry for entry in entries if _is_image(entry)]
-    return ClassFolder(
-        part=part,
-        class_name=class_name,
-        images=tuple(Path(entry.path) for entry in images),
-        others=len(entries) - len(images),
-    )
+    found = []
+    for class_name, path in sorted((CLASSES[name], path) for name, path in folders.items()):
+        entries = _visible_entries(path)
+        images = tuple(Path(entry.path) for entry in entries if _is_image(entry))
+        others = len(entries) - len(images)
+        found.append(ClassFolder(part=part, class_name=class_name, images=images, others=others))
+    return found
 
 
 def _subfolders(folder: Path) -> dict[str, Path]:
@@ -199,10 +180,7 @@ def _subfolders(folder: Path) -> dict[str, Path]:
 
 def _visible_entries(folder: Path) -> list[os.DirEntry[str]]:
     """List a folder by the bytes of its names, without hidden and ignored entries."""
-    try:
-        entries = [e for e in os.scandir(folder) if not e.name.startswith(".") and e.name.lower() not in IGNORED_NAMES]
-    except OSError as error:
-        raise DataError(f"INPUT: a folder in it cannot be read: {error.strerror}") from error
+    entries = [entry for entry in scan_folder(folder) if entry.name.lower() not in IGNORED_NAMES]
     return sorted(entries, key=lambda entry: os.fsencode(entry.name))
 
 
@@ -218,12 +196,3 @@ def _check_folder_names(folders: Mapping[str, Path], known: Mapping[str, str]) -
 
 def _allowed_names() -> str:
     return f"allowed: {', '.join(CLASSES)}, or Training and Testing with these inside"
-
-
-def _size_and_mtime(path: Path) -> tuple[int, int]:
-    """Return size and modification time; zeros for a broken link."""
-    try:
-        state = path.stat()
-    except OSError:
-        return 0, 0
-    return state.st_size, state.st_mtime_ns

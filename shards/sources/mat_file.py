@@ -54,13 +54,7 @@ MAX_UNPACKED_BYTES = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class SliceHeader:
-    """Content of a slice's file apart from the pixels.
-
-    Attributes:
-        label: 1 meningioma, 2 glioma, 3 pituitary.
-        pid: The PID, in clear.
-        shape: (height, width) of the image.
-    """
+    """Content of a slice's file apart from the pixels; ``shape`` is (height, width)."""
 
     label: int
     pid: str
@@ -90,10 +84,8 @@ def read_pixels(content: Path | BinaryIO, where: str) -> SourcePixels:
     with _open_slice(content, where) as file:
         image = _image(file, where)
         mask = _mask(file, image, where)
-        return SourcePixels(
-            image=np.ascontiguousarray(image[()].T),
-            mask=None if mask is None else np.ascontiguousarray(mask[()].T),
-        )
+        mask_HW = None if mask is None else np.ascontiguousarray(mask[()].T)
+        return SourcePixels(image=np.ascontiguousarray(image[()].T), mask=mask_HW)
 
 
 def read_author_folds(content: bytes) -> tuple[int, ...]:
@@ -150,8 +142,8 @@ def _open_slice(content: Path | BinaryIO, where: str) -> Iterator[h5py.File]:
         ) from error
 
 
-def _field(file: h5py.File, name: str, where: str) -> h5py.Dataset | None:
-    """Return one field of the struct, or None if the file lacks it."""
+def _field(file: h5py.File, name: str, where: str) -> h5py.Dataset:
+    """Return one field of the struct."""
     import h5py
 
     group = file.get(STRUCT)
@@ -159,35 +151,30 @@ def _field(file: h5py.File, name: str, where: str) -> h5py.Dataset | None:
         raise DamagedSampleError(where, f"has no struct {STRUCT!r}")
     field = group.get(name)
     if field is None:
-        return None
+        raise DamagedSampleError(where, f"lacks the field {name!r}")
     if not isinstance(field, h5py.Dataset) or field.attrs.get("MATLAB_empty", 0):
         raise DamagedSampleError(where, f"its field {name!r} is empty or not an array")
     return field
 
 
-def _required_field(file: h5py.File, name: str, where: str) -> h5py.Dataset:
-    field = _field(file, name, where)
-    if field is None:
-        raise DamagedSampleError(where, f"lacks the field {name!r}")
-    return field
-
-
 def _image(file: h5py.File, where: str) -> h5py.Dataset:
-    image = _required_field(file, "image", where)
+    image = _field(file, "image", where)
     if image.ndim != 2 or not all(1 <= side <= MAX_SIDE for side in image.shape) or image.dtype.kind not in "iuf":
         raise DamagedSampleError(where, "its image is not two-dimensional and real")
     return image
 
 
 def _mask(file: h5py.File, image: h5py.Dataset, where: str) -> h5py.Dataset | None:
+    if file[STRUCT].get("tumorMask") is None:
+        return None
     mask = _field(file, "tumorMask", where)
-    if mask is not None and (mask.shape != image.shape or mask.dtype.kind not in "iufb"):
+    if mask.shape != image.shape or mask.dtype.kind not in "iufb":
         raise DamagedSampleError(where, "its tumorMask does not have the image's shape")
     return mask
 
 
 def _label(file: h5py.File, where: str) -> int:
-    label = _required_field(file, "label", where)
+    label = _field(file, "label", where)
     if label.size != 1 or label.dtype.kind not in "iuf" or label[()].item() not in LABELS:
         raise DamagedSampleError(where, f"its label is none of {', '.join(map(str, LABELS))}")
     return int(label[()].item())
@@ -195,7 +182,7 @@ def _label(file: h5py.File, where: str) -> int:
 
 def _pid(file: h5py.File, where: str) -> str:
     """Return the PID, whose characters are stored as UTF-16 codes."""
-    pid = _required_field(file, "PID", where)
+    pid = _field(file, "PID", where)
     if pid.dtype.kind != "u" or pid.dtype.itemsize > 2 or not 1 <= pid.size <= MAX_PID_CHARACTERS:
         raise DamagedSampleError(where, f"its PID is not a text of 1 to {MAX_PID_CHARACTERS} characters")
     try:

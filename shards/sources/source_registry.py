@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -10,6 +10,13 @@ from hsadml_dist.errors import UsageError, did_you_mean
 from hsadml_dist.shards.source import ImageSource
 
 PLANNED = ("nifti", "dicom")
+SOURCES: Mapping[str, tuple[str, ...]] = {
+    "table": ("columns", "images", "where"),
+    "figshare": ("persons", "author_folds"),
+    "folders": ("author_folds",),
+    "phantom": (),
+}
+"""Source name -> names of its options."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,14 +39,9 @@ class SourceOptions:
 
 
 def create_source(name: str, given: str, options: SourceOptions, *, seed: int, size: int) -> ImageSource:
-    """Return the source that the command line names.
+    """Return the source ``name`` of the input ``given``: a file, a folder or a number.
 
-    Args:
-        name: One of :data:`SOURCES`.
-        given: Its input: a file, a folder or a number.
-        options: The source's own options.
-        seed: Seed of generated patients.
-        size: Side of generated images in pixels.
+    Generated patients depend on ``seed``; ``size`` is the side of their images in pixels.
 
     Raises:
         UsageError: An unknown source, an input that does not fit it, or an option of another source.
@@ -47,47 +49,29 @@ def create_source(name: str, given: str, options: SourceOptions, *, seed: int, s
     if name not in SOURCES:
         hint = f" ({name!r} is not supported yet)" if name in PLANNED else did_you_mean(name, SOURCES)
         raise UsageError(f"SOURCE {name!r}: unknown source; allowed: {', '.join(SOURCES)}{hint}")
-    factory, supported = SOURCES[name]
     for option in fields(options):
-        if getattr(options, option.name) and option.name not in supported:
-            others = " or ".join(other for other, (_, names) in SOURCES.items() if option.name in names)
+        if getattr(options, option.name) and option.name not in SOURCES[name]:
+            others = " or ".join(other for other, supported in SOURCES.items() if option.name in supported)
             raise UsageError(f"--{option.name.replace('_', '-')}: not an option of SOURCE {name}; only for {others}")
-    return factory(given, options, seed, size)
+    return _load_source(name, given, options, seed, size)
 
 
-def _table(given: str, options: SourceOptions, seed: int, size: int) -> ImageSource:
-    from hsadml_dist.shards.sources.table import TableSource
+def _load_source(name: str, given: str, options: SourceOptions, seed: int, size: int) -> ImageSource:
+    if name == "table":
+        from hsadml_dist.shards.sources.table import TableSource
 
-    return TableSource(table=Path(given), images=options.images, columns=options.columns, where=options.where)
+        return TableSource(table=Path(given), images=options.images, columns=options.columns, where=options.where)
+    if name == "figshare":
+        from hsadml_dist.shards.sources.figshare import FigshareSource
 
+        return FigshareSource(folder=Path(given), persons=options.persons, author_folds=options.author_folds)
+    if name == "folders":
+        from hsadml_dist.shards.sources.folders import FoldersSource
 
-def _figshare(given: str, options: SourceOptions, seed: int, size: int) -> ImageSource:
-    from hsadml_dist.shards.sources.figshare import FigshareSource
-
-    return FigshareSource(folder=Path(given), persons=options.persons, author_folds=options.author_folds)
-
-
-def _folders(given: str, options: SourceOptions, seed: int, size: int) -> ImageSource:
-    from hsadml_dist.shards.sources.folders import FoldersSource
-
-    return FoldersSource(folder=Path(given), author_folds=options.author_folds)
-
-
-def _phantom(given: str, options: SourceOptions, seed: int, size: int) -> ImageSource:
+        return FoldersSource(folder=Path(given), author_folds=options.author_folds)
     from hsadml_dist.shards.sources.phantom.phantom_source import PhantomSource, require_nilearn
 
     if not (given.isascii() and given.isdigit()):
         raise UsageError(f"INPUT {given!r}: not a number; SOURCE phantom takes a number of patients, 1 or more")
     require_nilearn()
     return PhantomSource(patients=int(given), seed=seed, size=size)
-
-
-SourceFactory = Callable[[str, SourceOptions, int, int], ImageSource]
-
-SOURCES: Mapping[str, tuple[SourceFactory, tuple[str, ...]]] = {
-    "table": (_table, ("columns", "images", "where")),
-    "figshare": (_figshare, ("persons", "author_folds")),
-    "folders": (_folders, ("author_folds",)),
-    "phantom": (_phantom, ()),
-}
-"""Source name -> its factory and the names of its options."""

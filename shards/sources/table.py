@@ -129,27 +129,19 @@ def _make_record(number: int, row: dict[str, str], columns: Mapping[str, str]) -
     for role in REQUIRED_ROLES:
         if not values[role]:
             raise DataError(f"{where}: column {columns[role]!r} is empty; every row needs a {role}")
+    fold, plane = values.get("fold"), values.get("plane", "")
+    if fold is not None and not (fold.isascii() and fold.isdigit()):
+        raise DataError(f"{where}: fold {fold!r} is not a whole number; allowed: 0, 1, 2, ...")
+    if plane and plane not in PLANES:
+        hint = did_you_mean(plane, PLANES)
+        raise DataError(f"{where}: plane {plane!r} is unknown; allowed: {', '.join(PLANES)}, or empty{hint}")
     return SourceRecord(
         record_id=where,
         where=where,
         class_name=values["class"],
         person=values.get("person") or None,
         exam=values.get("exam") or None,
-        fold=_parse_fold(values["fold"], where) if "fold" in values else None,
-        plane=_parse_plane(values.get("plane", ""), where),
+        fold=int(fold) if fold is not None else None,
+        plane=plane or None,
         handle=(values["file"], values.get("mask", "")),
     )
-
-
-def _parse_fold(text: str, where: str) -> int:
-    if not (text.isascii() and text.isdigit()):
-        raise DataError(f"{where}: fold {text!r} is not a whole number; allowed: 0, 1, 2, ...")
-    return int(text)
-
-
-def _parse_plane(text: str, where: str) -> str | None:
-    if text and text not in PLANES:
-        raise DataError(
-            f"{where}: plane {text!r} is unknown; allowed: {', '.join(PLANES)}, or empty{did_you_mean(text, PLANES)}"
-        )
-    return text or None

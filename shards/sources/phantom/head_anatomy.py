@@ -21,6 +21,8 @@ NILEARN_MISSING = (
     'SOURCE phantom: nilearn, which carries the anatomy, is not installed; pip install "hsadml-dist[demo]"'
 )
 
+Triple = tuple[float, float, float]
+
 
 @dataclass(frozen=True, kw_only=True)
 class VoxelGrid:
@@ -34,7 +36,7 @@ class VoxelGrid:
     """
 
     values: np.ndarray
-    origin: tuple[float, float, float]
+    origin: Triple
     step: float
     mode: str = "constant"
 
@@ -55,9 +57,7 @@ class VoxelGrid:
         )
         return x[:, None, None], y[None, :, None], z[None, None, :]
 
-    def window(
-        self, centre: tuple[float, float, float], half: tuple[float, float, float]
-    ) -> tuple[slice, slice, slice]:
+    def window(self, centre: Triple, half: Triple) -> tuple[slice, slice, slice]:
         """Return the part of the grid that contains the box ``centre`` plus and minus ``half``."""
         spans = []
         for axis in range(3):
@@ -67,11 +67,7 @@ class VoxelGrid:
         return spans[0], spans[1], spans[2]
 
 
-def ellipsoid_distance(
-    points: tuple[np.ndarray, np.ndarray, np.ndarray],
-    centre: tuple[float, float, float],
-    half: tuple[float, float, float],
-) -> np.ndarray:
+def ellipsoid_distance(points: tuple[np.ndarray, np.ndarray, np.ndarray], centre: Triple, half: Triple) -> np.ndarray:
     """Return the distance to the surface of an ellipsoid in millimetres, negative inside; exact only at the surface."""
     scaled = [(x - c) / h for x, c, h in zip(points, centre, half, strict=True)]
     epsilon = np.float32(1e-3)  # at the centre the quotient below is undefined
@@ -79,8 +75,6 @@ def ellipsoid_distance(
     slope = np.maximum(np.sqrt(sum((s / h) ** 2 for s, h in zip(scaled, half, strict=True))), epsilon / max(half))
     return np.asarray(radius * (radius - 1) / slope)
 
-
-Triple = tuple[float, float, float]
 
 AIR, CORTEX, EYE, FLUID, MUSCLE, CORD, MARROW, MUCOSA, FAT = 0.02, 0.06, 0.16, 0.14, 0.34, 0.48, 0.58, 0.74, 0.95
 

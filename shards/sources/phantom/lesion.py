@@ -30,7 +30,6 @@ class Lesion:
     """One tumour. Coordinates and lengths are millimetres of the template.
 
     Attributes:
-        class_name: Kind of tumour.
         centre: (3,), centre of the main ball.
         radius: Radius of the main ball.
         upper: (x, y, z, radius) of the second ball of a pituitary tumour.
@@ -141,17 +140,12 @@ def _meningioma(anatomy: HeadAnatomy, rng: np.random.Generator) -> _Shape:
     x, y, z = inner.coordinates()
     allowed = (np.abs(inner.values + 1) < 1.5) & (z > LOWEST_MM) & (x > -90) & (y > -120)
     index = np.argwhere(allowed)[int(rng.integers(np.count_nonzero(allowed)))]
-    outward = _outward_normal(inner.values, index)
+    steps = [(tuple(index + unit), tuple(index - unit)) for unit in np.eye(3, dtype=int)]
+    slope = np.array([inner.values[ahead] - inner.values[behind] for ahead, behind in steps])
+    outward = slope / np.sqrt((slope**2).sum())
     radius = float(rng.uniform(10, 24))
     surface = np.array(inner.origin) + inner.step * (index + rng.uniform(-0.5, 0.5, 3))
     return surface - outward * (0.4 * radius), radius, _NO_BALL, np.eye(3)
-
-
-def _outward_normal(distance: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Return the unit vector along which ``distance`` grows fastest at a grid point."""
-    units = np.eye(3, dtype=int)
-    slope = np.array([distance[tuple(index + unit)] - distance[tuple(index - unit)] for unit in units])
-    return np.asarray(slope / np.sqrt((slope**2).sum()))
 
 
 def _glioma(anatomy: HeadAnatomy, rng: np.random.Generator) -> _Shape:

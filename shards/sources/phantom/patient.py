@@ -61,9 +61,6 @@ class PhantomPatient:
     """A generated patient, as far as the listing needs it.
 
     Attributes:
-        seed: Seed of the phantom.
-        number: Number of the patient.
-        class_name: Kind of tumour.
         site: Site of the scans, an index of ``SITES``; independent of the class.
         planes: Plane of each slice.
         exams: Exam of each slice, 0 or 1.
@@ -190,13 +187,8 @@ def scanner_points(plane: str, level: float, site: int, across_P: np.ndarray, do
     """Return the scanner coordinates of points of an image, in radiological orientation.
 
     Axial: front up, the patient's right at the left. Coronal: top up, right at the left. Sagittal: top up, facing left.
-
-    Args:
-        plane: One of ``PLANES``.
-        level: Coordinate of the slice along the axis of its plane, in millimetres.
-        site: Index of ``SITES``; determines the field of view.
-        across_P: Position of each point from left to right, -0.5 ... 0.5.
-        down_P: Position of each point from top to bottom, -0.5 ... 0.5.
+    ``level`` is the coordinate of the slice along the axis of its plane, in millimetres; ``across_P`` and ``down_P``
+    are -0.5 ... 0.5, from left to right and from top to bottom.
     """
     extent = np.float32(SITES[site].field_of_view_mm)
     left, up = -extent * across_P, -extent * down_P

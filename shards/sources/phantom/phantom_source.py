@@ -1,6 +1,6 @@
 """Generated patients for demos and tests without real data: an average brain, deformed, with one of three tumours.
 
-The slices are schematic contrast-enhanced T1 images. No result on them says anything about patients. They keep the
+The slices are schematic contrast-enhanced T1 images. Results on them do not apply to real patients. They keep the
 structure of the real problem: slices of one patient resemble each other far more than slices of one class do, so that a
 split by slice inflates the result of any method and a split by patient does not; and the site is independent of the
 class.
@@ -27,11 +27,7 @@ MAX_PATIENTS = 1_000_000
 
 
 def require_nilearn() -> None:
-    """Raise before a build starts if its images could not be drawn.
-
-    Raises:
-        UsageError: nilearn is not installed.
-    """
+    """Raise UsageError if nilearn is not installed, before a build starts whose images could not be drawn."""
     if find_spec("nilearn") is None:
         raise UsageError(NILEARN_MISSING)
 

@@ -38,17 +38,11 @@ SITES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Contrast:
-    """Brightness of tissues in one exam, and its coil profile.
+    """Brightness of tissues in one exam, thickness of skull and subcutaneous fat, and coil profile.
 
     Attributes:
-        fluid: Brightness of fluid.
-        grey: Brightness of grey matter.
-        white: Brightness of white matter.
-        fat: Brightness of subcutaneous fat.
         vessel: Brightness of blood with contrast agent.
         marrow: Brightness of the middle layer of the skull.
-        skull_mm: Thickness of the skull.
-        fat_mm: Thickness of subcutaneous fat.
         coil: (6,), coefficients of the polynomial gain over the image.
         gamma: Exponent of the brightness, in addition to the site's own.
     """

@@ -53,11 +53,7 @@ class RenderedHead:
 
 
 def render_slice(patient: PhantomPatient, slice_number: int, size: int) -> SourcePixels:
-    """Render one slice of a patient.
-
-    Returns:
-        The image, float32 (size, size), about 0 ... 1.2, and the mask of the lesion, uint8 (size, size), 1 inside.
-    """
+    """Return image, float32 (size, size), about 0 ... 1.2, and mask of the lesion, uint8 (size, size), 1 inside."""
     anatomy, lesion = load_anatomy(), make_lesion(patient)
     contrast = exam_contrast(patient, patient.exams[slice_number])
     points_3P, brain_3P = slice_points(patient, slice_number, size)
@@ -113,11 +109,8 @@ def _upsample(grid_3N: np.ndarray, size: int) -> np.ndarray:
 
 def _render_head(anatomy: HeadAnatomy, contrast: Contrast, points_3P: np.ndarray, brain_3P: np.ndarray) -> RenderedHead:
     """Render from outside to inside: soft tissue, subcutaneous fat, skull, brain."""
-    skin_P, inner_P, tissue_P = (
-        anatomy.skin.sample(points_3P),
-        anatomy.inner.sample(points_3P),
-        anatomy.brain.sample(brain_3P),
-    )
+    skin_P, inner_P = anatomy.skin.sample(points_3P), anatomy.inner.sample(points_3P)
+    tissue_P = anatomy.brain.sample(brain_3P)
     image = anatomy.soft.sample(points_3P) / np.float32(255)
     image *= 1 + (contrast.fat - 1) * np.clip(2 * image - 0.5, 0, 1)
     grain = anatomy.texture.sample(points_3P * np.float32(0.5))
