@@ -129,15 +129,17 @@ def _images(facts: Mapping[str, Any], projection: SphereProjection | None) -> di
     names, many = result["classes"], len(result["classes"]) > MAX_CLASSES
     matrix = None if many else result["confusion"]
     outcomes = facts["class_outcomes"] if many else None
-    vote_counts = votes and asdict(votes)
+    shown = largest_classes(projection.count_C.tolist()) if projection else []
     return {
         "metrics": run_figures.draw_metrics(facts["metrics"], facts["level"]),
         "classifiers": run_figures.draw_classifiers(methods, facts["level"]) if methods else None,
         "confusion": matrix and run_figures.draw_confusion_matrix(matrix, names),
         "outcomes": outcomes and run_figures.draw_outcomes(outcomes, "classes", "their correct slices"),
-        "votes": vote_counts and run_figures.draw_outcomes(vote_counts, "patients", "the majority of their slices"),
+        "votes": run_figures.draw_outcomes(asdict(votes), "patients", "the majority of their slices")
+        if votes
+        else None,
         "calibration": result["calibration"] and run_figures.draw_reliability(result["calibration"]),
-        "sphere": projection and sphere.draw_map(projection, names, largest_classes(projection.count_C.tolist())),
+        "sphere": sphere.draw_map(projection, names, shown) if projection else None,
         "angles": result["geometry"] and sphere.draw_angle_histogram(result["geometry"]),
     }
 
