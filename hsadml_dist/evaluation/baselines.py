@@ -1,7 +1,7 @@
 """Baselines without training: nearest neighbours in raw pixels and in low-level image statistics.
 
 Every accuracy is reported next to these two. Where slices of one patient are in both training and test data, raw pixels
-alone reach 90 % on many public data sets; an accuracy that is not above them says nothing about the model.
+alone reach 90 % on many public data sets; an accuracy that is not above them is no evidence for the model.
 
 The low-level features describe acquisition and brightness: the distribution of grey levels, the size and position of
 the foreground, sharpness and grain. None of them describes the shape of a tumour, so scanner, sequence, plane and crop
@@ -81,8 +81,7 @@ def thumbnails(image_B1HW: torch.Tensor) -> torch.Tensor:
 
 def nearest_pixels(queries_QP: torch.Tensor, gallery_RP: torch.Tensor, *, block: int) -> torch.Tensor:
     """Return the position (Q,) of each thumbnail's nearest neighbour by Euclidean distance; ties go to the lowest."""
-    queries, gallery = queries_QP.to(torch.float64), gallery_RP.to(torch.float64)
-    return _nearest_euclidean(queries, gallery, block)
+    return _nearest_euclidean(queries_QP.double(), gallery_RP.double(), block)
 
 
 def nearest_pixels_distributed(
@@ -109,9 +108,6 @@ def features(thumbnail_NP: Bytes) -> Floats:
       al., IEEE Trans. SMC 3, 1973: f2, and f5, the inverse difference moment).
 
     All sums are over whole numbers, so they do not depend on the order of summation or on the machine.
-
-    Args:
-        thumbnail_NP: Square images, row by row, uint8.
 
     Raises:
         DataError: The images are not square.
@@ -141,7 +137,12 @@ def nearest_low_level(queries_QF: Floats, gallery_RF: Floats, *, block: int = FE
         raise DataError("gallery: it is empty; the low-level baseline needs at least one slice")
     if not len(queries_QF):
         return np.empty(0, dtype=np.int64)
-    gallery, queries = (torch.from_numpy(rows) for rows in _standardised(gallery_RF, queries_QF))
+    mean_F = gallery_RF.mean(axis=0)
+    deviation_F = np.where(np.ptp(gallery_RF, axis=0) > 0, gallery_RF.std(axis=0), np.inf)
+    gallery, queries = (
+        torch.from_numpy(np.rint(np.clip((rows - mean_F) / deviation_F, -MAX_DEVIATIONS, MAX_DEVIATIONS) * STEPS))
+        for rows in (gallery_RF, queries_QF)
+    )
     return _nearest_euclidean(queries, gallery, block).numpy()
 
 
@@ -149,17 +150,6 @@ def _nearest_euclidean(queries_QD: torch.Tensor, gallery_RD: torch.Tensor, block
     # |q - r|^2 = |q|^2 - 2 (q . r - |r|^2 / 2): whole numbers keep the bracket exact, and the largest is the nearest.
     bias_R = -(gallery_RD * gallery_RD).sum(dim=1) / 2
     return search(queries_QD, gallery_RD, bias_R, k=1, block=block)[1][:, 0]
-
-
-def _standardised(gallery_RF: Floats, queries_QF: Floats) -> tuple[Floats, Floats]:
-    """Return both as whole numbers of steps of the gallery's standard deviation."""
-    mean_F = gallery_RF.mean(axis=0)
-    deviation_F = np.where(np.ptp(gallery_RF, axis=0) > 0, gallery_RF.std(axis=0), np.inf)
-    gallery, queries = (
-        np.rint(np.clip((rows - mean_F) / deviation_F, -MAX_DEVIATIONS, MAX_DEVIATIONS) * STEPS)
-        for rows in (gallery_RF, queries_QF)
-    )
-    return gallery, queries
 
 
 def _features(image_NSS: Ints) -> Floats:

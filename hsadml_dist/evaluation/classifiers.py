@@ -22,7 +22,8 @@ from hsadml_dist.distributed.comm import Comm
 from hsadml_dist.errors import DataError
 from hsadml_dist.evaluation.baselines import features, nearest_low_level, nearest_pixels_distributed
 from hsadml_dist.evaluation.embed import Embeddings
-from hsadml_dist.evaluation.knn import GRID, majority_label, nearest, nearest_distributed, round_to_grid
+from hsadml_dist.evaluation.geometry import unit_on_grid
+from hsadml_dist.evaluation.knn import GRID, majority_label, nearest, nearest_distributed
 from hsadml_dist.evaluation.metrics import Floats, Ints, stratified
 from hsadml_dist.evaluation.result import HEAD, KNN, LOW_LEVEL, RAW_PIXELS, VOTES
 
@@ -36,10 +37,9 @@ LOGISTIC_STEPS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class MethodPredictions:
-    """Predictions of all methods, the same on every rank.
+    """Predictions (N,), int64, of all methods by name, the same on every rank.
 
     Attributes:
-        predicted: Method to its predicted classes (N,), int64.
         neighbour_NK: Gallery positions of the nearest neighbours, nearest first, int64.
         cosine_NK: Their cosines, fp64.
         emb_ND: Embeddings of the queries, not normalised.
@@ -51,28 +51,16 @@ class MethodPredictions:
     emb_ND: torch.Tensor
 
 
-@dataclass(frozen=True, kw_only=True)
-class MethodSettings:
-    """Settings of :func:`predict_all`.
-
-    Attributes:
-        block: Gallery slices compared at a time; affects the memory use only.
-        classifiers: Whether to fit scikit-learn's classifiers.
-        seed: Seed of the classifiers.
-    """
-
-    block: int
-    classifiers: bool
-    seed: int
-
-
 def predict_all(
     queries: Embeddings,
     gallery: Embeddings,
     label_R: Ints,
     centre_CD: torch.Tensor,
     comm: Comm,
-    settings: MethodSettings,
+    *,
+    block: int,
+    classifiers: bool,
+    seed: int,
 ) -> MethodPredictions:
     """Classify the queries of all ranks by every method. Collective: every rank must call it.
 
@@ -82,9 +70,11 @@ def predict_all(
         label_R: Classes of the gallery slices of all ranks, int64.
         centre_CD: Class centres.
         comm: The ranks.
-        settings: See :class:`MethodSettings`.
+        block: Gallery slices compared at a time; affects the memory use only.
+        classifiers: Fit scikit-learn's classifiers, too.
+        seed: Seed of the classifiers.
     """
-    block, most = settings.block, min(max(VOTES), len(label_R))
+    most = min(max(VOTES), len(label_R))
     cosine, neighbour = nearest_distributed(queries.emb_ND, gallery.emb_ND, comm, k=most, block=block)
     pixels = nearest_pixels_distributed(queries.thumbnail_NP, gallery.thumbnail_NP, comm, block=block)
     queries, gallery = _all_ranks(queries, comm), _all_ranks(gallery, comm)
@@ -94,8 +84,12 @@ def predict_all(
     predicted |= {f"{KNN}_{k}": _to_numpy(majority_label(label_NK[:, :k])) for k in VOTES if k <= most}
     predicted |= {HEAD: _to_numpy(centre), RAW_PIXELS: label_R[_to_numpy(pixels)]}
     # Not worth distributing: rank 0 computes the rest.
-    first = comm.topology.is_rank_zero
-    predicted |= comm.broadcast_object(_predict_on_one_rank(queries, gallery, label_R, settings) if first else {})
+    if comm.topology.is_rank_zero:
+        queries_NF, gallery_RF = (features(part.thumbnail_NP.cpu().numpy()) for part in (queries, gallery))
+        predicted[LOW_LEVEL] = label_R[nearest_low_level(queries_NF, gallery_RF)]
+        if classifiers:
+            predicted |= classify(_unit_rows(gallery), label_R, _unit_rows(queries), seed=seed)
+    predicted = comm.broadcast_object(predicted)
     return MethodPredictions(
         predicted=predicted,
         neighbour_NK=_to_numpy(neighbour),
@@ -135,7 +129,9 @@ def classify(
     if not len(gallery_RD):
         raise DataError("gallery: it is empty; the classifiers need at least one embedding")
     kept_R = stratified(label_R, limit=limit, seed=seed)
-    gallery, label, queries = _unit(gallery_RD)[kept_R], label_R[kept_R], _unit(queries_ND)
+    # Rounded as for the nearest neighbours.
+    gallery, queries = unit_on_grid(gallery_RD)[kept_R] / GRID, unit_on_grid(queries_ND) / GRID
+    label = label_R[kept_R]
     if not len(queries) or (label == label[0]).all() or (gallery == gallery[0]).all():
         most_frequent = np.bincount(label).argmax()
         return {method: np.full(len(queries), most_frequent, dtype=np.int64) for method in METHODS}
@@ -159,26 +155,12 @@ def _all_ranks(part: Embeddings, comm: Comm) -> Embeddings:
     return Embeddings(emb_ND=comm.all_gather_rows(part.emb_ND), thumbnail_NP=comm.all_gather_rows(part.thumbnail_NP))
 
 
-def _predict_on_one_rank(
-    queries: Embeddings, gallery: Embeddings, label_R: Ints, settings: MethodSettings
-) -> dict[str, Ints]:
-    queries_NF, gallery_RF = (features(part.thumbnail_NP.cpu().numpy()) for part in (queries, gallery))
-    predicted = {LOW_LEVEL: label_R[nearest_low_level(queries_NF, gallery_RF)]}
-    if settings.classifiers:
-        unit_R, unit_N = (
-            functional.normalize(part.emb_ND.double(), dim=1).cpu().numpy() for part in (gallery, queries)
-        )
-        predicted |= classify(unit_R, label_R, unit_N, seed=settings.seed)
-    return predicted
+def _unit_rows(part: Embeddings) -> Floats:
+    return functional.normalize(part.emb_ND.double(), dim=1).cpu().numpy()
 
 
 def _to_numpy(rows: torch.Tensor) -> Ints:
     return rows.cpu().numpy().astype(np.int64)
-
-
-def _unit(rows_ND: npt.NDArray[np.floating]) -> Floats:
-    """Return rows of unit length, rounded as for the nearest neighbours."""
-    return round_to_grid(torch.tensor(rows_ND)).numpy() / GRID
 
 
 def _models(seed: int) -> Mapping[str, ClassifierMixin]:

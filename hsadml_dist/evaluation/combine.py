@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from hsadml_dist.errors import DataError
 from hsadml_dist.evaluation.comparison import Outcomes, PairedComparison, compare
 from hsadml_dist.evaluation.patient_metrics import LEVEL
 from hsadml_dist.evaluation.pooling import EvaluatedRun, Pool, PooledSlices, gather_slices, pool, shared_methods
-from hsadml_dist.evaluation.result import BOOTSTRAP_SEED, HEAD, KNN, RAW_PIXELS, Predictions
+from hsadml_dist.evaluation.result import BOOTSTRAP_SEED, HEAD, KNN, RAW_PIXELS, JsonRecord, Predictions
 
 COMBINED_SCHEMA_VERSION = 1
 COMBINED_NAME = "combined.json"
@@ -52,9 +51,7 @@ class Comparison:
     Attributes:
         kind: ``losses``: two losses on the same shards; ``control``: a loss against raw pixels on the same shards;
             ``splits``: one loss on slices that are split in two ways, the leakier split first.
-        first: The side whose lead is measured.
-        second: The other side.
-        test: See :class:`~hsadml_dist.evaluation.comparison.PairedComparison`.
+        first: The side whose lead over the second is measured.
         adjusted_p: The permutation p-value after Holm's correction for all comparisons of losses by the same method on
             the same shards (Holm, Scandinavian Journal of Statistics 6, 1979, 65-70); None for other kinds.
     """
@@ -85,11 +82,11 @@ class SourceRun:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CombinedResult:
+class CombinedResult(JsonRecord):
     """Combined result of several runs; ``combined.json``.
 
     Attributes:
-        label: What a class is: ``class`` or ``person``.
+        label: ``class``, or ``person`` if each patient is a class.
         classes: Class names in label order.
         model: Name of the backbone of all runs.
         level: Share of the bootstrap distribution inside each interval.
@@ -98,7 +95,6 @@ class CombinedResult:
         comparisons: Between losses, with raw pixels, and between splits.
         differing: Settings that differ between runs, except loss, seed, fold and shards: key to value to runs.
         left_out: Methods that are missing in some runs of a pool.
-        sources: The runs.
         schema_version: Version of these fields.
     """
 
@@ -114,21 +110,9 @@ class CombinedResult:
     sources: tuple[SourceRun, ...]
     schema_version: int = COMBINED_SCHEMA_VERSION
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the content of ``combined.json`` as plain dictionaries, lists, numbers and strings."""
-        return json.loads(self.to_json())
-
-    def to_json(self) -> str:
-        """Return the text of ``combined.json``; floats keep all digits."""
-        return json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n"
-
 
 def combine(runs: Sequence[EvaluatedRun], *, resamples: int) -> CombinedResult:
-    """Pool runs and compare them.
-
-    Args:
-        runs: At least one.
-        resamples: Number of bootstrap samples of each interval.
+    """Pool at least one run and compare the pools, with ``resamples`` bootstrap samples for each interval.
 
     Raises:
         DataError: The runs do not fit together: different classes or backbones, a fold evaluated twice by one loss and
@@ -139,16 +123,18 @@ def combine(runs: Sequence[EvaluatedRun], *, resamples: int) -> CombinedResult:
     for run in sorted(runs, key=_sort_key):
         groups.setdefault(run.group, []).append(run)
     slices = {group: gather_slices(members) for group, members in groups.items()}
-    pools = tuple(
-        pool(members, slices[group], _expected_folds(group[1], runs), resamples) for group, members in groups.items()
-    )
+    folds: dict[str, set[int]] = {}
+    for run in runs:
+        folds.setdefault(run.result["data_digest"], set()).update(run.folds, [run.result["fold"]])
     return CombinedResult(
         label=runs[0].result.get("label", "class"),
         classes=runs[0].predictions.classes,
         model=runs[0].result["model"],
         level=LEVEL,
         resamples=resamples,
-        pools=pools,
+        pools=tuple(
+            pool(members, slices[group], sorted(folds[group[1]]), resamples) for group, members in groups.items()
+        ),
         comparisons=_with_adjusted_p(list(_comparisons(slices, resamples))),
         differing=differing_settings(runs),
         left_out=_missing_methods(groups.values()),
@@ -170,7 +156,12 @@ def check_compatible(runs: Sequence[EvaluatedRun]) -> None:
         _check_same(runs[0], run, "classes", *(_shorten(one.predictions.classes) for one in (runs[0], run)))
         _check_same(runs[0], run, "model", runs[0].result["model"], run.result["model"])
     _check_unique_folds(runs)
-    _check_labels(runs)
+    labels: dict[str, tuple[int, EvaluatedRun]] = {}
+    for run in runs:
+        for key, label in zip(run.predictions.keys, run.predictions.label_N.tolist(), strict=True):
+            known, other = labels.setdefault(key, (label, run))
+            if known != label:
+                raise DataError(f"{other.name} and {run.name}: slice {key} has two classes: not the same data")
 
 
 def differing_settings(runs: Sequence[EvaluatedRun]) -> dict[str, dict[str, tuple[str, ...]]]:
@@ -221,24 +212,10 @@ def _check_unique_folds(runs: Iterable[EvaluatedRun]) -> None:
                 raise DataError(f"{other.name} and {run.name} both contain slice {key}: folds must not overlap")
 
 
-def _check_labels(runs: Iterable[EvaluatedRun]) -> None:
-    labels: dict[str, tuple[int, EvaluatedRun]] = {}
-    for run in runs:
-        for key, label in zip(run.predictions.keys, run.predictions.label_N.tolist(), strict=True):
-            known, other = labels.setdefault(key, (label, run))
-            if known != label:
-                raise DataError(f"{other.name} and {run.name}: slice {key} has two classes: not the same data")
-
-
 def _sort_key(run: EvaluatedRun) -> tuple[object, ...]:
     """Sort pools: strict splits first, the baseline last among the losses; within a pool by seed and fold."""
     unit, digest, loss = run.group
     return UNITS.index(unit), digest, loss == BASELINE, loss, run.result["seed"], run.result["fold"]
-
-
-def _expected_folds(digest: str, runs: Iterable[EvaluatedRun]) -> list[int]:
-    same_shards = [run for run in runs if run.result["data_digest"] == digest]
-    return sorted({fold for run in same_shards for fold in (*run.folds, run.result["fold"])})
 
 
 def _missing_methods(groups: Iterable[Sequence[EvaluatedRun]]) -> tuple[str, ...]:

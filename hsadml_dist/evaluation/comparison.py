@@ -15,14 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hsadml_dist.evaluation.metrics import Ints
-from hsadml_dist.evaluation.patient_metrics import (
-    LEVEL,
-    Clusters,
-    Interval,
-    accuracy_tally,
-    bootstrap_interval,
-    tallied_accuracy,
-)
+from hsadml_dist.evaluation.patient_metrics import LEVEL, Clusters, Interval, accuracy_interval
 
 DRAWS = 10_000
 """Permutations drawn if they cannot all be counted."""
@@ -57,7 +50,7 @@ class Permutation:
 
     Attributes:
         p: Two-sided p-value; never 0.
-        exact: Whether all permutations were counted instead of a random sample.
+        exact: True if all permutations were counted, instead of a random sample.
         draws: Number of sampled permutations; None if all were counted.
     """
 
@@ -74,8 +67,6 @@ class PairedComparison:
         slices: Slices classified by both.
         units: Their patients, or the finest known substitute.
         unit: ``person``, otherwise ``exam``, otherwise ``slice``: the unit of permutation, bootstrap and sums.
-        accuracy_first: Accuracy of the first method.
-        accuracy_second: Accuracy of the second method.
         difference: First minus second, as a share of 1.
         interval: Bootstrap interval of the difference, from the same resamples for both; None for a single unit.
         level: Share of the bootstrap distribution inside the interval.
@@ -121,7 +112,6 @@ def compare(first: Outcomes, second: Outcomes, groups: Clusters, *, resamples: i
     scaled_N, scale = _scaled_difference(first, second)
     scaled_G = np.zeros(groups.count, dtype=np.int64)
     np.add.at(scaled_G, groups.cluster_N, scaled_N)
-    tally_N2 = accuracy_tally(scaled_N / scale)
     accuracy_first, accuracy_second = (float(np.mean(side.correct_N / side.trials_N)) for side in (first, second))
     return PairedComparison(
         slices=len(scaled_N),
@@ -130,7 +120,7 @@ def compare(first: Outcomes, second: Outcomes, groups: Clusters, *, resamples: i
         accuracy_first=accuracy_first,
         accuracy_second=accuracy_second,
         difference=float(scaled_N.sum() / scale / len(scaled_N)),
-        interval=bootstrap_interval(tally_N2, groups, tallied_accuracy, resamples=resamples, seed=seed),
+        interval=accuracy_interval(scaled_N / scale, groups, resamples=resamples, seed=seed),
         level=LEVEL,
         resamples=resamples,
         slices_for=int((scaled_N > 0).sum()),
@@ -149,7 +139,7 @@ def mcnemar(difference_N: Ints) -> ChiSquare:
     With b slices that only the first method classifies correctly and c that only the second does:
     (b - c)^2 / (b + c), without the continuity correction. Source: McNemar, Psychometrika 12, 1947, 153-157.
     """
-    return _chi_square(_ratio(difference_N))
+    return _chi_square(difference_N, 1)
 
 
 def clustered_mcnemar(difference_G: Ints) -> ChiSquare:
@@ -162,8 +152,7 @@ def clustered_mcnemar(difference_G: Ints) -> ChiSquare:
     Statistics in Medicine 22, 2003, 2417-2428, divides each d_k by the size of the cluster first: it tests the mean
     over patients, while the accuracies here are means over slices.
     """
-    count = len(difference_G)
-    return _chi_square((count - 1) / count * _ratio(difference_G))
+    return _chi_square(difference_G, (len(difference_G) - 1) / len(difference_G))
 
 
 def permutation_test(difference_G: Ints, *, seed: int, draws: int = DRAWS) -> Permutation:
@@ -221,11 +210,8 @@ def _scaled_difference(first: Outcomes, second: Outcomes) -> tuple[Ints, int]:
     return scaled_N, scale
 
 
-def _ratio(difference: Ints) -> float:
-    """Return the squared sum over the sum of squares, or 0 if there is no difference."""
+def _chi_square(difference: Ints, factor: float) -> ChiSquare:
+    """Test the squared sum over the sum of squares, times the factor; 0 if there is no difference."""
     squares = float((difference.astype(np.float64) ** 2).sum())
-    return float(difference.sum()) ** 2 / squares if squares else 0.0
-
-
-def _chi_square(statistic: float) -> ChiSquare:
+    statistic = factor * (float(difference.sum()) ** 2 / squares) if squares else 0.0
     return ChiSquare(statistic=statistic, p=math.erfc(math.sqrt(statistic / 2)))

@@ -32,10 +32,7 @@ class EvaluationSplit:
     """Slices of an evaluation: queries from one fold, the gallery from the training folds.
 
     Attributes:
-        shards: Location of the shards.
-        index: Their index.
-        fold: The evaluated fold.
-        queries: Index positions of its slices.
+        queries: Index positions of the slices of the fold.
         gallery: Index positions of the slices of the training folds.
         left_out: Slices of the fold that are not evaluated, because training has no slices of their class.
     """
@@ -67,8 +64,8 @@ def make_split(
         index: Their index, with the labels that the network learns.
         fold: The fold to evaluate.
         held_out: The folds that training does not read.
-        closed_set: Whether to leave out queries whose class is not in the gallery. Needed if patients are the classes,
-            because all slices of a patient may be in one fold.
+        closed_set: Leave out queries whose class is not in the gallery. Needed if patients are the classes, because all
+            slices of a patient may be in one fold.
 
     Raises:
         DataError: There is no such fold, no training fold, or no query in a closed set.
@@ -89,10 +86,9 @@ def make_split(
 
 @dataclass(frozen=True, kw_only=True)
 class SliceBatch:
-    """A batch of slices.
+    """A batch of slices, as fp32 input of the network.
 
     Attributes:
-        image_B1HW: Input of the network, fp32.
         thumbnail_BP: Thumbnails for the baselines, uint8, from the stored pixels at any input size of the network.
     """
 
@@ -102,12 +98,7 @@ class SliceBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Embeddings:
-    """Embeddings and thumbnails of a set of slices.
-
-    Attributes:
-        emb_ND: Embeddings, not normalised, in the dtype and on the device of the model.
-        thumbnail_NP: Thumbnails for the baselines, uint8, on the same device.
-    """
+    """Embeddings, not normalised, in the dtype of the model, and thumbnails, uint8, both on its device."""
 
     emb_ND: torch.Tensor
     thumbnail_NP: torch.Tensor

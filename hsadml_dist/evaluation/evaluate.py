@@ -22,30 +22,26 @@ from hsadml_dist.data.shard_cache import eval_shard_location
 from hsadml_dist.distributed.comm import Comm, SoloComm
 from hsadml_dist.errors import CheckpointError, ConfigError, Fault
 from hsadml_dist.evaluation import metrics
-from hsadml_dist.evaluation.classifiers import MethodPredictions, MethodSettings, class_probabilities, predict_all
+from hsadml_dist.evaluation.classifiers import MethodPredictions, class_probabilities, predict_all
 from hsadml_dist.evaluation.embed import Embeddings, EvaluationSplit, embed, make_split, rank_positions, slice_batches
 from hsadml_dist.evaluation.geometry import Geometry, geometry
-from hsadml_dist.evaluation.metrics import Floats, Ints
+from hsadml_dist.evaluation.metrics import Floats
 from hsadml_dist.evaluation.model_loading import Weights, checkpoint_ref, chosen_by, open_inference, open_shards
 from hsadml_dist.evaluation.patient_metrics import (
     LEVEL,
+    MAX_CONFUSION_CLASSES,
     Clusters,
-    Interval,
     PatientIds,
-    accuracy_tally,
-    bootstrap_interval,
-    class_tally,
+    accuracy_interval,
+    balanced_interval,
     clusters,
     patient_vote,
-    tallied_accuracy,
-    tallied_balanced_accuracy,
 )
 from hsadml_dist.evaluation.result import (
     BOOTSTRAP_SEED,
     HEAD,
     KNN,
     LOW_LEVEL,
-    MAX_CONFUSION_CLASSES,
     RAW_PIXELS,
     STORED_NEIGHBOURS,
     CheckpointRef,
@@ -64,12 +60,9 @@ class Evaluation:
     """An evaluated run.
 
     Attributes:
-        result: The metrics.
-        predictions: The predictions behind them.
-        split: Queries and gallery.
         emb_ND: Embeddings of the test slices, fp64, not normalised.
         centre_CD: Class centres, fp64, not normalised.
-        stored: Whether ``result.json`` and ``predictions.json`` in the run folder hold this evaluation.
+        stored: True if ``result.json`` and ``predictions.json`` in the run folder hold this evaluation.
     """
 
     result: Result
@@ -136,9 +129,11 @@ def evaluate_run(run: Path, shards: str | Path | None = None, fold: int | None =
     location, index = open_shards(inference, shards)
     fold = recipe.data.fold if fold is None else fold
     own_shards = index.digest == inference.trained_on
-    if own_shards:
-        _check_unseen(fold, held_out_folds(recipe.data))
-    held_out = held_out_folds(recipe.data) if own_shards else [fold]
+    held_out = held_out_folds(recipe.data) if own_shards else (fold,)
+    if fold not in held_out:
+        allowed = ", ".join(map(str, held_out))
+        problem = f"{fold} was read in training by this run, so its evaluation means nothing; allowed: {allowed}"
+        raise ConfigError([Fault(where="command line", key="fold", problem=problem)])
     split = make_split(location, index, fold, held_out, closed_set=recipe.data.label == PERSON)
     evaluation = _evaluate(recipe, inference.weights, split, SoloComm(inference.device))
     if not own_shards or fold != recipe.data.fold:
@@ -155,13 +150,6 @@ def _newest_checkpoint(run: RunFolder, comm: Comm) -> CheckpointRef:
     return checkpoint_ref(line[0])
 
 
-def _check_unseen(fold: int, held_out: Sequence[int]) -> None:
-    if fold not in held_out:
-        allowed = ", ".join(map(str, held_out))
-        problem = f"{fold} was read in training by this run, so its evaluation means nothing; allowed: {allowed}"
-        raise ConfigError([Fault(where="command line", key="fold", problem=problem)])
-
-
 def _evaluate(recipe: Recipe, weights: Weights, split: EvaluationSplit, comm: Comm) -> Evaluation:
     queries, gallery = (_embed(recipe, weights, split, part, comm) for part in (split.queries, split.gallery))
     settings = recipe.evaluation
@@ -171,7 +159,9 @@ def _evaluate(recipe: Recipe, weights: Weights, split: EvaluationSplit, comm: Co
         split.labels(split.gallery),
         weights.centre_CD,
         comm,
-        MethodSettings(block=settings.block, classifiers=settings.classifiers, seed=recipe.train.seed),
+        block=settings.block,
+        classifiers=settings.classifiers,
+        seed=recipe.train.seed,
     )
     predictions = _predictions(weights, split, methods, loss_scale(recipe.loss))
     emb_ND, centre_CD = (rows.detach().cpu().double().numpy() for rows in (methods.emb_ND, weights.centre_CD))
@@ -260,7 +250,9 @@ def evaluate_predictions(
     patients, known = test.distinct_patients(), gallery.distinct_patients()
     groups = clusters(test.persons, test.exams)
     methods = {name: _method_metrics(predictions, name, groups, resamples) for name in predictions.predicted}
-    predicted_N, label_N = predictions.predicted[KNN], predictions.label_N
+    predicted_N, label_N, classes = predictions.predicted[KNN], predictions.label_N, len(predictions.classes)
+    listed = classes <= MAX_CONFUSION_CLASSES
+    matrix = metrics.confusion_matrix(label_N, predicted_N, classes).tolist() if listed else None
     return Result(
         **{field.name: getattr(context, field.name) for field in dataclasses.fields(ResultContext)},
         persons=None if patients is None else len(patients),
@@ -277,15 +269,9 @@ def evaluate_predictions(
         calibration=metrics.calibration(predictions.probability_NC, label_N),
         geometry=geometry,
         intervals=_intervals(predictions, methods, groups, resamples),
-        confusion=_confusion_matrix(label_N, predicted_N, len(predictions.classes)),
+        confusion=matrix and tuple(map(tuple, matrix)),
         confusions=metrics.summarise_confusions(label_N, predicted_N),
     )
-
-
-def _confusion_matrix(label_N: Ints, predicted_N: Ints, classes: int) -> tuple[tuple[int, ...], ...] | None:
-    if classes > MAX_CONFUSION_CLASSES:
-        return None
-    return tuple(tuple(row) for row in metrics.confusion_matrix(label_N, predicted_N, classes).tolist())
 
 
 def _method_metrics(predictions: Predictions, method: str, groups: Clusters, resamples: int) -> MethodMetrics:
@@ -293,18 +279,19 @@ def _method_metrics(predictions: Predictions, method: str, groups: Clusters, res
     return MethodMetrics(
         accuracy=metrics.accuracy(correct_N),
         balanced_accuracy=metrics.balanced_accuracy(correct_N, predictions.label_N),
-        interval=bootstrap_interval(
-            accuracy_tally(correct_N), groups, tallied_accuracy, resamples=resamples, seed=BOOTSTRAP_SEED
-        ),
+        interval=accuracy_interval(correct_N, groups, resamples=resamples, seed=BOOTSTRAP_SEED),
     )
 
 
 def _intervals(
     predictions: Predictions, methods: Mapping[str, MethodMetrics], groups: Clusters, resamples: int
 ) -> Intervals:
+    correct_N, label_N, classes = predictions.correct(KNN), predictions.label_N, len(predictions.classes)
     return Intervals(
         knn_accuracy=methods[KNN].interval,
-        balanced_accuracy=_balanced_interval(predictions, groups, resamples),
+        balanced_accuracy=balanced_interval(
+            correct_N, label_N, classes, groups, resamples=resamples, seed=BOOTSTRAP_SEED
+        ),
         head_accuracy=methods[HEAD].interval,
         raw_pixel_knn=methods[RAW_PIXELS].interval,
         low_level_knn=methods[LOW_LEVEL].interval,
@@ -313,11 +300,3 @@ def _intervals(
         level=LEVEL,
         resamples=resamples,
     )
-
-
-def _balanced_interval(predictions: Predictions, groups: Clusters, resamples: int) -> Interval | None:
-    classes = len(predictions.classes)
-    if classes > MAX_CONFUSION_CLASSES:
-        return None
-    tally = class_tally(predictions.correct(KNN), predictions.label_N, classes)
-    return bootstrap_interval(tally, groups, tallied_balanced_accuracy, resamples=resamples, seed=BOOTSTRAP_SEED)

@@ -23,7 +23,6 @@ from torch import nn
 
 from hsadml_dist import atomic
 from hsadml_dist.atomic import atomic_path
-from hsadml_dist.config.recipe import LossConfig
 from hsadml_dist.data.index import ShardIndex
 from hsadml_dist.data.reader import ShardReader
 from hsadml_dist.data.shard_cache import ShardLocation
@@ -71,14 +70,11 @@ class ExportedNet(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedModel:
-    """An exported file that was compared with the network.
+    """An exported file that was compared with the network on random images and on slices of the run's shards.
 
     Attributes:
         path: The file; its description has the same name with ``.json`` appended.
-        format: ``torch`` or ``onnx``.
         difference: Largest difference from the network over all outputs and images, measured as for :data:`TOLERANCE`.
-        random_images: Number of random images compared.
-        real_slices: Number of slices of the run's shards compared.
     """
 
     path: Path
@@ -151,7 +147,8 @@ def sidecar(out: Path) -> Path:
 def description(inference: Inference, exported: ExportedModel, index: ShardIndex, sha256: str) -> str:
     """Return the text of the sidecar: inputs, outputs, preprocessing and origin of the weights."""
     recipe, checkpoint = inference.recipe, inference.weights.checkpoint
-    size, classes = recipe.data.image_size, len(index.classes)
+    size, classes, scale = recipe.data.image_size, len(index.classes), loss_scale(recipe.loss)
+    factor = "length of embedding" if scale is None else f"{scale:g}"
     values: dict[str, Any] = {
         "format": exported.format,
         "sha256": sha256,
@@ -167,7 +164,7 @@ def description(inference: Inference, exported: ExportedModel, index: ShardIndex
             {"name": "unit_embedding", "shape": ["batch", recipe.model.embedding_dim], "meaning": "of length 1"},
             {"name": "cosine", "shape": ["batch", classes], "meaning": "with each class centre, in classes' order"},
         ],
-        "probability": f"softmax({_scale_text(recipe.loss)} * cosine), not calibrated",
+        "probability": f"softmax({factor} * cosine), not calibrated",
         "checkpoint": checkpoint.name,
         "data_digest": inference.trained_on,
         "checked": {
@@ -179,11 +176,6 @@ def description(inference: Inference, exported: ExportedModel, index: ShardIndex
         "note": "Research use only; not a medical device.",
     }
     return json.dumps(values, indent=2) + "\n"
-
-
-def _scale_text(loss: LossConfig) -> str:
-    scale = loss_scale(loss)
-    return "length of embedding" if scale is None else f"{scale:g}"
 
 
 def _net(inference: Inference) -> ExportedNet:

@@ -69,11 +69,9 @@ class CentrePair:
 
 @dataclass(frozen=True, kw_only=True)
 class CentreSpread:
-    """Angles between class centres, in degrees.
+    """Mean and largest angle between class centres, in degrees.
 
     Attributes:
-        mean: Mean over all pairs.
-        most: Largest angle.
         neighbour: Angle from a centre to its nearest centre, mean over the centres.
         nearest: The closest pairs, at most :data:`MAX_NEAREST_PAIRS`, closest first; of equal ones the lower labels
             first.
@@ -90,7 +88,6 @@ class MeanAngles:
     """Mean angles in degrees; None if there is nothing to measure.
 
     Attributes:
-        slices: Number of slices.
         own_centre: From a slice to the centre of its class.
         other_centre: From a slice to the nearest centre of another class.
         within: Between two slices of one class.
@@ -109,7 +106,6 @@ class AngleHistogram:
     """Numbers of slices by angle, in bins of ``bin_degrees`` from 0 to 180; the last bin includes 180.
 
     Attributes:
-        bin_degrees: Width of a bin.
         own_centre: By angle to the centre of the own class.
         other_centre: By angle to the nearest other centre; all 0 for a single class.
     """
@@ -130,7 +126,6 @@ class Geometry:
         centre_angles: Degrees between class centres (C x C); None above :data:`MAX_LISTED_CENTRES` classes.
         spread: Summary of those angles; None as in :func:`centre_spread`.
         energy: Energy of the centres; None as in :func:`centre_spread`.
-        histogram: See :class:`AngleHistogram`.
     """
 
     overall: MeanAngles
@@ -166,13 +161,14 @@ def geometry(
     own_N, other_N = _angles_to_centres(unit_ND, label_N, unit_CD)
     sample_K = stratified(label_N, limit=MAX_PAIRED_SLICES, seed=seed)
     spread, energy = centre_spread(unit_CD)
-    pairs = _PairSums.measure(unit_ND[sample_K], label_N[sample_K], classes)
+    pairs = _pair_sums(unit_ND[sample_K], label_N[sample_K], classes)
     overall, per_class = _mean_angles(own_N, other_N, label_N, pairs)
+    listed = exact_angles(unit_CD, unit_CD) / DEGREE if classes <= MAX_LISTED_CENTRES else None
     return Geometry(
         overall=overall,
         per_class=per_class,
         paired=len(sample_K),
-        centre_angles=_centre_angles(unit_CD),
+        centre_angles=None if listed is None else tuple(map(tuple, listed.tolist())),
         spread=spread,
         energy=energy,
         histogram=AngleHistogram(
@@ -263,34 +259,23 @@ def _energy(angle_P: Ints) -> CentreEnergy | None:
     return CentreEnergy(s0=s0, s1=s1, s2=s2)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _PairSums:
-    """Sums (C,) of angles over ordered pairs, by the class of the first, and numbers of pairs."""
+def _pair_sums(unit_KD: Floats, label_K: Ints, classes: int) -> list[Ints]:
+    """Return sums of angles over ordered pairs and numbers of pairs, within and between: four arrays (C,).
 
-    within_C: Ints
-    within_count_C: Ints
-    between_C: Ints
-    between_count_C: Ints
-
-    @classmethod
-    def measure(cls, unit_KD: Floats, label_K: Ints, classes: int) -> _PairSums:
-        present_U, column_K = np.unique(label_K, return_inverse=True)
-        # Sums of whole numbers below 2**53: this matrix product is exact, too.
-        member_KU = np.eye(len(present_U))[column_K]
-        sum_UU = np.zeros((len(present_U), len(present_U)))
-        for start, stop in blocks(len(unit_KD), len(unit_KD)):
-            angle = exact_angles(unit_KD[start:stop], unit_KD)
-            angle[np.arange(stop - start), np.arange(start, stop)] = 0
-            sum_UU += member_KU[start:stop].T @ (angle.astype(np.float64) @ member_KU)
-        count_C, same_C, all_C = (np.zeros(classes, dtype=np.int64) for _ in range(3))
-        count_C[present_U] = np.bincount(column_K)
-        same_C[present_U], all_C[present_U] = sum_UU.diagonal(), sum_UU.sum(1)
-        return cls(
-            within_C=same_C,
-            within_count_C=count_C * (count_C - 1),
-            between_C=all_C - same_C,
-            between_count_C=count_C * (len(unit_KD) - count_C),
-        )
+    Pairs count for the class of their first slice.
+    """
+    present_U, column_K = np.unique(label_K, return_inverse=True)
+    # Sums of whole numbers below 2**53: this matrix product is exact, too.
+    member_KU = np.eye(len(present_U))[column_K]
+    sum_UU = np.zeros((len(present_U), len(present_U)))
+    for start, stop in blocks(len(unit_KD), len(unit_KD)):
+        angle = exact_angles(unit_KD[start:stop], unit_KD)
+        angle[np.arange(stop - start), np.arange(start, stop)] = 0
+        sum_UU += member_KU[start:stop].T @ (angle.astype(np.float64) @ member_KU)
+    count_C, same_C, all_C = (np.zeros(classes, dtype=np.int64) for _ in range(3))
+    count_C[present_U] = np.bincount(column_K)
+    same_C[present_U], all_C[present_U] = sum_UU.diagonal(), sum_UU.sum(1)
+    return [same_C, count_C * (count_C - 1), all_C - same_C, count_C * (len(unit_KD) - count_C)]
 
 
 def _angles_to_centres(unit_ND: Floats, label_N: Ints, unit_CD: Floats) -> tuple[Ints, Ints]:
@@ -308,18 +293,16 @@ def _angles_to_centres(unit_ND: Floats, label_N: Ints, unit_CD: Floats) -> tuple
 
 
 def _mean_angles(
-    own_N: Ints, other_N: Ints, label_N: Ints, pairs: _PairSums
+    own_N: Ints, other_N: Ints, label_N: Ints, pairs: list[Ints]
 ) -> tuple[MeanAngles, tuple[MeanAngles, ...]]:
     """Return the means over all slices and over those of each class."""
-    classes = len(pairs.within_C)
-    count_C = np.bincount(label_N, minlength=classes)
-    own_C, other_C = (np.zeros(classes, dtype=np.int64) for _ in range(2))
+    count_C = np.bincount(label_N, minlength=len(pairs[0]))
+    own_C, other_C = np.zeros_like(count_C), np.zeros_like(count_C)
     np.add.at(own_C, label_N, own_N)
     if len(other_N):
         np.add.at(other_C, label_N, other_N)
     other_count_C = count_C if len(other_N) else np.zeros_like(count_C)
-    columns = (count_C, own_C, count_C, other_C, other_count_C, pairs.within_C, pairs.within_count_C)
-    table_C9 = np.stack([*columns, pairs.between_C, pairs.between_count_C], axis=1)
+    table_C9 = np.stack([count_C, own_C, count_C, other_C, other_count_C, *pairs], axis=1)
     return _divide(table_C9.sum(axis=0).tolist()), tuple(_divide(row) for row in table_C9.tolist())
 
 
@@ -329,12 +312,6 @@ def _divide(row: list[int]) -> MeanAngles:
         total / count / DEGREE if count else None for total, count in zip(sums[::2], sums[1::2], strict=True)
     )
     return MeanAngles(slices=slices, own_centre=own, other_centre=other, within=within, between=between)
-
-
-def _centre_angles(unit_CD: Floats) -> tuple[tuple[float, ...], ...] | None:
-    if len(unit_CD) > MAX_LISTED_CENTRES:
-        return None
-    return tuple(tuple(row) for row in (exact_angles(unit_CD, unit_CD) / DEGREE).tolist())
 
 
 def _histogram(angle_N: Ints) -> tuple[int, ...]:

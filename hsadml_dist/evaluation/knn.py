@@ -64,7 +64,7 @@ class GalleryRows:
     """
 
     rows: Callable[[slice | torch.Tensor], torch.Tensor]
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     max_norm: float
     max_abs: float
     bias_R: torch.Tensor | None
@@ -112,7 +112,7 @@ def search(
     max_norm = float(torch.linalg.vector_norm(gallery_RD, dim=1).amax())
     gallery = GalleryRows(
         rows=gallery_RD.__getitem__,
-        shape=_shape(gallery_RD),
+        shape=gallery_RD.shape,
         max_norm=max_norm,
         # The exact maximum matters only to small numbers, such as grey levels.
         max_abs=float(torch.linalg.vector_norm(gallery_RD, torch.inf)) if max_norm < 2.0**24 else max_norm,
@@ -143,7 +143,7 @@ def nearest(
     _check_finite(gallery_RD)
     gallery = GalleryRows(
         rows=lambda where: _grid(gallery_RD[where]),
-        shape=_shape(gallery_RD),
+        shape=gallery_RD.shape,
         max_norm=GRID * (1 + 2.0**-17),
         max_abs=GRID,
         bias_R=None,
@@ -218,11 +218,8 @@ def max_candidates(k: int) -> int:
 def find_candidates(queries_QD: torch.Tensor, gallery: GalleryRows, *, k: int, block: int) -> Candidates:
     """Find the gallery rows that can be among each query's k nearest, except for queries that overflow.
 
-    Args:
-        queries_QD: Whole numbers, fp64.
-        gallery: At least k rows of 1 to MAX_COMPONENTS components.
-        k: Neighbours per query.
-        block: Largest number of gallery rows compared at a time.
+    Queries are whole numbers, fp64; the gallery has at least k rows of 1 to MAX_COMPONENTS components, of which at most
+    ``block`` are compared at a time.
     """
     with _strict_fp32(queries_QD.device):
         columns = max(64, 4 * k)
@@ -359,22 +356,15 @@ def _in_columns(scores_QB: torch.Tensor, columns: int) -> torch.Tensor:
 @contextlib.contextmanager
 def _strict_fp32(device: torch.device) -> Iterator[None]:
     """Disable TF32 and bf16 for fp32 products, which the process or autocast may allow: the bound needs fp32."""
-    with torch.autocast(device.type, enabled=False):
-        if not hasattr(torch.backends.mkldnn, "matmul"):  # before torch 2.9
-            before = torch.get_float32_matmul_precision()
+    with torch.autocast(device.type, enabled=False), contextlib.ExitStack() as restore:
+        if hasattr(torch.backends.mkldnn, "matmul"):
+            settings = torch.backends.mkldnn.matmul if device.type == "cpu" else torch.backends.cuda.matmul
+            restore.callback(setattr, settings, "fp32_precision", settings.fp32_precision)
+            settings.fp32_precision = "ieee"
+        else:  # before torch 2.9
+            restore.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
             torch.set_float32_matmul_precision("highest")
-            try:
-                yield
-            finally:
-                torch.set_float32_matmul_precision(before)
-            return
-        settings = torch.backends.mkldnn.matmul if device.type == "cpu" else torch.backends.cuda.matmul
-        before = settings.fp32_precision
-        settings.fp32_precision = "ieee"
-        try:
-            yield
-        finally:
-            settings.fp32_precision = before
+        yield
 
 
 def _exact_scores(found: Candidates, queries_QD: torch.Tensor, gallery: GalleryRows) -> torch.Tensor:
@@ -424,10 +414,6 @@ def _check_finite(rows_ND: torch.Tensor) -> None:
             raise DataError(f"{bad} of {len(rows_ND)} embeddings contain NaN or Inf: the model has diverged")
 
 
-def _shape(rows_ND: torch.Tensor) -> tuple[int, int]:
-    return rows_ND.shape[0], rows_ND.shape[1]
-
-
 def _grid(rows_ND: torch.Tensor) -> torch.Tensor:
     grid_ND = torch.empty_like(rows_ND, dtype=torch.float64, memory_format=torch.contiguous_format, requires_grad=False)
     if not grid_ND.numel():
@@ -435,16 +421,11 @@ def _grid(rows_ND: torch.Tensor) -> torch.Tensor:
     # A few rows at a time stay in the processor's cache from the first operation to the last.
     count = max(1, _BATCH_COMPONENTS // rows_ND.shape[1])
     for rows, grid in zip(rows_ND.detach().split(count), grid_ND.split(count), strict=True):
-        _write_grid(rows, grid)
+        grid.copy_(rows)
+        # Divided by the largest component first, so that no square overflows or underflows.
+        grid.div_(_or_one(grid.abs().amax(dim=1, keepdim=True)))
+        grid.div_(_or_one(_sum_rows_(grid * grid).sqrt())).mul_(GRID).round_()
     return grid_ND
-
-
-def _write_grid(rows_ND: torch.Tensor, grid_ND: torch.Tensor) -> None:
-    grid_ND.copy_(rows_ND)
-    max_N1 = grid_ND.abs().amax(dim=1, keepdim=True)
-    # Divided by the largest component first, so that no square overflows or underflows.
-    grid_ND.div_(_or_one(max_N1))
-    grid_ND.div_(_or_one(_sum_rows_(grid_ND * grid_ND).sqrt())).mul_(GRID).round_()
 
 
 def _sum_rows_(scratch_ND: torch.Tensor) -> torch.Tensor:

@@ -27,13 +27,7 @@ _SUM_TOLERANCE = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class ConfusedPair:
-    """Slices of one class that were confused with another.
-
-    Attributes:
-        label: The true class.
-        said: The predicted class.
-        slices: Number of slices.
-    """
+    """Number of slices of the true class ``label`` that were confused with the class ``said``."""
 
     label: int
     said: int
@@ -68,7 +62,6 @@ class CalibrationBin:
         high: Upper end, inclusive.
         count: Number of slices, at least 1.
         confidence: Their mean confidence.
-        accuracy: Their accuracy.
     """
 
     low: float
@@ -103,12 +96,7 @@ def accuracy(correct_N: Bools) -> float:
 
 
 def balanced_accuracy(correct_N: Bools | Floats, label_N: Ints) -> float:
-    """Return the accuracy averaged over the classes that occur.
-
-    Args:
-        correct_N: Whether each slice is correct, or the share of predictions that are.
-        label_N: True classes.
-    """
+    """Return the accuracy, or the mean share of correct predictions, averaged over the true classes that occur."""
     all_C, correct_C = np.bincount(label_N), np.bincount(label_N, weights=correct_N)
     return float(np.mean(correct_C[all_C > 0] / all_C[all_C > 0]))
 
@@ -163,10 +151,12 @@ def calibration(probability_NC: Floats, label_N: Ints, bins: int = 15) -> Calibr
         for number in np.unique(bin_N).tolist()
     )
     gap = math.fsum(one.count * abs(one.accuracy - one.confidence) for one in reliability)
+    true_N = probability_NC[np.arange(len(label_N)), label_N].tolist()
+    loss = math.fsum(-math.log(max(value, MIN_PROBABILITY)) for value in true_N)
     return Calibration(
         expected_calibration_error=gap / len(label_N),
         brier_score=_brier_score(probability_NC, label_N),
-        negative_log_likelihood=_negative_log_likelihood(probability_NC, label_N),
+        negative_log_likelihood=loss / len(label_N),
         bins=bins,
         reliability=reliability,
     )
@@ -233,8 +223,3 @@ def _brier_score(probability_NC: Floats, label_N: Ints) -> float:
     error_NC = probability_NC.copy()
     error_NC[np.arange(len(label_N)), label_N] -= 1
     return math.fsum((error_NC * error_NC).sum(axis=1).tolist()) / len(label_N)
-
-
-def _negative_log_likelihood(probability_NC: Floats, label_N: Ints) -> float:
-    true_N = probability_NC[np.arange(len(label_N)), label_N]
-    return math.fsum(-math.log(max(value, MIN_PROBABILITY)) for value in true_N.tolist()) / len(label_N)

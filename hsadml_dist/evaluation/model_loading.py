@@ -43,12 +43,9 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Trained weights.
+    """Trained network, without an engine, and all class centres, both on the device of the ranks.
 
     Attributes:
-        model: The network, without an engine, on the device of the ranks.
-        centre_CD: All class centres, on the same device.
-        checkpoint: The checkpoint that holds them.
         chosen_by: Rule that chose these weights among all of the training.
     """
 
@@ -60,15 +57,7 @@ class Weights:
 
 @dataclass(frozen=True, kw_only=True)
 class Inference:
-    """The newest valid weights of a run, and its settings.
-
-    Attributes:
-        run: The run folder.
-        recipe: The settings.
-        weights: Network and centres.
-        trained_on: Digest of the shards of the training.
-        device: Device of the network.
-    """
+    """The newest valid weights of a run, its settings, and the digest of the shards it was trained on."""
 
     run: RunFolder
     recipe: Recipe
@@ -90,17 +79,11 @@ class Inference:
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingTable:
-    """Embeddings of slices of shards, one row per slice.
+    """Embeddings of slices of shards, fp32 and not normalised, one row per slice.
 
     Attributes:
-        keys: Sample keys.
         persons: Keyed hashes of patients; empty if unknown.
-        label_N: Classes, int64.
-        fold_N: Folds, int64.
-        emb_ND: Embeddings, fp32, not normalised.
         classes: Class names in label order.
-        checkpoint: Name of the checkpoint.
-        data_digest: Digest of the shards.
     """
 
     keys: tuple[str, ...]
@@ -230,8 +213,13 @@ def embed_slices(
         DataError: A shard is missing or damaged.
     """
     reader, rows = ShardReader(shards, index), [index.samples[position] for position in positions]
-    images = (reader.image(position) for position in positions)
-    embeddings = inference.embed(_with_progress(images, len(positions), progress))
+
+    def images() -> Iterator[Image]:
+        for done, position in enumerate(positions, start=1):
+            yield reader.image(position)
+            progress(done, len(positions))
+
+    embeddings = inference.embed(images())
     table = EmbeddingTable(
         keys=tuple(row.key for row in rows),
         persons=tuple(row.person or "" for row in rows),
@@ -253,9 +241,3 @@ def save_columns(path: Path, columns: Mapping[str, np.ndarray]) -> None:
     """
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez(file, allow_pickle=False, **columns)
-
-
-def _with_progress(images: Iterable[Image], total: int, progress: Progress) -> Iterator[Image]:
-    for done, image in enumerate(images, start=1):
-        yield image
-        progress(done, total)

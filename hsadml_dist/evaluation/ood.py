@@ -36,13 +36,7 @@ Distances = Callable[[Ints], Floats]
 
 @dataclass(frozen=True, kw_only=True)
 class ThumbnailStats:
-    """Standardised cell brightnesses of the training cases.
-
-    Attributes:
-        cells_NG: One row per case, each cell standardised.
-        mean_G: Mean of each cell.
-        std_G: Standard deviation of each cell, at least :data:`MIN_STD`.
-    """
+    """Cell brightnesses of the training cases, standardised by ``mean_G`` and ``std_G``, at least :data:`MIN_STD`."""
 
     cells_NG: Floats
     mean_G: Floats
@@ -50,7 +44,7 @@ class ThumbnailStats:
 
     @classmethod
     def from_thumbnails(cls, thumbnail_NP: Bytes) -> ThumbnailStats:
-        """Compute the statistics of training cases from their thumbnails (N, P)."""
+        """Compute the statistics of thumbnails (N, P)."""
         plain = brightness(thumbnail_NP)
         mean, std = plain.mean(axis=0), np.maximum(plain.std(axis=0), MIN_STD)
         return cls(cells_NG=(plain - mean) / std, mean_G=mean, std_G=std)

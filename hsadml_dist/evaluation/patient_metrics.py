@@ -6,7 +6,7 @@ predicted for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,8 @@ Statistic = Callable[[Floats], Floats]
 Interval = tuple[float, float]
 
 LEVEL = 0.95
+MAX_CONFUSION_CLASSES = 256
+"""Largest number of classes for which a result holds C x C values: 256 take half a megabyte of ``result.json``."""
 UNDECIDED = -1
 MAX_DRAWS = 1 << 22
 """Numbers drawn at a time; affects the memory use only."""
@@ -57,7 +59,6 @@ class PatientCases:
 
     Attributes:
         persons: Patient of each case, ascending; cases of one patient by ascending class.
-        label_K: True classes, int64.
         predicted_K: Most frequent class predicted for the case's slices; :data:`UNDECIDED` for a tie.
     """
 
@@ -72,7 +73,6 @@ class PatientVote:
 
     Attributes:
         accuracy: Share of correct cases. A tie counts as incorrect, because any rule to break it would be arbitrary.
-        persons: Number of patients.
         cases: Number of cases; larger than ``persons`` if a patient has slices of two true classes.
         ties: Undecided cases.
     """
@@ -115,6 +115,21 @@ def tallied_balanced_accuracy(total_SK: Floats) -> Floats:
     return share_SC.sum(axis=1) / (all_SC > 0).sum(axis=1)
 
 
+def accuracy_interval(correct_N: Bools | Floats, groups: Clusters, *, resamples: int, seed: int) -> Interval | None:
+    """Return the :func:`bootstrap_interval` of the accuracy, or of the mean share of correct predictions."""
+    return bootstrap_interval(accuracy_tally(correct_N), groups, tallied_accuracy, resamples=resamples, seed=seed)
+
+
+def balanced_interval(
+    correct_N: Bools | Floats, label_N: Ints, classes: int, groups: Clusters, *, resamples: int, seed: int
+) -> Interval | None:
+    """Return that of the balanced accuracy; None above :data:`MAX_CONFUSION_CLASSES` classes, too."""
+    if classes > MAX_CONFUSION_CLASSES:
+        return None
+    tally = class_tally(correct_N, label_N, classes)
+    return bootstrap_interval(tally, groups, tallied_balanced_accuracy, resamples=resamples, seed=seed)
+
+
 def bootstrap_interval(
     tally_NK: Floats, groups: Clusters, statistic: Statistic, *, resamples: int, seed: int, level: float = LEVEL
 ) -> Interval | None:
@@ -128,7 +143,7 @@ def bootstrap_interval(
         groups: The patients, or the finest known substitute.
         statistic: Maps sums (S, K) to values (S,).
         resamples: Number of bootstrap samples, S.
-        seed: Seed of the bootstrap.
+        seed: Seed of these samples.
         level: Share of the bootstrap distribution inside the interval.
 
     Returns:
@@ -143,16 +158,13 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def _resample(sum_GK: Floats, resamples: int, seed: int) -> list[Floats]:
-    """Return sums over G clusters drawn with replacement, in chunks (S', K) that bound the memory."""
+def _resample(sum_GK: Floats, resamples: int, seed: int) -> Iterator[Floats]:
+    """Yield sums over G clusters drawn with replacement, in chunks (S', K) that bound the memory."""
     count = len(sum_GK)
     generator = np.random.default_rng(seed)
     chunk = max(1, MAX_DRAWS // count)
-    totals = []
     for start in range(0, resamples, chunk):
-        drawn_SG = generator.multinomial(count, np.full(count, 1 / count), size=min(chunk, resamples - start))
-        totals.append(drawn_SG @ sum_GK)
-    return totals
+        yield generator.multinomial(count, np.full(count, 1 / count), size=min(chunk, resamples - start)) @ sum_GK
 
 
 def patient_cases(predicted_N: Ints, label_N: Ints, persons: Sequence[str | None]) -> PatientCases | None:
@@ -184,16 +196,7 @@ def _majority_classes(case_N: Ints, predicted_N: Ints, cases: int, classes: int)
 
 
 def patient_vote(predicted_N: Ints, label_N: Ints, persons: Sequence[str | None]) -> PatientVote | None:
-    """Return the accuracy of majority votes over each patient's slices.
-
-    Args:
-        predicted_N: Predicted class of each slice.
-        label_N: True classes.
-        persons: Patient of each slice; None if unknown.
-
-    Returns:
-        The accuracy, or None if there are no slices or one has no patient id.
-    """
+    """Return the accuracy of majority votes over each patient's slices; None as in :func:`patient_cases`."""
     found = patient_cases(predicted_N, label_N, persons)
     if found is None:
         return None

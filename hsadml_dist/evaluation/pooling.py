@@ -13,17 +13,8 @@ import numpy as np
 
 from hsadml_dist.evaluation.comparison import Outcomes
 from hsadml_dist.evaluation.metrics import Ints, balanced_accuracy
-from hsadml_dist.evaluation.patient_metrics import (
-    Clusters,
-    Interval,
-    accuracy_tally,
-    bootstrap_interval,
-    class_tally,
-    clusters,
-    tallied_accuracy,
-    tallied_balanced_accuracy,
-)
-from hsadml_dist.evaluation.result import BOOTSTRAP_SEED, KNN, MAX_CONFUSION_CLASSES, Predictions
+from hsadml_dist.evaluation.patient_metrics import Clusters, Interval, accuracy_interval, balanced_interval, clusters
+from hsadml_dist.evaluation.result import BOOTSTRAP_SEED, KNN, Predictions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +24,6 @@ class EvaluatedRun:
     Attributes:
         name: Name of the run in messages and on the page.
         result: ``result.json`` as a dictionary.
-        predictions: ``predictions.json``.
         folds: All folds of its shards; empty if the shards are not available.
         settings: Recipe settings that define the training, by dotted key.
     """
@@ -55,7 +45,6 @@ class PooledSlices:
     """All slices of a pool, each once, in the order of its runs.
 
     Attributes:
-        keys: Sample keys.
         persons: Keyed hashes of patients, None if unknown.
         exams: Keyed hashes of exams, None if unknown.
         label_N: True classes, int64.
@@ -79,7 +68,6 @@ class PooledMetrics:
 
     Attributes:
         accuracy: Mean over slices of the share of seeds that are correct.
-        interval: Its interval.
         balanced_accuracy: The same averaged over classes.
         balanced_interval: Its interval; None above 256 classes, too.
     """
@@ -92,14 +80,7 @@ class PooledMetrics:
 
 @dataclass(frozen=True, kw_only=True)
 class SubsetAccuracy:
-    """Accuracy of the nearest neighbour on one fold or with one seed.
-
-    Attributes:
-        number: The fold, or the seed.
-        slices: Number of slices.
-        persons: Number of patients; None if unknown.
-        accuracy: Share of correct slices.
-    """
+    """Accuracy of the nearest neighbour on the fold or with the seed ``number``; ``persons`` is None if unknown."""
 
     number: int
     slices: int
@@ -114,21 +95,16 @@ class Pool:
     Attributes:
         split_unit: Unit that is never split between folds: person, exam or slice.
         data_digest: SHA-256 of the shards' samples table, in hex.
-        loss: Name of the loss.
-        seeds: Seeds of the trainings.
         folds: Folds that at least one run has evaluated.
         expected_folds: All folds of the shards or, if unknown, those that any run on these shards has evaluated.
         missing: (seed, fold) that no run has evaluated.
         slices: Number of distinct slices.
         persons: Number of patients; None if unknown.
         unit: Unit that the intervals resample: ``person``, otherwise ``exam``, otherwise ``slice``.
-        units: Number of units.
         shared_persons: Largest number of patients on both sides of a run; above 0 the figures are too optimistic. None
             if unknown.
-        methods: Method to its metrics.
         by_fold: Accuracy of the nearest neighbour by fold, averaged over seeds.
         by_seed: Accuracy of the nearest neighbour by seed, pooled over folds.
-        runs: Names of the runs.
     """
 
     split_unit: str
@@ -164,10 +140,11 @@ def gather_slices(runs: Sequence[EvaluatedRun]) -> PooledSlices:
         for row, person, exam in zip(mine.tolist(), run.predictions.persons, run.predictions.exams, strict=True):
             persons[row], exams[row] = person, exam
     trials_N = np.bincount(np.concatenate(rows), minlength=len(row_of)).astype(np.int64)
-    outcomes = {
-        method: Outcomes(correct_N=_count_correct(runs, rows, method), trials_N=trials_N)
-        for method in shared_methods(runs)
-    }
+    outcomes = {}
+    for method in shared_methods(runs):
+        hits = np.concatenate([mine[run.predictions.correct(method)] for run, mine in zip(runs, rows, strict=True)])
+        correct_N = np.bincount(hits, minlength=len(row_of)).astype(np.int64)
+        outcomes[method] = Outcomes(correct_N=correct_N, trials_N=trials_N)
     return PooledSlices(
         keys=tuple(row_of), persons=tuple(persons), exams=tuple(exams), label_N=label_N, outcomes=outcomes
     )
@@ -213,28 +190,15 @@ def pool(runs: Sequence[EvaluatedRun], slices: PooledSlices, expected_folds: Seq
     )
 
 
-def _count_correct(runs: Sequence[EvaluatedRun], rows: Sequence[Ints], method: str) -> Ints:
-    hits = np.concatenate([mine[run.predictions.correct(method)] for run, mine in zip(runs, rows, strict=True)])
-    return np.bincount(hits, minlength=1 + max(int(mine.max()) for mine in rows)).astype(np.int64)
-
-
 def _pooled_metrics(slices: PooledSlices, method: str, groups: Clusters, resamples: int) -> PooledMetrics:
     outcomes = slices.outcomes[method]
-    share_N = outcomes.correct_N / outcomes.trials_N
-    classes = int(slices.label_N.max()) + 1
-    balanced = None
-    if classes <= MAX_CONFUSION_CLASSES:
-        tally = class_tally(share_N, slices.label_N, classes)
-        balanced = bootstrap_interval(
-            tally, groups, tallied_balanced_accuracy, resamples=resamples, seed=BOOTSTRAP_SEED
-        )
+    share_N, label_N = outcomes.correct_N / outcomes.trials_N, slices.label_N
+    classes, sampling = int(label_N.max()) + 1, {"resamples": resamples, "seed": BOOTSTRAP_SEED}
     return PooledMetrics(
         accuracy=float(share_N.mean()),
-        interval=bootstrap_interval(
-            accuracy_tally(share_N), groups, tallied_accuracy, resamples=resamples, seed=BOOTSTRAP_SEED
-        ),
-        balanced_accuracy=balanced_accuracy(share_N, slices.label_N),
-        balanced_interval=balanced,
+        interval=accuracy_interval(share_N, groups, **sampling),
+        balanced_accuracy=balanced_accuracy(share_N, label_N),
+        balanced_interval=balanced_interval(share_N, label_N, classes, groups, **sampling),
     )
 
 

@@ -47,8 +47,6 @@ class Gallery:
     """Training cases that new images are compared with.
 
     Attributes:
-        table: Slices of the training folds.
-        thumbnails: Statistics of their thumbnails.
         embedding_threshold: Distance (1 - cosine) above which an embedding is far from all of them.
         thumbnail_threshold: The same for thumbnails.
         size: Side of the images in the shards, in pixels.
@@ -79,7 +77,7 @@ class ImagePrediction:
         probabilities: Probability of each class, in label order: the softmax of the scaled cosines to the centres.
         neighbours: The nearest training cases, nearest first.
         far_by: Distances by which it is far from all training cases: ``embedding``, ``look`` (the thumbnail), or both.
-        is_training_case: Whether embedding and thumbnail equal those of a training case.
+        is_training_case: True if embedding and thumbnail equal those of a training case.
     """
 
     class_name: str
@@ -96,8 +94,7 @@ class ImagePrediction:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Warnings to show with the class."""
-        found = []
-        first = self.neighbours[0].class_name
+        found, first = [], self.neighbours[0].class_name
         if self.far_by:
             found.append(f"far from all training cases (by {' and '.join(self.far_by)}): the class is meaningless")
         elif first != self.class_name:
@@ -108,12 +105,7 @@ class ImagePrediction:
 
 
 def predict_images(inference: Inference, gallery: Gallery, images: Sequence[Image]) -> list[ImagePrediction]:
-    """Predict the class of each image.
-
-    Args:
-        inference: The run.
-        gallery: Its training cases.
-        images: (gallery.size, gallery.size), uint16, scaled as the images of the shards.
+    """Predict the class of each image (gallery.size, gallery.size), uint16, scaled as the images of the shards.
 
     Raises:
         DataError: An embedding is not finite: the model has diverged.
@@ -132,10 +124,10 @@ def _prediction(
     gallery: Gallery, probability_C: torch.Tensor, position_K: list[int], cosine_K: list[float], distance: float
 ) -> ImagePrediction:
     table, cosine_distance = gallery.table, 1 - cosine_K[0]
-    limits = (
-        ("embedding", cosine_distance, gallery.embedding_threshold),
-        ("look", distance, gallery.thumbnail_threshold),
-    )
+    far = {
+        "embedding": cosine_distance > gallery.embedding_threshold,
+        "look": distance > gallery.thumbnail_threshold,
+    }
     return ImagePrediction(
         class_name=table.classes[int(probability_C.argmax())],
         probabilities=tuple(probability_C.tolist()),
@@ -143,7 +135,7 @@ def _prediction(
             Neighbour(key=table.keys[row], class_name=table.classes[int(table.label_N[row])], cosine=cosine)
             for row, cosine in zip(position_K, cosine_K, strict=True)
         ),
-        far_by=tuple(name for name, measured, threshold in limits if measured > threshold),
+        far_by=tuple(name for name, is_far in far.items() if is_far),
         is_training_case=max(cosine_distance, distance) < DUPLICATE_DISTANCE,
     )
 

@@ -35,11 +35,22 @@ MAX_LISTED_CLASSES = 32
 """Largest number of classes for which ``predictions.json`` holds all probabilities."""
 TOP_PROBABILITIES = 5
 """Above that number, only this many of the most probable classes of each slice are stored."""
-MAX_CONFUSION_CLASSES = 256
-"""Largest number of classes for which a result holds C x C values: 256 take half a megabyte of ``result.json``."""
 
 BOOTSTRAP_SEED = 0
 """Fixed, so that runs with the same predictions have the same intervals whatever their training seeds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JsonRecord:
+    """Base of the classes that are stored as a JSON file: ``result.json`` and ``combined.json``."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of the file as plain dictionaries, lists, numbers and strings."""
+        return json.loads(self.to_json())
+
+    def to_json(self) -> str:
+        """Return the text of the file; floats keep all digits."""
+        return json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +59,6 @@ class Predictions:
 
     Attributes:
         classes: Class names in label order.
-        keys: Sample keys.
         persons: Keyed hashes of patients, None if unknown.
         exams: Keyed hashes of exams, None if unknown.
         label_N: True classes, int64.
@@ -167,13 +177,7 @@ def _dense_probabilities(values: Mapping[str, Any]) -> Floats:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointRef:
-    """The checkpoint whose weights were evaluated.
-
-    Attributes:
-        name: Folder name of the checkpoint.
-        step: Last training step before it.
-        attempt: The attempt that wrote it.
-    """
+    """The checkpoint whose weights were evaluated: its folder name, its last step, and the attempt that wrote it."""
 
     name: str
     step: int
@@ -182,16 +186,11 @@ class CheckpointRef:
 
 @dataclass(frozen=True, kw_only=True)
 class Intervals:
-    """Bootstrap intervals by patient; None for fewer than two.
+    """Bootstrap intervals of the metrics of :class:`Result` by patient; None for fewer than two.
 
-    The balanced accuracy has one up to :data:`MAX_CONFUSION_CLASSES` classes.
+    The balanced accuracy has one up to ``MAX_CONFUSION_CLASSES`` classes.
 
     Attributes:
-        knn_accuracy: See :class:`Result`.
-        balanced_accuracy: See :class:`Result`.
-        head_accuracy: See :class:`Result`.
-        raw_pixel_knn: See :class:`Result`.
-        low_level_knn: See :class:`Result`.
         interval_unit: The resampled unit: ``person``, otherwise ``exam``, otherwise ``slice``.
         units: Number of such units in the test fold.
         level: Share of the bootstrap distribution inside each interval.
@@ -211,13 +210,7 @@ class Intervals:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodMetrics:
-    """Metrics of one method.
-
-    Attributes:
-        accuracy: Share of correct test slices.
-        balanced_accuracy: The same averaged over classes.
-        interval: Bootstrap interval of the accuracy by patient; None for fewer than two.
-    """
+    """Metrics of one method; ``interval`` is that of the accuracy by patient, None for fewer than two."""
 
     accuracy: float
     balanced_accuracy: float
@@ -225,12 +218,12 @@ class MethodMetrics:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResultContext:
+class ResultContext(JsonRecord):
     """Origin of a result: data, checkpoint and settings.
 
     Attributes:
         split_unit: Unit that is never split between folds: person, exam or (a leaky control) slice.
-        label: What a class is: ``class``, or ``person`` if each patient is one and ``classes`` are keyed hashes.
+        label: ``class``, or ``person`` if each patient is a class and ``classes`` are keyed hashes.
         classes: Class names in label order.
         fold: The held-out fold that was evaluated.
         left_out: Slices of the fold that were not evaluated, of patients without slices in training; 0 unless patients
@@ -239,7 +232,6 @@ class ResultContext:
         chosen_by: ``last step``, with a remark if its running average of weights was evaluated; ``validation fold`` if
             the weights were chosen on one.
         seed: Seed of the training.
-        loss: Name of the loss.
         model: Name of the backbone.
         world_size: Number of ranks of the evaluation; does not affect the metrics.
         data_digest: SHA-256 of the shards' samples table, in hex.
@@ -278,11 +270,8 @@ class Result(ResultContext):
         methods: Metrics of every method, by name.
         person_vote: Accuracy of the majority vote of each patient's slices (k = 1); None if patients are unknown.
         calibration: Calibration of the probabilities of the loss.
-        geometry: Geometry of the classes on the sphere.
-        intervals: See :class:`Intervals`.
         confusion: Confusion matrix of the nearest neighbour: rows are true classes, columns predicted ones. None above
-            :data:`MAX_CONFUSION_CLASSES` classes.
-        confusions: Summary of the confusion matrix.
+            ``MAX_CONFUSION_CLASSES`` classes.
         schema_version: Version of these fields.
     """
 
@@ -303,11 +292,3 @@ class Result(ResultContext):
     confusion: tuple[tuple[int, ...], ...] | None
     confusions: ConfusionSummary
     schema_version: int = SCHEMA_VERSION
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the content of ``result.json`` as plain dictionaries, lists, numbers and strings."""
-        return json.loads(self.to_json())
-
-    def to_json(self) -> str:
-        """Return the text of ``result.json``; floats keep all digits."""
-        return json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n"

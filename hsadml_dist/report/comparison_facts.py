@@ -80,9 +80,8 @@ def strictest_pools(combined: Mapping[str, Any]) -> list[PoolDict]:
 def conclusion(comparison: ComparisonDict) -> str:
     """Return what a comparison shows about its first side.
 
-    Returns:
-        ``better`` or ``worse`` if the test is significant and the interval excludes 0, ``unclear`` if only one of
-        them does, ``no_difference`` if neither.
+    ``better`` or ``worse`` if the test is significant and the interval excludes 0, ``unclear`` if only one of them
+    holds, ``no_difference`` if neither.
     """
     test = comparison["test"]
     interval, significant = test["interval"], deciding_p(comparison) < SIGNIFICANT
@@ -128,16 +127,11 @@ def _shards(side: Mapping[str, Any]) -> tuple[str, str]:
 def _worst_leak(combined: Mapping[str, Any]) -> ComparisonDict | None:
     """Return the comparison of the leakiest split with the split by patient, of SphereFace if it is there."""
     found = [
-        one
-        for one in combined["comparisons"]
+        (one["first"]["split_unit"] != "slice", one["first"]["loss"] != _PAPERS_LOSS, number)
+        for number, one in enumerate(combined["comparisons"])
         if one["kind"] == "splits" and one["first"]["method"] == "knn" and one["second"]["split_unit"] == "person"
     ]
-    return min(found, key=_leak_order, default=None)
-
-
-def _leak_order(comparison: ComparisonDict) -> tuple[bool, bool]:
-    first = comparison["first"]
-    return first["split_unit"] != "slice", first["loss"] != _PAPERS_LOSS
+    return combined["comparisons"][min(found)[-1]] if found else None
 
 
 def _seed_spread(pool: PoolDict) -> float:

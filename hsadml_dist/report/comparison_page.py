@@ -41,12 +41,7 @@ Cells = Sequence[str]
 
 
 def write_comparison_page(folder: Path, combined: Mapping[str, Any]) -> Path:
-    """Write ``combined.html`` into an existing folder and return its path.
-
-    Args:
-        folder: The folder.
-        combined: ``combined.json`` as a dictionary.
-    """
+    """Write the page of ``combined.json``, as a dictionary, into an existing folder and return its path."""
     path = folder / PAGE_NAME
     write_text(path, render_comparison(combined))
     return path
@@ -129,7 +124,12 @@ def _splits_section(combined: Mapping[str, Any]) -> dict[str, Any]:
             first, second = one["first"], one["second"]
             loss = "" if _is_control(first) else first["loss"]
             found.setdefault((first["data_digest"], second["data_digest"], first["method"], loss), one)
-    titled = [(_side_title(one["first"]), _split_pair(one), one) for one in found.values()]
+    titled = []
+    for one in found.values():
+        first, second = one["first"], one["second"]
+        title = method_title("raw_pixels") if first["method"] == "raw_pixels" else loss_title(first["loss"])
+        splits = f"{unit_title(first['split_unit'])} against {unit_title(second['split_unit'])}"
+        titled.append((title, splits, one))
     groups = list(dict.fromkeys(group for _, group, _ in titled))
     drawn = [_difference_row(*row) for row in sorted(titled, key=lambda row: groups.index(row[1]))]
     image = draw_differences(drawn, title="Accuracy gained by the leaky split, with intervals")
@@ -254,14 +254,6 @@ def _difference_title(comparison: ComparisonDict) -> str:
     method = ", by centres" if first["method"] == "head" else ""
     subtrahend = "raw pixels" if comparison["kind"] == "control" else loss_title(second["loss"])
     return f"{loss_title(first['loss'])} \N{MINUS SIGN} {subtrahend}{method}"
-
-
-def _side_title(side: Mapping[str, Any]) -> str:
-    return method_title(side["method"]) if side["method"] == "raw_pixels" else loss_title(side["loss"])
-
-
-def _split_pair(comparison: ComparisonDict) -> str:
-    return " against ".join(unit_title(comparison[side]["split_unit"]) for side in ("first", "second"))
 
 
 def _is_control(side: Mapping[str, Any]) -> bool:

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from hsadml_dist.report.page import EmbeddedImage
-from hsadml_dist.report.plot_style import COLOURS, CONTROL_STYLES, GRID, INK, WIDTH, style_axes, to_svg
+from hsadml_dist.report.plot_style import COLOURS, CONTROL_STYLES, GRID, INK, WIDTH, new_figure, to_svg
 
 CONTROL_STYLE = CONTROL_STYLES[0][:2]
 """Colour and marker of the raw pixels on every page."""
@@ -24,12 +24,10 @@ _STEP = 0.3
 
 @dataclass(frozen=True, kw_only=True)
 class ForestPoint:
-    """A value with its interval, shares of 1.
+    """A value with its interval, shares of 1; None draws the value alone.
 
     Attributes:
         series: Name in the legend, which lists each series once.
-        value: The value.
-        interval: Its interval; None draws the value alone.
         is_control: Draw a small diamond in the colour of the controls.
     """
 
@@ -41,7 +39,7 @@ class ForestPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class ForestRow:
-    """Points next to a common name; the title of a group is above its first row."""
+    """Points next to a common name; the title of a group is above its first row, its rows are in succession."""
 
     name: str
     points: Sequence[ForestPoint]
@@ -49,12 +47,7 @@ class ForestRow:
 
 
 def draw_accuracies(rows: Sequence[ForestRow], *, title: str) -> EmbeddedImage:
-    """Draw accuracies with their intervals.
-
-    Args:
-        rows: From top to bottom, rows of a group in succession.
-        title: Start of the alternative text.
-    """
+    """Draw accuracies with their intervals from top to bottom; ``title`` is the start of the alternative text."""
     figure, axes = plot_rows(rows)
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     low = min(end for row in rows for point in row.points for end in (point.value, *(point.interval or ())))
@@ -82,9 +75,7 @@ def plot_rows(rows: Sequence[ForestRow]) -> tuple[Figure, Axes]:
     """Return a figure with all rows, the legend and the titles of the groups."""
     styles = series_styles(rows)
     heights, places = row_positions(rows)
-    figure = Figure(figsize=(WIDTH, 0.36 * heights + (1.0 if len(styles) > 1 else 0.75)), layout="constrained")
-    axes = figure.subplots()
-    style_axes(axes)
+    figure, axes = new_figure(WIDTH, 0.36 * heights + (1.0 if len(styles) > 1 else 0.75))
     axes.grid(axis="x", color=GRID, linewidth=0.8)
     for row, place in zip(rows, places, strict=True):
         for order, point in enumerate(row.points):

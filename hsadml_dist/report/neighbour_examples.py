@@ -29,7 +29,6 @@ class ExampleImage:
 
     Attributes:
         image_HW: Grey values of any number type, stretched between their 0.5th and 99.5th percentile.
-        caption: For instance class and cosine.
         same_class: True if it is of the query's class; None for the query itself.
     """
 
@@ -44,7 +43,6 @@ class NeighbourExample:
 
     Attributes:
         title: Classes of the query and of its nearest neighbour.
-        query: The test slice.
         neighbours: The nearest training slices, nearest first; the page shows :data:`MAX_NEIGHBOURS`.
         is_correct: True if the nearest one is of the query's class.
     """
@@ -79,10 +77,7 @@ def build_examples(
 ) -> list[NeighbourExample]:
     """Return the chosen test slices and their nearest training slices, with images and captions.
 
-    Args:
-        predictions: Predictions for the test slices.
-        index: Index of the shards that hold test and training slices.
-        image_at: Reads the image (H, W) at a position of the index.
+    ``image_at`` reads the image (H, W) at a position of the index.
     """
     position_of = {row.key: position for position, row in enumerate(index.samples)}
 

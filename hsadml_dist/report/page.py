@@ -22,12 +22,7 @@ _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~&])")
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddedImage:
-    """An image inside a page.
-
-    Attributes:
-        uri: A data URI.
-        alt: The image in words.
-    """
+    """An image inside a page, as a data URI, and its description in words."""
 
     uri: str
     alt: str
@@ -49,9 +44,6 @@ def render_page(package: str, template: str, values: Mapping[str, Any]) -> str:
         package: The package that holds the template; those in :data:`TEMPLATES` need none of their own.
         template: Its file name.
         values: Values of the template's names; a missing one is an error. All text is escaped.
-
-    Returns:
-        The page.
     """
     folders = [str(TEMPLATES), str(resources.files(package))]
     return _environment(folders, autoescape=True).get_template(template).render(values)

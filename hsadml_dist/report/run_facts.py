@@ -69,7 +69,6 @@ class ControlResult:
 
     Attributes:
         name: The control's name within a sentence.
-        accuracy: Its accuracy.
         status: ``not_exceeded``: the k-NN interval is not above the control; ``in_interval``: it includes the control;
             ``close``: it is above the control, but the accuracy by less than ten points; ``exceeded`` otherwise.
         margin: k-NN accuracy minus the control's.
@@ -93,13 +92,7 @@ class PatientVotes:
 def run_facts(
     result: Mapping[str, Any], versions: Mapping[str, str], examples: Sequence[NeighbourExample] = ()
 ) -> dict[str, Any]:
-    """Return the values that all templates of a run use.
-
-    Args:
-        result: ``result.json`` as a dictionary.
-        versions: Software versions by package.
-        examples: Pictured test slices.
-    """
+    """Return the values that all templates of a run use, from ``result.json``, versions by package, and examples."""
     result = {**dict.fromkeys(OPTIONAL), **result}
     intervals = result["intervals"]
     patients = "unknown number of patients" if result["persons"] is None else counted(result["persons"], "patient")

@@ -96,8 +96,7 @@ def draw_confusion_matrix(count_CC: Sequence[Sequence[int]], names: Sequence[str
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=10)
     axes.set_xticks(range(len(names)), names, rotation=30 if len(names) > 4 else 0)
     axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class")
+    axes.set(xlabel="predicted class", ylabel="true class")
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     values = "; ".join(f"{name} {share[row, row]:.0%}" for row, name in enumerate(names))
@@ -105,22 +104,14 @@ def draw_confusion_matrix(count_CC: Sequence[Sequence[int]], names: Sequence[str
 
 
 def draw_outcomes(counts: Mapping[str, int], unit: str, by: str) -> EmbeddedImage:
-    """Draw at most three counts as parts of one bar, from good to bad.
-
-    Args:
-        counts: Count of each outcome by its name.
-        unit: Unit of the counts, in the plural.
-        by: Criterion of the outcomes, for the alternative text.
-    """
+    """Draw at most three counts as parts of one bar, from good to bad; ``by`` names their criterion in the text."""
     figure, axes = new_figure(WIDTH, 1.35)
     start = 0
     for (name, count), (colour, hatch) in zip(counts.items(), _OUTCOME_STYLES, strict=False):
         style: dict[str, Any] = {"color": colour, "hatch": hatch, "edgecolor": INK, "linewidth": 0.8}
         axes.barh(0, count, left=start, height=0.5, label=f"{name} {count:,}", **style)
         start += count
-    axes.set_yticks([])
-    axes.set_xlim(0, max(start, 1))
-    axes.set_xlabel(unit)
+    axes.set(yticks=[], xlim=(0, max(start, 1)), xlabel=unit)
     figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=10)
     parts = ", ".join(f"{count} {name}" for name, count in counts.items())
     return to_svg(figure, f"A bar of {start} {unit} by {by}: {parts}.")
@@ -134,15 +125,12 @@ def draw_reliability(calibration: Mapping[str, Any]) -> EmbeddedImage:
     upper.plot([0, 1], [0, 1], color=FAINT, linewidth=1.4, linestyle=(0, (4, 3)))
     upper.vlines(predicted, predicted, correct, color=COLOURS[1], linewidth=1.6)
     upper.plot(predicted, correct, "o-", color=COLOURS[0], linewidth=1.4, markersize=7, markeredgecolor="white")
-    upper.set_ylabel("correct")
-    upper.set_ylim(-0.03, 1.03)
+    upper.set(ylabel="correct", ylim=(-0.03, 1.03))
     upper.yaxis.set_major_formatter(PercentFormatter(1))
     middle = [(one["low"] + one["high"]) / 2 for one in bins]
     lower.bar(middle, [one["count"] for one in bins], width=0.86 / calibration["bins"], color=COLOURS[0])
-    lower.set_ylabel("slices")
+    lower.set(xlim=(0, 1), xlabel="predicted probability", ylabel="slices")
     lower.yaxis.set_major_locator(MaxNLocator(2, integer=True))
-    lower.set_xlim(0, 1)
-    lower.set_xlabel("predicted probability")
     lower.xaxis.set_major_formatter(PercentFormatter(1))
     figure.align_ylabels()
     values = "; ".join(f"predicted {one['confidence']:.0%}, correct {one['accuracy']:.0%}" for one in bins)
@@ -165,9 +153,8 @@ def draw_learning_curves(metrics: Sequence[Mapping[str, Any]]) -> EmbeddedImage:
         upper.plot(step[drawn], loss[drawn], color=COLOURS[0], linewidth=2)
     upper.set_ylabel("loss")
     lower.plot(step[drawn], rate[drawn], color=COLOURS[1], linewidth=2)
-    lower.set_ylabel("learning rate")
+    lower.set(xlabel="step", ylabel="learning rate")
     lower.set_ylim(bottom=0)
-    lower.set_xlabel("step")
     lower.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.align_ylabels()
     alt = f"Two curves over {len(step)} steps: the loss goes from {loss[0]:.4g} to {loss[-1]:.4g}, the learning rate "
@@ -186,7 +173,6 @@ def _two_axes(width: float, height: float, ratios: Sequence[int], grid: Any) -> 
 
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
     """Return the mean of each value and those before it, at most ``window`` of them."""
-    total = np.cumsum(np.concatenate([[0.0], values]))
-    last = np.arange(1, len(values) + 1)
+    total, last = np.cumsum(np.concatenate([[0.0], values])), np.arange(1, len(values) + 1)
     first = np.maximum(last - window, 0)
     return (total[last] - total[first]) / (last - first)

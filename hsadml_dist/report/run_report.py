@@ -52,7 +52,7 @@ def write_run_report(
     projection: SphereProjection | None,
     examples: Sequence[NeighbourExample] = (),
 ) -> Path:
-    """Write ``report.html`` and ``MODEL_CARD.md`` into the run folder.
+    """Write ``report.html`` and ``MODEL_CARD.md`` into the run folder; return the path of the page.
 
     Args:
         run: The run folder; only its name appears on the page.
@@ -60,9 +60,6 @@ def write_run_report(
         metrics: The merged metrics rows; without any the page has no learning curves.
         projection: The test slices on the sphere; None leaves the map out.
         examples: Test slices with their nearest training slices.
-
-    Returns:
-        The path of the page.
     """
     folder, name, versions = RunFolder(run), run.resolve().name, installed_versions()
     write_text(folder.model_card, render_model_card(name, result, versions))
@@ -74,11 +71,6 @@ def render_model_card(name: str, result: Mapping[str, Any], versions: Mapping[st
     """Render the model card of a run as Markdown.
 
     Source of its sections: Mitchell and others, Model Cards for Model Reporting, FAT* 2019.
-
-    Args:
-        name: The run's name.
-        result: ``result.json`` as a dictionary.
-        versions: Software versions by package.
     """
     values = {**run_facts(result, versions), "name": name, "max_classes": _MAX_CARD_CLASSES}
     return render_markdown("MODEL_CARD.md.j2", values)
@@ -92,7 +84,7 @@ def render_run_report(
     examples: Sequence[NeighbourExample] = (),
     versions: Mapping[str, str] | None = None,
 ) -> str:
-    """Render the page; see :func:`render_model_card` and :func:`write_run_report` for the arguments."""
+    """Render the page; see :func:`write_run_report` for the arguments."""
     pictured = examples[:MAX_EXAMPLES]
     facts = run_facts(result, versions or {}, pictured)
     names = result["classes"]
@@ -133,26 +125,23 @@ def class_headings(names: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _images(facts: Mapping[str, Any], projection: SphereProjection | None) -> dict[str, EmbeddedImage | None]:
     """Return the figures of the page; None if the result lacks the numbers."""
-    result, names = facts["result"], facts["result"]["classes"]
-    images: dict[str, EmbeddedImage | None] = dict.fromkeys(
-        ("classifiers", "confusion", "outcomes", "votes", "calibration", "sphere", "angles")
-    )
-    images["metrics"] = run_figures.draw_metrics(facts["metrics"], facts["level"])
-    if facts["methods"]:
-        images["classifiers"] = run_figures.draw_classifiers(facts["methods"], facts["level"])
-    if len(names) <= MAX_CLASSES and result["confusion"] is not None:
-        images["confusion"] = run_figures.draw_confusion_matrix(result["confusion"], names)
-    elif len(names) > MAX_CLASSES and result["confusions"]:
-        images["outcomes"] = run_figures.draw_outcomes(facts["class_outcomes"], "classes", "their correct slices")
-    if facts["votes"]:
-        images["votes"] = run_figures.draw_outcomes(asdict(facts["votes"]), "patients", "the majority of their slices")
-    if result["calibration"]:
-        images["calibration"] = run_figures.draw_reliability(result["calibration"])
-    if projection is not None:
-        images["sphere"] = sphere.draw_map(projection, names, largest_classes(projection.count_C.tolist()))
-    if result["geometry"]:
-        images["angles"] = sphere.draw_angle_histogram(result["geometry"])
-    return images
+    result, methods, votes = facts["result"], facts["methods"], facts["votes"]
+    names, many = result["classes"], len(result["classes"]) > MAX_CLASSES
+    matrix = None if many else result["confusion"]
+    outcomes = facts["class_outcomes"] if many else None
+    shown = largest_classes(projection.count_C.tolist()) if projection else []
+    return {
+        "metrics": run_figures.draw_metrics(facts["metrics"], facts["level"]),
+        "classifiers": run_figures.draw_classifiers(methods, facts["level"]) if methods else None,
+        "confusion": matrix and run_figures.draw_confusion_matrix(matrix, names),
+        "outcomes": outcomes and run_figures.draw_outcomes(outcomes, "classes", "their correct slices"),
+        "votes": run_figures.draw_outcomes(asdict(votes), "patients", "the majority of their slices")
+        if votes
+        else None,
+        "calibration": result["calibration"] and run_figures.draw_reliability(result["calibration"]),
+        "sphere": sphere.draw_map(projection, names, shown) if projection else None,
+        "angles": result["geometry"] and sphere.draw_angle_histogram(result["geometry"]),
+    }
 
 
 def _training(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

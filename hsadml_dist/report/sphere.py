@@ -38,10 +38,8 @@ class SphereProjection:
 
     Attributes:
         point_N2: Longitude and latitude of each slice, radians.
-        label_N: Class of each slice, int64.
         centre_C2: Longitude and latitude of each class centre, radians.
         explained: Share of the squared length along each of the three axes.
-        count_C: Slices of each class, int64.
         dim: D, the embedding dimension.
         own_angle_C: Mean angle to the own centre, degrees; NaN for a class without slices.
         other_angle_C: Mean angle to the nearest other centre, degrees; NaN for a class without slices.
@@ -62,12 +60,7 @@ def project_on_sphere(emb_ND: Floats, label_N: Ints, centre_CD: Floats) -> Spher
 
     The axes are those of the uncentred second moment of the unit embeddings, so that angles at the origin keep their
     meaning; the three components are scaled back to unit length. The first two axes span the equator, which is rotated
-    so that its widest gap without points becomes the edge of the map.
-
-    Args:
-        emb_ND: Embeddings (N, D); they need not be normalised.
-        label_N: Class of each slice (N,).
-        centre_CD: Class centres (C, D).
+    so that its widest gap without points becomes the edge of the map. The arguments need not be normalised.
     """
     unit_ND, unit_CD = _unit(emb_ND), _unit(centre_CD)
     axes_D3, explained = _principal_axes(unit_ND)
@@ -117,7 +110,7 @@ def _angles(point_M3: Floats) -> Floats:
 
 def _widest_gap(longitude_N: Floats) -> float:
     """Return the longitude in the middle of the widest gap between neighbouring points."""
-    if len(longitude_N) == 0:
+    if not len(longitude_N):
         return -np.pi
     ordered = np.sort(longitude_N)
     gaps = np.diff(ordered, append=ordered[0] + 2 * np.pi)
@@ -140,10 +133,9 @@ def _class_means(value_N: Floats, label_N: Ints, count_C: Ints) -> Floats:
 
 @dataclass(frozen=True, kw_only=True)
 class EvenSpread:
-    """Centres as far apart as possible: the vertices of a regular simplex.
+    """Angle in degrees between any two vertices of a regular simplex: centres as far apart as possible.
 
     Attributes:
-        angle: Between any two of them, degrees.
         energy: Their hyperspherical energies ``s0``, ``s1`` and ``s2``, from angles in radians.
     """
 
@@ -167,8 +159,7 @@ def draw_map(projection: SphereProjection, names: Sequence[str], shown: Sequence
     axes = figure.add_subplot(projection="mollweide")
     axes.set_axisbelow(True)
     axes.grid(color="#dddddd", linewidth=0.6)
-    axes.set_xticklabels([])
-    axes.set_yticklabels([])
+    axes.set(xticklabels=[], yticklabels=[])
     others = _thinned(projection.point_N2[~np.isin(projection.label_N, shown)], _MAX_POINTS)
     axes.scatter(others[:, 0], others[:, 1], s=5, linewidths=0, color=FAINT, marker="o")
     keys = []
@@ -196,12 +187,10 @@ def draw_angle_histogram(geometry: Mapping[str, Any]) -> EmbeddedImage:
         edges = [width * (first + place) for place in range(len(counts) + 1)]
         axes.stairs(counts, edges, linewidth=2, **style)
     last = max(width * (first + len(counts)) for first, counts in (own, other))
-    axes.set_xlim(0, min(180, 15 * math.ceil((last + 5) / 15)))
+    axes.set(xlim=(0, min(180, 15 * math.ceil((last + 5) / 15))), xlabel="angle", ylabel="slices")
     axes.xaxis.set_major_locator(MultipleLocator(15))
     axes.xaxis.set_major_formatter("{x:.0f}°")
     axes.grid(axis="y", color=GRID, linewidth=0.8)
-    axes.set_ylabel("slices")
-    axes.set_xlabel("angle")
     figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=10)
     mean_own, mean_other = (degrees(geometry["overall"][key]) for key in ("own_centre", "other_centre"))
     means = f"mean {mean_own} to the own centre, {mean_other} to the nearest other"

@@ -22,7 +22,6 @@ from hsadml_dist.evaluation.baselines import THUMBNAIL_SIDE
 from hsadml_dist.evaluation.classifiers import (
     METHODS,
     TREES,
-    MethodSettings,
     class_probabilities,
     classify,
     predict_all,
@@ -188,10 +187,8 @@ def parts():
 def predict(parts, *, classifiers: bool, gallery: int = 80):
     (test, _), (known, label) = parts
     few = Embeddings(emb_ND=known.emb_ND[:gallery], thumbnail_NP=known.thumbnail_NP[:gallery])
-    settings = MethodSettings(block=16, classifiers=classifiers, seed=0)
-    return predict_all(
-        test, few, label[:gallery], torch.eye(CLASSES, DIMENSIONS), SoloComm(torch.device("cpu")), settings
-    )
+    centres, comm = torch.eye(CLASSES, DIMENSIONS), SoloComm(torch.device("cpu"))
+    return predict_all(test, few, label[:gallery], centres, comm, block=16, classifiers=classifiers, seed=0)
 
 
 def test_predict_all_equals_slow_loops(parts):
