@@ -106,8 +106,9 @@ class DdpEngine(Engine):
 
     def _backward(self, part: Batch, loss_fn: LossFn, *, last: bool) -> torch.Tensor:
         # Gradients are reduced only with the last micro-batch of a step.
-        accumulate = not last and isinstance(self._replica, DistributedDataParallel)
-        with self._replica.no_sync() if accumulate else contextlib.nullcontext():
+        replica: Any = self._replica
+        accumulate = not last and isinstance(replica, DistributedDataParallel)
+        with replica.no_sync() if accumulate else contextlib.nullcontext():
             loss = loss_fn(forward_embeddings(self._replica, part.image, self._precision), part.label)
             loss.backward()
         return loss.detach()

@@ -209,9 +209,7 @@ class ZeroState(ModelState):
         if self._stage < PARTITIONED_WEIGHTS_STAGE:
             return dict(self._model.state_dict()) if keep else {}
         trained = self._gather({fragment.name: fragment.flat for fragment in self._fragments}, keep=keep)
-        frozen: dict[str, torch.Tensor] = {
-            name: p for name, p in self._model.named_parameters() if name not in self._shapes
-        }
+        frozen: dict[str, Any] = {n: p for n, p in self._model.named_parameters() if n not in self._shapes}
         for name, parameter in frozen.items():
             with self._library.zero.GatheredParameters([parameter]):
                 frozen[name] = parameter.detach().clone()

@@ -8,7 +8,7 @@ outside of the model that DistributedDataParallel wraps, and even if ranks hold 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -71,7 +71,9 @@ class MarginLossModule(nn.Module):
             ConfigError: The loss does not accept this margin.
         """
         super().__init__()
-        given = {name: value for name, value in (("margin", margin), ("scale", scale)) if value is not None}
+        given: dict[str, Any] = {
+            name: value for name, value in (("margin", margin), ("scale", scale)) if value is not None
+        }
         settings = replace(settings or MarginSettings(), **given)
         topology = comm_from_process_group(process_group, torch.device("cpu")).topology
         rows = topology.rank_range(num_classes) if layout == "sharded" else None

@@ -50,7 +50,7 @@ def _recomputed(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
     if torch.compiler.is_compiling():  # a compiled graph recomputes values only, not updates of statistics
         return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
-    def contexts() -> tuple[contextlib.AbstractContextManager[None], ...]:
+    def contexts() -> tuple[contextlib.AbstractContextManager[Any], contextlib.AbstractContextManager[Any]]:
         return contextlib.nullcontext(), _freeze_statistics(block)
 
     return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
