@@ -31,14 +31,12 @@ def build_margin_loss(config: LossConfig) -> MarginLoss:
     Raises:
         ConfigError: The loss does not accept this margin.
     """
-    annealing = Annealing(
-        base=config.lambda_base, gamma=config.lambda_gamma, power=config.lambda_power, minimum=config.lambda_min
-    )
+    base, gamma, power, minimum = config.lambda_base, config.lambda_gamma, config.lambda_power, config.lambda_min
     settings = MarginSettings(
         margin=config.margin,
         scale=config.scale,
         grad_mode=config.grad_mode,
-        annealing=annealing,
+        annealing=Annealing(base=base, gamma=gamma, power=power, minimum=minimum),
         adaptive=AdaptiveNorm(concentration=config.norm_concentration, momentum=config.norm_momentum),
         positive_weight=config.positive_weight,
         sharpness=config.sharpness,

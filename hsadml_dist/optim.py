@@ -39,7 +39,7 @@ def build_optimizer(
     Args:
         parameters: Parameters to train; frozen ones are ignored.
         config: Settings of the optimizer.
-        decay: Whether matrices and kernels have weight decay; False for the centres.
+        decay: True if matrices and kernels have weight decay; False for the centres.
         lr_scales: Factor on the learning rate of each parameter, see :func:`layer_scales`; None means 1.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]

@@ -23,7 +23,7 @@ def initial_network(recipe: Recipe, *, fresh: bool) -> EmbeddingNet:
 
     Args:
         recipe: All settings.
-        fresh: Whether the run starts without a checkpoint, so that ``model.init_from`` applies.
+        fresh: True if the run starts without a checkpoint, so that ``model.init_from`` applies.
 
     Raises:
         ConfigError: The pretrained weights do not match the network.

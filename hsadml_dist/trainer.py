@@ -60,7 +60,7 @@ def train(recipe: Recipe, path: Path, signal: StopSignal) -> ExitCode:
         SUCCESS after the last step, STOPPED after a stop request.
 
     Raises:
-        HsadmlError: What a user can repair; see :mod:`hsadml_dist.errors`.
+        HsadmlError: See :mod:`hsadml_dist.errors`.
     """
     run, topology = RunFolder(path), topology_from_environ()
     signal.set_deadline(job_end_time(), recipe.run.stop_lead_seconds)
@@ -89,21 +89,15 @@ def _train_attempt(recipe: Recipe, train_data: TrainData, session: Session) -> E
     trainer = Trainer(recipe, train_data, learner, session)
     resume_gc()
     done = resume_from(choice, learner, recipe, train_data.index.digest, session.run, session.recorder)
-    _save_parent(choice.name, session)
+    if session.comm.topology.is_rank_zero:  # a later save of an earlier attempt is not part of this one
+        parent = json.dumps({"checkpoint": None if choice.name is None else str(choice.name)})
+        write_text(session.context.attempt.parent, parent + "\n")
     return trainer.run(done)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """What a rank has during an attempt, whatever it trains.
-
-    Attributes:
-        run: The run folder.
-        context: The attempt and the ranks.
-        signal: Stop requests to this process.
-        monitor: Heartbeat and watchdog.
-        recorder: Writes events and metrics.
-    """
+    """The parts of an attempt that do not depend on the network and the data."""
 
     run: RunFolder
     context: RankContext
@@ -138,7 +132,8 @@ class Trainer:
             raise
         self._save_last(done, reached)
         if reached < self._train_data.total_steps:
-            self._record_stop(reached)
+            self._recorder.stopped(reached, self._comm.all_gather_object(self._agreement.stop_reason))
+            self._agreement.mark_saved(reached)
             return ExitCode.STOPPED
         self._monitor.enter_stage(reached, "evaluate")
         if self._recipe.evaluation.at_end:
@@ -244,10 +239,6 @@ class Trainer:
             log.warning("%s", straggler)
             self._recorder.event("straggler", step, **asdict(straggler))
 
-    def _record_stop(self, step: int) -> None:
-        self._recorder.stopped(step, self._comm.all_gather_object(self._agreement.stop_reason))
-        self._agreement.mark_saved(step)
-
 
 def _join(recipe: Recipe, run: RunFolder, topology: Topology, total_steps: int, signal: StopSignal) -> RankContext:
     """Join the other ranks in a new attempt, and configure threads and the log of this rank."""
@@ -317,10 +308,3 @@ def _log_network(network: EmbeddingNet, session: Session) -> None:
     if layers:
         text = "%d layers (%s, ...) depend on how a batch is split: results hold for this number of ranks only"
         log.warning(text, len(layers), layers[0])
-
-
-def _save_parent(name: CheckpointName | None, session: Session) -> None:
-    """Record the checkpoint that this attempt builds on; a later save of an earlier attempt is not part of it."""
-    if session.comm.topology.is_rank_zero:
-        text = json.dumps({"checkpoint": None if name is None else str(name)})
-        write_text(session.context.attempt.parent, text + "\n")

@@ -38,42 +38,29 @@ class BackwardResult:
 
 
 class ModelState(Protocol):
-    """The tensors of a network as one rank holds them, full or partitioned.
+    """The tensors of a network as one rank holds them, full or partitioned; see :class:`Engine` for most methods.
 
     Collective: every rank must call the same methods, because partitioned tensors have to be gathered.
     """
 
     def norm(self) -> torch.Tensor:
         """Return the norm of the averaged gradient, a scalar."""
-        ...
 
     def gradients(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield (parameter name, averaged gradient), full tensors."""
-        ...
-
-    def nonfinite_gradient(self) -> str | None:
-        """See :meth:`Engine.nonfinite_gradient`."""
-        ...
-
-    def nonfinite_weight(self) -> str | None:
-        """See :meth:`Engine.nonfinite_weight`."""
-        ...
 
     def after_step(self) -> None:
         """Update what follows the weights after an optimizer step."""
-        ...
 
-    def state(self) -> Groups:
-        """See :meth:`Engine.state`."""
-        ...
+    def nonfinite_gradient(self) -> str | None: ...
 
-    def load(self, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        """See :meth:`Engine.load`."""
-        ...
+    def nonfinite_weight(self) -> str | None: ...
 
-    def evaluation_model(self) -> nn.Module:
-        """See :meth:`Engine.evaluation_model`."""
-        ...
+    def state(self) -> Groups: ...
+
+    def load(self, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None: ...
+
+    def evaluation_model(self) -> nn.Module: ...
 
 
 class Engine(abc.ABC):
@@ -151,40 +138,32 @@ class ReplicatedState(ModelState):
         self._ema = None if ema_decay is None else ModelEma(model, ema_decay)
 
     def norm(self) -> torch.Tensor:
-        """See :class:`ModelState`."""
         return gradient_norm(self._model)
 
     def gradients(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """See :class:`ModelState`."""
         yield from ((name, p.grad) for name, p in self._model.named_parameters() if p.grad is not None)
 
     def nonfinite_gradient(self) -> str | None:
-        """See :class:`ModelState`."""
         return nonfinite_gradient(self._model)
 
     def nonfinite_weight(self) -> str | None:
-        """See :class:`ModelState`."""
         return nonfinite_tensor(self._model)
 
     def after_step(self) -> None:
-        """See :class:`ModelState`."""
         if self._ema is not None:
             self._ema.update()
 
     def state(self) -> Groups:
-        """See :class:`ModelState`."""
         groups = {"model": dict(self._model.state_dict()), "model_moments": moments(self._optimizer, self._model)}
         return groups if self._ema is None else groups | self._ema.state()
 
     def load(self, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        """See :class:`ModelState`."""
         self._model.load_state_dict(dict(groups["model"]))
         load_moments(self._optimizer, self._model, groups["model_moments"])
         if self._ema is not None:
             self._ema.load(groups)
 
     def evaluation_model(self) -> nn.Module:
-        """See :class:`ModelState`."""
         return self._model if self._ema is None else self._ema.averaged_model()
 
 
@@ -201,7 +180,7 @@ def nonfinite_tensor(module: nn.Module) -> str | None:
 
 
 class BufferSnapshot:
-    """Saves and restores the buffers of a model."""
+    """The buffers of a model, saved and restored together."""
 
     def __init__(self, model: nn.Module) -> None:
         # ``.data``, so that restoring does not bump the version counters that autograd checks.
@@ -209,11 +188,9 @@ class BufferSnapshot:
         self._saved = [buffer.clone() for buffer in self._buffers]
 
     def save(self) -> None:
-        """Save the current values."""
         self._copy(self._buffers, self._saved)
 
     def restore(self) -> None:
-        """Restore the saved values."""
         self._copy(self._saved, self._buffers)
 
     @staticmethod

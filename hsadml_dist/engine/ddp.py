@@ -45,7 +45,7 @@ class DdpOptions:
 
 
 class DdpEngine(Engine):
-    """One replica per rank, gradients averaged by all-reduce; a single rank needs no wrapper."""
+    """One replica per rank, gradients averaged by all-reduce; a single rank needs no wrapper. See :class:`Engine`."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class DdpEngine(Engine):
             comm: The ranks.
             precision: bf16 means autocast.
             example: An input (1, C, H, W) of zeros.
-            options: See :class:`DdpOptions`.
+            options: Further options.
 
         Raises:
             ConfigError: ``compiled`` is set, but this machine cannot compile.
@@ -78,7 +78,6 @@ class DdpEngine(Engine):
             self.warm_up_buckets(example, passes=2 if options.static_graph else 1)
 
     def backward(self, parts: Sequence[Batch], loss_fn: LossFn) -> BackwardResult:
-        """See :class:`Engine`."""
         self._optimizer.zero_grad(set_to_none=True)
         self._buffers.save()
         losses = [self._backward(part, loss_fn, last=part is parts[-1]) for part in parts]
@@ -86,31 +85,30 @@ class DdpEngine(Engine):
         return BackwardResult(loss=torch.stack(losses).sum(), grad_norm=self._norm)
 
     def apply(self, lr: float) -> None:
-        """See :class:`Engine`."""
         clip_gradients(self.model, self._options.clip_norm, self._norm)
         set_learning_rate(self._optimizer, lr)
         self._optimizer.step()
         self.model_state.after_step()
 
     def discard(self) -> None:
-        """See :class:`Engine`."""
         self._optimizer.zero_grad(set_to_none=True)
         self._buffers.restore()
 
     def embed(self, image: torch.Tensor) -> torch.Tensor:
-        """See :class:`Engine`."""
         with preserve_buffers(self.model):
             return forward_embeddings(self.model, image, self._precision)
 
     def gradients(self, part: Batch, loss_fn: LossFn) -> Iterator[tuple[str, torch.Tensor]]:
-        """See :class:`Engine`."""
         with preserve_buffers(self.model), self._eager():
             self._backward(part, loss_fn, last=True)
         yield from self.model_state.gradients()
         self._optimizer.zero_grad(set_to_none=True)
 
     def _backward(self, part: Batch, loss_fn: LossFn, *, last: bool) -> torch.Tensor:
-        with self._sync_gradients(last):
+        # Gradients are reduced only with the last micro-batch of a step.
+        replica: Any = self._replica
+        accumulate = not last and isinstance(replica, DistributedDataParallel)
+        with replica.no_sync() if accumulate else contextlib.nullcontext():
             loss = loss_fn(forward_embeddings(self._replica, part.image, self._precision), part.label)
             loss.backward()
         return loss.detach()
@@ -118,12 +116,6 @@ class DdpEngine(Engine):
     def _eager(self) -> contextlib.AbstractContextManager[None]:
         """Return a context for passes that are not worth a compilation."""
         return disable_compilation() if self._options.compiled else contextlib.nullcontext()
-
-    def _sync_gradients(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which gradients are reduced only with the last micro-batch of a step."""
-        if last or not isinstance(self._replica, DistributedDataParallel):
-            return contextlib.nullcontext()
-        return self._replica.no_sync()
 
     def warm_up_buckets(self, example: torch.Tensor, passes: int) -> None:
         """Make DDP lay out its buckets before the first real step.
@@ -161,10 +153,6 @@ class CompiledNetwork(nn.Module):
     def __init__(self, network: nn.Module, device: torch.device) -> None:
         """Wrap the network; its first call with a new input shape compiles it, which takes tens of seconds.
 
-        Args:
-            network: On its device.
-            device: The device.
-
         Raises:
             ConfigError: This machine cannot compile.
         """
@@ -174,7 +162,6 @@ class CompiledNetwork(nn.Module):
         self._forward = compile_function(network.forward)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Return the output of the network."""
         network: Any = self.network
         network.forward = self._forward  # below the hooks of __call__, so that those are not compiled
         try:
@@ -203,12 +190,8 @@ def compile_function(function: Callable[..., torch.Tensor]) -> Callable[..., tor
 def _check_compiler(device: torch.device) -> None:
     """Compile a small function, because missing parts (compiler, headers, Triton) show only then."""
     try:
-        compile_function(_add_sine)(torch.ones(8, device=device))
+        compile_function(lambda x: x.sin() + 1)(torch.ones(8, device=device))
     except RuntimeError as fault:
         reason = next((line.strip() for line in str(fault).splitlines() if line.strip()), type(fault).__name__)
         problem = f"true, but this machine cannot compile ({reason}); set it to false or install a C++ compiler"
         raise ConfigError([Fault(where="recipe", key="engine.compile", problem=problem)]) from fault
-
-
-def _add_sine(x: torch.Tensor) -> torch.Tensor:
-    return x.sin() + 1

@@ -54,21 +54,16 @@ class ExponentialMovingAverage:
             self.values = [_at_least_fp32(weight).clone() for weight in self._weights]
         else:
             share = 1.0 - min(self._decay, (1 + self.updates) / (10 + self.updates))
-            weights = [_at_least_fp32(weight) for weight in self._weights]
-            torch._foreach_lerp_(self.values, weights, share)
+            torch._foreach_lerp_(self.values, [_at_least_fp32(weight) for weight in self._weights], share)
         self.updates += 1
 
     def load(self, values: Sequence[torch.Tensor] | None, updates: int) -> None:
         """Load copies of ``values``, in the memory layout of the weights, so that updates round as before."""
         self.updates = updates
-        self.values = (
-            None
-            if values is None
-            else [
-                torch.empty_like(_at_least_fp32(weight)).copy_(value)
-                for weight, value in zip(self._weights, values, strict=True)
-            ]
-        )
+        self.values = None
+        if values is not None:
+            layouts = [torch.empty_like(_at_least_fp32(weight)) for weight in self._weights]
+            self.values = [layout.copy_(value) for layout, value in zip(layouts, values, strict=True)]
 
 
 class ModelEma:
@@ -81,7 +76,6 @@ class ModelEma:
         self._average = ExponentialMovingAverage(list(self._trained.values()), decay)
 
     def update(self) -> None:
-        """See :meth:`ExponentialMovingAverage.update`."""
         self._average.update()
 
     def state(self) -> dict[str, dict[str, torch.Tensor]]:

@@ -89,13 +89,13 @@ class Guard:
         Raises:
             NumericalError: The training must end; every rank raises it.
         """
+        if self._policy == "skip" and self.consecutive_skips < self._limit:
+            self.consecutive_skips += 1
+            return
+        problem = f"skipped steps before it in a row: {self.consecutive_skips}; train.skip_limit is {self._limit}"
         if self._policy == "stop":
             problem = "the step changed nothing; train.on_nonfinite is 'stop', 'skip' would continue without it"
-            raise NumericalError(f"{diagnosis}; {problem}", diagnosis.step)
-        if self.consecutive_skips >= self._limit:
-            problem = f"skipped steps before it in a row: {self.consecutive_skips}; train.skip_limit is {self._limit}"
-            raise NumericalError(f"{diagnosis}; {problem}", diagnosis.step)
-        self.consecutive_skips += 1
+        raise NumericalError(f"{diagnosis}; {problem}", diagnosis.step)
 
 
 def check_labels(batch: Batch, classes: int) -> None:

@@ -47,7 +47,6 @@ class Head:
         return self.loss.centres.rows if self.loss.layout == "sharded" else None
 
     def zero_grad(self) -> None:
-        """Clear the gradients."""
         self._optimizer.zero_grad(set_to_none=True)
 
     def average_gradients(self, loss: torch.Tensor) -> torch.Tensor:
@@ -105,14 +104,12 @@ class Head:
         ``centres`` and ``centres_moments`` hold the local rows; ``head`` and ``head_moments`` hold the other tensors of
         the loss, and are missing if it has none.
         """
-        tensors, all_moments = dict(self.loss.state_dict()), moments(self._optimizer, self.loss)
-        groups = {
-            "centres": _with_prefix(tensors, "centres."),
-            "centres_moments": _with_prefix(all_moments, "centres."),
-            "head": _without_prefix(tensors, "centres."),
-            "head_moments": _without_prefix(all_moments, "centres."),
-        }
-        return {name: group for name, group in groups.items() if group or name.startswith("centres")}
+        groups: dict[str, dict[str, torch.Tensor]] = {"centres": {}, "centres_moments": {}}
+        for kind, tensors in (("", self.loss.state_dict()), ("_moments", moments(self._optimizer, self.loss))):
+            for name, value in tensors.items():
+                group = "centres" if name.startswith("centres.") else "head"
+                groups.setdefault(f"{group}{kind}", {})[name.removeprefix("centres.")] = value
+        return groups
 
     def load(self, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         """Load the result of :meth:`state`."""
@@ -137,11 +134,3 @@ class Head:
         value = self._energy_weight * hyperspherical_energy(self.loss.centres, self.loss.layout, self._comm)
         value.backward()
         return value.detach()
-
-
-def _with_prefix(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _without_prefix(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {name: value for name, value in tensors.items() if not name.startswith(prefix)}

@@ -37,9 +37,7 @@ class ReferenceGradients:
     """Gradients of the global mean, computed without an engine.
 
     Attributes:
-        image: One input (1, ...), with dtype and device of the training; only its shape matters.
-        loss: The loss of the training.
-        dim: D.
+        image, loss, dim: See :func:`reference_gradients`.
         network: Gradients of the network by parameter name, on the CPU.
         centre_CD: Gradient of the centres.
     """

@@ -36,7 +36,7 @@ from hsadml_dist.optim import set_learning_rate
 
 
 class DeepSpeedEngine(Engine):
-    """The network inside a DeepSpeed engine; the head stays outside."""
+    """The network inside a DeepSpeed engine; the head stays outside. See :class:`Engine`."""
 
     def __init__(
         self,
@@ -63,20 +63,24 @@ class DeepSpeedEngine(Engine):
             ConfigError: DeepSpeed is not installed.
         """
         library, stage = _import_deepspeed(comm.device), int(options["zero_optimization"]["stage"])
-        self._engine = _initialize(library, AutocastNetwork(model, precision), optimizer, comm, options)
+        ensure_process_group(comm.device)
+        os.environ.setdefault("LOCAL_RANK", str(comm.device.index or 0))
+        network, config = AutocastNetwork(model, precision), dict(options)
+        self._engine, *_ = library.initialize(
+            model=network, optimizer=optimizer, config=config, dist_init_required=False
+        )
         handles = DeepSpeedHandles(library=library, optimizer=self._engine.optimizer, stage=stage)
         self._zero = ZeroState(model, optimizer, comm, handles, build_copy, ema_decay) if stage else None
         super().__init__(model, self._zero or ReplicatedState(model, optimizer, ema_decay))
         self._optimizer, self._buffers = optimizer, BufferSnapshot(model)
 
     def backward(self, parts: Sequence[Batch], loss_fn: LossFn) -> BackwardResult:
-        """See :class:`Engine`."""
         self._buffers.save()
         losses = [self._backward(part, loss_fn, last=part is parts[-1]) for part in parts]
         return BackwardResult(loss=torch.stack(losses).sum(), grad_norm=self.model_state.norm())
 
     def apply(self, lr: float) -> None:
-        """See :class:`Engine`.
+        """Take the step.
 
         Raises:
             EngineError: DeepSpeed skipped a step with finite loss and gradients; the head has not been stepped either.
@@ -88,7 +92,6 @@ class DeepSpeedEngine(Engine):
         self.model_state.after_step()
 
     def discard(self) -> None:
-        """See :class:`Engine`."""
         if self._zero is None:
             self._engine.zero_grad()
         else:
@@ -98,12 +101,10 @@ class DeepSpeedEngine(Engine):
         self._buffers.restore()
 
     def embed(self, image: torch.Tensor) -> torch.Tensor:
-        """See :class:`Engine`."""
         with preserve_buffers(self.model):
             return self._engine(image)
 
     def gradients(self, part: Batch, loss_fn: LossFn) -> Iterator[tuple[str, torch.Tensor]]:
-        """See :class:`Engine`."""
         self._buffers.save()
         self._backward(part, loss_fn, last=True)
         yield from self.model_state.gradients()
@@ -124,7 +125,6 @@ class AutocastNetwork(nn.Module):
         self.network, self._precision = network, precision
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Return embeddings (B, D)."""
         return forward_embeddings(self.network, image, self._precision)
 
 
@@ -148,12 +148,3 @@ def _import_deepspeed(device: torch.device) -> Any:
         # Its shared-memory collectives would first be compiled, for half a minute.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
-
-
-def _initialize(
-    library: Any, model: nn.Module, optimizer: torch.optim.Optimizer, comm: Comm, options: Mapping[str, Any]
-) -> Any:
-    ensure_process_group(comm.device)
-    os.environ.setdefault("LOCAL_RANK", str(comm.device.index or 0))
-    engine, *_ = library.initialize(model=model, optimizer=optimizer, config=dict(options), dist_init_required=False)
-    return engine

@@ -66,7 +66,7 @@ def gather_full_tensors(
         shapes: Shapes of the parameters to assemble, in the same order on all ranks.
         parts: Local fragment and its values (count,), fp32, by parameter.
         comm: The ranks.
-        keep: Whether this rank needs the result; if False, it gets an empty mapping.
+        keep: True if this rank needs the result; otherwise it gets an empty mapping.
 
     Returns:
         fp32 tensors on the CPU.
@@ -146,40 +146,34 @@ class ZeroState(ModelState):
         self._ema = None if ema_decay is None else ExponentialMovingAverage(self._flats, ema_decay)
 
     def norm(self) -> torch.Tensor:
-        """See :class:`ModelState`."""
         return squared_norm(map(self._gradient, self._fragments), self._comm).sqrt()
 
     def gradients(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """See :class:`ModelState`."""
         parts = {fragment.name: (fragment, self._gradient(fragment)) for fragment in self._fragments}
         for name, shape in self._shapes.items():
             yield from gather_full_tensors({name: shape}, parts, self._comm).items()
 
     def nonfinite_gradient(self) -> str | None:
-        """See :class:`ModelState`."""
-        return next(
-            (fragment.name for fragment in self._fragments if not self._gradient(fragment).isfinite().all()), None
-        )
+        return next((part.name for part in self._fragments if not self._gradient(part).isfinite().all()), None)
 
     def nonfinite_weight(self) -> str | None:
-        """See :class:`ModelState`."""
-        held = [
-            *self._model.named_buffers(),
-            *((fragment.name, fragment.view_of(fragment.flat)) for fragment in self._fragments),
-        ]
+        weights = ((fragment.name, fragment.view_of(fragment.flat)) for fragment in self._fragments)
+        held = itertools.chain(self._model.named_buffers(), weights)
         return next((name for name, tensor in held if not tensor.isfinite().all()), None)
 
     def invalidate_gradient(self) -> None:
         """Make the norm of the gradient NaN, so that DeepSpeed skips the step."""
         for fragment in self._fragments[:1]:
             parameter = self._model.get_parameter(fragment.name)
-            if self._offloads():  # the norm is then computed from values recorded when the gradients were copied
+            offloads = (
+                self._zero.cpu_offload if self._stage < PARTITIONED_WEIGHTS_STAGE else self._zero.offload_optimizer
+            )
+            if offloads:  # the norm is then computed from values recorded when the gradients were copied
                 self._zero.norm_for_param_grads[self._zero.get_param_id(parameter)] = torch.tensor(torch.nan)
             else:
                 self._gradient(fragment).fill_(torch.nan)
 
     def after_step(self) -> None:
-        """See :class:`ModelState`."""
         if self._ema is not None:
             self._ema.update()
 
@@ -196,16 +190,14 @@ class ZeroState(ModelState):
 
     @torch.no_grad()
     def load(self, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        """See :class:`ModelState`."""
         self._load_weights(groups["model"])
         for fragment in self._fragments:
             fragment.view_of(fragment.flat).copy_(fragment.slice_of(groups["model"][fragment.name]))
         self._load_moments(groups["model_moments"])
         if self._ema is not None:
-            self._load_averages(self._ema, groups)
+            self._load_averages(self._ema, groups[EMA_GROUP], int(groups[EMA_COUNT_GROUP]["updates"]))
 
     def evaluation_model(self) -> nn.Module:
-        """See :class:`ModelState`."""
         if self._stage < PARTITIONED_WEIGHTS_STAGE and self._ema is None:
             return self._model
         network = self._build_copy()
@@ -217,7 +209,10 @@ class ZeroState(ModelState):
         if self._stage < PARTITIONED_WEIGHTS_STAGE:
             return dict(self._model.state_dict()) if keep else {}
         trained = self._gather({fragment.name: fragment.flat for fragment in self._fragments}, keep=keep)
-        frozen = {n: self._full_parameter(p) for n, p in self._model.named_parameters() if n not in self._shapes}
+        frozen: dict[str, Any] = {n: p for n, p in self._model.named_parameters() if n not in self._shapes}
+        for name, parameter in frozen.items():
+            with self._library.zero.GatheredParameters([parameter]):
+                frozen[name] = parameter.detach().clone()
         held = dict(self._model.named_buffers()) | frozen | trained
         return {name: held[name] for name in self._model.state_dict()} if keep else {}
 
@@ -232,13 +227,6 @@ class ZeroState(ModelState):
         if self._stage < PARTITIONED_WEIGHTS_STAGE:
             return parameter._hp_mapping.get_lp_grad_fragment(parameter._index_in_param_group).flatten()
         return self._library.utils.safe_get_local_grad(parameter).narrow(0, 0, fragment.count)
-
-    def _offloads(self) -> bool:
-        return bool(self._zero.cpu_offload if self._stage < PARTITIONED_WEIGHTS_STAGE else self._zero.offload_optimizer)
-
-    def _full_parameter(self, parameter: nn.Parameter) -> torch.Tensor:
-        with self._library.zero.GatheredParameters([parameter]):
-            return parameter.detach().clone()
 
     def _load_weights(self, tensors: Mapping[str, torch.Tensor]) -> None:
         if self._stage < PARTITIONED_WEIGHTS_STAGE:
@@ -259,9 +247,7 @@ class ZeroState(ModelState):
             if kinds[key].ndim == 0:  # the step count, equal for all parameters
                 full = {name: kinds[key].cpu() for name in self._shapes}
             else:
-                full = self._gather(
-                    {fragment.name: states[fragment.flat][key] for fragment in self._fragments}, keep=keep
-                )
+                full = self._gather({part.name: states[part.flat][key] for part in self._fragments}, keep=keep)
             found |= {f"{name}:{key}": value for name, value in full.items()}
         return found if keep else {}
 
@@ -286,13 +272,12 @@ class ZeroState(ModelState):
         return self._gather(self._flat_by_name(self._ema.values), keep=keep)
 
     def _load_averages(
-        self, average: ExponentialMovingAverage, groups: Mapping[str, Mapping[str, torch.Tensor]]
+        self, average: ExponentialMovingAverage, tensors: Mapping[str, torch.Tensor], updates: int
     ) -> None:
-        updates = int(groups[EMA_COUNT_GROUP]["updates"])
         values = [torch.zeros_like(flat) for flat in self._flats]
         flat_of = self._flat_by_name(values)
         for fragment in self._fragments if updates else ():
-            fragment.view_of(flat_of[fragment.name]).copy_(fragment.slice_of(groups[EMA_GROUP][fragment.name]))
+            fragment.view_of(flat_of[fragment.name]).copy_(fragment.slice_of(tensors[fragment.name]))
         average.load(values if updates else None, updates)
 
     def _flat_by_name(self, flats: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from hsadml_dist.distributed.comm import Comm
+from hsadml_dist.distributed.comm import Comm, SoloComm
 from hsadml_dist.hashing import hash_key, splitmix64
 from hsadml_dist.losses.curves import min_sine, sine_of
 
@@ -79,7 +79,7 @@ class SampledRows:
 
     Attributes:
         position_R: Ascending positions in the local weight.
-        drawn_R: Whether the row was drawn; otherwise it is included only as the target of some samples.
+        drawn_R: True if the row was drawn; otherwise it is included only as the target of some samples.
     """
 
     position_R: torch.Tensor
@@ -118,7 +118,7 @@ class CentreBlock:
         index: The rows in the local weight: a slice, or positions (K,).
         class_K: Their class ids, ascending.
         weight_KD: The rows, not normalised.
-        drawn_K: With class sampling: whether the row counts for all samples, or only as the target of some.
+        drawn_K: See :attr:`SampledRows.drawn_R`; None without class sampling.
     """
 
     index: slice | torch.Tensor
@@ -146,13 +146,12 @@ def iter_blocks(
     """
     count = len(weight_CD) if sampled is None else len(sampled.position_R)
     for start in range(0, count, size):
+        part = slice(start, min(start + size, count))
         if sampled is None:
-            index: slice | torch.Tensor = slice(start, min(start + size, count))
-            class_K = torch.arange(start, min(start + size, count), device=weight_CD.device) + first_class
-            yield CentreBlock(index=index, class_K=class_K, weight_KD=weight_CD[index])
+            class_K = torch.arange(part.start, part.stop, device=weight_CD.device) + first_class
+            yield CentreBlock(index=part, class_K=class_K, weight_KD=weight_CD[part])
         else:
-            index = sampled.position_R[start : start + size]
-            drawn_K = sampled.drawn_R[start : start + size]
+            index, drawn_K = sampled.position_R[part], sampled.drawn_R[part]
             yield CentreBlock(index=index, class_K=index + first_class, weight_KD=weight_CD[index], drawn_K=drawn_K)
 
 
@@ -178,60 +177,42 @@ def hyperspherical_energy(centres: Centres, layout: Layout, comm: Comm) -> torch
 
     Source: Liu et al., NeurIPS 2018 (MHE), equation 1 with s = 2 and angles as distances.
     """
-    return _Energy.apply(centres.weight, _Pairs(centres=centres, comm=comm if layout == "sharded" else None))
+    return _Energy.apply(centres.weight, centres, comm if layout == "sharded" else SoloComm(comm.device))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Pairs:
-    """The pairs of classes whose first class is local.
-
-    Attributes:
-        centres: The local rows.
-        comm: The ranks that hold the other rows; None if all rows are local.
-    """
-
-    centres: Centres
-    comm: Comm | None
-
-    def blocks(self, weight_CD: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield (class ids (J,), unit rows (J, D)) of all classes; each block has rows of every rank."""
-        ids = torch.arange(self.centres.rows.start, self.centres.rows.stop, device=weight_CD.device)
-        sizes = [len(ids)] if self.comm is None else self.comm.all_gather_sizes(len(ids))
-        for start in range(0, max(sizes), ENERGY_BLOCK):
-            part = slice(start, start + ENERGY_BLOCK)
-            unit_JD = normalize_rows(weight_CD[part])[0]
-            if self.comm is None:
-                yield ids[part], unit_JD
-            else:
-                counts = [len(range(size)[part]) for size in sizes]
-                yield self.comm.all_gather_rows(ids[part], counts), self.comm.all_gather_rows(unit_JD, counts)
+def _class_blocks(weight_CD: torch.Tensor, rows: range, comm: Comm) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield (class ids (J,), unit rows (J, D)) of all classes; each block has rows of every rank."""
+    ids = torch.arange(rows.start, rows.stop, device=weight_CD.device)
+    sizes = comm.all_gather_sizes(len(ids))
+    for start in range(0, max(sizes), ENERGY_BLOCK):
+        part = slice(start, start + ENERGY_BLOCK)
+        counts = [len(range(size)[part]) for size in sizes]
+        yield comm.all_gather_rows(ids[part], counts), comm.all_gather_rows(normalize_rows(weight_CD[part])[0], counts)
 
 
 class _Energy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight_CD: torch.Tensor, pairs: _Pairs) -> torch.Tensor:
+    def forward(ctx: Any, weight_CD: torch.Tensor, centres: Centres, comm: Comm) -> torch.Tensor:
         """Return the mean; its gradient is computed in the same pass, from the same angles."""
-        classes = pairs.centres.classes
+        classes = centres.classes
         unit_CD, inverse_C = normalize_rows(weight_CD)
         grad_CD, total = torch.zeros_like(weight_CD), weight_CD.new_zeros(())
         if classes > 1:
-            for ids_J, unit_JD in pairs.blocks(weight_CD):
+            for ids_J, unit_JD in _class_blocks(weight_CD, centres.rows, comm):
                 for start in range(0, len(unit_CD), ENERGY_BLOCK):
                     part = slice(start, start + ENERGY_BLOCK)
-                    first = pairs.centres.rows.start + start
-                    value, slope_KJ = _block_energy(unit_CD[part], unit_JD, first, ids_J)
+                    value, slope_KJ = _block_energy(unit_CD[part], unit_JD, centres.rows.start + start, ids_J)
                     total += value
                     grad_CD[part].addmm_(slope_KJ, unit_JD)
         norm = 1 / max(1, classes * (classes - 1))
         ctx.save_for_backward(normalize_backward_(grad_CD, unit_CD, inverse_C).mul_(2 * norm))
-        return (total if pairs.comm is None else pairs.comm.all_reduce_sum(total)) * norm
+        return comm.all_reduce_sum(total) * norm
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """Return the gradient of the rows."""
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (grad_CD,) = ctx.saved_tensors
-        return grad_CD * grads[0], None
+        return grad_CD * grads[0], None, None
 
 
 def _block_energy(

@@ -54,7 +54,8 @@ def clipped_multiplied_angle(m: float) -> Curve:
 
     def psi(cos: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         value, slope = wave(cos)
-        return _flat_below(end, cos, value, slope)
+        inside = cos > end
+        return torch.where(inside, value, -1.0), slope * inside
 
     return psi
 
@@ -156,14 +157,6 @@ def min_sine(dtype: torch.dtype) -> float:
 
 def _ones(cos: torch.Tensor) -> torch.Tensor:
     return cos.new_ones(()).expand_as(cos)  # a view: allocates no memory
-
-
-def _flat_below(
-    end: float, cos: torch.Tensor, value: torch.Tensor, slope: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (value, slope) where the cosine is above ``end``, and (-1, 0) elsewhere."""
-    inside = cos > end
-    return torch.where(inside, value, -1.0), slope * inside
 
 
 def _angle_wave(m: float) -> Curve:

@@ -19,11 +19,11 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from hsadml_dist.distributed.comm import Comm
+from hsadml_dist.distributed.comm import Comm, SoloComm
 from hsadml_dist.losses.centres import Centres, Layout, SampledRows, at_least_fp32, sample_rows
 from hsadml_dist.losses.global_loss import StepPlan, global_loss
 from hsadml_dist.losses.margins import AdaptiveNorm, MarginLoss
-from hsadml_dist.losses.reducers import Exchange, GatherExchange, LocalExchange
+from hsadml_dist.losses.reducers import Exchange
 
 MEBIBYTE = 2**20
 
@@ -66,7 +66,6 @@ class EmbeddingNormStatistics(nn.Module):
         self._sums = self._sums.to(sums.device) + sums
 
     def discard(self) -> None:
-        """Reset the sums of the current step."""
         self._sums = torch.zeros_like(self._sums)
 
     def update(self, comm: Comm) -> None:
@@ -109,9 +108,9 @@ class DistributedLoss(nn.Module):
 
     Attributes:
         centres: The local class centres, trained by their own optimizer.
-        bias: Parameter () of losses that have one, equal on all ranks; else None.
-        norms: Statistics of adaptive losses, equal on all ranks; else None.
-        layout: Whether every rank holds all centres or only its share.
+        bias: Parameter () of losses that have one, equal on all ranks.
+        norms: Statistics of adaptive losses, equal on all ranks.
+        layout: Layout of the centres.
         comm: The ranks.
     """
 
@@ -124,8 +123,7 @@ class DistributedLoss(nn.Module):
         compute: LossCompute | None = None,
     ) -> None:
         super().__init__()
-        self.centres = centres
-        self.layout = layout
+        self.centres, self.layout = centres, layout
         self._loss, self.comm, self._compute = loss, comm, compute or LossCompute()
         start = loss.reducer.initial_bias(centres.classes)
         self.bias = None if start is None else nn.Parameter(torch.tensor(start))
@@ -157,10 +155,9 @@ class DistributedLoss(nn.Module):
         return global_loss(emb_BD, weight_CD, bias, label_B, self._plan(len(label_B), step, count))
 
     def to_training_dtype(self, dtype: torch.dtype) -> DistributedLoss:
-        """Move the loss to the device of the ranks and its parameters to ``dtype``; statistics stay fp64.
+        """Move the loss to the device of the ranks and its parameters to ``dtype``, and return it.
 
-        Returns:
-            The loss itself.
+        Statistics stay fp64.
         """
         self.to(self.comm.device)
         for parameter in self.parameters():
@@ -179,12 +176,11 @@ class DistributedLoss(nn.Module):
 
     def _plan(self, local: int, step: int, count: int) -> StepPlan:
         world, sharded = self.comm.topology.world_size, self.layout == "sharded"
-        exchange: Exchange = GatherExchange(self.comm) if sharded else LocalExchange()
         return StepPlan(
             margin=self._loss.at(step),
             reducer=self._loss.reducer,
-            quality=self._qualities,
-            exchange=exchange,
+            quality=torch.zeros_like if self.norms is None else self.norms.qualities,
+            exchange=Exchange(self.comm if sharded else SoloComm(self.comm.device)),
             first_class=self.centres.rows.start,
             sample=lambda label_N: self._sample(label_N, step),
             share=world / count,
@@ -192,9 +188,6 @@ class DistributedLoss(nn.Module):
             store=self._stores(local * (world if sharded else 1)),
             block=self._compute.block,
         )
-
-    def _qualities(self, norm_N: torch.Tensor) -> torch.Tensor:
-        return torch.zeros_like(norm_N) if self.norms is None else self.norms.qualities(norm_N)
 
     def _sample(self, label_N: torch.Tensor, step: int) -> SampledRows | None:
         compute = self._compute
@@ -214,12 +207,10 @@ class _AverageGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, parameter: torch.Tensor, comm: Comm) -> torch.Tensor:
-        """Return a view of the parameter."""
         ctx.comm = comm
         return parameter.view_as(parameter)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """Return the average of the gradient."""
         return ctx.comm.all_reduce_sum(grads[0].clone()) / ctx.comm.topology.world_size, None

@@ -8,20 +8,14 @@ Legend of shapes: B local samples, N compared samples, K rows of a block, C loca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
-from hsadml_dist.losses.centres import (
-    CentreBlock,
-    SampledRows,
-    iter_blocks,
-    normalize_backward_,
-    normalize_rows,
-)
+from hsadml_dist.losses.centres import CentreBlock, SampledRows, iter_blocks, normalize_backward_, normalize_rows
 from hsadml_dist.losses.curves import identity
 from hsadml_dist.losses.margins import Margin
 from hsadml_dist.losses.reducers import Exchange, ReducedLoss, Reducer
@@ -40,7 +34,7 @@ class StepPlan:
         sample: Maps the compared labels (N,) to the rows to compare with; None means all rows.
         share: Factor on the sum of the local losses, and hence on the gradients that are averaged over the ranks.
         centre_share: Factor on the gradient of the centres.
-        store: Whether to keep the cosines for the backward pass.
+        store: True to keep the cosines for the backward pass.
         block: Rows per block.
     """
 
@@ -105,7 +99,6 @@ class _GlobalLoss(torch.autograd.Function):
         label_B: torch.Tensor,
         plan: StepPlan,
     ) -> torch.Tensor:
-        """Return the scalar."""
         emb_ND, label_N = plan.exchange.gather(emb_BD, label_B)
         samples, quality_N = _samples(emb_ND, label_N, plan)
         sampled = plan.sample(label_N)
@@ -129,7 +122,6 @@ class _GlobalLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Return gradients of embeddings (B, D), centres (C, D) and bias ()."""
         (weight_CD,) = ctx.saved_tensors
         with torch.autocast(weight_CD.device.type, enabled=False):
             return (*ctx.forward_result.gradients(weight_CD, grads[0]), None, None)
@@ -169,7 +161,6 @@ class _Forward:
         self._sums: Sequence[torch.Tensor] = plan.reducer.partial(no_logits)
 
     def add(self, block: CentreBlock) -> None:
-        """Add the classes of a block."""
         unit_KD, _ = normalize_rows(block.weight_KD)
         # Stored blocks are consecutive in memory; only the last one may be smaller.
         out_NK = self._cosines.matrix(len(unit_KD), start=len(self.stored_cosines) * self._plan.block)
@@ -211,15 +202,18 @@ class _Backward:
     def gradients(
         self, weight_CD: torch.Tensor, outer: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Return gradients of embeddings, centres and bias."""
+        """Return gradients of embeddings (B, D), centres (C, D) and bias ()."""
         samples, plan = self.samples, self.plan
         grad_CD = torch.zeros_like(weight_CD) if self.sampled is not None else torch.empty_like(weight_CD)
         cos_grad_ND = torch.zeros_like(samples.unit_ND)
         scale_grad_N, bias_grad = torch.zeros_like(samples.scale_N), torch.zeros_like(outer)
         cosines, logits = (ScratchMatrix(samples.unit_ND, min(plan.block, len(weight_CD))) for _ in range(2))
-        for block, stored_NK in zip(self._blocks(weight_CD), self._stored(), strict=False):
+        for block in iter_blocks(weight_CD, plan.first_class, plan.block, self.sampled):
             unit_KD, inverse_K = normalize_rows(block.weight_KD)
-            cos_NK = _cosines(samples, unit_KD, cosines.matrix(len(unit_KD))) if stored_NK is None else stored_NK
+            if self.stored_cosines:  # released block by block; empty in a second backward pass
+                cos_NK = self.stored_cosines.pop(0)
+            else:
+                cos_NK = _cosines(samples, unit_KD, cosines.matrix(len(unit_KD)))
             slope_NK = self._slopes(block, cos_NK, logits.matrix(len(unit_KD)), scale_grad_N, bias_grad)
             cos_grad_ND.addmm_(slope_NK, unit_KD)
             grad_KD = grad_CD[block.index]
@@ -232,16 +226,6 @@ class _Backward:
             emb_grad_ND.addcmul_(samples.unit_ND, scale_grad_N[:, None])
         own_BD = plan.exchange.reduce_own(emb_grad_ND).mul_(outer * plan.share)
         return own_BD, grad_CD, None if self.bias is None else bias_grad * outer * plan.share
-
-    def _blocks(self, weight_CD: torch.Tensor) -> Iterator[CentreBlock]:
-        return iter_blocks(weight_CD, self.plan.first_class, self.plan.block, self.sampled)
-
-    def _stored(self) -> Iterator[torch.Tensor | None]:
-        """Yield and release the cosines of each block; None if they were not stored or an earlier pass used them."""
-        while self.stored_cosines:
-            yield self.stored_cosines.pop(0)
-        while True:
-            yield None
 
     def _slopes(
         self,

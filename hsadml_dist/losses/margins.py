@@ -119,20 +119,18 @@ def softmax(settings: MarginSettings) -> MarginLoss:
 def sphereface(settings: MarginSettings) -> MarginLoss:
     """A-Softmax (m = 4, annealed, scale = norm of the embedding). Source: Liu et al., CVPR 2017."""
     psi = curves.multiplied_angle(_margin(settings, 4, at_least=1))
-    return MarginLoss(
-        at=lambda step: Margin(
-            psi=curves.for_target(curves.annealed(psi, settings.annealing.at(step))),
-            eta=curves.identity,
-            scale=settings.scale,
-        )
-    )
+
+    def at(step: int) -> Margin:
+        annealed = curves.for_target(curves.annealed(psi, settings.annealing.at(step)))
+        return Margin(psi=annealed, eta=curves.identity, scale=settings.scale)
+
+    return MarginLoss(at=at)
 
 
 def sphereface_r_v1(settings: MarginSettings) -> MarginLoss:
     """SphereFace-R v1 (m = 1.5, s = 30): the target angle is multiplied. Source: Liu et al., TPAMI 2022."""
-    return _fixed(
-        curves.clipped_multiplied_angle(_margin(settings, 1.5, at_least=1)), curves.identity, settings, scale=30.0
-    )
+    psi = curves.clipped_multiplied_angle(_margin(settings, 1.5, at_least=1))
+    return _fixed(psi, curves.identity, settings, scale=30.0)
 
 
 def sphereface_r_v2(settings: MarginSettings) -> MarginLoss:
@@ -172,14 +170,8 @@ def adaface(settings: MarginSettings) -> MarginLoss:
 
 
 LOSSES: dict[str, Callable[[MarginSettings], MarginLoss]] = {
-    "softmax": softmax,
-    "sphereface": sphereface,
-    "sphereface_r_v1": sphereface_r_v1,
-    "sphereface_r_v2": sphereface_r_v2,
-    "cosface": cosface,
-    "arcface": arcface,
-    "sphereface2": sphereface2,
-    "adaface": adaface,
+    loss.__name__: loss
+    for loss in (softmax, sphereface, sphereface_r_v1, sphereface_r_v2, cosface, arcface, sphereface2, adaface)
 }
 """All losses; the names are those of :data:`hsadml_dist.loss_names.LossName`."""
 

@@ -8,7 +8,7 @@ outside of the model that DistributedDataParallel wraps, and even if ranks hold 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -71,12 +71,10 @@ class MarginLossModule(nn.Module):
             ConfigError: The loss does not accept this margin.
         """
         super().__init__()
-        settings = settings or MarginSettings()
-        settings = replace(
-            settings,
-            margin=settings.margin if margin is None else margin,
-            scale=settings.scale if scale is None else scale,
-        )
+        given: dict[str, Any] = {
+            name: value for name, value in (("margin", margin), ("scale", scale)) if value is not None
+        }
+        settings = replace(settings or MarginSettings(), **given)
         topology = comm_from_process_group(process_group, torch.device("cpu")).topology
         rows = topology.rank_range(num_classes) if layout == "sharded" else None
         centres = Centres(num_classes, embedding_dim, seed, rows)
@@ -126,13 +124,11 @@ class MarginLossModule(nn.Module):
         return comm_from_process_group(self._process_group, weight_CD.device).all_gather_rows(weight_CD)
 
     def extra_repr(self) -> str:
-        """Return classes, dimension and layout."""
         dim = self.loss.centres.weight.shape[1]
         return f"num_classes={self.loss.centres.classes}, embedding_dim={dim}, layout={self.loss.layout!r}"
 
     def _check(self, embeddings: torch.Tensor, labels: torch.Tensor) -> None:
-        dim, classes = self.loss.centres.weight.shape[1], self.loss.centres.classes
-        name = type(self).__name__
+        dim, classes, name = self.loss.centres.weight.shape[1], self.loss.centres.classes, type(self).__name__
         if embeddings.ndim != 2 or embeddings.shape[1] != dim or labels.shape != embeddings.shape[:1]:
             shapes = f"{tuple(embeddings.shape)} and {tuple(labels.shape)}"
             raise UsageError(f"{name}: embeddings and labels have shapes {shapes}; expected (B, {dim}) and (B,)")

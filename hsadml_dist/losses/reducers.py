@@ -20,80 +20,37 @@ from torch.nn.functional import logsigmoid
 from hsadml_dist.distributed.comm import Comm
 
 
-class Exchange(Protocol):
-    """Communication of one loss. Collective: every rank must call the same methods in the same order."""
+class Exchange:
+    """Communication of one loss between ranks that hold different centres; one instance per loss.
 
-    def gather(self, emb_BD: torch.Tensor, label_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the embeddings (N, D) and labels (N,) that are compared with the local centres."""
-        ...
-
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Sum over the ranks, in place."""
-        ...
-
-    def max(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Take the maximum over the ranks, in place."""
-        ...
-
-    def select_own(self, rows_N: torch.Tensor) -> torch.Tensor:
-        """Return the local samples (B, ...) of rows that are equal on all ranks."""
-        ...
-
-    def reduce_own(self, rows_ND: torch.Tensor) -> torch.Tensor:
-        """Return the local samples (B, D) of the sum of the rows over the ranks."""
-        ...
-
-
-class LocalExchange:
-    """No communication: every rank has all centres and compares its own samples with them, so B = N."""
-
-    def gather(self, emb_BD: torch.Tensor, label_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See :class:`Exchange`."""
-        return emb_BD, label_B
-
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """See :class:`Exchange`."""
-        return tensor
-
-    def max(self, tensor: torch.Tensor) -> torch.Tensor:
-        """See :class:`Exchange`."""
-        return tensor
-
-    def select_own(self, rows_N: torch.Tensor) -> torch.Tensor:
-        """See :class:`Exchange`."""
-        return rows_N
-
-    def reduce_own(self, rows_ND: torch.Tensor) -> torch.Tensor:
-        """See :class:`Exchange`."""
-        return rows_ND
-
-
-class GatherExchange:
-    """All-gathered samples: every rank compares the samples of all ranks with its centres. One instance per loss."""
+    Every rank compares the samples of all ranks with its own centres. With a :class:`SoloComm` it compares its own
+    samples with all centres, without communication. Collective: every rank must call the same methods in the same
+    order.
+    """
 
     def __init__(self, comm: Comm) -> None:
         self._comm = comm
         self._sizes: list[int] = []
 
     def gather(self, emb_BD: torch.Tensor, label_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See :class:`Exchange`."""
+        """Return the embeddings (N, D) and labels (N,) that are compared with the local centres."""
         self._sizes = self._comm.all_gather_sizes(len(label_B))
         return self._comm.all_gather_rows(emb_BD, self._sizes), self._comm.all_gather_rows(label_B, self._sizes)
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """See :class:`Exchange`."""
+        """Sum over the ranks, in place."""
         return self._comm.all_reduce_sum(tensor)
 
     def max(self, tensor: torch.Tensor) -> torch.Tensor:
-        """See :class:`Exchange`."""
+        """Take the maximum over the ranks, in place."""
         return self._comm.all_reduce_max_tensor(tensor)
 
     def select_own(self, rows_N: torch.Tensor) -> torch.Tensor:
-        """See :class:`Exchange`."""
+        """Return the local samples (B, ...) of rows that are equal on all ranks."""
         return rows_N.split(self._sizes)[self._comm.topology.rank]
 
     def reduce_own(self, rows_ND: torch.Tensor) -> torch.Tensor:
-        """See :class:`Exchange`."""
+        """Return the local samples (B, D) of the sum of the rows over the ranks."""
         return self._comm.reduce_scatter_rows(rows_ND, self._sizes)
 
 
@@ -119,38 +76,31 @@ class Reducer(Protocol):
 
     def initial_bias(self, classes: int) -> float | None:
         """Return the initial value of the learnt bias on all logits; None means that there is no bias."""
-        ...
 
     def partial(self, logit_NK: torch.Tensor) -> Sequence[torch.Tensor]:
         """Return the partial sums (N,) of a block of other classes; overwrites the block."""
-        ...
 
     def combine(self, one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """Return the partial sums of two sets of classes together."""
-        ...
 
     def over_ranks(self, own: Sequence[torch.Tensor], exchange: Exchange) -> Sequence[torch.Tensor]:
         """Return the partial sums of the classes of all ranks."""
-        ...
 
     def reduce(self, total: Sequence[torch.Tensor], target_N: torch.Tensor) -> ReducedLoss:
         """Return losses and gradients, given the sums over all other classes and the target logits (N,)."""
-        ...
 
     def others_grad_(self, logit_NK: torch.Tensor, shift_N: torch.Tensor) -> torch.Tensor:
         """Overwrite a block of other logits with the derivatives of the losses with respect to them; return the block.
 
         The caller multiplies the result by :attr:`ReducedLoss.factor_N`.
         """
-        ...
 
 
 @dataclass(frozen=True)
 class SoftmaxReducer:
-    """Cross-entropy of the softmax: ``log(1 + sum exp(other - target))``."""
+    """Cross-entropy of the softmax: ``log(1 + sum exp(other - target))``. See :class:`Reducer`."""
 
     def initial_bias(self, classes: int) -> float | None:
-        """See :class:`Reducer`."""
         return None
 
     def partial(self, logit_NK: torch.Tensor) -> Sequence[torch.Tensor]:
@@ -160,17 +110,14 @@ class SoftmaxReducer:
         return top_N, logit_NK.sub_(top_N[:, None]).exp_().sum(dim=1)
 
     def combine(self, one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """See :class:`Reducer`."""
         top_N = torch.maximum(one[0], other[0])
         return top_N, one[1] * (one[0] - top_N).exp_() + other[1] * (other[0] - top_N).exp_()
 
     def over_ranks(self, own: Sequence[torch.Tensor], exchange: Exchange) -> Sequence[torch.Tensor]:
-        """See :class:`Reducer`."""
         top_N = exchange.max(own[0].clone())
         return top_N, exchange.sum(own[1] * (own[0] - top_N).exp_())
 
     def reduce(self, total: Sequence[torch.Tensor], target_N: torch.Tensor) -> ReducedLoss:
-        """See :class:`Reducer`."""
         # The largest logit and the logarithm of the sum are kept apart: their sum would lose digits of the logarithm.
         top_N = torch.maximum(total[0], target_N)
         own_N = (target_N - top_N).exp()
@@ -188,7 +135,7 @@ class SoftmaxReducer:
 class BinaryReducer:
     """SphereFace2: one binary classification per class. Source: Wen et al., ICLR 2022, equation 5.
 
-    ``(w softplus(-target) + (1 - w) sum softplus(other)) / scale``, logits with a learnt bias.
+    ``(w softplus(-target) + (1 - w) sum softplus(other)) / scale``, logits with a learnt bias. See :class:`Reducer`.
 
     Attributes:
         positive_weight: w, the weight of the target class (lambda in the paper).
@@ -217,24 +164,19 @@ class BinaryReducer:
         return (logsigmoid(logit_NK.neg_()).sum(dim=1).neg_(),)  # softplus loses digits from 20 on
 
     def combine(self, one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """See :class:`Reducer`."""
         return (one[0] + other[0],)
 
     def over_ranks(self, own: Sequence[torch.Tensor], exchange: Exchange) -> Sequence[torch.Tensor]:
-        """See :class:`Reducer`."""
         return (exchange.sum(own[0].clone()),)
 
     def reduce(self, total: Sequence[torch.Tensor], target_N: torch.Tensor) -> ReducedLoss:
-        """See :class:`Reducer`."""
         positive, negative = self.positive_weight / self.scale, (1 - self.positive_weight) / self.scale
-        loss_N = negative * total[0] - positive * logsigmoid(target_N)
         return ReducedLoss(
-            loss_N=loss_N,
+            loss_N=negative * total[0] - positive * logsigmoid(target_N),
             target_grad_N=-positive * torch.sigmoid(-target_N),
             shift_N=target_N,
             factor_N=torch.full_like(target_N, negative),
         )
 
     def others_grad_(self, logit_NK: torch.Tensor, shift_N: torch.Tensor) -> torch.Tensor:
-        """See :class:`Reducer`."""
         return logit_NK.sigmoid_()

@@ -49,13 +49,11 @@ def _recomputed(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
     args = tuple(list(value) if isinstance(value, list) else value for value in args)
     if torch.compiler.is_compiling():  # a compiled graph recomputes values only, not updates of statistics
         return checkpoint(forward, *args, use_reentrant=False, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, context_fn=partial(_contexts, block), **kwargs)
 
+    def contexts() -> tuple[contextlib.AbstractContextManager[Any], contextlib.AbstractContextManager[Any]]:
+        return contextlib.nullcontext(), _freeze_statistics(block)
 
-def _contexts(
-    block: nn.Module,
-) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
-    return contextlib.nullcontext(), _freeze_statistics(block)
+    return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 
 
 @contextlib.contextmanager

@@ -16,23 +16,21 @@ GROUP_CHANNELS = 16
 
 
 class _WithActivation(nn.Module):
-    """The dropout and activation inside the batch norms of timm, under the same names."""
+    """A norm followed by the dropout and activation inside the batch norms of timm, under the same names."""
 
     drop: nn.Module
     act: nn.Module
 
-    def copy_activation(self, old: Any) -> None:
-        self.drop, self.act = getattr(old, "drop", nn.Identity()), old.act
-
-
-class _GroupNormAct(nn.GroupNorm, _WithActivation):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return self.act(self.drop(super().forward(input)))
 
 
-class _SyncBatchNormAct(nn.SyncBatchNorm, _WithActivation):
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return self.act(self.drop(super().forward(input)))
+class _GroupNormAct(_WithActivation, nn.GroupNorm):
+    pass
+
+
+class _SyncBatchNormAct(_WithActivation, nn.SyncBatchNorm):
+    pass
 
 
 def convert_batch_norms(network: nn.Module, kind: BatchNormMode) -> str | None:
@@ -51,9 +49,8 @@ def convert_batch_norms(network: nn.Module, kind: BatchNormMode) -> str | None:
     layers = batch_norms(network)
     if not layers:
         return f"model.batch_norm {kind}: the network has no BatchNorm layer; nothing was changed"
-    replacements = {
-        name: _grouped(layer) if kind == "group" else _synchronised(layer) for name, layer in layers.items()
-    }
+    replace = _grouped if kind == "group" else _synchronised
+    replacements = {name: replace(layer) for name, layer in layers.items()}
     for name, new in replacements.items():
         parent, _, leaf = name.rpartition(".")
         setattr(network.get_submodule(parent), leaf, new)
@@ -96,15 +93,14 @@ def _with_parameters(new: Any, old: Any) -> nn.Module:
     """Copy affine weights, activation and mode of the replaced layer."""
     new.affine, new.weight, new.bias = old.affine, old.weight, old.bias
     if isinstance(new, _WithActivation):
-        new.copy_activation(old)
+        new.drop, new.act = getattr(old, "drop", nn.Identity()), old.act
     return new.train(old.training)
 
 
 def _description(kind: BatchNormMode, layers: list[Any]) -> str:
     if kind == "sync":
         return "SyncBatchNorm: statistics of the global batch"
-    sizes = [layer.num_channels // layer.num_groups for layer in layers]
-    others = sorted({size for size in sizes if size != GROUP_CHANNELS}, reverse=True)
-    odd = len([size for size in sizes if size != GROUP_CHANNELS])
-    exception = f", {odd} of them of {' or '.join(map(str, others))}" if odd else ""
+    odd = [size for layer in layers if (size := layer.num_channels // layer.num_groups) != GROUP_CHANNELS]
+    others = " or ".join(map(str, sorted(set(odd), reverse=True)))
+    exception = f", {len(odd)} of them of {others}" if odd else ""
     return f"GroupNorm, groups of {GROUP_CHANNELS} channels{exception}; without running statistics"

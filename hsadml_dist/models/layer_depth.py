@@ -70,7 +70,11 @@ def _longest_container(model: nn.Module) -> list[str]:
 
 
 def _chains(model: nn.Module) -> set[nn.Module]:
-    items = {module: _items(module) for module in model.modules() if _is_container(module)}
+    items = {
+        module: [child for child in module.children() if _has_weighted_parts(child)]
+        for module in model.modules()
+        if _is_container(module)
+    }
     chains = {container for container, found in items.items() if len(found) > 1}
     counted = Counter(type(item) for container in chains or items for item in items[container])
     kinds = {kind for kind, count in counted.items() if count > 1 or chains} - set(CONTAINERS)
@@ -81,10 +85,6 @@ def _is_container(module: nn.Module) -> bool:
     """Return whether a module is a container, or a custom module whose children all have the same type."""
     kinds = {type(child) for child in module.children()}
     return isinstance(module, CONTAINERS) or (len(kinds) == 1 and kinds.isdisjoint(CONTAINERS))
-
-
-def _items(module: nn.Module) -> list[nn.Module]:
-    return [child for child in module.children() if _has_weighted_parts(child)]
 
 
 def _has_weighted_parts(module: nn.Module) -> bool:

@@ -24,8 +24,7 @@ def densenet(kind: str, in_channels: int, spatial_dims: int, image_size: int) ->
     """Return a densely connected network. Source: Huang et al., CVPR 2017."""
     from monai.networks import nets
 
-    net = getattr(nets, kind)(spatial_dims, in_channels, out_channels=2)
-    return _without_last(net, "class_layers.out")
+    return _without_last(getattr(nets, kind)(spatial_dims, in_channels, out_channels=2), "class_layers.out")
 
 
 def efficientnet(kind: str, in_channels: int, spatial_dims: int, image_size: int) -> Built:
@@ -82,7 +81,6 @@ class TokenMean(nn.Module):
         self.patch_embedding, self.blocks, self.norm = patch_embedding, blocks, norm
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Return features (B, width)."""
         tokens_BTF = self.patch_embedding(image)
         for block in self.blocks:
             tokens_BTF = block(tokens_BTF)
@@ -100,7 +98,6 @@ class SwinEncoder(nn.Module):
         self.encoder = encoder
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Return features (B, 16 SWIN_WIDTH)."""
         tokens_BTF = self.encoder(image, normalize=False)[-1].flatten(2).transpose(1, 2)
         return functional.layer_norm(tokens_BTF, tokens_BTF.shape[-1:]).mean(dim=1)
 

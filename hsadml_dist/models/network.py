@@ -88,7 +88,6 @@ class EmbeddingNet(nn.Module):
         self.changes: tuple[str, ...] = ()
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Return embeddings (B, embedding_dim)."""
         return self.neck(self.dropout(self.backbone(image)))
 
     def train(self, mode: bool = True) -> EmbeddingNet:
@@ -188,12 +187,8 @@ def prepare_model(network: EmbeddingNet, device: torch.device, precision: Precis
 
 def rank_dependent_layers(model: nn.Module) -> list[str]:
     """Return the names of layers whose output depends on how a batch is split over ranks: batch norms and dropouts."""
-    fixed = getattr(model, "fixed", ())
-    return [n for n, layer in model.named_modules() if n not in fixed and (_has_statistics(layer) or _is_random(layer))]
-
-
-def _has_statistics(layer: nn.Module) -> bool:
-    return bool(batch_norms(layer)) and isinstance(layer, nn.modules.batchnorm._BatchNorm)
+    fixed, norms = getattr(model, "fixed", ()), batch_norms(model)
+    return [n for n, layer in model.named_modules() if n not in fixed and (n in norms or _is_random(layer))]
 
 
 def _is_random(layer: Any) -> bool:

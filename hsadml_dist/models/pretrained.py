@@ -64,9 +64,11 @@ def load_pretrained(network: EmbeddingNet, tensors: Tensors, source: str = "the 
     Raises:
         ConfigError: Tensors are missing, unknown, or have another shape.
     """
-    given = _with_prefix(tensors)
+    prefix = "" if any(name.startswith((BACKBONE, NECK)) for name in tensors) else BACKBONE
+    given = {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
     target = {n: t for n, t in network.state_dict().items() if n.startswith(BACKBONE) or f"{NECK}weight" in given}
-    dropped = [name for name in given if name not in target and (_is_head(name) or _is_statistic(name, network))]
+    heads = tuple(f"{BACKBONE}{head}." for head in HEADS)
+    dropped = [n for n in given if n not in target and (n.startswith(heads) or _is_statistic(n, network))]
     converted, adapted = _convert({n: t for n, t in given.items() if n not in dropped}, target, network.backbone)
     _check(converted, target, source)
     with torch.no_grad():
@@ -74,16 +76,6 @@ def load_pretrained(network: EmbeddingNet, tensors: Tensors, source: str = "the 
             target[name].copy_(tensor)
     missing = tuple(name for name in network.state_dict() if name not in converted and not name.endswith(STATISTICS))
     return PretrainedReport(loaded=len(converted), dropped=tuple(dropped), adapted=tuple(adapted), missing=missing)
-
-
-def _with_prefix(tensors: Tensors) -> dict[str, torch.Tensor]:
-    if any(name.startswith((BACKBONE, NECK)) for name in tensors):
-        return dict(tensors)
-    return {f"{BACKBONE}{name}": tensor for name, tensor in tensors.items()}
-
-
-def _is_head(name: str) -> bool:
-    return name.startswith(tuple(f"{BACKBONE}{head}." for head in HEADS))
 
 
 def _is_statistic(name: str, network: nn.Module) -> bool:
@@ -142,7 +134,6 @@ def _interpolate(tensor: torch.Tensor, wanted: torch.Tensor, backbone: nn.Module
 
 
 def _check(converted: Tensors, target: Tensors, source: str) -> None:
-    problems = []
     missing = [name for name in target if name not in converted and not name.endswith("num_batches_tracked")]
     unknown = [name for name in converted if name not in target]
     mismatched = [
@@ -150,9 +141,8 @@ def _check(converted: Tensors, target: Tensors, source: str) -> None:
         for n, t in converted.items()
         if n in target and t.shape != target[n].shape
     ]
-    for text, names in (("missing", missing), ("unknown", unknown), ("of another shape", mismatched)):
-        if names:
-            problems.append(f"{len(names)} {text} ({_some(names)})")
+    found = {"missing": missing, "unknown": unknown, "of another shape": mismatched}
+    problems = [f"{len(names)} {text} ({_some(names)})" for text, names in found.items() if names]
     if problems:
         problem = f"{source} does not match the network: {'; '.join(problems)}"
         raise ConfigError([Fault(where="recipe", key="model.init_from", problem=problem)])

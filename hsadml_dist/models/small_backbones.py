@@ -39,7 +39,6 @@ class ResidualNet(nn.Module):
         self.stages = nn.Sequential(*(ResidualBlock(conv, i, o, stride) for i, o, stride in blocks))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Return features (B, widths[-1])."""
         return self.stages(self.stem(image)).flatten(2).mean(dim=2)
 
 
@@ -92,6 +91,5 @@ class VisionTransformer(nn.Module):
         self.encoder = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Return features (B, width)."""
         tokens = self.patches(image).flatten(2).transpose(1, 2)
         return self.encoder(tokens + self.positions).mean(dim=1)

@@ -11,7 +11,7 @@ from hsadml_dist.distributed.comm import Comm
 from hsadml_dist.distributed.topology import Topology
 from hsadml_dist.losses import centres as centres_module
 from hsadml_dist.losses.centres import Centres
-from hsadml_dist.losses.reducers import GatherExchange
+from hsadml_dist.losses.reducers import Exchange
 
 
 def body(comm: Comm, case: str) -> Any:
@@ -27,7 +27,7 @@ def exchange_results(comm: Comm) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def _messages(comm: Comm, count: int) -> dict[str, torch.Tensor]:
-    rank, exchange = comm.topology.rank, GatherExchange(comm)
+    rank, exchange = comm.topology.rank, Exchange(comm)
     emb_BD = 100.0 * rank + torch.arange(2.0 * count, dtype=torch.float64).reshape(count, 2)
     emb_ND, label_N = exchange.gather(emb_BD, 10 * rank + torch.arange(count))
     equal_N = torch.arange(len(label_N))

@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from hsadml_dist.losses.reducers import BinaryReducer, LocalExchange, SoftmaxReducer
+from hsadml_dist.distributed.comm import SoloComm
+from hsadml_dist.losses.reducers import BinaryReducer, Exchange, SoftmaxReducer
 
 BINARY = BinaryReducer(positive_weight=0.7, scale=40.0, start=(-46.0, -14.0))
 REDUCERS = [SoftmaxReducer(), BINARY]
@@ -26,7 +27,7 @@ def reduce(reducer, target_N, blocks, exchange=None):
     total = reducer.partial(torch.full_like(target_N, -torch.inf)[:, None])
     for block_NK in blocks:
         total = reducer.combine(total, reducer.partial(block_NK.clone()))
-    total = reducer.over_ranks(total, exchange or LocalExchange())
+    total = reducer.over_ranks(total, exchange or Exchange(SoloComm()))
     reduced = reducer.reduce(total, target_N)
     grads = [reducer.others_grad_(block_NK.clone(), reduced.shift_N) * reduced.factor_N[:, None] for block_NK in blocks]
     return reduced.loss_N, reduced.target_grad_N, torch.cat(grads, dim=1)
@@ -44,7 +45,7 @@ def test_reducer_over_blocks_matches_autograd(reducer, sizes, scale):
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-14)
 
 
-class TwoRanks(LocalExchange):
+class TwoRanks(Exchange):
     """Combines local values with those of another rank, message by message."""
 
     def __init__(self, others):

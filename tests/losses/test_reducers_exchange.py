@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from hsadml_dist.losses.reducers import LocalExchange
+from hsadml_dist.distributed.comm import SoloComm
+from hsadml_dist.losses.reducers import Exchange
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3, 4])
@@ -51,10 +52,11 @@ def test_exchange_without_samples(results):
         assert none["sum"].tolist() == [float("1" * len(results))] * 3
 
 
-def test_local_exchange_returns_its_arguments():
-    exchange, emb_BD, label_B = LocalExchange(), torch.rand(3, 2), torch.arange(3)
+def test_exchange_of_one_rank_returns_its_arguments():
+    exchange, emb_BD, label_B = Exchange(SoloComm()), torch.rand(3, 2), torch.arange(3)
     gathered = exchange.gather(emb_BD, label_B)
     assert gathered[0] is emb_BD
     assert gathered[1] is label_B
-    for method in (exchange.sum, exchange.max, exchange.select_own, exchange.reduce_own):
+    for method in (exchange.sum, exchange.max, exchange.reduce_own):
         assert method(emb_BD) is emb_BD
+    assert torch.equal(exchange.select_own(emb_BD), emb_BD)
