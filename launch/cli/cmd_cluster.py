@@ -13,7 +13,7 @@ from cyclopts import App, Parameter
 
 from hsadml_dist.errors import ClusterError, ExitCode, UsageError
 from hsadml_dist.launch.cli.terminal import AsJson
-from hsadml_dist.slurm.devcluster import cluster as box
+from hsadml_dist.slurm.devcluster import cluster as devcluster
 
 app = App(name="cluster", help="Start and stop a private Slurm cluster on this machine, to try out jobs.")
 
@@ -40,7 +40,7 @@ def up(
             default, with few jobs per user and no sbatch on nodes. requeueing: jobs that fail or stop are requeued by
             their exit code.
     """
-    started = box.up(folder, nodes=nodes, mode=mode, site=site)
+    started = devcluster.up(folder, nodes=nodes, mode=mode, site=site)
     print(f"cluster of {nodes} nodes is up: export SLURM_CONF={started.conf_file}")
 
 
@@ -52,7 +52,7 @@ def down(folder: Path, /) -> None:
         folder: The cluster's folder, which is kept with the logs.
     """
     try:
-        box.load(folder).down()
+        devcluster.load(folder).down()
     except ClusterError:
         print(f"no cluster is running in {folder}")
         return
@@ -67,7 +67,7 @@ def status(folder: Path, /, *, as_json: AsJson = False) -> int:
         folder: The cluster's folder.
         as_json: Print JSON instead of lines.
     """
-    found = box.load(folder).status()
+    found = devcluster.load(folder).status()
     if as_json:
         print(json.dumps({**dataclasses.asdict(found), "ready": found.ready}))
     else:
@@ -86,7 +86,7 @@ def exec_(folder: Path, /, *command: Annotated[str, Parameter(allow_leading_hyph
     """
     if not command:
         raise UsageError("no command to run; for instance: hsadml cluster exec DIR squeue")
-    env = box.load(folder).env()
+    env = devcluster.load(folder).env()
     try:
         # As in a shell, Ctrl-C is handled by the command.
         done = subprocess.run(command, env=env, check=False)

@@ -12,7 +12,7 @@ WAYS = {"ours-background", "ours-foreground", "torch.save", "dcp-async_save"}
 ROUNDS = 2
 
 
-def test_a_small_run_measures_every_way(tmp_path: Path) -> None:
+def test_small_run_measures_every_implementation(tmp_path: Path) -> None:
     path = tmp_path / "sub" / "checkpoint.json"
     sizes = ("--millions", "0.02", "--ranks", "1", "--rounds", str(ROUNDS), "--folder", str(tmp_path))
     command = [sys.executable, str(SCRIPT), "--json", str(path), *sizes]

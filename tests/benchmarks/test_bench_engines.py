@@ -10,7 +10,7 @@ from pathlib import Path
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "engines.py"
 
 
-def test_a_small_run_measures_time_and_memory(tmp_path: Path) -> None:
+def test_small_run_measures_time_and_memory(tmp_path: Path) -> None:
     path = tmp_path / "sub" / "engines.json"
     small = ("--model", "resnet_gn_tiny", "--image-size", "32", "--engines", "bare-pytorch,ours-ddp")
     command = [sys.executable, str(SCRIPT), "--json", str(path), "--steps", "2", *small]

@@ -35,7 +35,7 @@ def setting(load: Callable[[str], ModuleType], tiny_shards: Path, tmp_path: Path
     return ways.Setting(shards=tiny_shards, count=2 * BATCH, batch=BATCH, cache=tmp_path / "cache", rows=1000)
 
 
-def test_a_way_is_measured_in_a_process_of_its_own(
+def test_each_implementation_runs_in_its_own_process(
     tmp_path: Path, tiny_shards: Path, load: Callable[[str], ModuleType]
 ) -> None:
     setting = {"shards": str(tiny_shards), "cache": str(tmp_path), "count": BATCH, "batch": BATCH, "rows": 100}
@@ -46,7 +46,7 @@ def test_a_way_is_measured_in_a_process_of_its_own(
     assert all(seconds > 0 for seconds in case["seconds"])
 
 
-def test_ratios_are_those_of_medians_to_the_fastest_rival(
+def test_ratios_compare_medians_with_the_fastest_rival(
     load: Callable[[str], ModuleType], capsys: pytest.CaptureFixture[str]
 ) -> None:
     seconds = {"ours": [1.0, 2.0, 9.0], "slow": [8.0, 8.0, 8.0], "quick": [3.0, 3.0, 0.1]}
@@ -55,19 +55,19 @@ def test_ratios_are_those_of_medians_to_the_fastest_rival(
     assert capsys.readouterr().out == "  ours: 1.50 times as fast as quick (needed: 0.95)\n"
 
 
-def test_its_samples_have_64_kib(tmp_path: Path, load: Callable[[str], ModuleType]) -> None:
+def test_noise_samples_have_64_kib(tmp_path: Path, load: Callable[[str], ModuleType]) -> None:
     index = load_index(load("loader_shards").build_noise(tmp_path, NOISE))
     assert len(index) == NOISE
     for row in index.samples:
         assert row.members["png"][1] == pytest.approx(2**16, rel=0.02)
 
 
-def test_the_slices_have_no_masks(tmp_path: Path, load: Callable[[str], ModuleType]) -> None:
+def test_slices_have_no_masks(tmp_path: Path, load: Callable[[str], ModuleType]) -> None:
     index = load_index(load("loader_shards").build_slices(tmp_path, 3, 32))
     assert all(set(row.members) == {"png", "json"} for row in index.samples)
 
 
-def test_every_way_of_reading_reads_the_same(
+def test_reading_implementations_read_the_same_bytes(
     load: Callable[[str], ModuleType], setting: Any, tiny_shards: Path
 ) -> None:
     everything = replace(setting, count=len(load_index(tiny_shards)))
@@ -77,7 +77,7 @@ def test_every_way_of_reading_reads_the_same(
     assert sizes["ours"] > 0
 
 
-def test_every_way_along_the_path_runs(load: Callable[[str], ModuleType], setting: Any) -> None:
+def test_path_implementations_run(load: Callable[[str], ModuleType], setting: Any) -> None:
     ways = load("loader_variants")
     assert set(ways.PATH) == PATH == set(load("loader").PATH)
     for way in ways.PATH.values():
@@ -87,7 +87,7 @@ def test_every_way_along_the_path_runs(load: Callable[[str], ModuleType], settin
     assert len(list(setting.cache.iterdir())) == 1
 
 
-def test_a_resumed_run_begins_where_it_should(
+def test_resumed_loader_starts_at_the_right_sample(
     load: Callable[[str], ModuleType], setting: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ways = load("loader_variants")
@@ -99,7 +99,7 @@ def test_a_resumed_run_begins_where_it_should(
     assert asked == [26, 226]
 
 
-def test_pixels_are_the_same_along_every_way(load: Callable[[str], ModuleType], setting: Any) -> None:
+def test_implementations_produce_the_same_pixels(load: Callable[[str], ModuleType], setting: Any) -> None:
     found = load("loader_variants").distances(setting)
     assert set(found) == PATH - {"ours", "ours-fused-cached"}
     assert found["ours-cached"] == found["webdataset-monai"] == found["webdataset-monai-no-meta"] == 0
@@ -107,7 +107,7 @@ def test_pixels_are_the_same_along_every_way(load: Callable[[str], ModuleType], 
     assert found["webdataset-monai-lazy"] < 1e-4
 
 
-def test_other_pixels_end_the_run(load: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_differing_pixels_end_the_benchmark(load: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
     loader = load("loader")
 
     class Wrong:

@@ -56,7 +56,7 @@ def of_kind(cases: dict[str, dict[str, Any]], start: str, end: str = "") -> dict
     return match
 
 
-def test_a_run_measures_every_way_and_states_its_gradient(cases: dict[str, dict[str, Any]]) -> None:
+def test_run_measures_every_implementation_and_its_gradient_error(cases: dict[str, dict[str, Any]]) -> None:
     ways = of_kind(cases, "cosface")
     assert set(ways) == set(OURS_AND_PLAIN)
     for case in ways.values():
@@ -68,7 +68,7 @@ def test_a_run_measures_every_way_and_states_its_gradient(cases: dict[str, dict[
         assert case["gradient_errors"]["small, fp64"] < 1e-12
 
 
-def test_bytes_sent_are_those_of_the_formulas(cases: dict[str, dict[str, Any]]) -> None:
+def test_bytes_sent_match_the_formulas(cases: dict[str, dict[str, Any]]) -> None:
     sent = {name: case["sent_bytes"] for name, case in of_kind(cases, "messages").items()}
     sizes, rows, labels, three_vectors, loss = 2 * 8, BATCH // 2 * DIM * 4, BATCH // 2 * 8, 3 * BATCH * 4, 4
     assert sent == {
@@ -78,13 +78,13 @@ def test_bytes_sent_are_those_of_the_formulas(cases: dict[str, dict[str, Any]]) 
     }
 
 
-def test_the_large_case_states_the_whole_process(cases: dict[str, dict[str, Any]]) -> None:
+def test_large_case_reports_the_whole_process(cases: dict[str, dict[str, Any]]) -> None:
     (case,) = of_kind(cases, "sphereface", f"C {LARGE},").values()
     assert len(case["seconds"]) == 1
     assert 0.05 < case["peak_rss_gib"] < 2
 
 
-def test_a_rank_holds_its_rows_their_gradient_and_two_moments(cases: dict[str, dict[str, Any]]) -> None:
+def test_rank_holds_its_rows_their_gradient_and_two_moments(cases: dict[str, dict[str, Any]]) -> None:
     for world, rows in ((1, CLASSES), (4, CLASSES / 4)):
         held = of_kind(cases, "what a rank holds", f"{world} rank(s)")["ours-sharded"]["held_bytes"]
         row = DIM * 4
@@ -92,7 +92,9 @@ def test_a_rank_holds_its_rows_their_gradient_and_two_moments(cases: dict[str, d
         assert held == dict.fromkeys(("weights", "gradient", "exp_avg", "exp_avg_sq"), rows * row)
 
 
-def test_gradients_that_differ_end_the_run(load: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_differing_gradients_end_the_benchmark(
+    load: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
     loss = load("loss")
 
     class Wrong:
@@ -112,7 +114,7 @@ def test_gradients_that_differ_end_the_run(load: Callable[[str], ModuleType], mo
     assert "ours-store" not in str(ended.value)
 
 
-def test_a_scaled_gradient_is_seen(load: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scaled_gradient_is_detected(load: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
     ways, process = load("loss_variants"), load("loss_process")
     problem = ways.Problem(loss="sphereface", batch=4, dim=3, classes=5, dtype=torch.float64)
 
