@@ -16,9 +16,9 @@ help:
 	@echo "make chaos   faults done to real trainings, at most half an hour, into out/chaos/"
 	@echo "make soak    the long tests, up to an hour"
 
-# About half of the tests go beside the others: those of Slurm mostly wait. A job in the background would be deaf to the
+# Two halves run side by side, because tests of Slurm mostly wait. A background job would ignore the
 # Ctrl-C that some of them send.
-BESIDE := tests/slurm tests/engine tests/models tests/launch tests/evaluation
+BESIDE := tests/slurm tests/engine tests/models tests/launch tests/evaluation tests/test_docs.py
 test: $(READY) slurm
 	@mkdir -p out
 	@env --default-signal=INT $(BIN)/python -m pytest -m "not soak" $(BESIDE) >out/test-beside.txt 2>&1 & beside=$$!; \

@@ -18,6 +18,12 @@ import pytest
 # Before torch is imported: on a busy machine, two threads that wait for each other are 50 times slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Settings of the caller's terminal, of a surrounding job and of hsadml must not change what the tests see.
+CALLER_SETTINGS = ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "PYTHONPATH")
+CALLER_PREFIXES = ("SLURM_", "SBATCH_", "SQUEUE_", "SALLOC_", "SRUN_", "SCANCEL_", "HSADML_")
+for name in [name for name in os.environ if name in CALLER_SETTINGS or name.startswith(CALLER_PREFIXES)]:
+    del os.environ[name]
+
 HERE = Path(__file__).parent
 SECONDS = 300
 
