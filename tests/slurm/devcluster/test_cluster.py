@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,14 @@ def sleepers(cluster: Cluster) -> list[int]:
 def slurmstepds(cluster: Cluster) -> list[int]:
     """Return the slurmstepd processes of the cluster: they have the log of their node open."""
     found = [pid for pid in daemons.parents() if _read(pid, "cmdline").startswith(b"slurmstepd")]
-    return [pid for pid in found if os.readlink(f"/proc/{pid}/fd/3").startswith(str(cluster.folder))]
+    return [pid for pid in found if any(path.startswith(str(cluster.folder)) for path in _open_files(pid))]
+
+
+def _open_files(pid: int) -> Iterator[str]:
+    with contextlib.suppress(OSError):  # the process ends
+        for descriptor in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):  # the file is closed
+                yield os.readlink(f"/proc/{pid}/fd/{descriptor}")
 
 
 def _read(pid: int, name: str) -> bytes:
