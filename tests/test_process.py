@@ -1,12 +1,12 @@
 import gc
 import os
-import select
 import subprocess
 import sys
 import weakref
 from pathlib import Path
 
 from hsadml_dist.process import die_with_this_process, process_start_time, read_proc_stat, resume_gc
+from tests.process_waits import wait_until_ended
 
 HELPER = """
 import os, signal, sys
@@ -32,18 +32,6 @@ signal.pause()
 class Cycle:
     def __init__(self):
         self.me = self
-
-
-def wait_until_ended(pid):
-    """Wait on the process's own descriptor, however long the machine takes."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        return bool(select.select([descriptor], [], [], 60)[0])
-    finally:
-        os.close(descriptor)
 
 
 def test_resume_gc_exempts_startup_objects_and_collects_later_ones():

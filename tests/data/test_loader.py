@@ -1,5 +1,3 @@
-import os
-import select
 import shutil
 import signal
 from collections import Counter
@@ -10,23 +8,12 @@ from hsadml_dist.data.index import load_index
 from hsadml_dist.data.loader import StepSampler
 from hsadml_dist.data.order import ExactOrder
 from hsadml_dist.distributed.topology import Topology
+from tests.process_waits import wait_until_ended
 
 MONAI = ["hsadml_dist.data.transforms:load_monai"]
 SCRIPT = "data/loader_ranks.py"
 BATCH, STEPS = 12, 7
 SEED = 1
-
-
-def wait_until_ended(pid):
-    """Wait until a process has ended, however long the machine takes."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        return bool(select.select([descriptor], [], [], 60)[0])
-    finally:
-        os.close(descriptor)
 
 
 @pytest.fixture(scope="module")
