@@ -95,8 +95,8 @@ def ranks(fork_server: RankForkServer, tmp_path_factory: pytest.TempPathFactory)
         codes = fork_server.run(job)
         stderr = "\n".join(path.read_text() for path in sorted(folder.glob("stderr-*")))
         assert codes == [expect] * world, stderr
-        answers = [folder / f"answer-{rank}.pt" for rank in range(world)]
-        return [torch.load(path, weights_only=False) for path in answers if path.exists()]
+        results = [folder / f"result-{rank}.pt" for rank in range(world)]
+        return [torch.load(path, weights_only=False) for path in results if path.exists()]
 
     return run
 

@@ -19,7 +19,7 @@ SECONDS = 60
 
 
 @dataclass(frozen=True)
-class Call:
+class RankArguments:
     """Command line of a rank script."""
 
     folder: Path
@@ -28,27 +28,32 @@ class Call:
     case: str
 
     @staticmethod
-    def read() -> Call:
+    def read() -> RankArguments:
         """Parse the command line."""
-        return Call(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+        return RankArguments(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
 
-    def answer(self, value: Any) -> None:
+    @property
+    def topology(self) -> Topology:
+        """All ranks on one node."""
+        return Topology(rank=self.rank, world_size=self.world, local_rank=self.rank, local_world_size=self.world)
+
+    def save_result(self, value: Any) -> None:
         """Save this rank's result for the test."""
-        torch.save(value, self.folder / f"answer-{self.rank}.pt")
+        torch.save(value, self.folder / f"result-{self.rank}.pt")
 
 
 def with_comm(body: Callable[[Comm, str], Any]) -> None:
     """Connect the ranks, save what ``body(comm, case)`` returns, and disconnect together."""
-    call = Call.read()
-    comm = SoloComm() if call.world == 1 else meet(call)
-    call.answer(body(comm, call.case))
+    arguments = RankArguments.read()
+    comm = SoloComm() if arguments.world == 1 else connect(arguments)
+    arguments.save_result(body(comm, arguments.case))
     comm.close()
 
 
-def meet(call: Call) -> TorchComm:
+def connect(arguments: RankArguments) -> TorchComm:
     """Connect the ranks: rank 0 creates the store and publishes its address, the others wait for it."""
-    topology = Topology(rank=call.rank, world_size=call.world, local_rank=call.rank, local_world_size=call.world)
-    return TorchComm(topology, _store(call.folder / "address.json", topology), torch.device("cpu"), SECONDS)
+    store = _store(arguments.folder / "address.json", arguments.topology)
+    return TorchComm(arguments.topology, store, torch.device("cpu"), SECONDS)
 
 
 def _store(path: Path, topology: Topology) -> torch.distributed.Store:

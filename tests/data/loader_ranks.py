@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rank_script import Call
+from rank_script import RankArguments
 
 from hsadml_dist.config.recipe import DataConfig
 from hsadml_dist.data.index import load_index
@@ -41,7 +41,7 @@ class BlockingReader(ShardReader):
         return super().image(position)
 
 
-def bytes_of_steps(shards: Path, call: Call) -> dict[str, Any]:
+def bytes_of_steps(shards: Path, arguments: RankArguments) -> dict[str, Any]:
     """Return the batches of 0, 1 and 2 workers, and of two ranks."""
     loaders = {workers: open_loader(shards, workers) for workers in (0, 1, 2)}
     late, large = open_loader(shards, 1), open_loader(shards, 1, image_size=256)
@@ -59,9 +59,9 @@ def bytes_of_steps(shards: Path, call: Call) -> dict[str, Any]:
     return answer
 
 
-def cached(shards: Path, call: Call) -> dict[str, Any]:
+def cached(shards: Path, arguments: RankArguments) -> dict[str, Any]:
     """Return the batches of 0, 1 and 2 workers without a cache, with an empty one, and with a filled one."""
-    folder = call.folder / "new" / "cache"
+    folder = arguments.folder / "new" / "cache"
     loaders = {}
     for augmentation in ("monai", "fused"):
         for state, workers in itertools.product(("none", "cold", "warm"), (0, 1, 2)):
@@ -82,9 +82,9 @@ def cached(shards: Path, call: Call) -> dict[str, Any]:
     return answer
 
 
-def stop_signals(shards: Path, call: Call) -> dict[str, Any]:
+def stop_signals(shards: Path, arguments: RankArguments) -> dict[str, Any]:
     """Return whether workers continue after every stop signal, and what is left of them after close."""
-    tempfile.tempdir = str(call.folder)  # too long for the path of a socket
+    tempfile.tempdir = str(arguments.folder)  # too long for the path of a socket
     scratch = record_scratch_folders()
     loader = open_loader(shards, 2)
     loader.start(1, STEPS)
@@ -120,7 +120,7 @@ def record_scratch_folders() -> list[str]:
     return made
 
 
-def blocked(shards: Path, call: Call) -> dict[str, Any]:
+def blocked(shards: Path, arguments: RankArguments) -> dict[str, Any]:
     """Return how waiting and closing end while the worker is blocked in a read."""
     loader = plain_loader(shards, BlockingReader, workers=1)
     loader.start(1, STEPS)
@@ -132,7 +132,7 @@ def blocked(shards: Path, call: Call) -> dict[str, Any]:
     return {"first": len(first.keys), "second": second, "left": [state_of(pid) for pid in pids]}
 
 
-def damaged(shards: Path, call: Call) -> list[str]:
+def damaged(shards: Path, arguments: RankArguments) -> list[str]:
     """Return the errors of a damaged sample, without and with workers."""
     errors = []
     for workers in (0, 2):
@@ -147,7 +147,7 @@ def damaged(shards: Path, call: Call) -> list[str]:
     return errors
 
 
-def lost(shards: Path, call: Call) -> list[list[str]]:
+def lost(shards: Path, arguments: RankArguments) -> list[list[str]]:
     """Return the errors when a worker that is waited for is killed, as for lack of memory and by a crash."""
     errors = []
     for number in (signal.SIGKILL, signal.SIGBUS):
@@ -166,12 +166,12 @@ def lost(shards: Path, call: Call) -> list[list[str]]:
     return errors
 
 
-def orphans(shards: Path, call: Call) -> None:
+def orphans(shards: Path, arguments: RankArguments) -> None:
     """Write down the workers' ids and die at once, in the middle of the work."""
     loader = plain_loader(shards, BlockingReader, workers=2)
     loader.start(1, STEPS)
     loader.next(never)
-    (call.folder / "workers").write_text(" ".join(map(str, loader.worker_pids)))
+    (arguments.folder / "workers").write_text(" ".join(map(str, loader.worker_pids)))
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -233,7 +233,7 @@ def state_of(pid: int) -> str:
 
 
 if __name__ == "__main__":
-    call = Call.read()
-    name, _, shards = call.case.partition(" ")
+    arguments = RankArguments.read()
+    name, _, shards = arguments.case.partition(" ")
     cases = {case.__name__: case for case in (bytes_of_steps, cached, stop_signals, blocked, damaged, lost, orphans)}
-    call.answer(cases[name](Path(shards), call))
+    arguments.save_result(cases[name](Path(shards), arguments))

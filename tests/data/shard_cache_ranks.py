@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from data.loader_ranks import STOP_SIGNALS, deliver, state_of
-from rank_script import Call
+from rank_script import RankArguments
 
 from hsadml_dist.config.recipe import DataConfig
 from hsadml_dist.data.index import ShardIndex, load_index
@@ -25,23 +25,23 @@ BATCH, STEPS, SEED = 12, 7, 1
 LAST = 10_000
 
 
-def everyone(url: str, index: ShardIndex, call: Call) -> dict[str, Any]:
+def everyone(url: str, index: ShardIndex, arguments: RankArguments) -> dict[str, Any]:
     """Copy all shards, as all other ranks do at the same time; return the files there are then."""
-    cache = cache_of(url, call)
+    cache = cache_of(url, arguments)
     for file in index.shards:
         cache.fetch(file)
     return {"names": sorted(os.listdir(cache.folder))}
 
 
-def holder(url: str, index: ShardIndex, call: Call) -> None:
+def holder(url: str, index: ShardIndex, arguments: RankArguments) -> None:
     """Copy the first shard; the server stalls, and the test kills this process."""
-    (call.folder / "pid").write_text(str(os.getpid()))
-    cache_of(url, call).fetch(index.shards[0])
+    (arguments.folder / "pid").write_text(str(os.getpid()))
+    cache_of(url, arguments).fetch(index.shards[0])
 
 
-def prefetch(url: str, index: ShardIndex, call: Call) -> dict[str, Any]:
+def prefetch(url: str, index: ShardIndex, arguments: RankArguments) -> dict[str, Any]:
     """Return what a prefetcher does before it is started, after stop signals, and when everything is there."""
-    cache, schedule = cache_of(url, call), schedule_of(index)
+    cache, schedule = cache_of(url, arguments), schedule_of(index)
     prefetcher = ShardPrefetcher(cache, schedule)
     second = Topology(rank=1, world_size=2, local_rank=1, local_world_size=2)
     other = ShardPrefetcher(cache, schedule_of(index, second))
@@ -70,10 +70,10 @@ def wait_until_ignored(pid: int) -> None:
     raise TimeoutError("the prefetcher does not ignore the stop signals")
 
 
-def closed(url: str, index: ShardIndex, call: Call) -> dict[str, Any]:
+def closed(url: str, index: ShardIndex, arguments: RankArguments) -> dict[str, Any]:
     """Return what is left of a prefetcher closed while the server stalls, and how a rank's wait ends."""
     children = child_pids()
-    loader = loader_of(cache_of(url, call), index, workers=0)
+    loader = loader_of(cache_of(url, arguments), index, workers=0)
     (pid,) = child_pids() - children
     loader.start(1, STEPS)
     polls = itertools.count()
@@ -82,13 +82,13 @@ def closed(url: str, index: ShardIndex, call: Call) -> dict[str, Any]:
     return {"batch": batch, "left": state_of(pid)}
 
 
-def orphan(url: str, index: ShardIndex, call: Call) -> None:
+def orphan(url: str, index: ShardIndex, arguments: RankArguments) -> None:
     """Write down the id of a prefetcher that waits for the server, and die."""
     children = child_pids()
-    loader = loader_of(cache_of(url, call), index, workers=0)
+    loader = loader_of(cache_of(url, arguments), index, workers=0)
     (pid,) = child_pids() - children
     loader.start(1, STEPS)
-    (call.folder / "pid").write_text(str(pid))
+    (arguments.folder / "pid").write_text(str(pid))
     wait_until_ignored(pid)
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -99,15 +99,15 @@ def child_pids() -> set[int]:
     return set(map(int, children)) - {child.pid for child in multiprocessing.active_children()}
 
 
-def batches(sources: str, index: ShardIndex, call: Call) -> dict[str, Any]:
+def batches(sources: str, index: ShardIndex, arguments: RankArguments) -> dict[str, Any]:
     """Return the batches of loaders from a folder, and from copies of a folder and of a URL."""
     folder, url = sources.split()
     locations = {
         "plain": train_shard_location(folder, None),
-        "local 0": train_shard_location(folder, str(call.folder / "local 0")),
-        "local 2": train_shard_location(folder, str(call.folder / "local 2")),
-        "remote 0": train_shard_location(url, str(call.folder / "remote 0")),
-        "remote 2": train_shard_location(url, str(call.folder / "remote 2")),
+        "local 0": train_shard_location(folder, str(arguments.folder / "local 0")),
+        "local 2": train_shard_location(folder, str(arguments.folder / "local 2")),
+        "remote 0": train_shard_location(url, str(arguments.folder / "remote 0")),
+        "remote 2": train_shard_location(url, str(arguments.folder / "remote 2")),
     }
     loaders = {name: loader_of(place, index, workers=2 if "2" in name else 0) for name, place in locations.items()}
     answer: dict[str, Any] = {"threads": [loader.threads_at_fork for loader in loaders.values()]}
@@ -117,9 +117,9 @@ def batches(sources: str, index: ShardIndex, call: Call) -> dict[str, Any]:
     return answer
 
 
-def cache_of(url: str, call: Call) -> ShardCache:
+def cache_of(url: str, arguments: RankArguments) -> ShardCache:
     """Return a cache of a URL in the job's folder."""
-    return ShardCache(source=url, folder=call.folder / "stage")
+    return ShardCache(source=url, folder=arguments.folder / "stage")
 
 
 def schedule_of(index: ShardIndex, topology: Topology | None = None, order: Order | None = None) -> ShardSchedule:
@@ -139,8 +139,8 @@ def loader_of(location: ShardLocation, index: ShardIndex, workers: int) -> Loade
 
 
 if __name__ == "__main__":
-    call = Call.read()
+    arguments = RankArguments.read()
     os.environ["NO_PROXY"] = "127.0.0.1"
-    name, folder, rest = call.case.split(" ", 2)
+    name, folder, rest = arguments.case.split(" ", 2)
     cases = {case.__name__: case for case in (everyone, holder, prefetch, closed, orphan, batches)}
-    call.answer(cases[name](rest, load_index(Path(folder)), call))
+    arguments.save_result(cases[name](rest, load_index(Path(folder)), arguments))

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from rank_script import Call, meet, with_comm
+from rank_script import RankArguments, connect, with_comm
 
 from hsadml_dist.distributed.comm import Comm, comm_from_process_group
 
@@ -58,21 +58,21 @@ def body(comm: Comm, case: str) -> dict[str, Any]:
     }
 
 
-def borrowed(call: Call) -> None:
+def borrowed(arguments: RankArguments) -> None:
     """Answer with the results over a borrowed group, and whether it survives ``close``."""
     solo = comm_from_process_group(None, CPU)
-    owner = meet(call) if call.world > 1 else None
+    owner = connect(arguments) if arguments.world > 1 else None
     group = None
-    if call.case == "subgroup":
-        halves = [list(range(half, call.world, 2)) for half in (0, 1)]
-        group = [dist.new_group(half) for half in halves][call.rank % 2]
+    if arguments.case == "subgroup":
+        halves = [list(range(half, arguments.world, 2)) for half in (0, 1)]
+        group = [dist.new_group(half) for half in halves][arguments.rank % 2]
     comm = comm_from_process_group(group, CPU)
-    answer = body(comm, call.case)
+    answer = body(comm, arguments.case)
     comm.close()
     answer |= {"alive": dist.is_initialized(), "before": type(solo).__name__, "solo": type(comm).__name__ == "SoloComm"}
     if owner is not None:
         owner.close()
-    call.answer(answer)
+    arguments.save_result(answer)
 
 
 def _rows(rank: int, count: int) -> torch.Tensor:
@@ -116,8 +116,8 @@ def _both_at_once(comm: Comm, send: Callable[[int], None]) -> None:
 
 
 if __name__ == "__main__":
-    call = Call.read()
-    if call.case == "own":
+    arguments = RankArguments.read()
+    if arguments.case == "own":
         with_comm(body)
     else:
-        borrowed(call)
+        borrowed(arguments)

@@ -5,11 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
-import subprocess
-import sys
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,30 +18,6 @@ from hsadml_dist.data.index import SampleRow, ShardFile, ShardIndex, samples_tab
 SECONDS = 280
 CLASSES = ("glioma", "meningioma", "pituitary")
 SIDE = 24
-
-
-@pytest.fixture
-def run_ranks() -> Callable[[Path, int, Path], None]:
-    """Return a function that runs ``python SCRIPT FOLDER WORLD RANK`` for each rank and fails on hangs and errors."""
-
-    def run(script: Path, world: int, folder: Path) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(script), str(folder), str(world)]
-        ranks = [
-            subprocess.Popen([*command, str(rank)], env=environment, stderr=subprocess.PIPE, text=True)
-            for rank in range(world)
-        ]
-        try:
-            errors = [rank.communicate(timeout=SECONDS)[1] for rank in ranks]
-        except subprocess.TimeoutExpired:
-            pytest.fail(f"{world} ranks hang: no answer within {SECONDS} s")
-        finally:
-            for rank in ranks:
-                rank.kill()
-                rank.wait()
-        assert [rank.returncode for rank in ranks] == [0] * world, "\n".join(errors)
-
-    return run
 
 
 def write_shards(folder: Path, *, seed: int, name_persons: bool = True) -> ShardIndex:

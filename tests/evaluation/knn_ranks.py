@@ -1,29 +1,25 @@
-"""Search neighbours on one rank; run as ``python knn_ranks.py FOLDER WORLD RANK``."""
+"""Search neighbours on one rank, with uneven parts of the rows; of several ranks the last holds no gallery rows."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-from pathlib import Path
+from typing import Any
 
 import torch
-from rank_meeting import meet
+from rank_script import with_comm
 
+from hsadml_dist.distributed.comm import Comm
 from hsadml_dist.evaluation.knn import nearest_distributed
 
 
-def main(folder: Path, world: int, rank: int) -> None:
-    """Search with uneven parts of the rows; of several ranks the last holds no gallery rows."""
-    comm = meet(folder / "address.json", world, rank)
-    rows = torch.load(folder / "rows.pt")
-    queries = rows["queries"][slice_of(len(rows["queries"]), rank, world)]
+def search(comm: Comm, rows: str) -> dict[str, Any]:
+    """Search among the rows stored in a file."""
+    rank, world = comm.topology.rank, comm.topology.world_size
+    stored = torch.load(rows)
+    queries = stored["queries"][slice_of(len(stored["queries"]), rank, world)]
     holders = max(1, world - 1)
-    gallery = rows["gallery"][slice_of(len(rows["gallery"]), rank, holders) if rank < holders else slice(0)]
+    gallery = stored["gallery"][slice_of(len(stored["gallery"]), rank, holders) if rank < holders else slice(0)]
     cosines, positions = nearest_distributed(queries, gallery, comm, k=4, block=10)
-    answer = {"cosines": cosines.tolist(), "positions": positions.tolist()}
-    (folder / f"{rank}.json").write_text(json.dumps(answer))
-    comm.close()
+    return {"cosines": cosines.tolist(), "positions": positions.tolist()}
 
 
 def slice_of(count: int, index: int, parts: int) -> slice:
@@ -33,7 +29,4 @@ def slice_of(count: int, index: int, parts: int) -> slice:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
-    # gloo threads sometimes abort a normal interpreter exit.
-    sys.stdout.flush()
-    os._exit(0)
+    with_comm(search)

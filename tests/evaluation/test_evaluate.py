@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from hsadml_dist.model_factory import build_network
 from hsadml_dist.report.run_report import evaluate_and_report
 from hsadml_dist.run.folder import RunFolder
 
-RANKS = Path(__file__).with_name("evaluate_ranks.py")
+MONAI = ["hsadml_dist.data.transforms:load_monai"]
 
 
 def slow_metrics(run: Path, shards: Path, fold: int) -> dict[str, float]:
@@ -104,12 +105,9 @@ def test_evaluate_run_refuses_unknown_fold_and_missing_checkpoint(run: Path, oth
         evaluate_run(run)
 
 
-def test_evaluate_training_on_several_ranks_equals_one_process(
-    run: Path, run_ranks: Callable[[Path, int, Path], None]
-) -> None:
+def test_evaluate_training_on_several_ranks_equals_one_process(run: Path, ranks: Callable[..., list[Any]]) -> None:
     world = 3  # 5 batches each of queries and gallery, so the ranks hold different numbers of slices
     single = evaluate_run(run).result.to_dict()
-    run_ranks(RANKS, world, run)
-    for rank in range(world):
-        assert json.loads((run / f"rank-{rank}.json").read_text()) == single | {"world_size": world}
+    found = ranks("evaluation/evaluate_ranks.py", world, str(run), preload=MONAI)
+    assert found == [single | {"world_size": world}] * world
     assert json.loads((run / "result.json").read_text()) == single | {"world_size": world}

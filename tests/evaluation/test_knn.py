@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +13,6 @@ import torch
 from hsadml_dist.distributed.comm import SoloComm
 from hsadml_dist.errors import DataError
 from hsadml_dist.evaluation.knn import GRID, majority_label, nearest, nearest_distributed, round_to_grid
-
-RunRanks = Callable[[Path, int, Path], None]
-RANKS = Path(__file__).with_name("knn_ranks.py")
 
 
 def rows_with_ties(queries: int = 23, gallery: int = 41) -> tuple[torch.Tensor, torch.Tensor]:
@@ -110,11 +107,12 @@ def test_majority_label_breaks_ties_by_the_nearest_neighbour() -> None:
 
 # A gallery of 1300 rows is large enough for the candidate search in fp32; 53 rows are not.
 @pytest.mark.parametrize(("world", "count"), [(1, 53), (2, 53), (3, 53), (4, 53), (2, 1300), (3, 1300)])
-def test_nearest_distributed_equals_one_process(world: int, count: int, tmp_path: Path, run_ranks: RunRanks) -> None:
+def test_nearest_distributed_equals_one_process(
+    world: int, count: int, tmp_path: Path, ranks: Callable[..., list[Any]]
+) -> None:
     queries, gallery = rows_with_ties(29, count)
     expected = nearest_distributed(queries, gallery, SoloComm(), k=4, block=10)
-    torch.save({"queries": queries, "gallery": gallery}, tmp_path / "rows.pt")
-    run_ranks(RANKS, world, tmp_path)
-    for rank in range(world):
-        answer = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert answer == {"cosines": expected[0].tolist(), "positions": expected[1].tolist()}
+    rows = tmp_path / "rows.pt"
+    torch.save({"queries": queries, "gallery": gallery}, rows)
+    found = ranks("evaluation/knn_ranks.py", world, str(rows))
+    assert found == [{"cosines": expected[0].tolist(), "positions": expected[1].tolist()}] * world

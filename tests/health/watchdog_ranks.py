@@ -8,7 +8,7 @@ import signal
 import time
 
 import torch
-from rank_script import Call, meet
+from rank_script import RankArguments, connect
 
 from hsadml_dist.config.recipe import RunConfig
 from hsadml_dist.distributed.comm import SoloComm
@@ -45,40 +45,40 @@ def fail_as(case: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def body(call: Call, context: RankContext, watch: HealthMonitor) -> None:
+def body(arguments: RankArguments, context: RankContext, watch: HealthMonitor) -> None:
     """Run the steps."""
     comm = context.comm
     agreement = StopAgreement(comm, StopSignal())
     for step in range(1, STEPS + 1):
-        due = step == FAULT_STEP and call.rank == call.world - 1
+        due = step == FAULT_STEP and arguments.rank == arguments.world - 1
         watch.enter_stage(step, "data")
-        if due and call.case == "data":
-            fail_as(call.case)
+        if due and arguments.case == "data":
+            fail_as(arguments.case)
         watch.enter_stage(step, "vote")
         agreement.decide(step, has_batch=True)
         watch.enter_stage(step, "step")
-        if due and call.case != "data":
-            fail_as(call.case)
+        if due and arguments.case != "data":
+            fail_as(arguments.case)
         comm.all_reduce_sum(torch.ones(3))
         time.sleep(0.01)
 
 
 def main() -> None:
     """Run as one rank; its process id is written for the test."""
-    call = Call.read()
+    arguments = RankArguments.read()
     # Faster than in production.
     heartbeat.RANK_HEARTBEAT_SECONDS, hang_report.SILENT_SECONDS = 0.2, 1.5
-    run = RunFolder(call.folder / "run")
+    run = RunFolder(arguments.folder / "run")
     attempt = run.attempt(1)
     attempt.path.mkdir(parents=True, exist_ok=True)
     with open_external_watchdog(True) as external_watchdog:
-        comm = SoloComm() if call.world == 1 else meet(call)
-        configure_rank_logging(attempt, call.rank)
-        (call.folder / f"pid-{call.rank}").write_text(str(os.getpid()))
+        comm = SoloComm() if arguments.world == 1 else connect(arguments)
+        configure_rank_logging(attempt, arguments.rank)
+        (arguments.folder / f"pid-{arguments.rank}").write_text(str(os.getpid()))
         context = RankContext(attempt=attempt, holder=current_holder("test"), comm=comm)
         watch = HealthMonitor(context, RunConfig(step_timeout_seconds=LIMIT), external_watchdog)
         with raise_on_lost_peer(run, attempt, lambda: watch.position, watch.wait_for_report):
-            body(call, context, watch)
+            body(arguments, context, watch)
         watch.close()
         comm.close()
 

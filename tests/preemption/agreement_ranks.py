@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 
-from rank_script import Call, with_comm
+from rank_script import RankArguments, with_comm
 
 from hsadml_dist.distributed.comm import Comm
 from hsadml_dist.errors import RunLockedError
@@ -24,7 +24,7 @@ def body(comm: Comm, case: str) -> dict[str, object]:
     stop_signal = StopSignal()
     stop_signal.install()
     rank, world = comm.topology.rank, comm.topology.world_size
-    run = RunFolder(Call.read().folder / "run")
+    run = RunFolder(RankArguments.read().folder / "run")
     agreement = StopAgreement(comm, stop_signal, RequestFiles(run, run.attempt(1)) if rank == 0 else None)
     if case == "signal" and rank == world - 1:
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR2)).start()

@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from rank_script import Call
+from rank_script import RankArguments
 
 from hsadml_dist.errors import RunLockedError
 from hsadml_dist.run.attempts import current_holder, start_attempt
@@ -15,26 +15,26 @@ from hsadml_dist.run.folder import RunFolder
 ROUNDS = 12
 
 
-def meet(folder: Path, round_: int, world: int) -> None:
+def wait_for_all(folder: Path, round_: int, world: int) -> None:
     """Wait until all processes are here."""
     (folder / f"round-{round_}-{os.getpid()}").touch()
     while len(list(folder.glob(f"round-{round_}-*"))) < world:
         time.sleep(0.0005)
 
 
-def main(call: Call) -> None:
+def main(arguments: RankArguments) -> None:
     """Answer, for each round, with the attempt's number or the error; stay alive until all have tried."""
     answers: list[int | str] = []
     for round_ in range(ROUNDS):
-        run = RunFolder(Path(call.case) / f"run-{round_}")
-        meet(call.folder, round_, call.world)
+        run = RunFolder(Path(arguments.case) / f"run-{round_}")
+        wait_for_all(arguments.folder, round_, arguments.world)
         try:
-            answers.append(start_attempt(run, current_holder(f"start-{call.rank}"), {}).number)
+            answers.append(start_attempt(run, current_holder(f"start-{arguments.rank}"), {}).number)
         except RunLockedError as fault:
             answers.append(str(fault))
-    meet(call.folder, ROUNDS, call.world)
-    call.answer(answers)
+    wait_for_all(arguments.folder, ROUNDS, arguments.world)
+    arguments.save_result(answers)
 
 
 if __name__ == "__main__":
-    main(Call.read())
+    main(RankArguments.read())

@@ -6,29 +6,27 @@ import os
 from pathlib import Path
 
 import torch
-from rank_script import Call
+from rank_script import RankArguments
 
-from hsadml_dist.distributed.topology import Topology
 from hsadml_dist.errors import HsadmlError
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.rendezvous import join_run
 
 
-def main(call: Call) -> None:
+def main(arguments: RankArguments) -> None:
     """Answer with (attempt, sum over the ranks, token), or with the type of the error."""
-    path, token, timeout_seconds = call.case.split(" ")
+    path, token, timeout_seconds = arguments.case.split(" ")
     os.environ["HSADML_LAUNCH"] = token
-    topology = Topology(rank=call.rank, world_size=call.world, local_rank=call.rank, local_world_size=call.world)
-    facts = {"world_size": call.world}
+    facts = {"world_size": arguments.world}
     try:
-        context = join_run(RunFolder(Path(path)), topology, facts, int(timeout_seconds), lambda: False)
+        context = join_run(RunFolder(Path(path)), arguments.topology, facts, int(timeout_seconds), lambda: False)
     except HsadmlError as error:
-        call.answer(type(error).__name__)
+        arguments.save_result(type(error).__name__)
         return
-    total = context.comm.all_reduce_sum(torch.tensor(1.0 + call.rank))
-    call.answer((context.attempt.number, float(total), context.holder.token))
+    total = context.comm.all_reduce_sum(torch.tensor(1.0 + arguments.rank))
+    arguments.save_result((context.attempt.number, float(total), context.holder.token))
     context.comm.close()
 
 
 if __name__ == "__main__":
-    main(Call.read())
+    main(RankArguments.read())
