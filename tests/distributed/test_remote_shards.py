@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -36,18 +37,17 @@ SETTINGS = (
 def test_remote_shards_train_resume_and_evaluate(
     tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = Server(tiny_shards)
     for name, value in (("XDG_CACHE_HOME", "cache"), ("SCRATCH_HERE", "scratch")):
         monkeypatch.setenv(name, str(tmp_path / value))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = Server(tiny_shards)
     run = tmp_path / "run"
     arguments = ("demo", f"data.shards={server.address}", "data.stage=$SCRATCH_HERE/shards", *SETTINGS, "--run", run)
     index = load_index(tiny_shards)
     faulty = index.shards[index.samples[index.outside_folds([0])[0]].shard].name
     server.plans[faulty] = ["503", "wrong"]
-    monkeypatch.setenv(STOP_AFTER, "4")
-    hsadml("train", *arguments, "data.workers=1", "--nproc", "2", expect=ExitCode.STOPPED)
-    monkeypatch.delenv(STOP_AFTER)
+    stop = {**os.environ, STOP_AFTER: "4"}
+    hsadml("train", *arguments, "data.workers=1", "--nproc", "2", expect=ExitCode.STOPPED, environ=stop)
     hsadml("train", *arguments, "--nproc", "1")
     assert [row["step"] for row in merged_metrics(run)] == list(range(1, 7))
 

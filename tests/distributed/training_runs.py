@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,10 +34,10 @@ SETTINGS = (
 """Settings with steps of 100 ms and more, so that a signal arrives in the middle of one."""
 
 
-def hsadml(*arguments: str | Path, expect: int = 0) -> str:
+def hsadml(*arguments: str | Path, expect: int = 0, environ: Mapping[str, str] = os.environ) -> str:
     """Run the command and return its output; fail if it hangs or ends with another exit code than ``expect``."""
     command = [*HSADML, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
     assert done.returncode == expect, f"exit code {done.returncode}, expected {expect}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
