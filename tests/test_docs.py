@@ -1,4 +1,7 @@
-"""Commands in README and docs succeed: the ``sh`` and ``python`` blocks of a page run in order in an empty folder."""
+"""Commands in README and docs succeed: the ``sh`` and ``python`` blocks of each page run in order.
+
+Pages start with the same few commands. All run in one folder, and a command that has run is not repeated.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -36,14 +39,28 @@ def _module_call(line: str) -> list[str]:
     return ["hsadml_dist.launch.cli", *arguments]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if BLOCK.search(page.read_text())], ids=lambda page: page.name)
-def test_commands_of_a_page_succeed(page: Path, tmp_path: Path) -> None:
-    environ = os.environ | {"XDG_CONFIG_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
-    for command in commands(page):
+@pytest.fixture(scope="module")
+def run_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[str]], None]:
+    """Return a function that runs a command unless it has run before; a failure fails the test."""
+    folder, finished = tmp_path_factory.mktemp("pages"), []
+    environ = os.environ | {"XDG_CONFIG_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT)}
+
+    def run(command: list[str]) -> None:
+        if command in finished:
+            return
         done = subprocess.run(
-            command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
+            command, cwd=folder, env=environ, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
         )
         assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
+        finished.append(command)
+
+    return run
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if BLOCK.search(page.read_text())], ids=lambda page: page.name)
+def test_commands_of_a_page_succeed(page: Path, run_once: Callable[[list[str]], None]) -> None:
+    for command in commands(page):
+        run_once(command)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

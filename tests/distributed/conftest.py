@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from hsadml_dist.errors import ExitCode
+from hsadml_dist.jobs.prepare import prepare_run
 from tests.distributed.training_runs import HANG_SECONDS, SETTINGS, TrainingProcess, hsadml
 
 Launch = Callable[..., TrainingProcess]
+Train = Callable[..., None]
+PRELOAD = ("hsadml_dist.data.transforms:load_monai",)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -23,11 +28,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def launch() -> Iterator[Launch]:
-    """Start ``hsadml train`` without waiting for it; processes that are left at the end of the test are killed."""
+    """Start ``hsadml train`` with two ranks without waiting for it; kill those left at the end of the test."""
     trainings: list[TrainingProcess] = []
 
-    def start(run: Path, *arguments: str | Path) -> TrainingProcess:
-        trainings.append(TrainingProcess.start(run, *arguments))
+    def start(run: Path, *overrides: str) -> TrainingProcess:
+        trainings.append(TrainingProcess.start(run, *overrides))
         return trainings[-1]
 
     yield start
@@ -47,8 +52,23 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def baseline_run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def train_to_the_end(ranks: Callable[..., list[int]]) -> Train:
+    """Train or resume a run to its last step, in ranks that need not import torch.
+
+    They do all that ranks started by ``hsadml train`` do; tests that signal or kill a rank start it with ``launch``.
+    """
+
+    def train(run: Path, *overrides: str, nproc: int) -> None:
+        folder = prepare_run("demo", overrides, run, False, nproc)
+        codes = ranks("distributed/training_ranks.py", nproc, f"{folder} {uuid.uuid4().hex}", preload=PRELOAD)
+        assert codes == [ExitCode.SUCCESS] * nproc
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def baseline_run(shards: Path, train_to_the_end: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Uninterrupted run of two ranks."""
     run = tmp_path_factory.mktemp("baseline_run") / "run"
-    hsadml("train", "demo", f"data.shards={shards}", *SETTINGS, "--nproc", "2", "--run", run)
+    train_to_the_end(run, f"data.shards={shards}", *SETTINGS, nproc=2)
     return run

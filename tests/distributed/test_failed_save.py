@@ -32,7 +32,7 @@ def test_full_disk_ends_all_ranks_and_keeps_previous_checkpoint(
 ) -> None:
     run = RunFolder(tmp_path / "run")
     with small_disk(run.path, kibibytes=6 * 1024):
-        job = launch(run.path, "demo", f"data.shards={tiny_shards}", *SETTINGS, "--nproc", "2")
+        job = launch(run.path, f"data.shards={tiny_shards}", *SETTINGS)
         job.wait_for_step(EVERY + 10)
         free = 1024 * 1024
         (run.path / "other").write_bytes(b"x" * (shutil.disk_usage(run.path).free - free))

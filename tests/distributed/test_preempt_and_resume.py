@@ -9,26 +9,27 @@ from pathlib import Path
 
 import pytest
 
+from hsadml_dist.checkpoint.digest import run_digest
 from hsadml_dist.data.index import load_index
 from hsadml_dist.errors import ExitCode
 from hsadml_dist.run.history import count_repeated_steps, merged_ledger, merged_metrics
-from tests.distributed.conftest import Launch
-from tests.distributed.training_runs import SETTINGS, STEPS, digest, event_rows, hsadml
+from tests.distributed.conftest import Launch, Train
+from tests.distributed.training_runs import SETTINGS, STEPS, event_rows, hsadml
 
 EVERY = 10
 CATCH_UP = 2
 
 
 @pytest.fixture
-def arguments(shards: Path) -> tuple[str, ...]:
-    """Arguments of the baseline run."""
-    return ("demo", f"data.shards={shards}", *SETTINGS, "--nproc", "2")
+def overrides(shards: Path) -> tuple[str, ...]:
+    """Overrides of the baseline run."""
+    return (f"data.shards={shards}", *SETTINGS)
 
 
 def test_sigterm_to_one_rank_stops_all_and_resume_equals_baseline(
-    arguments: tuple[str, ...], baseline_run: Path, launch: Launch, tmp_path: Path
+    overrides: tuple[str, ...], baseline_run: Path, launch: Launch, train_to_the_end: Train, tmp_path: Path
 ) -> None:
-    job = launch(tmp_path / "run", *arguments, "data.workers=1")
+    job = launch(tmp_path / "run", *overrides, "data.workers=1")
     job.wait_for_step(7)
     os.kill(job.rank_pid(1), signal.SIGTERM)
     signalled_at = job.steps()
@@ -37,29 +38,34 @@ def test_sigterm_to_one_rank_stops_all_and_resume_equals_baseline(
     assert signalled_at <= stopped["step"] <= signalled_at + CATCH_UP
     assert event_rows(job.run, "signal")[0]["noticed"] == ["rank 1: SIGTERM"]
 
-    assert launch(job.run, *arguments).exit_code() == ExitCode.SUCCESS
+    train_to_the_end(job.run, *overrides, nproc=2)
     assert count_repeated_steps(job.run) == 0
-    assert digest(job.run) == digest(baseline_run)
+    assert run_digest(job.run) == run_digest(baseline_run)
 
 
 def test_killed_rank_resumes_from_last_checkpoint_and_equals_baseline(
-    arguments: tuple[str, ...], baseline_run: Path, launch: Launch, tmp_path: Path
+    overrides: tuple[str, ...], baseline_run: Path, launch: Launch, train_to_the_end: Train, tmp_path: Path
 ) -> None:
-    job = launch(tmp_path / "run", *arguments)
+    job = launch(tmp_path / "run", *overrides)
     job.wait_for_step(EVERY + 5)
     os.kill(job.rank_pid(1), signal.SIGKILL)
     assert job.exit_code() == ExitCode.INTERNAL_ERROR
     reached = job.steps()
 
-    assert launch(job.run, *arguments).exit_code() == ExitCode.SUCCESS
+    train_to_the_end(job.run, *overrides, nproc=2)
     (resumed,) = event_rows(job.run, "resumed")
     assert resumed["step"] == EVERY
     assert count_repeated_steps(job.run) == reached - EVERY <= EVERY
-    assert digest(job.run) == digest(baseline_run)
+    assert run_digest(job.run) == run_digest(baseline_run)
 
 
 def test_sigterm_stops_rank_whose_loader_worker_is_blocked(
-    arguments: tuple[str, ...], baseline_run: Path, launch: Launch, shards: Path, tmp_path: Path
+    overrides: tuple[str, ...],
+    baseline_run: Path,
+    launch: Launch,
+    train_to_the_end: Train,
+    shards: Path,
+    tmp_path: Path,
 ) -> None:
     # The shard of one sample becomes a pipe without a writer: the worker that opens it is blocked until it is killed.
     # A rank that waits for it would be killed by the launcher, which then does not exit with STOPPED.
@@ -72,7 +78,7 @@ def test_sigterm_stops_rank_whose_loader_worker_is_blocked(
     path.rename(backup)
     os.mkfifo(path)
     try:
-        job = launch(tmp_path / "run", *arguments, "data.workers=2")
+        job = launch(tmp_path / "run", *overrides, "data.workers=2")
         job.wait_for_step(step - 1)
         time.sleep(1)
         assert job.steps() == step - 1, "the worker is not blocked"
@@ -82,15 +88,15 @@ def test_sigterm_stops_rank_whose_loader_worker_is_blocked(
         path.unlink()
         backup.rename(path)
 
-    assert launch(job.run, *arguments).exit_code() == ExitCode.SUCCESS
+    train_to_the_end(job.run, *overrides, nproc=2)
     assert count_repeated_steps(job.run) == 0
-    assert digest(job.run) == digest(baseline_run)
+    assert run_digest(job.run) == run_digest(baseline_run)
 
 
 def test_second_start_of_running_training_is_rejected(
-    arguments: tuple[str, ...], launch: Launch, tmp_path: Path
+    overrides: tuple[str, ...], launch: Launch, tmp_path: Path
 ) -> None:
-    longer = (*arguments, "train.steps=3000")
+    longer = (*overrides, "train.steps=3000")
     job = launch(tmp_path / "run", *longer)
     job.wait_for_step(1)
     assert launch(job.run, *longer).exit_code() == ExitCode.RUN_LOCKED

@@ -6,20 +6,22 @@ from pathlib import Path
 
 import pytest
 
+from hsadml_dist.checkpoint.digest import run_digest
 from hsadml_dist.run.history import merged_ledger, merged_metrics
-from tests.distributed.training_runs import SETTINGS, digest, hsadml
+from tests.distributed.conftest import Train
+from tests.distributed.training_runs import SETTINGS
 
 WORLDS = (1, 2, 3, 4)
 STEPS = 50
 
 
 @pytest.fixture(scope="module")
-def by_ranks(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+def by_ranks(shards: Path, train_to_the_end: Train, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """Runs in fp64 of 1 to 4 ranks, of more than two epochs."""
     runs = {world: tmp_path_factory.mktemp("ranks") / f"w{world}" for world in WORLDS}
     small = ("model.name=resnet_gn_tiny", "data.image_size=48", "engine.precision=fp64", f"train.steps={STEPS}")
     for world, run in runs.items():
-        hsadml("train", "demo", f"data.shards={shards}", *SETTINGS, *small, "--nproc", str(world), "--run", run)
+        train_to_the_end(run, f"data.shards={shards}", *SETTINGS, *small, nproc=world)
     return runs
 
 
@@ -46,11 +48,13 @@ def test_any_world_size_keeps_fp64_losses_within_1e_9(by_ranks: dict[int, Path])
         assert max(abs(a - b) for a, b in zip(series, losses[1], strict=True)) <= 1e-9, f"{world} ranks"
 
 
-def test_number_of_loader_workers_does_not_change_checkpoint(shards: Path, tmp_path: Path) -> None:
+def test_number_of_loader_workers_does_not_change_checkpoint(
+    shards: Path, train_to_the_end: Train, tmp_path: Path
+) -> None:
     few = ("model.name=resnet_gn_tiny", "train.steps=8")
     texts = set()
     for workers in (0, 1, 2):
         run = tmp_path / f"workers{workers}"
-        hsadml("train", "demo", f"data.shards={shards}", *SETTINGS, *few, f"data.workers={workers}", "--run", run)
-        texts.add(digest(run))
+        train_to_the_end(run, f"data.shards={shards}", *SETTINGS, *few, f"data.workers={workers}", nproc=1)
+        texts.add(run_digest(run))
     assert len(texts) == 1

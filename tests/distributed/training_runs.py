@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hsadml_dist.run.history import merged_metrics
+from hsadml_dist.run.history import merged_events, merged_metrics
 
 HSADML = (sys.executable, "-m", "hsadml_dist.launch.cli")
 HANG_SECONDS = 600
@@ -22,7 +21,7 @@ STEPS = 30
 SETTINGS = (
     "model.name=resnet_gn_small",
     "model.embedding_dim=16",
-    "data.image_size=112",
+    "data.image_size=64",
     f"train.steps={STEPS}",
     "train.global_batch=24",
     "optim.warmup_steps=5",
@@ -50,9 +49,9 @@ class TrainingProcess:
     run: Path
 
     @staticmethod
-    def start(run: Path, *arguments: str | Path) -> TrainingProcess:
-        """Start ``hsadml train`` without waiting for it."""
-        command = [*HSADML, "train", *map(str, arguments), "--run", str(run)]
+    def start(run: Path, *overrides: str) -> TrainingProcess:
+        """Start ``hsadml train`` with two ranks, without waiting for it."""
+        command = [*HSADML, "train", "demo", *overrides, "--nproc", "2", "--run", str(run)]
         return TrainingProcess(subprocess.Popen(command, text=True, start_new_session=True), run)
 
     def rank_pid(self, rank: int) -> int:
@@ -83,12 +82,6 @@ class TrainingProcess:
             pytest.fail(f"{self.run.name}: still running after {HANG_SECONDS} s")
 
 
-def digest(run: Path) -> str:
-    """Return the digest of the newest checkpoint of a run."""
-    return hsadml("checkpoint", "digest", run).strip()
-
-
 def event_rows(run: Path, event: str) -> list[dict[str, object]]:
     """Return the rows of one kind of event of a run."""
-    rows = json.loads(hsadml("metrics", run, "--events", "--json"))
-    return [row for row in rows if row["event"] == event]
+    return [row for row in merged_events(run) if row["event"] == event]

@@ -40,9 +40,9 @@ def hsadml(*arguments: str | Path, env: dict[str, str] | None = None) -> str:
     return done.stdout
 
 
-def train_undisturbed(shards: Path, run: Path, steps: int, *more: str) -> Path:
-    """Train with 4 local processes and return the run folder; ``more`` are further settings."""
-    hsadml("train", "demo", f"data.shards={shards}", *settings(steps), *more, "--nproc", "4", "--run", run)
+def train_undisturbed(shards: Path, run: Path, steps: int, *more: str, nproc: int = 4) -> Path:
+    """Train with local processes and return the run folder; ``more`` are further settings."""
+    hsadml("train", "demo", f"data.shards={shards}", *settings(steps), *more, "--nproc", str(nproc), "--run", run)
     return run
 
 
@@ -59,8 +59,3 @@ def wait_until(condition: Callable[[], bool], what: str, run: Path, seconds: flo
 def event_names(run: Path) -> list[str]:
     """Return the names of all events so far."""
     return [row["event"] for row in merged_events(run)]
-
-
-def digest(run: Path) -> str:
-    """Return the digest of the newest checkpoint of a run."""
-    return hsadml("checkpoint", "digest", run).strip()

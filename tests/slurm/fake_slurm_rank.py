@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 STOPPED = 85
@@ -32,7 +33,12 @@ def main(arguments: list[str]) -> int:
         signal.signal(number, lambda received, _frame: signals.append(received))
     record("started", arguments=arguments, env=os.environ.get("HSADML_TEST"), cwd=os.getcwd())
     seconds, code = (run_dir / "plan").read_text().split()
-    end = time.monotonic() + (float(seconds) if restart == 0 else 0.0)
+    if restart > 0:
+        record("finished")
+        return 0
+    if code != "0":
+        return fail(run_dir, float(seconds), int(code), record)
+    end = time.monotonic() + float(seconds)
     while time.monotonic() < end:
         if signals:
             # Real ranks do not exit at the same instant.
@@ -41,7 +47,21 @@ def main(arguments: list[str]) -> int:
             return STOPPED
         time.sleep(0.02)
     record("finished")
-    return int(code) if restart == 0 else 0
+    return 0
+
+
+def fail(run_dir: Path, seconds: float, code: int, record: Callable[[str], None]) -> int:
+    """Fail once all ranks have started, whatever signals come.
+
+    srun signals the others when the first rank has failed, and its exit code is the largest of all.
+    """
+    started = 0
+    while started < int(os.environ["SLURM_NTASKS"]):
+        started = sum('"started"' in path.read_text() for path in run_dir.glob("rank-*.jsonl"))
+        time.sleep(0.02)
+    time.sleep(seconds)
+    record("finished")
+    return code
 
 
 def work(run: str) -> None:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from hsadml_dist.checkpoint.digest import run_digest
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.history import merged_events, merged_metrics
 from hsadml_dist.slurm.devcluster.cluster import Cluster
-from tests.slurm.cluster_trainings import digest, event_names, hsadml, settings, train_undisturbed, wait_until
+from tests.slurm.cluster_trainings import event_names, hsadml, settings, train_undisturbed, wait_until
 from tests.slurm.conftest import MakeCluster
 
 STEPS = 300
@@ -52,7 +53,7 @@ def assert_finishes_like(run: Path, undisturbed: Path) -> None:
     """Wait for the end of a run and compare it with the undisturbed one."""
     wait_until(lambda: "finished" in event_names(run), "the end", run)
     assert [row["step"] for row in merged_metrics(run)] == list(range(1, STEPS + 1))
-    assert digest(run) == digest(undisturbed)
+    assert run_digest(run) == run_digest(undisturbed)
 
 
 def count_lost_steps(run: Path) -> int:

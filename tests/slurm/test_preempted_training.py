@@ -12,13 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from hsadml_dist.checkpoint.digest import run_digest
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.history import count_repeated_steps, merged_events, merged_metrics
 from hsadml_dist.slurm.devcluster.cluster import Cluster
 from hsadml_dist.slurm.job_records import read_job_records
-from tests.slurm.cluster_trainings import digest, event_names, hsadml, settings, train_undisturbed, wait_until
+from tests.slurm.cluster_trainings import event_names, hsadml, settings, train_undisturbed, wait_until
 from tests.slurm.conftest import MakeCluster
 
+SHORT_STEPS = 160
 STEPS = 240
 PREEMPT_AT = (10, 30, 50)
 """Early steps: the rest of the training takes several times as long as Slurm needs to preempt it."""
@@ -38,6 +40,18 @@ def long_undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.mark.slurm
+def test_a_preemption_on_a_friendly_site_loses_nothing(make_cluster: MakeCluster, shards: Path, folder: Path) -> None:
+    """On 2 nodes with a rank each."""
+    cluster, run = make_cluster(mode="netns", site="friendly"), folder / "run"
+    undisturbed = train_undisturbed(shards, folder / "undisturbed", SHORT_STEPS, nproc=2)
+    job = submit_training(cluster, shards, run, SHORT_STEPS, "self", tasks_per_node=1)
+    preempt_at(PREEMPT_AT[:1], cluster, job, run)
+    assert_nothing_was_lost(run, undisturbed, SHORT_STEPS, 1)
+    assert {row["job"] for row in merged_events(run)} == {read_job_records(RunFolder(run))[0].job}
+
+
+@pytest.mark.slurm
+@pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_three_preemptions_on_a_friendly_site_lose_nothing(
     make_cluster: MakeCluster, shards: Path, undisturbed: Path, folder: Path
@@ -81,7 +95,7 @@ def test_preempted_fold_of_an_array_resumes_alone(make_cluster: MakeCluster, sha
     assert [event_names(run).count("started") for run in (kept, preempted)] == [1, 2]
     assert event_names(preempted).count("stopped") == 1 and count_repeated_steps(preempted) == 0
     hsadml("train", "demo", *common, "data.fold=1", "--nproc", "2", "--run", folder / "alone")
-    assert digest(preempted) == digest(folder / "alone")
+    assert run_digest(preempted) == run_digest(folder / "alone")
 
 
 @pytest.mark.slurm
@@ -133,9 +147,11 @@ def test_twenty_preemptions_of_a_chain_lose_nothing(
         )
 
 
-def submit_training(cluster: Cluster, shards: Path, run: Path, steps: int, requeue: str, *more: str) -> str:
-    """Submit a training of 2 nodes with 2 ranks each; return the job id."""
-    shape = ("--nodes", "2", "--tasks-per-node", "2", "--requeue", requeue, "--run", run, *more)
+def submit_training(
+    cluster: Cluster, shards: Path, run: Path, steps: int, requeue: str, *more: str, tasks_per_node: int = 2
+) -> str:
+    """Submit a training of 2 nodes; return the job id."""
+    shape = ("--nodes", "2", "--tasks-per-node", str(tasks_per_node), "--requeue", requeue, "--run", run, *more)
     return hsadml("submit", "demo", f"data.shards={shards}", *settings(steps), *shape, env=cluster.env()).split()[-1]
 
 
@@ -159,4 +175,4 @@ def assert_nothing_was_lost(run: Path, undisturbed: Path, steps: int, stops: int
     assert event_names(run).count("stopped") == event_names(run).count("resumed") == stops
     assert [row["step"] for row in merged_metrics(run)] == list(range(1, steps + 1)), "steps were lost"
     assert count_repeated_steps(run) == 0, "steps were redone"
-    assert digest(run) == digest(undisturbed)
+    assert run_digest(run) == run_digest(undisturbed)
