@@ -54,6 +54,8 @@ def train(
 ) -> TrainResult:
     """Train in processes of their own on this machine, or resume from the newest valid checkpoint of ``run``.
 
+    Called from the main thread, it passes SIGTERM, SIGUSR2, SIGHUP and Ctrl-C on to the ranks, which save and stop.
+
     Args:
         recipe: A YAML file or the name of a shipped recipe, such as ``demo``.
         overrides: Settings that replace the recipe's: ``{"train.steps": 100}`` or ``["train.steps=100"]``.

@@ -8,6 +8,7 @@ import signal
 import site
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -167,7 +168,13 @@ class RankGroup:
 
 @contextlib.contextmanager
 def _collect_signals(signals: list[int]) -> Iterator[None]:
-    """Append the signals to forward to a list. Ignored signals (nohup ignores SIGHUP) stay ignored."""
+    """Append the signals to forward to a list. Ignored signals (nohup ignores SIGHUP) stay ignored.
+
+    Only the main thread can handle signals; called from another one, this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = {number: signal.getsignal(number) for number in FORWARDED_SIGNALS}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:

@@ -17,7 +17,7 @@ import torch
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 OURS_AND_PLAIN = ("ours-store", "ours-stream", "plain-autograd", "partial-fc-style")
-BATCH, DIM, CLASSES, LARGE, ROUNDS = 32, 16, 300, 700, 2
+BATCH, DIM, CLASSES, LARGE, ROUNDS = 32, 16, 300, 700, 1
 
 
 @pytest.fixture

@@ -58,8 +58,8 @@ def train_to_the_end(ranks: Callable[..., list[int]]) -> Train:
     They do all that ranks started by ``hsadml train`` do; tests that signal or kill a rank start it with ``launch``.
     """
 
-    def train(run: Path, *overrides: str, nproc: int) -> None:
-        folder = prepare_run("demo", overrides, run, False, nproc)
+    def train(run: Path, *overrides: str, nproc: int, recipe: str = "demo") -> None:
+        folder = prepare_run(recipe, overrides, run, False, nproc)
         codes = ranks("distributed/training_ranks.py", nproc, f"{folder} {uuid.uuid4().hex}", preload=PRELOAD)
         assert codes == [ExitCode.SUCCESS] * nproc
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from hsadml_dist.errors import ExitCode
 from hsadml_dist.run.history import merged_events, merged_ledger, merged_metrics
-from tests.distributed.training_runs import HANG_SECONDS, HSADML, hsadml
+from tests.distributed.conftest import Train
+from tests.distributed.training_runs import HANG_SECONDS, HSADML
 
 STEPS = 14
 """Enough steps that some are finite and some are not, whatever the keys of the samples."""
@@ -29,16 +30,18 @@ SETTINGS = (
 )
 
 
-def test_on_nonfinite_stop_ends_all_ranks_and_skip_resumes(tiny_shards: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    arguments = ("train", "demo", f"data.shards={tiny_shards}", *SETTINGS, "--nproc", "2", "--run", str(run))
-    done = subprocess.run([*HSADML, *arguments], capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
+def test_on_nonfinite_stop_ends_all_ranks_and_skip_resumes(
+    tiny_shards: Path, train_to_the_end: Train, tmp_path: Path
+) -> None:
+    run, overrides = tmp_path / "run", (f"data.shards={tiny_shards}", *SETTINGS)
+    command = [*HSADML, "train", "demo", *overrides, "--nproc", "2", "--run", str(run)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
     assert done.returncode == ExitCode.USER_ERROR, done.stderr
     (failed,) = [row for row in merged_events(run) if row["event"] == "failed"]
     lines = [re.fullmatch(r"hsadml: rank (\d): (.*)", line) for line in done.stderr.splitlines()]
     assert sorted(line[1] for line in lines if line and failed["reason"] in line[2]) == ["0", "1"], done.stderr
 
-    hsadml(*arguments, "train.on_nonfinite=skip")
+    train_to_the_end(run, *overrides, "train.on_nonfinite=skip", nproc=2)
     rows, events = merged_metrics(run), merged_events(run)
     skipped = [row for row in events if row["event"] == "skipped"]
     first = skipped[0]

@@ -11,6 +11,7 @@ from hsadml_dist.data.index import ShardIndex, load_index
 from hsadml_dist.evaluation.evaluate import evaluate_run
 from hsadml_dist.evaluation.model_loading import embed_slices, open_inference, open_training_shards
 from hsadml_dist.evaluation.result import read_predictions
+from tests.distributed.conftest import Train
 from tests.distributed.training_runs import hsadml
 
 PERSONS = 12
@@ -28,12 +29,12 @@ SETTINGS = (
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(train_to_the_end: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Training of two ranks on generated patients, split by slice."""
     folder = tmp_path_factory.mktemp("identity")
     build = ("shards", "build", "phantom", str(PERSONS), "--size", "32", "--split-by", "slice", "--seed", "3")
     hsadml(*build, "--out", folder / "shards", "--id-key", folder / "id.key")
-    hsadml("train", "identity", f"data.shards={folder / 'shards'}", *SETTINGS, "--nproc", "2", "--run", folder / "run")
+    train_to_the_end(folder / "run", f"data.shards={folder / 'shards'}", *SETTINGS, nproc=2, recipe="identity")
     return folder / "run"
 
 

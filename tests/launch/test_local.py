@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,11 @@ def test_signal_handlers_are_restored(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     run_ranks(tmp_path, 1, command=command({}))
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_run_ranks_can_be_called_from_any_thread(tmp_path):
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(run_ranks, tmp_path, 1, command=command({"0": {"code": 85}})).result() == 85
 
 
 def test_first_failure_prefers_a_killed_rank_then_a_user_error():
