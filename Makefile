@@ -18,7 +18,7 @@ help:
 
 # Two halves run side by side, because tests of Slurm mostly wait. A background job would ignore the
 # Ctrl-C that some of them send.
-BESIDE := tests/slurm tests/engine tests/models tests/launch tests/evaluation tests/test_docs.py
+BESIDE := tests/slurm tests/engine tests/test_docs.py
 test: $(READY) slurm
 	@mkdir -p out
 	@env --default-signal=INT $(BIN)/python -m pytest -m "not soak" $(BESIDE) >out/test-beside.txt 2>&1 & beside=$$!; \

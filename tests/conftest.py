@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ HERE = Path(__file__).parent
 SECONDS = 300
 
 Ranks = Callable[..., list[Any]]
+Train = Callable[..., None]
+MONAI = ("hsadml_dist.data.transforms:load_monai",)
 
 
 class RankForkServer:
@@ -99,6 +102,20 @@ def ranks(fork_server: RankForkServer, tmp_path_factory: pytest.TempPathFactory)
         return [torch.load(path, weights_only=False) for path in results if path.exists()]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def train_to_the_end(ranks: Ranks) -> Train:
+    """Train or resume a run to its last step as ``hsadml train`` does, in forked ranks that need not import torch."""
+    from hsadml_dist.errors import ExitCode
+    from hsadml_dist.jobs.prepare import prepare_run
+
+    def train(run: Path, *overrides: str, nproc: int, recipe: str = "demo") -> None:
+        folder = prepare_run(recipe, overrides, run, False, nproc)
+        codes = ranks("training_ranks.py", nproc, f"{folder} {uuid.uuid4().hex}", preload=MONAI)
+        assert codes == [ExitCode.SUCCESS] * nproc
+
+    return train
 
 
 @pytest.fixture(scope="session")

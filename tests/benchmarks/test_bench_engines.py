@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "engines.py"
 
 
+@pytest.mark.soak
 def test_small_run_measures_time_and_memory(tmp_path: Path) -> None:
     path = tmp_path / "sub" / "engines.json"
     small = ("--model", "resnet_gn_tiny", "--image-size", "32", "--engines", "bare-pytorch,ours-ddp")

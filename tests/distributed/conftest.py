@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from hsadml_dist.errors import ExitCode
-from hsadml_dist.jobs.prepare import prepare_run
+from tests.conftest import Train
 from tests.distributed.training_runs import HANG_SECONDS, SETTINGS, TrainingProcess, hsadml
 
 Launch = Callable[..., TrainingProcess]
-Train = Callable[..., None]
-PRELOAD = ("hsadml_dist.data.transforms:load_monai",)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -49,21 +45,6 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ("--size", "128", "--samples-per-shard", "1", "--id-key", folder / "id.key")
     hsadml("shards", "build", "phantom", "20", "--out", folder / "shards", *options)
     return folder / "shards"
-
-
-@pytest.fixture(scope="session")
-def train_to_the_end(ranks: Callable[..., list[int]]) -> Train:
-    """Train or resume a run to its last step, in ranks that need not import torch.
-
-    They do all that ranks started by ``hsadml train`` do; tests that signal or kill a rank start it with ``launch``.
-    """
-
-    def train(run: Path, *overrides: str, nproc: int, recipe: str = "demo") -> None:
-        folder = prepare_run(recipe, overrides, run, False, nproc)
-        codes = ranks("distributed/training_ranks.py", nproc, f"{folder} {uuid.uuid4().hex}", preload=PRELOAD)
-        assert codes == [ExitCode.SUCCESS] * nproc
-
-    return train
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from hsadml_dist.checkpoint.digest import run_digest
 from hsadml_dist.errors import ExitCode
-from tests.distributed.conftest import Launch, Train
+from tests.conftest import Train
+from tests.distributed.conftest import Launch
 from tests.distributed.training_runs import SETTINGS, event_rows
 
 EVERY = 10

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hsadml_dist.errors import ExitCode
 from hsadml_dist.run.history import merged_events, merged_ledger, merged_metrics
-from tests.distributed.conftest import Train
+from tests.conftest import Train
 from tests.distributed.training_runs import HANG_SECONDS, HSADML
 
 STEPS = 14

@@ -11,7 +11,7 @@ from hsadml_dist.data.index import ShardIndex, load_index
 from hsadml_dist.evaluation.evaluate import evaluate_run
 from hsadml_dist.evaluation.model_loading import embed_slices, open_inference, open_training_shards
 from hsadml_dist.evaluation.result import read_predictions
-from tests.distributed.conftest import Train
+from tests.conftest import Train
 from tests.distributed.training_runs import hsadml
 
 PERSONS = 12

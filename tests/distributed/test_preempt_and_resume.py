@@ -13,7 +13,8 @@ from hsadml_dist.checkpoint.digest import run_digest
 from hsadml_dist.data.index import load_index
 from hsadml_dist.errors import ExitCode
 from hsadml_dist.run.history import count_repeated_steps, merged_ledger, merged_metrics
-from tests.distributed.conftest import Launch, Train
+from tests.conftest import Train
+from tests.distributed.conftest import Launch
 from tests.distributed.training_runs import SETTINGS, STEPS, event_rows, hsadml
 
 EVERY = 10

@@ -8,11 +8,11 @@ import pytest
 
 from hsadml_dist.checkpoint.digest import run_digest
 from hsadml_dist.run.history import merged_ledger, merged_metrics
-from tests.distributed.conftest import Train
+from tests.conftest import Train
 from tests.distributed.training_runs import SETTINGS
 
 WORLDS = (1, 2, 3, 4)
-STEPS = 50
+STEPS = 20
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ STAGES = ["zero 0", "zero 1", "zero 2", "zero 3", "offload 2"]
 ALL = ",".join(["ddp", *STAGES])
 VARIANTS = list(itertools.product(("replicated", "sharded"), (1, 4), (None, 0.1)))
 CLOSE = 1e-6
+STATES = 3
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def relative(one, other):
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(map(str, variant)))
 def test_step_matches_ddp(stepped, variant, name):
     steps = [step for found, engine, step in stepped[0] if (found, engine) == (variant, name)]
-    assert len(steps) == 5
+    assert len(steps) == STATES
     for rank, step in itertools.product((0, 1), steps):
         found, expected = stepped[rank][variant, name, step], stepped[rank][variant, "ddp", step]
         assert relative(found["gradients"], expected["gradients"]) <= CLOSE
@@ -48,16 +49,15 @@ def test_step_matches_ddp(stepped, variant, name):
 
 
 def test_print_largest_differences_from_ddp(stepped, capsys):
-    lines = [
-        f"{'largest differences from DDP':30}{'gradients':>12}{'weights':>12}   of {len(VARIANTS)} variants x 5 states"
-    ]
+    title, cases = "largest differences from DDP", f"of {len(VARIANTS)} variants x {STATES} states"
+    lines = [f"{title:30}{'gradients':>12}{'weights':>12}   {cases}"]
     for name in STAGES:
         keys = [key for key in stepped[0] if key[1] == name]
         pairs = [(stepped[0][key], stepped[0][key[0], "ddp", key[2]]) for key in keys]
         gradients = max(relative(one["gradients"], other["gradients"]) for one, other in pairs)
         states = [(one["state"]["model"], other["state"]["model"]) for one, other in pairs]
         weights = max(float((one[key] - other[key]).abs().max()) for one, other in states for key in one)
-        assert len(pairs) == 5 * len(VARIANTS) and max(gradients, weights) <= CLOSE
+        assert len(pairs) == STATES * len(VARIANTS) and max(gradients, weights) <= CLOSE
         lines.append(f"{name:30}{gradients:12.1e}{weights:12.1e}")
     with capsys.disabled():
         sys.stdout.write("\n" + "\n".join(lines) + "\n")

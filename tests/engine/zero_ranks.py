@@ -20,7 +20,7 @@ from hsadml_dist.engine.learner import Learner, build_learner
 from hsadml_dist.model_factory import build_network
 
 TOTAL, CLASSES, SIDE, BATCH = 40, 5, 16, 24
-STATES = (1, 2, 4, 7, 10)
+STATES = (1, 4, 10)
 RECIPE = Recipe(
     data=DataConfig(shards="none", image_size=SIDE),
     model=ModelConfig(name="resnet_gn_tiny", embedding_dim=8),

@@ -40,9 +40,9 @@ def hsadml(*arguments: str | Path, env: dict[str, str] | None = None) -> str:
     return done.stdout
 
 
-def train_undisturbed(shards: Path, run: Path, steps: int, *more: str, nproc: int = 4) -> Path:
-    """Train with local processes and return the run folder; ``more`` are further settings."""
-    hsadml("train", "demo", f"data.shards={shards}", *settings(steps), *more, "--nproc", str(nproc), "--run", run)
+def train_undisturbed(shards: Path, run: Path, steps: int, *more: str) -> Path:
+    """Train with 4 local processes and return the run folder; ``more`` are further settings."""
+    hsadml("train", "demo", f"data.shards={shards}", *settings(steps), *more, "--nproc", "4", "--run", run)
     return run
 
 

@@ -17,10 +17,11 @@ from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.history import count_repeated_steps, merged_events, merged_metrics
 from hsadml_dist.slurm.devcluster.cluster import Cluster
 from hsadml_dist.slurm.job_records import read_job_records
+from tests.conftest import Train
 from tests.slurm.cluster_trainings import event_names, hsadml, settings, train_undisturbed, wait_until
 from tests.slurm.conftest import MakeCluster
 
-SHORT_STEPS = 160
+SHORT_STEPS = 100
 STEPS = 240
 PREEMPT_AT = (10, 30, 50)
 """Early steps: the rest of the training takes several times as long as Slurm needs to preempt it."""
@@ -40,10 +41,13 @@ def long_undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.mark.slurm
-def test_a_preemption_on_a_friendly_site_loses_nothing(make_cluster: MakeCluster, shards: Path, folder: Path) -> None:
+def test_a_preemption_on_a_friendly_site_loses_nothing(
+    make_cluster: MakeCluster, shards: Path, train_to_the_end: Train, folder: Path
+) -> None:
     """On 2 nodes with a rank each."""
     cluster, run = make_cluster(mode="netns", site="friendly"), folder / "run"
-    undisturbed = train_undisturbed(shards, folder / "undisturbed", SHORT_STEPS, nproc=2)
+    undisturbed = folder / "undisturbed"
+    train_to_the_end(undisturbed, f"data.shards={shards}", *settings(SHORT_STEPS), nproc=2)
     job = submit_training(cluster, shards, run, SHORT_STEPS, "self", tasks_per_node=1)
     preempt_at(PREEMPT_AT[:1], cluster, job, run)
     assert_nothing_was_lost(run, undisturbed, SHORT_STEPS, 1)
