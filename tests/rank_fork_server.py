@@ -7,6 +7,7 @@ stderr of each rank is a file in the folder.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -26,6 +27,7 @@ def serve() -> None:
         for name in job["preload"]:
             module, _, function = name.partition(":")
             getattr(importlib.import_module(module), function)()
+        gc.freeze()  # otherwise the collector copies the memory that a rank shares with this process
         assert len(os.listdir("/proc/self/task")) == 1, "ranks must be forked by a process of one thread"
         pids = [_fork_rank(job, rank) for rank in range(job["world"])]
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
