@@ -16,14 +16,18 @@ help:
 	@echo "make chaos   faults done to real trainings, at most half an hour, into out/chaos/"
 	@echo "make soak    the long tests, up to an hour"
 
-# Two halves run side by side, because tests of Slurm mostly wait. A background job would ignore the
-# Ctrl-C that some of them send.
-BESIDE := tests/slurm tests/engine tests/test_docs.py
+# Three parts run side by side, because tests of Slurm and of whole trainings often wait. A background job would ignore
+# the Ctrl-C that some of them send.
+PYTEST := env --default-signal=INT $(BIN)/python -m pytest -m "not soak"
+SLURM_TESTS := tests/slurm tests/health
+TRAINING_TESTS := tests/engine tests/launch tests/evaluation tests/models tests/test_docs.py
 test: $(READY) slurm
 	@mkdir -p out
-	@env --default-signal=INT $(BIN)/python -m pytest -m "not soak" $(BESIDE) >out/test-beside.txt 2>&1 & beside=$$!; \
-	$(BIN)/python -m pytest -m "not soak" $(BESIDE:%=--ignore=%); code=$$?; \
-	wait $$beside || code=$$?; cat out/test-beside.txt; exit $$code
+	@$(PYTEST) $(SLURM_TESTS) >out/test-slurm.txt 2>&1 & slurm=$$!; \
+	$(PYTEST) $(TRAINING_TESTS) >out/test-training.txt 2>&1 & training=$$!; \
+	$(PYTEST) $(patsubst %,--ignore=%,$(SLURM_TESTS) $(TRAINING_TESTS)); code=$$?; \
+	wait $$slurm || code=$$?; wait $$training || code=$$?; \
+	cat out/test-slurm.txt out/test-training.txt; exit $$code
 
 soak: $(READY) slurm
 	$(BIN)/python -m pytest -m soak
