@@ -16,9 +16,8 @@ help:
 	@echo "make chaos   faults done to real trainings, at most half an hour, into out/chaos/"
 	@echo "make soak    the long tests, up to an hour"
 
-# Three parts run side by side, because tests of Slurm and of whole trainings often wait. A background job would ignore
-# the Ctrl-C that some of them send.
-PYTEST := env --default-signal=INT $(BIN)/python -m pytest -m "not soak"
+# Three parts run side by side, because tests of Slurm and of whole trainings often wait.
+PYTEST := $(BIN)/python -m pytest -m "not soak"
 SLURM_TESTS := tests/slurm tests/health
 TRAINING_TESTS := tests/engine tests/launch tests/evaluation tests/models tests/test_docs.py
 test: $(READY) slurm

@@ -25,6 +25,11 @@ CALLER_PREFIXES = ("SLURM_", "SBATCH_", "SQUEUE_", "SALLOC_", "SRUN_", "SCANCEL_
 for name in [name for name in os.environ if name in CALLER_SETTINGS or name.startswith(CALLER_PREFIXES)]:
     del os.environ[name]
 
+# A shell's background job ignores Ctrl-C, and nohup SIGHUP. Trainings would inherit that and not see what tests send.
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
 HERE = Path(__file__).parent
 SECONDS = 300
 

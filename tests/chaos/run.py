@@ -6,6 +6,7 @@ import argparse
 import os
 import platform
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -29,6 +30,8 @@ FaultGroup = Callable[[Workspace, random.Random], Iterable[Fault]]
 def main(arguments: Sequence[str]) -> int:
     """Inject all faults; return 1 if a run was lost, or if all parts together have too few faults."""
     options = _parse_arguments(arguments)
+    # A shell's background job ignores Ctrl-C. The trainings would inherit that and not see the one sent to them.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     faults: list[Fault] = []
     chain: dict[str, Any] | None = None
     began = time.monotonic()
