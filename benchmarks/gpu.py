@@ -23,6 +23,8 @@ sys.path[:0] = [str(BENCHMARKS.parent), str(BENCHMARKS)]
 
 from gpu_wheels import use_wheels  # noqa: E402  the path is set above
 
+from hsadml_dist.atomic import write_text  # noqa: E402
+
 SECONDS = 480.0
 """Time of a whole run."""
 Case = dict[str, Any]
@@ -86,12 +88,11 @@ def run_case(options: argparse.Namespace, name: str, limit_seconds: float) -> Ca
                 process.wait()
         seconds = round(time.monotonic() - began, 1)
         tail = errors.read_text(errors="replace")[-2000:]
-        if path.exists():
-            result = json.loads(path.read_text())
-        else:
-            result = {"status": "failed", "reason": f"exit code {code}", "output": tail}
+        result = json.loads(path.read_text()) if path.exists() else {}
         if code is None:
             result |= {"status": "cut short", "reason": f"longer than {limit_seconds:.0f} s"}
+        elif code != 0:  # also after figures were kept
+            result |= {"status": "failed", "reason": f"exit code {code}", "output": tail}
         return result | {"seconds": seconds}
 
 
@@ -128,9 +129,7 @@ def write(options: argparse.Namespace, results: list[Case]) -> None:
     """Write all results so far."""
     facts = {"date": datetime.date.today().isoformat(), "device": options.device, "tiny": options.tiny}
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    temporary = options.json.with_suffix(".new")
-    temporary.write_text(json.dumps(facts | {"cases": results}, indent=2) + "\n")
-    temporary.replace(options.json)
+    write_text(options.json, json.dumps(facts | {"cases": results}, indent=2) + "\n")
 
 
 def line(result: Case) -> str:

@@ -127,7 +127,7 @@ def models(setup: Setup) -> Figures:
 
 
 def loss(setup: Setup) -> Figures:
-    """Time the loss at many classes for several block sizes, with stored and recomputed cosines."""
+    """Time the loss at many classes, with stored and recomputed cosines."""
     batch, dim, classes = (32, 16, 1000) if setup.tiny else (1024, 512, 1_000_000)
     figures: Figures = {"rows": []}
     for backward in ("store", "stream"):

@@ -54,7 +54,7 @@ def fill() -> None:
 
 def use_wheels() -> list[str]:
     """Make the packages that are missing here importable, also for child processes; return their names."""
-    missing = [path for path in sorted(WHEELS.glob("*.whl")) if not _is_installed(path.name.split("-")[0])]
+    missing = [path for path in sorted(WHEELS.glob("*.whl")) if not is_installed(path.name.split("-")[0])]
     for path in missing:
         target = UNPACKED / path.stem
         if not target.exists():
@@ -66,7 +66,8 @@ def use_wheels() -> list[str]:
     return [path.name.split("-")[0] for path in missing]
 
 
-def _is_installed(name: str) -> bool:
+def is_installed(name: str) -> bool:
+    """Return whether a distribution is installed, by its name on the package index."""
     try:
         importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:

@@ -8,9 +8,9 @@ from hsadml_dist.data.index import load_index
 from hsadml_dist.data.loader import StepSampler
 from hsadml_dist.data.order import ExactOrder
 from hsadml_dist.distributed.topology import Topology
+from tests.conftest import MONAI
 from tests.process_waits import wait_until_ended
 
-MONAI = ["hsadml_dist.data.transforms:load_monai"]
 SCRIPT = "data/loader_ranks.py"
 BATCH, STEPS = 12, 7
 SEED = 1

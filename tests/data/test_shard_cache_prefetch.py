@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 
 from hsadml_dist.data.index import load_index
-from tests.data.test_loader import wait_until_ended
+from tests.conftest import MONAI
 from tests.data.test_order_schedule import held_out_shards
+from tests.process_waits import wait_until_ended
 
 SCRIPT = "data/shard_cache_ranks.py"
-MONAI = ["hsadml_dist.data.transforms:load_monai"]
 
 
 @pytest.fixture

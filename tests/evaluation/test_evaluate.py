@@ -23,8 +23,7 @@ from hsadml_dist.evaluation.result import read_predictions
 from hsadml_dist.model_factory import build_network
 from hsadml_dist.report.run_report import evaluate_and_report
 from hsadml_dist.run.folder import RunFolder
-
-MONAI = ["hsadml_dist.data.transforms:load_monai"]
+from tests.conftest import MONAI
 
 
 def slow_metrics(run: Path, shards: Path, fold: int) -> dict[str, float]:
