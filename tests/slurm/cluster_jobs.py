@@ -69,6 +69,14 @@ def wait_state(cluster: Cluster, job: str, *states: str) -> dict[str, str]:
     return found
 
 
+def start_requeued(cluster: Cluster, job: str) -> None:
+    """Start a requeued job before Slurm's own delay is over.
+
+    Not at once: within the second in which a job ended, slurmd refuses to start it again (job credential revoked).
+    """
+    cluster.run(["scontrol", "update", f"jobid={job}", "starttime=now+2"])
+
+
 def wait_empty(cluster: Cluster) -> None:
     """Wait until no job is queued or running."""
     argv = ["squeue", "--noheader", "--format=%i %T %r"]

@@ -18,7 +18,15 @@ from hsadml_dist.slurm.by_submitit import submit_by_submitit
 from hsadml_dist.slurm.devcluster.cluster import Cluster
 from hsadml_dist.slurm.job_records import SUBMITIT_FOLDER, job_output_paths, read_job_records
 from hsadml_dist.slurm.sbatch import JobRequest
-from tests.slurm.cluster_jobs import count_events, preempt, show_job, wait_empty, wait_for, wait_state
+from tests.slurm.cluster_jobs import (
+    count_events,
+    preempt,
+    show_job,
+    start_requeued,
+    wait_empty,
+    wait_for,
+    wait_state,
+)
 from tests.slurm.fake_slurm_rank import work
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +63,7 @@ def test_preempted_job_resumes_and_finishes(
     wait_state(cluster, other, "COMPLETED")
     found = wait_state(cluster, job, "PENDING")
     assert (found["Restarts"], found["TimeLimit"]) == ("1", "00:10:00")
-    cluster.run(["scontrol", "update", f"jobid={job}", "starttime=now"])
+    start_requeued(cluster, job)
     wait_for(request, "finished", 1)
     wait_state(cluster, job, "COMPLETED")
     [row] = read_job_records(RunFolder(request.run_dir))

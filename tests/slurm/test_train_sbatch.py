@@ -22,6 +22,7 @@ from tests.slurm.cluster_jobs import (
     rank_rows,
     read_end,
     show_job,
+    start_requeued,
     wait_empty,
     wait_for,
     wait_state,
@@ -79,7 +80,7 @@ def test_preempted_job_on_a_default_site_frees_its_nodes_at_once_and_resumes(
     assert found["Restarts"] == "1"
     # cred_expire delays it by 121 s; the owner may shorten that once the old run has ended.
     wait_state(cluster, other, "COMPLETED")
-    cluster.run(["scontrol", "update", f"jobid={job}", "starttime=now"])
+    start_requeued(cluster, job)
     wait_for(request, "finished", 1)
     assert "not requeued" not in job_output(request)
 
@@ -148,13 +149,13 @@ def test_requeued_job_that_has_ended_before_declines(
     local_cluster: Cluster, request_of: RequestOf, queue: Queue, end: str
 ) -> None:
     """The codes, and the words of version 0.1."""
-    request = request_of(requeue="self", seconds=300)
+    request = request_of(requeue="self", seconds=0)
     job = queue(local_cluster, request)
-    wait_for(request, "started", 0)
+    wait_state(local_cluster, job, "COMPLETED")
     local_cluster.run(["scontrol", "requeue", job])
     wait_state(local_cluster, job, "PENDING")
     (request.run_dir / "ended" / job).write_text(f"{end}\n")
-    local_cluster.run(["scontrol", "update", f"jobid={job}", "starttime=now"])
+    start_requeued(local_cluster, job)
     wait_state(local_cluster, job, "COMPLETED")
     wait_empty(local_cluster)
     assert read_decline(RunFolder(request.run_dir), job) == "already_ended"
