@@ -6,19 +6,21 @@ BIN := .venv/bin
 READY := .venv/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help test check demo bench chaos soak slurm
+.PHONY: help test check demo bench gpu gpu-wheels chaos soak slurm
 
 help:
-	@echo "make demo    train two losses on generated patients and compare them, in minutes"
-	@echo "make test    all tests but the long ones"
-	@echo "make check   lint, format, types, layers"
-	@echo "make bench   benchmarks, into out/bench/"
-	@echo "make chaos   faults done to real trainings, at most half an hour, into out/chaos/"
-	@echo "make soak    the long tests, up to an hour"
+	@echo "make demo        train two losses on generated patients and compare them, in minutes"
+	@echo "make test        all tests but the long ones"
+	@echo "make check       lint, format, types, layers"
+	@echo "make bench       benchmarks, into out/bench/"
+	@echo "make gpu         prove and measure the training on a GPU, in eight minutes, into out/gpu/"
+	@echo "make gpu-wheels  fetch what a GPU machine without a network lacks, into out/gpu-wheels/"
+	@echo "make chaos       faults done to real trainings, at most half an hour, into out/chaos/"
+	@echo "make soak        the long tests, up to an hour"
 
 # Three parts run side by side, because tests of Slurm and of whole trainings often wait.
 PYTEST := $(BIN)/python -m pytest -m "not soak"
-SLURM_TESTS := tests/slurm tests/health
+SLURM_TESTS := tests/slurm tests/health tests/benchmarks
 TRAINING_TESTS := tests/engine tests/launch tests/evaluation tests/models tests/test_docs.py
 test: $(READY) slurm
 	@mkdir -p out
@@ -50,6 +52,14 @@ bench: $(READY)
 	$(BIN)/python benchmarks/loss.py --json out/bench/loss.json
 	$(BIN)/python benchmarks/loader.py --json out/bench/loader.json
 	if PATH=$$PATH:/usr/sbin command -v slurmctld >/dev/null; then $(BIN)/python benchmarks/requeue.py --json out/bench/requeue.json; fi
+
+# A GPU machine brings its own torch, which then is the one to use.
+gpu:
+	@if $(PYTHON) -c "import torch" 2>/dev/null; then $(PYTHON) benchmarks/gpu.py $(GPU_OPTIONS); \
+	else $(MAKE) $(READY) && $(BIN)/python benchmarks/gpu.py $(GPU_OPTIONS); fi
+
+gpu-wheels: $(READY)
+	$(BIN)/python benchmarks/gpu_wheels.py
 
 chaos: $(READY)
 	$(BIN)/python -m tests.chaos.run --json out/chaos/chaos.json

@@ -23,6 +23,7 @@ from hsadml_dist.config.recipe import RunConfig
 from hsadml_dist.data.batch import Batch
 from hsadml_dist.data.loader import TrainData, build_train_data
 from hsadml_dist.distributed.comm import Comm
+from hsadml_dist.distributed.device import configure_kernels
 from hsadml_dist.distributed.topology import Topology, cpu_threads_for_rank, topology_from_environ
 from hsadml_dist.engine.guard import NonFiniteStep
 from hsadml_dist.engine.learner import Learner, StepReport, build_learner
@@ -175,7 +176,7 @@ class Trainer:
         total = self._train_data.total_steps
         stop_after = int(os.environ.get(STOP_AFTER, "0"))
         self._recorder.begin(first - 1, total)
-        self._train_data.loader.start(first, total)
+        self._train_data.loader.start(first, total, self._comm.device)
         for step in range(first, total + 1):
             decision = self.train_step(step)
             if decision is StepDecision.STOP:
@@ -241,12 +242,13 @@ class Trainer:
 
 
 def _join(recipe: Recipe, run: RunFolder, topology: Topology, total_steps: int, signal: StopSignal) -> RankContext:
-    """Join the other ranks in a new attempt, and configure threads and the log of this rank."""
+    """Join the other ranks in a new attempt; configure threads, GPU kernels and the log of this rank."""
     threads = recipe.engine.threads or cpu_threads_for_rank(topology)
     torch.set_num_threads(threads)
     facts = {"world_size": topology.world_size, "threads": threads, "total_steps": total_steps}
     with raise_on_lost_peer(run, None, lambda: "at the rendezvous"):
         context = join_run(run, topology, facts, recipe.run.timeout_seconds, lambda: signal.is_set)
+    configure_kernels(context.comm.device, tf32=recipe.engine.tf32, deterministic=recipe.engine.deterministic)
     configure_rank_logging(context.attempt, topology.rank)
     return context
 

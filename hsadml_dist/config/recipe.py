@@ -208,6 +208,9 @@ class EngineConfig:
         offload_optimizer: Keep the partitioned optimiser states, and the optimiser step, on the CPU.
         deepspeed_config: A DeepSpeed JSON file for options that the recipe does not set, such as bucket sizes.
         precision: fp32; bf16: autocast with fp32 weights; fp64: for verification.
+        tf32: Compute fp32 products and convolutions as TF32 on GPUs: several times faster, with 10 bits of mantissa.
+        deterministic: Use GPU kernels that repeat their result bit for bit, which a resumed run needs to equal one that
+            was never stopped; the few operations that have none warn. False may be faster.
         accumulate: Microbatches into which a rank's part of the batch is cut to save memory.
         clip_norm: Largest gradient norm, of backbone and class centres separately; None disables clipping.
         static_graph: Tell DistributedDataParallel that every step has the same graph; allows unused parameters.
@@ -222,6 +225,8 @@ class EngineConfig:
     offload_optimizer: bool = setting(False, fixed=False)
     deepspeed_config: str | None = setting(None, fixed=False)
     precision: Literal["fp32", "bf16", "fp64"] = setting("fp32")
+    tf32: bool = setting(False, added_later=True)
+    deterministic: bool = setting(True, fixed=False)
     accumulate: int = setting(1, fixed=False, ge=1)
     clip_norm: float | None = setting(5.0, gt=0)
     static_graph: bool = setting(False, fixed=False)

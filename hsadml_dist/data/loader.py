@@ -39,6 +39,7 @@ from hsadml_dist.process import setup_helper_process
 
 MAX_SCRATCH_PATH = 58
 """Characters of a temporary folder's path that leave space for a Unix socket's within the kernel's limit of 107."""
+CPU = torch.device("cpu")
 POLL_SECONDS = 0.05
 """How often a rank that waits for a batch checks for a stop request."""
 LIKELY_CAUSES: Mapping[int, str] = {
@@ -134,15 +135,15 @@ class Loader:
         """Process ids of the workers."""
         return [worker.pid for worker in self._workers if worker.pid is not None]
 
-    def start(self, first: int, last: int) -> None:
-        """Begin to prepare steps ``first`` to ``last``, both included."""
+    def start(self, first: int, last: int, device: torch.device = CPU) -> None:
+        """Begin to prepare steps ``first`` to ``last``, both included; for a GPU, workers' batches are pinned."""
         if self._prefetcher is not None:
             self._prefetcher.start(first, last)
         self._step = first
         self._sampler.set_steps(first, last)
         self._batches = iter(self._loader)
         if self._workers:
-            threading.Thread(target=self._pull, name="batches", daemon=True).start()
+            threading.Thread(target=self._pull, args=(device,), name="batches", daemon=True).start()
 
     def next(self, interrupted: Callable[[], bool]) -> Batch | None:
         """Return the batch of the next step, or None if ``interrupted`` became true before it was ready.
@@ -190,10 +191,13 @@ class Loader:
                 end = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
                 raise WorkerLostError(f"loader worker {worker.pid} {end}{LIKELY_CAUSES.get(code, '')}")
 
-    def _pull(self) -> None:
+    def _pull(self, device: torch.device) -> None:
+        pins = device.type == "cuda"
         try:
+            if pins:
+                torch.cuda.set_device(device)  # a new thread starts with the first GPU and would take memory on it
             for batch in self._batches:
-                self._ready.put(batch)
+                self._ready.put(batch.pin_memory() if pins and isinstance(batch, Batch) else batch)
         except Exception as error:  # noqa: BLE001  handed over to the thread that asks for the batch
             self._ready.put(error)
 

@@ -244,15 +244,6 @@ def ensure_process_group(device: torch.device) -> None:
         dist.init_process_group(_backend(device), store=dist.HashStore(), rank=0, world_size=1)
 
 
-def local_device(topology: Topology) -> torch.device:
-    """Return the GPU of this local rank, or the CPU if there is no GPU."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", topology.local_rank % torch.cuda.device_count())
-    torch.cuda.set_device(device)
-    return device
-
-
 @dataclass(frozen=True, kw_only=True)
 class StoreAddress:
     """Where rank 0 waits for its peers."""

@@ -88,9 +88,10 @@ class Learner:
         result = self.engine.backward(parts, loss_fn)
         mean, head_norm = self.head.average_gradients(result.loss), self.head.grad_norm()
         lr = learning_rate(self._optim, step, self._total_steps)
-        report = StepReport(loss=float(mean), lr=lr, grad_norm=float(result.grad_norm))
         # Equal on all ranks, so that all of them decide alike without communication.
-        if all(map(math.isfinite, (report.loss, report.grad_norm, float(head_norm)))):
+        figures = _read_scalars(mean, result.grad_norm, head_norm)
+        report = StepReport(loss=figures[0], lr=lr, grad_norm=figures[1])
+        if all(map(math.isfinite, figures)):
             self.engine.apply(lr)
             self.head.apply(lr * self._optim.head_lr_factor, head_norm)
             self.guard.on_applied()
@@ -112,6 +113,12 @@ class Learner:
         dtype, device = WEIGHT_DTYPES[self._engine_config.precision], self._comm.device
         image = batch.image.to(device, dtype, memory_format=self._memory_format, non_blocking=True)
         return replace(batch, image=image, label=batch.label.to(device, non_blocking=True))
+
+
+def _read_scalars(*scalars: torch.Tensor) -> list[float]:
+    """Return the values of tensors of one element, of any device and dtype, with one wait for the GPU."""
+    device = scalars[0].device
+    return torch.cat([scalar.detach().reshape(1).to(device, torch.float64) for scalar in scalars]).tolist()
 
 
 def build_learner(recipe: Recipe, network: EmbeddingNet, classes: int, comm: Comm, total_steps: int) -> Learner:

@@ -357,13 +357,13 @@ def _in_columns(scores_QB: torch.Tensor, columns: int) -> torch.Tensor:
 def _strict_fp32(device: torch.device) -> Iterator[None]:
     """Disable TF32 and bf16 for fp32 products, which the process or autocast may allow: the bound needs fp32."""
     with torch.autocast(device.type, enabled=False), contextlib.ExitStack() as restore:
-        if hasattr(torch.backends.mkldnn, "matmul"):
-            settings = torch.backends.mkldnn.matmul if device.type == "cpu" else torch.backends.cuda.matmul
-            restore.callback(setattr, settings, "fp32_precision", settings.fp32_precision)
-            settings.fp32_precision = "ieee"
-        else:  # before torch 2.9
+        try:
             restore.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
             torch.set_float32_matmul_precision("highest")
+        except RuntimeError:  # the program has used fp32_precision, which torch does not let mix with the above
+            settings = (torch.backends.mkldnn if device.type == "cpu" else torch.backends.cuda).matmul  # type: ignore[attr-defined]
+            restore.callback(setattr, settings, "fp32_precision", settings.fp32_precision)
+            settings.fp32_precision = "ieee"
         yield
 
 

@@ -24,7 +24,7 @@ from hsadml_dist.data.loader import held_out_folds
 from hsadml_dist.data.reader import ShardReader
 from hsadml_dist.data.remote import open_shard_index
 from hsadml_dist.data.shard_cache import ShardLocation, eval_shard_location
-from hsadml_dist.distributed.comm import local_device
+from hsadml_dist.distributed.device import configure_kernels, local_device
 from hsadml_dist.distributed.topology import Topology
 from hsadml_dist.errors import DataError
 from hsadml_dist.evaluation.embed import Embeddings, Image, embed, image_batches
@@ -166,6 +166,7 @@ def open_inference(run: Path) -> Inference:
     """
     folder = RunFolder(run)
     recipe, device = load_recipe(folder.config).recipe, local_device(Topology())
+    configure_kernels(device, tf32=recipe.engine.tf32, deterministic=recipe.engine.deterministic)
     weights, trained_on = load_weights(folder, recipe, device)
     return Inference(run=folder, recipe=recipe, weights=weights, trained_on=trained_on, device=device)
 

@@ -72,12 +72,11 @@ class EmbeddingNormStatistics(nn.Module):
         """End the step: move the statistics towards those of the global batch. Collective: every rank must call it."""
         count, total, squares = comm.all_reduce_sum(self._sums.to(self.mean.device)).unbind()
         self.discard()
-        if count < 2:
-            return
         mean = total / count
         deviation = ((squares - count * mean**2) / (count - 1)).clamp(min=0).sqrt()
-        self.mean.lerp_(mean, self._settings.momentum)
-        self.deviation.lerp_(deviation, self._settings.momentum)
+        for old, new in ((self.mean, mean), (self.deviation, deviation)):
+            # A choice on the device, because a branch would wait for it. One sample has no deviation.
+            old.copy_(torch.where(count < 2, old, old.lerp(new, self._settings.momentum)))
 
 
 def _clamp(norm_N: torch.Tensor) -> torch.Tensor:

@@ -48,10 +48,12 @@ def join_run(
 
     Raises:
         RunLockedError: Another live process writes the run, or rank 0 did not appear in time.
+        ConfigError: Two ranks have the same GPU.
     """
     from hsadml_dist.distributed import comm
+    from hsadml_dist.distributed.device import check_one_rank_per_gpu, gpu_name, local_device
 
-    holder, device = current_holder(launch_token()), comm.local_device(topology)
+    holder, device = current_holder(launch_token()), local_device(topology)
     if not topology.is_rank_zero:
         published = _wait_for_rank_0(run, holder.token, timeout_seconds, interrupted)
         attempt = run.attempt(published["attempt"])
@@ -64,6 +66,7 @@ def join_run(
         published = {"token": holder.token, "attempt": attempt.number, "host": address.host, "port": address.port}
         write_text(attempt.rendezvous, json.dumps(published) + "\n")
     ranks = comm.TorchComm(topology, store, device, timeout_seconds)
+    check_one_rank_per_gpu(ranks.all_gather_object(gpu_name(device)))
     return RankContext(attempt=attempt, holder=holder, comm=ranks)
 
 

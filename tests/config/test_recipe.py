@@ -14,6 +14,7 @@ ADDED_LATER = {
     "optim.ema_decay": 0.9,
     "model.batch_norm": "group",
     "model.freeze": ("neck",),
+    "engine.tf32": True,
 }
 
 

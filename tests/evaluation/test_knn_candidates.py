@@ -192,6 +192,20 @@ def test_nearest_ignores_autocast_and_matmul_precision() -> None:
     assert torch.equal(found[1], expected[1])
 
 
+@pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "matmul"), reason="needs torch 2.9")
+def test_nearest_ignores_and_keeps_fp32_precision() -> None:
+    queries, gallery = randn(30, 64, seed=15).float(), randn(4 * max_candidates(3), 64, seed=16).float()
+    expected = nearest(queries, gallery, k=3, block=500)
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    try:
+        found = nearest(queries, gallery, k=3, block=500)
+        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_search_candidates_on_gpu_ignores_tf32() -> None:
     for make in KINDS:
