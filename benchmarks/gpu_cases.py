@@ -38,12 +38,14 @@ class Case:
         function: MODULE:NAME of a function that takes a :class:`Setup` and returns figures. A failed check raises
             AssertionError.
         limit_seconds: Its time limit on a GPU.
+        needed: True if no other case makes sense without it.
     """
 
     name: str
     about: str
     function: str
     limit_seconds: float
+    needed: bool = False
 
     def load(self) -> Callable[[Setup], Figures]:
         """Import the function."""
@@ -52,7 +54,13 @@ class Case:
 
 
 CASES = (
-    Case(name="machine", about="device, driver, versions", function="gpu_checks:machine", limit_seconds=30),
+    Case(
+        name="machine",
+        about="device, driver, versions",
+        function="gpu_checks:machine",
+        limit_seconds=30,
+        needed=True,
+    ),
     Case(name="losses", about="every loss against fp64", function="gpu_checks:losses", limit_seconds=60),
     Case(name="groups", about="nccl start-up and teardown", function="gpu_checks:groups", limit_seconds=40),
     Case(name="resume", about="TERM in the middle, resumed", function="gpu_training:resume", limit_seconds=120),

@@ -7,19 +7,19 @@ backward pass, not those of recomputed activations, against the dense peak of th
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from bare_loop import bare_step
 from gpu_cases import Figures, Setup
-from loss_variants import Problem, ours
+from gpu_wheels import is_installed
+from loss_variants import Problem, Way, metric_learning, ours
 
 from hsadml_dist.checkpoint.background import CheckpointSaver
 from hsadml_dist.checkpoint.layout import TrainingProgress
@@ -28,6 +28,7 @@ from hsadml_dist.config import Recipe
 from hsadml_dist.config.recipe import CheckpointConfig, DataConfig, EngineConfig, LossConfig, ModelConfig, TrainConfig
 from hsadml_dist.data.batch import Batch
 from hsadml_dist.distributed.comm import SoloComm
+from hsadml_dist.distributed.device import configure_kernels
 from hsadml_dist.engine.learner import build_learner
 from hsadml_dist.models.activations import meta_backbone
 from hsadml_dist.models.flops import forward_flops
@@ -54,10 +55,22 @@ class Subject:
     batch: int
     spatial_dims: int = 2
 
+    def spec(self, *, channels_last: bool = True) -> InputSpec:
+        """Return the shape and memory format of its images."""
+        return (InputSpec if channels_last else ChannelsFirst)(image_size=self.size, spatial_dims=self.spatial_dims)
+
+    def network(self) -> EmbeddingNet:
+        """Build it."""
+        size = {"image_size": self.size, "spatial_dims": self.spatial_dims}
+        return build_model(self.backbone, embedding_dim=EMBEDDING, seed=SEED, **size)
+
+
+class ChannelsFirst(InputSpec):
+    """Images in PyTorch's own memory format."""
+
     @property
-    def spec(self) -> InputSpec:
-        """The images of the backbone."""
-        return InputSpec(image_size=self.size, spatial_dims=self.spatial_dims)
+    def memory_format(self) -> torch.memory_format:
+        return torch.contiguous_format
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +80,14 @@ class Mode:
     precision: str = "fp32"
     tf32: bool = False
     channels_last: bool = True
+    deterministic: bool = False
     compiled: bool = False
     recompute: bool = False
+
+    @property
+    def has_bare_loop(self) -> bool:
+        """Whether the bare loop is measured too."""
+        return self.channels_last and not (self.recompute or self.deterministic)
 
     @property
     def peak(self) -> str:
@@ -88,6 +107,7 @@ MODES = {
     "tf32": Mode(tf32=True),
     "fp32": Mode(),
     "bf16, recomputed": Mode(precision="bf16", recompute=True),
+    "bf16, deterministic": Mode(precision="bf16", deterministic=True),
     "bf16, channels first": Mode(precision="bf16", channels_last=False),
     "bf16, compiled": Mode(precision="bf16", compiled=True),
 }
@@ -102,60 +122,60 @@ CHANNELS_FIRST = ("ResNet-50", "small ResNet")
 def models(setup: Setup) -> Figures:
     """Measure each backbone in each mode, ours and bare."""
     figures: Figures = {"rows": []}
-    for name, subject in (TINY if setup.tiny else SUBJECTS).items():
-        flops = _step_flops(subject)
-        net = build_model(
-            subject.backbone,
-            embedding_dim=EMBEDDING,
-            image_size=subject.size,
-            spatial_dims=subject.spatial_dims,
-            seed=SEED,
-        )
-        for label, mode in MODES.items():
-            if mode.compiled and (name not in COMPILED or setup.device == "cpu"):
+    subjects = TINY if setup.tiny else SUBJECTS
+    for label, mode in MODES.items():  # the most telling mode of all backbones comes first
+        for name, subject in subjects.items():
+            if not _is_measured(name, mode, setup):
                 continue
-            if not mode.channels_last and name not in CHANNELS_FIRST:
-                continue
-            for loop in ("ours", "bare"):
-                if loop == "bare" and (mode.recompute or not mode.channels_last):
-                    continue
+            for loop in ("ours", "bare") if mode.has_bare_loop else ("ours",):
                 row = {"backbone": name, "mode": label, "loop": loop, "batch": subject.batch}
-                figures["rows"].append(row | _measure(loop, net, subject, mode, flops, setup))
+                figures["rows"].append(row | _measure(loop, subject, mode, setup))
                 setup.save(figures)
     best = max(figures["rows"], key=lambda row: row.get("share_of_peak") or 0)
     return figures | {"best share of peak": best.get("share_of_peak") or "unknown"}
 
 
-def loss(setup: Setup) -> Figures:
-    """Time the loss at many classes, with stored and recomputed cosines."""
-    batch, dim, classes = (32, 16, 1000) if setup.tiny else (1024, 512, 1_000_000)
-    figures: Figures = {"rows": []}
-    for backward in ("store", "stream"):
-        problem = Problem(loss="cosface", batch=batch, dim=dim, classes=classes, device=setup.device)
-        way = ours(problem, backward)
+def _is_measured(name: str, mode: Mode, setup: Setup) -> bool:
+    if mode.compiled:
+        return name in COMPILED and setup.device != "cpu"
+    return mode.channels_last or name in CHANNELS_FIRST
 
-        def step(way=way) -> None:
+
+def loss(setup: Setup) -> Figures:
+    """Time the loss at many classes: block sizes, stored and recomputed cosines, and pytorch-metric-learning."""
+    batch, dim, classes = (32, 16, 1000) if setup.tiny else (1024, 512, 1_000_000)
+    blocks = (300, 1000) if setup.tiny else (8192, 65_536, 1_000_000)
+    problem = Problem(loss="cosface", batch=batch, dim=dim, classes=classes, device=setup.device)
+    ways = {f"stream, block {block}": partial(ours, problem, "stream", block=block) for block in blocks}
+    ways = {"store": partial(ours, problem, "store"), "stream": partial(ours, problem, "stream")} | ways
+    if is_installed("pytorch-metric-learning"):
+        ways["pytorch-metric-learning"] = partial(metric_learning, problem)
+    figures: Figures = {"classes": classes, "rows": []}
+    for name, build in ways.items():
+        figures["rows"].append({"loss": name} | _loss_row(build, setup))
+        setup.save(figures)
+    return figures | {row["loss"]: f"{row['ms']} ms" for row in figures["rows"] if "ms" in row}
+
+
+def _loss_row(build: Callable[[], Way], setup: Setup) -> Figures:
+    try:
+        way = build()
+
+        def step() -> None:
             way.clear()
             way.step()
 
         seconds, mib = _timed(step, setup, steps=5)
-        figures["rows"].append(
-            {"backward": backward, "classes": classes, "ms": round(1e3 * seconds, 2), "peak_mib": mib}
-        )
-        setup.save(figures)
-    return figures | {row["backward"]: f"{row['ms']} ms" for row in figures["rows"]}
+    except torch.OutOfMemoryError:
+        return {"reason": "out of memory"}
+    return {"ms": round(1e3 * seconds, 2), "peak_mib": mib}
 
 
 def step(setup: Setup) -> Figures:
     """Compare our step on a small network, where its fixed cost shows, with a bare loop."""
-    subject = TINY["small ResNet"]
-    net = build_model(subject.backbone, embedding_dim=EMBEDDING, image_size=subject.size, seed=SEED)
-    flops = _step_flops(subject)
-    seconds = {
-        loop: _measure(loop, net, subject, Mode(), flops, setup, steps=5 if setup.tiny else 100)["ms"]
-        for loop in ("ours", "bare")
-    }
-    return {f"{loop}, ms": value for loop, value in seconds.items()}
+    steps = 5 if setup.tiny else 100
+    rows = {loop: _measure(loop, TINY["small ResNet"], Mode(), setup, steps) for loop in ("ours", "bare")}
+    return {f"{loop}, ms": row["ms"] for loop, row in rows.items()}
 
 
 def stall(setup: Setup) -> Figures:
@@ -191,21 +211,20 @@ def _state(tensors: dict[str, torch.Tensor], step: int) -> TrainingState:
 
 def _step_flops(subject: Subject) -> int:
     """Return the operations of a training step per image."""
-    network, _ = meta_backbone(subject.backbone, subject.spec)
+    network, _ = meta_backbone(subject.backbone, subject.spec())
     image = torch.zeros(1, 1, *[subject.size] * subject.spatial_dims, device="meta")
     return BACKWARD_TOO * forward_flops(network, image)
 
 
-def _measure(
-    loop: str, net: EmbeddingNet, subject: Subject, mode: Mode, flops: int, setup: Setup, steps: int = 10
-) -> Figures:
+def _measure(loop: str, subject: Subject, mode: Mode, setup: Setup, steps: int = 10) -> Figures:
     """Return images/s, milliseconds, peak memory and share of the peak; or why there are none."""
-    with _float32(mode.tf32):
-        try:
-            run = {"ours": _ours, "bare": _bare}[loop](copy.deepcopy(net), subject, mode, setup)
-            seconds, mib = _timed(run, setup, steps=2 if setup.tiny else steps)
-        except torch.OutOfMemoryError:
-            return {"reason": "out of memory"}
+    configure_kernels(torch.device(setup.device), tf32=mode.tf32, deterministic=mode.deterministic)
+    try:
+        run = {"ours": _ours, "bare": _bare}[loop](subject, mode, setup)
+        seconds, mib = _timed(run, setup, steps=2 if setup.tiny else steps)
+    except torch.OutOfMemoryError:
+        return {"reason": "out of memory"}
+    flops = _step_flops(subject)
     achieved = flops * subject.batch / seconds
     peak = _peak(setup, mode)
     return {
@@ -217,19 +236,17 @@ def _measure(
     }
 
 
-def _ours(net: EmbeddingNet, subject: Subject, mode: Mode, setup: Setup) -> Callable[[], object]:
-    comm = SoloComm(torch.device(setup.device))
-    learner = build_learner(_recipe(subject, mode), net, CLASSES, comm, 10**6)
-    if not mode.channels_last:
-        learner.engine.model.to(memory_format=torch.contiguous_format)
-        learner._memory_format = torch.contiguous_format
-    batch = _batch(subject, setup, torch.contiguous_format if not mode.channels_last else net.spec.memory_format)
+def _ours(subject: Subject, mode: Mode, setup: Setup) -> Callable[[], object]:
+    net = subject.network()
+    net.spec = subject.spec(channels_last=mode.channels_last)
+    learner = build_learner(_recipe(subject, mode), net, CLASSES, SoloComm(torch.device(setup.device)), 10**6)
+    batch = _batch(subject, setup, net.spec.memory_format)
     numbers = iter(range(1, 10**6))
     return lambda: learner.step(next(numbers), batch)
 
 
-def _bare(net: EmbeddingNet, subject: Subject, mode: Mode, setup: Setup) -> Callable[[], object]:
-    comm = SoloComm(torch.device(setup.device))
+def _bare(subject: Subject, mode: Mode, setup: Setup) -> Callable[[], object]:
+    comm, net = SoloComm(torch.device(setup.device)), subject.network()
     net.to(setup.device).to(memory_format=net.spec.memory_format)
     model = torch.compile(net) if mode.compiled else net
     batch = _batch(subject, setup, net.spec.memory_format)
@@ -291,14 +308,3 @@ def _peak(setup: Setup, mode: Mode) -> float | None:
         return None
     name = torch.cuda.get_device_name()
     return next((peaks[mode.peak] for gpu, peaks in PEAKS.items() if gpu in name), None)
-
-
-@contextlib.contextmanager
-def _float32(tf32: bool) -> Iterator[None]:
-    """Set whether fp32 products may be computed as TF32, and restore it."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before

@@ -17,6 +17,7 @@ from PIL import Image
 
 from hsadml_dist.checkpoint.digest import run_digest
 from hsadml_dist.errors import ExitCode
+from hsadml_dist.evaluation.model_loading import open_inference
 from hsadml_dist.run.history import count_repeated_steps, merged_metrics
 
 HSADML = (sys.executable, "-m", "hsadml_dist.launch.cli")
@@ -25,30 +26,43 @@ SECONDS = 100
 
 
 def resume(setup: Setup) -> Figures:
-    """Stop a training by TERM and resume it; its state must equal that of one never stopped, bit for bit."""
+    """Stop a training by TERM and resume it; its state must equal that of one never stopped, bit for bit.
+
+    Two trainings with ``engine.deterministic=false`` show what the setting is for.
+    """
     steps = 30 if setup.tiny else 200
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shards = build_shards(folder, persons=12, size=64)
-        recipe = (
-            *(
-                "demo",
-                f"data.shards={shards}",
-                f"train.steps={steps}",
-                "evaluation.at_end=false",
-                "run.tensorboard=false",
-            ),
-            *("data.image_size=32", "model.name=resnet_gn_tiny", "optim.warmup_steps=5", "checkpoint.every=1000"),
-        )
+        recipe = small_recipe(shards, steps)
         hsadml("train", *recipe, "--run", folder / "whole")
         stopped_at = stop_by_term(recipe, folder / "stopped", steps // 3)
         hsadml("train", *recipe, "--run", folder / "stopped")
         whole, stopped = run_digest(folder / "whole"), run_digest(folder / "stopped")
         assert count_repeated_steps(folder / "stopped") == 0
-        assert whole == stopped, (
-            f"stopped at step {stopped_at} and resumed, the state differs: {whole[:12]}, {stopped[:12]}"
-        )
-        return {"stopped at": stopped_at, "of": steps, "digest": whole[:16], "bit-equal": "yes"}
+        assert whole == stopped, f"stopped at step {stopped_at}, resumed: {stopped[:12]} is not {whole[:12]}"
+        figures: Figures = {"stopped at": stopped_at, "of": steps, "digest": whole[:16], "resumed": "bit-equal"}
+        setup.save(figures)
+        for number in (1, 2):
+            hsadml("train", *recipe, "engine.deterministic=false", "--run", folder / f"free-{number}")
+        return figures | {"not deterministic, two runs": compare_weights(folder / "free-1", folder / "free-2")}
+
+
+def small_recipe(shards: Path, steps: int) -> tuple[str, ...]:
+    """Return a recipe of a small network that trains for seconds."""
+    return (
+        *("demo", f"data.shards={shards}", "data.image_size=32", f"train.steps={steps}", "model.name=resnet_gn_tiny"),
+        *("optim.warmup_steps=2", "checkpoint.every=1000", "evaluation.at_end=false", "run.tensorboard=false"),
+    )
+
+
+def compare_weights(one: Path, other: Path) -> str:
+    """Return by how much the final weights of two runs differ."""
+    if run_digest(one) == run_digest(other):
+        return "bit-equal"
+    first, second = (open_inference(run).weights.model.state_dict() for run in (one, other))
+    difference = max(float((first[name].double() - second[name].double()).abs().max()) for name in first)
+    return f"differ by up to {difference:.1e}"
 
 
 def loader(setup: Setup) -> Figures:
@@ -67,7 +81,8 @@ def loader(setup: Setup) -> Figures:
             hsadml(
                 *("train", "demo", f"data.shards={shards}", f"train.steps={steps}", f"data.workers={count}"),
                 *(f"data.image_size={size}", f"train.global_batch={batch}", f"model.name={model}"),
-                *("engine.precision=bf16", "data.augmentation=fused", "evaluation.at_end=false", "--run", str(run)),
+                *("engine.precision=bf16", "data.augmentation=fused", "evaluation.at_end=false"),
+                *("run.tensorboard=false", "--run", str(run)),
             )
             rows = merged_metrics(run)[steps // 3 :]
             seconds = sum(row["step_seconds"] for row in rows)
@@ -82,10 +97,7 @@ def export(setup: Setup) -> Figures:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shards = build_shards(folder, persons=12, size=64)
-        hsadml(
-            *("train", "demo", f"data.shards={shards}", "train.steps=4", "data.image_size=32"),
-            *("model.name=resnet_gn_tiny", "evaluation.at_end=false", "--run", str(folder / "run")),
-        )
+        hsadml("train", *small_recipe(shards, steps=4), "--run", folder / "run")
         hsadml("export", folder / "run", "--format", "torch", "--out", folder / "net.pt2")
         return {"mib": round((folder / "net.pt2").stat().st_size / 2**20, 2)}
 
@@ -113,7 +125,7 @@ def build_shards(folder: Path, *, persons: int, size: int) -> Path:
 
 def stop_by_term(recipe: tuple[str, ...], run: Path, step: int) -> int:
     """Start a training, send TERM to its launcher after a step, and return the step at which it stopped."""
-    process = subprocess.Popen([*HSADML, "train", *recipe, "--run", str(run)], start_new_session=True)
+    process = subprocess.Popen([*HSADML, "train", *recipe, "--run", str(run)])
     end = time.monotonic() + SECONDS
     while not run.exists() or len(merged_metrics(run)) < step:
         assert process.poll() is None, f"the training ended with exit code {process.returncode}"

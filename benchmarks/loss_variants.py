@@ -93,12 +93,13 @@ def say(answer: Answer) -> None:
     sys.stdout.flush()
 
 
-def ours(problem: Problem, backward: Literal["store", "stream"]) -> Way:
-    """This project's loss, with stored or recomputed cosines."""
+def ours(problem: Problem, backward: Literal["store", "stream"], block: int = LossCompute.block) -> Way:
+    """This project's loss, with stored or recomputed cosines, of ``block`` classes at a time."""
     emb_ND, label_N = problem.samples()
     centres = Centres(problem.classes, problem.dim, SEED)
     comm = SoloComm(torch.device(problem.device))
-    loss = DistributedLoss(centres, our_margin(problem.loss), comm, compute=LossCompute(backward=backward))
+    compute = LossCompute(backward=backward, block=block)
+    loss = DistributedLoss(centres, our_margin(problem.loss), comm, compute=compute)
     loss.to(problem.device, problem.dtype)
     weight = loss.centres.weight
     return Way(emb_ND=emb_ND, weight=weight, loss=lambda: loss(emb_ND, label_N, step=1, count=problem.batch))

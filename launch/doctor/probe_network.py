@@ -14,15 +14,8 @@ from pathlib import Path
 import torch
 
 from hsadml_dist.atomic import write_text
-from hsadml_dist.distributed.comm import (
-    Comm,
-    SoloComm,
-    StoreAddress,
-    TorchComm,
-    connect_store,
-    create_store,
-    local_device,
-)
+from hsadml_dist.distributed.comm import Comm, SoloComm, StoreAddress, TorchComm, connect_store, create_store
+from hsadml_dist.distributed.device import local_device
 from hsadml_dist.distributed.topology import Topology
 from hsadml_dist.errors import ClusterError
 from hsadml_dist.launch.doctor.disk_checks import RACES, measure_speed, try_mkdir
