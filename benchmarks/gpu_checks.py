@@ -7,26 +7,42 @@ import math
 import os
 import platform
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from gpu_cases import Figures, Setup
 from gpu_wheels import is_installed
 
+from hsadml_dist.checkpoint.background import CheckpointSaver
+from hsadml_dist.checkpoint.layout import TrainingProgress
+from hsadml_dist.checkpoint.load import choose_checkpoint, load_checkpoint
+from hsadml_dist.checkpoint.tensor_files import TrainingState
 from hsadml_dist.config import Recipe
-from hsadml_dist.config.recipe import DataConfig, EngineConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
+from hsadml_dist.config.recipe import (
+    CheckpointConfig,
+    DataConfig,
+    EngineConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+)
 from hsadml_dist.data.batch import Batch
 from hsadml_dist.distributed.comm import Comm, SoloComm, TorchComm
 from hsadml_dist.distributed.topology import Topology
+from hsadml_dist.engine.base import Groups
 from hsadml_dist.engine.learner import Learner, build_learner
 from hsadml_dist.evaluation.knn import nearest
 from hsadml_dist.losses.centres import Centres
 from hsadml_dist.losses.distributed_loss import DistributedLoss, LossCompute
 from hsadml_dist.losses.margins import LOSSES, build_margin
 from hsadml_dist.model_factory import build_network
+from hsadml_dist.run.folder import RunFolder
 
 SEED, STEP = 0, 5
 BOUNDS = {"fp32": 1e-4, "bf16": 1e-2}
@@ -107,16 +123,18 @@ def guard(setup: Setup) -> Figures:
 
 
 def devices(setup: Setup) -> Figures:
-    """Move a state from the CPU to the device, train, and move it back and forth without a changed bit."""
-    recipe = _recipe()
-    here, there = _learner(recipe, "cpu"), _learner(recipe, setup.device)
-    here.step(1, _batch(1))
-    there.load(here.state())
-    assert torch.equal(_flat(here), _flat(there))
-    there.step(2, _batch(2))
-    here.load(_on_cpu(there))
-    assert torch.equal(_flat(here), _flat(there))
-    return {"values": len(_flat(here))}
+    """Move a training from the CPU to the device and back by checkpoint files, without a changed bit."""
+    learners = [_learner(_recipe(), device) for device in ("cpu", setup.device)]
+    for step, (source, target) in enumerate((learners, learners[::-1]), start=1):
+        source.step(step, _batch(step))
+        with tempfile.TemporaryDirectory() as folder:
+            run, saver = open_saver(Path(folder), torch.device(setup.device), background=False)
+            saver.save(training_state(source.state(), step))
+            name = choose_checkpoint(run, SoloComm()).name
+            assert name is not None, "the checkpoint is damaged"
+            target.load(load_checkpoint(run, name).groups)
+        assert torch.equal(_flat(source), _flat(target)), f"step {step} differs after its checkpoint was loaded"
+    return {"values": len(_flat(learners[0])), "moved": "bit-equal"}
 
 
 def engines(setup: Setup) -> Figures:
@@ -215,9 +233,22 @@ def _flat(learner: Learner) -> torch.Tensor:
     return torch.cat([tensor.double().flatten() for tensor in _tensors(learner)])
 
 
-def _on_cpu(learner: Learner) -> dict[str, dict[str, torch.Tensor]]:
-    state = learner.state()
-    return {group: {name: tensor.cpu() for name, tensor in tensors.items()} for group, tensors in state.items()}
+def open_saver(folder: Path, device: torch.device, *, background: bool) -> tuple[RunFolder, CheckpointSaver]:
+    """Return a new run folder and what saves checkpoints in it."""
+    run = RunFolder(folder / "run")
+    attempt = run.attempt(1)
+    attempt.path.mkdir(parents=True)
+    attempt.parent.write_text('{"checkpoint": null}\n')
+    config = CheckpointConfig(background=background)
+    return run, CheckpointSaver(run, attempt, SoloComm(device), config, lambda name: None)
+
+
+def training_state(groups: Groups, step: int) -> TrainingState:
+    """Return the state of a run that never started, as a checkpoint holds it."""
+    progress = TrainingProgress(
+        step=step, consumed=step, seed=SEED, fingerprint="-", data_digest="-", world_size=1, skipped=0
+    )
+    return TrainingState(groups=groups, progress=progress, rows=None)
 
 
 def _comm(setup: Setup) -> Comm:

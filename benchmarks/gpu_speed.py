@@ -18,14 +18,12 @@ from pathlib import Path
 import torch
 from bare_loop import bare_step
 from gpu_cases import Figures, Setup
+from gpu_checks import open_saver, training_state
 from gpu_wheels import is_installed
 from loss_variants import Problem, Way, metric_learning, ours
 
-from hsadml_dist.checkpoint.background import CheckpointSaver
-from hsadml_dist.checkpoint.layout import TrainingProgress
-from hsadml_dist.checkpoint.tensor_files import TrainingState
 from hsadml_dist.config import Recipe
-from hsadml_dist.config.recipe import CheckpointConfig, DataConfig, EngineConfig, LossConfig, ModelConfig, TrainConfig
+from hsadml_dist.config.recipe import DataConfig, EngineConfig, LossConfig, ModelConfig, TrainConfig
 from hsadml_dist.data.batch import Batch
 from hsadml_dist.distributed.comm import SoloComm
 from hsadml_dist.distributed.device import configure_kernels
@@ -33,7 +31,6 @@ from hsadml_dist.engine.learner import build_learner
 from hsadml_dist.models.activations import meta_backbone
 from hsadml_dist.models.flops import forward_flops
 from hsadml_dist.models.network import EmbeddingNet, InputSpec, build_model
-from hsadml_dist.run.folder import RunFolder
 
 CLASSES, SEED, EMBEDDING = 100, 0, 512
 BACKWARD_TOO = 3
@@ -185,28 +182,16 @@ def stall(setup: Setup) -> Figures:
     seconds: dict[str, float] = {}
     for background in (False, True):
         with tempfile.TemporaryDirectory() as folder:
-            run = RunFolder(Path(folder) / "run")
-            attempt = run.attempt(1)
-            attempt.path.mkdir(parents=True)
-            attempt.parent.write_text('{"checkpoint": null}\n')
-            config = CheckpointConfig(background=background)
-            saver = CheckpointSaver(run, attempt, SoloComm(torch.device(setup.device)), config, lambda name: None)
+            _, saver = open_saver(Path(folder), torch.device(setup.device), background=background)
             times = []
             for number in range(1, 4):
                 _synchronize(setup)
                 began = time.perf_counter()
-                saver.save_async(_state(tensors, number))
+                saver.save_async(training_state({"model": tensors}, number))
                 times.append(time.perf_counter() - began)
                 saver.wait()
         seconds["background" if background else "foreground"] = round(statistics.median(times[1:]), 3)
     return {f"{way}, s": value for way, value in seconds.items()} | {"gib": round(count * 4 / 2**30, 2)}
-
-
-def _state(tensors: dict[str, torch.Tensor], step: int) -> TrainingState:
-    progress = TrainingProgress(
-        step=step, consumed=step, seed=SEED, fingerprint="-", data_digest="-", world_size=1, skipped=0
-    )
-    return TrainingState(groups={"model": tensors}, progress=progress, rows=None)
 
 
 def _step_flops(subject: Subject) -> int:
