@@ -55,6 +55,7 @@ def main() -> int:
 def preload() -> None:
     """Import what all cases need, without touching the GPU: forked processes then start at once."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # threads do not survive a fork
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # nor does CUDA, which a mere look would start
     import hsadml_dist.trainer  # noqa: F401
 
 
@@ -117,12 +118,24 @@ def be_case(case: Case, options: argparse.Namespace, path: Path, output: Path) -
     for descriptor in (1, 2):  # for its child processes
         os.dup2(sys.stdout.fileno(), descriptor)
     setup = Setup(device=options.device, tiny=options.tiny, save=lambda figures: keep(path, figures))
+    use_default_kernels(options.device)
     try:
         figures = case.load()(setup)
     except Unavailable as reason:
         path.write_text(json.dumps({"status": "unavailable", "reason": str(reason)}))
         return
     path.write_text(json.dumps({"status": "passed", "figures": figures}))
+
+
+def use_default_kernels(device: str) -> None:
+    """Compute as a training with the default settings does."""
+    import torch
+
+    from hsadml_dist.config.recipe import EngineConfig
+    from hsadml_dist.distributed.device import configure_kernels
+
+    engine = EngineConfig()
+    configure_kernels(torch.device(device), tf32=engine.tf32, deterministic=engine.deterministic)
 
 
 def keep(path: Path, figures: dict[str, Any]) -> None:

@@ -72,6 +72,6 @@ CASES = (
     Case(name="loss speed", about="loss at a million classes", function="gpu_speed:loss", limit_seconds=40),
     Case(name="step", about="our step beside a bare loop", function="gpu_speed:step", limit_seconds=30),
     Case(name="stall", about="stall of a checkpoint", function="gpu_speed:stall", limit_seconds=40),
-    Case(name="loader", about="share of a step that waits", function="gpu_training:loader", limit_seconds=60),
+    Case(name="loader", about="share of a step that waits", function="gpu_training:loader", limit_seconds=100),
     Case(name="export", about="exported network on the GPU", function="gpu_training:export", limit_seconds=40),
 )

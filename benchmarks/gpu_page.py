@@ -30,7 +30,8 @@ COLUMNS = {
     "loss speed": ("loss", "ms", "peak_mib"),
 }
 NOTES = {
-    "speed": "Training steps on images that are on the GPU already. `bare` is a plain PyTorch loop of the same network."
+    "speed": "Training steps on images that are on the GPU already. `bare` is a plain PyTorch loop of the same network"
+    ", with the kernels that PyTorch chooses."
     " The share of the peak counts the operations of forward and backward pass against the dense peak of the data"
     " sheet.",
     "loss speed": "CosFace, forward and backward, batch 1024, 512 components; TITLE classes.",
