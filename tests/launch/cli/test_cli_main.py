@@ -22,21 +22,20 @@ def test_help_names_every_command_and_imports_none():
     assert not [name for name in loaded.split() if name.startswith("hsadml_dist.launch.cli.")]
 
 
-def test_help_takes_less_than_0_4_cpu_seconds():
-    code = (
-        "import resource, runpy, sys; sys.argv[1:] = ['--help']\n"
-        "try: runpy.run_module('hsadml_dist.launch.cli', run_name='__main__')\n"
-        "except SystemExit: pass\n"
-        "usage = resource.getrusage(resource.RUSAGE_SELF); print(usage.ru_utime + usage.ru_stime)"
-    )
-    # The first call may compile the modules.
-    seconds = [
-        float(
-            subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()[-1]
-        )
-        for _ in range(5)
-    ]
-    assert min(seconds) < 0.4, seconds
+def cpu_seconds(code):
+    """Return the CPU time of a new interpreter that runs ``code``."""
+    code += "\nimport resource; used = resource.getrusage(resource.RUSAGE_SELF); print(used.ru_utime + used.ru_stime)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def test_help_costs_little_more_than_its_libraries():
+    """The machine may be slow, so the time is compared with that of the libraries, by turns."""
+    help_code = "from hsadml_dist.launch.cli import main; main(['--help'])"
+    library_code = "import cyclopts, cyclopts.help, rich.console, rich.markdown, rich.table"
+    pairs = [(cpu_seconds(help_code), cpu_seconds(library_code)) for _ in range(5)]
+    help_seconds, library_seconds = (min(times) for times in zip(*pairs, strict=True))
+    assert help_seconds < 2 * library_seconds, pairs
 
 
 @pytest.mark.parametrize(
