@@ -29,7 +29,7 @@ from gpu_wheels import use_wheels  # noqa: E402
 SECONDS = 480.0
 """Time of a whole run."""
 WIDTH = 160
-CPU_SLOWDOWN = 4
+CPU_SLOWDOWN = 10
 """How much longer a case may take on a CPU, in its small size, than on a GPU."""
 Result = dict[str, Any]
 

@@ -22,7 +22,8 @@ from hsadml_dist.run.history import count_repeated_steps, merged_metrics
 
 HSADML = (sys.executable, "-m", "hsadml_dist.launch.cli")
 CLASSES = ("glioma", "meningioma", "pituitary")
-SECONDS = 100
+SECONDS = 300
+"""Longest time of a command; a case has its own limit."""
 
 
 def resume(setup: Setup) -> Figures:

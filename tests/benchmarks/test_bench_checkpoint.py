@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "checkpoint.py"
+HANG_SECONDS = 800
 WAYS = {"ours-background", "ours-foreground", "torch.save", "dcp-async_save"}
 ROUNDS = 2
 
@@ -16,7 +17,7 @@ def test_small_run_measures_every_implementation(tmp_path: Path) -> None:
     path = tmp_path / "sub" / "checkpoint.json"
     sizes = ("--millions", "0.02", "--ranks", "1", "--rounds", str(ROUNDS), "--folder", str(tmp_path))
     command = [sys.executable, str(SCRIPT), "--json", str(path), *sizes]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
     assert done.returncode == 0, done.stderr
     assert "of the same save in the foreground" in done.stdout
     cases = json.loads(path.read_text())["cases"]

@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
-LIMIT_SECONDS = 600
+HANG_SECONDS = 1700
 
 
 @pytest.fixture
@@ -30,13 +30,14 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The JSON of a small run of all cases on the CPU."""
     path = tmp_path_factory.mktemp("gpu") / "new" / "gpu.json"
-    options = ["--device", "cpu", "--tiny", "--json", str(path), "--seconds", str(LIMIT_SECONDS)]
+    options = ["--device", "cpu", "--tiny", "--json", str(path), "--seconds", str(HANG_SECONDS)]
     command = [sys.executable, str(BENCHMARKS / "gpu.py"), *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(path.read_text())
 
 
+@pytest.mark.timeout(HANG_SECONDS + 100)
 def test_every_case_passes_or_says_why_not(small_run: dict[str, Any], load: Callable[[str], ModuleType]) -> None:
     assert [case["name"] for case in small_run["cases"]] == [case.name for case in load("gpu_cases").CASES]
     for case in small_run["cases"]:
@@ -76,7 +77,7 @@ def run_samples(
     seconds: float = 60.0,
     needed: bool = False,
 ) -> tuple[int, dict[str, Any]]:
-    """Run functions as cases of at most eight seconds on the CPU; return the exit code and the results by name."""
+    """Run functions as cases of at most five seconds on the CPU; return the exit code and the results by name."""
     cases, gpu = load("gpu_cases"), load("gpu")
 
     class Sample(cases.Case):
@@ -84,7 +85,7 @@ def run_samples(
             return functions[self.name]
 
     options = argparse.Namespace(device="cpu", tiny=True, json=path / "gpu.json", seconds=seconds)
-    samples = [Sample(name=name, about=name, function="-", limit_seconds=2, needed=needed) for name in functions]
+    samples = [Sample(name=name, about=name, function="-", limit_seconds=0.5, needed=needed) for name in functions]
     code = gpu.run_cases(options, samples)
     return code, {case["name"]: case for case in json.loads((path / "gpu.json").read_text())["cases"]}
 

@@ -19,7 +19,7 @@ from hsadml_dist.health.heartbeat import (
 from hsadml_dist.run.attempts import HEARTBEAT_TIMEOUT_SECONDS
 from hsadml_dist.run.folder import RunFolder
 
-HANG_SECONDS = 60
+HANG_SECONDS = 300
 SEVERAL_INTERVALS = 0.1
 
 

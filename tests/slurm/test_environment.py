@@ -25,7 +25,7 @@ def bash(profile: Profile, before: str = "", after: str = "") -> subprocess.Comp
     text = "\n".join([before, *render_prologue(profile), after])
     words = ["bash", "-u", "-c", text]
     env = {"PATH": "/usr/bin:/bin", "USER": "me"}
-    return subprocess.run(words, env=env, capture_output=True, text=True, timeout=20, check=False)
+    return subprocess.run(words, env=env, capture_output=True, text=True, timeout=300, check=False)
 
 
 def test_empty_profile_adds_nothing() -> None:

@@ -117,7 +117,7 @@ def test_concurrent_processes_share_one_squeue(slurm: FakeSlurm, tmp_path: Path)
     running = [slurm.start_query() for _ in range(4)]
     slurm.wait_for_squeue()
     (tmp_path / "go").touch()
-    assert [process.communicate(timeout=60)[0] for process in running] == ["RUNNING\n"] * 4
+    assert [process.communicate(timeout=300)[0] for process in running] == ["RUNNING\n"] * 4
     assert len(slurm.calls("squeue")) == 1
 
 
@@ -129,7 +129,7 @@ def test_query_without_the_lock_returns_a_problem(slurm: FakeSlurm, tmp_path: Pa
     assert found.answered is None
     assert found.problem is not None
     (tmp_path / "go").touch()
-    assert other.communicate(timeout=60)[0] == "RUNNING\n"
+    assert other.communicate(timeout=300)[0] == "RUNNING\n"
     assert len(slurm.calls("squeue")) == 1
 
 

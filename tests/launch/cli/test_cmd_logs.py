@@ -154,7 +154,7 @@ def test_follow_continues_over_a_restart_and_ends_with_the_run(run):
         assert [process.stdout.readline() for _ in range(3)] == ["no end\n", "-- attempt 2 --\n", "three\n"]
         add_events(second, [{"event": "finished", "step": 40}])
         write(second, "the last\n")
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=300)
     finally:
         hang_guard.cancel()
         process.kill()
@@ -197,5 +197,5 @@ def test_follow_ends_quietly_on_ctrl_c(run):
     process = subprocess.Popen([*LOGS, "one", "-f"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert [process.stdout.readline() for _ in range(2)] == ["-- attempt 1 --\n", "one\n"]
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert (process.returncode, out, err) == (0, "", "")

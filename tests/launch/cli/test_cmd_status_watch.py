@@ -129,7 +129,7 @@ def test_watch_ends_quietly_on_ctrl_c():
     process = subprocess.Popen([*WATCH, "one"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert "one: running" in process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert (process.returncode, out, err) == (0, "", "")
 
 
