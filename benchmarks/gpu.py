@@ -67,7 +67,7 @@ def run_cases(options: argparse.Namespace, cases: Sequence[Case]) -> int:
     for case in cases:
         left = end - time.monotonic()
         limit = case.limit_seconds * (CPU_SLOWDOWN if options.device == "cpu" else 1)
-        if needed or left < limit / 4:
+        if needed or left < case.limit_seconds / 4:
             result = {"status": "left out", "reason": needed or f"{left:.0f} s were left"}
         else:
             result = run_case(case, options, min(left, limit))
