@@ -26,6 +26,8 @@ import errno
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from hsadml_dist.addresses import redact_addresses
+
 NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 """Error numbers of a full disk and of a full quota."""
 
@@ -42,9 +44,12 @@ class ExitCode(enum.IntEnum):
 
 
 class HsadmlError(Exception):
-    """Base of all errors that a user can resolve; the message is one clear line."""
+    """Base of all errors that a user can resolve; the message is one clear line without the keys of addresses."""
 
     exit_code: ExitCode = ExitCode.USER_ERROR
+
+    def __str__(self) -> str:
+        return redact_addresses(super().__str__())
 
 
 @dataclass(frozen=True, kw_only=True)

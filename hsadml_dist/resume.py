@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from hsadml_dist.addresses import display_address
 from hsadml_dist.checkpoint.load import CheckpointChoice, load_checkpoint, load_safetensors
 from hsadml_dist.config import Recipe
 from hsadml_dist.engine.learner import Learner
@@ -64,7 +65,7 @@ def resume_from(
         return 0
     state = load_checkpoint(run, choice.name, learner.head.rows)
     if state.progress.data_digest != data_digest:
-        problem = f"{recipe.data.shards!r} contains other samples than at the start of this run"
+        problem = f"{display_address(recipe.data.shards)!r} contains other samples than at the start of this run"
         raise ConfigError([Fault(where="recipe", key="data.shards", problem=problem)])
     if state.progress.fingerprint != recipe.fingerprint():
         raise CheckpointError(f"{run.path}: the checkpoint was written with other settings than config.yaml")

@@ -19,6 +19,7 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from hsadml_dist.addresses import contains_key, display_address
 from hsadml_dist.atomic import write_text
 from hsadml_dist.config.recipe import Recipe
 from hsadml_dist.config.schema import (
@@ -121,15 +122,23 @@ def build_recipe(values: Mapping[str, Any]) -> Recipe:
 
 
 def dump_recipe(recipe: Recipe, path: Path) -> None:
-    """Write all settings of a recipe to ``path``, atomically; :func:`load_recipe` reads them back unchanged."""
-    write_text(path, "".join(f"{line}\n" for line, _ in _lines(recipe)))
+    """Write all settings of a recipe to ``path``, atomically; :func:`load_recipe` reads them back unchanged.
+
+    Only the user can read the file if it contains an address with a key.
+    """
+    has_key = any(contains_key(value) for _, value, _ in iter_settings(recipe))
+    write_text(path, "".join(f"{line}\n" for line, _ in _lines(recipe)), mode=0o600 if has_key else 0o666)
 
 
 def print_config(loaded: LoadedRecipe) -> str:
-    """Return all settings as YAML, each with the source of its value as a comment."""
-    lines = list(_lines(loaded.recipe))
+    """Return all settings as YAML, each with the source of its value as a comment; keys of addresses are left out."""
+    sources = {
+        key: f"{loaded.provenance[key]}{'; its key is not shown' * contains_key(value)}"
+        for key, value, _ in iter_settings(loaded.recipe)
+    }
+    lines = list(_lines(loaded.recipe, lambda value: display_address(value) if contains_key(value) else value))
     column = max((len(line) for line, key in lines if key and len(line) <= 60), default=0)
-    return "".join(f"{line:<{column}}  # {loaded.provenance[key]}\n" if key else f"{line}\n" for line, key in lines)
+    return "".join(f"{line:<{column}}  # {sources[key]}\n" if key else f"{line}\n" for line, key in lines)
 
 
 def to_inline_yaml(value: Any) -> str:
@@ -169,15 +178,15 @@ def _required() -> list[str]:
     return [key for key, field in setting_fields(Recipe).items() if field.rule.default is REQUIRED]
 
 
-def _lines(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """Yield (line of YAML, dotted key; empty for a section's title)."""
+def _lines(recipe: Recipe, shown: Callable[[Any], Any] = lambda value: value) -> Iterator[tuple[str, str]]:
+    """Yield (line of YAML, dotted key; empty for a section's title), with each value as ``shown`` returns it."""
     section = ""
     for key, value, _ in iter_settings(recipe):
         title, _, name = key.partition(".")
         if title != section:
             section = title
             yield f"{title}:", ""
-        yield f"  {name}: {to_inline_yaml(value)}", key
+        yield f"  {name}: {to_inline_yaml(shown(value))}", key
 
 
 def _merged(layers: Sequence[_Layer]) -> _Layer:

@@ -206,7 +206,7 @@ def load_index(folder: Path, display_name: str | None = None) -> ShardIndex:
         raise DataError(f"{named}: {SAMPLES_NAME} {problem}")
     try:
         index = _index(header, table)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise DataError(f"{named}: the index does not follow schema {SCHEMA_VERSION}: {error!r}") from error
     _check(named, index)
     return index
@@ -224,7 +224,7 @@ def _read(path: Path, named: str) -> bytes:
 def _read_header(folder: Path, named: str) -> dict[str, Any]:
     try:
         header = json.loads(_read(folder / INDEX_NAME, named))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{named}: {INDEX_NAME} is damaged or cut short: {error}") from error
     if not isinstance(header, dict) or "schema" not in header or "digest" not in header:
         raise DataError(f"{named}: {INDEX_NAME} is not a shard index: 'schema' or 'digest' is missing")

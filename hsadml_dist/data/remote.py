@@ -2,7 +2,8 @@
 
 Imports only the standard library; fsspec and tenacity are imported when a URL is used. fsspec starts threads, and
 loader workers must be forked before any thread exists. Therefore a process of its own fetches an index:
-``python -m hsadml_dist.data.remote URL FOLDER``.
+``python -m hsadml_dist.data.remote``, which reads the URL and the folder from its standard input, because every user of
+the machine can read its command line. A server is not trusted: a transfer ends at the size that the file may have.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import json
 import logging
 import os
 import re
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from hsadml_dist.addresses import HIDDEN, display_address, is_url, redact_addresses
 from hsadml_dist.data.index import INDEX_NAME, SAMPLES_NAME, ShardIndex, load_index
 from hsadml_dist.errors import NO_SPACE_ERRNOS, DataError
 
@@ -35,6 +38,8 @@ CONNECT_SECONDS, SILENCE_SECONDS = 30, 60
 """How long a server may take to accept a connection, and how long a transfer may deliver nothing."""
 RETRY_STATUSES = (408, 425, 429)
 """HTTP statuses below 500 that ask the client to try again later."""
+INDEX_LIMITS = {INDEX_NAME: 64 << 20, SAMPLES_NAME: 1 << 30}
+"""Bytes of an index that are accepted: three million slices, at about 350 bytes each."""
 UNREACHABLE = 3
 """Exit code of the process that fetches an index: the server does not answer at present."""
 
@@ -69,17 +74,17 @@ INDEX_RETRIES = RetryPolicy(attempts=4)
 """Fewer attempts, because a user is waiting for the command to begin."""
 
 
-def is_url(shards: str) -> bool:
-    """Return whether ``data.shards`` is a URL rather than a folder."""
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", shards) is not None
-
-
 def checked_url(url: str) -> str:
-    """Return ``url``, or raise DataError if its scheme is not supported."""
-    scheme = urlsplit(url).scheme.lower()
+    """Return ``url``, or raise DataError if it cannot be parsed or its scheme is not supported."""
+    try:
+        parts = urlsplit(url)
+        scheme, _ = parts.scheme.lower(), parts.port
+    except ValueError:  # its text may contain the password
+        problem = "is not a valid address; write a / ? # or @ in a user or password as %2F %3F %23 or %40"
+        raise DataError(f"{display_address(url)}: {problem}") from None
     if scheme not in SCHEMES:
         allowed = ", ".join(f"{name}://" for name in SCHEMES)
-        raise DataError(f"{redact_url(url)}: shards cannot be read from {scheme}://; allowed: a folder, {allowed}")
+        raise DataError(f"{display_address(url)}: shards cannot be read from {scheme}://; allowed: a folder, {allowed}")
     return url
 
 
@@ -87,12 +92,6 @@ def join_url(url: str, name: str) -> str:
     """Return the URL of a file in the folder at ``url``; a query string stays behind the path."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
-
-
-def redact_url(url: str) -> str:
-    """Return ``url`` for messages: without passwords and without the query string, which may contain a key."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
 
 
 def user_cache_dir() -> Path:
@@ -112,7 +111,7 @@ def open_shard_index(shards: str, *, fresh: bool) -> ShardIndex:
     """
     if not is_url(shards):
         return load_index(Path(shards))
-    folder = user_cache_dir() / "index" / hashlib.sha256(redact_url(checked_url(shards)).encode()).hexdigest()[:32]
+    folder = user_cache_dir() / "index" / hashlib.sha256(display_address(checked_url(shards)).encode()).hexdigest()[:32]
     if not fresh:
         with contextlib.suppress(DataError):
             return load_index(folder)
@@ -127,19 +126,25 @@ def open_shard_index(shards: str, *, fresh: bool) -> ShardIndex:
     return load_index(folder)
 
 
-def download(url: str, target: Path, retries: RetryPolicy = DOWNLOAD_RETRIES) -> None:
+def download(url: str, target: Path, retries: RetryPolicy = DOWNLOAD_RETRIES, *, limit: int) -> None:
     """Copy the file at ``url`` to ``target``; retry transient failures and log each.
+
+    Args:
+        url: The file.
+        target: Where to write it; replaced if it exists.
+        retries: How often to try.
+        limit: Bytes that the file may have, after decompression by the protocol.
 
     Raises:
         UnreachableError: Every attempt failed.
-        DataError: The file does not exist, the server refuses, or a package is missing.
+        DataError: The file does not exist or is larger, the server refuses, or a package is missing.
         OSError: There is no space for the file.
     """
     tenacity = _import_for(url, "tenacity")
 
     def log_retry(state: Any) -> None:
         error, pause = state.outcome.exception(), state.next_action.sleep
-        log.warning("%s: attempt %d: %s; retrying in %.1f s", redact_url(url), state.attempt_number, error, pause)
+        log.warning("%s: attempt %d: %s; retrying in %.1f s", display_address(url), state.attempt_number, error, pause)
 
     retrying = tenacity.Retrying(
         stop=tenacity.stop_after_attempt(retries.attempts),
@@ -149,9 +154,9 @@ def download(url: str, target: Path, retries: RetryPolicy = DOWNLOAD_RETRIES) ->
         reraise=True,
     )
     try:
-        retrying(_transfer, url, target)
+        retrying(_transfer, url, target, limit)
     except _TransientError as error:
-        raise UnreachableError(f"{redact_url(url)}: failed after {retries.attempts} attempts: {error}") from error
+        raise UnreachableError(f"{display_address(url)}: failed after {retries.attempts} attempts: {error}") from None
 
 
 def fetch_index(url: str, folder: Path) -> None:
@@ -163,9 +168,9 @@ def fetch_index(url: str, folder: Path) -> None:
     with _temporary_folder(folder) as new:
         for last in (False, True):
             for name in (INDEX_NAME, SAMPLES_NAME):
-                download(join_url(url, name), new / name, INDEX_RETRIES)
+                download(join_url(url, name), new / name, INDEX_RETRIES, limit=INDEX_LIMITS[name])
             try:
-                load_index(new, redact_url(url))
+                load_index(new, display_address(url))
                 break
             except DataError as error:  # the two files may belong to two versions
                 if last:
@@ -175,32 +180,52 @@ def fetch_index(url: str, folder: Path) -> None:
             os.replace(new / name, folder / name)
 
 
-def _transfer(url: str, target: Path) -> None:
-    system = _file_system(url)
+def _transfer(url: str, target: Path, limit: int) -> None:
+    system, size_limit = _file_system(url), _size_limit(url, limit)
     try:
-        system.get_file(url, str(target))
-    except Exception as error:  # each kind of server has a library with errors of its own
-        raise _classified(url, error) from error
+        system.get_file(url, str(target), callback=size_limit)
+    except DataError:
+        raise
+    except Exception as error:  # noqa: BLE001  each kind of server has a library with errors of its own
+        # Without its cause, whose text may contain the key of an address: a traceback would print it.
+        raise _classified(url, error) from None
+
+
+def _size_limit(url: str, limit: int) -> Any:
+    """Return an fsspec callback that ends a transfer with DataError as soon as it has more than ``limit`` bytes."""
+
+    # The size that the server announces is not checked: it may be that of an error page.
+    def check(size: int | None, value: int, **_: Any) -> None:
+        if value > limit:
+            problem = f"the server sends more than the {limit} bytes that this file may have; stopped"
+            raise DataError(f"{display_address(url)}: {problem}")
+
+    return _import_for(url, "fsspec").Callback(hooks={"limit": check})
 
 
 def _classified(url: str, error: Exception) -> Exception:
     """Return the exception for a failed transfer: a permanent one, or a transient one."""
     if isinstance(error, FileNotFoundError):
-        return DataError(f"{redact_url(url)}: there is no such file on the server")
+        return DataError(f"{display_address(url)}: there is no such file on the server")
     if isinstance(error, PermissionError):
-        return DataError(f"{redact_url(url)}: the server denies access: {_one_line(error)}")
+        return DataError(f"{display_address(url)}: the server denies access: {_reason(url, error)}")
     status = getattr(error, "status", None)
     if isinstance(status, int) and 400 <= status < 500 and status not in RETRY_STATUSES:
-        return DataError(f"{redact_url(url)}: the server denies access: status {status}")
+        return DataError(f"{display_address(url)}: the server denies access: status {status}")
     if type(error).__name__ == "NoCredentialsError":  # botocore's, which is not imported here
-        return DataError(f"{redact_url(url)}: no credentials found; for a public bucket set FSSPEC_S3_ANON=true")
+        return DataError(f"{display_address(url)}: no credentials found; for a public bucket set FSSPEC_S3_ANON=true")
     if isinstance(error, OSError) and error.errno in NO_SPACE_ERRNOS:
         return error
-    return _TransientError(f"the server answered {status}" if isinstance(status, int) else _one_line(error))
+    return _TransientError(f"the server answered {status}" if isinstance(status, int) else _reason(url, error))
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+def _reason(url: str, error: Exception) -> str:
+    """Return an error in one line without the keys of ``url`` or of an address that the server redirects to."""
+    text = redact_addresses(" ".join(f"{type(error).__name__}: {error}".split()))
+    parts = urlsplit(url)
+    for secret in filter(None, (parts.password, parts.query)):
+        text = text.replace(secret, HIDDEN)
+    return re.sub(r"\?\S*=\S*", f"?{HIDDEN}", text)
 
 
 def _file_system(url: str) -> Any:
@@ -221,18 +246,19 @@ def _import_for(url: str, package: str) -> Any:
     except ImportError as error:
         problem = f"{scheme}:// needs the package {package}, which is not installed"
         remedy = f"pip install 'hsadml-dist[{SCHEMES[scheme][1]}]'"
-        raise DataError(f"{redact_url(url)}: {problem}: {remedy}") from error
+        raise DataError(f"{display_address(url)}: {problem}: {remedy}") from error
 
 
 def _fetch_in_subprocess(url: str, folder: Path) -> None:
     root = str(Path(__file__).parents[2])
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-    command = [sys.executable, "-m", "hsadml_dist.data.remote", url, str(folder)]
-    done = subprocess.run(command, env=environ, stdout=subprocess.PIPE, text=True, check=False)
+    command = [sys.executable, "-P", "-m", "hsadml_dist.data.remote"]
+    request = json.dumps([url, str(folder)])
+    done = subprocess.run(command, env=environ, input=request, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode == UNREACHABLE:
         raise UnreachableError(done.stdout.strip())
     if done.returncode:
-        raise DataError(done.stdout.strip() or f"{redact_url(url)}: the index could not be fetched")
+        raise DataError(done.stdout.strip() or f"{display_address(url)}: the index could not be fetched")
 
 
 @contextlib.contextmanager
@@ -248,7 +274,7 @@ def _temporary_folder(parent: Path) -> Iterator[Path]:
 
 def _main() -> int:
     logging.basicConfig(format="hsadml: %(message)s")
-    url, folder = sys.argv[1:]
+    url, folder = json.load(sys.stdin)
     try:
         fetch_index(url, Path(folder))
     except DataError as error:

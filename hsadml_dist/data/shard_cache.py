@@ -22,12 +22,13 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from hsadml_dist.addresses import display_address, is_url
 from hsadml_dist.data.index import ShardFile
-from hsadml_dist.data.remote import checked_url, download, is_url, join_url, redact_url, user_cache_dir
+from hsadml_dist.data.remote import checked_url, download, join_url, user_cache_dir
 from hsadml_dist.errors import NO_SPACE_ERRNOS, ConfigError, DataError, Fault
 from hsadml_dist.process import setup_helper_process
 
@@ -53,11 +54,11 @@ class ShardCache:
         folder: Folder of the copies.
     """
 
-    source: str
+    source: str = field(repr=False)
     folder: Path
 
     def __str__(self) -> str:
-        return redact_url(self.source) if is_url(self.source) else self.source
+        return display_address(self.source)
 
     def open(self, file: ShardFile) -> int:
         """Return a descriptor of a shard's copy; make the copy first if there is none.
@@ -175,7 +176,7 @@ class ShardCache:
         try:
             if not is_url(self.source):
                 return _copy_file(Path(self.source) / file.name, new)
-            download(join_url(self.source, file.name), new)
+            download(join_url(self.source, file.name), new, limit=file.bytes)
             return _hash_of(new)
         except OSError as error:
             if error.errno in NO_SPACE_ERRNOS:

@@ -10,11 +10,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from hsadml_dist.addresses import display_address, is_url
 from hsadml_dist.config.deepspeed_options import build_deepspeed_options
 from hsadml_dist.config.recipe import Recipe
 from hsadml_dist.config.yaml_loader import COMMAND_LINE, LoadedRecipe, dump_recipe, load_recipe
 from hsadml_dist.data.index import ShardIndex, label_problem
-from hsadml_dist.data.remote import is_url, open_shard_index
+from hsadml_dist.data.remote import open_shard_index
 from hsadml_dist.data.shard_cache import stage_path_problem
 from hsadml_dist.distributed.topology import allowed_world_sizes
 from hsadml_dist.errors import ConfigError, DataError, Fault, RunError, UsageError, did_you_mean, os_error_reason
@@ -153,7 +154,7 @@ def _data_problems(recipe: Recipe, index: ShardIndex) -> Iterator[tuple[str, str
     for key, fold in (("data.fold", data.fold), ("data.val_fold", data.val_fold)):
         if fold is not None and fold not in index.fold_numbers:
             allowed = ", ".join(map(str, index.fold_numbers))
-            yield key, f"{fold} is not a fold of {data.shards}; its folds: {allowed}"
+            yield key, f"{fold} is not a fold of {display_address(data.shards)}; its folds: {allowed}"
     if data.stage is not None:
         yield "data.stage", stage_path_problem(data.stage)
     yield from model_problems(recipe.model.name, data.image_size)
@@ -192,7 +193,8 @@ def _identity_faults(loaded: LoadedRecipe, folder: RunFolder, index: ShardIndex)
     with contextlib.suppress(DataError):
         if open_shard_index(was, fresh=False).digest != index.digest:
             why = "its samples differ, and they are part of a run's identity"
-            yield _changed_setting(loaded, folder, "data.shards", was, wanted, why)
+            before_after = (display_address(location) for location in (was, wanted))
+            yield _changed_setting(loaded, folder, "data.shards", *before_after, why)
 
 
 def _changed_setting(loaded: LoadedRecipe, folder: RunFolder, key: str, was: Any, wanted: Any, why: str) -> Fault:

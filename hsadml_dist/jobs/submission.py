@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from hsadml_dist.data.remote import is_url
+from hsadml_dist.addresses import is_url
 from hsadml_dist.errors import ConfigError, Fault, UsageError
 from hsadml_dist.jobs.prepare import prepare_run, resolve_recipe, resolve_run_folder
 from hsadml_dist.slurm.by_submitit import submit_by_submitit

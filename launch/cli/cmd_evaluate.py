@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from hsadml_dist.addresses import display_address
 from hsadml_dist.atomic import write_text
 from hsadml_dist.config.yaml_loader import load_recipe
 from hsadml_dist.errors import DataError, UsageError
@@ -84,8 +85,8 @@ def load_or_evaluate(run: Path, name: str) -> EvaluatedRun:
         stored = load_stored_result(run)
         if stored is None or stored[0] != evaluated:
             raise DataError(
-                f"{run}: {recipe.data.shards} does not contain the samples that the run was trained on; "
-                "its evaluation would be on other data"
+                f"{run}: {display_address(recipe.data.shards)} does not contain the samples that the run was trained "
+                "on; its evaluation would be on other data"
             )
     result, predictions = stored
     folds = _fold_numbers(recipe.data.shards, result["data_digest"])

@@ -233,3 +233,14 @@ def test_printed_config_is_a_recipe_with_aligned_comments(recipe, tmp_path):
     assert next(line for line in lines if "shards" in line).endswith("# recipe.yaml:1")
     (tmp_path / "printed.yaml").write_text(text)
     assert load_recipe(tmp_path / "printed.yaml").recipe == loaded.recipe
+
+
+def test_key_of_an_address_is_stored_for_the_user_only_and_not_printed(recipe, tmp_path):
+    address = "https://me:pa ss-w0rd@host/a?key=t0ken"
+    loaded = load_recipe(recipe(GOOD), [f"data.shards={address}"])
+    dump_recipe(loaded.recipe, tmp_path / "config.yaml")
+    assert load_recipe(tmp_path / "config.yaml").recipe.data.shards == address
+    assert (tmp_path / "config.yaml").stat().st_mode & 0o077 == 0
+    text = print_config(loaded)
+    assert "w0rd" not in text and "t0ken" not in text
+    assert "shards: https://host/a" in text

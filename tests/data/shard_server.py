@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import threading
 from collections import defaultdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,8 +18,10 @@ class Server:
 
     Attributes:
         plans: The next responses by file name: ``cut`` (half of it, then the connection ends), ``wrong`` (one bit
-            flipped), ``stall`` (half of it, then nothing until :attr:`resumed` is set), a status, or ``ok``; after the
-            last one all is well.
+            flipped), ``stall`` (half of it, then nothing until :attr:`resumed` is set), ``endless`` (zeros until the
+            client leaves), ``bomb`` (64 MiB of zeros as a compressed transfer), a status, an address to redirect to, or
+            ``ok``; after the last one all is well.
+        sent: Bytes of zeros sent by ``endless``.
         requested: The requested names, in order.
         stalled: Set when a response stalls.
         resumed: Lets a stalled response end.
@@ -26,6 +30,7 @@ class Server:
     def __init__(self, folder: Path) -> None:
         self.folder, self.plans = folder, defaultdict(list)
         self.requested: list[str] = []
+        self.sent = 0
         self.stalled, self.resumed = threading.Event(), threading.Event()
         outer = self
 
@@ -59,6 +64,15 @@ class Server:
         self.requested.append(name)
         plan = self.plans[name].pop(0) if self.plans[name] else "ok"
         path = self.folder / name
+        if "://" in plan:
+            handler.send_response(302)
+            handler.send_header("Location", plan)
+            handler.send_header("Content-Length", "0")
+            handler.end_headers()
+            return
+        if plan in ("endless", "bomb"):
+            self._send_too_much(handler, plan)
+            return
         if plan.isdigit() or not path.is_file():
             handler.send_error(int(plan) if plan.isdigit() else 404)
             return
@@ -75,3 +89,20 @@ class Server:
             self.stalled.set()
             self.resumed.wait(60)
         handler.close_connection = half < len(content)
+
+    def _send_too_much(self, handler: BaseHTTPRequestHandler, plan: str) -> None:
+        handler.close_connection = True
+        handler.send_response(200)
+        if plan == "bomb":
+            content = gzip.compress(bytes(64 << 20))
+            handler.send_header("Content-Encoding", "gzip")
+            handler.send_header("Content-Length", str(len(content)))
+            handler.end_headers()
+            with contextlib.suppress(ConnectionError):
+                handler.wfile.write(content)
+            return
+        handler.end_headers()
+        with contextlib.suppress(ConnectionError):
+            while not self.resumed.is_set():
+                handler.wfile.write(bytes(1 << 16))
+                self.sent += 1 << 16
