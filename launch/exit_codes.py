@@ -10,7 +10,9 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from hsadml_dist.errors import NO_SPACE_ERRNOS, ExitCode, HsadmlError, os_error_reason
+from hsadml_dist.addresses import redact_addresses
+from hsadml_dist.errors import NO_SPACE_ERRNOS, ConfigError, ExitCode, HsadmlError, os_error_reason
+from hsadml_dist.printable import printable, printable_lines
 
 EXTRA_PACKAGES = {
     "train": (
@@ -44,7 +46,8 @@ def run_with_exit_code(work: Callable[[], int | None], name: str = "hsadml") -> 
         text, code = describe_error(fault)
         if text:
             # One write, because print makes two and a line of another rank could come between them.
-            sys.stderr.write((text if text.startswith("Traceback") else f"{name}: {text}") + "\n")
+            line = text if text.startswith("Traceback") else f"{name}: {text}"
+            sys.stderr.write(printable_lines(redact_addresses(line)) + "\n")
         return code
 
 
@@ -60,8 +63,10 @@ def hard_exit(code: int) -> None:
 def describe_error(fault: BaseException) -> tuple[str, int]:
     """Return the message for the user, a traceback for a defect, and the exit code."""
     match fault:
+        case ConfigError():
+            text, code = "\n".join(printable(fault) for fault in fault.faults), int(fault.exit_code)
         case HsadmlError():
-            text, code = str(fault), int(fault.exit_code)
+            text, code = printable(fault), int(fault.exit_code)
         case SystemExit(code=str() as message):
             text, code = message, int(ExitCode.USER_ERROR)
         case SystemExit(code=int() | None as number):

@@ -106,7 +106,7 @@ def run_ranks(
             ranks.kill()
     failure = first_failure(ranks.exits)
     for one in ([failure] if failure else []) + [one for one in ranks.exits if one.killed]:
-        print(f"hsadml: {one}", file=sys.stderr)
+        sys.stderr.write(f"hsadml: {one}\n")
     return exit_code(ranks.exits)
 
 

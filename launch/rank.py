@@ -12,6 +12,7 @@ from hsadml_dist.config.yaml_loader import load_recipe
 from hsadml_dist.errors import ExitCode, UsageError
 from hsadml_dist.launch.exit_codes import hard_exit, run_with_exit_code
 from hsadml_dist.preemption.signals import StopSignal
+from hsadml_dist.printable import escape_early_warnings
 from hsadml_dist.process import pause_gc, resume_gc
 from hsadml_dist.run.folder import RunFolder
 
@@ -26,6 +27,7 @@ def main(arguments: Sequence[str]) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID"))
     pause_gc()
+    escape_early_warnings()
     try:
         name = "hsadml" if rank is None else f"hsadml: rank {rank}"
         return run_with_exit_code(lambda: _train(arguments, stop_signal), name)

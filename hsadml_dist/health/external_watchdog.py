@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hsadml_dist.health.heartbeat import STAGES, RankPosition
+from hsadml_dist.printable import printable
 from hsadml_dist.process import STOP_SIGNALS, read_proc_stat, setup_helper_process
 from hsadml_dist.run.folder import AttemptFolder
 from hsadml_dist.run.history import EventLog
@@ -136,8 +137,9 @@ def _report_hang(rank: WatchedRank, state: mmap.mmap) -> None:
     stage, attempt = STAGES[stage_index], AttemptFolder(Path(rank.attempt))
     reason = f"rank {rank.rank} runs no Python code in stage {stage} of step {step}"
     with contextlib.suppress(OSError):
-        sys.stderr.write(f"hsadml: rank {rank.rank}: {hang_headline(step, stage, limit)}: {reason}; ")
-        sys.stderr.write(f"stacks in {attempt.log(rank.rank)}\n")
+        headline = hang_headline(step, stage, limit)
+        text = f"hsadml: rank {rank.rank}: {headline}: {reason}; stacks in {attempt.log(rank.rank)}"
+        sys.stderr.write(printable(text) + "\n")
         sys.stderr.flush()
     if rank.alone:
         detail = {"ranks": [rank.rank], "stage": stage, "seconds": limit, "told_by": rank.rank}

@@ -25,6 +25,7 @@ from hsadml_dist.health.heartbeat import (
     TrainingStage,
     read_peer_statuses,
 )
+from hsadml_dist.printable import printable
 from hsadml_dist.run.history import EventLog
 from hsadml_dist.run.rendezvous import RankContext
 
@@ -145,7 +146,8 @@ class Watchdog:
             self._record(position, spent, [peer.rank for peer in hanging], text)
 
     def _print(self, position: RankPosition, spent: float, text: str) -> None:
-        sys.stderr.write(f"hsadml: rank {self._rank}: {hang_headline(position.step, position.stage, spent)}: {text}\n")
+        headline = hang_headline(position.step, position.stage, spent)
+        sys.stderr.write(printable(f"hsadml: rank {self._rank}: {headline}: {text}") + "\n")
 
     def _record(self, position: RankPosition, spent: float, ranks: list[int], reason: str) -> None:
         events = EventLog(self._context.attempt, self._context.holder.job, self._context.holder.restart)

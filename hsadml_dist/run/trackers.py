@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from hsadml_dist.printable import PrintableFormatter
 from hsadml_dist.run.folder import AttemptFolder
 from hsadml_dist.run.history import EventLog, EventName, StopReason, stop_event_details
 from hsadml_dist.run.jsonl import JsonlWriter
@@ -198,14 +199,14 @@ def configure_rank_logging(attempt: AttemptFolder, rank: int) -> None:
     path = attempt.log(rank)
     path.parent.mkdir(exist_ok=True)
     handler = logging.StreamHandler(path.open("a", encoding="utf-8"))
-    handler.setFormatter(logging.Formatter(LOG_FORMAT))
+    handler.setFormatter(PrintableFormatter(LOG_FORMAT))
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(logging.INFO)
     if rank == 0:
         console = logging.StreamHandler()
         console.setLevel(logging.WARNING)
-        console.setFormatter(logging.Formatter("hsadml: %(message)s"))
+        console.setFormatter(PrintableFormatter("hsadml: %(message)s"))
         root.addHandler(console)
     faulthandler.enable(file=handler.stream)
 

@@ -11,6 +11,7 @@ from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
 
 from hsadml_dist.errors import UsageError, did_you_mean
 from hsadml_dist.launch.exit_codes import run_with_exit_code
+from hsadml_dist.printable import escape_early_warnings
 
 COMMANDS = (
     ("shards", "cmd_shards:app", "Convert images to shards for training; verify and list them."),
@@ -69,6 +70,7 @@ def build_app(command: str = "") -> App:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return the exit code. Errors are reported on stderr, defects with a traceback."""
     words = sys.argv[1:] if arguments is None else list(arguments)
+    escape_early_warnings()
     return run_with_exit_code(lambda: _run(words))
 
 

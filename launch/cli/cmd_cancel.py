@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shlex
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hsadml_dist.errors import ClusterError, ExitCode, UsageError
-from hsadml_dist.launch.cli.terminal import display_path
+from hsadml_dist.launch.cli.terminal import display_path, echo
 from hsadml_dist.run.folder import RunFolder, find_runs
 from hsadml_dist.run.run_state import read_run_state
 from hsadml_dist.slurm import client, job_queue
@@ -89,12 +88,12 @@ class JobCanceller:
             self._print_once(f"job {', '.join(left)} has not ended yet; hsadml status shows when it has")
         for run, jobs in zip(self._runs, self._job_ids(), strict=True):
             if not any(job in self._requested for job in jobs):
-                print(_describe_nothing_cancelled(run, bool(jobs)))
+                echo(_describe_nothing_cancelled(run, bool(jobs)))
 
     def _print_once(self, text: str) -> None:
         if text != self._printed:
             self._printed = text
-            print(text, flush=True)
+            echo(text)
 
     def _job_ids(self) -> list[list[str]]:
         """Return each run's jobs, newest first."""
@@ -118,11 +117,11 @@ class JobCanceller:
             client.cancel(job.job)
         except ClusterError as fault:
             self.refused.add(job.job)
-            print(f"hsadml: {display_path(run.path)}: job {job.job}: {fault}", file=sys.stderr)
+            echo(f"hsadml: {display_path(run.path)}: job {job.job}: {fault}", error=True)
         self._requested[job.job] = self._clock()
         if job.job not in self.refused:
             state = "pending" if job.is_pending else "running"
-            print(f"{display_path(run.path)}: cancelled job {job.job} ({state})", flush=True)
+            echo(f"{display_path(run.path)}: cancelled job {job.job} ({state})")
 
 
 def _describe_nothing_cancelled(run: RunFolder, had_jobs: bool) -> str:

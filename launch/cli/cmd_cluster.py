@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import subprocess
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from hsadml_dist.errors import ClusterError, ExitCode, UsageError
-from hsadml_dist.launch.cli.terminal import AsJson
+from hsadml_dist.launch.cli.terminal import AsJson, echo, echo_json
 from hsadml_dist.slurm.devcluster import cluster as devcluster
 
 app = App(name="cluster", help="Start and stop a private Slurm cluster on this machine, to try out jobs.")
@@ -41,7 +40,7 @@ def up(
             their exit code.
     """
     started = devcluster.up(folder, nodes=nodes, mode=mode, site=site)
-    print(f"cluster of {nodes} nodes is up: export SLURM_CONF={started.conf_file}")
+    echo(f"cluster of {nodes} nodes is up: export SLURM_CONF={started.conf_file}")
 
 
 @app.command
@@ -54,9 +53,9 @@ def down(folder: Path, /) -> None:
     try:
         devcluster.load(folder).down()
     except ClusterError:
-        print(f"no cluster is running in {folder}")
+        echo(f"no cluster is running in {folder}")
         return
-    print(f"cluster is down: {folder}")
+    echo(f"cluster is down: {folder}")
 
 
 @app.command
@@ -69,10 +68,10 @@ def status(folder: Path, /, *, as_json: AsJson = False) -> int:
     """
     found = devcluster.load(folder).status()
     if as_json:
-        print(json.dumps({**dataclasses.asdict(found), "ready": found.ready}))
+        echo_json({**dataclasses.asdict(found), "ready": found.ready})
     else:
         for name, alive in found.daemons.items():
-            print(f"{name:12} {'runs' if alive else 'stopped':8} {found.nodes.get(name, '')}".rstrip())
+            echo(f"{name:12} {'runs' if alive else 'stopped':8} {found.nodes.get(name, '')}".rstrip())
     return ExitCode.SUCCESS if found.ready else ExitCode.USER_ERROR
 
 

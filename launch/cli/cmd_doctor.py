@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-import sys
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,9 +14,10 @@ from pathlib import Path
 
 from hsadml_dist.errors import ExitCode, UsageError
 from hsadml_dist.jobs.prepare import RUNS
-from hsadml_dist.launch.cli.terminal import AsJson, terminal_width
+from hsadml_dist.launch.cli.terminal import AsJson, echo, echo_coloured, echo_json, terminal_width
 from hsadml_dist.launch.doctor import CheckResult, CheckStatus
 from hsadml_dist.launch.doctor.host_checks import check_this_machine
+from hsadml_dist.printable import printable
 from hsadml_dist.slurm import client
 from hsadml_dist.slurm.profiles import Profile, load_profile
 
@@ -69,11 +69,11 @@ def doctor(
     if nodes is not None:
         results += _check_nodes(run, nodes, tasks_per_node, options, timeout)
     if as_json:
-        print(json.dumps([dataclasses.asdict(one) for one in results], indent=2))
+        echo_json([dataclasses.asdict(one) for one in results], indent=2)
     else:
         width = terminal_width()
         colour = width is not None and "NO_COLOR" not in os.environ
-        print(format_results(results, width or PIPED_WIDTH, colour=colour))
+        echo_coloured(format_results(results, width or PIPED_WIDTH, colour=colour))
     return ExitCode.USER_ERROR if any(one.verdict is CheckStatus.FAIL for one in results) else ExitCode.SUCCESS
 
 
@@ -92,7 +92,7 @@ def _check_nodes(run: Path, nodes: int, tasks_per_node: int, options: Profile, t
     with temporary_folder(existing_parent(run)) as folder:
         max_seconds = None if partition is None else partition.max_seconds
         request = probe_request(folder, options, nodes=nodes, tasks_per_node=tasks_per_node, max_seconds=max_seconds)
-        reports, last_line = run_probe_job(request, timeout, partial(print, file=sys.stderr, flush=True))
+        reports, last_line = run_probe_job(request, timeout, partial(echo, error=True))
     yield from check_reports(reports, nodes * tasks_per_node, last_line, workers)
 
 
@@ -126,9 +126,13 @@ def _format_result(result: CheckResult, name_width: int, width: int, colour: boo
         mark = f"\033[{COLOURS[result.verdict]}m{mark}\033[0m"
     margin = 2 + MARK_WIDTH + 2 + name_width + 2
     text_width = max(width - margin, 24)
-    first, *rest = textwrap.wrap(result.found, text_width, break_on_hyphens=False) or [""]
-    yield f"  {mark}  {result.name:<{name_width}}  {first}".rstrip()
+    first, *rest = _wrap(result.found, text_width) or [""]
+    yield f"  {mark}  {printable(result.name):<{name_width}}  {first}".rstrip()
     for line in rest:
         yield " " * margin + line
-    for place, line in enumerate(textwrap.wrap(result.todo, text_width - 3, break_on_hyphens=False)):
+    for place, line in enumerate(_wrap(result.todo, text_width - 3)):
         yield " " * margin + ("-> " if place == 0 else "   ") + line
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    return textwrap.wrap(printable(re.sub(r"\s", " ", text)), width, break_on_hyphens=False)

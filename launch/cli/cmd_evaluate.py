@@ -15,7 +15,7 @@ from hsadml_dist.atomic import write_text
 from hsadml_dist.config.yaml_loader import load_recipe
 from hsadml_dist.errors import DataError, UsageError
 from hsadml_dist.jobs.prepare import require_run_folder
-from hsadml_dist.launch.cli.terminal import AsJson
+from hsadml_dist.launch.cli.terminal import AsJson, echo, echo_json
 from hsadml_dist.run.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -62,9 +62,9 @@ def evaluate(
     for run in folders:
         results.append(evaluate_and_report(run, shards, fold))
         if not as_json:
-            print(format_result(run, results[-1]))
+            echo(*format_result(run, results[-1]))
     if as_json:
-        print(json.dumps(results[0] if len(results) == 1 else results, indent=2))
+        echo_json(results[0] if len(results) == 1 else results, indent=2)
     return None
 
 
@@ -131,8 +131,8 @@ def write_comparison(runs: Sequence[EvaluatedRun], resamples: int, folder: Path)
     return combined.to_dict()
 
 
-def format_comparison(combined: Mapping[str, Any], folder: Path) -> str:
-    """Return a comparison as a short table, with the first sentences of its page and the path of the page."""
+def format_comparison(combined: Mapping[str, Any], folder: Path) -> list[str]:
+    """Return a comparison as lines: a short table, the first sentences of its page, and the path of the page."""
     from hsadml_dist.report.comparison_facts import headline, loss_title, remarks, shards_title
 
     lines = [f"{'split by':<20}{'loss':<12}{'nearest neighbour':<28}{'raw pixels':>10}{'folds':>8}{'patients':>10}"]
@@ -147,10 +147,10 @@ def format_comparison(combined: Mapping[str, Any], folder: Path) -> str:
         )
     lines += [sentence.replace("\N{NO-BREAK SPACE}", " ") for sentence in headline(combined)]
     lines += [f"  note: {remark}" for remark in remarks(combined)]
-    return "\n".join([*lines, f"report: {folder / 'combined.html'}"])
+    return [*lines, f"report: {folder / 'combined.html'}"]
 
 
-def format_result(run: Path, result: Mapping[str, Any]) -> str:
+def format_result(run: Path, result: Mapping[str, Any]) -> list[str]:
     """Return a result as a few lines."""
     from hsadml_dist.report.formatting import classes_are_patients, unit_title
 
@@ -170,7 +170,7 @@ def format_result(run: Path, result: Mapping[str, Any]) -> str:
         f"  brackets: {intervals['level']:.0%} intervals, resampled by {unit_title(intervals['interval_unit'])}"
     )
     report = RunFolder(run).report
-    return "\n".join([*lines, f"  report: {report}"] if report.exists() else lines)
+    return [*lines, f"  report: {report}"] if report.exists() else lines
 
 
 def _compare(runs: Sequence[Path], folder: Path, as_json: bool) -> None:
@@ -188,11 +188,14 @@ def _compare(runs: Sequence[Path], folder: Path, as_json: bool) -> None:
     for run, name in zip(folders, short_names(folders), strict=True):
         evaluated.append(load_or_evaluate(run, name))
         if not as_json:
-            print(_format_progress(name, evaluated[-1].result), flush=True)
+            echo(_format_progress(name, evaluated[-1].result))
     # The largest number of resamples that a recipe asks for.
     resamples = max(load_recipe(RunFolder(run).config).recipe.evaluation.resamples for run in folders)
     combined = write_comparison(evaluated, resamples, folder)
-    print(json.dumps(combined, indent=2) if as_json else format_comparison(combined, folder))
+    if as_json:
+        echo_json(combined, indent=2)
+    else:
+        echo(*format_comparison(combined, folder))
 
 
 def _format_progress(name: str, result: Mapping[str, Any]) -> str:

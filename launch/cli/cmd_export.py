@@ -9,7 +9,7 @@ from cyclopts import App, Parameter
 
 from hsadml_dist.errors import DataError, UsageError
 from hsadml_dist.jobs.prepare import require_run_folder
-from hsadml_dist.launch.cli.terminal import progress
+from hsadml_dist.launch.cli.terminal import echo, progress
 
 Format = Literal["torch", "onnx"]
 SUFFIXES: dict[Format, str] = {"torch": ".pt2", "onnx": ".onnx"}
@@ -57,7 +57,7 @@ def embed(run: Path, /, *, out: Path, fold: int | None = None, shards: str | Non
     if index.digest != inference.trained_on:
         origin = "from other shards than the run was trained on"
     step = inference.weights.checkpoint.step
-    print(f"{out}: {len(table)} embeddings of dimension {table.emb_ND.shape[1]}, {origin}; weights of step {step}")
+    echo(f"{out}: {len(table)} embeddings of dimension {table.emb_ND.shape[1]}, {origin}; weights of step {step}")
 
 
 @export_app.default
@@ -86,11 +86,11 @@ def export(
     check_export_packages(chosen)
     inference = open_inference(folder)
     done = export_run(inference, path, chosen, shards)
-    print(
+    echo(
         f"{path}: weights of step {inference.weights.checkpoint.step}; largest difference from the original "
         f"{done.difference:.1e} on {done.random_images} random images and {done.real_slices} slices"
     )
-    print(f"{sidecar(path)}: description of inputs and outputs")
+    echo(f"{sidecar(path)}: description of inputs and outputs")
 
 
 def _target(run: Path, out: Path | None, chosen: Format | None) -> tuple[Format, Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import json
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,7 +14,8 @@ from cyclopts import App, Parameter
 
 from hsadml_dist.errors import UsageError
 from hsadml_dist.launch.cli.cmd_status import query_queue_for
-from hsadml_dist.launch.cli.terminal import AsJson, align_columns
+from hsadml_dist.launch.cli.terminal import AsJson, align_columns, echo, echo_json
+from hsadml_dist.printable import printable, printable_lines
 from hsadml_dist.run.folder import AttemptFolder, RunFolder, find_runs
 from hsadml_dist.run.history import merged_events, merged_metrics
 from hsadml_dist.slurm.job_queue import QueueSnapshot
@@ -81,9 +81,9 @@ def metrics(run: Path, /, *, events: bool = False, as_json: AsJson = False) -> N
     folder = _single_run(run).path
     rows = merged_events(folder) if events else merged_metrics(folder)
     if as_json:
-        print(json.dumps(rows, indent=1))
+        echo_json(rows, indent=1)
     else:
-        print("\n".join(format_table(rows, EVENT_COLUMNS if events else STEP_COLUMNS)))
+        echo(*format_table(rows, EVENT_COLUMNS if events else STEP_COLUMNS))
 
 
 @checkpoint_app.command
@@ -97,7 +97,7 @@ def digest(run: Path, /, *, step: int | None = None) -> None:
     folder = _single_run(run).path
     from hsadml_dist.checkpoint.digest import run_digest
 
-    print(run_digest(folder, step))
+    echo(run_digest(folder, step))
 
 
 def format_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> list[str]:
@@ -114,10 +114,11 @@ def find_outputs(folder: RunFolder) -> list[Path]:
 
 
 class LogPrinter:
-    """Writes files to stdout unchanged, and titles on lines of their own."""
+    """Writes files to stdout, on a terminal with control characters escaped, and titles on lines of their own."""
 
     def __init__(self) -> None:
         self._out = sys.stdout.buffer
+        self._is_terminal = sys.stdout.isatty()
         self._at_line_start = True
 
     def print_from(self, path: Path, start: int) -> int:
@@ -125,7 +126,7 @@ class LogPrinter:
         with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
             file.seek(start)
             while chunk := file.read(CHUNK_BYTES):
-                self._out.write(chunk)
+                self._out.write(self._shown(chunk))
                 self._at_line_start = chunk.endswith(b"\n")
                 start += len(chunk)
         self._out.flush()
@@ -133,9 +134,16 @@ class LogPrinter:
 
     def print_title(self, text: str) -> None:
         """Print a title."""
-        self._out.write(("" if self._at_line_start else "\n").encode() + f"-- {text} --\n".encode())
+        start = "" if self._at_line_start else "\n"
+        self._out.write(f"{start}-- {printable(text)} --\n".encode())
         self._out.flush()
         self._at_line_start = True
+
+    def _shown(self, chunk: bytes) -> bytes:
+        if not self._is_terminal:
+            return chunk
+        # A character that a chunk cuts in two is shown as escapes too.
+        return printable_lines(chunk.decode("utf-8", "backslashreplace")).encode()
 
 
 class LogFollower:
@@ -215,7 +223,7 @@ def _print_once(folder: RunFolder, rank: int, number: int | None, output: bool) 
         raise UsageError(f"--rank {rank}: {_describe_ranks(attempt)}")
     if LogPrinter().print_from(path, 0) == 0:
         hint = "; --output prints the output of the job" if find_outputs(folder) else ""
-        print(f"hsadml: the log of rank {rank}, attempt {attempt.number}, is empty{hint}", file=sys.stderr)
+        echo(f"hsadml: the log of rank {rank}, attempt {attempt.number}, is empty{hint}", error=True)
 
 
 def _describe_ranks(attempt: AttemptFolder) -> str:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
-import sys
 import textwrap
 from collections.abc import Sequence
 
 from hsadml_dist.errors import ConfigError, Fault, UsageError
-from hsadml_dist.launch.cli.terminal import AsJson, align_columns, terminal_width
+from hsadml_dist.launch.cli.terminal import AsJson, align_columns, echo, echo_json, terminal_width
 from hsadml_dist.models.registry import (
     BACKBONE_FACTS,
     REFERENCE_SIZE,
@@ -80,20 +78,23 @@ def models(
             raise UsageError(f"{option} {value}: at least 1")
     if name is not None:
         row = _single_row(name, image_size, ranks)
-        print(json.dumps(row.as_json() | {"batch": batch}) if as_json else "\n".join(_describe(row, batch)))
+        if as_json:
+            echo_json(row.as_json() | {"batch": batch})
+        else:
+            echo(*_describe(row, batch))
         return
     rows = [_row(known, facts, image_size, ranks) for known, facts in BACKBONE_FACTS.items()]
     if as_json:
-        print(json.dumps([row.as_json() for row in rows]))
+        echo_json([row.as_json() for row in rows])
         return
     width = terminal_width() or PIPED_WIDTH
-    print("\n".join(_table(rows, width)))
+    echo(*_table(rows, width))
     legend = (
         f"ddp, zero-1 to zero-3: GiB on each of {ranks} ranks for weights, gradients and AdamW's moments in fp32, "
         f"without the buffers of the libraries. image: further MiB per image of {image_size} x {image_size} pixels and "
         f"forward pass: {_activations_source(image_size)}. Any model of the timm library: model.name={TIMM_PREFIX}NAME."
     )
-    print("\n" + textwrap.fill(legend, width), file=sys.stderr)
+    echo("", *textwrap.wrap(legend, width), error=True)
 
 
 def _row(name: str, facts: BackboneFacts, image_size: int, ranks: int) -> BackboneRow:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 
 from hsadml_dist.atomic import write_text
+from hsadml_dist.csv_text import csv_text
 from hsadml_dist.errors import DataError, ExitCode, UsageError
 from hsadml_dist.jobs.prepare import require_run_folder
-from hsadml_dist.launch.cli.terminal import AsJson, progress
+from hsadml_dist.launch.cli.terminal import AsJson, echo, echo_json, progress
+from hsadml_dist.printable import printable
 
 if TYPE_CHECKING:
     from hsadml_dist.evaluation.model_loading import Inference
@@ -101,10 +99,13 @@ def predict(
     for row in predict_files(inference, gallery, inputs.files):
         rows.append(row)
         if csv_file is None and not as_json:
-            print(format_row(row))
+            echo(*format_row(row))
     if csv_file is not None:
         _write_csv(csv_file, rows)
-    print(json.dumps(as_dict(run, gallery, rows), indent=2) if as_json else _summarize(rows, csv_file))
+    if as_json:
+        echo_json(as_dict(run, gallery, rows), indent=2)
+    else:
+        echo(_summarize(rows, csv_file))
     return ExitCode.USER_ERROR if any(row.error for row in rows) else ExitCode.SUCCESS
 
 
@@ -118,7 +119,7 @@ def predict_files(inference: Inference, gallery: Gallery, files: Sequence[Path])
         rows: list[PredictionRow] = []
         images: dict[int, InputImage] = {}
         for place, path in enumerate(files[start : start + batch]):
-            rows.append(PredictionRow(path=printable(path)))
+            rows.append(PredictionRow(path=path_text(path)))
             try:
                 images[place] = read_input_image(path, gallery.size)
             except DataError as error:
@@ -131,18 +132,14 @@ def predict_files(inference: Inference, gallery: Gallery, files: Sequence[Path])
 
 def as_csv(rows: Sequence[PredictionRow]) -> str:
     """Return the rows as CSV with the header :data:`COLUMNS`."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(map(_cells, rows))
-    return text.getvalue()
+    return csv_text(COLUMNS, map(_cells, rows))
 
 
 def as_dict(run: Path, gallery: Gallery, rows: Sequence[PredictionRow]) -> dict[str, Any]:
     """Return what ``--json`` prints."""
     table = gallery.table
     return {
-        "run": printable(run),
+        "run": path_text(run),
         "checkpoint": table.checkpoint,
         "data_digest": table.data_digest,
         "note": RESEARCH_ONLY,
@@ -151,7 +148,7 @@ def as_dict(run: Path, gallery: Gallery, rows: Sequence[PredictionRow]) -> dict[
     }
 
 
-def printable(path: Path) -> str:
+def path_text(path: Path) -> str:
     """Return a path as UTF-8 text; bytes that are not UTF-8 are escaped."""
     return str(path).encode("utf-8", "backslashreplace").decode()
 
@@ -181,21 +178,20 @@ def _row_as_dict(row: PredictionRow, classes: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _row_formatter(files: Sequence[Path], classes: Sequence[str]) -> Callable[[PredictionRow], str]:
-    """Return a function that formats a row with columns as wide as their widest cell."""
+def _row_formatter(files: Sequence[Path], classes: Sequence[str]) -> Callable[[PredictionRow], list[str]]:
+    """Return a function that formats a row as lines with columns as wide as their widest cell."""
     path_width = max(len(printable(path)) for path in files)
-    class_width = max(map(len, classes))
+    class_width = max(len(printable(name)) for name in classes)
 
-    def format_row(row: PredictionRow) -> str:
-        found = row.prediction
+    def format_row(row: PredictionRow) -> list[str]:
+        found, path = row.prediction, f"{printable(row.path):<{path_width}}"
         if found is None:
-            return f"{row.path:<{path_width}}  not classified: {row.error}"
+            return [f"{path}  not classified: {row.error}"]
         nearest = "  ".join(
-            f"{one.class_name:<{class_width}} {one.cosine:6.3f} {one.key[:8]}" for one in found.neighbours
+            f"{printable(one.class_name):<{class_width}} {one.cosine:6.3f} {one.key[:8]}" for one in found.neighbours
         )
-        predicted = f"{found.class_name:<{class_width}} {found.probability:7.1%}"
-        text = f"{row.path:<{path_width}}  {predicted}  nearest: {nearest}"
-        return "\n".join([text, *(f"    warning: {warning}" for warning in row.warnings)])
+        predicted = f"{printable(found.class_name):<{class_width}} {found.probability:7.1%}"
+        return [f"{path}  {predicted}  nearest: {nearest}", *(f"    warning: {warning}" for warning in row.warnings)]
 
     return format_row
 
@@ -221,10 +217,10 @@ def _write_csv(path: Path, rows: Sequence[PredictionRow]) -> None:
 
 def _log_skipped(files: Sequence[Path]) -> None:
     if files:
-        names = ", ".join(printable(path) for path in files[:MAX_NAMED_FILES])
+        names = ", ".join(path_text(path) for path in files[:MAX_NAMED_FILES])
         more = ", ..." if len(files) > MAX_NAMED_FILES else ""
         _log(f"skipped, not images by their names: {_count_files(len(files))} ({names}{more})")
 
 
 def _log(text: str) -> None:
-    print(text, file=sys.stderr)
+    echo(text, error=True)

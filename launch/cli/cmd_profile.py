@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 from cyclopts import App
 
 from hsadml_dist.errors import ConfigError, ExitCode
-from hsadml_dist.launch.cli.terminal import AsJson, terminal_width
+from hsadml_dist.launch.cli.terminal import AsJson, echo, echo_file, echo_json, terminal_width
 from hsadml_dist.slurm.profile_init import ProfileDraft, draft_profile
 from hsadml_dist.slurm.profiles import (
     PROFILE_NAME,
@@ -46,7 +44,10 @@ def init(
     name = name or (cluster if PROFILE_NAME.match(cluster) else "cluster")
     draft = draft_profile(survey, partition)
     path = write_profile(name, draft.text(), force)
-    print(json.dumps(_as_json(name, path, draft)) if as_json else _format_draft(name, path, draft))
+    if as_json:
+        echo_json(_as_json(name, path, draft))
+    else:
+        echo(*_format_draft(name, path, draft))
 
 
 @app.command(name="list")
@@ -58,13 +59,13 @@ def list_(*, as_json: AsJson = False) -> None:
     """
     rows = [_row(name, path) for name, path in known_profiles().items()]
     if as_json:
-        print(json.dumps(rows))
+        echo_json(rows)
         return
     width = max(len(row["name"]) for row in rows)
     for row in rows:
         owner = "shipped" if row["shipped"] else "yours"
-        print(f"{row['name']:<{width}}  {owner:<7}  {row['problem'] or row['about']}")
-    print(f"\nyour profiles are in {profile_folder()}", file=sys.stderr)
+        echo(f"{row['name']:<{width}}  {owner:<7}  {row['problem'] or row['about']}")
+    echo("", f"your profiles are in {profile_folder()}", error=True)
 
 
 @app.command
@@ -75,7 +76,7 @@ def show(name: str, /) -> int:
         name: Name of the profile, or path of a file.
     """
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        print(find_profile(name).read_text(encoding="utf-8"), end="", flush=True)
+        echo_file(find_profile(name).read_text(encoding="utf-8"))
     load_profile(name)
     return ExitCode.SUCCESS
 
@@ -90,7 +91,7 @@ def copy(name: str, to: str, /, *, force: bool = False) -> None:
         force: Replace an existing profile.
     """
     load_profile(name)
-    print(f"wrote {write_profile(to, find_profile(name).read_text(encoding='utf-8'), force)}")
+    echo(f"wrote {write_profile(to, find_profile(name).read_text(encoding='utf-8'), force)}")
 
 
 def _row(name: str, path: Path) -> dict[str, Any]:
@@ -113,29 +114,32 @@ def _as_json(name: str, path: Path, draft: ProfileDraft) -> dict[str, object]:
     return {"name": name, "path": str(path), "chosen": chosen, "unknown": unknown}
 
 
-def _format_draft(name: str, path: Path, draft: ProfileDraft) -> str:
+def _format_draft(name: str, path: Path, draft: ProfileDraft) -> list[str]:
     keys = [choice.key for choice in draft.chosen] + [key for key, _ in draft.unknown]
     width = max(map(len, keys))
     values = {choice.key: _format_value(choice.value) for choice in draft.chosen}
     column = max(map(len, values.values()))
     lines = [f"wrote {path}", "", "chosen:"]
-    lines += [_wrap_line(f"  {c.key:<{width}}  {values[c.key]:<{column}}  ", c.reason) for c in draft.chosen]
-    lines += ["", "to find out:", *(_wrap_line(f"  {key:<{width}}  ", text) for key, text in draft.unknown)]
+    for choice in draft.chosen:
+        lines += _wrap_line(f"  {choice.key:<{width}}  {values[choice.key]:<{column}}  ", choice.reason)
+    lines += ["", "to find out:"]
+    for key, text in draft.unknown:
+        lines += _wrap_line(f"  {key:<{width}}  ", text)
     gpus = next((choice.value.rpartition(":")[2] for choice in draft.chosen if choice.key == "gres"), "M")
     use = f"hsadml submit RECIPE --nodes N --tasks-per-node {gpus} --profile {name}"
-    return "\n".join([*lines, "", f"check it, then: {use}"])
+    return [*lines, "", f"check it, then: {use}"]
 
 
 def _format_value(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _wrap_line(head: str, text: str) -> str:
-    """Return a line; on a terminal the text is wrapped with a hanging indent."""
+def _wrap_line(head: str, text: str) -> list[str]:
+    """Return one line; on a terminal the text is wrapped with a hanging indent."""
     width = terminal_width()
     if width is None:
-        return head + text
-    return textwrap.fill(
+        return [head + text]
+    return textwrap.wrap(
         text,
         max(width, len(head) + 20),
         initial_indent=head,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 
 from hsadml_dist.errors import ExitCode, UsageError
-from hsadml_dist.launch.cli.terminal import AsJson, progress
+from hsadml_dist.launch.cli.terminal import AsJson, echo, echo_json, progress
+from hsadml_dist.printable import printable
 
 if TYPE_CHECKING:
     from hsadml_dist.shards.build import BuildReport
@@ -97,7 +97,7 @@ def build(
     with progress("slices") as show:
         report = builder.build_shards(images_source, out, options, load_or_create_key(path), count, show)
     if new_key:
-        print(f"made a new id key: {path} (keep it: only this key links pseudonyms to patients)")
+        echo(f"made a new id key: {path} (keep it: only this key links pseudonyms to patients)")
     _print_report(report, out, time.monotonic() - start)
 
 
@@ -113,11 +113,11 @@ def verify(folder: Annotated[Path, Parameter(name="DIR")], /) -> None:
     with progress("shards") as show:
         faults = verify_shards(folder, show)
     for fault in faults:
-        print(fault)
+        echo(str(fault))
     if faults:
-        print(f"{folder}: {len(faults)} fault{'s' * (len(faults) > 1)}")
+        echo(f"{folder}: {len(faults)} fault{'s' * (len(faults) > 1)}")
         raise SystemExit(int(ExitCode.USER_ERROR))
-    print(f"{folder}: all bytes are as written")
+    echo(f"{folder}: all bytes are as written")
 
 
 @app.command
@@ -134,12 +134,12 @@ def info(folder: Annotated[Path, Parameter(name="DIR")], /, *, as_json: AsJson =
 
     summary, baseline = summarise(load_index(folder)), load_raw_pixel_knn(folder)
     if as_json:
-        print(json.dumps({**asdict(summary), RAW_PIXEL_KNN_KEY: baseline}, indent=2))
+        echo_json({**asdict(summary), RAW_PIXEL_KNN_KEY: baseline}, indent=2)
     else:
         _show_tables(summary)
         for remark in remarks(summary):
-            print(f"note: {remark}")
-        print(_format_baseline(baseline["accuracy"]))
+            echo(f"note: {remark}")
+        echo(_format_baseline(baseline["accuracy"]))
 
 
 def pairs(items: Sequence[str], setting: str) -> dict[str, str]:
@@ -165,18 +165,18 @@ def _print_report(report: BuildReport, out: Path, seconds: float) -> None:
 
     index = report.index
     written = len(index) - report.reused
-    print(f"{out}: {len(index)} slices in {len(index.shards)} shards, digest {index.digest[:16]}")
-    print(f"{written} slices written in {seconds:.1f} s ({written / max(seconds, 1e-9):.0f} per second)")
+    echo(f"{out}: {len(index)} slices in {len(index.shards)} shards, digest {index.digest[:16]}")
+    echo(f"{written} slices written in {seconds:.1f} s ({written / max(seconds, 1e-9):.0f} per second)")
     if report.reused:
-        print(f"{report.reused} slices reused from an interrupted build")
+        echo(f"{report.reused} slices reused from an interrupted build")
     for skip in index.skipped[:MAX_PRINTED]:
-        print(f"skipped: {skip.where}: {skip.reason}")
+        echo(f"skipped: {skip.where}: {skip.reason}")
     for places in report.mixed_class_patients[:MAX_PRINTED]:
-        print(f"one patient in two classes: {places}")
+        echo(f"one patient in two classes: {places}")
     for remark in remarks(summarise(index)):
-        print(f"note: {remark}")
-    print(_format_baseline(report.leakage.accuracy))
-    print(f"dataset card: {out / 'card.html'}")
+        echo(f"note: {remark}")
+    echo(_format_baseline(report.leakage.accuracy))
+    echo(f"dataset card: {out / 'card.html'}")
 
 
 def _format_baseline(accuracy: Mapping[str, float]) -> str:
@@ -187,19 +187,23 @@ def _format_baseline(accuracy: Mapping[str, float]) -> str:
 def _show_tables(summary: DatasetSummary) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console()
     for title, groups in (("class", summary.classes), ("fold", summary.folds)):
         names = list(summary.classes) if title == "fold" else []
-        table = Table(title, "slices", "patients", "exams", *names)
+        # As texts, because in a string rich reads what is in brackets as a style.
+        table = Table(title, "slices", "patients", "exams")
+        for name in names:
+            table.add_column(Text(printable(name)))
         for name, count in [*groups.items(), ("all", summary.total)]:
-            table.add_row(str(name), *_cells(count, names))
+            table.add_row(Text(printable(name)), *_cells(count, names))
         console.print(table)
-    console.print(
+    about = (
         f"split by {summary.unit}; {summary.size} x {summary.size} pixels; {summary.shards} shards, "
-        f"{summary.megabytes:.1f} MB; digest {summary.digest[:16]}",
-        highlight=False,
+        f"{summary.megabytes:.1f} MB; digest {summary.digest[:16]}"
     )
+    console.print(Text(printable(about)))
 
 
 def _cells(count: GroupCount, names: Sequence[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import textwrap
@@ -14,7 +13,8 @@ from datetime import datetime
 from pathlib import Path
 
 from hsadml_dist.errors import ExitCode, UsageError
-from hsadml_dist.launch.cli.terminal import AsJson, align_columns, display_path, terminal_width
+from hsadml_dist.launch.cli.terminal import AsJson, align_columns, display_path, echo, echo_json, terminal_width
+from hsadml_dist.printable import printable
 from hsadml_dist.run.folder import RunFolder, discover_runs, find_runs
 from hsadml_dist.run.run_state import format_age
 from hsadml_dist.slurm.job_queue import QueueSnapshot, query_queue
@@ -46,11 +46,11 @@ def status(*runs: Path, fresh: bool = False, as_json: AsJson = False) -> None:
     now = time.time()
     rows = read_status(folders, queue, now)
     if as_json:
-        print(json.dumps([row.as_json(now) for row in rows], indent=1))
+        echo_json([row.as_json(now) for row in rows], indent=1)
     else:
-        print("\n".join(format_rows(rows, now, terminal_width())) if rows else f"no runs under {RUNS}/")
+        echo(*format_rows(rows, now, terminal_width()) if rows else [f"no runs under {RUNS}/"])
     for line in queue_remarks(queue, now):
-        print(f"hsadml: {line}", file=sys.stderr)
+        echo(f"hsadml: {line}", error=True)
 
 
 def watch(*runs: Path) -> int:
@@ -211,7 +211,7 @@ def _draw_in_place(snapshots: Iterator[Snapshot]) -> Sequence[StatusRow]:
         for snapshot in snapshots:
             rows, problems = snapshot.rows, snapshot.problems
             lines = fit_rows(rows, snapshot.now, console.width, console.height - 2 - len(problems))
-            live.update(Text("\n".join([*lines, *problems])), refresh=True)
+            live.update(Text("\n".join(map(printable, [*lines, *problems]))), refresh=True)
     return rows
 
 
@@ -221,7 +221,7 @@ def _print_changes(snapshots: Iterator[Snapshot]) -> Sequence[StatusRow]:
     for snapshot in snapshots:
         rows = snapshot.rows
         for line in changes.lines(snapshot):
-            print(line, flush=True)
+            echo(line)
     return rows
 
 

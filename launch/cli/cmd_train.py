@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +12,7 @@ from hsadml_dist.config.yaml_loader import print_config as format_config
 from hsadml_dist.errors import ExitCode, UsageError
 from hsadml_dist.jobs.prepare import find_recipe, prepare_run, resolve_recipe, shipped_recipes
 from hsadml_dist.jobs.submission import JobOptions
+from hsadml_dist.launch.cli.terminal import echo, echo_file
 from hsadml_dist.launch.local import run_ranks
 from hsadml_dist.preemption.signals import STOP_AFTER
 from hsadml_dist.run.folder import RunFolder
@@ -47,17 +47,17 @@ def train(
     if nproc < 1:
         raise UsageError(f"--nproc {nproc}: at least 1")
     if print_config:
-        print(format_config(resolve_recipe(recipe, overrides, smoke, nproc)), end="")
+        echo_file(format_config(resolve_recipe(recipe, overrides, smoke, nproc)))
         return ExitCode.SUCCESS
     folder = prepare_run(recipe, overrides, run, smoke, nproc)
-    print(f"run folder: {folder}", flush=True)
+    echo(f"run folder: {folder}")
     if smoke:
         return smoke_test(folder, nproc)
     code = run_ranks(folder, nproc)
     if code == ExitCode.SUCCESS and RunFolder(folder).report.exists():
-        print(f"report: {RunFolder(folder).report}")
+        echo(f"report: {RunFolder(folder).report}")
     if code == ExitCode.STOPPED:
-        print("stopped; repeat the command to resume")
+        echo("stopped; repeat the command to resume")
     return code
 
 
@@ -115,13 +115,13 @@ def submit(
         options=options or JobOptions(),
     )
     if dry_run:
-        print(render(plan_job(submission)), end="")
+        echo_file(render(plan_job(submission)))
     elif test_only:
-        print(check_request(plan_job(submission)))
+        echo(*check_request(plan_job(submission)).split("\n"))
     else:
         job = submit_training(submission)
-        print(f"run folder: {plan_job(submission).run_dir}", file=sys.stderr)
-        print(job)
+        echo(f"run folder: {plan_job(submission).run_dir}", error=True)
+        echo(job)
     return ExitCode.SUCCESS
 
 
@@ -130,7 +130,7 @@ def list_recipes() -> None:
     """List the shipped recipes, each with its first line."""
     for name, path in shipped_recipes().items():
         first = path.read_text(encoding="utf-8").partition("\n")[0]
-        print(f"{name:<12} {first.removeprefix('#').strip()}")
+        echo(f"{name:<12} {first.removeprefix('#').strip()}")
 
 
 @recipes_app.command(name="show")
@@ -140,7 +140,7 @@ def show_recipe(name: str, /) -> None:
     Args:
         name: The recipe.
     """
-    print(find_recipe(name).read_text(encoding="utf-8"), end="")
+    echo_file(find_recipe(name).read_text(encoding="utf-8"))
 
 
 @recipes_app.command(name="copy")
@@ -160,16 +160,16 @@ def copy_recipe(name: str, /, *, to: Path | None = None) -> None:
         raise UsageError(f"--to {target}: exists already; name another file") from fault
     except OSError as fault:
         raise UsageError(f"--to {target}: cannot be written: {fault.strerror}") from fault
-    print(f"wrote {target}")
+    echo(f"wrote {target}")
 
 
 def smoke_test(folder: Path, nproc: int) -> int:
     """Train one step, stop, resume to the end and evaluate; return 0 if all of it worked."""
-    print("smoke: training one step, then stopping", flush=True)
+    echo("smoke: training one step, then stopping")
     code = run_ranks(folder, nproc, environ={**os.environ, STOP_AFTER: "1"})
     if code != ExitCode.STOPPED:
         return _smoke_failed(f"the stop ended with exit code {code}", code)
-    print("smoke: stopped and saved; resuming", flush=True)
+    echo("smoke: stopped and saved; resuming")
     code = run_ranks(folder, nproc)
     if code != ExitCode.SUCCESS:
         return _smoke_failed(f"the resume ended with exit code {code}", code)
@@ -178,10 +178,10 @@ def smoke_test(folder: Path, nproc: int) -> int:
         return _smoke_failed(f"the second start did not resume after step 1: (step, attempt) {steps}", code)
     if not RunFolder(folder).result.exists():
         return _smoke_failed("no evaluation result", code)
-    print("smoke: passed")
+    echo("smoke: passed")
     return code
 
 
 def _smoke_failed(problem: str, code: int) -> int:
-    print(f"smoke: failed: {problem}")
+    echo(f"smoke: failed: {problem}")
     return code or ExitCode.INTERNAL_ERROR

@@ -1,4 +1,7 @@
-"""Terminal output shared by the commands: width, aligned columns, paths, progress bar."""
+"""Terminal output shared by the commands: text, width, aligned columns, paths, progress bar.
+
+Commands print by these functions only, because names of files, classes and patients may contain control characters.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,43 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
+
+from hsadml_dist.printable import json_text, printable, printable_lines
 
 PROGRESS_LINE_SECONDS = 30.0
 
 AsJson = Annotated[bool, Parameter(name="--json", negative="")]
+
+
+def echo(*lines: str, error: bool = False) -> None:
+    """Print each argument as one line on stdout, or on stderr if ``error``; control characters are escaped."""
+    _write("".join(f"{printable(line)}\n" for line in lines), error=error)
+
+
+def echo_coloured(*lines: str) -> None:
+    """Print lines with colours, whose foreign parts the caller has escaped by :func:`printable`."""
+    _write("".join(f"{line}\n" for line in lines))
+
+
+def echo_json(value: Any, *, indent: int | None = None) -> None:
+    """Print a value as JSON."""
+    _write(json_text(value, indent=indent) + "\n")
+
+
+def echo_file(text: str) -> None:
+    """Print the content of a file: escaped on a terminal, otherwise unchanged, because it may be saved again."""
+    _write(printable_lines(text) if sys.stdout.isatty() else text)
+
+
+def _write(text: str, *, error: bool = False) -> None:
+    stream = sys.stderr if error else sys.stdout
+    encoding = stream.encoding or "utf-8"
+    # A terminal of another encoding, such as that of LANG=C, shows escapes instead of an error.
+    stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    stream.flush()
 
 
 def terminal_width() -> int | None:
@@ -24,6 +57,7 @@ def terminal_width() -> int | None:
 
 def align_columns(rows: Sequence[Sequence[str]], left: Collection[int] = ()) -> list[str]:
     """Return the rows as lines with columns aligned to the right, or to the left for the column numbers in ``left``."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     padded = (
         [cell.ljust(width) if place in left else cell.rjust(width) for place, (cell, width) in enumerate(cells)]
@@ -33,9 +67,9 @@ def align_columns(rows: Sequence[Sequence[str]], left: Collection[int] = ()) -> 
 
 
 def display_path(path: Path) -> str:
-    """Return a path relative to the working directory if it is below it, otherwise absolute."""
+    """Return a path, printable, relative to the working directory if it is below it, otherwise absolute."""
     absolute = path.absolute()
-    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)
+    return printable(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)
 
 
 @contextmanager
@@ -60,6 +94,6 @@ def _progress_lines(unit: str) -> Callable[[int, int], None]:
         nonlocal last
         if time.monotonic() - last >= PROGRESS_LINE_SECONDS:
             last = time.monotonic()
-            print(f"{done} of {total} {unit}", file=sys.stderr, flush=True)
+            echo(f"{done} of {total} {unit}", error=True)
 
     return show

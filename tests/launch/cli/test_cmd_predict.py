@@ -11,7 +11,7 @@ from PIL import Image
 from hsadml_dist.data.index import load_index
 from hsadml_dist.data.reader import ShardReader
 from hsadml_dist.launch import cli
-from hsadml_dist.launch.cli.cmd_predict import COLUMNS, RESEARCH_ONLY, PredictionRow, as_csv, printable
+from hsadml_dist.launch.cli.cmd_predict import COLUMNS, RESEARCH_ONLY, PredictionRow, as_csv, path_text
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_usage_errors_are_reported_before_any_work(run, scans, capsys, words, te
 
 
 def test_names_with_commas_and_invalid_utf8_survive_in_csv(tmp_path):
-    path = printable(Path("a,\udcff.png"))
+    path = path_text(Path("a,\udcff.png"))
     assert path == "a,\\udcff.png"
     rows = list(csv.reader(io.StringIO(as_csv([PredictionRow(path=path, error='so, "bad"')]))))
     assert rows == [list(COLUMNS), [path, *[""] * (len(COLUMNS) - 2), 'so, "bad"']]
