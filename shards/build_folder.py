@@ -19,6 +19,7 @@ from pathlib import Path
 from hsadml_dist import atomic
 from hsadml_dist.data.index import ShardFile, SkippedSample, parse_row, samples_table
 from hsadml_dist.errors import DataError
+from hsadml_dist.private_files import UntrustedFileError, open_private_file, require_own_folder
 from hsadml_dist.shards.writer import ShardResult
 
 LOCK = ".lock"
@@ -87,7 +88,10 @@ def open_build_folder(out: Path, fingerprint: str) -> Iterator[BuildFolder]:
     path = out.with_name(f".{out.name}.building")
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        require_own_folder(path)
+        lock = open_private_file(path / LOCK, os.O_RDWR | os.O_CREAT)
+    except UntrustedFileError as error:
+        raise DataError(f"--out {out}: {error}") from error
     except OSError as error:
         raise DataError(f"--out {out}: {path.parent} cannot be written: {error.strerror}") from error
     try:

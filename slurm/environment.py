@@ -16,6 +16,8 @@ from hsadml_dist.slurm.profiles import VARIABLE, Container, Profile
 
 PYTHON_INSIDE = "python3"
 """Interpreter in a container, unless the profile names one."""
+OWN_FOLDER = 'mkdir -p -m 700 -- "$1" && { [ -O "$1" ] || [ "$(stat -Lc %u -- "$1")" = 0 ]; }'
+"""Creates a folder; succeeds if it belongs to this user or to root, since anyone may have created it before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +104,8 @@ def _scratch_lines(scratch: str | None) -> Iterator[str]:
     # On every node, and before TMPDIR is set, because Slurm replaces a TMPDIR that does not exist by /tmp.
     yield (
         'srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task=1'
-        ' mkdir -p -m 700 -- "$scratch" || ' + _fail("scratch: the folder cannot be created on every node")
+        f' bash -c {shlex.quote(OWN_FOLDER)} bash "$scratch" || '
+        + _fail("scratch: the folder cannot be created on every node, or belongs to another user on one")
     )
     yield 'export TMPDIR="$scratch"'
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from hsadml_dist.atomic import write_text
 from hsadml_dist.errors import ClusterError
+from hsadml_dist.private_files import make_private_folder, open_private_file
 from hsadml_dist.slurm import client
 from hsadml_dist.slurm.client import FORGOTTEN, SlurmJob
 
@@ -185,7 +186,8 @@ class _Cache:
     def read(self) -> QueueSnapshot | None:
         """Return the cached snapshot; None if there is none that is valid."""
         try:
-            stored = json.loads(self.path.read_text(encoding="utf-8"))
+            with open(open_private_file(self.path, os.O_RDONLY), encoding="utf-8") as file:
+                stored = json.load(file)
             if stored["uid"] != os.getuid() or stored["conf"] != self.conf_version:
                 return None
             queue = stored["queue"]
@@ -202,7 +204,7 @@ class _Cache:
         fields["others"] = [asdict(job) for job in queue.others.values() if job.start is None or job.start > oldest]
         text = json.dumps({"uid": os.getuid(), "conf": self.conf_version, "queue": fields})
         with contextlib.suppress(OSError):
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private_folder(self.path.parent)
             write_text(self.path, text, durable=False, mode=0o600)
 
     @contextlib.contextmanager
@@ -211,8 +213,8 @@ class _Cache:
         with contextlib.ExitStack() as stack:
             is_locked = True
             with contextlib.suppress(OSError):  # no cache folder, or a file system without locks
-                self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                descriptor = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+                make_private_folder(self.path.parent)
+                descriptor = open_private_file(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT)
                 stack.callback(os.close, descriptor)
                 deadline = time.monotonic() + seconds
                 while not (is_locked := _try_lock(descriptor)) and time.monotonic() < deadline:

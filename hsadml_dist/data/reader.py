@@ -1,9 +1,10 @@
 """Read single images from shards by the offsets of the index, optionally through a cache of prepared images.
 
-The cache is a file of records that the ranks, workers and runs of a node share. A record is a SHA-256 followed by the
-image's pixels as fp32; the hash covers the pixels and the hash of the stored image they came from. Therefore nothing
-needs an order, a lock or a flag: a record that was never written, cut short by a kill or a power failure, or damaged
-later does not match its hash, and the image is prepared again. Two writers of one record write the same bytes.
+The cache is a file of records that the ranks, workers and runs of a user share on a node. A record is a SHA-256
+followed by the image's pixels as fp32; the hash covers the pixels and the hash of the stored image they came from.
+Therefore nothing needs an order, a lock or a flag: a record that was never written, cut short by a kill or a power
+failure, or damaged later does not match its hash, and the image is prepared again. Two writers of one record write the
+same bytes. Only the user can write the file, since whoever can write it could also write the hash.
 
 The file name depends on the shards, the image size and the versions that determine a pixel's last bit; other versions
 use another file. The file is read and written by positioned calls instead of a memory map, because a full or failing
@@ -28,6 +29,7 @@ from hsadml_dist.data.sample import IMAGE
 from hsadml_dist.data.shard_cache import ShardCache, ShardLocation, open_shard
 from hsadml_dist.data.transforms import Preprocessing
 from hsadml_dist.errors import ConfigError, DataError, Fault
+from hsadml_dist.private_files import UntrustedFileError, make_private_folder, open_private_file
 
 HASH_BYTES = 32
 UNWRITTEN = bytes(HASH_BYTES)
@@ -129,7 +131,7 @@ class PreparedCache:
         self._shape = (1, image_size, image_size)
         self._stride = HASH_BYTES + 4 * image_size * image_size
         self.path, self.bytes = path, count * self._stride
-        self._file: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._file: int | None = open_private_file(path, os.O_RDWR | os.O_CREAT)
         if os.fstat(self._file).st_size != self.bytes:
             os.ftruncate(self._file, self.bytes)  # every opener asks for the same size, so none truncates another's
 
@@ -178,14 +180,16 @@ def open_prepared_cache(folder: Path, index: ShardIndex, preprocess: Preprocessi
     """Open the cache for these shards in ``folder``; log a warning and return None if it would not fit.
 
     Raises:
-        ConfigError: The folder or the file cannot be created.
+        ConfigError: The folder or the file cannot be created, or another user has access to it.
     """
     name = hashlib.sha256(f"{index.digest} {preprocess.identity()}".encode()).hexdigest()[:24]
     path = folder / f"prepared-{preprocess.image_size}px-{name}.bin"
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private_folder(folder)
         cache = PreparedCache(path, len(index), preprocess.image_size)
         status, disk = os.stat(path), os.statvfs(folder)
+    except UntrustedFileError as error:
+        raise ConfigError([Fault(where="recipe", key="data.cache", problem=str(error))]) from error
     except OSError as error:
         problem = f"{folder} cannot hold prepared images: {error.strerror}; name a writable folder, or null"
         raise ConfigError([Fault(where="recipe", key="data.cache", problem=problem)]) from error

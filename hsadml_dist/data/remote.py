@@ -27,6 +27,8 @@ from urllib.parse import urlsplit, urlunsplit
 from hsadml_dist.addresses import HIDDEN, display_address, is_url, redact_addresses
 from hsadml_dist.data.index import INDEX_NAME, SAMPLES_NAME, ShardIndex, load_index
 from hsadml_dist.errors import NO_SPACE_ERRNOS, DataError
+from hsadml_dist.printable import escape_early_warnings
+from hsadml_dist.private_files import UntrustedFileError, make_private_folder
 
 SCHEMES = {
     "http": ("aiohttp", "train"),
@@ -114,15 +116,21 @@ def open_shard_index(shards: str, *, fresh: bool) -> ShardIndex:
     folder = user_cache_dir() / "index" / hashlib.sha256(display_address(checked_url(shards)).encode()).hexdigest()[:32]
     if not fresh:
         with contextlib.suppress(DataError):
-            return load_index(folder)
+            return _load_cached(folder)
     try:
         _fetch_in_subprocess(shards, folder)
     except UnreachableError as error:
         with contextlib.suppress(DataError):
-            known = load_index(folder)
+            known = _load_cached(folder)
             log.warning("%s; using the index that was fetched before", error)
             return known
         raise
+    return _load_cached(folder)
+
+
+def _load_cached(folder: Path) -> ShardIndex:
+    with _report_cache_errors(folder):
+        make_private_folder(folder)
     return load_index(folder)
 
 
@@ -263,17 +271,26 @@ def _fetch_in_subprocess(url: str, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _temporary_folder(parent: Path) -> Iterator[Path]:
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
+    with _report_cache_errors(parent):
+        make_private_folder(parent)
         with tempfile.TemporaryDirectory(prefix=".new-", dir=parent, ignore_cleanup_errors=True) as new:
             yield Path(new)
+
+
+@contextlib.contextmanager
+def _report_cache_errors(folder: Path) -> Iterator[None]:
+    """Turn an error of the file system of the user's cache into one line."""
+    try:
+        yield
+    except UntrustedFileError as error:
+        raise DataError(f"the cache: {error}; XDG_CACHE_HOME chooses another one") from error
     except OSError as error:
         problem = f"the cache cannot be written: {error.strerror}; set XDG_CACHE_HOME to a writable folder"
-        raise DataError(f"{parent}: {problem}") from error
+        raise DataError(f"{folder}: {problem}") from error
 
 
 def _main() -> int:
-    logging.basicConfig(format="hsadml: %(message)s")
+    escape_early_warnings()
     url, folder = json.load(sys.stdin)
     try:
         fetch_index(url, Path(folder))

@@ -1,6 +1,7 @@
-"""Copies of shards on the node's own disk: shared by runs, verified against the index, and made ahead of use.
+"""Copies of shards on the node's own disk: shared by a user's runs, verified against the index, made ahead of use.
 
 A copy is named by the SHA-256 of its shard, so runs on the same shards share it and different shards never collide.
+Folder and copies belong to the user; what another user may have changed counts as missing.
 The maker of a copy holds a lock on a file next to it, which the kernel releases if the maker dies for any reason; the
 next one then makes the copy again. A copy appears by rename, complete and with the right hash, or not at all.
 
@@ -30,6 +31,7 @@ from hsadml_dist.addresses import display_address, is_url
 from hsadml_dist.data.index import ShardFile
 from hsadml_dist.data.remote import checked_url, download, join_url, user_cache_dir
 from hsadml_dist.errors import NO_SPACE_ERRNOS, ConfigError, DataError, Fault
+from hsadml_dist.private_files import UntrustedFileError, is_private_file, make_private_folder, open_private_file
 from hsadml_dist.process import setup_helper_process
 
 if TYPE_CHECKING:  # a login node checks ``data.stage`` with this file, without NumPy
@@ -70,15 +72,12 @@ class ShardCache:
         for _ in range(ATTEMPTS):
             self.fetch(file)
             with self._report_errors("opened"), contextlib.suppress(FileNotFoundError):
-                return os.open(self._copy(file), os.O_RDONLY | os.O_CLOEXEC)
+                return open_private_file(self._copy(file), os.O_RDONLY)
         raise DataError(f"data.stage: {self.folder}: the copy of {file.name} is deleted as soon as it is there")
 
     def has(self, file: ShardFile) -> bool:
-        """Return whether there is a copy of the right size; its bytes were verified when it was made."""
-        try:
-            return self._copy(file).stat().st_size == file.bytes
-        except OSError:
-            return False
+        """Return whether this user has a copy of the right size; its bytes were verified when it was made."""
+        return is_private_file(self._copy(file), file.bytes)
 
     def fetch(self, file: ShardFile) -> None:
         """Make a shard's copy unless there is one; wait if another process is making it.
@@ -101,7 +100,7 @@ class ShardCache:
     def require_free_space(self, files: Iterable[ShardFile]) -> None:
         """Raise DataError unless the folder can be written and has space for the missing copies of ``files``."""
         with self._report_errors("created"):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_private_folder(self.folder)
         missing = [file for file in files if not self.has(file)]
         if missing and not os.access(self.folder, os.W_OK):
             raise DataError(f"data.stage: {self.folder}: cannot be written: {os.strerror(errno.EACCES)}")
@@ -124,6 +123,8 @@ class ShardCache:
         """Turn an error of the cache's own file system into one line."""
         try:
             yield
+        except UntrustedFileError as error:
+            raise DataError(f"data.stage: {error}") from error
         except OSError as error:
             raise DataError(f"data.stage: {self.folder}: cannot be {verb}: {error.strerror}") from error
 
@@ -135,8 +136,8 @@ class ShardCache:
         """Hold the lock for making a shard's copy. The lock file stays: removing it could break another's lock."""
         path = self.folder / f"{file.sha256}.lock"
         with self._report_errors("written"):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            make_private_folder(self.folder)
+            descriptor = open_private_file(path, os.O_RDWR | os.O_CREAT)
         try:
             with self._report_errors("locked"):
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -152,6 +153,8 @@ class ShardCache:
                 left.unlink(missing_ok=True)
         self._require_bytes(file.name, file.bytes)
         new = self.folder / f"{prefix}{os.getpid()}"
+        with self._report_errors("written"):
+            os.close(open_private_file(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
         try:
             self._transfer_verified(file, new)
             with self._report_errors("written"):

@@ -225,6 +225,30 @@ def test_cache_is_private(index, prepare, tmp_path):
     store.close()
 
 
+@pytest.mark.parametrize("kind", ["link", "hard link", "pipe", "writable"])
+def test_file_that_another_user_may_have_put_there_is_refused(index, prepare, tmp_path, kind):
+    folder, precious = tmp_path / "cache", tmp_path / "precious"
+    store = open_prepared_cache(folder, index, prepare)
+    store.close()
+    precious.write_text("precious")
+    if kind == "writable":
+        store.path.chmod(0o666)
+    else:
+        store.path.unlink()
+        {"link": os.symlink, "hard link": os.link, "pipe": lambda _, path: os.mkfifo(path)}[kind](precious, store.path)
+    with pytest.raises(ConfigError, match=rf"data\.cache: {store.path}"):
+        open_prepared_cache(folder, index, prepare)
+    assert precious.read_text() == "precious"
+
+
+def test_folder_that_others_can_write_is_refused(index, prepare, tmp_path):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(0o777)
+    with pytest.raises(ConfigError, match=rf"data\.cache: {tmp_path}/cache .*mode 777"):
+        open_prepared_cache(tmp_path / "cache", index, prepare)
+    assert os.listdir(tmp_path / "cache") == []
+
+
 def test_unusable_folder_is_refused(index, prepare, tmp_path):
     (tmp_path / "file").write_text("")
     problem = "data.cache: .*file/cache.*Not a directory"

@@ -196,6 +196,21 @@ def test_unwritable_cache_is_reported_with_the_remedy(server, tmp_path, monkeypa
         open_shard_index(server.address, fresh=True)
 
 
+def test_cached_index_in_a_folder_that_others_can_write_is_not_used(server, cached, tmp_path):
+    (folder,) = (tmp_path / "cache" / "hsadml" / "index").iterdir()
+    folder.chmod(0o777)
+    for fresh in (True, False):
+        with pytest.raises(DataError, match=rf"{folder} .*mode 777.*XDG_CACHE_HOME"):
+            open_shard_index(server.address, fresh=fresh)
+    folder.chmod(0o755)
+    open_shard_index(server.address, fresh=False)
+
+
+def test_cached_index_is_private(cached, tmp_path):
+    folders = [path for path in (tmp_path / "cache").rglob("*") if path.is_dir()]
+    assert {path.stat().st_mode & 0o777 for path in folders} == {0o700}
+
+
 def test_open_shard_index_starts_no_thread_and_imports_little(server):
     text = (
         "import os, sys; from hsadml_dist.data.remote import open_shard_index;"

@@ -273,6 +273,62 @@ def test_unusable_folder_is_reported(tiny_shards, tmp_path, index):
             use()
 
 
+@pytest.mark.parametrize("kind", ["link", "hard link", "writable"])
+def test_copy_that_another_user_may_have_put_there_is_made_again(local, index, tiny_shards, tmp_path, kind):
+    file = index.shards[0]
+    whole = content(local, file)
+    copy, precious = local.folder / f"{file.sha256}.tar", tmp_path / "precious"
+    precious.write_bytes(bytes(file.bytes))
+    if kind == "writable":
+        copy.write_bytes(bytes(file.bytes))
+        copy.chmod(0o666)
+    else:
+        copy.unlink()
+        (os.symlink if kind == "link" else os.link)(precious, copy)
+    assert not local.has(file)
+    assert content(local, file) == whole
+    assert precious.read_bytes() == bytes(file.bytes)
+    assert copy.lstat().st_mode & 0o777 == 0o600
+
+
+def test_copies_are_private(local, index):
+    before = os.umask(0)
+    try:
+        local.fetch(index.shards[0])
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in local.folder.iterdir()} == {0o600}
+    assert local.folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_copy_of_an_earlier_version_is_used_and_becomes_private(local, index, monkeypatch):
+    local.fetch(index.shards[0])
+    for path in (local.folder, *local.folder.iterdir()):
+        path.chmod(0o755 if path == local.folder else 0o644)
+    monkeypatch.setattr(ShardCache, "_make", lambda self, file: pytest.fail("copied again"))
+    os.close(local.open(index.shards[0]))
+    assert (local.folder / f"{index.shards[0].sha256}.tar").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_lock_that_another_user_may_have_put_there_is_refused(local, index, tmp_path, kind):
+    local.folder.mkdir(mode=0o700)
+    lock = local.folder / f"{index.shards[0].sha256}.lock"
+    os.mkfifo(lock) if kind == "pipe" else lock.symlink_to(tmp_path / "new")
+    with pytest.raises(DataError, match=rf"^data\.stage: {lock}"):
+        local.open(index.shards[0])
+    assert not (tmp_path / "new").exists()
+
+
+def test_folder_that_others_can_write_is_refused(local, index):
+    local.folder.mkdir()
+    local.folder.chmod(0o777)
+    for use in (lambda: local.require_free_space(index.shards), lambda: local.open(index.shards[0])):
+        with pytest.raises(DataError, match=rf"^data\.stage: {local.folder} .*mode 777") as caught:
+            use()
+        message_of(caught)
+
+
 def test_read_only_folder_is_reported(tiny_shards, tmp_path, index):
     read_only = ShardCache(source=str(tiny_shards), folder=tmp_path / "locked")
     read_only.folder.mkdir(mode=0o555)

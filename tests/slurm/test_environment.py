@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -16,8 +17,8 @@ from hsadml_dist.slurm.devcluster.cluster import Cluster
 from hsadml_dist.slurm.environment import RankWrapper, bash_word, rank_interpreter, render_prologue, wrap_ranks
 from hsadml_dist.slurm.profiles import Container, Profile
 
-SRUN = 'srun() { echo "srun $*" >&2; "${@: -6}"; }; SLURM_JOB_NUM_NODES=2\n'
-"""A fake srun that runs its last six words: mkdir and its arguments."""
+SRUN = 'srun() { echo "srun $*" >&2; "${@: -5}"; }; SLURM_JOB_NUM_NODES=2\n'
+"""A fake srun that runs its last five words: bash and its arguments."""
 MODULE = 'module() { echo "module $*"; [ "${2-}" != bad ]; }\n'
 
 
@@ -106,6 +107,17 @@ def test_scratch_is_created_on_every_node_and_becomes_tmpdir(tmp_path: Path) -> 
     assert (tmp_path / "me/7").stat().st_mode & 0o777 == 0o700
     (tmp_path / "file").touch()
     done = bash(Profile(scratch=f"{tmp_path}/file/x"), SRUN, "echo on")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1].startswith("hsadml: scratch: ")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make a folder of another user")
+def test_scratch_of_another_user_ends_the_script_with_one_line(tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    profile = Profile(scratch=f"{tmp_path}/scratch")
+    assert bash(profile, SRUN, "echo on").stdout == "on\n"
+    os.chown(tmp_path / "scratch", 23456, 23456)
+    done = bash(profile, SRUN, "echo on")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines()[-1].startswith("hsadml: scratch: ")
 
