@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
+from hsadml_dist.report.figure_text import figure_text
 from hsadml_dist.report.page import EmbeddedImage
 from hsadml_dist.report.plot_style import COLOURS, CONTROL_STYLES, GRID, INK, WIDTH, new_figure, to_svg
 
@@ -81,13 +82,13 @@ def plot_rows(rows: Sequence[ForestRow]) -> tuple[Figure, Axes]:
         for order, point in enumerate(row.points):
             offset = _STEP * (order - (len(row.points) - 1) / 2)
             _draw_point(axes, point, place + offset, styles[point.series])
-    axes.set_yticks(places, [row.name for row in rows])
+    axes.set_yticks(places, [figure_text(row.name) for row in rows])
     axes.set_ylim(heights - 0.45, -0.75)
     axes.tick_params(axis="y", length=0)
     _write_group_titles(axes, rows, places)
     if len(styles) > 1:
         keys = [
-            Line2D([], [], color=colour, marker=marker, linewidth=2, markersize=6, label=series)
+            Line2D([], [], color=colour, marker=marker, linewidth=2, markersize=6, label=figure_text(series))
             for series, (colour, marker) in styles.items()
         ]
         figure.legend(handles=keys, loc="outside lower center", ncols=min(4, len(keys)), frameon=False, fontsize=10)
@@ -137,5 +138,7 @@ def _write_group_titles(axes: Axes, rows: Sequence[ForestRow], places: Sequence[
     for row, place in zip(rows, places, strict=True):
         if row.group and row.group != previous:
             above = place - _half_height(row) - 0.2
-            axes.text(0.0, above, row.group, transform=axes.get_yaxis_transform(), va="center", bbox=box, **text)
+            axes.text(
+                0.0, above, figure_text(row.group), transform=axes.get_yaxis_transform(), va="center", bbox=box, **text
+            )
         previous = row.group

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
+from hsadml_dist.printable import printable, printable_lines
 from hsadml_dist.report.formatting import FILTERS
 
 TEMPLATES = Path(__file__).parent / "templates"
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~&])")
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~&$])")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +45,11 @@ def render_page(package: str, template: str, values: Mapping[str, Any]) -> str:
     Args:
         package: The package that holds the template; those in :data:`TEMPLATES` need none of their own.
         template: Its file name.
-        values: Values of the template's names; a missing one is an error. All text is escaped.
+        values: Values of the template's names; a missing one is an error. All text is escaped: markup for HTML,
+            control characters and reversed writing as on a terminal.
     """
     folders = [str(TEMPLATES), str(resources.files(package))]
-    return _environment(folders, autoescape=True).get_template(template).render(values)
+    return _environment(folders, autoescape=True, finalize=_plain_text).get_template(template).render(values)
 
 
 def render_markdown(template: str, values: Mapping[str, Any]) -> str:
@@ -64,11 +67,16 @@ def render_paragraphs(template: str, values: Mapping[str, Any]) -> list[str]:
 
 def escape_markdown(value: object) -> str:
     """Escape the special characters of Markdown and HTML in a value, and join its lines."""
-    return _MARKDOWN.sub(r"\\\1", " ".join(str(value).split()))
+    return _MARKDOWN.sub(r"\\\1", printable(" ".join(str(value).split())))
+
+
+def _plain_text(value: object) -> object:
+    """Return the value of an expression, which is no markup, without what a browser would not show as it is."""
+    return value if isinstance(value, Markup) or not isinstance(value, str) else printable_lines(value)
 
 
 def _environment(
-    folders: Sequence[str], *, autoescape: bool = False, finalize: Callable[[object], str] | None = None
+    folders: Sequence[str], *, autoescape: bool = False, finalize: Callable[[object], object] | None = None
 ) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folders),

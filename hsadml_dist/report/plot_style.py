@@ -15,6 +15,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, PercentFormatter
 
+from hsadml_dist.report.figure_text import figure_text
 from hsadml_dist.report.page import EmbeddedImage
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442")
@@ -52,7 +53,7 @@ def percent_x_axis(axes: Axes) -> None:
 
 def named_y_axis(axes: Axes, names: list[str]) -> None:
     """Label the rows of the y axis, the first on top."""
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), [figure_text(name) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
 

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from hsadml_dist.report.figure_text import class_labels, figure_text
 from hsadml_dist.report.formatting import CONTROLS, method_title
 from hsadml_dist.report.page import EmbeddedImage
 from hsadml_dist.report.plot_style import (
@@ -94,8 +95,9 @@ def draw_confusion_matrix(count_CC: Sequence[Sequence[int]], names: Sequence[str
         text = f"{share[row, column]:.0%}\n{int(counts[row, column])}"
         colour = "white" if share[row, column] > 0.55 else INK
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=10)
-    axes.set_xticks(range(len(names)), names, rotation=30 if len(names) > 4 else 0)
-    axes.set_yticks(range(len(names)), names)
+    labels = class_labels(names)
+    axes.set_xticks(range(len(names)), labels, rotation=30 if len(names) > 4 else 0)
+    axes.set_yticks(range(len(names)), labels)
     axes.set(xlabel="predicted class", ylabel="true class")
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
@@ -109,7 +111,7 @@ def draw_outcomes(counts: Mapping[str, int], unit: str, by: str) -> EmbeddedImag
     start = 0
     for (name, count), (colour, hatch) in zip(counts.items(), _OUTCOME_STYLES, strict=False):
         style: dict[str, Any] = {"color": colour, "hatch": hatch, "edgecolor": INK, "linewidth": 0.8}
-        axes.barh(0, count, left=start, height=0.5, label=f"{name} {count:,}", **style)
+        axes.barh(0, count, left=start, height=0.5, label=figure_text(f"{name} {count:,}"), **style)
         start += count
     axes.set(yticks=[], xlim=(0, max(start, 1)), xlabel=unit)
     figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=10)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from hsadml_dist.atomic import write_text
 from hsadml_dist.data.reader import ShardReader
 from hsadml_dist.evaluation.evaluate import Evaluation, evaluate_run
 from hsadml_dist.report import run_figures, sphere
+from hsadml_dist.report.figure_text import can_draw
 from hsadml_dist.report.neighbour_examples import MAX_EXAMPLES, NeighbourExample, build_examples, render_example
 from hsadml_dist.report.page import EmbeddedImage, render_markdown, render_page
 from hsadml_dist.report.run_facts import installed_versions, run_facts
@@ -94,6 +95,7 @@ def render_run_report(
         "name": name,
         "images": _images(facts, projection),
         "max_classes": MAX_CLASSES,
+        "numbered": list(_numbered_classes(names, projection)),
         "row_names": row_names,
         "column_names": column_names,
         "projection": projection,
@@ -121,6 +123,15 @@ def class_headings(names: Sequence[str]) -> tuple[list[str], list[str]]:
         return list(names), list(names)
     numbers = [str(number) for number in range(1, len(names) + 1)]
     return [f"{number}: {name}" for number, name in zip(numbers, names, strict=True)], numbers
+
+
+def _numbered_classes(names: Sequence[str], projection: SphereProjection | None) -> Iterator[str]:
+    """Yield number and name of each class that figures number because their font lacks its characters."""
+    few = len(names) <= MAX_CLASSES
+    shown = range(len(names)) if few or projection is None else largest_classes(projection.count_C.tolist())
+    for label in shown[:MAX_CLASSES]:
+        if not can_draw(names[label]):
+            yield f"class {label + 1}: {names[label]}"
 
 
 def _images(facts: Mapping[str, Any], projection: SphereProjection | None) -> dict[str, EmbeddedImage | None]:

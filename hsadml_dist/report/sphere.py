@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MultipleLocator
 
+from hsadml_dist.report.figure_text import class_labels
 from hsadml_dist.report.formatting import degrees
 from hsadml_dist.report.page import EmbeddedImage
 from hsadml_dist.report.plot_style import COLOURS, FAINT, GRID, INK, MARKERS, WIDTH, new_figure, to_svg
@@ -162,7 +163,7 @@ def draw_map(projection: SphereProjection, names: Sequence[str], shown: Sequence
     axes.set(xticklabels=[], yticklabels=[])
     others = _thinned(projection.point_N2[~np.isin(projection.label_N, shown)], _MAX_POINTS)
     axes.scatter(others[:, 0], others[:, 1], s=5, linewidths=0, color=FAINT, marker="o")
-    keys = []
+    keys, labels = [], class_labels(names)
     for place, label in enumerate(shown):
         colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
         points = _thinned(projection.point_N2[projection.label_N == label], _MAX_POINTS // len(shown))
@@ -170,8 +171,8 @@ def draw_map(projection: SphereProjection, names: Sequence[str], shown: Sequence
         style: dict[str, Any] = {"edgecolors": INK, "linewidths": 1.8, "facecolors": colour, "marker": marker}
         longitude, latitude = projection.centre_C2[label]
         axes.scatter(longitude, latitude, s=170, zorder=5, **style)
-        keys.append(Line2D([], [], linestyle="", markersize=7, color=colour, marker=marker, label=names[label]))
-    longest = max(len(names[label]) for label in shown)
+        keys.append(Line2D([], [], linestyle="", markersize=7, color=colour, marker=marker, label=labels[label]))
+    longest = max(len(labels[label]) for label in shown)
     columns = max(1, min(4, len(shown), _LEGEND_WIDTH // (longest + 5)))
     figure.legend(handles=keys, loc="outside lower center", ncols=columns, frameon=False, fontsize=10)
     angles = "; ".join(f"{names[label]} {projection.own_angle_C[label]:.0f} degrees" for label in shown)
