@@ -85,7 +85,7 @@ def open_private_file(path: Path, flags: int) -> int:
         # O_NONBLOCK, because opening a pipe would wait for its other end.
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, FILE_MODE)
     except OSError as error:
-        if error.errno == errno.ELOOP:
+        if path.is_symlink():  # errno is ELOOP, or EACCES in a folder with the sticky bit
             raise UntrustedFileError(path, "is a symbolic link; remove it") from error
         raise
     try:

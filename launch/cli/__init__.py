@@ -54,9 +54,12 @@ def build_app(command: str = "") -> App:
         name="hsadml",
         help="Hyperspherical deep metric learning for brain MRI, on any number of nodes.",
         version=version,
-        # None hides the default of flags and of empty values.
+        # None hides the default of flags and of empty values. Without json_list a file named [1].png is read as JSON.
         default_parameter=Parameter(
-            negative="", show_default=lambda value: None if value is False or value in ("", ()) else value
+            negative="",
+            show_default=lambda value: None if value is False or value in ("", ()) else value,
+            json_list=False,
+            json_dict=False,
         ),
         exit_on_error=False,
         print_error=False,
