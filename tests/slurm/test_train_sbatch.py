@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +15,7 @@ from hsadml_dist.slurm.client import parse_timestamp
 from hsadml_dist.slurm.devcluster.cluster import Cluster
 from hsadml_dist.slurm.devcluster.slurm_conf import DEFAULT
 from hsadml_dist.slurm.job_records import read_decline
-from hsadml_dist.slurm.sbatch import JobRequest
+from hsadml_dist.slurm.sbatch import JobRequest, render
 from tests.slurm.cluster_jobs import (
     RANKS,
     count_events,
@@ -119,6 +121,21 @@ def test_batch_shell_survives_signals_meant_for_its_ranks(
     found = wait_state(local_cluster, job, "COMPLETED", "FAILED")
     assert found["JobState"] == "COMPLETED"
     assert count_events(request, "finished", 0) == RANKS
+
+
+def test_signal_at_the_end_of_the_ranks_does_not_hide_their_exit_code(tmp_path: Path, request_of: RequestOf) -> None:
+    """A lost node, for instance, ends srun and makes Slurm signal the script at the same moment; 20 times here."""
+    commands = {"srun": "kill -USR2 $PPID; kill -TERM $PPID; exit 70", "scontrol": "", "squeue": "exit 1"}
+    for name, text in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    request = request_of(requeue="none")
+    script = tmp_path / "job.sbatch"
+    script.write_text(render(request))
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "7"}
+    for _ in range(20):
+        done = subprocess.run(["bash", script], env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, read_end(request, "7")) == (70, "failed:70"), done.stderr
 
 
 def test_crash_of_the_ranks_ends_the_job(local_cluster: Cluster, request_of: RequestOf, queue: Queue) -> None:
