@@ -19,6 +19,7 @@ from pathlib import Path
 from hsadml_dist import atomic
 from hsadml_dist.data.index import ShardFile, SkippedSample, parse_row, samples_table
 from hsadml_dist.errors import DataError
+from hsadml_dist.json_parsing import INVALID, parse_json
 from hsadml_dist.private_files import UntrustedFileError, open_private_file, require_own_folder
 from hsadml_dist.shards.writer import ShardResult
 
@@ -37,12 +38,12 @@ class BuildFolder:
         """Return the result of tar ``number`` if an interrupted build finished it, otherwise None."""
         try:
             first, *lines = self._note(number).read_bytes().splitlines()
-            values = json.loads(first)
+            values = parse_json(first)
             file = ShardFile(**values["file"])
             skipped = tuple(SkippedSample(**skip) for skip in values["skipped"])
             rows = tuple(parse_row(line) for line in lines)
             complete = (self.path / file.name).stat().st_size == file.bytes
-        except (FileNotFoundError, KeyError, TypeError, ValueError):
+        except (FileNotFoundError, *INVALID):
             return None
         return ShardResult(number=number, file=file, rows=rows, skipped=skipped) if complete else None
 

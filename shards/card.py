@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hsadml_dist import atomic
 from hsadml_dist.data.index import ShardIndex
 from hsadml_dist.errors import DataError
+from hsadml_dist.json_parsing import INVALID, parse_json
 from hsadml_dist.report.page import Table, render_page
 from hsadml_dist.shards.split import unit_name
 from hsadml_dist.shards.summary import AuthorFolds, DatasetSummary, GroupCount, summarise
@@ -52,8 +53,8 @@ def load_raw_pixel_knn(folder: Path) -> dict[str, Any]:
         DataError: The card is missing or damaged.
     """
     try:
-        return json.loads((folder / CARD_JSON).read_bytes())[RAW_PIXEL_KNN_KEY]
-    except (OSError, ValueError, KeyError) as error:
+        return parse_json((folder / CARD_JSON).read_bytes())[RAW_PIXEL_KNN_KEY]
+    except (OSError, *INVALID) as error:
         raise DataError(f"{folder}: {CARD_JSON} is missing or damaged; run hsadml shards verify {folder}") from error
 
 

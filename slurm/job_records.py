@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from hsadml_dist.errors import RunError
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.jsonl import JsonlWriter, read_jsonl
 
@@ -66,8 +67,19 @@ def record_job(run: RunFolder, job: str, requeue: RequeueMode, backend: Backend 
 
 
 def read_job_records(run: RunFolder) -> list[JobRecord]:
-    """Return the jobs of a run in the order of submission; empty for runs of ``hsadml train``."""
-    return [JobRecord(**row) for row in read_jsonl(run.path / JOBS_FILE)]
+    """Return the jobs of a run in the order of submission; empty for runs of ``hsadml train``.
+
+    Raises:
+        RunError: A row is not a job.
+    """
+    path = run.path / JOBS_FILE
+    try:
+        records = [JobRecord(**row) for row in read_jsonl(path)]
+    except TypeError as error:
+        raise RunError(f"{path}: a row is damaged: {error}") from error
+    if not all(isinstance(record.job, str) and isinstance(record.time, int | float) for record in records):
+        raise RunError(f"{path}: a row is damaged: a job without an id or a time")
+    return records
 
 
 def read_decline(run: RunFolder, job: str) -> DeclineReason | None:

@@ -11,13 +11,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hsadml_dist.errors import CheckpointError
+from hsadml_dist.json_parsing import INVALID, parse_json
 from hsadml_dist.run.folder import RunFolder
 
 LAYOUT_VERSION = 1
@@ -96,9 +96,9 @@ def read_parents(run: RunFolder) -> dict[int, CheckpointName | None]:
 
 def _read_parent(path: Path) -> CheckpointName | None:
     try:
-        text = json.loads(path.read_text())["checkpoint"]
+        text = parse_json(path.read_bytes())["checkpoint"]
         name = None if text is None else CheckpointName.parse(text)
-    except (ValueError, KeyError, TypeError) as fault:
+    except INVALID as fault:
         raise CheckpointError(f"{path}: damaged; it names the checkpoint from which its attempt resumed") from fault
     if text is not None and name is None:
         raise CheckpointError(f"{path}: {text!r} is not the name of a checkpoint")
@@ -130,5 +130,12 @@ def resumable_checkpoints(run: RunFolder) -> list[CheckpointName]:
 
 
 def read_progress(folder: Path) -> TrainingProgress:
-    """Return the progress of a verified checkpoint."""
-    return TrainingProgress(**json.loads((folder / PROGRESS).read_text()))
+    """Return the progress of a verified checkpoint.
+
+    Raises:
+        CheckpointError: It is not one of this version.
+    """
+    try:
+        return TrainingProgress(**parse_json((folder / PROGRESS).read_bytes()))
+    except INVALID as fault:
+        raise CheckpointError(f"{folder / PROGRESS}: not the progress of a training: {fault}") from fault

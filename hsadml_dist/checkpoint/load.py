@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from hsadml_dist.checkpoint.layout import (
 from hsadml_dist.checkpoint.tensor_files import SHARDED_GROUPS, TensorGroup, TrainingState, list_groups, read_group
 from hsadml_dist.distributed.comm import Comm
 from hsadml_dist.errors import CheckpointError
+from hsadml_dist.json_parsing import parse_json
 from hsadml_dist.run.folder import RunFolder
 
 MAX_MANIFEST_BYTES = 64 * 2**20
@@ -148,7 +148,7 @@ def _find_damage(folder: Path) -> str | None:
     if hashlib.sha256(manifest).hexdigest().encode() != _read_limited(folder / COMMIT).strip():
         return f"{MANIFEST} is not the one that was committed"
     try:
-        record = json.loads(manifest)
+        record = parse_json(manifest)
     except ValueError:
         return f"{MANIFEST} is not JSON"
     damage = _manifest_damage(record, CheckpointName.parse(folder.name))

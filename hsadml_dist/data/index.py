@@ -28,6 +28,7 @@ from hsadml_dist.data.sample import (
     is_text_or_none,
 )
 from hsadml_dist.errors import DataError
+from hsadml_dist.json_parsing import INVALID, parse_json
 
 INDEX_NAME = "index.json"
 SAMPLES_NAME = "samples.jsonl"
@@ -162,7 +163,7 @@ def parse_row(line: bytes) -> SampleRow:
     Raises:
         KeyError, TypeError, ValueError: The line is not a row of this schema.
     """
-    values = json.loads(line)
+    values = parse_json(line)
     values["members"] = {name: (offset, size) for name, (offset, size) in values["members"].items()}
     return SampleRow(**values)
 
@@ -206,7 +207,7 @@ def load_index(folder: Path, display_name: str | None = None) -> ShardIndex:
         raise DataError(f"{named}: {SAMPLES_NAME} {problem}")
     try:
         index = _index(header, table)
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+    except INVALID as error:
         raise DataError(f"{named}: the index does not follow schema {SCHEMA_VERSION}: {error!r}") from error
     _check(named, index)
     return index
@@ -223,8 +224,8 @@ def _read(path: Path, named: str) -> bytes:
 
 def _read_header(folder: Path, named: str) -> dict[str, Any]:
     try:
-        header = json.loads(_read(folder / INDEX_NAME, named))
-    except (ValueError, RecursionError) as error:
+        header = parse_json(_read(folder / INDEX_NAME, named))
+    except ValueError as error:
         raise DataError(f"{named}: {INDEX_NAME} is damaged or cut short: {error}") from error
     if not isinstance(header, dict) or "schema" not in header or "digest" not in header:
         raise DataError(f"{named}: {INDEX_NAME} is not a shard index: 'schema' or 'digest' is missing")
@@ -247,15 +248,32 @@ def _index(header: dict[str, Any], table: bytes) -> ShardIndex:
 
 def _check(named: str, index: ShardIndex) -> None:
     """Refuse values that the hash of the table does not rule out but that no reader could use."""
-    for file in index.shards:
+    invalid = [name for name, is_valid in _valid_header(index).items() if not is_valid]
+    if invalid:
+        raise DataError(f"{named}: {INDEX_NAME}: invalid values: {', '.join(invalid)}")
+    for file in (*index.shards, *index.files):
         name = file.name
         is_plain = isinstance(name, str) and name not in ("", ".", "..") and "/" not in name and "\0" not in name
         if not (is_plain and is_count(file.bytes) and re.fullmatch("[0-9a-f]*", str(file.sha256))):
-            raise DataError(f"{named}: {INDEX_NAME}: invalid values for the shard {file.name!r}")
+            raise DataError(f"{named}: {INDEX_NAME}: invalid values for the file {file.name!r}")
     for position, row in enumerate(index.samples):
         invalid = _invalid_fields(row, len(index.classes), len(index.shards))
         if invalid:
             raise DataError(f"{named}: {SAMPLES_NAME}: row {position}: invalid values: {', '.join(invalid)}")
+
+
+def _valid_header(index: ShardIndex) -> dict[str, bool]:
+    return {
+        "classes": all(isinstance(name, str) for name in index.classes),
+        "dtype": isinstance(index.dtype, str),
+        "folds": is_count(index.folds),
+        "seed": isinstance(index.seed, int),
+        "size": is_count(index.size) and index.size > 0,
+        "skipped": all(isinstance(text, str) for skip in index.skipped for text in (skip.where, skip.reason)),
+        "source": isinstance(index.source, str),
+        "spatial_dims": index.spatial_dims in (2, 3),
+        "split_unit": index.split_unit in SPLIT_UNITS,
+    }
 
 
 def _invalid_fields(row: SampleRow, classes: int, shards: int) -> list[str]:

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from hsadml_dist.errors import DataError
+from hsadml_dist.json_parsing import parse_json
 
 SCHEMA_VERSION = 2
 """Version of the shard format; readers refuse all others."""
@@ -94,7 +95,7 @@ class SampleMeta:
             DataError: Not JSON, another schema version, or fields that are missing, unknown or invalid.
         """
         try:
-            values = json.loads(text)
+            values = parse_json(text)
         except ValueError as error:
             raise DataError(f"sample metadata: not JSON: {error}") from error
         if not isinstance(values, dict):

@@ -18,6 +18,7 @@ from hsadml_dist.errors import DataError
 from hsadml_dist.evaluation.geometry import Geometry
 from hsadml_dist.evaluation.metrics import Calibration, ConfusionSummary, Floats, Ints
 from hsadml_dist.evaluation.patient_metrics import Interval, PatientVote
+from hsadml_dist.json_parsing import INVALID, parse_json
 
 SCHEMA_VERSION = 2
 PREDICTIONS_SCHEMA_VERSION = 1
@@ -139,12 +140,12 @@ def parse_predictions(text: str | bytes) -> Predictions:
         DataError: It is not JSON, has another schema version, or columns are missing or of different lengths.
     """
     try:
-        values = json.loads(text)
+        values = parse_json(text)
         version = values["schema_version"]
         if version != PREDICTIONS_SCHEMA_VERSION:
             raise DataError(f"schema_version: {version!r} is not supported; allowed: {PREDICTIONS_SCHEMA_VERSION}")
         found = _from_columns(values)
-    except (ValueError, TypeError, KeyError, IndexError) as error:
+    except INVALID as error:
         raise DataError(f"damaged or truncated ({type(error).__name__})") from error
     columns = (found.persons, found.exams, found.label_N, *found.predicted.values(), found.probability_NC)
     if any(len(column) != len(found) for column in (*columns, found.neighbour_keys, found.cosine_NK)):

@@ -193,8 +193,8 @@ def _identity_faults(loaded: LoadedRecipe, folder: RunFolder, index: ShardIndex)
     with contextlib.suppress(DataError):
         if open_shard_index(was, fresh=False).digest != index.digest:
             why = "its samples differ, and they are part of a run's identity"
-            before_after = (display_address(location) for location in (was, wanted))
-            yield _changed_setting(loaded, folder, "data.shards", *before_after, why)
+            shown_was, shown_wanted = display_address(was), display_address(wanted)
+            yield _changed_setting(loaded, folder, "data.shards", shown_was, shown_wanted, why)
 
 
 def _changed_setting(loaded: LoadedRecipe, folder: RunFolder, key: str, was: Any, wanted: Any, why: str) -> Fault:

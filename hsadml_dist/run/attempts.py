@@ -18,6 +18,7 @@ from typing import Any
 
 from hsadml_dist.atomic import write_text
 from hsadml_dist.errors import ExitCode, RunError, RunLockedError, os_error_reason
+from hsadml_dist.json_parsing import INVALID, parse_json
 from hsadml_dist.process import process_start_time
 from hsadml_dist.run.folder import AttemptFolder, RunFolder
 from hsadml_dist.run.history import read_stop_reasons
@@ -119,7 +120,7 @@ def find_rendezvous(run: RunFolder, token: str) -> dict[str, Any] | None:
     """Return what rank 0 of the start ``token`` has published (attempt, host, port), or None if nothing yet."""
     for attempt in reversed(run.attempts()):
         if attempt.rendezvous.exists():
-            published: dict[str, Any] = json.loads(attempt.rendezvous.read_text())
+            published: dict[str, Any] = parse_json(attempt.rendezvous.read_bytes())
             if published["token"] == token:
                 return published
     return None
@@ -128,15 +129,18 @@ def find_rendezvous(run: RunFolder, token: str) -> dict[str, Any] | None:
 def _refuse_if_held(
     run: RunFolder, last: AttemptFolder, me: AttemptHolder, timeout: float, ended_job: str | None
 ) -> None:
-    if any(row["event"] in TERMINAL_EVENTS for row in read_jsonl(last.events)):
+    if any(row.get("event") in TERMINAL_EVENTS for row in read_jsonl(last.events, skip_damaged=True)):
         return
     if not last.record.exists():
         # Its process died between creating the folder and writing the record, or is about to write it.
         if _seconds_since_heartbeat(last) > min(timeout, RECORD_TIMEOUT_SECONDS):
             return
         raise RunLockedError(f"{run.path}: attempt {last.number} is starting at this moment")
-    record = json.loads(last.record.read_text())
-    holder = AttemptHolder(**{field.name: record[field.name] for field in fields(AttemptHolder)})
+    holder = _read_holder(last)
+    if holder is None:
+        if _seconds_since_heartbeat(last) > timeout:
+            return
+        raise RunLockedError(f"{last.record}: damaged, and its attempt may still be running; try again in {timeout} s")
     ended = ended_job is not None and holder.job == ended_job
     requeued = holder.job is not None and holder.job == me.job and holder.restart < me.restart
     exited = holder.boot == me.boot and process_start_time(holder.pid) != holder.born
@@ -147,6 +151,15 @@ def _refuse_if_held(
         f"{run.path}: attempt {last.number} is still written by process {holder.pid} on {holder.host}{job}; "
         "stop it first, or choose another --run folder"
     )
+
+
+def _read_holder(attempt: AttemptFolder) -> AttemptHolder | None:
+    """Return who started an attempt, or None if its record is damaged."""
+    try:
+        record = parse_json(attempt.record.read_bytes())
+        return AttemptHolder(**{field.name: record[field.name] for field in fields(AttemptHolder)})
+    except INVALID:
+        return None
 
 
 def _seconds_since_heartbeat(attempt: AttemptFolder) -> float:
@@ -185,20 +198,20 @@ def crash_loop_reason(run: RunFolder, me: AttemptFolder, saved_by: Collection[in
 def _resets_count(attempt: AttemptFolder, saved_by: Collection[int]) -> bool:
     if attempt.number in saved_by:
         return True
-    for row in read_jsonl(attempt.events):
+    for row in read_jsonl(attempt.events, skip_damaged=True):
         # The event counts as well, because a later attempt may have removed the checkpoint. Rows of older versions
         # have no exit code.
-        failed_by_user = row["event"] == "failed" and row.get("exit_code", ExitCode.USER_ERROR) == ExitCode.USER_ERROR
-        if failed_by_user or row["event"] in ("checkpoint", "finished"):
+        event, code = row.get("event"), row.get("exit_code", ExitCode.USER_ERROR)
+        if event in ("checkpoint", "finished") or (event == "failed" and code == ExitCode.USER_ERROR):
             return True
     return False
 
 
 def _how_it_ended(attempt: AttemptFolder) -> str:
     """Return the end of the sentence that starts with ``the last``."""
-    rows = {row["event"]: row for row in read_jsonl(attempt.events)}
+    rows = {str(row.get("event")): row for row in read_jsonl(attempt.events, skip_damaged=True)}
     if "failed" in rows:
-        return f"with this error: {' '.join(str(rows['failed']['reason']).split())}"
+        return f"with this error: {' '.join(str(rows['failed'].get('reason')).split())}"
     if "stopped" in rows:
         reasons = read_stop_reasons(rows.get("signal", {}))
         texts = [f"rank {rank}: {reason.label}" for rank, reason in reasons.items()]

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from hsadml_dist.atomic import atomic_path, write_text
 from hsadml_dist.errors import RunError
+from hsadml_dist.json_parsing import INVALID, parse_json
 from hsadml_dist.run.folder import RunFolder
 
 PACKAGE = Path(__file__).parents[1]
@@ -100,8 +101,8 @@ def _package_files(package: Path) -> Iterator[tuple[str, Path]]:
 def _read_snapshot(run: RunFolder) -> CodeSnapshot | None:
     """Return the snapshot of the first start, or None if there is no readable one."""
     try:
-        return CodeSnapshot(**json.loads((run.code / "code.json").read_text()))
-    except (OSError, ValueError, TypeError):
+        return CodeSnapshot(**parse_json((run.code / "code.json").read_bytes()))
+    except (OSError, *INVALID):
         return None
 
 

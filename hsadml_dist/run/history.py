@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from hsadml_dist.errors import RunError
+from hsadml_dist.json_parsing import INVALID
 from hsadml_dist.run.folder import AttemptFolder, RunFolder
 from hsadml_dist.run.jsonl import JsonlWriter, read_jsonl
 
@@ -59,6 +61,13 @@ def stop_event_details(reasons: Sequence[StopReason | None]) -> dict[str, Any]:
 
 def read_stop_reasons(row: Mapping[str, Any]) -> dict[int, StopReason]:
     """Return the stop reason by rank from a ``signal`` event; reasons of unknown kinds are skipped."""
+    try:
+        return _stop_reasons(row)
+    except INVALID:
+        return {}
+
+
+def _stop_reasons(row: Mapping[str, Any]) -> dict[int, StopReason]:
     if "reasons" in row:
         known = {str(reason): reason for reason in StopReason}
         pairs = [(one.get("rank"), one.get("reason")) for one in row["reasons"]]
@@ -98,10 +107,17 @@ def merged_events(run: Path) -> list[dict[str, Any]]:
 
 def count_repeated_steps(run: Path) -> int:
     """Return the number of metrics rows of steps that another attempt has done, too."""
-    steps = [row["step"] for attempt in RunFolder(run).attempts() for row in read_jsonl(attempt.metrics)]
+    steps = [step for attempt in RunFolder(run).attempts() for step, _ in _rows_by_step(attempt.metrics)]
     return len(steps) - len(set(steps))
 
 
 def _last_by_step(files: Iterable[Path]) -> list[dict[str, Any]]:
-    rows = {row["step"]: row for file in files for row in read_jsonl(file)}
+    rows = dict(row for file in files for row in _rows_by_step(file))
     return [rows[step] for step in sorted(rows)]
+
+
+def _rows_by_step(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, row in enumerate(read_jsonl(file), start=1):
+        if not isinstance(row.get("step"), int):
+            raise RunError(f"{file}: line {number} is damaged: it has no step")
+        yield row["step"], row

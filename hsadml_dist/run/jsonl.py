@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hsadml_dist.errors import RunError, os_error_reason
+from hsadml_dist.json_parsing import parse_json
 
 
 class JsonlWriter:
@@ -39,14 +40,35 @@ class JsonlWriter:
         os.close(self._file)
 
 
-def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a file, without a last line that a crash cut short; a missing file has no rows."""
+def read_jsonl(path: Path, *, skip_damaged: bool = False) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a file, without a last line that a crash cut short; a missing file has no rows.
+
+    Raises:
+        RunError: A line is not a JSON object, unless such lines are to be skipped.
+    """
     if not path.exists():
         return
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            if line.endswith("\n"):
-                yield json.loads(line)
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):
+                continue
+            try:
+                row = _parse_row(path, number, line)
+            except RunError:
+                if skip_damaged:
+                    continue
+                raise
+            yield row
+
+
+def _parse_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        row = parse_json(line)
+    except ValueError as error:
+        raise RunError(f"{path}: line {number} is damaged: {error}") from error
+    if not isinstance(row, dict):
+        raise RunError(f"{path}: line {number} is damaged: a JSON object is expected")
+    return row
 
 
 def tail_bytes(path: Path, limit: int) -> bytes:
@@ -68,5 +90,5 @@ def tail_jsonl(path: Path, limit: int) -> list[dict[str, Any]]:
     rows = []
     for line in tail_bytes(path, limit).split(b"\n")[:-1]:
         with contextlib.suppress(ValueError):
-            rows.append(json.loads(line))
+            rows.append(parse_json(line))
     return [row for row in rows if isinstance(row, dict)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hsadml_dist.errors import ExitCode
+from hsadml_dist.json_parsing import parse_json, valid_fields
 from hsadml_dist.process import process_start_time
 from hsadml_dist.run.attempts import HEARTBEAT_TIMEOUT_SECONDS, current_holder
 from hsadml_dist.run.folder import AttemptFolder, RunFolder
@@ -29,6 +29,25 @@ STAGES_AFTER_START = ("save", "evaluate")
 
 _STEPS = re.compile(r"^train:\n(?:  .*\n)*?  steps: (\d+)$", re.MULTILINE)
 _CHECKPOINT = re.compile(r"step-(\d+)\.")
+_NUMBER = (int, float)
+_FIELD_KINDS: Mapping[str, type | tuple[type, ...]] = {
+    "boot": str,
+    "checkpoint": str,
+    "exit_code": int,
+    "host": str,
+    "job": str,
+    "loss": _NUMBER,
+    "pid": int,
+    "restart": int,
+    "samples": int,
+    "stage": str,
+    "step": int,
+    "step_seconds": _NUMBER,
+    "time": _NUMBER,
+    "total_steps": int,
+    "world_size": int,
+}
+"""Kinds of the values that are read here, in all files; a value of another kind counts as missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +99,7 @@ def read_run_state(run: RunFolder, now: float) -> RunState:
     record = _read_object(newest.record)
     # In this order: the events of a process that is gone by now are complete.
     gone = _process_is_gone(record)
-    events = tail_jsonl(newest.events, EVENTS_BYTES)
+    events = _tail_rows(newest.events, EVENTS_BYTES)
     rows, rows_age = _latest_rows(attempts)
     stage = _read_object(newest.rank_heartbeat(0)).get("stage")
     begun = (bool(rows) and rows_age == 0) or stage in STAGES_AFTER_START
@@ -88,7 +107,7 @@ def read_run_state(run: RunFolder, now: float) -> RunState:
     return replace(
         ending,
         attempts=len(attempts),
-        restart=int(record.get("restart") or 0),
+        restart=record.get("restart", 0),
         job=record.get("job"),
         world_size=record.get("world_size"),
         step=_reached_step(attempts, rows, rows_age),
@@ -123,8 +142,8 @@ def _recorded_ending(events: Sequence[Mapping[str, Any]]) -> RunState | None:
 def _failure(row: Mapping[str, Any]) -> RunState:
     text, default_code = " ".join(str(row.get("reason")).split()), ExitCode.USER_ERROR
     if row.get("event") == "hang":
-        text, default_code = f"step {int(row.get('step', 0)) + 1} hangs: {text}", ExitCode.INTERNAL_ERROR
-    code = int(row.get("exit_code", default_code))
+        text, default_code = f"step {row.get('step', 0) + 1} hangs: {text}", ExitCode.INTERNAL_ERROR
+    code = row.get("exit_code", default_code)
     return RunState(phase="failed", last_sign=row.get("time"), exit_code=code, reason=text)
 
 
@@ -159,7 +178,7 @@ def _process_is_gone(record: Mapping[str, Any]) -> bool:
 def _latest_rows(attempts: Sequence[AttemptFolder]) -> tuple[list[dict[str, Any]], int]:
     """Return the last metrics rows of the newest attempt that has any, and how many attempts ago it started."""
     for age, attempt in enumerate(reversed(attempts)):
-        rows = tail_jsonl(attempt.metrics, METRICS_BYTES)
+        rows = _tail_rows(attempt.metrics, METRICS_BYTES)
         if rows:
             return rows[-RATE_ROWS:], age
     return [], 0
@@ -170,7 +189,7 @@ def _reached_step(attempts: Sequence[AttemptFolder], rows: Sequence[Mapping[str,
         parent = _read_object(attempts[-1].parent)
         if parent:
             return _step_of(parent.get("checkpoint")) or 0
-    return int(rows[-1].get("step", 0)) if rows else 0
+    return rows[-1].get("step", 0) if rows else 0
 
 
 def _rate(rows: Sequence[Mapping[str, Any]]) -> float | None:
@@ -182,8 +201,8 @@ def _rate(rows: Sequence[Mapping[str, Any]]) -> float | None:
 def _checkpoint_step(attempts: Sequence[AttemptFolder], newest_events: Sequence[Mapping[str, Any]]) -> int | None:
     """Return the step of the newest checkpoint in the lineage of the newest attempt."""
     for attempt in reversed(attempts):
-        events = newest_events if attempt is attempts[-1] else tail_jsonl(attempt.events, EVENTS_BYTES)
-        steps = [int(row["step"]) for row in events if row.get("event") == "checkpoint"]
+        events = newest_events if attempt is attempts[-1] else _tail_rows(attempt.events, EVENTS_BYTES)
+        steps = [row["step"] for row in events if row.get("event") == "checkpoint" and "step" in row]
         if steps:
             return steps[-1]
         parent = _read_object(attempt.parent)
@@ -232,7 +251,11 @@ def _configured_steps(config: Path) -> int | None:
 def _read_object(path: Path) -> dict[str, Any]:
     """Return a small JSON object, or an empty one if the file is missing or incomplete."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_bytes())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return valid_fields(found, _FIELD_KINDS) if isinstance(found, dict) else {}
+
+
+def _tail_rows(path: Path, limit: int) -> list[dict[str, Any]]:
+    return [valid_fields(row, _FIELD_KINDS) for row in tail_jsonl(path, limit)]

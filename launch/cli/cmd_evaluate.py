@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from hsadml_dist.atomic import write_text
 from hsadml_dist.config.yaml_loader import load_recipe
 from hsadml_dist.errors import DataError, UsageError
 from hsadml_dist.jobs.prepare import require_run_folder
+from hsadml_dist.json_parsing import INVALID, parse_json
 from hsadml_dist.launch.cli.terminal import AsJson, echo, echo_json
 from hsadml_dist.run.folder import RunFolder
 
@@ -100,10 +100,10 @@ def load_stored_result(run: Path) -> tuple[Mapping[str, Any], Predictions] | Non
 
     folder = RunFolder(run)
     try:
-        result = json.loads(folder.result.read_bytes())
+        result = parse_json(folder.result.read_bytes())
         predictions = read_predictions(folder.predictions)
         known = result["schema_version"] == SCHEMA_VERSION
-    except (OSError, ValueError, LookupError, TypeError, DataError):
+    except (OSError, *INVALID, DataError):
         return None
     return (result, predictions) if known and belong_together(result, predictions) else None
 

@@ -26,6 +26,7 @@ POLL_SECONDS = 0.5
 STATUS_SECONDS = 2.0
 """Interval at which a follower checks whether the run has ended."""
 CHUNK_BYTES = 1 << 20
+MAX_TIME = datetime.datetime(9999, 1, 1).timestamp()
 
 STEP_COLUMNS = ("step", "attempt", "epoch", "loss", "lr", "grad_norm", "samples", "step_seconds", "data_wait_seconds")
 EVENT_COLUMNS = ("time", "attempt", "step", "event", "job", "restart")
@@ -236,6 +237,6 @@ def _describe_ranks(attempt: AttemptFolder) -> str:
 def _format_value(name: str, value: Any) -> str:
     if value is None:
         return "-"
-    if name == "time":
+    if name == "time" and isinstance(value, int | float) and 0 <= value < MAX_TIME:
         return datetime.datetime.fromtimestamp(value).isoformat(sep=" ", timespec="seconds")
     return f"{value:.5g}" if isinstance(value, float) else str(value)
