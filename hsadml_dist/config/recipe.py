@@ -8,12 +8,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hsadml_dist.config.schema import iter_settings, setting
+from hsadml_dist.config.transform_rules import transform_problems
 from hsadml_dist.loss_names import LossName
 
 Conflict = tuple[tuple[str, ...], str]
@@ -39,8 +39,9 @@ class DataConfig:
             a time and permutes the samples inside: one pass over the shards per epoch.
         window: Number of shards mixed at a time by ``order: window``.
         image_size: Side length to which images are resized, in pixels.
-        transforms: Random augmentations of the training images, MONAI transforms by ``_target_``. None means the
-            default set, an affine map with changes of intensity; an empty list means no augmentation.
+        transforms: Random augmentations of the training images, MONAI's array transforms by ``_target_``; see
+            :mod:`hsadml_dist.config.transform_rules`. None means the default set, an affine map with changes of
+            intensity; an empty list means no augmentation.
         augmentation: ``monai`` applies the transforms one after another; ``fused`` applies mirror, affine map and
             changes of intensity in one resampling of the whole batch, with the same random numbers.
         cache: Folder on the node's own disk for images prepared up to the augmentation; environment variables are
@@ -62,13 +63,14 @@ class DataConfig:
     cache: str | None = setting(None, fixed=False)
 
     def conflicts(self) -> Iterator[Conflict]:
-        """Yield the settings that are not allowed together, or that name code."""
+        """Yield the settings that are not allowed together."""
         if self.val_fold is not None and self.val_fold == self.fold:
             yield ("data.val_fold", "data.fold"), f"{self.val_fold} is the test fold too; the two must differ"
+
+    def refused_transforms(self) -> Iterator[Conflict]:
+        """Yield the transforms and arguments that a recipe may not name."""
         for number, item in enumerate(self.transforms or (), start=1):
-            if "_target_" not in item:
-                yield ("data.transforms",), f"item {number} must be a mapping with '_target_: monai.transforms.NAME'"
-            for problem in _code_in(item):
+            for problem in transform_problems(item):
                 yield ("data.transforms",), f"item {number}: {problem}"
 
 
@@ -327,8 +329,13 @@ class Recipe:
     run: RunConfig = field(default_factory=RunConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
-    def conflicts(self) -> Iterator[Conflict]:
-        """Yield the settings that are not allowed together."""
+    def conflicts(self, *, stored: bool = False) -> Iterator[Conflict]:
+        """Yield the settings that are not allowed together, and transforms that are not allowed.
+
+        Args:
+            stored: True for the recipe of a run folder that is only read: an older version may have allowed more
+                transforms, and its results must stay readable.
+        """
         if (self.train.steps is None) == (self.train.epochs is None):
             given = "neither" if self.train.steps is None else "both"
             problem = f"exactly one of train.steps and train.epochs must be given, {given} is"
@@ -337,6 +344,8 @@ class Recipe:
             problem = f"{self.engine.accumulate} does not divide train.global_batch {self.train.global_batch}"
             yield ("engine.accumulate", "train.global_batch"), problem
         yield from self.data.conflicts()
+        if not stored:
+            yield from self.data.refused_transforms()
         yield from self.engine.conflicts()
 
     def identity(self) -> dict[str, Any]:
@@ -360,18 +369,3 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as nested plain dictionaries."""
         return dataclasses.asdict(self)
-
-
-def _code_in(value: Any) -> Iterator[str]:
-    """Yield each place of a transform that could run code: only MONAI's transforms may be named."""
-    if isinstance(value, dict):
-        # One capitalised name only: a longer path would reach any module that MONAI's own modules import.
-        if "_target_" in value and not re.fullmatch(r"monai\.transforms\.[A-Z]\w*", str(value["_target_"])):
-            yield f"_target_ {value['_target_']!r} must be the name of a transform, monai.transforms.NAME"
-        for part in (*value, *value.values()):
-            yield from _code_in(part)
-    elif isinstance(value, list):
-        for part in value:
-            yield from _code_in(part)
-    elif isinstance(value, str) and value.startswith(("$", "@", "%")):
-        yield f"{value!r} is an expression, which is not allowed"

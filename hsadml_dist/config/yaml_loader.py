@@ -80,7 +80,9 @@ class _Located:
 _Layer = dict[str, _Located]
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = (), find: FindRecipe | None = None) -> LoadedRecipe:
+def load_recipe(
+    path: Path, overrides: Sequence[str] = (), find: FindRecipe | None = None, *, stored: bool = False
+) -> LoadedRecipe:
     """Read a recipe, the recipes it is based on, and the overrides of a command line.
 
     Args:
@@ -88,6 +90,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), find: FindRecipe | No
             slash is a name for ``find``.
         overrides: ``key=value`` texts; the values are YAML, and the last one of a key counts.
         find: Returns the file of a named recipe; None means that names are refused.
+        stored: True for the recipe of a run folder that is only read, not trained; see :meth:`Recipe.conflicts`.
 
     Raises:
         ConfigError: With all faults found.
@@ -104,7 +107,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), find: FindRecipe | No
     places = {key: located.where for key, located in found.items()}
     if not any(fault.key in ("recipe", "base") for fault in faults):
         missing = [key for key in sorted(set(_required()) - set(found)) if not _has_fault(key, faults)]
-        conflicts = _conflicts(recipe.conflicts(), places, path.name, faults)
+        conflicts = _conflicts(recipe.conflicts(stored=stored), places, path.name, faults)
         faults += [*(Fault(where=path.name, key=key, problem="must be given") for key in missing), *conflicts]
     if faults:
         raise ConfigError(faults)

@@ -31,8 +31,15 @@ from hsadml_dist.data.index import ShardIndex, apply_label_setting
 from hsadml_dist.data.order import ExactOrder, Order, SampleRef, ShardSchedule, WindowOrder, sample_seed
 from hsadml_dist.data.reader import PreparedImages, ShardReader, open_prepared_cache
 from hsadml_dist.data.remote import open_shard_index
+from hsadml_dist.data.repeatability import check_repeatability
 from hsadml_dist.data.shard_cache import ShardCache, ShardLocation, ShardPrefetcher, train_shard_location
-from hsadml_dist.data.transforms import Augmentation, Preprocessing, single_threaded
+from hsadml_dist.data.transforms import (
+    Augmentation,
+    Preprocessing,
+    build_transforms,
+    preserved_generators,
+    single_threaded,
+)
 from hsadml_dist.distributed.topology import Topology, allowed_world_sizes
 from hsadml_dist.errors import ConfigError, DataError, Fault, WorkerLostError
 from hsadml_dist.process import setup_helper_process
@@ -173,7 +180,7 @@ class Loader:
         if self._prefetcher is not None and not self._prefetcher.wait_for_step(self._step, interrupted):
             return None
         self._step += 1
-        with single_threaded():
+        with single_threaded(), preserved_generators():
             return next(self._batches)
 
     def _await(self, interrupted: Callable[[], bool]) -> Batch | BaseException | None:
@@ -226,7 +233,7 @@ def build_train_data(data: DataConfig, train: TrainConfig, topology: Topology) -
 
     Raises:
         DataError: The shards are missing, lack the fold or the labels, or do not fit on the node's disk.
-        ConfigError: The number of ranks does not divide the batch, or a transform does not exist.
+        ConfigError: The number of ranks does not divide the batch, or a transform is refused.
     """
     check_global_batch(train.global_batch, topology.world_size)
     location = train_shard_location(data.shards, data.stage)
@@ -246,10 +253,11 @@ def build_loader(location: ShardLocation, schedule: ShardSchedule, data: DataCon
     """Return a rank's loader over the training samples; forks its workers at once.
 
     Raises:
-        ConfigError: MONAI does not have a transform or refuses its arguments, a transform cannot be fused, or the cache
-            of prepared images cannot be written.
+        ConfigError: A transform is not allowed, does not repeat its result or cannot be fused, or the cache of prepared
+            images cannot be written.
     """
     preprocess = Preprocessing(data.image_size)
+    check_repeatability(functools.partial(build_transforms, data.transforms), data.image_size)
     folder = None if data.cache is None else Path(os.path.expandvars(data.cache))
     cache = None if folder is None else open_prepared_cache(folder, schedule.index, preprocess)
     images = PreparedImages(ShardReader(location, schedule.index), preprocess, cache)

@@ -7,6 +7,7 @@ switched off: nothing here inverts a transform, and tracking costs a third of th
 from __future__ import annotations
 
 import contextlib
+import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
@@ -15,10 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from hsadml_dist.errors import ConfigError, Fault, did_you_mean
+from hsadml_dist.config.transform_rules import PREFIX, TARGET, transform_problems
+from hsadml_dist.errors import ConfigError, Fault
 
-PREFIX = "monai.transforms."
-IMAGE = "image"
 SEEDS = 2**32
 """MONAI's seeds are below this."""
 
@@ -64,6 +64,28 @@ def single_threaded() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def seed_global_generators(seed: int) -> None:
+    """Seed the generators of the whole process: those of Python, NumPy and torch on the CPU, and MONAI's shared one."""
+    from monai.transforms import Randomizable
+
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed also seeds GPUs and takes 500 times as long
+    Randomizable.R.seed(seed)
+
+
+@contextlib.contextmanager
+def preserved_generators() -> Iterator[None]:
+    """Restore the generators of Python, NumPy and torch on the CPU afterwards; it takes a tenth of a millisecond."""
+    states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.default_generator.set_state(states[2])
 
 
 @contextlib.contextmanager
@@ -113,16 +135,23 @@ class Preprocessing:
 
 
 class Augmentation:
-    """The random part, by MONAI's transforms; its result depends on the image and the given seed only."""
+    """The random part, by MONAI's transforms; its result depends on the image and the given seed only.
+
+    The generators of the process are seeded too, in case a transform draws from them. A caller with other uses for them
+    wraps the call in :func:`preserved_generators`; loader workers have none.
+    """
 
     def __init__(self, specs: Sequence[dict[str, Any]] | None) -> None:
-        transforms = [_on_image(transform) for transform in build_transforms(specs)]
-        self._compose, self._seed = load_monai().Compose(transforms), TransformSeeder(transforms)
+        self._transforms = build_transforms(specs)
+        self._seed = TransformSeeder(self._transforms)
 
     def __call__(self, image: torch.Tensor, seed: int) -> torch.Tensor:
         """Augment an image (1, H, W), fp32, with the given seed, below 2**32."""
+        seed_global_generators(seed)
         self._seed(seed)
-        return self._compose({IMAGE: image})[IMAGE].to(torch.float32)
+        for transform in self._transforms:
+            image = transform(image)
+        return image.to(torch.float32)
 
     def batch(self, images: Sequence[torch.Tensor], seeds: Sequence[int]) -> torch.Tensor:
         """Augment B images (1, H, W), fp32, each with its seed; returns (B, 1, H, W), fp32."""
@@ -130,16 +159,15 @@ class Augmentation:
 
 
 class TransformSeeder:
-    """Seeds transforms as MONAI's ``Compose.set_random_state`` does, in a tenth of the time.
+    """Seeds transforms as MONAI's ``Compose.set_random_state`` does random ones, in a tenth of the time.
 
-    MONAI creates a generator per transform and image, and a new one first asks the operating system for randomness. For
-    transforms that are known to pass their seed on in a standard way, the generators are kept and seeded again.
+    A seed is drawn for each transform, whether it is random or not. MONAI creates a generator per transform and image,
+    and a new one first asks the operating system for randomness. For transforms that are known to pass their seed on in
+    a standard way, the generators are kept and seeded again.
     """
 
     def __init__(self, transforms: Sequence[Any]) -> None:
-        from monai.transforms import Randomizable
-
-        self._seeders = [_seeder(transform) for transform in transforms if isinstance(transform, Randomizable)]
+        self._seeders = [_seeder(transform) for transform in transforms]
         self._seeds = np.random.RandomState()
 
     def __call__(self, seed: int) -> None:
@@ -153,10 +181,19 @@ def build_transforms(specs: Sequence[dict[str, Any]] | None) -> list[Any]:
     """Return the MONAI transforms of a recipe's ``data.transforms``; None means :data:`DEFAULT_AUGMENTATION`.
 
     Raises:
-        ConfigError: MONAI does not have a transform, or refuses its arguments.
+        ConfigError: A transform or an argument is not allowed, or MONAI refuses it.
     """
-    load_monai()
-    return [_build_transform(spec) for spec in (DEFAULT_AUGMENTATION if specs is None else specs)]
+    specs = DEFAULT_AUGMENTATION if specs is None else specs
+    items = list(enumerate(specs, start=1))
+    problems = [(number, problem) for number, spec in items for problem in transform_problems(spec)]
+    if problems:
+        raise ConfigError(transform_fault(number, problem) for number, problem in problems)
+    return [_build_transform(number, spec) for number, spec in items]
+
+
+def transform_fault(number: int, problem: str) -> Fault:
+    """Return the fault of an item of ``data.transforms``, counted from 1, with a problem that may have line breaks."""
+    return Fault(where="recipe", key="data.transforms", problem=f"item {number}: {' '.join(problem.split())}")
 
 
 def shear_matrix(coefficients: Sequence[float]) -> np.ndarray:
@@ -166,51 +203,24 @@ def shear_matrix(coefficients: Sequence[float]) -> np.ndarray:
     return np.asarray(create_shear(2, coefficients))[:2, :2]
 
 
-def _build_transform(spec: dict[str, Any]) -> Any:
-    import monai.transforms
-
-    arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in spec.items()}
-    if "_target_" not in arguments:
-        raise _transform_error(f"{spec} names no transform; write '_target_: {PREFIX}RandFlip'")
-    name = str(arguments.pop("_target_")).removeprefix(PREFIX)
-    kind = getattr(monai.transforms, name, None)
-    if not isinstance(kind, type):
-        raise _transform_error(f"{PREFIX}{name} does not exist{did_you_mean(name, dir(monai.transforms))}")
+def _build_transform(number: int, spec: dict[str, Any]) -> Any:
+    name = spec[TARGET].removeprefix(PREFIX)
+    arguments = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in spec.items() if key != TARGET
+    }
+    kind = getattr(load_monai(), name, None)
+    if kind is None:
+        raise ConfigError([transform_fault(number, f"{PREFIX}{name} does not exist in this version of MONAI")])
     try:
         return kind(**arguments)
-    except (TypeError, ValueError) as error:
-        raise _transform_error(f"{PREFIX}{name}: {error}") from error
-
-
-def _on_image(transform: Any) -> Any:
-    """Return a dictionary transform: array transforms are applied to the image of the dictionary."""
-    from monai.transforms import MapTransform, Randomizable
-
-    if isinstance(transform, MapTransform):
-        return transform
-
-    class _OnImage(Randomizable):
-        wrapped = transform
-
-        def set_random_state(self, seed: int | None = None, state: Any = None) -> Any:
-            if isinstance(transform, Randomizable):
-                transform.set_random_state(seed, state)
-            return self
-
-        def randomize(self, data: Any) -> None:
-            """Draw nothing: the wrapped transform draws for itself."""
-
-        def __call__(self, sample: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            return sample | {IMAGE: transform(sample[IMAGE])}
-
-    return _OnImage()
+    except Exception as error:  # MONAI raises whatever its libraries do
+        raise ConfigError([transform_fault(number, f"{PREFIX}{name}: {error}")]) from error
 
 
 def _seeder(transform: Any) -> Callable[[int], object]:
     """Return a function that seeds one transform as its own ``set_random_state`` does."""
     from monai.transforms import RandAffine, Randomizable
 
-    transform = getattr(transform, "wrapped", transform)
     if not isinstance(transform, Randomizable):
         return lambda seed: None
     if type(transform) is RandAffine:
@@ -221,7 +231,3 @@ def _seeder(transform: Any) -> Callable[[int], object]:
         return lambda seed: transform.set_random_state(seed=seed)
     transform.set_random_state(seed=0)  # until now, all transforms share one generator
     return lambda seed: [part.R.seed(seed) for part in parts]
-
-
-def _transform_error(problem: str) -> ConfigError:
-    return ConfigError([Fault(where="recipe", key="data.transforms", problem=problem)])

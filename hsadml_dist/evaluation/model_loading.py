@@ -165,7 +165,7 @@ def open_inference(run: Path) -> Inference:
         CheckpointError: There is no valid checkpoint.
     """
     folder = RunFolder(run)
-    recipe, device = load_recipe(folder.config).recipe, local_device(Topology())
+    recipe, device = load_recipe(folder.config, stored=True).recipe, local_device(Topology())
     configure_kernels(device, tf32=recipe.engine.tf32, deterministic=recipe.engine.deterministic)
     weights, trained_on = load_weights(folder, recipe, device)
     return Inference(run=folder, recipe=recipe, weights=weights, trained_on=trained_on, device=device)

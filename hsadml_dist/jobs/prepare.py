@@ -177,7 +177,7 @@ def _engine_faults(recipe: Recipe, world_size: int) -> Iterator[Fault]:
 
 def _identity_faults(loaded: LoadedRecipe, folder: RunFolder, index: ShardIndex) -> Iterator[Fault]:
     """Yield the settings that would change the identity of an existing run."""
-    stored = load_recipe(folder.config).recipe
+    stored = load_recipe(folder.config, stored=True).recipe
     before, now = stored.identity(), loaded.recipe.identity()
     schedule = "the cosine schedule ends there, so another length changes the learning rate from the first step on"
     for key in sorted(before.keys() & now.keys()):

@@ -88,7 +88,7 @@ def _check_nodes(run: Path, nodes: int, tasks_per_node: int, options: Profile, t
     site = try_query_site()
     partition = None if site is None else site.partition(options.partition)
     config = RunFolder(run).config
-    workers = load_recipe(config).recipe.data.workers if config.is_file() else None
+    workers = load_recipe(config, stored=True).recipe.data.workers if config.is_file() else None
     with temporary_folder(existing_parent(run)) as folder:
         max_seconds = None if partition is None else partition.max_seconds
         request = probe_request(folder, options, nodes=nodes, tasks_per_node=tasks_per_node, max_seconds=max_seconds)

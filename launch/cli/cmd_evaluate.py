@@ -78,7 +78,7 @@ def load_or_evaluate(run: Path, name: str) -> EvaluatedRun:
     from hsadml_dist.evaluation.pooling import EvaluatedRun
     from hsadml_dist.report.run_report import evaluate_and_report
 
-    recipe = load_recipe(RunFolder(run).config).recipe
+    recipe = load_recipe(RunFolder(run).config, stored=True).recipe
     stored = load_stored_result(run)
     if stored is None or not _is_of_newest_checkpoint(run, stored[0]):
         evaluated = evaluate_and_report(run)
@@ -190,7 +190,7 @@ def _compare(runs: Sequence[Path], folder: Path, as_json: bool) -> None:
         if not as_json:
             echo(_format_progress(name, evaluated[-1].result))
     # The largest number of resamples that a recipe asks for.
-    resamples = max(load_recipe(RunFolder(run).config).recipe.evaluation.resamples for run in folders)
+    resamples = max(load_recipe(RunFolder(run).config, stored=True).recipe.evaluation.resamples for run in folders)
     combined = write_comparison(evaluated, resamples, folder)
     if as_json:
         echo_json(combined, indent=2)

@@ -206,14 +206,30 @@ def test_monai_transforms_are_accepted(recipe):
     assert load_recipe(path).recipe.data.transforms == ({"_target_": "monai.transforms.RandFlip", "prob": 0.5},)
 
 
+def test_transform_of_an_older_version_is_refused_unless_the_recipe_is_only_read(recipe):
+    flip = "{_target_: monai.transforms.RandFlipd, keys: [image]}"
+    path = recipe(GOOD.replace("}", f", transforms: [{flip}]}}", 1))
+    assert places(path) == [("recipe.yaml:1", "data.transforms")]
+    assert load_recipe(path, stored=True).recipe.data.transforms[0]["keys"] == ["image"]
+    with pytest.raises(ConfigError):
+        load_recipe(path, ["train.steps=0"], stored=True)
+
+
+def test_all_refused_transforms_are_reported(recipe):
+    transforms = "[{_target_: monai.transforms.LoadImage, reader: os.system}, {_target_: RandFlip, prob: x, z: 1}]"
+    found = faults(recipe(GOOD), [f"data.transforms={transforms}"])
+    assert [(fault.where, fault.key) for fault in found] == [("command line", "data.transforms")] * 3
+    assert [fault.problem[:6] for fault in found] == ["item 1", "item 2", "item 2"]
+
+
 def test_dumped_recipe_loads_unchanged(recipe, tmp_path):
-    odd = "{_target_: monai.transforms.RandFlip, a: '010', b: 'yes', c: '1e-3', d: null, e: [1, 1.5e-9, true, 'ü: #']}"
+    odd = "{_target_: monai.transforms.RandFlip, prob: 1.5e-9, spatial_axis: [1, 0, null], lazy: false}"
     overrides = [
         "data.shards='2024'",
         f"data.transforms=[{odd}]",
         "engine.clip_norm=null",
         "optim.lr=1e-05",
-        "model.freeze=[backbone.stem, backbone.blocks.0]",
+        "model.freeze=[backbone.stem, backbone.blocks.0, '010', 'yes', '1e-3', 'null', 'ü: #']",
     ]
     first = load_recipe(recipe(GOOD), overrides).recipe
     dump_recipe(first, tmp_path / "config.yaml")

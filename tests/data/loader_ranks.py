@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import random
 import signal
 import tempfile
 import time
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rank_script import RankArguments
 
@@ -46,7 +48,8 @@ def bytes_of_steps(shards: Path, arguments: RankArguments) -> dict[str, Any]:
     loaders = {workers: open_loader(shards, workers) for workers in (0, 1, 2)}
     late, large = open_loader(shards, 1), open_loader(shards, 1, image_size=256)
     torch.set_num_threads(2)  # as a rank does after the fork: what it prepares itself must still be the same
-    answer: dict[str, Any] = {"threads": [loader.threads_at_fork for loader in loaders.values()], "workers": {}}
+    threads = [loader.threads_at_fork for loader in (*loaders.values(), late, large)]
+    answer: dict[str, Any] = {"threads": threads, "workers": {}}
     for workers, loader in loaders.items():
         answer["workers"][workers] = deliver(loader, 1, STEPS)
         loader.close()
@@ -80,6 +83,24 @@ def cached(shards: Path, arguments: RankArguments) -> dict[str, Any]:
     for loader in shared:
         loader.close()
     return answer
+
+
+def generators(shards: Path, arguments: RankArguments) -> list[bool]:
+    """Return for each augmentation whether the draws of this process are the same with batches between them."""
+    same = []
+    for augmentation in ("monai", "fused"):
+        loader = open_loader(shards, 0, augmentation=augmentation)
+        loader.start(1, STEPS)
+        draws = []
+        for batches in (0, STEPS):
+            random.seed(3)
+            np.random.seed(3)
+            torch.manual_seed(3)
+            for _ in range(batches):
+                loader.next(never)
+            draws.append((random.random(), float(np.random.random()), torch.rand(5).tolist()))
+        same.append(draws[0] == draws[1])
+    return same
 
 
 def stop_signals(shards: Path, arguments: RankArguments) -> dict[str, Any]:

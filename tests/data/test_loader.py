@@ -37,7 +37,12 @@ def test_number_of_threads_changes_no_byte_of_large_images(delivered):
 
 
 def test_workers_are_forked_from_a_single_threaded_process(delivered):
-    assert delivered["threads"] == [1, 1, 1]
+    assert delivered["threads"] == [1] * 5
+
+
+def test_loading_in_the_rank_keeps_the_state_of_its_generators(ranks, tiny_shards):
+    """The learner seeds torch's generator once per step, and nothing may come between."""
+    assert ranks(SCRIPT, 1, f"generators {tiny_shards}", preload=MONAI)[0] == [True, True]
 
 
 def test_keys_and_labels_follow_the_order(delivered, index):

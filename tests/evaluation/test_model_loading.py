@@ -12,7 +12,7 @@ from hsadml_dist.checkpoint.layout import read_progress
 from hsadml_dist.checkpoint.load import load_inference_state
 from hsadml_dist.checkpoint.save import save_checkpoint
 from hsadml_dist.checkpoint.tensor_files import TrainingState
-from hsadml_dist.config.yaml_loader import load_recipe
+from hsadml_dist.config.yaml_loader import dump_recipe, load_recipe
 from hsadml_dist.data.batch import Batch
 from hsadml_dist.data.index import load_index, samples_table, table_digest, write_index
 from hsadml_dist.data.reader import ShardReader
@@ -44,6 +44,15 @@ def test_load_weights_returns_the_checkpoint_and_its_data_digest(run, shards):
     assert (weights.checkpoint.name, weights.checkpoint.step) == ("step-00000002.attempt-0001", 2)
     torch.testing.assert_close(dict(weights.model.state_dict()), state.model, rtol=0, atol=0)
     torch.testing.assert_close(weights.centre_CD, state.centres, rtol=0, atol=0)
+
+
+def test_run_with_transforms_of_an_older_version_stays_readable(tmp_path, run):
+    old = tmp_path / "old"
+    shutil.copytree(run, old)
+    recipe = load_recipe(RunFolder(run).config).recipe
+    flip = {"_target_": "monai.transforms.RandFlipd", "keys": ["image"]}
+    dump_recipe(replace(recipe, data=replace(recipe.data, transforms=(flip,))), RunFolder(old).config)
+    assert open_inference(old).recipe.data.transforms == (flip,)
 
 
 def test_load_weights_returns_the_running_average_as_at_the_end_of_training(tmp_path, run, shards):
