@@ -256,5 +256,5 @@ def state_of(pid: int) -> str:
 if __name__ == "__main__":
     arguments = RankArguments.read()
     name, _, shards = arguments.case.partition(" ")
-    cases = {case.__name__: case for case in (bytes_of_steps, cached, stop_signals, blocked, damaged, lost, orphans)}
-    arguments.save_result(cases[name](Path(shards), arguments))
+    cases = (bytes_of_steps, cached, generators, stop_signals, blocked, damaged, lost, orphans)
+    arguments.save_result({case.__name__: case for case in cases}[name](Path(shards), arguments))
