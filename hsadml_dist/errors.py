@@ -5,6 +5,7 @@
     HsadmlError                      exit code
     ├── ConfigError                  1    a recipe or an override is wrong; has all faults found
     ├── DataError                    1    images, tables or shards are missing, damaged or do not match
+    │   └── TrainedDataError         1    an evaluation would be on slices or patients that the run was trained on
     ├── CheckpointError              1    there is no intact checkpoint to resume from, or one cannot be written
     ├── ClusterError                 1    Slurm is missing or refused the request, or a private cluster failed
     ├── NumericalError               1    a loss or gradient is NaN or Inf, with on_nonfinite: stop
@@ -80,6 +81,10 @@ class ConfigError(HsadmlError):
 
 class DataError(HsadmlError):
     """Images, tables or shards are missing, damaged or do not match."""
+
+
+class TrainedDataError(DataError):
+    """An evaluation would be on slices or patients that the run was trained on."""
 
 
 class CheckpointError(HsadmlError):

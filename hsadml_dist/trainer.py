@@ -21,14 +21,17 @@ from hsadml_dist.checkpoint.tensor_files import TrainingState
 from hsadml_dist.config import Recipe
 from hsadml_dist.config.recipe import RunConfig
 from hsadml_dist.data.batch import Batch
+from hsadml_dist.data.index import ShardIndex
 from hsadml_dist.data.loader import TrainData, build_train_data
 from hsadml_dist.distributed.comm import Comm
 from hsadml_dist.distributed.device import configure_kernels
 from hsadml_dist.distributed.topology import Topology, cpu_threads_for_rank, topology_from_environ
 from hsadml_dist.engine.guard import NonFiniteStep
 from hsadml_dist.engine.learner import Learner, StepReport, build_learner
-from hsadml_dist.errors import ConfigError, ExitCode, Fault, HsadmlError, NumericalError, RunError
+from hsadml_dist.errors import ConfigError, ExitCode, Fault, HsadmlError, NumericalError, RunError, TrainedDataError
 from hsadml_dist.evaluation.evaluate import evaluate_training
+from hsadml_dist.evaluation.trained_overlap import count_repeated_images
+from hsadml_dist.evaluation.training_lineage import save_training_record
 from hsadml_dist.health.external_watchdog import ExternalWatchdog, open_external_watchdog
 from hsadml_dist.health.hang_report import raise_on_lost_peer
 from hsadml_dist.health.stragglers import StragglerMonitor
@@ -90,6 +93,8 @@ def _train_attempt(recipe: Recipe, train_data: TrainData, session: Session) -> E
     trainer = Trainer(recipe, train_data, learner, session)
     resume_gc()
     done = resume_from(choice, learner, recipe, train_data.index.digest, session.run, session.recorder)
+    if session.comm.topology.is_rank_zero:
+        _record_training_data(session.run, recipe, train_data.index)
     if session.comm.topology.is_rank_zero:  # a later save of an earlier attempt is not part of this one
         parent = json.dumps({"checkpoint": None if choice.name is None else str(choice.name)})
         write_text(session.context.attempt.parent, parent + "\n")
@@ -146,7 +151,12 @@ class Trainer:
         """Evaluate the final weights and write the report."""
         run, learner = self._session.run.path, self._learner
         model, centre_CD = learner.engine.evaluation_model(), learner.head.gather_centres()
-        evaluation = evaluate_training(run, self._recipe, self._train_data.index, model, centre_CD, self._comm)
+        try:
+            evaluation = evaluate_training(run, self._recipe, self._train_data.index, model, centre_CD, self._comm)
+        except TrainedDataError as refusal:  # on every rank; the training itself is done and saved
+            log.warning("%s", refusal)
+            self._recorder.event("evaluation_refused", self._train_data.total_steps, reason=str(refusal))
+            return
         if self._comm.topology.is_rank_zero:
             from hsadml_dist.report.run_report import write_evaluation_report  # matplotlib: seconds
 
@@ -298,6 +308,15 @@ def _check_code(config: RunConfig, session: Session) -> None:
         raise ConfigError([Fault(where="recipe", key="run.code_change", problem=f"is 'refuse', and {change}")])
     log.warning("%s", change)
     session.recorder.event("code_changed", 0, before=change.before, now=change.now, files=change.files)
+
+
+def _record_training_data(run: RunFolder, recipe: Recipe, index: ShardIndex) -> None:
+    """Store what the run is trained on; warn now if its evaluation will be refused."""
+    save_training_record(run, recipe, index)
+    repeated = count_repeated_images(recipe, index)
+    if repeated and recipe.evaluation.at_end and not recipe.evaluation.allow_trained:
+        text = "data.fold: %d slices of test fold %d are in the training folds, too: the evaluation will be refused; %s"
+        log.warning(text, repeated, recipe.data.fold, "evaluation.allow_trained=true allows it")
 
 
 def _log_network(network: EmbeddingNet, session: Session) -> None:

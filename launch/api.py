@@ -81,24 +81,35 @@ def train(
     return TrainResult(run=folder, stopped=code == ExitCode.STOPPED)
 
 
-def evaluate(run: str | Path, *, shards: str | Path | None = None, fold: int | None = None) -> dict[str, Any]:
+def evaluate(
+    run: str | Path,
+    *,
+    shards: str | Path | None = None,
+    fold: int | None = None,
+    allow_trained: bool = False,
+    class_map: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """Evaluate a run on the fold that training has not read; return the contents of ``result.json``.
 
     Args:
         run: The run folder.
-        shards: The shards, if they were moved since training.
+        shards: The shards, if they were moved since training, or other shards with the same classes.
         fold: Another held-out fold; None means the test fold of the run.
+        allow_trained: Evaluate even slices and patients that the run was trained on; ``trained_slices`` and
+            ``trained_persons`` count them.
+        class_map: Class names of other shards to those of the run; without it they must be the same.
 
     Raises:
         CheckpointError: No checkpoint is valid.
         ConfigError: Training has read the fold.
         DataError: The shards cannot be read, or have other classes.
+        TrainedDataError: The run was trained on slices or patients of the fold.
         UsageError: ``run`` is not a run folder.
     """
     folder = require_run_folder(Path(run))
     from hsadml_dist.report.run_report import evaluate_and_report
 
-    return evaluate_and_report(folder, shards, fold)
+    return evaluate_and_report(folder, shards, fold, allow_trained=allow_trained, class_map=class_map).result
 
 
 def load(run: str | Path, *, shards: str | Path | None = None) -> Model:

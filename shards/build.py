@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from hsadml_dist import atomic
+from hsadml_dist.data.contents import CONTENTS_NAME, write_contents
 from hsadml_dist.data.index import ShardIndex, SkippedSample, samples_table, table_digest, write_index
 from hsadml_dist.data.sample import SCHEMA_VERSION, SampleMeta
 from hsadml_dist.errors import DataError, UsageError
@@ -104,6 +105,7 @@ def build_shards(
         results, reused = _write(_shard_tasks(tasks, shards, folder.path), workers, folder, progress)
         index = _make_index(source, results, classes, unit, options, listing.skipped)
         _check_classes_and_folds(index, set(folds))
+        write_contents(folder.path, key.fingerprint(), [one for result in results for one in result.contents])
         index, leakage = _describe(folder.path, index, workers)
         write_index(folder.path, index)
         folder.publish()
@@ -243,7 +245,7 @@ def _describe(folder: Path, index: ShardIndex, workers: int) -> tuple[ShardIndex
             path.unlink()
     leakage = write_card(folder, index, workers)
     atomic.write_text(folder / SPLITS_NAME, nnunet_splits_text(index))
-    files = tuple(describe_file(folder / name) for name in (CARD_PAGE, CARD_JSON, SPLITS_NAME))
+    files = tuple(describe_file(folder / name) for name in (CARD_PAGE, CARD_JSON, SPLITS_NAME, CONTENTS_NAME))
     return replace(index, files=files), leakage
 
 

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hsadml_dist import atomic
+from hsadml_dist.data.contents import ContentHashes
 from hsadml_dist.data.index import ShardFile, SkippedSample, parse_row, samples_table
 from hsadml_dist.errors import DataError
 from hsadml_dist.json_parsing import INVALID, parse_json
@@ -42,14 +43,21 @@ class BuildFolder:
             file = ShardFile(**values["file"])
             skipped = tuple(SkippedSample(**skip) for skip in values["skipped"])
             rows = tuple(parse_row(line) for line in lines)
+            contents = tuple(ContentHashes(**hashes) for hashes in values["contents"])
             complete = (self.path / file.name).stat().st_size == file.bytes
         except (FileNotFoundError, *INVALID):
             return None
-        return ShardResult(number=number, file=file, rows=rows, skipped=skipped) if complete else None
+        if not complete:
+            return None
+        return ShardResult(number=number, file=file, rows=rows, contents=contents, skipped=skipped)
 
     def record_shard(self, result: ShardResult) -> None:
         """Write the note of a finished tar, for a later build to resume from."""
-        first = {"file": asdict(result.file), "skipped": [asdict(skip) for skip in result.skipped]}
+        first = {
+            "file": asdict(result.file),
+            "skipped": [asdict(skip) for skip in result.skipped],
+            "contents": [asdict(hashes) for hashes in result.contents],
+        }
         content = json.dumps(first).encode() + b"\n" + samples_table(result.rows)
         atomic.write_bytes(self._note(result.number), content, durable=False)
 

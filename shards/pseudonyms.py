@@ -40,6 +40,10 @@ class IdKey:
         """Return the key of a sample."""
         return self._hash("sample", record_id, person, exam)[:SAMPLE_DIGITS]
 
+    def fingerprint(self) -> str:
+        """Return a text that only builds with the same key share, and that reveals nothing about the key."""
+        return self._hash("key")[:PERSON_DIGITS]
+
     def hash_text(self, text: str) -> str:
         """Return the hash of any other text."""
         return self._hash("seal", text)

@@ -22,6 +22,7 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import BinaryIO
 
+from hsadml_dist.data.contents import ContentHashes, hash_image
 from hsadml_dist.data.index import SampleRow, ShardFile, SkippedSample
 from hsadml_dist.data.sample import IMAGE, MASK, META, SampleMeta, split_member_name
 from hsadml_dist.errors import DataError
@@ -50,10 +51,11 @@ class EncodeTask:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedSample:
-    """The bytes of a sample's members, and the content of its JSON."""
+    """The bytes of a sample's members, the content of its JSON, and the hashes of its image."""
 
     meta: SampleMeta
     members: dict[str, bytes]
+    contents: ContentHashes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +69,12 @@ class ShardTask:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardResult:
-    """One tar as written: the rows of its samples in order, and the samples that could not be used."""
+    """One tar as written: the rows and content hashes of its samples in order, and the samples that cannot be used."""
 
     number: int
     file: ShardFile
     rows: tuple[SampleRow, ...]
+    contents: tuple[ContentHashes, ...]
     skipped: tuple[SkippedSample, ...]
 
 
@@ -114,7 +117,8 @@ def encode_sample(task: EncodeTask) -> EncodedSample | SkippedSample:
     members = {IMAGE: encode_png(image), META: meta.to_json().encode()}
     if pixels.mask is not None:
         members[MASK] = encode_png(to_mask(pixels.mask, size))
-    return EncodedSample(meta=meta, members=members)
+    contents = ContentHashes(pixels=hash_image(image), source=hash_image(pixels.image))
+    return EncodedSample(meta=meta, members=members, contents=contents)
 
 
 def describe_file(path: Path) -> ShardFile:
@@ -195,6 +199,7 @@ def _write_shard(
     from webdataset.writer import TarWriter
 
     written: list[tuple[SampleMeta, str]] = []
+    contents: list[ContentHashes] = []
     skipped: list[SkippedSample] = []
     with open(task.path, "wb") as file:
         with TarWriter(file, user=OWNER, group=OWNER, mode=MODE, mtime=MTIME, encoder=False, compress=False) as tar:
@@ -204,11 +209,17 @@ def _write_shard(
                 else:
                     tar.write({"__key__": sample.meta.key, **sample.members})
                     written.append((sample.meta, hashlib.sha256(sample.members[IMAGE]).hexdigest()))
+                    contents.append(sample.contents)
                 on_sample()
         file.flush()
         os.fsync(file.fileno())
-    rows = _sample_rows(task, written)
-    return ShardResult(number=task.number, file=describe_file(task.path), rows=rows, skipped=tuple(skipped))
+    return ShardResult(
+        number=task.number,
+        file=describe_file(task.path),
+        rows=_sample_rows(task, written),
+        contents=tuple(contents),
+        skipped=tuple(skipped),
+    )
 
 
 def _sample_rows(task: ShardTask, written: Sequence[tuple[SampleMeta, str]]) -> tuple[SampleRow, ...]:

@@ -306,6 +306,8 @@ class EvaluationConfig:
         block: Gallery samples compared at a time.
         classifiers: Fit scikit-learn classifiers on the embeddings too.
         resamples: Bootstrap resamples of the patients for each confidence interval.
+        allow_trained: Evaluate the run's own test fold even if it repeats images of the training folds; every figure is
+            then marked.
     """
 
     at_end: bool = setting(True, fixed=False)
@@ -313,6 +315,7 @@ class EvaluationConfig:
     block: int = setting(8192, fixed=False, ge=1)
     classifiers: bool = setting(True, fixed=False)
     resamples: int = setting(2000, fixed=False, ge=100)
+    allow_trained: bool = setting(False, fixed=False)
 
 
 @dataclass(frozen=True, kw_only=True)

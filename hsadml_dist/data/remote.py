@@ -2,8 +2,9 @@
 
 Imports only the standard library; fsspec and tenacity are imported when a URL is used. fsspec starts threads, and
 loader workers must be forked before any thread exists. Therefore a process of its own fetches an index:
-``python -m hsadml_dist.data.remote``, which reads the URL and the folder from its standard input, because every user of
-the machine can read its command line. A server is not trusted: a transfer ends at the size that the file may have.
+``python -m hsadml_dist.data.remote``, which reads the URL, the folder and perhaps the names of other small files beside
+the index from its standard input, because every user of the machine can read its command line. A server is not trusted:
+a transfer ends at the size that the file may have.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from hsadml_dist.addresses import HIDDEN, display_address, is_url, redact_addresses
+from hsadml_dist.data.contents import CONTENTS_NAME, ShardContents, contents_file, load_contents
 from hsadml_dist.data.index import INDEX_NAME, SAMPLES_NAME, ShardIndex, load_index
 from hsadml_dist.errors import NO_SPACE_ERRNOS, DataError
 from hsadml_dist.printable import escape_early_warnings
@@ -40,7 +42,7 @@ CONNECT_SECONDS, SILENCE_SECONDS = 30, 60
 """How long a server may take to accept a connection, and how long a transfer may deliver nothing."""
 RETRY_STATUSES = (408, 425, 429)
 """HTTP statuses below 500 that ask the client to try again later."""
-INDEX_LIMITS = {INDEX_NAME: 64 << 20, SAMPLES_NAME: 1 << 30}
+INDEX_LIMITS = {INDEX_NAME: 64 << 20, SAMPLES_NAME: 1 << 30, CONTENTS_NAME: 1 << 30}
 """Bytes of an index that are accepted: three million slices, at about 350 bytes each."""
 UNREACHABLE = 3
 """Exit code of the process that fetches an index: the server does not answer at present."""
@@ -113,7 +115,7 @@ def open_shard_index(shards: str, *, fresh: bool) -> ShardIndex:
     """
     if not is_url(shards):
         return load_index(Path(shards))
-    folder = user_cache_dir() / "index" / hashlib.sha256(display_address(checked_url(shards)).encode()).hexdigest()[:32]
+    folder = _index_folder(shards)
     if not fresh:
         with contextlib.suppress(DataError):
             return _load_cached(folder)
@@ -132,6 +134,31 @@ def _load_cached(folder: Path) -> ShardIndex:
     with _report_cache_errors(folder):
         make_private_folder(folder)
     return load_index(folder)
+
+
+def open_shard_contents(shards: str, index: ShardIndex) -> ShardContents | None:
+    """Return the content hashes of the shards in a folder or, through the user's cache, at a URL.
+
+    Args:
+        shards: The folder or its URL.
+        index: Its index, from :func:`open_shard_index`.
+
+    Returns None, with a warning unless the shards were built without them, if there are none or the server does not
+    answer.
+    """
+    if not is_url(shards):
+        return load_contents(Path(shards), index)
+    folder, expected = _index_folder(shards), contents_file(index)
+    if expected is None:
+        return None
+    path = folder / CONTENTS_NAME
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != expected.sha256:
+        try:
+            _fetch_in_subprocess(shards, folder, CONTENTS_NAME)
+        except DataError as error:
+            log.warning("%s; continuing without the content hashes", error)
+            return None
+    return load_contents(folder, index)
 
 
 def download(url: str, target: Path, retries: RetryPolicy = DOWNLOAD_RETRIES, *, limit: int) -> None:
@@ -257,16 +284,28 @@ def _import_for(url: str, package: str) -> Any:
         raise DataError(f"{display_address(url)}: {problem}: {remedy}") from error
 
 
-def _fetch_in_subprocess(url: str, folder: Path) -> None:
+def _index_folder(url: str) -> Path:
+    """Return the folder of the user's cache for the index of the shards at a URL."""
+    return user_cache_dir() / "index" / hashlib.sha256(display_address(checked_url(url)).encode()).hexdigest()[:32]
+
+
+def _fetch_file(url: str, folder: Path, name: str) -> None:
+    with _temporary_folder(folder) as new:
+        download(join_url(url, name), new / name, INDEX_RETRIES, limit=INDEX_LIMITS[name])
+        os.replace(new / name, folder / name)
+
+
+def _fetch_in_subprocess(url: str, folder: Path, *names: str) -> None:
     root = str(Path(__file__).parents[2])
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
     command = [sys.executable, "-P", "-m", "hsadml_dist.data.remote"]
-    request = json.dumps([url, str(folder)])
+    request = json.dumps([url, str(folder), *names])
     done = subprocess.run(command, env=environ, input=request, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode == UNREACHABLE:
         raise UnreachableError(done.stdout.strip())
     if done.returncode:
-        raise DataError(done.stdout.strip() or f"{display_address(url)}: the index could not be fetched")
+        fetched = ", ".join(names) or "the index"
+        raise DataError(done.stdout.strip() or f"{display_address(url)}: {fetched} could not be fetched")
 
 
 @contextlib.contextmanager
@@ -291,9 +330,12 @@ def _report_cache_errors(folder: Path) -> Iterator[None]:
 
 def _main() -> int:
     escape_early_warnings()
-    url, folder = json.load(sys.stdin)
+    url, folder, *names = json.load(sys.stdin)
     try:
-        fetch_index(url, Path(folder))
+        if not names:
+            fetch_index(url, Path(folder))
+        for name in names:
+            _fetch_file(url, Path(folder), name)
     except DataError as error:
         sys.stdout.write(f"{error}\n")
         return UNREACHABLE if isinstance(error, UnreachableError) else 1

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hsadml_dist.errors import DataError
+from hsadml_dist.errors import DataError, TrainedDataError
 from hsadml_dist.evaluation.comparison import Outcomes, PairedComparison, compare
 from hsadml_dist.evaluation.patient_metrics import LEVEL
 from hsadml_dist.evaluation.pooling import EvaluatedRun, Pool, PooledSlices, gather_slices, pool, shared_methods
@@ -65,7 +65,7 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceRun:
-    """A run that was combined."""
+    """A run that was combined; ``trained_slices`` and ``trained_persons`` as in ``result.json``."""
 
     name: str
     split_unit: str
@@ -78,6 +78,8 @@ class SourceRun:
     step: int
     chosen_by: str
     slices: int
+    trained_slices: int | None
+    trained_persons: int | None
     knn_accuracy: float
 
 
@@ -111,14 +113,18 @@ class CombinedResult(JsonRecord):
     schema_version: int = COMBINED_SCHEMA_VERSION
 
 
-def combine(runs: Sequence[EvaluatedRun], *, resamples: int) -> CombinedResult:
+def combine(runs: Sequence[EvaluatedRun], *, resamples: int, allow_trained: bool = False) -> CombinedResult:
     """Pool at least one run and compare the pools, with ``resamples`` bootstrap samples for each interval.
 
     Raises:
         DataError: The runs do not fit together: different classes or backbones, a fold evaluated twice by one loss and
             seed, a slice in two folds or with two labels, or a result that does not belong to its predictions.
+        TrainedDataError: A run was trained on slices of its test fold or, if patients are kept apart, on its patients;
+            ``allow_trained`` allows it.
     """
     check_compatible(runs)
+    if not allow_trained:
+        _refuse_trained(runs)
     groups: dict[Group, list[EvaluatedRun]] = {}
     for run in sorted(runs, key=_sort_key):
         groups.setdefault(run.group, []).append(run)
@@ -162,6 +168,19 @@ def check_compatible(runs: Sequence[EvaluatedRun]) -> None:
             known, other = labels.setdefault(key, (label, run))
             if known != label:
                 raise DataError(f"{other.name} and {run.name}: slice {key} has two classes: not the same data")
+
+
+def _refuse_trained(runs: Iterable[EvaluatedRun]) -> None:
+    for run in runs:
+        result = run.result
+        keeps_apart = result["split_unit"] == "person" and result.get("label") != "person"
+        slices, persons = result.get("trained_slices") or 0, (keeps_apart and result.get("trained_persons")) or 0
+        if slices or persons:
+            raise TrainedDataError(
+                f"{run.name}: the run was trained on {slices} slices and {persons} patients of its test fold, so the "
+                "figures would not be of unseen data; leave the run out, or allow it with --allow-trained, which marks "
+                "every figure"
+            )
 
 
 def differing_settings(runs: Sequence[EvaluatedRun]) -> dict[str, dict[str, tuple[str, ...]]]:
@@ -292,4 +311,5 @@ def _source(run: EvaluatedRun) -> SourceRun:
     result = run.result
     same = ("split_unit", "data_digest", "loss", "seed", "fold", "model", "chosen_by", "slices", "knn_accuracy")
     checkpoint = {"checkpoint": result["checkpoint"]["name"], "step": result["checkpoint"]["step"]}
-    return SourceRun(name=run.name, **{key: result[key] for key in same}, **checkpoint)
+    trained: dict[str, Any] = {key: result.get(key) for key in ("trained_slices", "trained_persons")}
+    return SourceRun(name=run.name, **{key: result[key] for key in same}, **trained, **checkpoint)

@@ -22,6 +22,7 @@ from hsadml_dist.data.shard_cache import eval_shard_location
 from hsadml_dist.distributed.comm import Comm, SoloComm
 from hsadml_dist.errors import CheckpointError, ConfigError, Fault
 from hsadml_dist.evaluation import metrics
+from hsadml_dist.evaluation.class_names import ClassMap
 from hsadml_dist.evaluation.classifiers import MethodPredictions, class_probabilities, predict_all
 from hsadml_dist.evaluation.embed import Embeddings, EvaluationSplit, embed, make_split, rank_positions, slice_batches
 from hsadml_dist.evaluation.geometry import Geometry, geometry
@@ -51,6 +52,14 @@ from hsadml_dist.evaluation.result import (
     Result,
     ResultContext,
 )
+from hsadml_dist.evaluation.trained_overlap import (
+    Progress,
+    TrainedOverlap,
+    find_overlap,
+    find_own_overlap,
+    refuse_trained,
+)
+from hsadml_dist.evaluation.training_lineage import OpenedShards
 from hsadml_dist.model_factory import loss_scale
 from hsadml_dist.run.folder import RunFolder
 
@@ -92,6 +101,7 @@ def evaluate_training(
     Raises:
         CheckpointError: The run has no checkpoint yet.
         DataError: The shards cannot be read, no training fold is left as gallery, or the model has diverged.
+        TrainedDataError: Images of the test fold are in the training folds, too, and the recipe does not allow it.
     """
     weights = Weights(
         model=model,
@@ -102,13 +112,23 @@ def evaluate_training(
     data = recipe.data
     location = eval_shard_location(data.shards, data.stage)
     split = make_split(location, index, data.fold, held_out_folds(recipe.data), closed_set=data.label == PERSON)
-    evaluation = _evaluate(recipe, weights, split, comm)
+    overlap = find_own_overlap(RunFolder(run), recipe, split, comm)
+    refuse_trained(overlap, recipe, split, data.shards, is_own=True)
+    evaluation = _evaluate(recipe, weights, split, overlap, comm)
     if comm.topology.is_rank_zero:
         _store(run, evaluation)
     return dataclasses.replace(evaluation, stored=True)
 
 
-def evaluate_run(run: Path, shards: str | Path | None = None, fold: int | None = None) -> Evaluation:
+def evaluate_run(
+    run: Path,
+    shards: str | Path | None = None,
+    fold: int | None = None,
+    *,
+    allow_trained: bool = False,
+    class_map: ClassMap | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Evaluation:
     """Evaluate the newest valid checkpoint of a run in this process.
 
     The result is stored in the run folder only if it is the run's own: on the samples of its training, in their old
@@ -118,15 +138,20 @@ def evaluate_run(run: Path, shards: str | Path | None = None, fold: int | None =
         run: The run folder.
         shards: Other shards, or the new location of the run's; None means those of the recipe.
         fold: The fold to evaluate; None means the test fold of the recipe.
+        allow_trained: Evaluate even slices and patients that the run was trained on; the result then says so.
+        class_map: Class names of the shards to those of the run; without it the names must be the same.
+        progress: Called with the number of images read to compare them with the training, and their total; only for
+            shards without content hashes.
 
     Raises:
         CheckpointError: There is no valid checkpoint.
         ConfigError: Training has read the fold.
         DataError: The shards cannot be read, or have other classes than the run.
+        TrainedDataError: The run was trained on slices or patients of the fold.
     """
     inference = open_inference(run)
     recipe = inference.recipe
-    location, index = open_shards(inference, shards)
+    location, index = open_shards(inference, shards, class_map)
     fold = recipe.data.fold if fold is None else fold
     own_shards = index.digest == inference.trained_on
     held_out = held_out_folds(recipe.data) if own_shards else (fold,)
@@ -135,8 +160,12 @@ def evaluate_run(run: Path, shards: str | Path | None = None, fold: int | None =
         problem = f"{fold} was read in training by this run, so its evaluation means nothing; allowed: {allowed}"
         raise ConfigError([Fault(where="command line", key="fold", problem=problem)])
     split = make_split(location, index, fold, held_out, closed_set=recipe.data.label == PERSON)
-    evaluation = _evaluate(recipe, inference.weights, split, SoloComm(inference.device))
-    if not own_shards or fold != recipe.data.fold:
+    opened = OpenedShards(where=str(shards or recipe.data.shards), index=index)
+    overlap = find_overlap(inference.run, recipe, inference.trained_on, opened, split.queries, progress)
+    if not allow_trained:
+        refuse_trained(overlap, recipe, split, opened.where, is_own=own_shards)
+    evaluation = _evaluate(recipe, inference.weights, split, overlap, SoloComm(inference.device))
+    if not own_shards or class_map or fold != recipe.data.fold:
         return evaluation
     _store(run, evaluation)
     return dataclasses.replace(evaluation, stored=True)
@@ -150,7 +179,9 @@ def _newest_checkpoint(run: RunFolder, comm: Comm) -> CheckpointRef:
     return checkpoint_ref(line[0])
 
 
-def _evaluate(recipe: Recipe, weights: Weights, split: EvaluationSplit, comm: Comm) -> Evaluation:
+def _evaluate(
+    recipe: Recipe, weights: Weights, split: EvaluationSplit, overlap: TrainedOverlap, comm: Comm
+) -> Evaluation:
     queries, gallery = (_embed(recipe, weights, split, part, comm) for part in (split.queries, split.gallery))
     settings = recipe.evaluation
     methods = predict_all(
@@ -166,7 +197,7 @@ def _evaluate(recipe: Recipe, weights: Weights, split: EvaluationSplit, comm: Co
     predictions = _predictions(weights, split, methods, loss_scale(recipe.loss))
     emb_ND, centre_CD = (rows.detach().cpu().double().numpy() for rows in (methods.emb_ND, weights.centre_CD))
     result = evaluate_predictions(
-        _context(recipe, weights, split, comm),
+        _context(recipe, weights, split, overlap, comm),
         predictions,
         geometry(emb_ND, predictions.label_N, centre_CD),
         gallery=split.patient_ids(split.gallery),
@@ -203,13 +234,16 @@ def _predictions(
     )
 
 
-def _context(recipe: Recipe, weights: Weights, split: EvaluationSplit, comm: Comm) -> ResultContext:
+def _context(
+    recipe: Recipe, weights: Weights, split: EvaluationSplit, overlap: TrainedOverlap, comm: Comm
+) -> ResultContext:
     return ResultContext(
         split_unit=split.index.split_unit,
         label=recipe.data.label,
         classes=split.index.classes,
         fold=split.fold,
         left_out=split.left_out,
+        **overlap.to_dict(),
         checkpoint=weights.checkpoint,
         chosen_by=weights.chosen_by,
         seed=recipe.train.seed,

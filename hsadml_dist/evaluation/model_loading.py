@@ -5,6 +5,7 @@ Shapes: N images, D components, C classes, P pixels of a thumbnail.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from hsadml_dist.data.shard_cache import ShardLocation, eval_shard_location
 from hsadml_dist.distributed.device import configure_kernels, local_device
 from hsadml_dist.distributed.topology import Topology
 from hsadml_dist.errors import DataError
+from hsadml_dist.evaluation.class_names import ClassMap, learnt_classes, map_classes, require_same_classes
 from hsadml_dist.evaluation.embed import Embeddings, Image, embed, image_batches
 from hsadml_dist.evaluation.metrics import Ints
 from hsadml_dist.evaluation.result import CheckpointRef
@@ -39,6 +41,8 @@ AVERAGE = "last step, its running average of weights"
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,23 +175,47 @@ def open_inference(run: Path) -> Inference:
     return Inference(run=folder, recipe=recipe, weights=weights, trained_on=trained_on, device=device)
 
 
-def open_shards(inference: Inference, shards: str | Path | None) -> tuple[ShardLocation, ShardIndex]:
+def open_shards(
+    inference: Inference, shards: str | Path | None, class_map: ClassMap | None = None
+) -> tuple[ShardLocation, ShardIndex]:
     """Open the shards of the run, or others, with the labels that the run has learnt.
 
+    Args:
+        inference: The run.
+        shards: Other shards; None means those of the recipe.
+        class_map: Class names of the shards to those of the run; without it the names must be the same.
+
     Raises:
-        DataError: They cannot be read or have another number of classes, or the classes of the run are patients and
-            the shards are not those of the training.
+        DataError: They cannot be read or have other classes, or the classes of the run are patients and the shards are
+            not those of the training.
     """
     data = inference.recipe.data
     where = str(shards or data.shards)
     location, index = eval_shard_location(where, data.stage), open_shard_index(where, fresh=True)
-    learnt = len(inference.weights.centre_CD)
     if data.label == PERSON and index.digest != inference.trained_on:
         raise DataError(f"{location}: not the shards of the training; the run has learnt their patients and no others")
-    index = apply_label_setting(index, data)
-    if len(index.classes) != learnt:
-        raise DataError(f"{location}: has {len(index.classes)} classes; the run has learnt {learnt}")
-    return location, index
+    if data.label == PERSON:
+        if class_map:
+            raise DataError("--map-class: the classes of this run are patients; there is nothing to map")
+        return location, apply_label_setting(index, data)
+    return location, _with_learnt_classes(inference, index, class_map or {}, str(location))
+
+
+def _with_learnt_classes(inference: Inference, index: ShardIndex, class_map: ClassMap, where: str) -> ShardIndex:
+    """Return the index with the classes of the run, which must be its own or be mapped to them."""
+    names = learnt_classes(inference.run, inference.recipe, inference.trained_on)
+    if names is not None and class_map:
+        return map_classes(index, names, class_map, where)
+    learnt = len(inference.weights.centre_CD)
+    if len(index.classes) != learnt and names is None:
+        raise DataError(f"{where}: has {len(index.classes)} classes; the run has learnt {learnt}")
+    if names is not None:
+        require_same_classes(index, names, where)
+    elif class_map:
+        raise DataError("--map-class: the run folder does not have the names of its classes; nothing can be mapped")
+    else:
+        log.warning("%s: only the number of classes was compared: the run folder does not have their names", where)
+    return index
 
 
 def open_training_shards(inference: Inference, shards: str | Path | None) -> tuple[ShardLocation, ShardIndex]:

@@ -5,7 +5,7 @@ Shapes: N slices, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,6 +103,9 @@ class Pool:
         unit: Unit that the intervals resample: ``person``, otherwise ``exam``, otherwise ``slice``.
         shared_persons: Largest number of patients on both sides of a run; above 0 the figures are too optimistic. None
             if unknown.
+        trained_slices: Largest number of slices that a run was trained on and evaluated; above 0 no figure is of unseen
+            slices. None if unknown.
+        trained_persons: The same for patients, which split units other than the patient make likely.
         by_fold: Accuracy of the nearest neighbour by fold, averaged over seeds.
         by_seed: Accuracy of the nearest neighbour by seed, pooled over folds.
     """
@@ -119,6 +122,8 @@ class Pool:
     unit: str
     units: int
     shared_persons: int | None
+    trained_slices: int | None
+    trained_persons: int | None
     methods: Mapping[str, PooledMetrics]
     by_fold: tuple[SubsetAccuracy, ...]
     by_seed: tuple[SubsetAccuracy, ...]
@@ -183,6 +188,8 @@ def pool(runs: Sequence[EvaluatedRun], slices: PooledSlices, expected_folds: Seq
         unit=groups.unit,
         units=groups.count,
         shared_persons=None if None in shared_persons else max(shared_persons),
+        trained_slices=_largest(run.result.get("trained_slices") for run in runs),
+        trained_persons=_largest(run.result.get("trained_persons") for run in runs),
         methods={method: _pooled_metrics(slices, method, groups, resamples) for method in slices.outcomes},
         by_fold=tuple(_subset(fold, [run for run in runs if run.result["fold"] == fold]) for fold in folds),
         by_seed=tuple(_subset(seed, [run for run in runs if run.result["seed"] == seed]) for seed in seeds),
@@ -211,6 +218,12 @@ def _subset(number: int, runs: Sequence[EvaluatedRun]) -> SubsetAccuracy:
         persons=_count_patients(slices.persons),
         accuracy=float(np.mean(outcomes.correct_N / outcomes.trials_N)),
     )
+
+
+def _largest(counts: Iterable[int | None]) -> int | None:
+    """Return the largest count; None if it is 0 as far as known but not all counts are."""
+    found = list(counts)
+    return max(filter(None, found), default=None if None in found else 0)
 
 
 def _count_patients(persons: Sequence[str | None]) -> int | None:

@@ -229,6 +229,12 @@ class ResultContext(JsonRecord):
         fold: The held-out fold that was evaluated.
         left_out: Slices of the fold that were not evaluated, of patients without slices in training; 0 unless patients
             are the classes.
+        trained_slices: Slices of the fold whose images the run was trained on; above 0 the figures are not of unseen
+            slices. None if unknown, as in results of older versions.
+        trained_persons: Patients of the fold whom the run was trained on; expected where the folds share patients. None
+            if unknown.
+        trained_unknown: Codes of why such a number is unknown or, if it is above 0, only a lower bound; see
+            :class:`~hsadml_dist.evaluation.trained_overlap.UnknownReason`.
         checkpoint: The evaluated weights.
         chosen_by: ``last step``, with a remark if its running average of weights was evaluated; ``validation fold`` if
             the weights were chosen on one.
@@ -244,6 +250,9 @@ class ResultContext(JsonRecord):
     classes: tuple[str, ...]
     fold: int
     left_out: int = 0
+    trained_slices: int | None = None
+    trained_persons: int | None = None
+    trained_unknown: tuple[str, ...] = ()
     checkpoint: CheckpointRef
     chosen_by: str
     seed: int

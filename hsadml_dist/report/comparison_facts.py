@@ -10,6 +10,7 @@ from typing import Any
 
 from hsadml_dist.report.formatting import loss_title, thousands, unit_title
 from hsadml_dist.report.page import render_paragraphs
+from hsadml_dist.report.trained_facts import SLICES_MARK, trained_mark
 
 SIGNIFICANT = 0.05
 FEW_UNITS = 20
@@ -104,6 +105,16 @@ def shards_title(combined: Mapping[str, Any], side: Mapping[str, Any]) -> str:
     return f"{unit} ({side['data_digest'][:8]})" if len(digests) > 1 else unit
 
 
+def pool_mark(combined: Mapping[str, Any], pool: PoolDict) -> str:
+    """Return the mark of a pool's figures if they include trained slices or patients; empty without them."""
+    return trained_mark({**pool, "label": combined.get("label")})
+
+
+def page_mark(combined: Mapping[str, Any]) -> str:
+    """Return the mark of every figure and table of the page; empty unless a pool includes trained slices."""
+    return SLICES_MARK if any(pool.get("trained_slices") for pool in combined["pools"]) else ""
+
+
 def header(combined: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the short facts of the page's header as (name, value)."""
     pools = strictest_pools(combined)
@@ -114,10 +125,16 @@ def header(combined: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("split by", ", ".join(dict.fromkeys(unit_title(pool["split_unit"]) for pool in combined["pools"]))),
         ("patients", thousands(None if None in patients else max(patients))),
         ("slices", thousands(max(pool["slices"] for pool in pools))),
+        ("read in training", ", ".join(dict.fromkeys(_trained_title(pool) for pool in combined["pools"]))),
         ("seeds", thousands(len({seed for pool in combined["pools"] for seed in pool["seeds"]}))),
         ("classes", thousands(len(combined["classes"]))),
         ("network", combined["model"]),
     ]
+
+
+def _trained_title(pool: PoolDict) -> str:
+    slices = pool.get("trained_slices")
+    return "unknown" if slices is None else f"{slices:,} slices of a test fold"
 
 
 def _shards(side: Mapping[str, Any]) -> tuple[str, str]:

@@ -12,6 +12,8 @@ from hsadml_dist.report.comparison_facts import (
     PoolDict,
     header,
     headline,
+    page_mark,
+    pool_mark,
     remarks,
     shards_title,
     strictest_pools,
@@ -31,6 +33,7 @@ from hsadml_dist.report.formatting import (
     unit_title,
 )
 from hsadml_dist.report.page import render_page
+from hsadml_dist.report.trained_facts import trained_counts
 
 PAGE_NAME = "combined.html"
 QUOTED_CLASSES = frozenset(("glioma", "meningioma", "pituitary"))
@@ -56,6 +59,7 @@ def render_comparison(combined: Mapping[str, Any]) -> str:
         "headline": headline(combined),
         "remarks": remarks(combined),
         "header": header(combined),
+        "mark": page_mark(combined),
         "unit": unit_title(strictest_pools(combined)[0]["split_unit"]),
         "losses": [loss_title(pool["loss"]) for pool in strictest_pools(combined)],
         "accuracy": _accuracy_section(combined),
@@ -63,6 +67,7 @@ def render_comparison(combined: Mapping[str, Any]) -> str:
         "splits": _splits_section(combined) if "splits" in kinds else None,
         "methods": _methods_section(combined),
         "folds": _folds_section(combined),
+        "trained": {run["name"]: trained_counts({**run, "persons": None}) for run in combined["sources"]},
         "digests": dict.fromkeys((pool["split_unit"], pool["data_digest"]) for pool in combined["pools"]),
     }
     return render_page("hsadml_dist.report", "comparison.html", values)
@@ -78,11 +83,12 @@ def _accuracy_section(combined: Mapping[str, Any]) -> dict[str, Any]:
         if raw is not None:
             series.append(_point(method_title("raw_pixels"), raw, is_control=True))
         split = shards_title(combined, pool)
-        drawn.append(ForestRow(name=loss_title(pool["loss"]), group=f"split by {split}", points=series))
+        loss = f"{loss_title(pool['loss'])} {pool_mark(combined, pool)}".rstrip()
+        drawn.append(ForestRow(name=loss, group=f"split by {split}", points=series))
         rows.append(
             (
                 split,
-                loss_title(pool["loss"]),
+                loss,
                 _short(knn),
                 f"{100 * knn['balanced_accuracy']:.1f}",
                 MISSING if raw is None else _short(raw),

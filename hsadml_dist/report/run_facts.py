@@ -19,6 +19,7 @@ from hsadml_dist.report.formatting import (
 )
 from hsadml_dist.report.neighbour_examples import NeighbourExample
 from hsadml_dist.report.page import render_paragraphs
+from hsadml_dist.report.trained_facts import trained_counts, trained_mark, trained_reasons
 
 METRICS = {
     "knn_accuracy": "k-NN accuracy (k = 1)",
@@ -38,6 +39,9 @@ OPTIONAL = (
     "geometry",
     "label",
     "left_out",
+    "trained_slices",
+    "trained_persons",
+    "trained_unknown",
     "confusions",
     "recipe",
 )
@@ -104,6 +108,10 @@ def run_facts(
         "split_unit": unit_title(result["split_unit"]),
         "patients_are_classes": classes_are_patients(result),
         "sample": f"{counted(result['slices'], 'slice')}, {patients}",
+        "trained": trained_counts(result),
+        "trained_reasons": trained_reasons(result),
+        "unknown_training": bool(set(result["trained_unknown"] or ()) - {"no_patient_ids"}),
+        "mark": trained_mark(result),
         "few_units": intervals["units"] < FEW_UNITS,
         "metrics": list(metrics(result)),
         "methods": ordered_methods(result["methods"] or {}),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from hsadml_dist.atomic import write_text
 from hsadml_dist.data.reader import ShardReader
+from hsadml_dist.evaluation.class_names import ClassMap
 from hsadml_dist.evaluation.evaluate import Evaluation, evaluate_run
 from hsadml_dist.report import run_figures, sphere
 from hsadml_dist.report.figure_text import can_draw
@@ -27,15 +28,32 @@ _CURVE_ROWS = 10
 _MAX_CARD_CLASSES = 24
 
 
-def evaluate_and_report(run: Path, shards: str | Path | None = None, fold: int | None = None) -> dict[str, Any]:
-    """Evaluate a run and, if the result is stored in its folder, write the report there; return ``result.json``.
+@dataclass(frozen=True, kw_only=True)
+class ReportedEvaluation:
+    """An evaluation: ``result.json`` as a dictionary, and the page if one was written."""
+
+    result: dict[str, Any]
+    report: Path | None
+
+
+def evaluate_and_report(
+    run: Path,
+    shards: str | Path | None = None,
+    fold: int | None = None,
+    *,
+    allow_trained: bool = False,
+    class_map: ClassMap | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> ReportedEvaluation:
+    """Evaluate a run and, if the result is stored in its folder, write the report there.
 
     See :func:`~hsadml_dist.evaluation.evaluate.evaluate_run` for the arguments and exceptions.
     """
-    evaluation = evaluate_run(run, shards, fold)
+    evaluation = evaluate_run(run, shards, fold, allow_trained=allow_trained, class_map=class_map, progress=progress)
     if evaluation.stored:
         write_evaluation_report(run, evaluation)
-    return evaluation.result.to_dict()
+    report = RunFolder(run).report if evaluation.stored else None
+    return ReportedEvaluation(result=evaluation.result.to_dict(), report=report)
 
 
 def write_evaluation_report(run: Path, evaluation: Evaluation) -> None:

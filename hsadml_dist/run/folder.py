@@ -65,6 +65,8 @@ class RunFolder:
     save_request = _Child("SAVE")  # created by a user to request a checkpoint after the current step
     code = _Child("code")  # folder with a snapshot of the code that the run was first started with
     checkpoints = _Child("checkpoints")
+    trained_on = _Child("trained_on.json")  # keyed hashes of the images and patients that the run was trained on
+    trained_on_key = _Child("trained_on.key")  # the key of these hashes
     result = _Child("result.json")  # the evaluation's result
     predictions = _Child("predictions.json")  # each method's prediction for each test slice
     report = _Child("report.html")  # the evaluation report as a page

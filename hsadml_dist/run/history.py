@@ -22,6 +22,7 @@ EventName = Literal[
     "fell_back",
     "code_changed",
     "network",
+    "evaluation_refused",
     "finished",
     "failed",
     "skipped",

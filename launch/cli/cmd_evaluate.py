@@ -15,12 +15,14 @@ from hsadml_dist.config.yaml_loader import load_recipe
 from hsadml_dist.errors import DataError, UsageError
 from hsadml_dist.jobs.prepare import require_run_folder
 from hsadml_dist.json_parsing import INVALID, parse_json
-from hsadml_dist.launch.cli.terminal import AsJson, echo, echo_json
+from hsadml_dist.launch.cli.cmd_shards import pairs
+from hsadml_dist.launch.cli.terminal import AsJson, echo, echo_json, progress
 from hsadml_dist.run.folder import RunFolder
 
 if TYPE_CHECKING:
     from hsadml_dist.evaluation.pooling import EvaluatedRun
     from hsadml_dist.evaluation.result import Predictions
+    from hsadml_dist.report.run_report import ReportedEvaluation
 
 METRICS = (
     ("nearest neighbour", "knn_accuracy"),
@@ -35,53 +37,68 @@ def evaluate(
     shards: str | None = None,
     fold: int | None = None,
     combine: Annotated[list[Path] | None, Parameter(consume_multiple=True)] = None,
+    allow_trained: Annotated[bool, Parameter(negative="")] = False,
+    map_class: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     as_json: AsJson = False,
 ) -> None:
     """Evaluate runs by nearest neighbours on their held-out fold, and write result.json and report.html.
 
+    Slices and patients that a run was trained on are counted, in any build of their images, and refused.
+
     Args:
         runs: Run folders.
-        shards: The shards, if they were moved after training.
+        shards: The shards, if they were moved after training, or other shards; for those, no file is written.
         fold: Another fold to evaluate, by default the run's own; it must not have been used in training.
         combine: Also compare the runs: folds and seeds are pooled by patient, losses and splits are compared. Writes
             combined.json and combined.html to this folder (by default "combined"). Runs whose newest checkpoint was
             evaluated already are not evaluated again.
+        allow_trained: Evaluate even slices and patients that the run was trained on, and mark every figure.
+        map_class: NAME=RUN_NAME: class NAME of other shards is the run's class RUN_NAME; repeatable. With it, classes
+            are matched by name; without it, the shards must have the run's classes in the same order.
         as_json: Print result.json, for several runs a list of them; with --combine, print combined.json.
     """
     if combine is not None:
-        if shards is not None or fold is not None:
-            raise UsageError("evaluate --combine: uses each run's own fold and shards; omit --fold and --shards")
+        if shards is not None or fold is not None or map_class:
+            text = "uses each run's own fold and shards; omit --fold, --shards and --map-class"
+            raise UsageError(f"evaluate --combine: {text}")
         # One parameter takes all paths that follow it: the first is the folder, the others are runs.
-        return _compare([*runs, *combine[1:]], combine[0] if combine else Path("combined"), as_json)
+        folder = combine[0] if combine else Path("combined")
+        return _compare([*runs, *combine[1:]], folder, as_json=as_json, allow_trained=allow_trained)
     if not runs:
         raise UsageError("evaluate: name at least one run folder")
-    folders = [require_run_folder(run) for run in runs]
+    folders, class_map = [require_run_folder(run) for run in runs], pairs(map_class, "--map-class")
     from hsadml_dist.report.run_report import evaluate_and_report
 
     results = []
     for run in folders:
-        results.append(evaluate_and_report(run, shards, fold))
+        with progress("images compared with the training") as show:
+            evaluated = evaluate_and_report(
+                run, shards, fold, allow_trained=allow_trained, class_map=class_map, progress=show
+            )
+        results.append(evaluated.result)
         if not as_json:
-            echo(*format_result(run, results[-1]))
+            echo(*format_result(run, evaluated))
     if as_json:
         echo_json(results[0] if len(results) == 1 else results, indent=2)
     return None
 
 
-def load_or_evaluate(run: Path, name: str) -> EvaluatedRun:
+def load_or_evaluate(run: Path, name: str, *, allow_trained: bool = False) -> EvaluatedRun:
     """Return a run with its stored evaluation, or evaluate it if that is missing, damaged or outdated.
 
     Raises:
         CheckpointError: No checkpoint verifies.
         DataError: The shards cannot be read, or are not those that the run was trained on.
+        TrainedDataError: The run was trained on slices of its test fold, which ``allow_trained`` allows.
     """
     from hsadml_dist.evaluation.pooling import EvaluatedRun
+    from hsadml_dist.evaluation.trained_overlap import add_overlap
     from hsadml_dist.report.run_report import evaluate_and_report
 
     recipe = load_recipe(RunFolder(run).config, stored=True).recipe
     stored = load_stored_result(run)
     if stored is None or not _is_of_newest_checkpoint(run, stored[0]):
-        evaluated = evaluate_and_report(run)
+        evaluated = evaluate_and_report(run, allow_trained=allow_trained).result
         stored = load_stored_result(run)
         if stored is None or stored[0] != evaluated:
             raise DataError(
@@ -89,6 +106,8 @@ def load_or_evaluate(run: Path, name: str) -> EvaluatedRun:
                 "on; its evaluation would be on other data"
             )
     result, predictions = stored
+    if "trained_slices" not in result:
+        result = add_overlap(RunFolder(run), recipe, result, predictions.keys)
     folds = _fold_numbers(recipe.data.shards, result["data_digest"])
     return EvaluatedRun(name=name, result=result, predictions=predictions, folds=folds, settings=recipe.identity())
 
@@ -115,16 +134,19 @@ def short_names(runs: Sequence[Path]) -> list[str]:
     return [os.path.relpath(path, top) for path in absolute]
 
 
-def write_comparison(runs: Sequence[EvaluatedRun], resamples: int, folder: Path) -> dict[str, Any]:
+def write_comparison(
+    runs: Sequence[EvaluatedRun], resamples: int, folder: Path, *, allow_trained: bool = False
+) -> dict[str, Any]:
     """Compare runs, write ``combined.json`` and ``combined.html`` to a folder, and return the comparison.
 
     Raises:
         DataError: The runs cannot be compared.
+        TrainedDataError: A run was trained on slices of its test fold, which ``allow_trained`` allows.
     """
     from hsadml_dist.evaluation.combine import COMBINED_NAME, combine
     from hsadml_dist.report.comparison_page import write_comparison_page
 
-    combined = combine(runs, resamples=resamples)
+    combined = combine(runs, resamples=resamples, allow_trained=allow_trained)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / COMBINED_NAME, combined.to_json())
     write_comparison_page(folder, combined.to_dict())
@@ -133,7 +155,7 @@ def write_comparison(runs: Sequence[EvaluatedRun], resamples: int, folder: Path)
 
 def format_comparison(combined: Mapping[str, Any], folder: Path) -> list[str]:
     """Return a comparison as lines: a short table, the first sentences of its page, and the path of the page."""
-    from hsadml_dist.report.comparison_facts import headline, loss_title, remarks, shards_title
+    from hsadml_dist.report.comparison_facts import headline, loss_title, pool_mark, remarks, shards_title
 
     lines = [f"{'split by':<20}{'loss':<12}{'nearest neighbour':<28}{'raw pixels':>10}{'folds':>8}{'patients':>10}"]
     for pool in combined["pools"]:
@@ -144,16 +166,19 @@ def format_comparison(combined: Mapping[str, Any], folder: Path) -> list[str]:
             f"{knn['accuracy']:7.2%}{_format_interval(knn['interval']):<21}"
             f"{'-' if raw is None else format(raw['accuracy'], '.2%'):>10}"
             f"{folds:>8}{'-' if pool['persons'] is None else pool['persons']:>10}"
+            f"  {pool_mark(combined, pool)}".rstrip()
         )
     lines += [sentence.replace("\N{NO-BREAK SPACE}", " ") for sentence in headline(combined)]
     lines += [f"  note: {remark}" for remark in remarks(combined)]
     return [*lines, f"report: {folder / 'combined.html'}"]
 
 
-def format_result(run: Path, result: Mapping[str, Any]) -> list[str]:
-    """Return a result as a few lines."""
+def format_result(run: Path, evaluated: ReportedEvaluation) -> list[str]:
+    """Return a result as a few lines, with the path of its report if that was written."""
     from hsadml_dist.report.formatting import classes_are_patients, unit_title
+    from hsadml_dist.report.trained_facts import trained_counts, trained_mark, trained_reasons
 
+    result = evaluated.result
     intervals = result["intervals"]
     patients = "unknown patients" if result["persons"] is None else f"{result['persons']} patients"
     lines = [
@@ -161,19 +186,23 @@ def format_result(run: Path, result: Mapping[str, Any]) -> list[str]:
         f"{result['slices']} slices, {patients}, {result['reference_slices']} gallery slices; "
         f"weights of step {result['checkpoint']['step']} ({result['chosen_by']})"
     ]
+    reasons = trained_reasons(result)
+    lines.append(f"  read in training: {trained_counts(result)}" + (f" ({reasons})" if reasons else ""))
     if classes_are_patients(result):
         lines.append(f"  each of {len(result['classes'])} patients is a class; training saw other slices of them")
     elif result["shared_persons"]:
         lines.append(f"  warning: {result['shared_persons']} patients are in training and test: results are optimistic")
-    lines += [f"  {title:<22}{result[key]:7.2%}{_format_interval(intervals[key])}" for title, key in METRICS]
+    mark = trained_mark(result)
+    lines += [
+        f"  {title:<22}{result[key]:7.2%}{_format_interval(intervals[key])}  {mark}".rstrip() for title, key in METRICS
+    ]
     lines.append(
         f"  brackets: {intervals['level']:.0%} intervals, resampled by {unit_title(intervals['interval_unit'])}"
     )
-    report = RunFolder(run).report
-    return [*lines, f"  report: {report}"] if report.exists() else lines
+    return lines if evaluated.report is None else [*lines, f"  report: {evaluated.report}"]
 
 
-def _compare(runs: Sequence[Path], folder: Path, as_json: bool) -> None:
+def _compare(runs: Sequence[Path], folder: Path, *, as_json: bool, allow_trained: bool) -> None:
     """Compare runs, and evaluate those that need it. All arguments are checked before any work."""
     if RunFolder(folder).config.exists() or folder.is_file():
         kind = "a file" if folder.is_file() else "a run folder"
@@ -186,12 +215,12 @@ def _compare(runs: Sequence[Path], folder: Path, as_json: bool) -> None:
         raise UsageError(f"evaluate --combine: {repeated[0]} is named twice")
     evaluated = []
     for run, name in zip(folders, short_names(folders), strict=True):
-        evaluated.append(load_or_evaluate(run, name))
+        evaluated.append(load_or_evaluate(run, name, allow_trained=allow_trained))
         if not as_json:
             echo(_format_progress(name, evaluated[-1].result))
     # The largest number of resamples that a recipe asks for.
     resamples = max(load_recipe(RunFolder(run).config, stored=True).recipe.evaluation.resamples for run in folders)
-    combined = write_comparison(evaluated, resamples, folder)
+    combined = write_comparison(evaluated, resamples, folder, allow_trained=allow_trained)
     if as_json:
         echo_json(combined, indent=2)
     else:
@@ -200,10 +229,12 @@ def _compare(runs: Sequence[Path], folder: Path, as_json: bool) -> None:
 
 def _format_progress(name: str, result: Mapping[str, Any]) -> str:
     from hsadml_dist.report.formatting import unit_title
+    from hsadml_dist.report.trained_facts import trained_counts, trained_mark
 
     split = f"split by {unit_title(result['split_unit'])}, fold {result['fold']}"
     setting = f"{result['loss']}, seed {result['seed']}, {split}"
-    return f"{name}: {setting}: {result['knn_accuracy']:.2%} of {result['slices']} slices"
+    figure = f"{result['knn_accuracy']:.2%} of {result['slices']} slices {trained_mark(result)}".rstrip()
+    return f"{name}: {setting}: {figure}; read in training: {trained_counts(result)}"
 
 
 def _is_of_newest_checkpoint(run: Path, result: Mapping[str, Any]) -> bool:

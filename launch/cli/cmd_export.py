@@ -42,6 +42,9 @@ def embed(run: Path, /, *, out: Path, fold: int | None = None, shards: str | Non
     _require_parent(out)
     folder = require_run_folder(run)
     from hsadml_dist.evaluation.model_loading import embed_slices, open_inference, open_shards, save_columns
+    from hsadml_dist.evaluation.trained_overlap import find_overlap
+    from hsadml_dist.evaluation.training_lineage import OpenedShards
+    from hsadml_dist.report.trained_facts import trained_counts
 
     inference = open_inference(folder)
     where, index = open_shards(inference, shards)
@@ -55,7 +58,11 @@ def embed(run: Path, /, *, out: Path, fold: int | None = None, shards: str | Non
     unseen = sum(fold in inference.held_out_folds for fold in table.fold_N.tolist())
     origin = f"{unseen} of them from held-out folds"
     if index.digest != inference.trained_on:
-        origin = "from other shards than the run was trained on"
+        opened = OpenedShards(where=str(shards or inference.recipe.data.shards), index=index)
+        with progress("images compared with the training") as show:
+            overlap = find_overlap(inference.run, inference.recipe, inference.trained_on, opened, positions, show)
+        counts = trained_counts({"slices": len(table), "persons": None, **overlap.to_dict()})
+        origin = f"from other shards than the run was trained on (read in training: {counts})"
     step = inference.weights.checkpoint.step
     echo(f"{out}: {len(table)} embeddings of dimension {table.emb_ND.shape[1]}, {origin}; weights of step {step}")
 

@@ -16,7 +16,7 @@ from hsadml_dist.launch.cli.terminal import echo, echo_file
 from hsadml_dist.launch.local import run_ranks
 from hsadml_dist.preemption.signals import STOP_AFTER
 from hsadml_dist.run.folder import RunFolder
-from hsadml_dist.run.history import merged_metrics
+from hsadml_dist.run.history import merged_events, merged_metrics
 from hsadml_dist.slurm.job_records import Backend
 
 recipes_app = App(name="recipes", help="List, show and copy the shipped recipes.")
@@ -53,9 +53,11 @@ def train(
     echo(f"run folder: {folder}")
     if smoke:
         return smoke_test(folder, nproc)
+    report = RunFolder(folder).report
+    before = _file_identity(report)
     code = run_ranks(folder, nproc)
-    if code == ExitCode.SUCCESS and RunFolder(folder).report.exists():
-        echo(f"report: {RunFolder(folder).report}")
+    if code == ExitCode.SUCCESS and _file_identity(report) not in (None, before):
+        echo(f"report: {report}")
     if code == ExitCode.STOPPED:
         echo("stopped; repeat the command to resume")
     return code
@@ -176,10 +178,21 @@ def smoke_test(folder: Path, nproc: int) -> int:
     steps = [(row["step"], row["attempt"]) for row in merged_metrics(folder)]
     if steps != [(1, 1), (2, 2)]:
         return _smoke_failed(f"the second start did not resume after step 1: (step, attempt) {steps}", code)
+    if any(row["event"] == "evaluation_refused" for row in merged_events(folder)):
+        return _smoke_failed("the evaluation was refused", ExitCode.USER_ERROR)
     if not RunFolder(folder).result.exists():
         return _smoke_failed("no evaluation result", code)
     echo("smoke: passed")
     return code
+
+
+def _file_identity(path: Path) -> tuple[int, int] | None:
+    """Return inode and modification time of a file, which change when it is written; None if there is no file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def _smoke_failed(problem: str, code: int) -> int:

@@ -83,8 +83,13 @@ def progress(unit: str) -> Iterator[Callable[[int, int], None]]:
 
     columns = (TextColumn(unit), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(unit, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+        def show(done: int, total: int) -> None:
+            if not bar.task_ids:  # no bar for work that turns out to be unnecessary
+                bar.add_task(unit)
+            bar.update(bar.task_ids[0], completed=done, total=total)
+
+        yield show
 
 
 def _progress_lines(unit: str) -> Callable[[int, int], None]:

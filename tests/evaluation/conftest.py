@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 
 from hsadml_dist.data.index import SampleRow, ShardFile, ShardIndex, samples_table, table_digest, write_index
+from tests.conftest import Train
+from tests.evaluation.picture_tables import SETTINGS, Pictures
 
 SECONDS = 280
 CLASSES = ("glioma", "meningioma", "pituitary")
@@ -90,6 +92,21 @@ def _add(archive: tarfile.TarFile, name: str, data: bytes) -> tuple[int, int]:
     start = archive.offset
     archive.addfile(info, io.BytesIO(data))
     return start + 512, len(data)
+
+
+@pytest.fixture(scope="session")
+def id_key(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the path of the id key of the session's builds."""
+    return tmp_path_factory.mktemp("key") / "id.key"
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, id_key: Path, train_to_the_end: Train) -> Path:
+    """Build pictures into ``shards`` and train ``run`` on all their folds but 0; tests copy what they change."""
+    folder = tmp_path_factory.mktemp("trained")
+    Pictures(folder=folder / "table").build(folder / "shards", "--folds", "3", id_key=id_key)
+    train_to_the_end(folder / "run", f"data.shards={folder / 'shards'}", *SETTINGS, nproc=1)
+    return folder
 
 
 @pytest.fixture

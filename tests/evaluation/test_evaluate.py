@@ -59,6 +59,7 @@ def test_evaluate_run_equals_slow_loops_and_is_stored(run: Path, shards: Path) -
     assert (result["persons"], result["slices"], result["reference_slices"], result["shared_persons"]) == (6, 24, 24, 0)
     assert result["checkpoint"] == {"name": "step-00000002.attempt-0001", "step": 2, "attempt": 1}
     assert result["data_digest"] == load_index(shards).digest
+    assert (result["trained_slices"], result["trained_persons"], result["trained_unknown"]) == (0, 0, [])
     assert result["intervals"]["interval_unit"] == "person"
     assert sum(map(sum, result["confusion"])) == 24
     predictions = read_predictions(run / "predictions.json")
@@ -69,8 +70,9 @@ def test_evaluate_run_equals_slow_loops_and_is_stored(run: Path, shards: Path) -
 
 
 def test_report_of_an_evaluation_shows_its_accuracy(run: Path) -> None:
-    result = evaluate_and_report(run)
-    page = (run / "report.html").read_text()
+    evaluated = evaluate_and_report(run)
+    result, page = evaluated.result, (run / "report.html").read_text()
+    assert evaluated.report == run / "report.html"
     assert f"{result['knn_accuracy']:.1%}" in page and "Training" in page
     assert (run / "MODEL_CARD.md").exists()
 
@@ -84,6 +86,7 @@ def test_evaluate_run_stores_results_on_moved_shards_but_not_on_other_shards(
     evaluation = evaluate_run(run, shards=other_shards, fold=1)
     foreign = evaluation.result.to_dict()
     assert not evaluation.stored
+    assert evaluate_and_report(run, other_shards, 1).report is None
     assert json.loads((run / "result.json").read_text()) == own
     assert foreign["data_digest"] != own["data_digest"]
     assert (foreign["fold"], foreign["persons"], foreign["shared_persons"]) == (1, None, None)

@@ -1,5 +1,6 @@
 import pytest
 
+from hsadml_dist.data.contents import ContentHashes
 from hsadml_dist.data.index import SampleRow, ShardFile, SkippedSample
 from hsadml_dist.errors import DataError
 from hsadml_dist.shards.build_folder import open_build_folder
@@ -17,7 +18,8 @@ ROW = SampleRow(
 )
 SKIP = SkippedSample(where="row 4", reason="damaged")
 FILE = ShardFile(name="shard-00000.tar", bytes=5, sha256="11")
-RESULT = ShardResult(number=0, file=FILE, rows=(ROW,), skipped=(SKIP,))
+CONTENTS = ContentHashes(pixels="22", source="33")
+RESULT = ShardResult(number=0, file=FILE, rows=(ROW,), contents=(CONTENTS,), skipped=(SKIP,))
 
 
 def leave_one_tar(out, fingerprint="same", content=b"12345"):

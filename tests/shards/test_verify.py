@@ -116,8 +116,8 @@ def test_verify_reports_wrong_size_in_header(shards):
     assert "folds 4, but samples are in 3" in faults
 
 
-@pytest.mark.parametrize("name", ["card.html", "card.json", "splits.json"])
-def test_verify_reports_changed_or_missing_card_and_splits(shards, name):
+@pytest.mark.parametrize("name", ["card.html", "card.json", "splits.json", "contents.json"])
+def test_verify_reports_changed_or_missing_description(shards, name):
     (shards / name).write_text((shards / name).read_text().replace("0", "1", 1))
     (fault,) = verify_shards(shards)
     assert fault.startswith(f"{name}: ") and "SHA-256" in fault

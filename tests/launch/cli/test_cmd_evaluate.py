@@ -29,6 +29,7 @@ RESULT = {
         "level": 0.95,
     },
 }
+REPORT = None
 
 
 @pytest.fixture
@@ -36,14 +37,19 @@ def run(tmp_path, monkeypatch):
     """A run folder, with an evaluation that returns its arguments."""
     dump_recipe(build_recipe({"data.shards": "s", "train.steps": 3}), tmp_path / "config.yaml")
     stub = types.ModuleType("hsadml_dist.report.run_report")
-    stub.evaluate_and_report = lambda run, shards, fold: RESULT | {"fold": fold, "shards": shards and str(shards)}
+
+    def evaluate_and_report(run, shards, fold, *, allow_trained, class_map, progress):
+        given = {"fold": fold, "shards": shards and str(shards), "given": [allow_trained, class_map]}
+        return types.SimpleNamespace(result=RESULT | given, report=REPORT)
+
+    stub.evaluate_and_report = evaluate_and_report
     monkeypatch.setitem(sys.modules, stub.__name__, stub)
     return str(tmp_path)
 
 
 def test_json_is_the_result_or_a_list_of_several(run, capsys):
     assert cli.main(["evaluate", run, "--json", "--fold", "3", "--shards", "there"]) == 0
-    assert json.loads(capsys.readouterr().out) == RESULT | {"fold": 3, "shards": "there"}
+    assert json.loads(capsys.readouterr().out) == RESULT | {"fold": 3, "shards": "there", "given": [False, {}]}
     assert cli.main(["evaluate", run, run, "--json"]) == 0
     assert [result["fold"] for result in json.loads(capsys.readouterr().out)] == [None, None]
 
@@ -58,8 +64,38 @@ def test_text_has_metrics_intervals_and_control(run, capsys):
     assert "warning" not in text and "report" not in text
 
 
-def test_text_warns_of_shared_patients_and_names_the_report(run, capsys, monkeypatch, tmp_path):
+def test_options_for_other_shards_are_passed_on(run, capsys):
+    words = ["--allow-trained", "--map-class", "Glioma=glioma", "--map-class", "b=a=c", "--json"]
+    assert cli.main(["evaluate", run, *words]) == 0
+    assert json.loads(capsys.readouterr().out)["given"] == [True, {"Glioma": "glioma", "b": "a=c"}]
+    assert cli.main(["evaluate", run, "--map-class", "Glioma"]) == 2
+    assert "--map-class" in capsys.readouterr().err
+
+
+def test_report_of_an_earlier_evaluation_is_not_named(run, capsys, tmp_path):
     (tmp_path / "report.html").write_text("")
+    assert cli.main(["evaluate", run]) == 0
+    assert "report:" not in capsys.readouterr().out
+
+
+def test_text_states_and_marks_trained_slices(run, capsys, monkeypatch):
+    for counts, stated, mark in (
+        ((0, 0, []), "slices 0 of 40, patients 0 of 7", ""),
+        ((None, None, ["no_record"]), "slices unknown, patients unknown", ""),
+        ((3, 2, ["other_id_key"]), "slices 3 of 40, patients at least 2 of 7", "  (trained slices)"),
+        ((0, 2, []), "slices 0 of 40, patients 2 of 7", "  (trained patients)"),
+    ):
+        for key, value in zip(("trained_slices", "trained_persons", "trained_unknown"), counts, strict=True):
+            monkeypatch.setitem(RESULT, key, value)
+        assert cli.main(["evaluate", run]) == 0
+        text = capsys.readouterr().out
+        assert stated in text
+        for figure in ("90.00%  [80.00%, 95.00%]", "85.00%", "80.00%  [70.00%, 90.00%]", "50.00%  [40.00%, 90.00%]"):
+            assert f" {figure}{mark}\n" in text
+
+
+def test_text_warns_of_shared_patients_and_names_the_report(run, capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(globals(), "REPORT", tmp_path / "report.html")
     monkeypatch.setitem(RESULT, "shared_persons", 3)
     monkeypatch.setitem(RESULT, "persons", None)
     assert cli.main(["evaluate", run]) == 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,6 +14,7 @@ from hsadml_dist.evaluation.pooling import EvaluatedRun
 from hsadml_dist.launch import cli
 from hsadml_dist.launch.cli.cmd_evaluate import load_or_evaluate, short_names
 from hsadml_dist.report import run_report
+from hsadml_dist.report.run_report import ReportedEvaluation
 from hsadml_dist.run.folder import RunFolder
 from tests.evaluation.synthetic_evaluations import Study
 
@@ -30,12 +30,12 @@ class FakeEvaluation:
         self.calls: list[Path] = []
         self.stores = True
 
-    def __call__(self, run: Path) -> dict[str, Any]:
+    def __call__(self, run: Path, *, allow_trained: bool) -> ReportedEvaluation:
         self.calls.append(run)
         if self.stores:
             RunFolder(run).result.write_text(json.dumps(self.results[run].result))
             RunFolder(run).predictions.write_text(self.results[run].predictions.to_json())
-        return dict(self.results[run].result)
+        return ReportedEvaluation(result=dict(self.results[run].result), report=None)
 
 
 @pytest.fixture
@@ -179,6 +179,7 @@ def test_combine_checks_all_arguments_before_any_work(
         ([run, other, run, "--combine", out], f"{run} is named twice"),
         ([run, "--fold", "1", "--combine", out], "--fold"),
         ([run, "--shards", "x", "--combine", out], "--shards"),
+        ([run, "--map-class", "a=b", "--combine", out], "--map-class"),
         ([run, str(tmp_path / "none"), "--combine", out], f"{tmp_path / 'none'}: does not exist"),
     ):
         assert cli.main(["evaluate", *words]) == 2
@@ -196,3 +197,27 @@ def test_runs_that_cannot_be_compared_are_a_data_error(
     message = capsys.readouterr().err
     assert "fold-0" in message and "fold-1" in message and message.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_combine_refuses_trained_slices_or_marks_them(
+    make_run: MakeRun, evaluation: FakeEvaluation, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [make_run("softmax", fold) for fold in (0, 1)]
+    for run, trained in zip(runs, (3, 0), strict=True):
+        evaluation.results[run].result["trained_slices"] = trained
+    words = ["evaluate", *map(str, runs), "--combine", str(tmp_path / "out")]
+    assert cli.main(words) == 1
+    message = capsys.readouterr().err
+    assert "fold-0" in message and " 3 slices" in message and "--allow-trained" in message and message.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    assert cli.main([*words, "--allow-trained"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "slices 3 of" in lines[0] and "(trained slices)" in lines[0] and "slices 0 of" in lines[1]
+    (row,) = [line for line in lines if line.startswith("patient ")]
+    assert row.endswith("(trained slices)")
+    values = json.loads((tmp_path / "out" / "combined.json").read_text())
+    assert values["pools"][0]["trained_slices"] == 3
+    assert [source["trained_slices"] for source in values["sources"]] == [3, 0]
+    page = (tmp_path / "out" / "combined.html").read_text()
+    captions = [part.partition("</caption>")[0] for part in page.split("<caption>")[1:]]
+    assert len(captions) > 3 and all(caption.endswith("(trained slices)") for caption in captions)
