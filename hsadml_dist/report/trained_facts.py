@@ -25,7 +25,7 @@ SLICES_MARK, PATIENTS_MARK = "(trained slices)", "(trained patients)"
 def trained_counts(result: Mapping[str, Any]) -> str:
     """Return the counts in words, for instance ``slices 0 of 19, patients unknown``."""
     slices = _count(result.get("trained_slices"), result["slices"], result, SLICE_REASONS)
-    patients = _count(result.get("trained_persons"), result["persons"], result, PATIENT_REASONS)
+    patients = _count(result.get("trained_persons"), result.get("persons"), result, PATIENT_REASONS)
     return f"slices {slices}, patients {patients}"
 
 

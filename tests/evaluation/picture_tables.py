@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -53,7 +54,13 @@ class Pictures:
     copies: Mapping[int, int] = field(default_factory=dict)
 
     def build(self, out: Path, *options: str, id_key: Path) -> Path:
-        """Write the pictures and run ``hsadml shards build``; return ``out``."""
+        """Write the pictures and run ``hsadml shards build``; return ``out``.
+
+        The folds depend on the id key, which is made from the name of its file if that is missing.
+        """
+        if not id_key.exists():
+            id_key.write_bytes(hashlib.sha256(id_key.name.encode()).digest())
+            id_key.chmod(0o600)
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "list.csv", "w", newline="") as file:
             rows = csv.writer(file)

@@ -174,7 +174,7 @@ def test_shards_of_an_older_version_are_compared_by_reading_the_images(
 
 
 def test_training_on_shards_of_an_older_version_is_compared_while_they_exist(
-    tmp_path: Path, id_key: Path, train_to_the_end: Train, output: Output
+    trained: Path, tmp_path: Path, id_key: Path, train_to_the_end: Train, output: Output
 ) -> None:
     old = without_contents(Pictures(folder=tmp_path / "t").build(tmp_path / "shards", "--folds", "3", id_key=id_key))
     train_to_the_end(tmp_path / "run", f"data.shards={old}", *SETTINGS, "evaluation.at_end=false", nproc=1)
@@ -186,14 +186,17 @@ def test_training_on_shards_of_an_older_version_is_compared_while_they_exist(
     moved = shutil.copytree(tmp_path / "run", tmp_path / "moved")
     old.rename(tmp_path / "away")
     assert counts(result_on(moved, output, "--shards", new)) == (None, None, ["no_content_hashes", "other_id_key"])
-    again = Pictures(folder=tmp_path / "t").build(tmp_path / "again", "--folds", "3", id_key=tmp_path / "k")
-    assert " 12 of 12 slices" in refusal(moved, again, output, "--fold", "1"), "by their PNG files, of the same encoder"
+    other = tmp_path / "other.key"
+    again = Pictures(folder=tmp_path / "t").build(tmp_path / "again", "--folds", "3", id_key=other)
+    seen, slices, *_ = slow_overlap(trained / "shards", 0, again, 1)
+    message = refusal(moved, again, output, "--fold", "1")
+    assert f" {seen} of {slices} slices" in message, "by their PNG files, of the same encoder"
     (tmp_path / "away").rename(old)
     assert counts(result_on(tmp_path / "run", output, "--shards", new)) == (0, None, ["other_id_key"])
     # The pixels are read once: the record holds them from now on.
     shutil.rmtree(old)
     require_refused_and_marked(
-        tmp_path / "run", tmp_path, Pictures(folder=tmp_path / "t").build(old, "--folds", "3", id_key=id_key), output, 1
+        tmp_path / "run", trained, Pictures(folder=tmp_path / "t").build(old, "--folds", "3", id_key=other), output, 1
     )
 
 
@@ -218,7 +221,7 @@ def test_run_of_an_older_version_gets_its_record_from_its_shards(
 def test_images_in_two_folds_are_refused_at_the_end_of_the_training_unless_allowed(
     tmp_path: Path, id_key: Path, train_to_the_end: Train, output: Output
 ) -> None:
-    pictures = Pictures(folder=tmp_path / "t", copies={0: 12, 20: 33, 1: 2})
+    pictures = Pictures(folder=tmp_path / "t", copies={3: 12, 20: 33, 1: 2})
     shards = pictures.build(tmp_path / "shards", "--folds", "3", id_key=id_key)
     repeated, slices, persons, patients = slow_overlap(shards, 0, shards, 0)
     assert 0 < repeated < slices
