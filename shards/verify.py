@@ -10,15 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from hsadml_dist.data.image_header import PNG_SIGNATURE
 from hsadml_dist.data.index import INDEX_NAME, SAMPLES_NAME, SampleRow, ShardFile, ShardIndex, load_index
-from hsadml_dist.data.sample import IMAGE, MASK, META, SampleMeta
+from hsadml_dist.data.sample import BITS, IMAGE, META, SampleMeta
 from hsadml_dist.errors import DataError
 from hsadml_dist.shards.writer import SHARED_FIELDS, describe_file, member_spans, read_member
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_HEADER_BYTES = 26
 GREYSCALE = 0
-BIT_DEPTHS = {IMAGE: 16, MASK: 8}
 
 
 def verify_shards(folder: Path, on_shard: Callable[[int, int], None] = lambda done, total: None) -> tuple[str, ...]:
@@ -98,7 +97,7 @@ def _offset_faults(path: Path, rows: Sequence[SampleRow]) -> Iterator[str]:
     """Compare the offsets of the tar's members with the index."""
     try:
         spans = member_spans(path)
-    except (tarfile.TarError, DataError) as error:
+    except (tarfile.TarError, DataError, EOFError, MemoryError, OSError, OverflowError, ValueError) as error:
         yield f"{path.name}: not a tar of samples: {error}"
         return
     for row in rows:
@@ -111,7 +110,7 @@ def _offset_faults(path: Path, rows: Sequence[SampleRow]) -> Iterator[str]:
 def _sample_faults(file: BinaryIO, row: SampleRow, index: ShardIndex) -> Iterator[str]:
     if hashlib.sha256(read_member(file, row, IMAGE)).hexdigest() != row.sha256:
         yield f"damaged: the SHA-256 of its image differs from {SAMPLES_NAME}"
-    for member in row.members.keys() & BIT_DEPTHS.keys():
+    for member in row.members.keys() & BITS.keys():
         yield from _png_faults(read_member(file, row, member), member, index.size)
     try:
         meta = SampleMeta.from_json(read_member(file, row, META))
@@ -132,6 +131,6 @@ def _png_faults(content: bytes, member: str, size: int) -> Iterator[str]:
         yield f"{member} is not a PNG"
         return
     width, height, depth, colour = struct.unpack(">IIBB", content[16:PNG_HEADER_BYTES])
-    if (width, height, depth, colour) != (size, size, BIT_DEPTHS[member], GREYSCALE):
-        expected = f"{size} x {size}, {BIT_DEPTHS[member]} bits, colour {GREYSCALE}"
+    if (width, height, depth, colour) != (size, size, BITS[member], GREYSCALE):
+        expected = f"{size} x {size}, {BITS[member]} bits, colour {GREYSCALE}"
         yield f"{member} is {width} x {height}, {depth} bits, colour {colour}; expected {expected}"

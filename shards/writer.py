@@ -132,23 +132,28 @@ def member_spans(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
     """Return key -> member -> (offset, size) of the raw bytes in a tar, in the tar's order.
 
     Raises:
-        DataError: A member that the schema does not know, or a duplicate member.
+        DataError: A member that the schema does not know, a duplicate member, or one of negative size.
         tarfile.TarError: Not a plain tar.
     """
     spans: dict[str, dict[str, tuple[int, int]]] = {}
     with tarfile.open(path, "r:") as tar:
         for info in tar:
             key, member = split_member_name(info.name)
+            if info.size < 0:  # the next header would be one that was read before, for ever
+                raise DataError(f"{path.name}: member {info.name} has a size of {info.size}")
             if spans.setdefault(key, {}).setdefault(member, (info.offset_data, info.size))[0] != info.offset_data:
                 raise DataError(f"{path.name}: duplicate member {info.name}")
     return spans
 
 
 def read_member(file: BinaryIO, row: SampleRow, member: str) -> bytes:
-    """Return the bytes of one member of a sample from its open tar."""
+    """Return the bytes of one member of a sample from its open tar; fewer if the tar ends before."""
     offset, size = row.members[member]
+    held = os.fstat(file.fileno()).st_size - offset  # an index may claim any size, and reading allocates it
+    if held <= 0:
+        return b""
     file.seek(offset)
-    return file.read(size)
+    return file.read(min(size, held))
 
 
 @contextmanager

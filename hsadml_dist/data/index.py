@@ -19,6 +19,7 @@ from typing import Any
 from hsadml_dist.atomic import write_bytes
 from hsadml_dist.config.recipe import DataConfig
 from hsadml_dist.data.sample import (
+    MAX_SIDE,
     MEMBERS,
     REQUIRED_MEMBERS,
     SCHEMA_VERSION,
@@ -257,7 +258,7 @@ def _check(named: str, index: ShardIndex) -> None:
         if not (is_plain and is_count(file.bytes) and re.fullmatch("[0-9a-f]*", str(file.sha256))):
             raise DataError(f"{named}: {INDEX_NAME}: invalid values for the file {file.name!r}")
     for position, row in enumerate(index.samples):
-        invalid = _invalid_fields(row, len(index.classes), len(index.shards))
+        invalid = _invalid_fields(row, len(index.classes), index.shards)
         if invalid:
             raise DataError(f"{named}: {SAMPLES_NAME}: row {position}: invalid values: {', '.join(invalid)}")
 
@@ -268,7 +269,7 @@ def _valid_header(index: ShardIndex) -> dict[str, bool]:
         "dtype": isinstance(index.dtype, str),
         "folds": is_count(index.folds),
         "seed": isinstance(index.seed, int),
-        "size": is_count(index.size) and index.size > 0,
+        "size": is_count(index.size) and 1 <= index.size <= MAX_SIDE,
         "skipped": all(isinstance(text, str) for skip in index.skipped for text in (skip.where, skip.reason)),
         "source": isinstance(index.source, str),
         "spatial_dims": index.spatial_dims in (2, 3),
@@ -276,18 +277,20 @@ def _valid_header(index: ShardIndex) -> dict[str, bool]:
     }
 
 
-def _invalid_fields(row: SampleRow, classes: int, shards: int) -> list[str]:
+def _invalid_fields(row: SampleRow, classes: int, shards: tuple[ShardFile, ...]) -> list[str]:
+    has_shard = is_count(row.shard) and row.shard < len(shards)
+    end = shards[row.shard].bytes if has_shard else 0
     valid = {
         "key": is_key(row.key),
         "label": is_count(row.label) and row.label < classes,
-        "shard": is_count(row.shard) and row.shard < shards,
+        "shard": has_shard,
         "fold": is_count(row.fold),
         "author_fold": is_count_or_none(row.author_fold),
         "plane": is_text_or_none(row.plane),
         "person": is_text_or_none(row.person),
         "exam": is_text_or_none(row.exam),
         "members": set(REQUIRED_MEMBERS) <= row.members.keys() <= set(MEMBERS)
-        and all(is_count(number) for span in row.members.values() for number in span),
+        and all(is_count(offset) and is_count(size) and offset + size <= end for offset, size in row.members.values()),
     }
     return [name for name, is_valid in valid.items() if not is_valid]
 

@@ -30,6 +30,12 @@ MEMBERS = (IMAGE, META, MASK)
 """Suffixes of a member's name after ``<key>.``."""
 
 REQUIRED_MEMBERS = (IMAGE, META)
+BITS = {IMAGE: 16, MASK: 8}
+"""Bits per pixel of the members that are PNGs."""
+
+MAX_SIDE = 4096
+"""Pixels per side of a stored image."""
+MAX_SPACING_MM = 1e6
 
 _KEY = re.compile(r"[0-9a-f]{16,64}")
 
@@ -147,7 +153,9 @@ def _is_shape(value: object) -> bool:
 def _is_spacing(value: object) -> bool:
     if value is None:
         return True
-    return isinstance(value, list) and all(isinstance(step, int | float) and step > 0 for step in value)
+    return isinstance(value, list) and all(
+        isinstance(step, int | float) and 0 < step <= MAX_SPACING_MM for step in value
+    )
 
 
 _VALIDATORS = {

@@ -41,7 +41,10 @@ def make_index(rows) -> ShardIndex:
         seed=0,
         size=64,
         digest=table_digest(samples_table(rows)),
-        shards=(ShardFile(name="shard-00000.tar", bytes=1, sha256="00"), ShardFile(name="x.tar", bytes=2, sha256="11")),
+        shards=(
+            ShardFile(name="shard-00000.tar", bytes=4096, sha256="00"),
+            ShardFile(name="x.tar", bytes=4096, sha256="11"),
+        ),
         files=(ShardFile(name="card.json", bytes=3, sha256="22"),),
         skipped=(SkippedSample(where="row 7", reason="damaged"),),
         samples=tuple(rows),
@@ -146,6 +149,9 @@ def test_incomplete_header_is_refused(folder):
         ({"fold": -1}, "fold"),
         ({"members": {"png": (0, 1)}}, "members"),
         ({"members": {"png": (-1, 1), "json": (0, 1)}}, "members"),
+        ({"members": {"png": (0, 4097), "json": (0, 1)}}, "members"),
+        ({"members": {"png": (10**30, 1), "json": (0, 1)}}, "members"),
+        ({"members": {"png": (0, 1), "json": (4000, 97)}}, "members"),
         ({"person": 7}, "person"),
         ({"author_fold": -1}, "author_fold"),
         ({"plane": 3}, "plane"),
@@ -155,6 +161,29 @@ def test_invalid_row_is_refused_with_position_and_field(tmp_path, change, field)
     write_index(tmp_path, make_index([make_row(0), make_row(1, **change)]))
     with pytest.raises(DataError, match=f"row 1.*{field}"):
         load_index(tmp_path)
+
+
+@pytest.mark.parametrize("size", [0, -1, 4097, 10**9, True, "64", None, 1.5])
+def test_size_that_no_build_makes_is_refused(folder, size):
+    path = folder / "index.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "size": size}))
+    with pytest.raises(DataError, match=r"index\.json: invalid values: size"):
+        load_index(folder)
+
+
+@pytest.mark.parametrize("table", [b'{"members":[1,2]}\n', b"[" * 100_000 + b"\n", b"null\n", b"[]\n"])
+def test_table_of_other_json_is_refused(folder, table):
+    header = json.loads((folder / "index.json").read_text())
+    (folder / "samples.jsonl").write_bytes(table)
+    (folder / "index.json").write_text(json.dumps({**header, "digest": table_digest(table)}))
+    with pytest.raises(DataError, match="schema 2"):
+        load_index(folder)
+
+
+def test_header_nested_without_end_is_refused(folder):
+    (folder / "index.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match=r"index\.json is damaged"):
+        load_index(folder)
 
 
 def test_load_index_imports_no_heavy_package(folder):

@@ -1,5 +1,6 @@
 import json
 import shutil
+import tarfile
 from dataclasses import replace
 
 import pytest
@@ -77,6 +78,21 @@ def test_verify_reports_garbled_member_header(shards):
     path = shards / "shard-00000.tar"
     path.write_bytes(b"\xff" * 700 + path.read_bytes()[700:])
     assert any("not a tar" in fault for fault in verify_shards(shards))
+
+
+@pytest.mark.parametrize("size", [-1024, -512, 1 << 60])
+def test_verify_ends_on_a_member_of_negative_or_endless_size(shards, size):
+    path = shards / "shard-00000.tar"
+    with tarfile.open(path) as tar:
+        first = tar.next()
+    first.size = size
+    header = bytearray(first.tobuf(tarfile.GNU_FORMAT, "utf-8", "strict"))
+    if size < 0:
+        header[124:136] = b"\xff" * 4 + (size % (1 << 64)).to_bytes(8)
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+    path.write_bytes(bytes(header) + path.read_bytes()[512:])
+    assert any("not a tar of samples" in fault for fault in verify_shards(shards))
 
 
 def test_verify_reports_patient_in_two_folds(shards):
