@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,6 @@ import torch
 import webdataset
 from monai.data import set_track_meta
 from monai.transforms import Compose
-from PIL import Image
 
 from hsadml_dist.config.recipe import DataConfig
 from hsadml_dist.data.fused_augmentation import FusedAugmentation
@@ -24,6 +22,7 @@ from hsadml_dist.data.index import load_index
 from hsadml_dist.data.loader import Loader, build_loader
 from hsadml_dist.data.order import ExactOrder, ShardSchedule, epoch_order
 from hsadml_dist.data.reader import PreparedImages, ShardReader, decode_image, open_prepared_cache
+from hsadml_dist.data.sample import IMAGE
 from hsadml_dist.data.transforms import Augmentation, Preprocessing, build_transforms
 from hsadml_dist.distributed.topology import Topology
 
@@ -215,7 +214,7 @@ def stages(setting: Setting) -> Iterator[tuple[str, Callable[[Any], Any]]]:
     augment, seeds = Augmentation(None), itertools.count()
     yield "read", lambda place: reader.raw(index.samples[place])
     yield "SHA-256", lambda data: (hashlib.sha256(data).hexdigest(), data)[1]
-    yield "decode", lambda data: np.array(Image.open(io.BytesIO(data)), dtype=np.uint16)
+    yield "decode", lambda data: decode_image(f".{IMAGE}", data, index.size)
     yield "resize, normalise", prepare
     yield "augment", lambda image: augment(image, next(seeds))
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hsadml_dist.errors import ExitCode, RunError, UsageError
+from hsadml_dist.errors import DataError, ExitCode, RunError, UsageError
 from hsadml_dist.jobs.prepare import prepare_run, require_run_folder
 from hsadml_dist.launch.local import run_ranks
 from hsadml_dist.run.folder import RunFolder
@@ -181,9 +181,13 @@ class Model:
         from hsadml_dist.launch.input_images import read_input_image, scale_input_array
 
         size = self._index.size
-        return [
-            read_input_image(Path(image), size).pixels
-            if isinstance(image, (str, Path))
-            else scale_input_array(image, size)
-            for image in images
-        ]
+
+        def scale(image: str | Path | np.ndarray) -> np.ndarray:
+            if not isinstance(image, (str, Path)):
+                return scale_input_array(image, size)
+            try:
+                return read_input_image(Path(image), size).pixels
+            except DataError as error:
+                raise DataError(f"{image}: {error}") from error
+
+        return [scale(image) for image in images]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hsadml_dist.errors import DataError, UsageError
-from hsadml_dist.shards.image_codec import IMAGE_EXTENSIONS, decode_image_file
+from hsadml_dist.shards.image_codec import IMAGE_EXTENSIONS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,8 +25,6 @@ UNSUPPORTED_SUFFIXES = {
 """Formats that are not read here, with their suffixes. Their files are reported one by one, never skipped silently."""
 HEAD_BYTES = 352
 """Enough for the magic number of every format; that of NIfTI is at byte 344."""
-COLOUR_LEVELS = 24
-"""Difference between two channels from which an image counts as coloured; JPEG's rounding is below it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,18 +82,23 @@ def read_input_image(path: Path, size: int) -> InputImage:
     Raises:
         DataError: The file cannot be used. The message gives the reason without the file's name.
     """
+    from hsadml_dist.data.image_file import decode_image_bytes, is_coloured, read_file
     from hsadml_dist.shards.image_codec import to_uint16
-    from hsadml_dist.shards.source import DamagedSampleError
 
     if problem := _problem(path):
         raise DataError(problem)
+    data = read_file(path)
     try:
-        pixels = to_uint16(decode_image_file(path, path.name, "image"), size)
-    except DamagedSampleError as error:
-        raise DataError(error.skip.reason) from error
+        decoded = decode_image_bytes(data)
+        coloured = is_coloured(data)
+    except DataError as error:
+        raise DataError(f"it cannot be decoded: {error}") from error
+    try:
+        pixels = to_uint16(decoded.pixels, size)
     except ValueError as error:
         raise DataError(str(error)) from error
-    return InputImage(pixels=pixels, notes=_conversion_notes(path))
+    notes = (f"{decoded.pages} pages, only the first is read",) if decoded.pages > 1 else ()
+    return InputImage(pixels=pixels, notes=(*notes, "coloured image, converted to luminance") if coloured else notes)
 
 
 def scale_input_array(image: np.ndarray, size: int) -> np.ndarray:
@@ -160,18 +163,3 @@ def _read_head(path: Path) -> bytes:
         raise OSError(0, "neither a file nor a folder")
     with path.open("rb") as file:
         return file.read(HEAD_BYTES)
-
-
-def _conversion_notes(path: Path) -> tuple[str, ...]:
-    import numpy as np
-    from PIL import Image
-
-    with Image.open(path) as image:
-        pages = getattr(image, "n_frames", 1)
-        notes = (f"{pages} pages, only the first is read",) if pages > 1 else ()
-        image.draft("RGB", (256, 256))
-        if image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;16"):
-            return notes
-        channels = np.asarray(image.convert("RGB")).astype(np.int16)
-    coloured = int(np.ptp(channels, axis=2).max()) >= COLOUR_LEVELS
-    return (*notes, "coloured image, converted to luminance") if coloured else notes

@@ -12,10 +12,11 @@ from pathlib import Path
 from hsadml_dist import atomic
 from hsadml_dist.data.contents import CONTENTS_NAME, write_contents
 from hsadml_dist.data.index import ShardIndex, SkippedSample, samples_table, table_digest, write_index
-from hsadml_dist.data.sample import SCHEMA_VERSION, SampleMeta
+from hsadml_dist.data.sample import MAX_SIDE, SCHEMA_VERSION, SampleMeta
 from hsadml_dist.errors import DataError, UsageError
 from hsadml_dist.shards.build_folder import BuildFolder, open_build_folder, require_empty_folder
 from hsadml_dist.shards.card import CARD_JSON, CARD_PAGE, write_card
+from hsadml_dist.shards.image_codec import CONVERSION_VERSION
 from hsadml_dist.shards.leakage import LeakageReport
 from hsadml_dist.shards.pseudonyms import IdKey
 from hsadml_dist.shards.source import ImageSource, SourceRecord
@@ -31,7 +32,7 @@ from hsadml_dist.shards.split import (
 from hsadml_dist.shards.writer import EncodeTask, ShardResult, ShardTask, describe_file, write_shards
 
 MIN_SIZE = 8
-MAX_SIZE = 4096
+MAX_SIZE = MAX_SIDE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +59,14 @@ class BuildReport:
     Attributes:
         reused: Number of samples reused from an interrupted build.
         mixed_class_patients: For each patient with slices of two classes, two such slices.
+        lossy_masks: Number of masks that were JPEGs.
     """
 
     index: ShardIndex
     reused: int
     mixed_class_patients: tuple[str, ...]
     leakage: LeakageReport
+    lossy_masks: int = 0
 
 
 def build_shards(
@@ -109,7 +112,13 @@ def build_shards(
         index, leakage = _describe(folder.path, index, workers)
         write_index(folder.path, index)
         folder.publish()
-    return BuildReport(index=index, reused=reused, mixed_class_patients=_mixed_class_patients(records), leakage=leakage)
+    return BuildReport(
+        index=index,
+        reused=reused,
+        mixed_class_patients=_mixed_class_patients(records),
+        leakage=leakage,
+        lossy_masks=sum(result.lossy_masks for result in results),
+    )
 
 
 def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
@@ -167,7 +176,7 @@ def _shard_tasks(samples: Sequence[EncodeTask], shards: Sequence[Sequence[int]],
 def _fingerprint(source: ImageSource, options: BuildOptions, key: IdKey) -> str:
     """Return a text that two builds share only if they write the same bytes; hashed, because it holds identifiers."""
     versions = {name: version(name) for name in ("pillow", "webdataset", "numpy")}
-    content = [SCHEMA_VERSION, asdict(options), versions, source.fingerprint()]
+    content = [SCHEMA_VERSION, CONVERSION_VERSION, asdict(options), versions, source.fingerprint()]
     return key.hash_text(json.dumps(content, sort_keys=True))
 
 

@@ -42,6 +42,7 @@ class BuildFolder:
             values = parse_json(first)
             file = ShardFile(**values["file"])
             skipped = tuple(SkippedSample(**skip) for skip in values["skipped"])
+            lossy_masks = int(values.get("lossy_masks", 0))
             rows = tuple(parse_row(line) for line in lines)
             contents = tuple(ContentHashes(**hashes) for hashes in values["contents"])
             complete = (self.path / file.name).stat().st_size == file.bytes
@@ -49,7 +50,9 @@ class BuildFolder:
             return None
         if not complete:
             return None
-        return ShardResult(number=number, file=file, rows=rows, contents=contents, skipped=skipped)
+        return ShardResult(
+            number=number, file=file, rows=rows, contents=contents, skipped=skipped, lossy_masks=lossy_masks
+        )
 
     def record_shard(self, result: ShardResult) -> None:
         """Write the note of a finished tar, for a later build to resume from."""
@@ -57,6 +60,7 @@ class BuildFolder:
             "file": asdict(result.file),
             "skipped": [asdict(skip) for skip in result.skipped],
             "contents": [asdict(hashes) for hashes in result.contents],
+            "lossy_masks": result.lossy_masks,
         }
         content = json.dumps(first).encode() + b"\n" + samples_table(result.rows)
         atomic.write_bytes(self._note(result.number), content, durable=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from hsadml_dist.data.image_file import decode_shard_png
 from hsadml_dist.data.index import SampleRow, ShardIndex
-from hsadml_dist.data.sample import IMAGE, MASK
+from hsadml_dist.data.sample import BITS, IMAGE, MASK
 from hsadml_dist.shards.image_codec import encode_png
 from hsadml_dist.shards.leakage import make_thumbnail
 from hsadml_dist.shards.split import seeded_hash
@@ -66,7 +66,7 @@ def choose_rows(rows: Iterable[SampleRow], seed: int) -> list[SampleRow]:
 def read_pixels(folder: Path, index: ShardIndex, row: SampleRow, member: str) -> np.ndarray:
     """Return the pixels (height, width) of one member, uint16 or uint8."""
     with open(folder / index.shards[row.shard].name, "rb") as file:
-        return np.array(Image.open(io.BytesIO(read_member(file, row, member))))
+        return decode_shard_png(read_member(file, row, member), BITS[member], index.size)
 
 
 def _tile(folder: Path, index: ShardIndex, row: SampleRow) -> np.ndarray:

@@ -48,10 +48,17 @@ class SourceRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class SourcePixels:
-    """Image (height, width), any real dtype, and mask (height, width), non-zero inside the lesion, of one record."""
+    """Image and mask of one record.
+
+    Attributes:
+        image: (height, width), any real dtype.
+        mask: (height, width), non-zero inside the lesion; None if there is none.
+        mask_is_lossy: True if the mask was stored as JPEG and had to be separated from its compression noise.
+    """
 
     image: np.ndarray
     mask: np.ndarray | None = None
+    mask_is_lossy: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

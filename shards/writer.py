@@ -51,11 +51,15 @@ class EncodeTask:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedSample:
-    """The bytes of a sample's members, the content of its JSON, and the hashes of its image."""
+    """The bytes of a sample's members, the content of its JSON, and the hashes of its image.
+
+    ``lossy_mask`` is True if its mask was a JPEG.
+    """
 
     meta: SampleMeta
     members: dict[str, bytes]
     contents: ContentHashes
+    lossy_mask: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +73,21 @@ class ShardTask:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardResult:
-    """One tar as written: the rows and content hashes of its samples in order, and the samples that cannot be used."""
+    """One tar as written.
+
+    Attributes:
+        rows: The rows of its samples in order.
+        contents: Their content hashes, in the same order.
+        skipped: The samples that could not be used.
+        lossy_masks: Number of masks that were JPEGs.
+    """
 
     number: int
     file: ShardFile
     rows: tuple[SampleRow, ...]
     contents: tuple[ContentHashes, ...]
     skipped: tuple[SkippedSample, ...]
+    lossy_masks: int = 0
 
 
 def write_shards(
@@ -118,7 +130,7 @@ def encode_sample(task: EncodeTask) -> EncodedSample | SkippedSample:
     if pixels.mask is not None:
         members[MASK] = encode_png(to_mask(pixels.mask, size))
     contents = ContentHashes(pixels=hash_image(image), source=hash_image(pixels.image))
-    return EncodedSample(meta=meta, members=members, contents=contents)
+    return EncodedSample(meta=meta, members=members, contents=contents, lossy_mask=pixels.mask_is_lossy)
 
 
 def describe_file(path: Path) -> ShardFile:
@@ -206,6 +218,7 @@ def _write_shard(
     written: list[tuple[SampleMeta, str]] = []
     contents: list[ContentHashes] = []
     skipped: list[SkippedSample] = []
+    lossy_masks = 0
     with open(task.path, "wb") as file:
         with TarWriter(file, user=OWNER, group=OWNER, mode=MODE, mtime=MTIME, encoder=False, compress=False) as tar:
             for sample in encoded:
@@ -215,6 +228,7 @@ def _write_shard(
                     tar.write({"__key__": sample.meta.key, **sample.members})
                     written.append((sample.meta, hashlib.sha256(sample.members[IMAGE]).hexdigest()))
                     contents.append(sample.contents)
+                    lossy_masks += sample.lossy_mask
                 on_sample()
         file.flush()
         os.fsync(file.fileno())
@@ -224,6 +238,7 @@ def _write_shard(
         rows=_sample_rows(task, written),
         contents=tuple(contents),
         skipped=tuple(skipped),
+        lossy_masks=lossy_masks,
     )
 
 

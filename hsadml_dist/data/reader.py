@@ -14,18 +14,18 @@ disk is then an error that can be caught, not a SIGBUS.
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
-from webdataset.autodecode import Decoder
+from webdataset.autodecode import Decoder, DecodingError
 
+from hsadml_dist.data.image_file import decode_shard_png
 from hsadml_dist.data.index import SampleRow, ShardIndex
-from hsadml_dist.data.sample import IMAGE
+from hsadml_dist.data.sample import BITS, IMAGE, MASK
 from hsadml_dist.data.shard_cache import ShardCache, ShardLocation, open_shard
 from hsadml_dist.data.transforms import Preprocessing
 from hsadml_dist.errors import ConfigError, DataError, Fault
@@ -37,14 +37,23 @@ UNWRITTEN = bytes(HASH_BYTES)
 log = logging.getLogger(__name__)
 
 
-def decode_image(extension: str, data: bytes) -> np.ndarray | None:
-    """Decode a 16-bit grayscale PNG to (H, W), uint16; a decoding handler for webdataset.
+def decode_image(extension: str, data: bytes, size: int | None = None) -> np.ndarray | None:
+    """Decode an image or a mask of a shard to (H, W), uint16; a decoding handler for webdataset.
 
     The image handlers of webdataset go through 8 bits and would keep 2 of 10 000 grey levels.
+
+    Args:
+        extension: Name of the member after the key; None is returned for all but images and masks.
+        data: The bytes of the member.
+        size: Side that the image must have, in pixels; None means any.
+
+    Raises:
+        DataError: The image is another one, or damaged; the message names no file.
     """
     if not extension.endswith(f".{IMAGE}"):
         return None
-    return np.array(Image.open(io.BytesIO(data)), dtype=np.uint16)
+    member = MASK if extension.endswith(f".{MASK}") else IMAGE
+    return decode_shard_png(data, BITS[member], size).astype(np.uint16, copy=False)
 
 
 class ShardReader:
@@ -54,15 +63,21 @@ class ShardReader:
         self.index = index
         self._location = location
         self._files: dict[int, int] = {}
-        self._decoder = Decoder([decode_image], pre=[], post=[], only=[IMAGE])
+        self._decoder = Decoder([partial(decode_image, size=index.size)], pre=[], post=[], only=[IMAGE])
 
     def image(self, position: int) -> np.ndarray:
         """Return the image (H, W), uint16, of the sample at ``position`` of the index.
 
         Raises:
-            DataError: The shard is missing or cannot be read, or the bytes do not match their hash.
+            DataError: The shard is missing or cannot be read, or the bytes do not match their hash, or the image has
+                another size than the index states, or is damaged.
         """
-        return self._decoder({"__key__": self.index.samples[position].key, IMAGE: self.png_bytes(position)})[IMAGE]
+        row = self.index.samples[position]
+        try:
+            return self._decoder({"__key__": row.key, IMAGE: self.png_bytes(position)})[IMAGE]
+        except DecodingError as error:
+            shard = self.index.shards[row.shard].name
+            raise DataError(f"{shard}: sample {row.key}: {error.__cause__}; build the shards again") from error
 
     def png_bytes(self, position: int) -> bytes:
         """Return the same image as stored, a PNG; raises the same errors."""
@@ -79,14 +94,16 @@ class ShardReader:
         return data
 
     def raw(self, row: SampleRow) -> bytes:
-        """Return the bytes of a row's image as stored in the tar, unchecked.
+        """Return the bytes of a row's image as stored in the tar, unchecked; none if the tar ends before their end.
 
         Raises:
             DataError: The shard is missing or cannot be read.
         """
         offset, size = row.members[IMAGE]
         try:
-            return os.pread(self._file(row.shard), size, offset)
+            file = self._file(row.shard)
+            is_held = offset + size <= os.fstat(file).st_size  # an index may claim any size, and reading allocates it
+            return os.pread(file, size, offset) if is_held else os.pread(file, 0, 0)
         except OSError as error:
             name = self.index.shards[row.shard].name
             raise DataError(f"{name}: sample {row.key} cannot be read: {error.strerror}") from error

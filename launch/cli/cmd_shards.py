@@ -173,10 +173,20 @@ def _print_report(report: BuildReport, out: Path, seconds: float) -> None:
         echo(f"skipped: {skip.where}: {skip.reason}")
     for places in report.mixed_class_patients[:MAX_PRINTED]:
         echo(f"one patient in two classes: {places}")
-    for remark in remarks(summarise(index)):
+    for remark in (*_conversion_remarks(report), *remarks(summarise(index))):
         echo(f"note: {remark}")
     echo(_format_baseline(report.leakage.accuracy))
     echo(f"dataset card: {out / 'card.html'}")
+
+
+def _conversion_remarks(report: BuildReport) -> list[str]:
+    count = report.lossy_masks
+    if not count:
+        return []
+    return [
+        f"{count} mask{'s' * (count > 1)} in JPEG, which blurs edges: inside is what has at least half of the mask's "
+        "maximum. PNG masks are exact."
+    ]
 
 
 def _format_baseline(accuracy: Mapping[str, float]) -> str:

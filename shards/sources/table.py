@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from hsadml_dist.errors import DataError, UsageError, did_you_mean
-from hsadml_dist.shards.image_codec import IMAGE_EXTENSIONS, decode_image_file
+from hsadml_dist.shards.image_codec import IMAGE_EXTENSIONS, decode_image_file, decode_mask_file
 from hsadml_dist.shards.source import PLANES, DamagedSampleError, SourceListing, SourcePixels, SourceRecord
 
 ROLES = ("file", "class", "person", "exam", "plane", "fold", "mask")
@@ -52,12 +52,14 @@ class TableSource:
         """Read the image, and the mask if the row names one."""
         image, mask = record.handle
         image_HW = decode_image_file(self._find(image, record, "image"), record.where, "image")
-        mask_HW = decode_image_file(self._find(mask, record, "mask"), record.where, "mask") if mask else None
-        if mask_HW is not None and mask_HW.shape != image_HW.shape:
+        if not mask:
+            return SourcePixels(image=image_HW)
+        mask_HW, is_lossy = decode_mask_file(self._find(mask, record, "mask"), record.where)
+        if mask_HW.shape != image_HW.shape:
             raise DamagedSampleError(
                 record.where, f"its mask has shape {mask_HW.shape}, its image {image_HW.shape}: expected equal shapes"
             )
-        return SourcePixels(image=image_HW, mask=mask_HW)
+        return SourcePixels(image=image_HW, mask=mask_HW, mask_is_lossy=is_lossy)
 
     def fingerprint(self) -> str:
         """Hash the options, the table, and the size and modification time of every file."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import hsadml_dist as hsadml
-from hsadml_dist.errors import ConfigError, UsageError
+from hsadml_dist.errors import ConfigError, DataError, UsageError
 
 PUBLIC = {"ShardDataset", "__version__", "evaluate", "load", "losses", "train"}
 LOSS_MODULES = {
@@ -91,6 +91,9 @@ def test_load_embeds_and_predicts_arrays_and_files(trained, tiny_shards, tmp_pat
     assert np.array_equal(emb_ND[0], emb_ND[1])
     predictions = model.predict([pixels])
     assert predictions[0].class_name in model.classes
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"bad\.png: it cannot be decoded"):
+        model.embed([pixels, tmp_path / "bad.png"])
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from PIL import Image
 from hsadml_dist.errors import DataError, UsageError
 from hsadml_dist.launch.input_images import list_input_files, read_input_image, scale_input_array
 from hsadml_dist.shards.image_codec import to_uint16
+from tests.data.image_bytes import foreign_files, make_png, make_tiff, png_of
 
 DICOM = bytes(128) + b"DICM" + bytes(300)
 NIFTI = bytes(344) + b"n+1\0" + bytes(100)
@@ -82,7 +83,10 @@ def test_first_of_several_pages_is_read_with_a_note(tmp_path):
         ("v.nii.gz", b"\x1f\x8b", "NIfTI"),
         ("1.mat", b"MATLAB 5.0 MAT-file", "MATLAB or HDF5"),
         ("a.png", b"", "empty"),
-        ("a.txt", b"only words", "UnidentifiedImageError"),
+        ("a.txt", b"only words", "not a PNG, JPEG or TIFF"),
+        ("bomb.png", png_of(60_000, 60_000, 8, 0, b""), "decoded: its header declares 60000 x 60000"),
+        ("cut.tif", make_tiff([np.zeros((9, 9), np.uint8)] * 3)[:-200], "decoded: page 3: .*cut short"),
+        *((f"{kind}.png", content, "not a PNG, JPEG or TIFF") for kind, content in foreign_files().items()),
         ("a.jpg", b"\xff\xd8\xff\xe0" + b"0" * 50, "decode"),
     ],
 )
@@ -91,6 +95,17 @@ def test_unusable_file_is_an_error_without_its_name(tmp_path, name, content, tex
     with pytest.raises(DataError, match=text) as caught:
         read_input_image(tmp_path / name, 24)
     assert str(tmp_path) not in str(caught.value)
+
+
+def test_16_bit_colour_is_read_in_full_with_a_note(tmp_path):
+    colour = np.random.default_rng(0).integers(0, 65536, (9, 9, 3)).astype(np.uint16)
+    grey = np.repeat(colour[..., :1], 3, axis=2)
+    for name, pixels in (("colour", colour), ("grey", grey)):
+        (tmp_path / f"{name}.png").write_bytes(make_png(pixels))
+    found = read_input_image(tmp_path / "grey.png", 9)
+    np.testing.assert_array_equal(found.pixels, to_uint16(grey[..., 0], 9))
+    assert found.notes == ()
+    assert len(read_input_image(tmp_path / "colour.png", 9).notes) == 1
 
 
 def test_truncated_and_non_finite_images_are_errors(tmp_path):

@@ -19,7 +19,7 @@ ROW = SampleRow(
 SKIP = SkippedSample(where="row 4", reason="damaged")
 FILE = ShardFile(name="shard-00000.tar", bytes=5, sha256="11")
 CONTENTS = ContentHashes(pixels="22", source="33")
-RESULT = ShardResult(number=0, file=FILE, rows=(ROW,), contents=(CONTENTS,), skipped=(SKIP,))
+RESULT = ShardResult(number=0, file=FILE, rows=(ROW,), contents=(CONTENTS,), skipped=(SKIP,), lossy_masks=2)
 
 
 def leave_one_tar(out, fingerprint="same", content=b"12345"):

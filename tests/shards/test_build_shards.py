@@ -24,6 +24,7 @@ from hsadml_dist.shards.sources.phantom.phantom_source import PhantomSource
 from hsadml_dist.shards.sources.table import TableSource
 from hsadml_dist.shards.summary import summarise
 from hsadml_dist.shards.verify import verify_shards
+from tests.data.image_bytes import foreign_files, make_tiff
 from tests.shards.matlab_files import write_folds, write_slice
 
 OPTIONS = BuildOptions(samples_per_shard=4, size=32, folds=4)
@@ -242,6 +243,19 @@ def test_build_skips_bad_images_by_row(small_table, key, tmp_path, workers):
     assert (len(report.index), len(report.index.shards)) == (6, 6)
     assert verify_shards(tmp_path / "out") == ()
     assert json.loads((tmp_path / "out" / "card.json").read_text())["skipped"][0]["where"] in {"row 3", "row 6"}
+
+
+def test_build_counts_jpeg_masks_and_skips_several_pages(small_table, key, tmp_path):
+    Image.fromarray(np.full((8, 8), 200, np.uint8)).save(tmp_path / "m.jpg")
+    (tmp_path / "p.tif").write_bytes(make_tiff([np.zeros((8, 8), np.uint8)] * 3))
+    (tmp_path / "d.png").write_bytes(foreign_files()["DDS"])
+    files = ["a.png", "a.png", "p.tif", "a.png", "d.png", "a.png"]
+    lines = [f"{file},x,{n},{'m.jpg' if n % 2 else ''}" for n, file in enumerate(files)]
+    source = TableSource(table=small_table("file,class,person,mask", *lines))
+    report = build_shards(source, tmp_path / "out", replace(OPTIONS, samples_per_shard=1), key, 1, quiet)
+    assert report.lossy_masks == 3
+    assert {skip.where: "3 pages" in skip.reason for skip in report.index.skipped} == {"row 3": True, "row 5": False}
+    assert verify_shards(tmp_path / "out") == ()
 
 
 @pytest.mark.parametrize(

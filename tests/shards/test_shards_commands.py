@@ -2,10 +2,13 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from hsadml_dist.errors import DataError, UsageError
 from hsadml_dist.launch.cli.cmd_shards import app, pairs
+from tests.data.image_bytes import make_tiff
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +68,17 @@ def test_verify_command_exits_with_1_and_names_the_shard(phantom, capsys):
         run("verify", phantom)
     assert caught.value.code == 1
     assert "shard-00000.tar" in capsys.readouterr().out
+
+
+def test_build_command_counts_jpeg_masks_and_names_files_of_several_pages(small_table, tmp_path, capsys):
+    Image.fromarray(np.full((8, 8), 200, np.uint8)).save(tmp_path / "m.jpg")
+    (tmp_path / "p.tif").write_bytes(make_tiff([np.zeros((8, 8), np.uint8)] * 24))
+    files = ["a.png", "a.png", "p.tif", "a.png", "a.png", "a.png", "a.png"]
+    table = small_table("file,class,person,mask", *(f"{name},x,{n},m.jpg" for n, name in enumerate(files)))
+    run("build", "table", table, "--out", tmp_path / "out", *OPTIONS)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[1] for line in lines if "24 pages" in line] == ["row 3"]
+    assert [line.split()[1] for line in lines if line.startswith("note: ") and "JPEG" in line] == ["6"]
 
 
 def test_build_command_passes_table_options(table, tmp_path, capsys):

@@ -12,6 +12,7 @@ from hsadml_dist.data.index import load_index
 from hsadml_dist.data.reader import ShardReader
 from hsadml_dist.launch import cli
 from hsadml_dist.launch.cli.cmd_predict import COLUMNS, RESEARCH_ONLY, PredictionRow, as_csv, path_text
+from tests.data.image_bytes import foreign_files, make_tiff, png_of
 
 
 @pytest.fixture
@@ -76,6 +77,21 @@ def test_csv_has_a_header_and_a_row_per_file(run, scans, capsys):
     assert [bool(row["class"]) for row in rows] == [False, False, True, True, True]
     assert float(rows[2]["nearest_1_cosine"]) == pytest.approx(1)
     assert "Research" not in Path("a.csv").read_text()
+
+
+def test_hostile_files_get_a_row_and_the_others_a_class(run, scans, capsys):
+    hostile = {f"{kind}.png": foreign_files()[kind] for kind in ("DDS", "BLP", "PSD", "EPS")}
+    hostile |= {"bomb.png": png_of(50_000, 50_000, 8, 0, b"")}
+    hostile |= {"cut.tif": make_tiff([np.zeros((9, 9), np.uint8)] * 3)[:-400]}
+    for name, content in hostile.items():
+        (scans / name).write_bytes(content)
+    paths = [f"scans/{name}" for name in (*hostile, "more/new.png")]
+    assert cli.main(["predict", str(run), *paths, "--csv", "a.csv"]) == 1
+    assert capsys.readouterr().out.startswith("a.csv: 7 files: 1 classified, ")
+    rows = list(csv.DictReader(io.StringIO(Path("a.csv").read_text())))
+    assert [row["path"] for row in rows] == paths
+    assert [(bool(row["class"]), bool(row["error"])) for row in rows] == [(False, True)] * 6 + [(True, False)]
+    assert "50000 x 50000" in rows[4]["error"] and "cut short" in rows[5]["error"]
 
 
 def test_only_unreadable_files_are_a_user_error(run, scans, capsys):

@@ -125,6 +125,26 @@ def test_table_rejects_mask_of_another_shape(small_table, tmp_path):
         source.read(source.list_records().records[0])
 
 
+def test_table_reports_a_jpeg_mask_as_lossy(small_table, tmp_path):
+    mask = Image.fromarray(np.pad(np.full((4, 4), 255, np.uint8), 2))
+    mask.save(tmp_path / "m.jpg", quality=30)
+    mask.save(tmp_path / "m.png")
+    source = TableSource(table=small_table("file,class,mask", "a.png,x,m.jpg", "a.png,x,m.png"))
+    lossy, exact = (source.read(record) for record in source.list_records().records)
+    assert (lossy.mask_is_lossy, exact.mask_is_lossy) == (True, False)
+    np.testing.assert_array_equal(lossy.mask != 0, exact.mask != 0)
+
+
+def test_table_turns_an_image_like_its_mask(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(np.zeros((6, 9), np.uint8)).save(tmp_path / "a.jpg", exif=exif)
+    Image.fromarray(np.zeros((9, 6), np.uint8)).save(tmp_path / "m.png")
+    (tmp_path / "t.csv").write_text("file,class,mask\na.jpg,x,m.png\n")
+    source = TableSource(table=tmp_path / "t.csv")
+    assert source.read(source.list_records().records[0]).image.shape == (9, 6)
+
+
 def test_table_rejects_missing_file(tmp_path):
     with pytest.raises(DataError, match="No such file"):
         TableSource(table=tmp_path / "none.csv").list_records()
