@@ -15,6 +15,7 @@ MAT-File Format".
 from __future__ import annotations
 
 import io
+import math
 import os
 import struct
 import zlib
@@ -36,8 +37,10 @@ LABELS = (1, 2, 3)
 SLICES = 3064
 """Number of slices of the dataset, and so of folds in ``cvind``."""
 AUTHOR_FOLDS = (1, 2, 3, 4, 5)
-MAX_SIDE = 16384
+MAX_SIDE = 4096
 """More pixels per side than any slice has: a damaged header that claims more is rejected."""
+MAX_CHUNK_BYTES = 1 << 27
+"""HDF5 unpacks whole chunks, which may be larger than the array."""
 MAX_PID_CHARACTERS = 64
 HDF5_ERRORS = (OSError, KeyError, ValueError, TypeError, RuntimeError, OverflowError, MemoryError)
 """Exceptions of h5py for damaged content."""
@@ -146,15 +149,30 @@ def _field(file: h5py.File, name: str, where: str) -> h5py.Dataset:
     """Return one field of the struct."""
     import h5py
 
-    group = file.get(STRUCT)
+    group = _member(file, STRUCT)
     if not isinstance(group, h5py.Group):
         raise DamagedSampleError(where, f"has no struct {STRUCT!r}")
-    field = group.get(name)
+    field = _member(group, name)
     if field is None:
         raise DamagedSampleError(where, f"lacks the field {name!r}")
     if not isinstance(field, h5py.Dataset) or field.attrs.get("MATLAB_empty", 0):
         raise DamagedSampleError(where, f"its field {name!r} is empty or not an array")
+    if not _is_self_contained(field):
+        raise DamagedSampleError(where, f"its field {name!r} is kept in another file or in too large chunks")
     return field
+
+
+def _member(parent: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
+    """Return a member of a group; None if there is none, or only a link to another file."""
+    import h5py
+
+    return None if isinstance(parent.get(name, getlink=True), h5py.ExternalLink) else parent.get(name)
+
+
+def _is_self_contained(field: h5py.Dataset) -> bool:
+    """Return whether an array's values are in its own file, in chunks that can be unpacked."""
+    chunk_bytes = math.prod(field.chunks or ()) * field.dtype.itemsize
+    return not field.is_virtual and not field.external and chunk_bytes <= MAX_CHUNK_BYTES
 
 
 def _image(file: h5py.File, where: str) -> h5py.Dataset:
@@ -200,8 +218,8 @@ def _read_v73_folds(content: bytes) -> np.ndarray | None:
     import numpy as np
 
     with h5py.File(io.BytesIO(content), "r") as file:
-        cvind = file.get("cvind")
-        if not isinstance(cvind, h5py.Dataset):
+        cvind = _member(file, "cvind")
+        if not isinstance(cvind, h5py.Dataset) or not _is_self_contained(cvind):
             return None
         return np.zeros(cvind.size) if cvind.size != SLICES else np.asarray(cvind[()])
 

@@ -168,6 +168,7 @@ def test_read_header_strips_the_pid(slice_file):
         ({"image": np.zeros((2, 8, 6), np.int16)}, "two-dimensional"),
         ({"image": np.zeros((8, 6), np.complex64)}, "two-dimensional"),
         ({"image": np.zeros((0, 6), np.int16)}, "two-dimensional"),
+        ({"image": np.zeros((1, 4097), np.int16)}, "two-dimensional"),
         ({"tumorMask": np.zeros((6, 8), np.uint8)}, "tumorMask"),
     ],
 )
@@ -203,6 +204,37 @@ def test_read_header_rejects_struct_in_place_of_array(slice_file):
     with h5py.File(path, "r+") as file:
         file["cjdata"].create_group("label")
     assert "field 'label'" in damage_of(path)
+
+
+def _external(file, secret):
+    file["cjdata"].create_dataset("image", (4, 4), np.uint8, external=[(str(secret), 0, 16)])
+
+
+def _virtual(file, secret):
+    layout = h5py.VirtualLayout((4, 4), np.uint8)
+    layout[:] = h5py.VirtualSource(str(secret), "x", (4, 4))
+    file["cjdata"].create_virtual_dataset("image", layout)
+
+
+def _linked(file, secret):
+    file["cjdata"]["image"] = h5py.ExternalLink(str(secret), "x")
+
+
+def _in_large_chunks(file, secret):
+    chunks = {"maxshape": (None, None), "chunks": (20_000, 20_000), "compression": 1}
+    file["cjdata"].create_dataset("image", (4, 4), np.uint8, **chunks)
+
+
+@pytest.mark.parametrize("change", [_external, _virtual, _linked, _in_large_chunks])
+def test_pixels_outside_the_file_or_in_large_chunks_are_not_read(slice_file, tmp_path, change):
+    with h5py.File(tmp_path / "secret.h5", "w") as file:
+        file["x"] = np.full((4, 4), 7, np.uint8)
+    path = slice_file(leave_out=("image", "tumorMask"))
+    with h5py.File(path, "r+") as file:
+        change(file, tmp_path / "secret.h5")
+    assert "'image'" in damage_of(path)
+    with pytest.raises(DamagedSampleError, match="'image'"):
+        read_pixels(path, "17.mat")
 
 
 def test_read_pixels_detects_damage(tmp_path):
