@@ -7,6 +7,8 @@ Shapes: N images, C classes, K neighbours.
 
 from __future__ import annotations
 
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +19,7 @@ import numpy as np
 import torch
 
 from hsadml_dist.checkpoint.layout import COMMIT
+from hsadml_dist.data.sample import MAX_SIDE
 from hsadml_dist.errors import DataError
 from hsadml_dist.evaluation.classifiers import class_probabilities
 from hsadml_dist.evaluation.embed import Image
@@ -37,6 +40,12 @@ GALLERY_VERSION = 1
 NEIGHBOURS = 3
 DUPLICATE_DISTANCE = 1e-5
 """Distance, in embedding and thumbnail, below which an image is a training case: fp32 rounds a cosine to 1e-7."""
+
+NPZ_ERRORS = (
+    *(AttributeError, EOFError, KeyError, MemoryError, OSError, OverflowError, RuntimeError, SyntaxError),
+    *(TypeError, ValueError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+)
+"""Exceptions of NumPy and zipfile for damaged content."""
 
 Notify = Callable[[str], None]
 """Called with one line for the user."""
@@ -208,6 +217,8 @@ def _read_gallery(path: Path, identity: Mapping[str, np.ndarray]) -> Gallery | N
         with np.load(path, allow_pickle=False) as columns:
             if any(str(columns[key]) != str(text) for key, text in identity.items()):
                 return None
+            if not 1 <= int(columns["size"]) <= MAX_SIDE:
+                return None
             stats = ThumbnailStats(cells_NG=columns["look"], mean_G=columns["look_mean"], std_G=columns["look_spread"])
             return Gallery(
                 table=EmbeddingTable.from_columns(columns),
@@ -216,5 +227,5 @@ def _read_gallery(path: Path, identity: Mapping[str, np.ndarray]) -> Gallery | N
                 thumbnail_threshold=float(columns["look_threshold"]),
                 size=int(columns["size"]),
             )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+    except NPZ_ERRORS:
         return None

@@ -1,6 +1,8 @@
 """The cached gallery of training cases, ``reference.npz``."""
 
+import io
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -59,7 +61,34 @@ def test_gallery_is_cached_and_loads_without_shards(load, shards):
     assert notices == []
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-500], lambda data: b"", lambda data: b"not a zip file"])
+def with_endless_size(data: bytes) -> bytes:
+    """An image scaled to this size would not fit in memory."""
+    changed = io.BytesIO()
+    with np.load(io.BytesIO(data)) as columns:
+        np.savez(changed, **{**columns, "size": np.array(10**6)})
+    return changed.getvalue()
+
+
+def with_endless_header(data: bytes) -> bytes:
+    """A column that claims more values than there are, behind a header that is no literal."""
+    changed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(changed, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            new.writestr(name, content.replace(b"'shape': (24", b"'shape': ((") if name == "emb.npy" else content)
+    return changed.getvalue()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-500],
+        lambda data: b"",
+        lambda data: b"not a zip file",
+        with_endless_size,
+        with_endless_header,
+    ],
+)
 def test_damaged_cache_is_replaced(load, run, damage):
     made, _ = load()
     path = run / "reference.npz"
