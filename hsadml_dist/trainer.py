@@ -151,8 +151,9 @@ class Trainer:
         """Evaluate the final weights and write the report."""
         run, learner = self._session.run.path, self._learner
         model, centre_CD = learner.engine.evaluation_model(), learner.head.gather_centres()
+        index, bias = self._train_data.index, learner.head.bias
         try:
-            evaluation = evaluate_training(run, self._recipe, self._train_data.index, model, centre_CD, self._comm)
+            evaluation = evaluate_training(run, self._recipe, index, model, centre_CD, self._comm, bias)
         except TrainedDataError as refusal:  # on every rank; the training itself is done and saved
             log.warning("%s", refusal)
             self._recorder.event("evaluation_refused", self._train_data.total_steps, reason=str(refusal))

@@ -38,12 +38,14 @@ class InferenceState:
     Attributes:
         model: The network's tensors by name; running averages in place of the weights that have one.
         centres: Class centres (C, D).
+        bias: Bias of the loss on all logits; None for losses without one.
         data_digest: Digest of the shards it was trained on.
     """
 
     name: CheckpointName
     model: TensorGroup
     centres: torch.Tensor
+    bias: float | None
     data_digest: str
 
 
@@ -113,9 +115,16 @@ def load_inference_state(run: RunFolder) -> InferenceState:
 
 
 def _read_inference_state(folder: Path, name: CheckpointName) -> InferenceState:
-    model, averages, centres = (read_group(folder, group) for group in ("model", "model_ema", "centres"))
-    digest = read_progress(folder).data_digest
-    return InferenceState(name=name, model=model | averages, centres=centres["weight"], data_digest=digest)
+    model, averages, centres, head = (
+        read_group(folder, group) for group in ("model", "model_ema", "centres", "head")
+    )
+    return InferenceState(
+        name=name,
+        model=model | averages,
+        centres=centres["weight"],
+        bias=float(head["bias"]) if "bias" in head else None,
+        data_digest=read_progress(folder).data_digest,
+    )
 
 
 def load_safetensors(path: Path) -> TensorGroup:

@@ -46,6 +46,11 @@ class Head:
         """Class ids of the rows that only this rank holds; None if all ranks hold all rows."""
         return self.loss.centres.rows if self.loss.layout == "sharded" else None
 
+    @property
+    def bias(self) -> float | None:
+        """The bias of the loss on all logits; None for losses without one."""
+        return None if self.loss.bias is None else float(self.loss.bias.detach())
+
     def zero_grad(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)
 

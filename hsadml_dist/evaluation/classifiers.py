@@ -26,6 +26,7 @@ from hsadml_dist.evaluation.geometry import unit_on_grid
 from hsadml_dist.evaluation.knn import GRID, majority_label, nearest, nearest_distributed
 from hsadml_dist.evaluation.metrics import Floats, Ints, stratified
 from hsadml_dist.evaluation.result import HEAD, KNN, LOW_LEVEL, RAW_PIXELS, VOTES
+from hsadml_dist.losses.margins import MarginLoss
 
 if TYPE_CHECKING:
     from sklearn.base import ClassifierMixin
@@ -138,17 +139,26 @@ def classify(
     return _fit_predict(_models(seed), gallery, label, queries)
 
 
-def class_probabilities(emb_ND: torch.Tensor, centre_CD: torch.Tensor, scale: float | None) -> torch.Tensor:
-    """Return the probabilities (N, C), fp64, of the loss: the softmax of scale times the cosine to each class centre.
+def class_probabilities(
+    emb_ND: torch.Tensor, centre_CD: torch.Tensor, loss: MarginLoss, bias: float | None = None
+) -> torch.Tensor:
+    """Return the probabilities (N, C), fp64, of the loss without its margin; each row sums to 1.
+
+    Most losses are a softmax: of the scale times the cosine to each class centre. SphereFace2 is a binary
+    classification per class: a sigmoid of the scale times the sharpened cosine plus the bias, divided by the sum over
+    the classes.
 
     Args:
         emb_ND: Embeddings, not normalised.
         centre_CD: Class centres, not normalised.
-        scale: Scale of the loss; None means the norm of each embedding (A-Softmax).
+        loss: The loss; its scale may be the norm of each embedding (A-Softmax).
+        bias: Learnt bias on all logits; None for losses without one.
     """
-    emb, centres = emb_ND.double(), centre_CD.detach().double()
+    emb, centres, scale = emb_ND.double(), centre_CD.detach().double(), loss.at(0).scale
     cos_NC = functional.normalize(emb, dim=1) @ functional.normalize(centres, dim=1).T
-    return torch.softmax((emb.norm(dim=1, keepdim=True) if scale is None else scale) * cos_NC, dim=1)
+    value_NC, _ = loss.similarity(cos_NC.clamp(min=-1))
+    logit_NC = (emb.norm(dim=1, keepdim=True) if scale is None else scale) * value_NC
+    return loss.reducer.probabilities(logit_NC if bias is None else logit_NC + bias)
 
 
 def _all_ranks(part: Embeddings, comm: Comm) -> Embeddings:

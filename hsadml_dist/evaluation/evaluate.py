@@ -60,7 +60,8 @@ from hsadml_dist.evaluation.trained_overlap import (
     refuse_trained,
 )
 from hsadml_dist.evaluation.training_lineage import OpenedShards
-from hsadml_dist.model_factory import loss_scale
+from hsadml_dist.losses.margins import MarginLoss
+from hsadml_dist.model_factory import build_margin_loss
 from hsadml_dist.run.folder import RunFolder
 
 
@@ -83,7 +84,13 @@ class Evaluation:
 
 
 def evaluate_training(
-    run: Path, recipe: Recipe, index: ShardIndex, model: nn.Module, centre_CD: torch.Tensor, comm: Comm
+    run: Path,
+    recipe: Recipe,
+    index: ShardIndex,
+    model: nn.Module,
+    centre_CD: torch.Tensor,
+    comm: Comm,
+    bias: float | None = None,
 ) -> Evaluation:
     """Evaluate a training after its last step and store the result. Collective: every rank must call it.
 
@@ -94,6 +101,7 @@ def evaluate_training(
         model: The network, without an engine.
         centre_CD: All class centres.
         comm: The ranks.
+        bias: Bias of the loss; None for losses without one.
 
     Returns:
         The evaluation, the same on every rank; only rank 0 writes it to the run folder.
@@ -106,6 +114,7 @@ def evaluate_training(
     weights = Weights(
         model=model,
         centre_CD=centre_CD,
+        bias=bias,
         checkpoint=_newest_checkpoint(RunFolder(run), comm),
         chosen_by=chosen_by(recipe.optim.ema_decay),
     )
@@ -194,7 +203,7 @@ def _evaluate(
         classifiers=settings.classifiers,
         seed=recipe.train.seed,
     )
-    predictions = _predictions(weights, split, methods, loss_scale(recipe.loss))
+    predictions = _predictions(weights, split, methods, build_margin_loss(recipe.loss))
     emb_ND, centre_CD = (rows.detach().cpu().double().numpy() for rows in (methods.emb_ND, weights.centre_CD))
     result = evaluate_predictions(
         _context(recipe, weights, split, overlap, comm),
@@ -216,7 +225,7 @@ def _embed(
 
 
 def _predictions(
-    weights: Weights, split: EvaluationSplit, methods: MethodPredictions, scale: float | None
+    weights: Weights, split: EvaluationSplit, methods: MethodPredictions, loss: MarginLoss
 ) -> Predictions:
     ids, samples = split.patient_ids(split.queries), split.index.samples
     return Predictions(
@@ -226,7 +235,7 @@ def _predictions(
         exams=tuple(ids.exams),
         label_N=split.labels(split.queries),
         predicted=methods.predicted,
-        probability_NC=class_probabilities(methods.emb_ND, weights.centre_CD, scale).cpu().numpy(),
+        probability_NC=class_probabilities(methods.emb_ND, weights.centre_CD, loss, weights.bias).cpu().numpy(),
         neighbour_keys=tuple(
             tuple(samples[split.gallery[row]].key for row in rows[:STORED_NEIGHBOURS]) for rows in methods.neighbour_NK
         ),

@@ -23,6 +23,7 @@ from torch import nn
 
 from hsadml_dist import atomic
 from hsadml_dist.atomic import atomic_path
+from hsadml_dist.config.recipe import LossConfig
 from hsadml_dist.data.index import ShardIndex
 from hsadml_dist.data.reader import ShardReader
 from hsadml_dist.data.shard_cache import ShardLocation
@@ -147,8 +148,7 @@ def sidecar(out: Path) -> Path:
 def description(inference: Inference, exported: ExportedModel, index: ShardIndex, sha256: str) -> str:
     """Return the text of the sidecar: inputs, outputs, preprocessing and origin of the weights."""
     recipe, checkpoint = inference.recipe, inference.weights.checkpoint
-    size, classes, scale = recipe.data.image_size, len(index.classes), loss_scale(recipe.loss)
-    factor = "length of embedding" if scale is None else f"{scale:g}"
+    size, classes = recipe.data.image_size, len(index.classes)
     values: dict[str, Any] = {
         "format": exported.format,
         "sha256": sha256,
@@ -164,7 +164,7 @@ def description(inference: Inference, exported: ExportedModel, index: ShardIndex
             {"name": "unit_embedding", "shape": ["batch", recipe.model.embedding_dim], "meaning": "of length 1"},
             {"name": "cosine", "shape": ["batch", classes], "meaning": "with each class centre, in classes' order"},
         ],
-        "probability": f"softmax({factor} * cosine), not calibrated",
+        "probability": f"{probability_formula(recipe.loss, inference.weights.bias)}, not calibrated",
         "checkpoint": checkpoint.name,
         "data_digest": inference.trained_on,
         "checked": {
@@ -176,6 +176,16 @@ def description(inference: Inference, exported: ExportedModel, index: ShardIndex
         "note": "Research use only; not a medical device.",
     }
     return json.dumps(values, indent=2) + "\n"
+
+
+def probability_formula(loss: LossConfig, bias: float | None) -> str:
+    """Return how to compute the probabilities of the classes from the output ``cosine``."""
+    scale = loss_scale(loss)
+    factor = "length of embedding" if scale is None else f"{scale:g}"
+    if loss.name != "sphereface2":
+        return f"softmax({factor} * cosine)"
+    logit = f"{factor} * (2 * ((cosine + 1) / 2) ** {loss.sharpness:g} - 1) + {bias or 0.0!r}"
+    return f"sigmoid({logit}) divided by its sum over the classes"
 
 
 def _net(inference: Inference) -> ExportedNet:

@@ -50,12 +50,14 @@ class Weights:
     """Trained network, without an engine, and all class centres, both on the device of the ranks.
 
     Attributes:
+        bias: Bias of the loss on all logits; None for losses without one.
         chosen_by: Rule that chose these weights among all of the training.
     """
 
     model: nn.Module
     centre_CD: torch.Tensor
     checkpoint: CheckpointRef
+    bias: float | None = None
     chosen_by: str = LAST_STEP
 
 
@@ -157,6 +159,7 @@ def load_weights(run: RunFolder, recipe: Recipe, device: torch.device) -> tuple[
         model=prepare_model(network, device, recipe.engine.precision),
         centre_CD=state.centres.to(device),
         checkpoint=checkpoint_ref(state.name),
+        bias=state.bias,
         chosen_by=chosen_by(recipe.optim.ema_decay),
     )
     return weights, state.data_digest

@@ -33,7 +33,7 @@ from hsadml_dist.evaluation.model_loading import (
     save_columns,
 )
 from hsadml_dist.evaluation.ood import ThumbnailStats, embedding_threshold, thumbnail_threshold
-from hsadml_dist.model_factory import loss_scale
+from hsadml_dist.model_factory import build_margin_loss
 
 GALLERY_NAME = "reference.npz"
 GALLERY_VERSION = 1
@@ -83,7 +83,8 @@ class ImagePrediction:
 
     Attributes:
         class_name: Class of the nearest centre.
-        probabilities: Probability of each class, in label order: the softmax of the scaled cosines to the centres.
+        probabilities: Probability of each class by the loss, in label order; see
+            :func:`~hsadml_dist.evaluation.classifiers.class_probabilities`.
         neighbours: The nearest training cases, nearest first.
         far_by: Distances by which it is far from all training cases: ``embedding``, ``look`` (the thumbnail), or both.
         is_training_case: True if embedding and thumbnail equal those of a training case.
@@ -122,8 +123,8 @@ def predict_images(inference: Inference, gallery: Gallery, images: Sequence[Imag
     found, block = inference.embed(images), inference.recipe.evaluation.block
     emb_ND, gallery_RD = found.emb_ND.float().cpu(), torch.from_numpy(gallery.table.emb_ND)
     cosine_NK, position_NK = nearest(emb_ND, gallery_RD, k=min(NEIGHBOURS, len(gallery_RD)), block=block)
-    scale = loss_scale(inference.recipe.loss)
-    probability_NC = class_probabilities(found.emb_ND, inference.weights.centre_CD, scale).cpu()
+    loss, weights = build_margin_loss(inference.recipe.loss), inference.weights
+    probability_NC = class_probabilities(found.emb_ND, weights.centre_CD, loss, weights.bias).cpu()
     distance_N = gallery.thumbnails.distance(found.thumbnail_NP.cpu().numpy())
     rows = zip(probability_NC, position_NK.tolist(), cosine_NK.tolist(), distance_N.tolist(), strict=True)
     return [_prediction(gallery, *row) for row in rows]

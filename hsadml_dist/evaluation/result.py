@@ -64,7 +64,7 @@ class Predictions:
         exams: Keyed hashes of exams, None if unknown.
         label_N: True classes, int64.
         predicted: Method to its predicted classes (N,), int64.
-        probability_NC: Softmax over the scaled cosines to the class centres, fp64. Read from a file with more than
+        probability_NC: Probabilities of the loss without its margin, fp64. Read from a file with more than
             :data:`MAX_LISTED_CLASSES` classes, all but the :data:`TOP_PROBABILITIES` highest are 0.
         neighbour_keys: Sample keys of the nearest neighbours by cosine, nearest first.
         cosine_NK: Their cosines, fp64.

@@ -71,13 +71,15 @@ class MarginLoss:
 
     Attributes:
         at: Maps the global step of the run to its curves and scale.
-        reducer: Turns the logits of a sample into its loss.
+        reducer: Turns the logits of a sample into its loss, and those of a new image into probabilities.
+        similarity: Curve of all classes at inference, where there is no margin.
         adaptive: Set if psi depends on the quality of the samples.
         origin: Arguments of :func:`build_margin` that give this loss.
     """
 
     at: Callable[[int], Margin]
     reducer: Reducer = field(default_factory=SoftmaxReducer)
+    similarity: Curve = curves.identity
     adaptive: AdaptiveNorm | None = None
     origin: tuple[str, MarginSettings] | tuple[()] = ()
 
@@ -159,7 +161,8 @@ def sphereface2(settings: MarginSettings) -> MarginLoss:
         scale=scale,
         start=(scale * (right_angle - margin), scale * (right_angle + margin)),
     )
-    return replace(_fixed(psi, eta, settings, scale=scale), reducer=reducer)
+    similarity = curves.sharpened(settings.sharpness, 0.0)
+    return replace(_fixed(psi, eta, settings, scale=scale), reducer=reducer, similarity=similarity)
 
 
 def adaface(settings: MarginSettings) -> MarginLoss:

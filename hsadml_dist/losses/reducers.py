@@ -95,6 +95,9 @@ class Reducer(Protocol):
         The caller multiplies the result by :attr:`ReducedLoss.factor_N`.
         """
 
+    def probabilities(self, logit_NC: torch.Tensor) -> torch.Tensor:
+        """Return the probabilities (N, C) of all classes, given their logits without margin; each row sums to 1."""
+
 
 @dataclass(frozen=True)
 class SoftmaxReducer:
@@ -129,6 +132,9 @@ class SoftmaxReducer:
     def others_grad_(self, logit_NK: torch.Tensor, shift_N: torch.Tensor) -> torch.Tensor:
         """Return the probabilities before division by their sum."""
         return logit_NK.sub_(shift_N[:, None]).exp_()
+
+    def probabilities(self, logit_NC: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(logit_NC, dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,3 +186,8 @@ class BinaryReducer:
 
     def others_grad_(self, logit_NK: torch.Tensor, shift_N: torch.Tensor) -> torch.Tensor:
         return logit_NK.sigmoid_()
+
+    def probabilities(self, logit_NC: torch.Tensor) -> torch.Tensor:
+        """Return the probability of each binary classification, divided by the sum over the classes."""
+        # As logarithms, because far from all centres every sigmoid underflows and the sum would be 0.
+        return torch.softmax(logsigmoid(logit_NC), dim=1)

@@ -160,6 +160,14 @@ def test_inference_uses_running_averages_of_weights(run, state):
     assert loaded.model.keys() == state(10).groups["model"].keys()
 
 
+def test_inference_loads_the_bias_of_losses_that_have_one(run, three, state):
+    assert load_inference_state(run.folder).bias is None
+    with_bias = state(40)
+    with_bias.groups["head"] = {"bias": torch.tensor(-3.5)}
+    save_checkpoint(run.folder, run.folder.attempt(1), with_bias)
+    assert load_inference_state(run.folder).bias == -3.5
+
+
 def test_inference_retries_when_a_training_removes_the_checkpoint(run, three, state, monkeypatch):
     verify = load.find_damage
 

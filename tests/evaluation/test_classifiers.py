@@ -27,6 +27,7 @@ from hsadml_dist.evaluation.classifiers import (
     predict_all,
 )
 from hsadml_dist.evaluation.embed import Embeddings
+from hsadml_dist.losses.margins import LOSSES, MarginSettings, build_margin
 
 Sample = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
@@ -227,7 +228,30 @@ def test_predict_all_skips_votes_of_more_neighbours_than_gallery_slices(parts):
 @pytest.mark.parametrize("scale", [None, 1.0, 64.0])
 def test_class_probabilities_equal_softmax_of_scaled_cosines(scale):
     emb, centres = torch.tensor([[3.0, 4.0], [0.0, 2.0]]), torch.tensor([[2.0, 0.0], [0.0, 0.5]])
-    found = class_probabilities(emb, centres, scale).numpy()
+    settings = MarginSettings(scale=scale)
+    found = class_probabilities(emb, centres, build_margin("sphereface", settings)).numpy()
     for row, (cosines, norm) in enumerate([((0.6, 0.8), 5.0), ((0.0, 1.0), 2.0)]):
         weights = np.exp(np.array(cosines) * (norm if scale is None else scale))
         np.testing.assert_allclose(found[row], weights / weights.sum(), rtol=1e-12)
+
+
+def test_class_probabilities_of_sphereface2_are_its_binary_ones_divided_by_their_sum():
+    emb, centres = torch.tensor([[3.0, 4.0], [0.0, 2.0]]), torch.tensor([[2.0, 0.0], [0.0, 0.5], [-1.0, 0.0]])
+    found = class_probabilities(emb, centres, build_margin("sphereface2", MarginSettings(scale=5.0)), -1.5).numpy()
+    for row, cosines in enumerate([(0.6, 0.8, -0.6), (0.0, 1.0, 0.0)]):
+        logits = [5 * (2 * ((cosine + 1) / 2) ** 3 - 1) - 1.5 for cosine in cosines]
+        binary = np.array([1 / (1 + np.exp(-logit)) for logit in logits])
+        np.testing.assert_allclose(found[row], binary / binary.sum(), rtol=1e-6)
+
+
+def test_class_probabilities_of_sphereface2_far_from_all_centres_are_finite():
+    emb, centres = torch.tensor([[-1.0, -1.0]]), torch.eye(2)
+    found = class_probabilities(emb, centres, build_margin("sphereface2", MarginSettings(scale=900.0)), -900.0)
+    np.testing.assert_allclose(found.numpy(), [[0.5, 0.5]])
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_class_probabilities_of_every_loss_rank_the_centres_by_cosine(name):
+    emb, centres = torch.tensor([[3.0, 1.0]]), torch.tensor([[-1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    (found,) = class_probabilities(emb, centres, build_margin(name), 0.5)
+    assert found.argsort().tolist() == [0, 2, 1] and float(found.sum()) == pytest.approx(1, abs=1e-12)

@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from hsadml_dist.config.recipe import LossConfig
 from hsadml_dist.data.index import load_index
 from hsadml_dist.errors import DataError, UsageError
 from hsadml_dist.evaluation import export as module
-from hsadml_dist.evaluation.export import check_export_packages, export_run, sidecar
+from hsadml_dist.evaluation.classifiers import class_probabilities
+from hsadml_dist.evaluation.export import check_export_packages, export_run, probability_formula, sidecar
 from hsadml_dist.evaluation.model_loading import open_inference
+from hsadml_dist.model_factory import build_margin_loss
 
 
 @pytest.fixture
@@ -96,3 +99,18 @@ def test_missing_export_package_is_named_with_the_remedy(monkeypatch):
     check_export_packages("torch")
     with pytest.raises(UsageError, match=r"onnxscript.*pip install 'hsadml-dist\[export\]'"):
         check_export_packages("onnx")
+
+
+@pytest.mark.parametrize(("name", "bias"), [("cosface", None), ("sphereface2", -2.25)])
+def test_probability_formula_gives_the_probabilities_of_the_loss(name, bias):
+    loss = LossConfig(name=name, scale=3.0, sharpness=2.0)
+    formula, end, _ = probability_formula(loss, bias).partition(" divided by its sum over the classes")
+    cosine = np.array([0.6, -0.8])
+    functions = {
+        "sigmoid": lambda logit: 1 / (1 + np.exp(-logit)),
+        "softmax": lambda logit: np.exp(logit) / np.exp(logit).sum(),
+    }
+    found = eval(formula, functions | {"cosine": cosine})
+    expected = class_probabilities(torch.tensor([[0.6, -0.8]]), torch.eye(2), build_margin_loss(loss), bias)
+    np.testing.assert_allclose(found / (found.sum() if end else 1), expected[0], rtol=1e-6)
+    assert bool(end) == (name == "sphereface2")
