@@ -21,6 +21,10 @@ from hsadml_dist.losses.margins import Margin
 from hsadml_dist.losses.reducers import Exchange, ReducedLoss, Reducer
 
 
+LONG = 2.0**62
+"""Components above this may overflow when they are squared and summed in fp32."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepPlan:
     """How to compute the loss of one step.
@@ -128,10 +132,22 @@ class _GlobalLoss(torch.autograd.Function):
 
 
 def _samples(emb_ND: torch.Tensor, label_N: torch.Tensor, plan: StepPlan) -> tuple[_Samples, torch.Tensor]:
-    unit_ND, inverse_N = normalize_rows(emb_ND)
-    norm_N = torch.linalg.vector_norm(emb_ND, dim=1)
+    factor_N = _downscaling(emb_ND)
+    scaled_ND = emb_ND * factor_N[:, None]
+    unit_ND, inverse_N = normalize_rows(scaled_ND)
+    norm_N = torch.linalg.vector_norm(scaled_ND, dim=1) / factor_N
     scale_N = norm_N if plan.margin.scale is None else torch.full_like(norm_N, plan.margin.scale)
-    return _Samples(unit_ND=unit_ND, inverse_N=inverse_N, label_N=label_N, scale_N=scale_N), plan.quality(norm_N)
+    samples = _Samples(unit_ND=unit_ND, inverse_N=inverse_N * factor_N, label_N=label_N, scale_N=scale_N)
+    return samples, plan.quality(norm_N)
+
+
+def _downscaling(emb_ND: torch.Tensor) -> torch.Tensor:
+    """Return factors (N,), powers of two: 1 except for embeddings so long that the squares of a norm may overflow.
+
+    An infinite norm would turn such an embedding into zeros, whose loss is that of right angles and has no gradient.
+    """
+    largest_N = torch.linalg.vector_norm(emb_ND, ord=torch.inf, dim=1)
+    return torch.where(largest_N > LONG, LONG**-1, 1.0).to(emb_ND.dtype)
 
 
 def _cosines(samples: _Samples, unit_KD: torch.Tensor, out_NK: torch.Tensor) -> torch.Tensor:

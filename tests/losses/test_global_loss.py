@@ -266,3 +266,20 @@ def test_scratch_matrix_reuses_its_memory():
     assert (first.shape, last.shape, last.dtype) == ((4, 5), (4, 2), torch.float64)
     assert last.is_contiguous()
     assert first.data_ptr() == last.data_ptr()
+
+
+@pytest.mark.parametrize("length", [1e18, 1e20, 1e30])
+@pytest.mark.parametrize("name", LOSSES)
+def test_embeddings_whose_squared_norm_overflows_get_the_loss_of_higher_precision(name, length):
+    """Without care the norm is infinite, the embedding becomes zeros, and its loss has no gradient."""
+    weight_CD, direction_BD, label_B = draw(5, 6, seed=1), draw(4, 6), torch.arange(4) % 5
+    emb_BD = (direction_BD * torch.tensor([1.0, length, 1.0, length])[:, None]).float()
+    found, expected = (
+        ours(make(weight_CD.to(dtype), (name, MarginSettings())), emb_BD.to(dtype), label_B)
+        for dtype in (torch.float32, torch.float64)
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert one.isfinite().all()
+        # Row by row: the gradients of long embeddings are small.
+        torch.testing.assert_close(one.double() / other, torch.ones_like(other), rtol=1e-3, atol=0)
+    assert (found[1].abs().amax(dim=1) > 0).all()
