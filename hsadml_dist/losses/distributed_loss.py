@@ -20,6 +20,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from hsadml_dist.distributed.comm import Comm, SoloComm
+from hsadml_dist.errors import ConfigError, Fault
+from hsadml_dist.loss_names import sample_rate_problem
 from hsadml_dist.losses.centres import Centres, Layout, SampledRows, at_least_fp32, sample_rows
 from hsadml_dist.losses.global_loss import StepPlan, global_loss
 from hsadml_dist.losses.margins import AdaptiveNorm, MarginLoss
@@ -121,9 +123,17 @@ class DistributedLoss(nn.Module):
         layout: Layout = "replicated",
         compute: LossCompute | None = None,
     ) -> None:
+        """Create the loss.
+
+        Raises:
+            ConfigError: The sample rate is so low that steps would compare with no class.
+        """
         super().__init__()
         self.centres, self.layout = centres, layout
         self._loss, self.comm, self._compute = loss, comm, compute or LossCompute()
+        problem = sample_rate_problem(self._compute.sample_rate, centres.classes)
+        if problem is not None:
+            raise ConfigError([Fault(where="recipe", key="loss.sample_rate", problem=problem)])
         start = loss.reducer.initial_bias(centres.classes)
         self.bias = None if start is None else nn.Parameter(torch.tensor(start))
         self.norms = None if loss.adaptive is None else EmbeddingNormStatistics(loss.adaptive)

@@ -68,7 +68,7 @@ class MarginLossModule(nn.Module):
             seed: Seed of the initial centres; must be the same on all ranks.
 
         Raises:
-            ConfigError: The loss does not accept this margin.
+            ConfigError: The loss does not accept this margin, or the sample rate is too low for the classes.
         """
         super().__init__()
         given: dict[str, Any] = {

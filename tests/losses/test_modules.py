@@ -15,6 +15,7 @@ from hsadml_dist.distributed.comm import FakeComm
 from hsadml_dist.errors import ConfigError, UsageError
 from hsadml_dist.loss_names import LossName
 from hsadml_dist.losses import AdaFace, ArcFace, CosFace, NormFace, SphereFace, SphereFace2, modules
+from hsadml_dist.losses.distributed_loss import LossCompute
 from hsadml_dist.losses.margins import LOSSES, MarginSettings
 from hsadml_dist.losses.modules import MarginLossModule, exclude_sharded_centres
 from tests.losses.loss_cases import CASES, NORMS, STEP
@@ -170,3 +171,11 @@ def test_sharded_module_rejects_a_later_change_of_world_size(monkeypatch):
     with pytest.raises(UsageError, match="created for 1 ranks, called by 2"):
         loss(emb, label)
     assert ArcFace(3, 4, layout="sharded").loss.centres.rows == FakeComm(0, 2).topology.rank_range(3)
+
+
+def test_sample_rate_that_draws_no_class_is_refused():
+    ArcFace(num_classes=4, embedding_dim=2, compute=LossCompute(sample_rate=0.25))
+    with pytest.raises(ConfigError) as caught:
+        ArcFace(num_classes=4, embedding_dim=2, compute=LossCompute(sample_rate=0.2))
+    [fault] = caught.value.faults
+    assert fault.key == "loss.sample_rate" and "0.2 of 4 classes" in fault.problem and "0.25 to 1" in fault.problem
