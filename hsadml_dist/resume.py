@@ -8,6 +8,8 @@ from pathlib import Path
 from hsadml_dist.addresses import display_address
 from hsadml_dist.checkpoint.load import CheckpointChoice, load_checkpoint, load_safetensors
 from hsadml_dist.config import Recipe
+from hsadml_dist.config.recipe import TrainConfig
+from hsadml_dist.data.loader import TrainData
 from hsadml_dist.engine.learner import Learner
 from hsadml_dist.errors import CheckpointError, ConfigError, Fault
 from hsadml_dist.model_factory import build_network
@@ -39,7 +41,7 @@ def initial_network(recipe: Recipe, *, fresh: bool) -> EmbeddingNet:
 
 
 def resume_from(
-    choice: CheckpointChoice, learner: Learner, recipe: Recipe, data_digest: str, run: RunFolder, recorder: Recorder
+    choice: CheckpointChoice, learner: Learner, recipe: Recipe, train_data: TrainData, run: RunFolder, recorder: Recorder
 ) -> int:
     """Load the chosen checkpoint into the learner. Collective: every rank must call it.
 
@@ -47,7 +49,7 @@ def resume_from(
         choice: The checkpoint, and those that were rejected.
         learner: Receives the state.
         recipe: All settings.
-        data_digest: Digest of the training samples.
+        train_data: Input and length of the training.
         run: The run folder.
         recorder: Records what was loaded and rejected.
 
@@ -55,7 +57,7 @@ def resume_from(
         The number of steps done; 0 without a checkpoint.
 
     Raises:
-        ConfigError: The shards contain other samples than at the start of the run.
+        ConfigError: The shards contain other samples than at the start of the run, or the run has more steps already.
         CheckpointError: The checkpoint was written with other settings.
     """
     for name, reason in choice.rejected:
@@ -64,12 +66,25 @@ def resume_from(
     if choice.name is None:
         return 0
     state = load_checkpoint(run, choice.name, learner.head.rows)
-    if state.progress.data_digest != data_digest:
+    if state.progress.data_digest != train_data.index.digest:
         problem = f"{display_address(recipe.data.shards)!r} contains other samples than at the start of this run"
         raise ConfigError([Fault(where="recipe", key="data.shards", problem=problem)])
     if state.progress.fingerprint != recipe.fingerprint():
         raise CheckpointError(f"{run.path}: the checkpoint was written with other settings than config.yaml")
+    _check_length(recipe.train, train_data.total_steps, state.progress.step, run)
     learner.load(state.groups)
     learner.guard.consecutive_skips = state.progress.skipped
     recorder.event("resumed", state.progress.step, checkpoint=str(choice.name))
     return state.progress.step
+
+
+def _check_length(train: TrainConfig, total_steps: int, done: int, run: RunFolder) -> None:
+    """Raise ConfigError if the run would end before a step that it has done."""
+    if done <= total_steps:
+        return
+    key, value = ("train.steps", train.steps) if train.steps is not None else ("train.epochs", train.epochs)
+    problem = (
+        f"{value} ends at step {total_steps}, but {run.path} has done {done} steps; a run may be extended but not "
+        "shortened; for a new run choose another run folder"
+    )
+    raise ConfigError([Fault(where="recipe", key=key, problem=problem)])

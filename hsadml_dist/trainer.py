@@ -92,7 +92,7 @@ def _train_attempt(recipe: Recipe, train_data: TrainData, session: Session) -> E
     learner = build_learner(recipe, network, len(train_data.index.classes), session.comm, train_data.total_steps)
     trainer = Trainer(recipe, train_data, learner, session)
     resume_gc()
-    done = resume_from(choice, learner, recipe, train_data.index.digest, session.run, session.recorder)
+    done = resume_from(choice, learner, recipe, train_data, session.run, session.recorder)
     if session.comm.topology.is_rank_zero:
         _record_training_data(session.run, recipe, train_data.index)
     if session.comm.topology.is_rank_zero:  # a later save of an earlier attempt is not part of this one

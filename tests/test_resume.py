@@ -36,6 +36,21 @@ def test_resume_skips_damaged_checkpoint_and_repeats_its_steps(recipe, tmp_path)
     assert run_digest(run) == expected
 
 
+@pytest.mark.parametrize(("length", "key"), [({"steps": 4}, "train.steps"), ({"steps": None, "epochs": 1}, "epochs")])
+def test_resume_refuses_a_length_below_the_steps_done(recipe, tmp_path, length, key):
+    """Also where nothing has compared config.yaml with the one before."""
+    constant = replace(recipe, optim=replace(recipe.optim, schedule="constant"))
+    long = replace(constant, train=replace(constant.train, steps=9, global_batch=30))
+    train(long, tmp_path / "run", StopSignal())
+    digest = run_digest(tmp_path / "run")
+    with pytest.raises(ConfigError) as caught:
+        train(replace(long, train=replace(long.train, **length)), tmp_path / "run", StopSignal())
+    [fault] = caught.value.faults
+    assert key in fault.key and "has done 9 steps" in fault.problem
+    assert run_digest(tmp_path / "run") == digest
+    assert merged_events(tmp_path / "run")[-1]["event"] == "failed"
+
+
 def test_init_from_rejects_mismatching_weights(recipe, tmp_path):
     safetensors.torch.save_file({"neck.weight": torch.zeros(2, 2)}, tmp_path / "w.safetensors")
     other = replace(recipe, model=replace(recipe.model, init_from=str(tmp_path / "w.safetensors")))

@@ -32,7 +32,8 @@ class DataConfig:
         label: The classes to learn: those of the shards, or ``person``, which makes each patient a class. The latter
             needs shards split by slice or exam, so that the patients of the test fold occur in training.
         fold: Test fold; never read in training.
-        val_fold: Validation fold for choosing a checkpoint, never read in training; None keeps the last weights.
+        val_fold: A second fold that is held out: neither training nor the evaluation of ``fold`` reads it. It chooses
+            nothing; the last weights are evaluated with or without it.
         workers: Loader processes per rank; 0 loads in the rank itself.
         prefetch: Batches that each worker prepares ahead.
         order: ``exact`` permutes all samples in each epoch. ``window`` permutes the shards, takes ``window`` of them at
@@ -112,7 +113,7 @@ class LossConfig:
             with the smaller messages.
         backward: store: keep all cosines for the backward pass; stream: compute them twice; auto: keep what fits.
         memory_mib: Memory that ``backward: auto`` may use, in MiB.
-        sample_rate: Fraction of the classes that a step compares with.
+        sample_rate: Fraction of the classes that a step compares with; at least one class on average.
         lambda_base: A-Softmax annealing: lambda at step 0.
         lambda_gamma: A-Softmax annealing: decay per step.
         lambda_power: A-Softmax annealing: exponent of the decay.
@@ -197,6 +198,10 @@ class TrainConfig:
     seed: int = setting(0, ge=0)
     on_nonfinite: Literal["stop", "skip"] = setting("stop", fixed=False)
     skip_limit: int = setting(10, fixed=False, ge=1)
+
+    def total_steps(self, samples: int) -> int:
+        """Return the number of steps of a training on ``samples`` training samples."""
+        return self.steps if self.steps is not None else -(-(self.epochs or 0) * samples // self.global_batch)
 
 
 @dataclass(frozen=True, kw_only=True)

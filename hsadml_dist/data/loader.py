@@ -242,7 +242,7 @@ def build_train_data(data: DataConfig, train: TrainConfig, topology: Topology) -
     if not positions:
         raise DataError(f"{location}: no training samples are left outside folds {held_out_folds(data)}")
     order = build_order(data, train, index, positions)
-    steps = train.steps if train.steps is not None else order.steps_for(train.epochs or 0)
+    steps = train.total_steps(len(positions))
     schedule = ShardSchedule(index=index, positions=positions, order=order, topology=topology)
     if isinstance(location, ShardCache):
         location.require_free_space(schedule.training_shards(steps))

@@ -45,10 +45,6 @@ class Order:
         """Return the epoch, from 0, in which ``step`` begins."""
         return (step - 1) * self.global_batch // self.count
 
-    def steps_for(self, epochs: int) -> int:
-        """Return the number of steps that cover ``epochs`` passes."""
-        return -(-epochs * self.count // self.global_batch)
-
     def _permutation(self, epoch: int) -> np.ndarray:
         raise NotImplementedError
 

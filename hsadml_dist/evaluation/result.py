@@ -236,8 +236,7 @@ class ResultContext(JsonRecord):
         trained_unknown: Codes of why such a number is unknown or, if it is above 0, only a lower bound; see
             :class:`~hsadml_dist.evaluation.trained_overlap.UnknownReason`.
         checkpoint: The evaluated weights.
-        chosen_by: ``last step``, with a remark if its running average of weights was evaluated; ``validation fold`` if
-            the weights were chosen on one.
+        chosen_by: ``last step``, with a remark if its running average of weights was evaluated. No fold chooses weights.
         seed: Seed of the training.
         model: Name of the backbone.
         world_size: Number of ranks of the evaluation; does not affect the metrics.

@@ -12,13 +12,14 @@ from typing import Any
 
 from hsadml_dist.addresses import display_address, is_url
 from hsadml_dist.config.deepspeed_options import build_deepspeed_options
-from hsadml_dist.config.recipe import Recipe
+from hsadml_dist.config.recipe import DataConfig, Recipe
 from hsadml_dist.config.yaml_loader import COMMAND_LINE, LoadedRecipe, dump_recipe, load_recipe
-from hsadml_dist.data.index import ShardIndex, label_problem
+from hsadml_dist.data.index import ShardIndex, apply_label_setting, label_problem
 from hsadml_dist.data.remote import open_shard_index
 from hsadml_dist.data.shard_cache import stage_path_problem
 from hsadml_dist.distributed.topology import allowed_world_sizes
 from hsadml_dist.errors import ConfigError, DataError, Fault, RunError, UsageError, did_you_mean, os_error_reason
+from hsadml_dist.loss_names import sample_rate_problem
 from hsadml_dist.models.registry import model_problems
 from hsadml_dist.run.folder import RunFolder
 
@@ -158,7 +159,14 @@ def _data_problems(recipe: Recipe, index: ShardIndex) -> Iterator[tuple[str, str
     if data.stage is not None:
         yield "data.stage", stage_path_problem(data.stage)
     yield from model_problems(recipe.model.name, data.image_size)
-    yield "data.label", label_problem(index, data)
+    problem = label_problem(index, data)
+    yield "data.label", problem
+    if problem is None:
+        yield "loss.sample_rate", sample_rate_problem(recipe.loss.sample_rate, _class_count(index, data))
+
+
+def _class_count(index: ShardIndex, data: DataConfig) -> int:
+    return len(apply_label_setting(index, data).classes)
 
 
 def _engine_faults(recipe: Recipe, world_size: int) -> Iterator[Fault]:
@@ -184,10 +192,8 @@ def _identity_faults(loaded: LoadedRecipe, folder: RunFolder, index: ShardIndex)
         if before[key] != now[key]:
             why = schedule if key in LENGTH_KEYS else "it is part of a run's identity"
             yield _changed_setting(loaded, folder, key, before[key], now[key], why)
-    for key in LENGTH_KEYS:
-        was, wanted = (getattr(recipe.train, key.removeprefix("train.")) for recipe in (stored, loaded.recipe))
-        if key not in now and wanted is not None and was is not None and wanted < was:
-            yield _changed_setting(loaded, folder, key, was, wanted, "a run may be extended but not shortened")
+    if not now.keys() & set(LENGTH_KEYS):
+        yield from _length_faults(loaded, folder, stored, index)
     was, wanted = stored.data.shards, loaded.recipe.data.shards
     # The original shards may have been moved or deleted. The checkpoint's own record is compared at start then.
     with contextlib.suppress(DataError):
@@ -195,6 +201,23 @@ def _identity_faults(loaded: LoadedRecipe, folder: RunFolder, index: ShardIndex)
             why = "its samples differ, and they are part of a run's identity"
             shown_was, shown_wanted = display_address(was), display_address(wanted)
             yield _changed_setting(loaded, folder, "data.shards", shown_was, shown_wanted, why)
+
+
+def _length_faults(loaded: LoadedRecipe, folder: RunFolder, stored: Recipe, index: ShardIndex) -> Iterator[Fault]:
+    """Yield the fault of a run that would end earlier than before, whether its length is given in steps or epochs."""
+    held_out = (loaded.recipe.data.fold, loaded.recipe.data.val_fold)
+    samples = sum(row.fold not in held_out for row in index.samples)
+    was, wanted = (recipe.train.total_steps(samples) for recipe in (stored, loaded.recipe))
+    if wanted < was:
+        (key, value), (old_key, old_value) = _given_length(loaded.recipe), _given_length(stored)
+        why = f"{wanted} steps instead of {was}: a run may be extended but not shortened"
+        old = old_value if key == old_key else f"{old_key}={old_value}"
+        yield _changed_setting(loaded, folder, key, old, value, why)
+
+
+def _given_length(recipe: Recipe) -> tuple[str, int | None]:
+    train = recipe.train
+    return ("train.steps", train.steps) if train.steps is not None else ("train.epochs", train.epochs)
 
 
 def _changed_setting(loaded: LoadedRecipe, folder: RunFolder, key: str, was: Any, wanted: Any, why: str) -> Fault:

@@ -111,3 +111,8 @@ def test_transform_that_could_run_code_is_refused(item, facts):
     problem = conflicts(changed("data.transforms", (good, item)))["data.transforms"]
     assert "item 2" in problem
     assert all(fact in problem for fact in facts)
+
+
+def test_total_steps_cover_the_epochs():
+    assert [TrainConfig(epochs=epochs, global_batch=4).total_steps(10) for epochs in (1, 2, 3)] == [3, 5, 8]
+    assert TrainConfig(steps=7).total_steps(10) == 7

@@ -139,6 +139,38 @@ def test_constant_schedule_may_be_extended_but_not_shortened(recipe):
     assert found["train.steps"].problem.startswith("100, but run was started with 150: ")
 
 
+@pytest.fixture
+def larger(recipe, shards):
+    """Shards of 30 samples: at 12 per step, the 24 outside the test fold are two steps per epoch."""
+    return shards("larger", samples=30)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "key", "numbers"),
+    [
+        ("train.steps=9", "train.epochs=1", "train.epochs", ["1, ", "train.steps=9", "2 steps instead of 9"]),
+        ("train.epochs=3", "train.steps=5", "train.steps", ["5, ", "train.epochs=3", "5 steps instead of 6"]),
+    ],
+)
+def test_run_is_not_shortened_by_a_length_in_another_unit(recipe, larger, before, after, key, numbers):
+    other = "optim.schedule=constant", f"data.shards={larger}"
+    run = prepare_run(recipe, [*other, before], Path("run"), False, 1)
+    found = faults(recipe, [*other, after], run, False, 1)
+    assert list(found) == [key]
+    assert [text for text in numbers if text not in found[key].problem] == []
+    longer = {"train.epochs=1": "train.epochs=5", "train.steps=5": "train.steps=7"}[after]
+    prepare_run(recipe, [*other, longer], run, False, 1)
+
+
+def test_sample_rate_that_draws_no_class_is_refused(recipe, shards):
+    sliced = shards("sliced", unit="slice")
+    problem = faults(recipe, ["loss.sample_rate=0.5"], None, False, 1)["loss.sample_rate"].problem
+    assert problem.startswith("0.5 of 1 classes") and "1 to 1" in problem
+    prepare_run(recipe, ["loss.sample_rate=1"], Path("run"), False, 1)
+    settings = ["data.label=person", f"data.shards={sliced}", "loss.sample_rate=0.5"]
+    assert list(faults(recipe, settings, None, False, 1)) == ["loss.sample_rate"]
+
+
 def test_changed_samples_are_refused_but_moved_shards_are_accepted(recipe, shards, tmp_path):
     run = prepare_run(recipe, [], Path("run"), False, 1)
     other = shards("other", samples=11)
