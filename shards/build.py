@@ -16,9 +16,11 @@ from hsadml_dist.data.sample import MAX_SIDE, SCHEMA_VERSION, SampleMeta
 from hsadml_dist.errors import DataError, UsageError
 from hsadml_dist.shards.build_folder import BuildFolder, open_build_folder, require_empty_folder
 from hsadml_dist.shards.card import CARD_JSON, CARD_PAGE, write_card
+from hsadml_dist.shards.identical_images import find_identical_images
 from hsadml_dist.shards.image_codec import CONVERSION_VERSION
 from hsadml_dist.shards.leakage import LeakageReport
 from hsadml_dist.shards.pseudonyms import IdKey
+from hsadml_dist.shards.similar_names import identifier_hints
 from hsadml_dist.shards.source import ImageSource, SourceRecord
 from hsadml_dist.shards.split import (
     SPLITS_NAME,
@@ -29,7 +31,7 @@ from hsadml_dist.shards.split import (
     nnunet_splits_text,
     shard_name,
 )
-from hsadml_dist.shards.writer import EncodeTask, ShardResult, ShardTask, describe_file, write_shards
+from hsadml_dist.shards.writer import EncodeTask, ShardResult, ShardTask, describe_file, hash_images, write_shards
 
 MIN_SIZE = 8
 MAX_SIZE = MAX_SIDE
@@ -42,6 +44,7 @@ class BuildOptions:
     Attributes:
         split_by: ``person``, ``exam`` or ``slice``. None means the largest unit that the source names.
         folds: Number of folds, unless the source prescribes them.
+        keep_copies_together: Keep identical images in one fold; reads every image twice.
         size: Side of the stored square images in pixels.
     """
 
@@ -50,6 +53,7 @@ class BuildOptions:
     seed: int = 0
     samples_per_shard: int = 256
     size: int = 256
+    keep_copies_together: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +64,15 @@ class BuildReport:
         reused: Number of samples reused from an interrupted build.
         mixed_class_patients: For each patient with slices of two classes, two such slices.
         lossy_masks: Number of masks that were JPEGs.
+        label_conflicts: For images in more than one class, two such slices; as many as the card lists.
+        name_hints: Patients and exams whose names differ only in spelling.
     """
 
     index: ShardIndex
     reused: int
     mixed_class_patients: tuple[str, ...]
+    label_conflicts: tuple[str, ...]
+    name_hints: tuple[str, ...]
     leakage: LeakageReport
     lossy_masks: int = 0
 
@@ -100,8 +108,9 @@ def build_shards(
     if not records:
         raise DataError(f"INPUT: nothing to build: {_first_reason(listing.skipped)}")
     unit = choose_split_unit(records, options.split_by)
-    folds = assign_folds(records, unit, options.folds, options.seed)
     classes = sort_classes(record.class_name for record in records)
+    images = _image_hashes(source, classes, options, key, records, workers) if options.keep_copies_together else None
+    folds = assign_folds(records, unit, options.folds, options.seed, images)
     tasks = _encode_tasks(source, folds, classes, options.size, key, records)
     shards = assign_shards(records, folds, options.samples_per_shard, options.seed)
     with open_build_folder(out, _fingerprint(source, options, key)) as folder:
@@ -116,6 +125,8 @@ def build_shards(
         index=index,
         reused=reused,
         mixed_class_patients=_mixed_class_patients(records),
+        label_conflicts=_label_conflicts(index, tasks),
+        name_hints=identifier_hints(records),
         leakage=leakage,
         lossy_masks=sum(result.lossy_masks for result in results),
     )
@@ -136,6 +147,23 @@ def _check_options(options: BuildOptions, workers: int) -> None:
     if workers < 1:
         raise UsageError(f"--workers {workers}: out of range; allowed: 1 or more")
     check_split(options.split_by, options.folds)
+
+
+def _image_hashes(
+    source: ImageSource,
+    classes: Sequence[str],
+    options: BuildOptions,
+    key: IdKey,
+    records: Sequence[SourceRecord],
+    workers: int,
+) -> list[str | None]:
+    """Return the hash of each record's stored image, None for a damaged one."""
+    if any(record.fold is not None for record in records):
+        raise UsageError(
+            "--keep-copies-together: the source prescribes the folds; omit the option, or the prescribed folds "
+            "(--author-folds, or the table's fold column)"
+        )
+    return hash_images(_encode_tasks(source, [0] * len(records), classes, options.size, key, records), workers)
 
 
 def _encode_tasks(
@@ -256,6 +284,15 @@ def _describe(folder: Path, index: ShardIndex, workers: int) -> tuple[ShardIndex
     atomic.write_text(folder / SPLITS_NAME, nnunet_splits_text(index))
     files = tuple(describe_file(folder / name) for name in (CARD_PAGE, CARD_JSON, SPLITS_NAME, CONTENTS_NAME))
     return replace(index, files=files), leakage
+
+
+def _label_conflicts(index: ShardIndex, tasks: Sequence[EncodeTask]) -> tuple[str, ...]:
+    """Return, for identical images in more than one class, where two of them were in the source."""
+    where = {task.meta.key: task.record.where for task in tasks}
+    return tuple(
+        f"{where[one.first_key]} ({one.first_class}) and {where[one.second_key]} ({one.second_class})"
+        for one in find_identical_images(index.samples, index.classes).conflict_examples
+    )
 
 
 def _mixed_class_patients(records: Sequence[SourceRecord]) -> tuple[str, ...]:

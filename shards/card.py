@@ -13,6 +13,9 @@ from hsadml_dist.data.index import ShardIndex
 from hsadml_dist.errors import DataError
 from hsadml_dist.json_parsing import INVALID, parse_json
 from hsadml_dist.report.page import Table, render_page
+from hsadml_dist.shards.class_gaps import class_remarks
+from hsadml_dist.shards.identical_images import identical_remarks
+from hsadml_dist.shards.similar_names import class_name_hints
 from hsadml_dist.shards.split import unit_name
 from hsadml_dist.shards.summary import AuthorFolds, DatasetSummary, GroupCount, summarise
 
@@ -70,6 +73,8 @@ def card_page(summary: DatasetSummary, leakage: LeakageReport, strips: Sequence[
         "classes": _classes_table(summary),
         "author_folds": None if summary.author_folds is None else _author_folds_table(summary.author_folds),
         "leakage": _leakage_table(summary, leakage),
+        "identical": _identical_table(summary) if summary.identical.groups else None,
+        "conflicts": _conflicts_table(summary) if summary.identical.label_conflicts else None,
         "skipped": _skipped_table(summary) if summary.skipped else None,
         "provenance": _provenance_table(summary),
     }
@@ -91,8 +96,11 @@ def remarks(summary: DatasetSummary) -> Iterator[str]:
             f"{plural(summary.repeated_images, 'image')} identical to another one, "
             f"{summary.repeats_across_folds} of them across folds."
         )
+    yield from identical_remarks(summary.identical)
+    yield from class_remarks(summary)
+    yield from class_name_hints(summary.classes)
     if summary.skipped:
-        yield f"{plural(len(summary.skipped), 'sample')} of the source skipped because they cannot be used."
+        yield f"{plural(len(summary.skipped), 'item')} of the source skipped, because nothing in it can be used."
     if summary.author_folds is not None:
         yield author_folds_remark(summary.author_folds)
     if summary.source == "phantom":
@@ -184,9 +192,27 @@ def _leakage_table(summary: DatasetSummary, leakage: LeakageReport) -> Table:
     return Table(caption=caption, head=("folds split by", "accuracy"), rows=rows)
 
 
+def _identical_table(summary: DatasetSummary) -> Table:
+    found = summary.identical
+    rows = [
+        ("all", str(found.groups)),
+        ("in more than one fold", str(found.across_folds)),
+        ("in more than one of the publisher's folds", _count_text(found.across_author_folds)),
+        ("in more than one class", str(found.label_conflicts)),
+    ]
+    return Table(caption="Groups of two or more images with equal pixels", head=("identical images", "groups"), rows=rows)
+
+
+def _conflicts_table(summary: DatasetSummary) -> Table:
+    examples = summary.identical.conflict_examples
+    rows = [(one.first_key, one.first_class, one.second_key, one.second_class) for one in examples]
+    caption = f"{len(rows)} of {plural(summary.identical.label_conflicts, 'image')} in more than one class, by sample key"
+    return Table(caption=caption, head=("sample", "class", "identical sample", "class"), rows=rows)
+
+
 def _skipped_table(summary: DatasetSummary) -> Table:
     rows = [(skip.where, skip.reason) for skip in summary.skipped[:MAX_SKIPPED_ROWS]]
-    caption = f"{len(rows)} of {plural(len(summary.skipped), 'skipped sample')}; {CARD_JSON} lists all"
+    caption = f"{len(rows)} of {plural(len(summary.skipped), 'skipped item')}; {CARD_JSON} lists all"
     return Table(caption=caption, head=("sample", "reason"), rows=rows)
 
 

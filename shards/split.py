@@ -21,6 +21,7 @@ from itertools import pairwise
 
 from hsadml_dist.data.index import SPLIT_UNITS, ShardIndex
 from hsadml_dist.errors import DataError, UsageError, did_you_mean
+from hsadml_dist.shards.identical_images import join_copies
 from hsadml_dist.shards.source import SourceRecord
 
 MIN_FOLDS = 2
@@ -71,21 +72,36 @@ def split_groups(records: Sequence[SourceRecord], split_by: str) -> tuple[str, .
     return tuple(json.dumps([getattr(record, field) for field in fields]) for record in records)
 
 
-def assign_folds(records: Sequence[SourceRecord], split_by: str, folds: int, seed: int) -> tuple[int, ...]:
+def assign_folds(
+    records: Sequence[SourceRecord], split_by: str, folds: int, seed: int, images: Sequence[str | None] | None = None
+) -> tuple[int, ...]:
     """Return the fold of each record: the source's own if it prescribes folds, otherwise 0 ... folds - 1.
+
+    Args:
+        records: All records of the source.
+        split_by: Unit that no two folds share.
+        folds: Number of folds.
+        seed: Seed of the folds.
+        images: Hash of each record's image, to keep identical images in one fold; None does not.
 
     Raises:
         DataError: Fewer groups than folds, a missing identifier, or prescribed folds that split a group.
     """
     groups = split_groups(records, split_by)
+    if images is not None:
+        groups = join_copies(groups, images)
     if any(record.fold is not None for record in records):
         return _prescribed_folds(records, groups, split_by)
     count = len(set(groups))
     if folds > count:
         raise DataError(
-            f"--folds {folds}: the source has only {count} {unit_name(split_by)}s; allowed: {MIN_FOLDS} ... {count}"
+            f"--folds {folds}: the source has only {count} {_unit_names(split_by, images)}; allowed: {MIN_FOLDS} ... {count}"
         )
     return balance_folds(groups, [record.class_name for record in records], folds, seed)
+
+
+def _unit_names(split_by: str, images: Sequence[str | None] | None) -> str:
+    return f"{unit_name(split_by)}s" + ("" if images is None else " without a common image")
 
 
 def balance_folds(groups: Sequence[str], classes: Sequence[str], folds: int, seed: int) -> tuple[int, ...]:

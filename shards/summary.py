@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from hsadml_dist.data.index import SampleRow, ShardIndex, SkippedSample
 from hsadml_dist.data.sample import MASK
+from hsadml_dist.shards.identical_images import IdenticalImages, find_identical_images
 
 Group = TypeVar("Group", int, str)
 
@@ -49,6 +50,7 @@ class DatasetSummary:
         persons_in_two_classes: Number of patients with slices of more than one class.
         repeated_images: Number of images that are a byte-equal copy of another one.
         repeats_across_folds: Number of those whose copy is in another fold, which is leakage.
+        identical: The same by groups of identical images, with those in more than one class.
     """
 
     schema: int
@@ -68,6 +70,7 @@ class DatasetSummary:
     persons_in_two_classes: int
     repeated_images: int
     repeats_across_folds: int
+    identical: IdenticalImages
     skipped: tuple[SkippedSample, ...]
 
 
@@ -95,6 +98,7 @@ def summarise(index: ShardIndex) -> DatasetSummary:
         persons_in_two_classes=_count_split(rows, "person", "label") or 0,
         repeated_images=sum(len(group) - 1 for group in copies),
         repeats_across_folds=sum(len(group) - max(Counter(row.fold for row in group).values()) for group in copies),
+        identical=find_identical_images(rows, index.classes),
         skipped=index.skipped,
     )
 

@@ -133,6 +133,15 @@ def encode_sample(task: EncodeTask) -> EncodedSample | SkippedSample:
     return EncodedSample(meta=meta, members=members, contents=contents, lossy_mask=pixels.mask_is_lossy)
 
 
+def hash_images(samples: Sequence[EncodeTask], workers: int) -> list[str | None]:
+    """Return the SHA-256 of each sample's image as it would be stored, in hex; None if it cannot be used."""
+    with _encoder(workers) as encode_all:
+        return [
+            None if isinstance(sample, SkippedSample) else hashlib.sha256(sample.members[IMAGE]).hexdigest()
+            for sample in encode_all(samples)
+        ]
+
+
 def describe_file(path: Path) -> ShardFile:
     """Return name, size and SHA-256 of a file."""
     with open(path, "rb") as file:

@@ -44,6 +44,7 @@ def build(
     where: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     persons: Path | None = None,
     author_folds: Annotated[bool, Parameter(negative="")] = False,
+    keep_copies_together: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Convert images into shards, in folds that share no patient.
 
@@ -74,13 +75,20 @@ def build(
         persons: For figshare, a CSV with the columns person and index (number of the .mat file) or exam (PID).
         author_folds: Use the publisher's folds: figshare's cvind.mat, which is disjoint by exam only, or Testing (fold
             0) and Training (fold 1) of a Kaggle dataset.
+        keep_copies_together: Keep identical images in one fold, with the patients or exams that have them. Reads every
+            image twice.
     """
     from hsadml_dist.shards import build as builder
     from hsadml_dist.shards.pseudonyms import default_key_path, load_or_create_key
     from hsadml_dist.shards.sources.source_registry import SourceOptions, create_source
 
     options = builder.BuildOptions(
-        split_by=split_by, folds=folds, seed=seed, samples_per_shard=samples_per_shard, size=size
+        split_by=split_by,
+        folds=folds,
+        seed=seed,
+        samples_per_shard=samples_per_shard,
+        size=size,
+        keep_copies_together=keep_copies_together,
     )
     source_options = SourceOptions(
         columns=pairs(columns.split(","), "--columns"),
@@ -173,6 +181,10 @@ def _print_report(report: BuildReport, out: Path, seconds: float) -> None:
         echo(f"skipped: {skip.where}: {skip.reason}")
     for places in report.mixed_class_patients[:MAX_PRINTED]:
         echo(f"one patient in two classes: {places}")
+    for places in report.label_conflicts[:MAX_PRINTED]:
+        echo(f"one image in two classes: {places}")
+    for hint in report.name_hints:
+        echo(f"hint: {hint}")
     for remark in (*_conversion_remarks(report), *remarks(summarise(index))):
         echo(f"note: {remark}")
     echo(_format_baseline(report.leakage.accuracy))

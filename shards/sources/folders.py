@@ -66,7 +66,7 @@ class FoldersSource:
     author_folds: bool = False
 
     def list_records(self) -> SourceListing:
-        """List the images; other files are skipped.
+        """List the images; other files, and class folders without an image, are skipped.
 
         Raises:
             UsageError: The publisher's parts are requested as folds and do not exist.
@@ -83,6 +83,11 @@ class FoldersSource:
             SkippedSample(where=f"{folder.where}: other entry {number} of {folder.others}", reason=reason)
             for folder in folders
             for number in range(1, folder.others + 1)
+        ]
+        skipped += [
+            SkippedSample(where=f"class folder {folder.where}", reason="holds no image")
+            for folder in folders
+            if not folder.images
         ]
         return SourceListing(records=records, skipped=(*skipped, *_skipped_outside(self.folder)))
 

@@ -84,7 +84,7 @@ def test_remarks_contain_all_findings(summary):
     text = " ".join(remarks(odd))
     assert "1 patient with slices of more than one class" in text
     assert "3 images identical to another one, 2 of them across folds" in text
-    assert f"{MAX_SKIPPED_ROWS + 9} samples of the source skipped" in text
+    assert f"{MAX_SKIPPED_ROWS + 9} items of the source skipped" in text
     assert "burned-in names" in text
     page = card_page(odd, LEAKAGE, ())
     assert page.count("<td>damaged") + page.count('class="short">damaged') == MAX_SKIPPED_ROWS
