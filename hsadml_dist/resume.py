@@ -41,7 +41,12 @@ def initial_network(recipe: Recipe, *, fresh: bool) -> EmbeddingNet:
 
 
 def resume_from(
-    choice: CheckpointChoice, learner: Learner, recipe: Recipe, train_data: TrainData, run: RunFolder, recorder: Recorder
+    choice: CheckpointChoice,
+    learner: Learner,
+    recipe: Recipe,
+    train_data: TrainData,
+    run: RunFolder,
+    recorder: Recorder,
 ) -> int:
     """Load the chosen checkpoint into the learner. Collective: every rank must call it.
 

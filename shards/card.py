@@ -200,13 +200,17 @@ def _identical_table(summary: DatasetSummary) -> Table:
         ("in more than one of the publisher's folds", _count_text(found.across_author_folds)),
         ("in more than one class", str(found.label_conflicts)),
     ]
-    return Table(caption="Groups of two or more images with equal pixels", head=("identical images", "groups"), rows=rows)
+    return Table(
+        caption="Groups of two or more images with equal pixels", head=("identical images", "groups"), rows=rows
+    )
 
 
 def _conflicts_table(summary: DatasetSummary) -> Table:
     examples = summary.identical.conflict_examples
     rows = [(one.first_key, one.first_class, one.second_key, one.second_class) for one in examples]
-    caption = f"{len(rows)} of {plural(summary.identical.label_conflicts, 'image')} in more than one class, by sample key"
+    caption = (
+        f"{len(rows)} of {plural(summary.identical.label_conflicts, 'image')} in more than one class, by sample key"
+    )
     return Table(caption=caption, head=("sample", "class", "identical sample", "class"), rows=rows)
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
+from hsadml_dist.report.formatting import listed
 from hsadml_dist.shards.summary import DatasetSummary
-
-MAX_NAMED = 5
-"""Classes that a remark names; it counts the others."""
 
 
 def class_remarks(summary: DatasetSummary) -> Iterator[str]:
@@ -39,9 +37,3 @@ def class_folds(summary: DatasetSummary, name: str) -> list[int]:
 def missing_classes(summary: DatasetSummary, fold: int) -> list[str]:
     """Return the classes that a fold has no slice of."""
     return [name for name, count in summary.folds[fold].by_class.items() if not count]
-
-
-def listed(names: Sequence[str]) -> str:
-    """Return the first names and the number of the others."""
-    rest = len(names) - MAX_NAMED
-    return ", ".join(names[:MAX_NAMED]) + (f" and {rest} more" if rest > 0 else "")

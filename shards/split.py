@@ -94,9 +94,8 @@ def assign_folds(
         return _prescribed_folds(records, groups, split_by)
     count = len(set(groups))
     if folds > count:
-        raise DataError(
-            f"--folds {folds}: the source has only {count} {_unit_names(split_by, images)}; allowed: {MIN_FOLDS} ... {count}"
-        )
+        units = f"{count} {_unit_names(split_by, images)}"
+        raise DataError(f"--folds {folds}: the source has only {units}; allowed: {MIN_FOLDS} ... {count}")
     return balance_folds(groups, [record.class_name for record in records], folds, seed)
 
 

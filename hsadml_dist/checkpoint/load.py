@@ -115,9 +115,7 @@ def load_inference_state(run: RunFolder) -> InferenceState:
 
 
 def _read_inference_state(folder: Path, name: CheckpointName) -> InferenceState:
-    model, averages, centres, head = (
-        read_group(folder, group) for group in ("model", "model_ema", "centres", "head")
-    )
+    model, averages, centres, head = (read_group(folder, group) for group in ("model", "model_ema", "centres", "head"))
     return InferenceState(
         name=name,
         model=model | averages,

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -26,7 +27,7 @@ from hsadml_dist.evaluation.class_names import ClassMap
 from hsadml_dist.evaluation.classifiers import MethodPredictions, class_probabilities, predict_all
 from hsadml_dist.evaluation.embed import Embeddings, EvaluationSplit, embed, make_split, rank_positions, slice_batches
 from hsadml_dist.evaluation.geometry import Geometry, geometry
-from hsadml_dist.evaluation.metrics import Floats
+from hsadml_dist.evaluation.metrics import Floats, Ints
 from hsadml_dist.evaluation.model_loading import Weights, checkpoint_ref, chosen_by, open_inference, open_shards
 from hsadml_dist.evaluation.patient_metrics import (
     LEVEL,
@@ -43,6 +44,7 @@ from hsadml_dist.evaluation.result import (
     HEAD,
     KNN,
     LOW_LEVEL,
+    MAJORITY,
     RAW_PIXELS,
     STORED_NEIGHBOURS,
     CheckpointRef,
@@ -224,9 +226,7 @@ def _embed(
     return embed(weights.model, batches, embedding_dim=recipe.model.embedding_dim, device=comm.device)
 
 
-def _predictions(
-    weights: Weights, split: EvaluationSplit, methods: MethodPredictions, loss: MarginLoss
-) -> Predictions:
+def _predictions(weights: Weights, split: EvaluationSplit, methods: MethodPredictions, loss: MarginLoss) -> Predictions:
     ids, samples = split.patient_ids(split.queries), split.index.samples
     return Predictions(
         classes=split.index.classes,
@@ -246,11 +246,19 @@ def _predictions(
 def _context(
     recipe: Recipe, weights: Weights, split: EvaluationSplit, overlap: TrainedOverlap, comm: Comm
 ) -> ResultContext:
+    classes = split.index.classes
+    gallery_C, queries_C = (
+        np.bincount(split.labels(part), minlength=len(classes)) for part in (split.gallery, split.queries)
+    )
     return ResultContext(
         split_unit=split.index.split_unit,
         label=recipe.data.label,
-        classes=split.index.classes,
+        classes=classes,
         fold=split.fold,
+        majority_class=classes[int(gallery_C.argmax())],
+        classes_without_gallery=tuple(
+            name for name, known, tested in zip(classes, gallery_C, queries_C, strict=True) if tested and not known
+        ),
         left_out=split.left_out,
         **overlap.to_dict(),
         checkpoint=weights.checkpoint,
@@ -294,6 +302,8 @@ def evaluate_predictions(
     groups = clusters(test.persons, test.exams)
     methods = {name: _method_metrics(predictions, name, groups, resamples) for name in predictions.predicted}
     predicted_N, label_N, classes = predictions.predicted[KNN], predictions.label_N, len(predictions.classes)
+    tested = np.bincount(label_N, minlength=classes) > 0
+    majority = _majority_accuracy(context, label_N)
     listed = classes <= MAX_CONFUSION_CLASSES
     matrix = metrics.confusion_matrix(label_N, predicted_N, classes).tolist() if listed else None
     return Result(
@@ -304,9 +314,15 @@ def evaluate_predictions(
         shared_persons=None if patients is None or known is None else len(patients & known),
         knn_accuracy=methods[KNN].accuracy,
         balanced_accuracy=methods[KNN].balanced_accuracy,
+        balanced_classes=int(tested.sum()),
+        classes_without_test=tuple(
+            name for name, present in zip(predictions.classes, tested, strict=True) if not present
+        ),
         head_accuracy=methods[HEAD].accuracy,
         raw_pixel_knn=methods[RAW_PIXELS].accuracy,
         low_level_knn=methods[LOW_LEVEL].accuracy,
+        majority_accuracy=majority,
+        controls_not_exceeded=_controls_not_exceeded(methods, majority),
         methods=methods,
         person_vote=patient_vote(predicted_N, label_N, predictions.persons),
         calibration=metrics.calibration(predictions.probability_NC, label_N),
@@ -315,6 +331,19 @@ def evaluate_predictions(
         confusion=matrix and tuple(map(tuple, matrix)),
         confusions=metrics.summarise_confusions(label_N, predicted_N),
     )
+
+
+def _majority_accuracy(context: ResultContext, label_N: Ints) -> float | None:
+    if context.majority_class is None:
+        return None
+    return metrics.accuracy(label_N == context.classes.index(context.majority_class))
+
+
+def _controls_not_exceeded(methods: Mapping[str, MethodMetrics], majority: float | None) -> tuple[str, ...]:
+    controls = {name: methods[name].accuracy for name in (RAW_PIXELS, LOW_LEVEL)}
+    if majority is not None:
+        controls[MAJORITY] = majority
+    return tuple(name for name, accuracy in controls.items() if methods[KNN].accuracy <= accuracy)
 
 
 def _method_metrics(predictions: Predictions, method: str, groups: Clusters, resamples: int) -> MethodMetrics:

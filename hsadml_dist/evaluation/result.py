@@ -27,6 +27,7 @@ KNN = "knn"
 HEAD = "head"
 RAW_PIXELS = "raw_pixels"
 LOW_LEVEL = "low_level"
+MAJORITY = "majority"
 VOTES = (5, 11, 21)
 """Numbers of neighbours for majority votes, besides the nearest one: methods ``knn_5`` and so on."""
 
@@ -227,6 +228,8 @@ class ResultContext(JsonRecord):
         label: ``class``, or ``person`` if each patient is a class and ``classes`` are keyed hashes.
         classes: Class names in label order.
         fold: The held-out fold that was evaluated.
+        majority_class: Most frequent class of the gallery, of equally frequent ones the lowest; None if unknown.
+        classes_without_gallery: Classes with test slices but no gallery slice: their nearest neighbours are incorrect.
         left_out: Slices of the fold that were not evaluated, of patients without slices in training; 0 unless patients
             are the classes.
         trained_slices: Slices of the fold whose images the run was trained on; above 0 the figures are not of unseen
@@ -236,7 +239,7 @@ class ResultContext(JsonRecord):
         trained_unknown: Codes of why such a number is unknown or, if it is above 0, only a lower bound; see
             :class:`~hsadml_dist.evaluation.trained_overlap.UnknownReason`.
         checkpoint: The evaluated weights.
-        chosen_by: ``last step``, with a remark if its running average of weights was evaluated. No fold chooses weights.
+        chosen_by: ``last step``, with a remark if its running average of weights was evaluated; no fold chooses.
         seed: Seed of the training.
         model: Name of the backbone.
         world_size: Number of ranks of the evaluation; does not affect the metrics.
@@ -248,6 +251,8 @@ class ResultContext(JsonRecord):
     label: str = "class"
     classes: tuple[str, ...]
     fold: int
+    majority_class: str | None = None
+    classes_without_gallery: tuple[str, ...] = ()
     left_out: int = 0
     trained_slices: int | None = None
     trained_persons: int | None = None
@@ -272,10 +277,15 @@ class Result(ResultContext):
         reference_slices: Slices of the training folds, without augmentation: the gallery.
         shared_persons: Patients on both sides; above 0 the metrics are too optimistic. None if unknown.
         knn_accuracy: Share of test slices whose nearest gallery slice by cosine is of their class (k = 1).
-        balanced_accuracy: The same averaged over classes.
+        balanced_accuracy: The same averaged over the classes that have test slices.
+        balanced_classes: Number of these classes.
+        classes_without_test: The other classes.
         head_accuracy: Share of test slices that are nearest to the centre of their class.
         raw_pixel_knn: As ``knn_accuracy``, on 64 x 64 pixels instead of embeddings: a baseline without training.
         low_level_knn: The same on brightness and edge statistics: a baseline of acquisition effects.
+        majority_accuracy: Share of test slices of ``majority_class``: a baseline that looks at no image.
+        controls_not_exceeded: Baselines whose accuracy ``knn_accuracy`` does not exceed: ``raw_pixels``, ``low_level``,
+            ``majority``.
         methods: Metrics of every method, by name.
         person_vote: Accuracy of the majority vote of each patient's slices (k = 1); None if patients are unknown.
         calibration: Calibration of the probabilities of the loss.
@@ -290,9 +300,13 @@ class Result(ResultContext):
     shared_persons: int | None
     knn_accuracy: float
     balanced_accuracy: float
+    balanced_classes: int
+    classes_without_test: tuple[str, ...]
     head_accuracy: float
     raw_pixel_knn: float
     low_level_knn: float
+    majority_accuracy: float | None
+    controls_not_exceeded: tuple[str, ...]
     methods: Mapping[str, MethodMetrics]
     person_vote: PatientVote | None
     calibration: Calibration

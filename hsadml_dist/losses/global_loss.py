@@ -20,7 +20,6 @@ from hsadml_dist.losses.curves import identity
 from hsadml_dist.losses.margins import Margin
 from hsadml_dist.losses.reducers import Exchange, ReducedLoss, Reducer
 
-
 LONG = 2.0**62
 """Components above this may overflow when they are squared and summed in fp32."""
 

@@ -6,7 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hsadml_dist.printable import printable
+
 MISSING = "-"
+MAX_LISTED = 5
+"""Names that a sentence lists; it counts the others."""
 CONTROLS = {"raw_pixels": "raw pixels", "low_level": "low-level features"}
 """Methods without learning, and their names within a sentence."""
 METHODS = {
@@ -76,6 +80,12 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def listed(names: Sequence[str]) -> str:
+    """Return the first :data:`MAX_LISTED` names, and the number of the others."""
+    rest = len(names) - MAX_LISTED
+    return ", ".join(map(printable, names[:MAX_LISTED])) + (f" and {rest:,} more" if rest > 0 else "")
+
+
 def method_title(method: str) -> str:
     """Return the display name of a method."""
     return METHODS.get(method, method.replace("_", " "))
@@ -108,6 +118,7 @@ FILTERS = {
     "counted": counted,
     "degrees": degrees,
     "interval": percent_interval,
+    "listed": listed,
     "loss": loss_title,
     "method": method_title,
     "p_equation": p_equation,

@@ -44,6 +44,12 @@ OPTIONAL = (
     "trained_unknown",
     "confusions",
     "recipe",
+    "balanced_classes",
+    "classes_without_test",
+    "classes_without_gallery",
+    "majority_class",
+    "majority_accuracy",
+    "controls_not_exceeded",
 )
 """Keys that results of older versions lack."""
 PACKAGES = ("hsadml-dist", "torch", "monai", "deepspeed", "webdataset", "numpy", "scipy", "scikit-learn")

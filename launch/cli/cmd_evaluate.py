@@ -29,7 +29,10 @@ METRICS = (
     ("balanced accuracy", "balanced_accuracy"),
     ("class centres", "head_accuracy"),
     ("raw pixels (control)", "raw_pixel_knn"),
+    ("majority (control)", "majority_accuracy"),
 )
+CONTROL_METRICS = {"raw_pixels": "raw_pixel_knn", "low_level": "low_level_knn", "majority": "majority_accuracy"}
+CONTROL_NAMES = {"raw_pixels": "raw pixels", "low_level": "low-level features", "majority": "the majority class"}
 
 
 def evaluate(
@@ -194,12 +197,39 @@ def format_result(run: Path, evaluated: ReportedEvaluation) -> list[str]:
         lines.append(f"  warning: {result['shared_persons']} patients are in training and test: results are optimistic")
     mark = trained_mark(result)
     lines += [
-        f"  {title:<22}{result[key]:7.2%}{_format_interval(intervals[key])}  {mark}".rstrip() for title, key in METRICS
+        f"  {title:<22}{result[key]:7.2%}{_format_interval(intervals.get(key))}{_balanced_over(result, key)}  {mark}".rstrip()
+        for title, key in METRICS
+        if result.get(key) is not None
     ]
+    lines += _result_warnings(result)
     lines.append(
         f"  brackets: {intervals['level']:.0%} intervals, resampled by {unit_title(intervals['interval_unit'])}"
     )
     return lines if evaluated.report is None else [*lines, f"  report: {evaluated.report}"]
+
+
+def _balanced_over(result: Mapping[str, Any], key: str) -> str:
+    """Return over how many classes a balanced accuracy is, if not over all."""
+    if key != "balanced_accuracy" or not result.get("classes_without_test"):
+        return ""
+    return f"  over {result['balanced_classes']} of {len(result['classes'])} classes"
+
+
+def _result_warnings(result: Mapping[str, Any]) -> list[str]:
+    """Return a line for each reason why the accuracies of a result mean less than they seem to."""
+    from hsadml_dist.report.formatting import listed
+
+    lines = ["only one class: every accuracy is 100 %"] if len(result.get("classes", "..")) == 1 else []
+    if result.get("classes_without_test"):
+        lines.append(f"no test slice of {listed(result['classes_without_test'])}")
+    if result.get("classes_without_gallery"):
+        lines.append(f"no gallery slice of {listed(result['classes_without_gallery'])}: none of it can be correct")
+    lines += [
+        f"not above its control: nearest neighbour {result['knn_accuracy']:.2%}, "
+        f"{CONTROL_NAMES[name]} {result[CONTROL_METRICS[name]]:.2%}"
+        for name in result.get("controls_not_exceeded", ())
+    ]
+    return [f"  warning: {line}" for line in lines]
 
 
 def _compare(runs: Sequence[Path], folder: Path, *, as_json: bool, allow_trained: bool) -> None:

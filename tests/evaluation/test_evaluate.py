@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 
 from hsadml_dist.checkpoint.load import load_inference_state
 from hsadml_dist.config.yaml_loader import load_recipe
-from hsadml_dist.data.index import load_index
+from hsadml_dist.data.index import load_index, samples_table, table_digest, write_index
 from hsadml_dist.data.reader import ShardReader
 from hsadml_dist.data.transforms import Preprocessing
 from hsadml_dist.errors import CheckpointError, ConfigError, DataError
@@ -113,3 +114,18 @@ def test_evaluate_training_on_several_ranks_equals_one_process(run: Path, ranks:
     found = ranks("evaluation/evaluate_ranks.py", world, str(run), preload=MONAI)
     assert found == [single | {"world_size": world}] * world
     assert json.loads((run / "result.json").read_text()) == single | {"world_size": world}
+
+
+def test_evaluation_names_classes_that_only_one_side_has(run: Path, shards: Path, tmp_path: Path) -> None:
+    """Outside the test fold class 2 becomes class 0, inside it class 1 does."""
+    index = load_index(shards)
+    renamed = {(True, 1): 0, (False, 2): 0}
+    samples = tuple(replace(row, label=renamed.get((row.fold == 0, row.label), row.label)) for row in index.samples)
+    shutil.copytree(shards, tmp_path / "renamed")
+    write_index(tmp_path / "renamed", replace(index, samples=samples, digest=table_digest(samples_table(samples))))
+    result = evaluate_run(run, tmp_path / "renamed").result
+    assert (result.balanced_classes, result.classes_without_test) == (2, ("meningioma",))
+    assert (result.classes_without_gallery, result.majority_class) == (("pituitary",), "glioma")
+    tested = [row.label for row in samples if row.fold == 0]
+    assert result.majority_accuracy == tested.count(0) / len(tested)
+    assert result.confusion is not None and sum(result.confusion[2]) == tested.count(2) and not result.confusion[2][2]

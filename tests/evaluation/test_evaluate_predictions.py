@@ -120,3 +120,26 @@ def test_result_has_the_documented_keys() -> None:
     }
     assert values["intervals"].keys() >= {"knn_accuracy", "head_accuracy", "raw_pixel_knn", "interval_unit", "level"}
     assert values["checkpoint"].keys() == {"name", "step", "attempt"}
+
+
+def test_balanced_accuracy_names_the_classes_that_it_leaves_out() -> None:
+    result = evaluate([0, 2, 1, 1, 1, 0], PERSONS, ["s", "t", "t"])
+    assert (result.balanced_classes, result.classes_without_test) == (2, ("c",))
+
+
+@pytest.mark.parametrize(
+    ("knn", "majority", "names"),
+    [
+        ([0, 2, 1, 1, 1, 0], "a", ()),
+        ([0, 2, 1, 1, 1, 0], "b", ("majority",)),
+        ([1, 1, 1, 1, 0, 0], "b", ("low_level", "majority")),
+        ([1, 1, 1, 0, 0, 0], None, ("raw_pixels", "low_level")),
+    ],
+)
+def test_result_names_the_controls_that_it_does_not_exceed(knn: list[int], majority: str | None, names: tuple) -> None:
+    """Raw pixels are right for 1 of 6 slices, low-level features for 2, class b for 4."""
+    others = PatientIds(persons=["s"], exams=[None])
+    context = dataclasses.replace(CONTEXT, majority_class=majority)
+    result = evaluate_predictions(context, make_predictions(knn, PERSONS), GEOMETRY, gallery=others, resamples=100)
+    assert result.controls_not_exceeded == names
+    assert result.majority_accuracy == {"a": 2 / 6, "b": 4 / 6, None: None}[majority]

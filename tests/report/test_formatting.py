@@ -5,6 +5,7 @@ import pytest
 from hsadml_dist.report.formatting import (
     counted,
     degrees,
+    listed,
     method_title,
     ordered_methods,
     p_equation,
@@ -54,3 +55,8 @@ def test_methods_are_ordered_with_unknown_ones_before_controls() -> None:
 
 def test_unit_person_is_a_patient() -> None:
     assert [unit_title(unit) for unit in ("person", "exam", "slice")] == ["patient", "exam", "slice"]
+
+
+def test_listed_counts_names_beyond_the_first() -> None:
+    assert listed(["a", "b"]) == "a, b"
+    assert listed(list("abcdefgh")) == "a, b, c, d, e and 3 more"

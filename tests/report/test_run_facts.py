@@ -158,3 +158,20 @@ def test_settings_are_flattened_without_unset_ones() -> None:
         "optimiser": "<adamw>",
     }
     assert settings(result_of()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "facts"),
+    [
+        ({"classes": ["a"]}, ("only one class",)),
+        (
+            {"balanced_classes": 2, "classes_without_test": ["class x"]},
+            ("balanced accuracy", "over 2 of 3 classes", "class x"),
+        ),
+        ({"classes_without_gallery": ["class y"]}, ("training folds", "class y", "this class")),
+        ({"controls_not_exceeded": ["majority"], "majority_accuracy": 0.9}, ("majority class", "90.0%")),
+    ],
+)
+def test_remarks_name_gaps_in_the_classes_and_the_majority_class(changes: dict[str, Any], facts: tuple[str]) -> None:
+    (remark,) = remarks({**result_of(), **changes})
+    assert [fact for fact in facts if fact not in remark] == []

@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from hsadml_dist.shards.class_gaps import class_remarks, listed
+from hsadml_dist.shards.class_gaps import class_remarks
 from hsadml_dist.shards.summary import summarise
 from tests.shards.test_summary import ROWS, make_index
 
@@ -20,8 +20,3 @@ def test_class_remarks_of_one_class_say_that_accuracies_mean_nothing():
     index = replace(make_index(replace(row, label=0) for row in ROWS), classes=("a",))
     [only] = class_remarks(summarise(index))
     assert "Only one class, a" in only and "100 %" in only
-
-
-def test_listed_counts_names_beyond_the_first():
-    assert listed(["a", "b"]) == "a, b"
-    assert listed(list("abcdefgh")) == "a, b, c, d, e and 3 more"

@@ -118,3 +118,29 @@ def test_missing_run_folder_is_reported_before_torch_is_imported(run, capsys, mo
     assert cli.main(["evaluate", run, "/no/run"]) == 2
     assert "/no/run" in capsys.readouterr().err
     assert "hsadml_dist.report.run_report" not in sys.modules
+
+
+def test_text_says_over_which_classes_and_that_a_control_is_not_exceeded(run, capsys, monkeypatch):
+    odd = {
+        "classes": ["a", "b", "c"],
+        "balanced_classes": 2,
+        "classes_without_test": ["c"],
+        "classes_without_gallery": ["b"],
+        "majority_accuracy": 0.95,
+        "controls_not_exceeded": ["majority"],
+    }
+    for key, value in odd.items():
+        monkeypatch.setitem(RESULT, key, value)
+    assert cli.main(["evaluate", run]) == 0
+    text = capsys.readouterr().out
+    assert "  85.00%  over 2 of 3 classes\n" in text and "  95.00%\n" in text
+    warnings = [line.strip() for line in text.splitlines() if "warning" in line]
+    assert len(warnings) == 3
+    assert "of c" in warnings[0] and "of b" in warnings[1]
+    assert all(fact in warnings[2] for fact in ("control", "90.00%", "majority class", "95.00%"))
+
+
+def test_text_says_that_one_class_means_nothing(run, capsys, monkeypatch):
+    monkeypatch.setitem(RESULT, "classes", ["a"])
+    assert cli.main(["evaluate", run]) == 0
+    assert "warning: only one class" in capsys.readouterr().out
