@@ -197,7 +197,7 @@ def format_result(run: Path, evaluated: ReportedEvaluation) -> list[str]:
         lines.append(f"  warning: {result['shared_persons']} patients are in training and test: results are optimistic")
     mark = trained_mark(result)
     lines += [
-        f"  {title:<22}{result[key]:7.2%}{_format_interval(intervals.get(key))}{_balanced_over(result, key)}  {mark}".rstrip()
+        f"  {title:<22}{result[key]:7.2%}{_format_interval(intervals.get(key))}{_over(result, key)}  {mark}".rstrip()
         for title, key in METRICS
         if result.get(key) is not None
     ]
@@ -208,7 +208,7 @@ def format_result(run: Path, evaluated: ReportedEvaluation) -> list[str]:
     return lines if evaluated.report is None else [*lines, f"  report: {evaluated.report}"]
 
 
-def _balanced_over(result: Mapping[str, Any], key: str) -> str:
+def _over(result: Mapping[str, Any], key: str) -> str:
     """Return over how many classes a balanced accuracy is, if not over all."""
     if key != "balanced_accuracy" or not result.get("classes_without_test"):
         return ""
