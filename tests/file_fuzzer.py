@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import random
-import resource
 import sys
 import time
 from collections import Counter
@@ -30,9 +29,8 @@ from hsadml_dist.shards.sources.figshare import parse_patient_table
 from hsadml_dist.shards.sources.table import TableSource
 from hsadml_dist.shards.verify import verify_shards
 from hsadml_dist.slurm.profiles import load_profile
-from tests.mutations import mutate_bytes, mutate_json, mutate_json_lines
+from tests.mutations import limit_memory, mutate_bytes, mutate_json, mutate_json_lines
 
-GROWTH_BYTES = 1 << 30
 INTERNAL_ERROR = 70
 PROFILE = """# a site
 account: mri
@@ -160,13 +158,6 @@ def targets(kind: str, shards: Path, run: Path) -> list[Target]:
     assert kind == "tar"
     weights = next(iter(sorted(checkpoint.glob("*.safetensors"))))
     return [*(Target(path, read_shards) for path in sorted(shards.glob("*.tar"))), Target(weights, load_safetensors)]
-
-
-def limit_memory() -> None:
-    """Allow this process 1 GiB more than it has with all its imports."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + GROWTH_BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 def mutated(content: bytes, target: Target, chance: random.Random, others: list[bytes]) -> bytes:

@@ -1,8 +1,12 @@
-"""Seeded mutations of files: of their bytes, and of the values in JSON."""
+"""Seeded mutations of files, of their bytes and of the values in JSON, and a limit on the memory to read them."""
 
 import json
 import random
+import resource
+from pathlib import Path
 from typing import Any
+
+GROWTH_BYTES = 1 << 30
 
 EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF)
 HEAD = 400
@@ -27,6 +31,13 @@ HOSTILE_VALUES: tuple[Any, ...] = (
     {},
     {"a": {"b": []}},
 )
+
+
+def limit_memory() -> None:
+    """Allow this process 1 GiB more than it has with all its imports."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + GROWTH_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 def mutate_bytes(data: bytes, chance: random.Random, others: list[bytes]) -> bytes:

@@ -22,7 +22,7 @@ IMPORT = f"$import os; os.system('{TOUCH}')"
 CALL = {"_target_": "os.system", "command": TOUCH}
 
 
-def monai(name, **arguments):
+def monai(name, /, **arguments):
     return {"_target_": f"monai.transforms.{name}", **arguments}
 
 

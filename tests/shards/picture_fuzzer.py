@@ -6,7 +6,6 @@ Usage: ``python -m tests.shards.picture_fuzzer KIND COUNT FOLDER`` with KIND ``P
 
 import json
 import random
-import resource
 import struct
 import sys
 import time
@@ -22,20 +21,11 @@ from hsadml_dist.errors import HsadmlError
 from hsadml_dist.launch.input_images import read_input_image
 from hsadml_dist.shards.image_codec import decode_mask_file, to_mask
 from tests.data.image_bytes import SHORT, make_png, make_tiff, png_chunk, saved
+from tests.mutations import limit_memory, mutate_bytes
 
-GROWTH_BYTES = 1 << 30
-EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF)
-HEAD = 400
 RNG = np.random.default_rng(7)
 GREY = RNG.integers(0, 256, (20, 30), dtype=np.uint8)
 COLOUR = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)
-
-
-def limit_memory() -> None:
-    """Allow this process 1 GiB more than it has with all its imports."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + GROWTH_BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 def seeds(kind: str) -> list[bytes]:
@@ -64,35 +54,10 @@ def mutated(data: bytes, chance: random.Random, others: list[bytes]) -> bytes:
     if data.startswith(b"\x89PNG") and chance.random() < 0.4:
         start = data.index(b"IDAT")
         (length,) = struct.unpack_from(">I", data, start - 4)
-        pixels = changed_bytes(zlib.decompress(data[start + 4 : start + 4 + length]), chance, others)
+        pixels = mutate_bytes(zlib.decompress(data[start + 4 : start + 4 + length]), chance, others)
         return data[: start - 4] + png_chunk(b"IDAT", zlib.compress(pixels)) + data[start + 8 + length :]
-    changed = changed_bytes(data, chance, others)
+    changed = mutate_bytes(data, chance, others)
     return with_checksums(changed) if data.startswith(b"\x89PNG") and chance.random() < 0.8 else changed
-
-
-def changed_bytes(data: bytes, chance: random.Random, others: list[bytes]) -> bytes:
-    changed = bytearray(data)
-    for _ in range(chance.randint(1, 4)):
-        at = chance.randrange(min(len(changed), HEAD) if chance.random() < 0.6 else len(changed))
-        span = chance.choice((1, 2, 4, 12, 60))
-        match chance.randrange(7):
-            case 0:
-                changed[at] ^= 1 << chance.randrange(8)
-            case 1 | 2:
-                size = chance.choice((1, 2, 4))
-                number = chance.choice(EXTREMES) & (1 << 8 * size) - 1
-                changed[at : at + size] = number.to_bytes(size, chance.choice(("big", "little")))
-            case 3:
-                del changed[at:]
-            case 4:
-                del changed[at : at + span]
-            case 5:
-                changed[at:at] = changed[at : at + span] * chance.choice((1, 1, 50))
-            case _:
-                other = chance.choice(others)
-                changed[at:] = other[chance.randrange(len(other)) :]
-        changed = changed or bytearray(b"\0")
-    return bytes(changed)
 
 
 def with_checksums(data: bytes) -> bytes:
