@@ -32,7 +32,7 @@ _CHECKPOINT = re.compile(r"step-(\d+)\.")
 _NUMBER = (int, float)
 _FIELD_KINDS: Mapping[str, type | tuple[type, ...]] = {
     "boot": str,
-    "checkpoint": str,
+    "checkpoint": (str, type(None)),  # None: the attempt began without one
     "exit_code": int,
     "host": str,
     "job": str,

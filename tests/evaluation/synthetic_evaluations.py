@@ -104,6 +104,8 @@ class Study:
             "model": "resnet_gn_small",
             "data_digest": self.digest(unit),
             "slices": len(predictions),
+            "trained_slices": 0,
+            "trained_persons": 0,
             "shared_persons": 0 if unit == "person" else len(set(predictions.persons)),
             "knn_accuracy": float(np.mean(predictions.correct("knn"))),
         }
