@@ -22,6 +22,14 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("nested too deeply") from error
 
 
+def parse_json_object(text: str | bytes) -> dict[str, Any]:
+    """Parse a JSON object; raises ValueError as :func:`parse_json`, and for any other JSON."""
+    value = parse_json(text)
+    if not isinstance(value, dict):
+        raise ValueError("a JSON object is expected")
+    return value
+
+
 def valid_fields(row: Mapping[str, Any], kinds: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
     """Return a row without the fields of ``kinds`` whose values are of another kind; they count as missing."""
     return {name: value for name, value in row.items() if name not in kinds or isinstance(value, kinds[name])}

@@ -87,7 +87,7 @@ def _check_length(train: TrainConfig, total_steps: int, done: int, run: RunFolde
     """Raise ConfigError if the run would end before a step that it has done."""
     if done <= total_steps:
         return
-    key, value = ("train.steps", train.steps) if train.steps is not None else ("train.epochs", train.epochs)
+    key, value = train.given_length
     problem = (
         f"{value} ends at step {total_steps}, but {run.path} has done {done} steps; a run may be extended but not "
         "shortened; for a new run choose another run folder"

@@ -95,7 +95,7 @@ def _train_attempt(recipe: Recipe, train_data: TrainData, session: Session) -> E
     done = resume_from(choice, learner, recipe, train_data, session.run, session.recorder)
     if session.comm.topology.is_rank_zero:
         _record_training_data(session.run, recipe, train_data.index)
-    if session.comm.topology.is_rank_zero:  # a later save of an earlier attempt is not part of this one
+        # A later save of an earlier attempt is not part of this one.
         parent = json.dumps({"checkpoint": None if choice.name is None else str(choice.name)})
         write_text(session.context.attempt.parent, parent + "\n")
     return trainer.run(done)

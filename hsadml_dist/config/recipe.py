@@ -63,6 +63,11 @@ class DataConfig:
     augmentation: Literal["monai", "fused"] = setting("monai")
     cache: str | None = setting(None, fixed=False)
 
+    @property
+    def held_out_folds(self) -> tuple[int, ...]:
+        """The folds that training never reads."""
+        return tuple(fold for fold in (self.fold, self.val_fold) if fold is not None)
+
     def conflicts(self) -> Iterator[Conflict]:
         """Yield the settings that are not allowed together."""
         if self.val_fold is not None and self.val_fold == self.fold:
@@ -198,6 +203,11 @@ class TrainConfig:
     seed: int = setting(0, ge=0)
     on_nonfinite: Literal["stop", "skip"] = setting("stop", fixed=False)
     skip_limit: int = setting(10, fixed=False, ge=1)
+
+    @property
+    def given_length(self) -> tuple[str, int | None]:
+        """The setting that states the length, ``train.steps`` or ``train.epochs``, and its value."""
+        return ("train.steps", self.steps) if self.steps is not None else ("train.epochs", self.epochs)
 
     def total_steps(self, samples: int) -> int:
         """Return the number of steps of a training on ``samples`` training samples."""

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from hsadml_dist.data.tiff_directory import ORDERS, TiffData, TiffDirectory, exif_orientation
+from hsadml_dist.data.tiff_directory import TiffData, TiffDirectory, exif_orientation, is_tiff
 from hsadml_dist.errors import DataError
 
 PNG, JPEG, TIFF = FORMATS = ("PNG", "JPEG", "TIFF")
@@ -104,7 +104,7 @@ def read_header(data: bytes) -> ImageHeader:
         header = _read_png(data)
     elif data.startswith(JPEG_MAGIC):
         header = _read_jpeg(data)
-    elif data[:2] in ORDERS and sorted(data[2:4]) in ([0, 42], [0, 43]):
+    elif is_tiff(data):
         header = _read_tiff(data)
     else:
         raise DataError("the file is empty" if not data else "not a PNG, JPEG or TIFF by its content")

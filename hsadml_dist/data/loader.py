@@ -238,9 +238,9 @@ def build_train_data(data: DataConfig, train: TrainConfig, topology: Topology) -
     check_global_batch(train.global_batch, topology.world_size)
     location = train_shard_location(data.shards, data.stage)
     index = apply_label_setting(open_shard_index(data.shards, fresh=False), data)
-    positions = index.outside_folds(held_out_folds(data))
+    positions = index.outside_folds(data.held_out_folds)
     if not positions:
-        raise DataError(f"{location}: no training samples are left outside folds {held_out_folds(data)}")
+        raise DataError(f"{location}: no training samples are left outside folds {data.held_out_folds}")
     order = build_order(data, train, index, positions)
     steps = train.total_steps(len(positions))
     schedule = ShardSchedule(index=index, positions=positions, order=order, topology=topology)
@@ -274,11 +274,6 @@ def build_order(data: DataConfig, train: TrainConfig, index: ShardIndex, positio
         return ExactOrder(count=len(positions), global_batch=train.global_batch, seed=train.seed)
     shard_N = np.array([index.samples[position].shard for position in positions], dtype=np.int64)
     return WindowOrder(shard_N=shard_N, window=data.window, global_batch=train.global_batch, seed=train.seed)
-
-
-def held_out_folds(data: DataConfig) -> tuple[int, ...]:
-    """Return the folds that training never reads."""
-    return tuple(fold for fold in (data.fold, data.val_fold) if fold is not None)
 
 
 def check_global_batch(global_batch: int, world_size: int) -> None:

@@ -52,6 +52,11 @@ class TiffDirectory:
         return sum(entry.count for entry in self.entries.values() if entry.kind not in BYTE_TYPES)
 
 
+def is_tiff(data: bytes) -> bool:
+    """Return whether the first bytes are those of a TIFF or a BigTIFF."""
+    return data[:2] in ORDERS and sorted(data[2:4]) in ([0, 42], [0, 43])
+
+
 class TiffData:
     """The bytes of a TIFF, or of EXIF data without its prefix.
 
@@ -61,7 +66,7 @@ class TiffData:
     """
 
     def __init__(self, data: bytes) -> None:
-        if data[:2] not in ORDERS or sorted(data[2:4]) not in ([0, 42], [0, 43]):
+        if not is_tiff(data):
             raise DataError("not a TIFF by its content")
         self.data, self.order, self.big = data, ORDERS[data[:2]], 43 in data[2:4]
         (self.first,) = self._unpack("Q", 8) if self.big else self._unpack("I", 4)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -12,6 +11,7 @@ from hsadml_dist.data.index import ShardIndex
 from hsadml_dist.errors import DataError, did_you_mean
 from hsadml_dist.evaluation.training_lineage import training_shards
 from hsadml_dist.evaluation.training_record import read_record
+from hsadml_dist.json_parsing import INVALID, parse_json
 from hsadml_dist.run.folder import RunFolder
 
 MAX_LISTED = 24
@@ -34,8 +34,8 @@ def learnt_classes(run: RunFolder, recipe: Recipe, trained_on: str) -> tuple[str
     record = read_record(run)
     if record is not None and record.digest == trained_on and record.classes is not None:
         return record.classes
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-        result = json.loads(run.result.read_bytes())
+    with contextlib.suppress(OSError, *INVALID):
+        result = parse_json(run.result.read_bytes())
         if result["data_digest"] == trained_on:
             return tuple(result["classes"])
     shards = training_shards(recipe, trained_on)

@@ -18,7 +18,6 @@ from hsadml_dist import atomic
 from hsadml_dist.checkpoint.layout import lineage, list_checkpoints, read_parents
 from hsadml_dist.config import Recipe
 from hsadml_dist.data.index import PERSON, ShardIndex
-from hsadml_dist.data.loader import held_out_folds
 from hsadml_dist.data.shard_cache import eval_shard_location
 from hsadml_dist.distributed.comm import Comm, SoloComm
 from hsadml_dist.errors import CheckpointError, ConfigError, Fault
@@ -122,7 +121,7 @@ def evaluate_training(
     )
     data = recipe.data
     location = eval_shard_location(data.shards, data.stage)
-    split = make_split(location, index, data.fold, held_out_folds(recipe.data), closed_set=data.label == PERSON)
+    split = make_split(location, index, data.fold, recipe.data.held_out_folds, closed_set=data.label == PERSON)
     overlap = find_own_overlap(RunFolder(run), recipe, split, comm)
     refuse_trained(overlap, recipe, split, data.shards, is_own=True)
     evaluation = _evaluate(recipe, weights, split, overlap, comm)
@@ -165,7 +164,7 @@ def evaluate_run(
     location, index = open_shards(inference, shards, class_map)
     fold = recipe.data.fold if fold is None else fold
     own_shards = index.digest == inference.trained_on
-    held_out = held_out_folds(recipe.data) if own_shards else (fold,)
+    held_out = recipe.data.held_out_folds if own_shards else (fold,)
     if fold not in held_out:
         allowed = ", ".join(map(str, held_out))
         problem = f"{fold} was read in training by this run, so its evaluation means nothing; allowed: {allowed}"

@@ -21,7 +21,6 @@ from hsadml_dist.checkpoint.load import load_inference_state
 from hsadml_dist.config import Recipe
 from hsadml_dist.config.yaml_loader import load_recipe
 from hsadml_dist.data.index import PERSON, ShardIndex, apply_label_setting
-from hsadml_dist.data.loader import held_out_folds
 from hsadml_dist.data.reader import ShardReader
 from hsadml_dist.data.remote import open_shard_index
 from hsadml_dist.data.shard_cache import ShardLocation, eval_shard_location
@@ -74,7 +73,7 @@ class Inference:
     @property
     def held_out_folds(self) -> tuple[int, ...]:
         """The folds that training has not read."""
-        return held_out_folds(self.recipe.data)
+        return self.recipe.data.held_out_folds
 
     def embed(self, images: Iterable[Image]) -> Embeddings:
         """Embed images (H, W), uint16, scaled as in shards."""

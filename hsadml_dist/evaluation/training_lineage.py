@@ -11,7 +11,6 @@ from hsadml_dist.checkpoint.layout import read_progress
 from hsadml_dist.config import Recipe
 from hsadml_dist.config.yaml_loader import load_recipe
 from hsadml_dist.data.index import PERSON, ShardIndex
-from hsadml_dist.data.loader import held_out_folds
 from hsadml_dist.data.remote import open_shard_contents, open_shard_index
 from hsadml_dist.errors import ConfigError, DataError, Fault, HsadmlError, RunError, os_error_reason
 from hsadml_dist.evaluation.training_record import (
@@ -93,7 +92,7 @@ def training_shards(recipe: Recipe, trained_on: str, named: OpenedShards | None 
 
 def training_positions(recipe: Recipe, index: ShardIndex) -> tuple[int, ...]:
     """Return the positions of the samples that a training reads."""
-    return index.outside_folds(held_out_folds(recipe.data))
+    return index.outside_folds(recipe.data.held_out_folds)
 
 
 def _record_of(run: RunFolder, recipe: Recipe, shards: OpenedShards) -> TrainingRecord:

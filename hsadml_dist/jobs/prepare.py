@@ -205,19 +205,13 @@ def _identity_faults(loaded: LoadedRecipe, folder: RunFolder, index: ShardIndex)
 
 def _length_faults(loaded: LoadedRecipe, folder: RunFolder, stored: Recipe, index: ShardIndex) -> Iterator[Fault]:
     """Yield the fault of a run that would end earlier than before, whether its length is given in steps or epochs."""
-    held_out = (loaded.recipe.data.fold, loaded.recipe.data.val_fold)
-    samples = sum(row.fold not in held_out for row in index.samples)
+    samples = len(index.outside_folds(loaded.recipe.data.held_out_folds))
     was, wanted = (recipe.train.total_steps(samples) for recipe in (stored, loaded.recipe))
     if wanted < was:
-        (key, value), (old_key, old_value) = _given_length(loaded.recipe), _given_length(stored)
+        (key, value), (old_key, old_value) = loaded.recipe.train.given_length, stored.train.given_length
         why = f"{wanted} steps instead of {was}: a run may be extended but not shortened"
         old = old_value if key == old_key else f"{old_key}={old_value}"
         yield _changed_setting(loaded, folder, key, old, value, why)
-
-
-def _given_length(recipe: Recipe) -> tuple[str, int | None]:
-    train = recipe.train
-    return ("train.steps", train.steps) if train.steps is not None else ("train.epochs", train.epochs)
 
 
 def _changed_setting(loaded: LoadedRecipe, folder: RunFolder, key: str, was: Any, wanted: Any, why: str) -> Fault:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hsadml_dist.errors import RunError, os_error_reason
-from hsadml_dist.json_parsing import parse_json
+from hsadml_dist.json_parsing import parse_json_object
 
 
 class JsonlWriter:
@@ -63,12 +63,9 @@ def read_jsonl(path: Path, *, skip_damaged: bool = False) -> Iterator[dict[str, 
 
 def _parse_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        row = parse_json(line)
+        return parse_json_object(line)
     except ValueError as error:
         raise RunError(f"{path}: line {number} is damaged: {error}") from error
-    if not isinstance(row, dict):
-        raise RunError(f"{path}: line {number} is damaged: a JSON object is expected")
-    return row
 
 
 def tail_bytes(path: Path, limit: int) -> bytes:
@@ -90,5 +87,5 @@ def tail_jsonl(path: Path, limit: int) -> list[dict[str, Any]]:
     rows = []
     for line in tail_bytes(path, limit).split(b"\n")[:-1]:
         with contextlib.suppress(ValueError):
-            rows.append(parse_json(line))
-    return [row for row in rows if isinstance(row, dict)]
+            rows.append(parse_json_object(line))
+    return rows

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hsadml_dist.errors import ExitCode
-from hsadml_dist.json_parsing import parse_json, valid_fields
+from hsadml_dist.json_parsing import parse_json_object, valid_fields
 from hsadml_dist.process import process_start_time
 from hsadml_dist.run.attempts import HEARTBEAT_TIMEOUT_SECONDS, current_holder
 from hsadml_dist.run.folder import AttemptFolder, RunFolder
@@ -251,10 +251,9 @@ def _configured_steps(config: Path) -> int | None:
 def _read_object(path: Path) -> dict[str, Any]:
     """Return a small JSON object, or an empty one if the file is missing or incomplete."""
     try:
-        found = parse_json(path.read_bytes())
+        return valid_fields(parse_json_object(path.read_bytes()), _FIELD_KINDS)
     except (OSError, ValueError):
         return {}
-    return valid_fields(found, _FIELD_KINDS) if isinstance(found, dict) else {}
 
 
 def _tail_rows(path: Path, limit: int) -> list[dict[str, Any]]:

@@ -32,7 +32,6 @@ METRICS = (
     ("majority (control)", "majority_accuracy"),
 )
 CONTROL_METRICS = {"raw_pixels": "raw_pixel_knn", "low_level": "low_level_knn", "majority": "majority_accuracy"}
-CONTROL_NAMES = {"raw_pixels": "raw pixels", "low_level": "low-level features", "majority": "the majority class"}
 
 
 def evaluate(
@@ -217,7 +216,7 @@ def _over(result: Mapping[str, Any], key: str) -> str:
 
 def _result_warnings(result: Mapping[str, Any]) -> list[str]:
     """Return a line for each reason why the accuracies of a result mean less than they seem to."""
-    from hsadml_dist.report.formatting import listed
+    from hsadml_dist.report.formatting import CONTROLS, listed
 
     lines = ["only one class: every accuracy is 100 %"] if len(result.get("classes", "..")) == 1 else []
     if result.get("classes_without_test"):
@@ -226,7 +225,7 @@ def _result_warnings(result: Mapping[str, Any]) -> list[str]:
         lines.append(f"no gallery slice of {listed(result['classes_without_gallery'])}: none of it can be correct")
     lines += [
         f"not above its control: nearest neighbour {result['knn_accuracy']:.2%}, "
-        f"{CONTROL_NAMES[name]} {result[CONTROL_METRICS[name]]:.2%}"
+        f"{CONTROLS.get(name, 'the majority class')} {result[CONTROL_METRICS[name]]:.2%}"
         for name in result.get("controls_not_exceeded", ())
     ]
     return [f"  warning: {line}" for line in lines]

@@ -5,7 +5,7 @@ import pytest
 
 from hsadml_dist.config.recipe import DataConfig, TrainConfig
 from hsadml_dist.data.index import load_index, samples_table, table_digest, write_index
-from hsadml_dist.data.loader import build_train_data, check_global_batch, held_out_folds
+from hsadml_dist.data.loader import build_train_data, check_global_batch
 from hsadml_dist.distributed.topology import Topology
 from hsadml_dist.errors import ConfigError, DataError
 
@@ -54,8 +54,8 @@ def test_total_steps_may_be_given(data):
 
 
 def test_held_out_folds_are_test_and_validation_fold(data):
-    assert held_out_folds(data) == (0,)
-    assert held_out_folds(replace(data, val_fold=2)) == (0, 2)
+    assert data.held_out_folds == (0,)
+    assert replace(data, val_fold=2).held_out_folds == (0, 2)
 
 
 def test_missing_shards_are_named(data, tmp_path):

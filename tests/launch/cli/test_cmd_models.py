@@ -8,6 +8,7 @@ import pytest
 
 from hsadml_dist.launch import cli
 from hsadml_dist.models.registry import BACKBONE_FACTS
+from tests.launch.cli.terminal_output import read_terminal
 
 MODELS = [sys.executable, "-m", "hsadml_dist.launch.cli", "models"]
 
@@ -80,13 +81,7 @@ def test_table_fits_a_narrow_terminal():
     environ = os.environ | {"COLUMNS": "80"}
     process = subprocess.Popen(MODELS, stdout=follower, stderr=subprocess.DEVNULL, env=environ)
     os.close(follower)
-    text = b""
-    try:
-        while part := os.read(leader, 4096):
-            text += part
-    except OSError:  # the other end is closed
-        pass
-    os.close(leader)
+    text = read_terminal(leader)
     assert process.wait() == 0
     lines = text.decode().splitlines()
     assert len(lines) == len(BACKBONE_FACTS) + 1

@@ -18,6 +18,7 @@ from hsadml_dist.launch.cli.cmd_status import Snapshot, StatusChanges, fit_rows
 from hsadml_dist.run.run_state import RunState
 from hsadml_dist.slurm.job_queue import QueueSnapshot
 from hsadml_dist.slurm.run_status import StatusRow
+from tests.launch.cli.terminal_output import read_terminal
 from tests.run.run_factory import add_events, add_rows, checkpoint, make_attempt, make_run, stopped
 
 WATCH = [sys.executable, "-m", "hsadml_dist.launch.cli", "watch"]
@@ -145,10 +146,6 @@ def test_watch_on_a_terminal_updates_the_table_in_place():
         seen += os.read(terminal, 4096)
     add_events(attempt, [{"event": "finished", "step": 1}])
     assert process.wait(120) == 0
-    while True:
-        try:
-            seen += os.read(terminal, 4096)
-        except OSError:  # the other end is closed
-            break
+    seen += read_terminal(terminal)
     assert b"finished" in seen
     assert b"\x1b[1A" in seen, "the cursor moves up"

@@ -19,6 +19,7 @@ from hsadml_dist.launch.cli.cmd_doctor import format_results
 from hsadml_dist.launch.cli.terminal import align_columns, display_path, echo, echo_file, echo_json
 from hsadml_dist.launch.doctor import CheckResult, CheckStatus
 from hsadml_dist.run.folder import RunFolder
+from tests.launch.cli.terminal_output import read_terminal
 
 ESCAPE = "\x1b[2J\x1b]0;title\x07"
 CLASSES = ("astro [/]", "glioma [grade ii]", "=cmd()", f"$\\frac$ 胶质瘤 {ESCAPE}")
@@ -76,16 +77,7 @@ def on_terminal(program, **environment):
     environ = {**os.environ, "TERM": "xterm", "COLUMNS": "200", **environment}
     process = subprocess.Popen([sys.executable, "-c", program], stdout=theirs, stderr=theirs, env=environ)
     os.close(theirs)
-    shown = b""
-    while True:
-        try:
-            part = os.read(ours, 4096)
-        except OSError:  # the other end of the terminal is closed
-            break
-        if not part:
-            break
-        shown += part
-    os.close(ours)
+    shown = read_terminal(ours)
     assert process.wait() == 0, shown
     return shown.decode().replace("\r\n", "\n")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hsadml_dist.launch.cli import terminal
 from hsadml_dist.launch.cli.terminal import align_columns, display_path, progress
+from tests.launch.cli.terminal_output import read_terminal
 
 SHOW = """
 from hsadml_dist.launch.cli.terminal import progress
@@ -44,16 +45,7 @@ def test_progress_on_a_terminal_is_a_bar_that_is_removed():
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
     process = subprocess.Popen([sys.executable, "-c", SHOW], stderr=theirs, stdout=subprocess.PIPE, env=environment)
     os.close(theirs)
-    shown = b""
-    while True:
-        try:
-            part = os.read(ours, 4096)
-        except OSError:  # the other end of the terminal is closed
-            break
-        if not part:
-            break
-        shown += part
-    os.close(ours)
+    shown = read_terminal(ours)
     assert process.wait(timeout=300) == 0
     assert process.stdout.read() == b""
     process.stdout.close()
