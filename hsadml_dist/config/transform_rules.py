@@ -15,6 +15,7 @@ Imports no MONAI, so that a login node refuses a recipe before a job is queued. 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +58,7 @@ class ArgumentRule:
     def describe(self) -> str:
         """Return the allowed values in words."""
         texts = [str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in self.choices]
-        return ", ".join([*texts, "null"]) if texts else "a number, a list of numbers, null"
+        return ", ".join([*texts, "null"]) if texts else "a finite number, a list of such numbers, null"
 
 
 def transform_problems(spec: Any) -> Iterator[str]:
@@ -91,10 +92,10 @@ def _argument_problems(name: str, argument: Any, value: Any) -> Iterator[str]:
 
 
 def _holds_numbers(value: Any, depth: int) -> bool:
-    """Return whether ``value`` is a number, or a list of numbers and nulls nested at most ``depth`` times."""
+    """Return whether ``value`` is a finite number, or a list of them and nulls nested at most ``depth`` times."""
     if type(value) in (list, tuple):
         return depth > 0 and all(part is None or _holds_numbers(part, depth - 1) for part in value)
-    return type(value) in (int, float)
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _shown(value: Any) -> str:

@@ -41,6 +41,8 @@ SCALARS = {
     "int": (re.compile(r"[-+]?[0-9]+\Z"), list("-+0123456789")),
     "float": (re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?\Z"), list("-+.0123456789")),
 }
+MAX_DEPTH = 20
+"""How deep lists and mappings may be nested."""
 OCTAL = re.compile(r"[-+]?0[0-9]+\Z")
 CONSTRAINTS = {
     "greater_than_equal": "must be at least {ge:g}",
@@ -379,16 +381,23 @@ class _BadValue(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML with the scalars of YAML 1.2 and without aliases."""
+    """PyYAML with the scalars of YAML 1.2, without aliases, and nested at most :data:`MAX_DEPTH` times."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}
+    depth = 0
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
-        """Refuse aliases, which may be endless; see the base class."""
+        """Refuse aliases, which may be endless, and nesting that would exhaust the stack; see the base class."""
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
             raise yaml.composer.ComposerError(None, None, "aliases are refused; write the value out", mark)
-        return super().compose_node(parent, index)
+        if self.depth > MAX_DEPTH:
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, f"nested more than {MAX_DEPTH} times", mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 class _Dumper(yaml.SafeDumper):

@@ -24,8 +24,9 @@ from hsadml_dist.errors import ConfigError
 
 MAX_REASON = 200
 """Characters of an error of MONAI that a message repeats."""
+ONE_SIZE = f"end with one size, such as {PREFIX}ResizeWithPadOrCrop"
 
-Build = Callable[[], Sequence[Any]]
+Build = Callable[[], list[Any]]
 
 
 def check_repeatability(build: Build, image_size: int) -> None:
@@ -40,7 +41,7 @@ def check_repeatability(build: Build, image_size: int) -> None:
 
     Raises:
         ConfigError: A transform gives other pixels the second time, fails on such an image or does not return one
-            image, or the results differ in size or are not grey.
+            image, or the results differ in size, if only because it is applied to some images, or are not grey.
     """
     with single_threaded(), preserved_generators():
         images = _test_images(image_size)
@@ -48,8 +49,9 @@ def check_repeatability(build: Build, image_size: int) -> None:
         transforms = build()
         second = _apply(transforms, images, (1, 0), global_seed=2)
         _compare(transforms, first, second)
-    if transforms:
-        _check_sizes([tuple(outputs[-1].shape) for outputs in first], len(transforms) - 1, transforms[-1])
+        if transforms:
+            _check_sizes(_last_shapes(first), len(transforms) - 1, transforms[-1])
+            _check_idle_sizes(build, images, first)
 
 
 def _test_images(size: int) -> list[torch.Tensor]:
@@ -102,12 +104,32 @@ def _compare(
             raise _refusal(place, transform, f"{problem} from an uninterrupted one; remove it")
 
 
+def _last_shapes(results: Sequence[Sequence[torch.Tensor]]) -> list[tuple[int, ...]]:
+    return [tuple(outputs[-1].shape) for outputs in results]
+
+
+def _check_idle_sizes(build: Build, images: Sequence[torch.Tensor], results: Sequence[Sequence[torch.Tensor]]) -> None:
+    """Refuse a transform that changes the size of some images only, unless a later one gives all images one size."""
+    wanted = _last_shapes(results)
+    for place, transform in enumerate(build()):
+        inputs = [outputs[place - 1] if place else image for image, outputs in zip(images, results, strict=True)]
+        resizes = any(one.shape != outputs[place].shape for one, outputs in zip(inputs, results, strict=True))
+        if not resizes or getattr(transform, "prob", 1) >= 1:
+            continue
+        others = build()
+        del others[place]
+        without = _apply(others, images, (0, 1), global_seed=1) if others else [[image] for image in images]
+        if _last_shapes(without) != wanted:
+            problem = f"changes the size of some images only, with probability {transform.prob:g}"
+            raise _refusal(place, transform, f"{problem}; {ONE_SIZE}")
+
+
 def _check_sizes(shapes: Sequence[tuple[int, ...]], place: int, transform: Any) -> None:
     """Refuse results that cannot form a batch of grey images."""
     if len(set(shapes)) > 1:
         sizes = " and ".join(" x ".join(map(str, shape[1:])) for shape in shapes)
         problem = f"the results have different sizes, here {sizes} pixels, and cannot form a batch"
-        raise _refusal(place, transform, f"{problem}; end with one size, such as {PREFIX}ResizeWithPadOrCrop")
+        raise _refusal(place, transform, f"{problem}; {ONE_SIZE}")
     if shapes[0][0] != 1:
         raise _refusal(place, transform, f"the results have {shapes[0][0]} channels; only 1 is allowed")
 

@@ -88,6 +88,8 @@ def test_all_faults_are_reported_with_line_value_and_spelling(recipe):
         ("data.transforms=[{_target_: os.system}]", ["'os.system'"]),
         ("data.val_fold=[1", ["YAML"]),
         ("data.fold=*x", ["aliases"]),
+        (f"data.fold={'[' * 5000}{']' * 5000}", ["YAML", "20"]),
+        (f"data.fold={'{a: ' * 21}1{'}' * 21}", ["YAML", "20"]),
     ],
 )
 def test_invalid_value_is_reported_with_what_is_allowed(recipe, setting, facts):

@@ -148,6 +148,7 @@ GLOBAL_DRAWS = {
     "python": random.random,
     "monai": draw_from_monai,
 }
+ZOOM = spec("RandZoom", prob=0.5, min_zoom=2, max_zoom=2, keep_size=False)
 DRAWS = GLOBAL_DRAWS | {"system": draw_from_system}
 
 
@@ -210,11 +211,21 @@ def test_idle_transform_stays_idle():
         ([spec("RandSpatialCrop", roi_size=8, random_size=True)], ["RandSpatialCrop", "sizes", "ResizeWithPadOrCrop"]),
         ([spec("RandFlip"), spec("CropForeground")], ["item 2: monai.transforms.CropForeground", "sizes"]),
         ([spec("RandRotate", range_x=0.5, keep_size=False)], ["RandRotate", "sizes"]),
+        ([spec("RandFlip"), ZOOM], ["item 2: monai.transforms.RandZoom", "0.5", "ResizeWithPadOrCrop"]),
+        ([ZOOM, spec("RandZoom", prob=0.5, min_zoom=0.5, max_zoom=0.5, keep_size=False)], ["item 1", "RandZoom"]),
     ],
 )
 def test_transform_that_fails_or_gives_no_batch_is_refused(specs, facts):
     problem = refusal(partial(build_transforms, specs))
     assert all(fact in problem for fact in facts), problem
+
+
+@pytest.mark.parametrize("prob", [0.5, 1.0])
+def test_random_transform_may_change_the_size_if_all_images_end_with_one(prob):
+    zoom = ZOOM | {"prob": prob}
+    check(zoom, spec("ResizeWithPadOrCrop", spatial_size=SIZE))
+    if prob == 1:
+        check(zoom)
 
 
 def test_result_with_several_channels_is_refused():
