@@ -61,6 +61,15 @@ FREE: Mapping[str, type] = {
 }
 """Options that only the file sets: how the work is done, not what is computed."""
 
+LEAST: Mapping[str, int] = {
+    **dict.fromkeys(("steps_per_print", "flops_profiler.profile_step", "flops_profiler.top_modules"), 1),
+    **dict.fromkeys(
+        (f"{ZERO}.{name}" for name in ("reduce_bucket_size", "allgather_bucket_size", "sub_group_size")), 1
+    ),
+    "flops_profiler.module_depth": -1,
+}
+"""The smallest allowed numbers, where that is not 0."""
+
 REFUSED: Mapping[str, str] = {
     "optimizer": "section optim of the recipe sets the optimiser, under every engine",
     "scheduler": "section optim of the recipe sets the schedule, under every engine",
@@ -178,7 +187,8 @@ def _problem(key: str, value: Any, derived: Mapping[str, tuple[Any, str]]) -> st
     kind = FREE[key]
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         return f"{value!r} must be {_KINDS[kind]}"
-    return f"{value!r} must be at least 0" if isinstance(value, int) and value < 0 else None
+    least = LEAST.get(key, 0)
+    return f"{value!r} must be at least {least}" if isinstance(value, int) and value < least else None
 
 
 def _siblings(key: str, allowed: list[str]) -> list[str]:

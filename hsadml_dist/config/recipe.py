@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from hsadml_dist.config.schema import iter_settings, setting
 from hsadml_dist.config.transform_rules import transform_problems
-from hsadml_dist.loss_names import LossName
+from hsadml_dist.loss_rules import LossName, margin_problem
 
 Conflict = tuple[tuple[str, ...], str]
 """The dotted keys of settings in conflict, and the problem, which is reported at the first of them."""
@@ -147,6 +147,12 @@ class LossConfig:
     norm_concentration: float = setting(0.333, gt=0)
     norm_momentum: float = setting(0.01, gt=0, le=1)
 
+    def conflicts(self) -> Iterator[Conflict]:
+        """Yield a margin that the loss does not accept."""
+        problem = margin_problem(self.name, self.margin)
+        if problem is not None:
+            yield ("loss.margin", "loss.name"), problem
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
@@ -173,8 +179,8 @@ class OptimConfig:
     head_lr_factor: float = setting(1.0, gt=0)
     weight_decay: float = setting(0.05, ge=0)
     momentum: float = setting(0.9, ge=0, le=1)
-    beta1: float = setting(0.9, ge=0, le=1)
-    beta2: float = setting(0.999, ge=0, le=1)
+    beta1: float = setting(0.9, ge=0, lt=1)
+    beta2: float = setting(0.999, ge=0, lt=1)
     schedule: Literal["cosine", "constant"] = setting("cosine")
     warmup_steps: int = setting(0, ge=0)
     lr_end: float = setting(0.01, ge=0, le=1)
@@ -362,6 +368,7 @@ class Recipe:
             problem = f"{self.engine.accumulate} does not divide train.global_batch {self.train.global_batch}"
             yield ("engine.accumulate", "train.global_batch"), problem
         yield from self.data.conflicts()
+        yield from self.loss.conflicts()
         if not stored:
             yield from self.data.refused_transforms()
         yield from self.engine.conflicts()

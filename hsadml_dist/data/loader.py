@@ -253,19 +253,27 @@ def build_loader(location: ShardLocation, schedule: ShardSchedule, data: DataCon
     """Return a rank's loader over the training samples; forks its workers at once.
 
     Raises:
-        ConfigError: A transform is not allowed, does not repeat its result or cannot be fused, or the cache of prepared
-            images cannot be written.
+        ConfigError: See :func:`build_augmentation`, or the cache of prepared images cannot be written.
     """
     preprocess = Preprocessing(data.image_size)
-    check_repeatability(functools.partial(build_transforms, data.transforms), data.image_size)
+    augment = build_augmentation(data)
     folder = None if data.cache is None else Path(os.path.expandvars(data.cache))
     cache = None if folder is None else open_prepared_cache(folder, schedule.index, preprocess)
     images = PreparedImages(ShardReader(location, schedule.index), preprocess, cache)
-    augment = (FusedAugmentation if data.augmentation == "fused" else Augmentation)(data.transforms)
     samples = TrainingSamples(images, schedule.positions, augment, schedule.order.seed)
     prefetcher = ShardPrefetcher(location, schedule) if isinstance(location, ShardCache) else None
     sampler = StepSampler(schedule.order, schedule.topology)
     return Loader(samples, sampler, data.workers, data.prefetch, prefetcher)
+
+
+def build_augmentation(data: DataConfig) -> Augmentation | FusedAugmentation:
+    """Check the transforms of a recipe and return the augmentation that applies them.
+
+    Raises:
+        ConfigError: A transform is not allowed, fails, does not repeat its result or cannot be fused.
+    """
+    check_repeatability(functools.partial(build_transforms, data.transforms), data.image_size)
+    return (FusedAugmentation if data.augmentation == "fused" else Augmentation)(data.transforms)
 
 
 def build_order(data: DataConfig, train: TrainConfig, index: ShardIndex, positions: Sequence[int]) -> Order:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hsadml_dist.addresses import display_address, is_url
+from hsadml_dist.checkpoint.layout import list_checkpoints
 from hsadml_dist.config.deepspeed_options import build_deepspeed_options
 from hsadml_dist.config.recipe import DataConfig, Recipe
 from hsadml_dist.config.yaml_loader import COMMAND_LINE, LoadedRecipe, dump_recipe, load_recipe
@@ -19,7 +20,7 @@ from hsadml_dist.data.remote import open_shard_index
 from hsadml_dist.data.shard_cache import stage_path_problem
 from hsadml_dist.distributed.topology import allowed_world_sizes
 from hsadml_dist.errors import ConfigError, DataError, Fault, RunError, UsageError, did_you_mean, os_error_reason
-from hsadml_dist.loss_names import sample_rate_problem
+from hsadml_dist.loss_rules import sample_rate_problem
 from hsadml_dist.models.registry import model_problems
 from hsadml_dist.run.folder import RunFolder
 
@@ -108,17 +109,7 @@ def prepare_run(recipe: str, overrides: Sequence[str], run: Path | None, smoke: 
         UsageError: ``run`` exists and is not a run folder.
         RunError: The run folder cannot be written.
     """
-    loaded = resolve_recipe(recipe, overrides, smoke, world_size)
-    folder = RunFolder(resolve_run_folder(recipe, overrides, run, smoke, world_size))
-    _require_new_or_run_folder(folder)
-    index = open_shard_index(loaded.recipe.data.shards, fresh=True)
-    problems = _data_problems(loaded.recipe, index)
-    faults = [_fault(loaded, key, problem) for key, problem in problems if problem is not None]
-    faults += _engine_faults(loaded.recipe, world_size)
-    if not smoke and folder.config.is_file():
-        faults += _identity_faults(loaded, folder, index)
-    if faults:
-        raise ConfigError(faults)
+    loaded, folder = check_run(recipe, overrides, run, smoke, world_size)
     try:
         if smoke and folder.path.exists():
             shutil.rmtree(folder.path)
@@ -127,6 +118,44 @@ def prepare_run(recipe: str, overrides: Sequence[str], run: Path | None, smoke: 
     except OSError as fault:
         raise RunError(f"run folder {folder.path}: cannot be written: {os_error_reason(fault)}") from fault
     return folder.path
+
+
+def check_run(
+    recipe: str, overrides: Sequence[str], run: Path | None, smoke: bool, world_size: int, *, need_shards: bool = True
+) -> tuple[LoadedRecipe, RunFolder]:
+    """Check what :func:`prepare_run` checks, without writing anything, and return the recipe and its run folder.
+
+    Args:
+        recipe: See :func:`prepare_run`, as for the further arguments.
+        need_shards: False omits the checks of the shards if they cannot be read here.
+
+    Raises:
+        HsadmlError: See :func:`prepare_run`.
+    """
+    loaded = resolve_recipe(recipe, overrides, smoke, world_size)
+    folder = RunFolder(resolve_run_folder(recipe, overrides, run, smoke, world_size))
+    _require_new_or_run_folder(folder)
+    index = _open_index(loaded.recipe.data.shards, need_shards)
+    problems = _data_problems(loaded.recipe, index)
+    faults = [_fault(loaded, key, problem) for key, problem in problems if problem is not None]
+    faults += _engine_faults(loaded.recipe, world_size)
+    # Before the first checkpoint there is nothing to resume, so every setting may change.
+    if index is not None and not smoke and folder.config.is_file() and list_checkpoints(folder):
+        faults += _identity_faults(loaded, folder, index)
+    if faults:
+        raise ConfigError(faults)
+    return loaded, folder
+
+
+def _open_index(shards: str, needed: bool) -> ShardIndex | None:
+    if not needed and is_url(shards):
+        return None
+    try:
+        return open_shard_index(shards, fresh=True)
+    except DataError:
+        if needed:
+            raise
+        return None
 
 
 def require_run_folder(run: Path) -> Path:
@@ -149,16 +178,18 @@ def _require_new_or_run_folder(folder: RunFolder) -> None:
         raise UsageError(f"run folder {folder.path}: contains other files; name a new folder or a run")
 
 
-def _data_problems(recipe: Recipe, index: ShardIndex) -> Iterator[tuple[str, str | None]]:
+def _data_problems(recipe: Recipe, index: ShardIndex | None) -> Iterator[tuple[str, str | None]]:
     """Yield each setting that depends on the shards or the images, with its problem or None."""
     data = recipe.data
+    yield from model_problems(recipe.model.name, data.image_size)
+    if data.stage is not None:
+        yield "data.stage", stage_path_problem(data.stage)
+    if index is None:
+        return
     for key, fold in (("data.fold", data.fold), ("data.val_fold", data.val_fold)):
         if fold is not None and fold not in index.fold_numbers:
             allowed = ", ".join(map(str, index.fold_numbers))
             yield key, f"{fold} is not a fold of {display_address(data.shards)}; its folds: {allowed}"
-    if data.stage is not None:
-        yield "data.stage", stage_path_problem(data.stage)
-    yield from model_problems(recipe.model.name, data.image_size)
     problem = label_problem(index, data)
     yield "data.label", problem
     if problem is None:

@@ -10,8 +10,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from hsadml_dist.addresses import is_url
+from hsadml_dist.config.recipe import Recipe
 from hsadml_dist.errors import ConfigError, Fault, UsageError
-from hsadml_dist.jobs.prepare import prepare_run, resolve_recipe, resolve_run_folder
+from hsadml_dist.jobs.prepare import check_run, prepare_run, resolve_run_folder
+from hsadml_dist.jobs.start_check import check_start
 from hsadml_dist.slurm.by_submitit import submit_by_submitit
 from hsadml_dist.slurm.environment import rank_interpreter, render_prologue, wrap_ranks
 from hsadml_dist.slurm.job_records import Backend, RequeueMode
@@ -95,8 +97,12 @@ class Submission:
         return len(self.folds) > 1 or len(self.seeds) > 1
 
 
-def submit_training(submission: Submission) -> str:
+def submit_training(submission: Submission, request: JobRequest | None = None) -> str:
     """Check everything, write the run folders and queue the job.
+
+    Args:
+        submission: The run or runs.
+        request: What :func:`plan_job` returns for it; None means to call it.
 
     Returns:
         The job id.
@@ -104,7 +110,7 @@ def submit_training(submission: Submission) -> str:
     Raises:
         HsadmlError: Something that the user can repair, found before anything is queued.
     """
-    request = plan_job(submission)
+    request = request or plan_job(submission)
     check_request(request)
     for run, overrides in array_elements(submission):
         prepare_run(submission.recipe, overrides, run, submission.smoke, submission.world_size)
@@ -118,18 +124,21 @@ def run_rank(run: str) -> None:
 
 
 def plan_job(submission: Submission) -> JobRequest:
-    """Return the request to Slurm, without writing anything or reading shards.
+    """Return the request to Slurm, after all checks that need no shards and, if they can be read here, those that do.
+
+    Nothing is written.
 
     Raises:
         ConfigError: The recipe, the profile or an option is invalid.
         UsageError: The number of nodes or tasks is below 1, or a fold or seed is repeated.
     """
     _check_numbers(submission)
-    recipe, smoke, world_size = submission.recipe, submission.smoke, submission.world_size
-    runs = [
-        resolve_run_folder(recipe, overrides, run, smoke, world_size).resolve()
+    checked = [
+        check_run(submission.recipe, overrides, run, submission.smoke, submission.world_size, need_shards=False)
         for run, overrides in array_elements(submission)
     ]
+    loaded, runs = checked[0][0], [folder.path.resolve() for _, folder in checked]
+    check_start(loaded)
     run_dir = _array_folder(submission).resolve() if submission.is_array else runs[0]
     profile = Profile() if submission.profile is None else load_profile(submission.profile)
     request = job_request(
@@ -137,7 +146,7 @@ def plan_job(submission: Submission) -> JobRequest:
         _merge_options(profile, submission.options),
         nodes=submission.nodes,
         tasks_per_node=submission.tasks_per_node,
-        mounts=[str(Path.cwd()), str(run_dir), *_shard_folders(submission)],
+        mounts=[str(Path.cwd()), str(run_dir), *_shard_folders(loaded.recipe)],
     )
     return replace(request, elements=tuple(runs) if submission.is_array else ())
 
@@ -217,10 +226,9 @@ def _merge_options(profile: Profile, options: JobOptions) -> Profile:
     return merged
 
 
-def _shard_folders(submission: Submission) -> Sequence[str]:
+def _shard_folders(recipe: Recipe) -> Sequence[str]:
     """Return the folder of the shards, to be mounted in a container; empty for shards behind a URL."""
-    loaded = resolve_recipe(submission.recipe, submission.overrides, submission.smoke, submission.world_size)
-    shards = loaded.recipe.data.shards
+    shards = recipe.data.shards
     return [] if is_url(shards) else [str(Path(shards).absolute())]
 
 

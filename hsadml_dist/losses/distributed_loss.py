@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from hsadml_dist.distributed.comm import Comm, SoloComm
 from hsadml_dist.errors import ConfigError, Fault
-from hsadml_dist.loss_names import sample_rate_problem
+from hsadml_dist.loss_rules import sample_rate_problem
 from hsadml_dist.losses.centres import Centres, Layout, SampledRows, at_least_fp32, sample_rows
 from hsadml_dist.losses.global_loss import StepPlan, global_loss
 from hsadml_dist.losses.margins import AdaptiveNorm, MarginLoss

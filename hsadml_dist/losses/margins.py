@@ -6,12 +6,12 @@ only its curves and defaults here; normalisation, communication, reduction and g
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from hsadml_dist.errors import ConfigError, Fault, did_you_mean
+from hsadml_dist.loss_rules import MARGINS, margin_problem
 from hsadml_dist.losses import curves
 from hsadml_dist.losses.curves import Curve, TargetCurve
 from hsadml_dist.losses.reducers import BinaryReducer, Reducer, SoftmaxReducer
@@ -113,14 +113,12 @@ class MarginSettings:
 
 def softmax(settings: MarginSettings) -> MarginLoss:
     """NormFace: softmax over scaled cosines (s = 30). Source: Wang et al., ACM MM 2017."""
-    if settings.margin:
-        raise ValueError("softmax has no margin; omit it, or choose another loss")
     return _fixed(curves.identity, curves.identity, settings, scale=30.0)
 
 
 def sphereface(settings: MarginSettings) -> MarginLoss:
     """A-Softmax (m = 4, annealed, scale = norm of the embedding). Source: Liu et al., CVPR 2017."""
-    psi = curves.multiplied_angle(_margin(settings, 4, at_least=1))
+    psi = curves.multiplied_angle(_margin("sphereface", settings))
 
     def at(step: int) -> Margin:
         annealed = curves.for_target(curves.annealed(psi, settings.annealing.at(step)))
@@ -131,28 +129,28 @@ def sphereface(settings: MarginSettings) -> MarginLoss:
 
 def sphereface_r_v1(settings: MarginSettings) -> MarginLoss:
     """SphereFace-R v1 (m = 1.5, s = 30): the target angle is multiplied. Source: Liu et al., TPAMI 2022."""
-    psi = curves.clipped_multiplied_angle(_margin(settings, 1.5, at_least=1))
+    psi = curves.clipped_multiplied_angle(_margin("sphereface_r_v1", settings))
     return _fixed(psi, curves.identity, settings, scale=30.0)
 
 
 def sphereface_r_v2(settings: MarginSettings) -> MarginLoss:
     """SphereFace-R v2 (m = 1.4, s = 60): the other angles are divided. Source: Liu et al., TPAMI 2022."""
-    return _fixed(curves.identity, curves.divided_angle(_margin(settings, 1.4, at_least=1)), settings, scale=60.0)
+    return _fixed(curves.identity, curves.divided_angle(_margin("sphereface_r_v2", settings)), settings, scale=60.0)
 
 
 def cosface(settings: MarginSettings) -> MarginLoss:
     """CosFace (m = 0.35, s = 64). Source: Wang et al., CVPR 2018."""
-    return _fixed(curves.shifted(_margin(settings, 0.35)), curves.identity, settings, scale=64.0)
+    return _fixed(curves.shifted(_margin("cosface", settings)), curves.identity, settings, scale=64.0)
 
 
 def arcface(settings: MarginSettings) -> MarginLoss:
     """ArcFace (m = 0.5, s = 64). Source: Deng et al., CVPR 2019."""
-    return _fixed(curves.added_angle(_margin(settings, 0.5, below=math.pi)), curves.identity, settings, scale=64.0)
+    return _fixed(curves.added_angle(_margin("arcface", settings)), curves.identity, settings, scale=64.0)
 
 
 def sphereface2(settings: MarginSettings) -> MarginLoss:
     """SphereFace2, type C (m = 0.4, s = 40): one binary classification per class. Source: Wen et al., ICLR 2022."""
-    margin, scale = _margin(settings, 0.4), 40.0 if settings.scale is None else settings.scale
+    margin, scale = _margin("sphereface2", settings), 40.0 if settings.scale is None else settings.scale
     psi, eta = (curves.sharpened(settings.sharpness, shift) for shift in (-margin, margin))
     # Angles are near 90 degrees at first: the initial bias balances target and other classes there.
     right_angle = 2 * 0.5**settings.sharpness - 1
@@ -167,7 +165,7 @@ def sphereface2(settings: MarginSettings) -> MarginLoss:
 
 def adaface(settings: MarginSettings) -> MarginLoss:
     """AdaFace (m = 0.4, h = 0.333, s = 64). Source: Kim et al., CVPR 2022."""
-    psi = curves.norm_adaptive(_margin(settings, 0.4))
+    psi = curves.norm_adaptive(_margin("adaface", settings))
     pair = Margin(psi=psi, eta=curves.identity, scale=64.0 if settings.scale is None else settings.scale)
     return MarginLoss(at=lambda step: pair, adaptive=settings.adaptive)
 
@@ -176,7 +174,7 @@ LOSSES: dict[str, Callable[[MarginSettings], MarginLoss]] = {
     loss.__name__: loss
     for loss in (softmax, sphereface, sphereface_r_v1, sphereface_r_v2, cosface, arcface, sphereface2, adaface)
 }
-"""All losses; the names are those of :data:`hsadml_dist.loss_names.LossName`."""
+"""All losses; the names are those of :data:`hsadml_dist.loss_rules.LossName`."""
 
 
 def build_margin(name: str, settings: MarginSettings | None = None) -> MarginLoss:
@@ -187,12 +185,12 @@ def build_margin(name: str, settings: MarginSettings | None = None) -> MarginLos
     """
     settings = settings or MarginSettings()
     if name not in LOSSES:
-        problem = f"{name!r} is unknown{did_you_mean(name, LOSSES)}; allowed: {', '.join(LOSSES)}"
-        raise ConfigError([Fault(where="recipe", key="loss.name", problem=problem)])
-    try:
-        loss = LOSSES[name](settings)
-    except ValueError as fault:
-        raise ConfigError([Fault(where="recipe", key="loss.margin", problem=str(fault))]) from fault
+        unknown = f"{name!r} is unknown{did_you_mean(name, LOSSES)}; allowed: {', '.join(LOSSES)}"
+        raise ConfigError([Fault(where="recipe", key="loss.name", problem=unknown)])
+    problem = margin_problem(name, settings.margin)
+    if problem is not None:
+        raise ConfigError([Fault(where="recipe", key="loss.margin", problem=problem)])
+    loss = LOSSES[name](settings)
     at = loss.at if settings.grad_mode == "exact" else _detached(loss.at)
     return replace(loss, at=at, origin=(name, settings))
 
@@ -212,9 +210,5 @@ def _detached(at: Callable[[int], Margin]) -> Callable[[int], Margin]:
     return detached
 
 
-def _margin(settings: MarginSettings, default: float, *, at_least: float = 0, below: float = math.inf) -> float:
-    margin = default if settings.margin is None else settings.margin
-    if at_least <= margin < below:
-        return margin
-    rule = f"must be at least {at_least:g}" + (f" and below {below:.4g}" if below < math.inf else "")
-    raise ValueError(f"{margin:g} {rule}; omit it for the default of the paper, {default:g}")
+def _margin(name: str, settings: MarginSettings) -> float:
+    return MARGINS[name].default if settings.margin is None else settings.margin

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hsadml_dist.distributed.comm import SoloComm, comm_from_process_group
 from hsadml_dist.errors import UsageError
-from hsadml_dist.loss_names import LossName
+from hsadml_dist.loss_rules import LossName
 from hsadml_dist.losses.centres import Centres, Layout
 from hsadml_dist.losses.distributed_loss import DistributedLoss, LossCompute
 from hsadml_dist.losses.margins import MarginSettings, build_margin

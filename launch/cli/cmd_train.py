@@ -10,7 +10,8 @@ from cyclopts import App, Parameter
 
 from hsadml_dist.config.yaml_loader import print_config as format_config
 from hsadml_dist.errors import ExitCode, UsageError
-from hsadml_dist.jobs.prepare import find_recipe, prepare_run, resolve_recipe, shipped_recipes
+from hsadml_dist.jobs.prepare import check_run, find_recipe, prepare_run, shipped_recipes
+from hsadml_dist.jobs.start_check import check_start
 from hsadml_dist.jobs.submission import JobOptions
 from hsadml_dist.launch.cli.terminal import echo, echo_file
 from hsadml_dist.launch.local import run_ranks
@@ -47,7 +48,9 @@ def train(
     if nproc < 1:
         raise UsageError(f"--nproc {nproc}: at least 1")
     if print_config:
-        echo_file(format_config(resolve_recipe(recipe, overrides, smoke, nproc)))
+        loaded, _ = check_run(recipe, overrides, run, smoke, nproc, need_shards=False)
+        check_start(loaded)
+        echo_file(format_config(loaded))
         return ExitCode.SUCCESS
     folder = prepare_run(recipe, overrides, run, smoke, nproc)
     echo(f"run folder: {folder}")
@@ -116,13 +119,14 @@ def submit(
         backend=backend,
         options=options or JobOptions(),
     )
+    request = plan_job(submission)
     if dry_run:
-        echo_file(render(plan_job(submission)))
+        echo_file(render(request))
     elif test_only:
-        echo(*check_request(plan_job(submission)).split("\n"))
+        echo(*check_request(request).split("\n"))
     else:
-        job = submit_training(submission)
-        echo(f"run folder: {plan_job(submission).run_dir}", error=True)
+        job = submit_training(submission, request)
+        echo(f"run folder: {request.run_dir}", error=True)
         echo(job)
     return ExitCode.SUCCESS
 

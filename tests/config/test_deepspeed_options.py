@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from hsadml_dist.config.deepspeed_options import AUTO, FREE, REFUSED, build_deepspeed_options
+from hsadml_dist.config.deepspeed_options import AUTO, FREE, REFUSED, ZERO, build_deepspeed_options
 from hsadml_dist.config.recipe import EngineConfig
 from hsadml_dist.errors import ConfigError
 
@@ -80,7 +80,10 @@ def test_file_may_repeat_the_recipe(with_file):
         ({"step_per_print": 1}, "step_per_print", ["'steps_per_print'", "wall_clock_breakdown"]),
         ({"zero_optimization": {"overlap_comm": 1}}, "zero_optimization.overlap_comm", ["true or false"]),
         ({"steps_per_print": True}, "steps_per_print", ["integer"]),
-        ({"zero_optimization": {"reduce_bucket_size": -1}}, "zero_optimization.reduce_bucket_size", ["at least 0"]),
+        ({"zero_optimization": {"stage3_max_reuse_distance": -1}}, f"{ZERO}.stage3_max_reuse_distance", ["at least 0"]),
+        ({"zero_optimization": {"reduce_bucket_size": 0}}, f"{ZERO}.reduce_bucket_size", ["0", "at least 1"]),
+        ({"steps_per_print": 0}, "steps_per_print", ["0", "at least 1"]),
+        ({"flops_profiler": {"module_depth": -2}}, "flops_profiler.module_depth", ["-2", "at least -1"]),
     ],
 )
 def test_contradicting_unknown_or_invalid_option_is_refused(with_file, given, key, facts):

@@ -1,11 +1,20 @@
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from hsadml_dist.checkpoint.layout import CheckpointName
 from hsadml_dist.config.yaml_loader import load_recipe
 from hsadml_dist.errors import ConfigError, DataError, RunError, UsageError
 from hsadml_dist.jobs import prepare
-from hsadml_dist.jobs.prepare import find_recipe, prepare_run, require_run_folder, resolve_run_folder, shipped_recipes
+from hsadml_dist.jobs.prepare import (
+    check_run,
+    find_recipe,
+    prepare_run,
+    require_run_folder,
+    resolve_run_folder,
+    shipped_recipes,
+)
 
 CONSTANT = ["optim.schedule=constant", "train.steps=100"]
 
@@ -16,6 +25,13 @@ def faults(*arguments):
         prepare_run(*arguments)
     assert all(fault.where in str(caught.value) for fault in caught.value.faults)
     return {fault.key: fault for fault in caught.value.faults}
+
+
+def begun(*arguments):
+    """Return a prepared run folder with a checkpoint, which pins the run's identity."""
+    run = prepare_run(*arguments)
+    (run / "checkpoints" / str(CheckpointName(1, 1))).mkdir(parents=True)
+    return run
 
 
 def test_shipped_recipes_are_valid_and_found_by_name():
@@ -115,12 +131,38 @@ def test_person_labels_need_shards_that_name_persons_and_split_them(recipe, shar
     assert "10 of 10" in faults(recipe, settings, None, True, 1)["data.label"].problem
     assert not Path("runs").exists()
     sliced = shards("sliced", unit="slice")
-    prepare_run(recipe, ["data.label=person", f"data.shards={sliced}"], Path("run"), False, 1)
+    begun(recipe, ["data.label=person", f"data.shards={sliced}"], Path("run"), False, 1)
     assert "data.label" in faults(recipe, [f"data.shards={sliced}"], Path("run"), False, 1)
 
 
+def test_every_setting_may_change_before_the_first_checkpoint(recipe, shards):
+    run = prepare_run(recipe, ["loss.margin=3"], Path("run"), False, 1)
+    other = shards("other", samples=11)
+    prepare_run(recipe, ["train.seed=1", "train.epochs=1", f"data.shards={other}"], run, False, 1)
+    stored = load_recipe(run / "config.yaml").recipe
+    assert (stored.train.seed, stored.train.epochs, stored.data.shards) == (1, 1, str(other))
+
+
+def test_check_run_finds_the_same_faults_and_writes_nothing(recipe):
+    settings = ["data.fold=7", "engine.name=deepspeed", "engine.deepspeed_config=ds.json"]
+    Path("ds.json").write_text('{"train_batch_size": 5}')
+    for check in (prepare_run, partial(check_run, need_shards=False)):
+        with pytest.raises(ConfigError) as caught:
+            check(recipe, settings, Path("run"), False, 1)
+        assert [fault.key for fault in caught.value.faults] == ["data.fold", "train_batch_size"]
+    _, folder = check_run(recipe, [], Path("run"), False, 1)
+    assert folder.path == Path("run") and not folder.path.exists()
+
+
+def test_check_run_needs_no_shards_unless_told(recipe):
+    missing = ["data.shards=none", "data.fold=7"]
+    check_run(recipe, missing, None, False, 1, need_shards=False)
+    with pytest.raises(DataError):
+        check_run(recipe, missing, None, False, 1)
+
+
 def test_changed_identity_of_an_existing_run_is_refused_for_each_setting(recipe):
-    run = prepare_run(recipe, [], Path("run"), False, 1)
+    run = begun(recipe, [], Path("run"), False, 1)
     before = (run / "config.yaml").read_bytes()
     found = faults(recipe, ["train.seed=1", "train.epochs=4", "data.workers=1"], run, False, 1)
     assert list(found) == ["train.epochs", "train.seed"]
@@ -131,7 +173,7 @@ def test_changed_identity_of_an_existing_run_is_refused_for_each_setting(recipe)
 
 
 def test_constant_schedule_may_be_extended_but_not_shortened(recipe):
-    run = prepare_run(recipe, CONSTANT, Path("run"), False, 1)
+    run = begun(recipe, CONSTANT, Path("run"), False, 1)
     prepare_run(recipe, [*CONSTANT, "train.steps=150"], run, False, 1)
     assert load_recipe(run / "config.yaml").recipe.train.steps == 150
     found = faults(recipe, CONSTANT, run, False, 1)
@@ -154,7 +196,7 @@ def larger(recipe, shards):
 )
 def test_run_is_not_shortened_by_a_length_in_another_unit(recipe, larger, before, after, key, numbers):
     other = "optim.schedule=constant", f"data.shards={larger}"
-    run = prepare_run(recipe, [*other, before], Path("run"), False, 1)
+    run = begun(recipe, [*other, before], Path("run"), False, 1)
     found = faults(recipe, [*other, after], run, False, 1)
     assert list(found) == [key]
     assert [text for text in numbers if text not in found[key].problem] == []
@@ -172,7 +214,7 @@ def test_sample_rate_that_draws_no_class_is_refused(recipe, shards):
 
 
 def test_changed_samples_are_refused_but_moved_shards_are_accepted(recipe, shards, tmp_path):
-    run = prepare_run(recipe, [], Path("run"), False, 1)
+    run = begun(recipe, [], Path("run"), False, 1)
     other = shards("other", samples=11)
     assert list(faults(recipe, [f"data.shards={other}"], run, False, 1)) == ["data.shards"]
     (tmp_path / "shards").rename(tmp_path / "moved")

@@ -13,7 +13,7 @@ from torch import nn
 from hsadml_dist import losses
 from hsadml_dist.distributed.comm import FakeComm
 from hsadml_dist.errors import ConfigError, UsageError
-from hsadml_dist.loss_names import LossName
+from hsadml_dist.loss_rules import LossName
 from hsadml_dist.losses import AdaFace, ArcFace, CosFace, NormFace, SphereFace, SphereFace2, modules
 from hsadml_dist.losses.distributed_loss import LossCompute
 from hsadml_dist.losses.margins import LOSSES, MarginSettings
