@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from hsadml_dist.addresses import display_address
 from hsadml_dist.atomic import write_text
 from hsadml_dist.checkpoint.background import CheckpointSaver
 from hsadml_dist.checkpoint.layout import CheckpointName, TrainingProgress, list_checkpoints
@@ -51,6 +53,9 @@ from hsadml_dist.run.trackers import MetricsRow, Recorder, configure_rank_loggin
 
 log = logging.getLogger(__name__)
 
+MAX_LOGGED = 24
+"""Classes that the log names."""
+
 
 def train(recipe: Recipe, path: Path, signal: StopSignal) -> ExitCode:
     """Train as one rank until the last step or a stop request, from the newest valid checkpoint of the run folder.
@@ -88,7 +93,7 @@ def _train_attempt(recipe: Recipe, train_data: TrainData, session: Session) -> E
     _check_code(recipe.run, session)
     choice = choose_checkpoint(session.run, session.comm)
     network = initial_network(recipe, fresh=choice.name is None)
-    _log_network(network, session)
+    _log_parts(recipe, train_data, network, session)
     learner = build_learner(recipe, network, len(train_data.index.classes), session.comm, train_data.total_steps)
     trainer = Trainer(recipe, train_data, learner, session)
     resume_gc()
@@ -162,6 +167,8 @@ class Trainer:
             from hsadml_dist.report.run_report import write_evaluation_report  # matplotlib: seconds
 
             write_evaluation_report(run, evaluation)
+            result = evaluation.result
+            log.info("nearest neighbour: %.2f %% of %d test slices", 100 * result.knn_accuracy, result.slices)
 
     def train_step(self, step: int) -> StepDecision:
         """Fetch a batch, agree with the other ranks whether to continue, and if so train and record the step."""
@@ -320,8 +327,19 @@ def _record_training_data(run: RunFolder, recipe: Recipe, index: ShardIndex) -> 
         log.warning(text, repeated, recipe.data.fold, "evaluation.allow_trained=true allows it")
 
 
-def _log_network(network: EmbeddingNet, session: Session) -> None:
-    """Report changes of the published network, and layers whose results depend on the number of ranks."""
+def _log_parts(recipe: Recipe, train_data: TrainData, network: EmbeddingNet, session: Session) -> None:
+    """Report machine, data and network, changes of the published network, and layers that depend on the ranks."""
+    topology, index = session.comm.topology, train_data.index
+    place = f"{socket.gethostname()}, {session.comm.device}, {torch.get_num_threads()} CPU threads per rank"
+    log.info("rank %d of %d on %s; torch %s", topology.rank, topology.world_size, place, torch.__version__)
+    slices = f"{len(index.outside_folds(recipe.data.held_out_folds))} of {len(index.samples)} slices are trained on"
+    held_out, classes = ", ".join(map(str, recipe.data.held_out_folds)), ", ".join(index.classes[:MAX_LOGGED])
+    log.info("data: %s: %s, held-out folds %s", display_address(recipe.data.shards), slices, held_out)
+    log.info("classes (%d): %s", len(index.classes), classes + ", ..." * (len(index.classes) > MAX_LOGGED))
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    log.info("model: %s, %s weights, embedding of %d", recipe.model.name, f"{weights:,}", recipe.model.embedding_dim)
+    precision = f"{recipe.engine.name} in {recipe.engine.precision}"
+    log.info("loss: %s; engine: %s; %d steps", recipe.loss.name, precision, train_data.total_steps)
     for line in network.changes:
         log.info("%s", line)
     if network.changes:

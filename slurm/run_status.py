@@ -31,7 +31,10 @@ STUCK_REASONS = {
     "BadConstraints": "no node satisfies the request: hsadml cancel {run}",
 }
 """Pending reasons that do not resolve by themselves, and what to do about them."""
-PROGRESS_KEYS = ("step", "total_steps", "loss", "samples_per_second", "checkpoint_step", "attempts", "restart")
+PROGRESS_KEYS = (
+    *("step", "total_steps", "loss", "samples_per_second", "elapsed_seconds", "left_seconds", "knn_accuracy"),
+    *("checkpoint_step", "attempts", "restart"),
+)
 """Fields of the state of a run that its row reports under the same keys."""
 DECLINED = {
     DeclineReason.PREDECESSOR_CANCELLED: "job {after} was cancelled",

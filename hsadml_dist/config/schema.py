@@ -13,6 +13,21 @@ from hsadml_dist.errors import did_you_mean
 
 REQUIRED: Any = dataclasses.MISSING
 
+SYNONYMS: Mapping[str, str] = {
+    "arch": "model.name",
+    "backbone": "model.name",
+    "batch_size": "train.global_batch",
+    "batch": "train.global_batch",
+    "dataset": "data.shards",
+    "gradient_accumulation_steps": "engine.accumulate",
+    "learning_rate": "optim.lr",
+    "m": "loss.margin",
+    "optimizer": "optim.name",
+    "path": "data.shards",
+    "s": "loss.scale",
+}
+"""Names that other packages use, and the settings that they mean here."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SettingRule:
@@ -74,6 +89,8 @@ def suggest_key(recipe_type: type, key: str) -> str:
     """Return a hint at the setting that ``key`` may mean: the same name elsewhere, or the closest spelling."""
     known = setting_fields(recipe_type)
     section, _, name = key.rpartition(".")
+    if SYNONYMS.get(name) in known:
+        return did_you_mean(SYNONYMS[name], [SYNONYMS[name]])
     same_name = [other for other in known if other.endswith(f".{name}")]
     if len(same_name) == 1:
         return did_you_mean(same_name[0], same_name)

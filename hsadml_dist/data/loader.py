@@ -288,7 +288,7 @@ def check_global_batch(global_batch: int, world_size: int) -> None:
     """Raise ConfigError unless the number of ranks divides the global batch."""
     if global_batch % world_size == 0:
         return
-    allowed = ", ".join(map(str, allowed_world_sizes(global_batch, max(world_size, global_batch))))
+    allowed = ", ".join(map(str, allowed_world_sizes(global_batch)))
     problem = f"{global_batch} samples cannot be divided evenly among {world_size} ranks; allowed: {allowed} ranks"
     raise ConfigError([Fault(where="recipe", key="train.global_batch", problem=problem)])
 

@@ -48,9 +48,9 @@ def split_range(count: int, index: int, parts: int) -> range:
     return range(count * index // parts, count * (index + 1) // parts)
 
 
-def allowed_world_sizes(global_batch: int, up_to: int) -> list[int]:
-    """Return the numbers of ranks, up to ``up_to``, that divide ``global_batch`` evenly."""
-    return [w for w in range(1, up_to + 1) if global_batch % w == 0]
+def allowed_world_sizes(global_batch: int) -> list[int]:
+    """Return all numbers of ranks that divide ``global_batch`` evenly."""
+    return [w for w in range(1, global_batch + 1) if global_batch % w == 0]
 
 
 def topology_from_environ(environ: Mapping[str, str] = os.environ) -> Topology:

@@ -72,7 +72,7 @@ def resolve_recipe(recipe: str, overrides: Sequence[str], smoke: bool, world_siz
     loaded = load_recipe(find_recipe(recipe), overrides, find=find_recipe)
     batch = loaded.recipe.train.global_batch
     if world_size < 1 or batch % world_size:
-        allowed = ", ".join(map(str, allowed_world_sizes(batch, max(2 * world_size, 8))))
+        allowed = ", ".join(map(str, allowed_world_sizes(batch)))
         problem = f"{batch} is not divisible by {world_size} ranks; numbers of ranks that divide it: {allowed}"
         raise ConfigError([_fault(loaded, "train.global_batch", problem)])
     return loaded

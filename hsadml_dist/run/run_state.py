@@ -25,6 +25,7 @@ METRICS_BYTES = 8192
 EVENTS_BYTES = 262144
 """Bytes read from the end of ``events.jsonl``; the event of a skipped step lists all its samples."""
 RATE_ROWS = 20
+LIVE_PHASES = ("starting", "running")
 STAGES_AFTER_START = ("save", "evaluate")
 
 _STEPS = re.compile(r"^train:\n(?:  .*\n)*?  steps: (\d+)$", re.MULTILINE)
@@ -36,11 +37,13 @@ _FIELD_KINDS: Mapping[str, type | tuple[type, ...]] = {
     "exit_code": int,
     "host": str,
     "job": str,
+    "knn_accuracy": _NUMBER,
     "loss": _NUMBER,
     "pid": int,
     "restart": int,
     "samples": int,
     "stage": str,
+    "started": _NUMBER,
     "step": int,
     "step_seconds": _NUMBER,
     "time": _NUMBER,
@@ -64,6 +67,9 @@ class RunState:
         total_steps: Planned number of steps; None if unknown before the first start.
         loss: Loss of the last completed step of any attempt.
         samples_per_second: Mean over the last steps.
+        elapsed_seconds: From the start of the newest attempt until now or its end.
+        left_seconds: Estimated time to the last step at the mean pace of the last steps; None unless it is running.
+        knn_accuracy: Accuracy of the evaluation in the run folder, from 0 to 1; None unless the run has finished.
         checkpoint_step: Step of the checkpoint from which a new start would resume, according to the events.
         stage: Current stage of the newest attempt's rank 0 while it runs: step, save, evaluate, ...
         last_sign: Time of the newest attempt's last heartbeat by the file server's clock, or of its final event.
@@ -81,6 +87,9 @@ class RunState:
     total_steps: int | None = None
     loss: float | None = None
     samples_per_second: float | None = None
+    elapsed_seconds: float | None = None
+    left_seconds: float | None = None
+    knn_accuracy: float | None = None
     checkpoint_step: int | None = None
     stage: str | None = None
     last_sign: float | None = None
@@ -104,18 +113,23 @@ def read_run_state(run: RunFolder, now: float) -> RunState:
     stage = _read_object(newest.rank_heartbeat(0)).get("stage")
     begun = (bool(rows) and rows_age == 0) or stage in STAGES_AFTER_START
     ending = _recorded_ending(events) or _liveness(_last_heartbeat(newest), now, gone, record, begun=begun)
+    step, total = _reached_step(attempts, rows, rows_age), record.get("total_steps") if steps is None else steps
+    is_running = ending.phase == "running"
     return replace(
         ending,
         attempts=len(attempts),
         restart=record.get("restart", 0),
         job=record.get("job"),
         world_size=record.get("world_size"),
-        step=_reached_step(attempts, rows, rows_age),
-        total_steps=record.get("total_steps") if steps is None else steps,
+        step=step,
+        total_steps=total,
         loss=rows[-1].get("loss") if rows else None,
         samples_per_second=_rate(rows),
+        elapsed_seconds=_elapsed(record.get("started"), now if ending.phase in LIVE_PHASES else ending.last_sign),
+        left_seconds=_left(rows, total - step) if is_running and total is not None else None,
+        knn_accuracy=_read_object(run.result).get("knn_accuracy") if ending.phase == "finished" else None,
         checkpoint_step=_checkpoint_step(attempts, events),
-        stage=stage if ending.phase == "running" else None,
+        stage=stage if is_running else None,
     )
 
 
@@ -198,6 +212,16 @@ def _rate(rows: Sequence[Mapping[str, Any]]) -> float | None:
     return sum(row.get("samples", 0) for row in rows) / seconds if seconds > 0 else None
 
 
+def _elapsed(started: float | None, until: float | None) -> float | None:
+    return None if started is None or until is None else max(0.0, until - started)
+
+
+def _left(rows: Sequence[Mapping[str, Any]], steps: int) -> float | None:
+    """Return the seconds that further steps take at the mean pace of the rows, or None if they have no times."""
+    seconds = [row["step_seconds"] for row in rows if "step_seconds" in row]
+    return max(steps, 0) * sum(seconds) / len(seconds) if seconds else None
+
+
 def _checkpoint_step(attempts: Sequence[AttemptFolder], newest_events: Sequence[Mapping[str, Any]]) -> int | None:
     """Return the step of the newest checkpoint in the lineage of the newest attempt."""
     for attempt in reversed(attempts):
@@ -230,9 +254,13 @@ def _last_heartbeat(attempt: AttemptFolder) -> float:
 
 def format_age(now: float, then: float | None) -> str:
     """Return how long ago ``then`` was, in one unit; ``-`` for None."""
-    if then is None:
+    return format_seconds(None if then is None else max(0.0, now - then))
+
+
+def format_seconds(seconds: float | None) -> str:
+    """Return a time span in one unit, such as ``5 min``; ``-`` for None."""
+    if seconds is None:
         return "-"
-    seconds = max(0.0, now - then)
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds // size:.0f} {unit}"

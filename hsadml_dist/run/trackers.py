@@ -9,7 +9,7 @@ import faulthandler
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +23,11 @@ from hsadml_dist.run.rendezvous import RankContext
 
 LINE_SECONDS = 30.0
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+WARNED_EVENTS = ("code_changed", "evaluation_refused", "fell_back", "network", "skipped", "straggler")
+"""Events of which the trainer logs a line of its own."""
 TENSORBOARD_METRICS = ("loss", "lr", "grad_norm", "step_seconds", "data_wait_seconds")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +159,8 @@ class FileRecorder(Recorder):
 
     def event(self, event: EventName, step: int, **detail: Any) -> None:
         self._events.write(event, step, **detail)
+        if event not in WARNED_EVENTS:
+            log.info("%s", describe_event(event, step, detail))
 
     def stopped(self, step: int, reasons: Sequence[StopReason | None]) -> None:
         self.event("signal", step, **stop_event_details(reasons))
@@ -209,6 +215,11 @@ def configure_rank_logging(attempt: AttemptFolder, rank: int) -> None:
         console.setFormatter(PrintableFormatter("hsadml: %(message)s"))
         root.addHandler(console)
     faulthandler.enable(file=handler.stream)
+
+
+def describe_event(event: str, step: int, detail: Mapping[str, Any]) -> str:
+    """Return an event as a line of a log: its name, the last completed step, and its details."""
+    return " ".join([f"{event}: step {step}", *(f"{key}={value}" for key, value in detail.items())])
 
 
 def _loss_and_rate(row: MetricsRow) -> str:

@@ -22,7 +22,6 @@ from hsadml_dist.run.folder import RunFolder
 if TYPE_CHECKING:
     from hsadml_dist.evaluation.pooling import EvaluatedRun
     from hsadml_dist.evaluation.result import Predictions
-    from hsadml_dist.report.run_report import ReportedEvaluation
 
 METRICS = (
     ("nearest neighbour", "knn_accuracy"),
@@ -48,7 +47,7 @@ def evaluate(
     Slices and patients that a run was trained on are counted, in any build of their images, and refused.
 
     Args:
-        runs: Run folders.
+        runs: Run folders, at least one.
         shards: The shards, if they were moved after training, or other shards; for those, no file is written.
         fold: Another fold to evaluate, by default the run's own; it must not have been used in training.
         combine: Also compare the runs: folds and seeds are pooled by patient, losses and splits are compared. Writes
@@ -79,7 +78,7 @@ def evaluate(
             )
         results.append(evaluated.result)
         if not as_json:
-            echo(*format_result(run, evaluated))
+            echo(*format_result(run, evaluated.result, evaluated.report))
     if as_json:
         echo_json(results[0] if len(results) == 1 else results, indent=2)
     return None
@@ -175,12 +174,11 @@ def format_comparison(combined: Mapping[str, Any], folder: Path) -> list[str]:
     return [*lines, f"report: {folder / 'combined.html'}"]
 
 
-def format_result(run: Path, evaluated: ReportedEvaluation) -> list[str]:
+def format_result(run: Path, result: Mapping[str, Any], report: Path | None) -> list[str]:
     """Return a result as a few lines, with the path of its report if that was written."""
     from hsadml_dist.report.formatting import classes_are_patients, unit_title
     from hsadml_dist.report.trained_facts import trained_counts, trained_mark, trained_reasons
 
-    result = evaluated.result
     intervals = result["intervals"]
     patients = "unknown patients" if result["persons"] is None else f"{result['persons']} patients"
     lines = [
@@ -204,7 +202,7 @@ def format_result(run: Path, evaluated: ReportedEvaluation) -> list[str]:
     lines.append(
         f"  brackets: {intervals['level']:.0%} intervals, resampled by {unit_title(intervals['interval_unit'])}"
     )
-    return lines if evaluated.report is None else [*lines, f"  report: {evaluated.report}"]
+    return lines if report is None else [*lines, f"  report: {report}"]
 
 
 def _over(result: Mapping[str, Any], key: str) -> str:

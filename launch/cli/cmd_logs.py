@@ -45,8 +45,8 @@ def logs(
 ) -> None:
     """Print the log of a rank in the newest attempt; before the first attempt, the output of the job.
 
-    The log contains noteworthy events. The output of a Slurm job (--output) also has a line with the step every 30
-    seconds.
+    The log of rank 0 has machine, data, model, checkpoints, resumes, stops and the result. The output of a Slurm job
+    (--output) has a line with the step every 30 seconds.
 
     Args:
         run: The run folder.

@@ -64,7 +64,7 @@ class PredictionRow:
 def predict(
     run: Path,
     /,
-    *paths: Annotated[Path, Parameter(name="PATH")],
+    *paths: Annotated[Path, Parameter(name="PATH", required=True)],
     csv_file: Annotated[Path | None, Parameter(name="--csv")] = None,
     shards: str | None = None,
     as_json: AsJson = False,
@@ -78,8 +78,6 @@ def predict(
         shards: The run's shards, if they were moved after training.
         as_json: Print JSON instead of lines.
     """
-    if not paths:
-        raise UsageError("predict: name at least one image file or folder after the run folder")
     if csv_file is not None and not csv_file.absolute().parent.is_dir():
         raise UsageError(f"--csv {csv_file}: the folder {csv_file.parent} does not exist")
     folder = require_run_folder(run)

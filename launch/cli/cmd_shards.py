@@ -68,13 +68,13 @@ def build(
         workers: Processes that read and encode images; by default one per core.
         id_key: File with the secret key that pseudonymises patients and exams. By default id.key in hsadml's
             configuration folder, created on first use. Keep it: only this key links pseudonyms to patients.
-        columns: Names of the table's columns if they are not file, class, person, exam, plane, fold and mask, for
+        columns: For table: names of the columns if they are not file, class, person, exam, plane, fold and mask, for
             instance file=index,class=tumour.
-        images: Folder of relative file names in the table; by default the table's folder.
-        where: COLUMN=VALUE: use only rows with this value. May be repeated.
-        persons: For figshare, a CSV with the columns person and index (number of the .mat file) or exam (PID).
-        author_folds: Use the publisher's folds: figshare's cvind.mat, which is disjoint by exam only, or Testing (fold
-            0) and Training (fold 1) of a Kaggle dataset.
+        images: For table: folder of relative file names; by default the table's folder.
+        where: For table: COLUMN=VALUE, use only rows with this value. May be repeated.
+        persons: For figshare: a CSV with the columns person and index (number of the .mat file) or exam (PID).
+        author_folds: For figshare and folders: use the publisher's folds: figshare's cvind.mat, which is disjoint by
+            exam only, or Testing (fold 0) and Training (fold 1) of a Kaggle dataset.
         keep_copies_together: Keep identical images in one fold, with the patients or exams that have them. Reads every
             image twice.
     """

@@ -16,13 +16,15 @@ from hsadml_dist.errors import ExitCode, UsageError
 from hsadml_dist.launch.cli.terminal import AsJson, align_columns, display_path, echo, echo_json, terminal_width
 from hsadml_dist.printable import printable
 from hsadml_dist.run.folder import RunFolder, discover_runs, find_runs
-from hsadml_dist.run.run_state import format_age
+from hsadml_dist.run.run_state import format_age, format_seconds
 from hsadml_dist.slurm.job_queue import QueueSnapshot, query_queue
 from hsadml_dist.slurm.job_records import JOBS_FILE
 from hsadml_dist.slurm.run_status import StatusRow, read_status
 
 RUNS = Path("runs")
-TITLES = ("run", "step", "loss", "samples/s", "seen", "job", "state")
+TITLES = ("run", "step", "loss", "samples/s", "elapsed", "left", "accuracy", "seen", "job", "nodes", "state")
+ALWAYS_SHOWN = ("run", "step", "state")
+"""Columns of the table that are shown even if they are empty."""
 INDENT = "    "
 SOON_SECONDS = 60.0
 RECENT_SECONDS = 2.0
@@ -108,13 +110,20 @@ def format_rows(rows: Sequence[StatusRow], now: float, width: int | None) -> lis
         now: The time, in seconds since 1970 UTC.
         width: Columns of the terminal; None means no limit.
     """
-    table = align_columns([TITLES, *(_cells(row, now) for row in rows)], left=(0, len(TITLES) - 1))
+    table = _align([TITLES, *(_cells(row, now) for row in rows)])
     fits = width is None or all(len(line) <= width for line in table)
     lines = table[:1] if fits else []
     for row, line in zip(rows, table[1:], strict=True):
-        lines += [line] if fits else [f"{display_path(row.run)}: {row.text}", f"{INDENT}{_format_figures(row, now)}"]
+        lines += [line] if fits else [f"{display_path(row.run)}: {row.text}", *_wrap(_format_figures(row, now), width)]
         lines += _notes(row, now, width)
     return lines + ([summarize(rows)] if len(rows) > 1 else [])
+
+
+def _align(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return title and rows as aligned lines, without the columns that are empty."""
+    columns = list(zip(*rows, strict=True))
+    kept = [one for one in columns if one[0] in ALWAYS_SHOWN or any(cell != "-" for cell in one[1:])]
+    return align_columns(list(zip(*kept, strict=True)), left=(0, len(kept) - 1))
 
 
 def summarize(rows: Sequence[StatusRow]) -> str:
@@ -232,16 +241,21 @@ def _cells(row: StatusRow, now: float) -> tuple[str, ...]:
         str(state.step) if state.total_steps is None else f"{state.step}/{state.total_steps}",
         "-" if state.loss is None else f"{state.loss:.4f}",
         "-" if state.samples_per_second is None else _format_rate(state.samples_per_second),
-        format_age(now, state.last_sign),
+        format_seconds(state.elapsed_seconds),
+        format_seconds(state.left_seconds),
+        "-" if state.knn_accuracy is None else f"{state.knn_accuracy:.1%}",
+        "-" if row.phase == "finished" else format_age(now, state.last_sign),
         "-" if row.job is None else row.job.job,
+        "-" if row.job is None else row.job.nodes or "-",
         row.text,
     )
 
 
 def _format_figures(row: StatusRow, now: float) -> str:
-    _, step, loss, rate, seen, job, _ = _cells(row, now)
-    named = (("step", step, ""), ("loss", loss, ""), ("", rate, " samples/s"), ("seen", seen, " ago"), ("job", job, ""))
-    return ", ".join(f"{before} {value}{after}".strip() for before, value, after in named if value != "-")
+    cells = dict(zip(TITLES, _cells(row, now), strict=True))
+    forms = {"samples/s": "{} samples/s", "left": "{} left", "seen": "seen {} ago", "nodes": "on {}"}
+    shown = [name for name in TITLES[1:-1] if cells[name] != "-"]
+    return ", ".join(forms.get(name, f"{name} {{}}").format(cells[name]) for name in shown)
 
 
 def _notes(row: StatusRow, now: float, width: int | None) -> list[str]:

@@ -13,7 +13,8 @@ from hsadml_dist.errors import ExitCode, UsageError
 from hsadml_dist.jobs.prepare import check_run, find_recipe, prepare_run, shipped_recipes
 from hsadml_dist.jobs.start_check import check_start
 from hsadml_dist.jobs.submission import JobOptions
-from hsadml_dist.launch.cli.terminal import echo, echo_file
+from hsadml_dist.json_parsing import parse_json_object
+from hsadml_dist.launch.cli.terminal import display_path, echo, echo_file
 from hsadml_dist.launch.local import run_ranks
 from hsadml_dist.preemption.signals import STOP_AFTER
 from hsadml_dist.run.folder import RunFolder
@@ -56,11 +57,11 @@ def train(
     echo(f"run folder: {folder}")
     if smoke:
         return smoke_test(folder, nproc)
-    report = RunFolder(folder).report
-    before = _file_identity(report)
+    result = RunFolder(folder).result
+    before = _file_identity(result)
     code = run_ranks(folder, nproc)
-    if code == ExitCode.SUCCESS and _file_identity(report) not in (None, before):
-        echo(f"report: {report}")
+    if code == ExitCode.SUCCESS and _file_identity(result) not in (None, before):
+        _echo_result(folder)
     if code == ExitCode.STOPPED:
         echo("stopped; repeat the command to resume")
     return code
@@ -79,6 +80,7 @@ def submit(
     seeds: str = "",
     dry_run: bool = False,
     test_only: bool = False,
+    parsable: bool = False,
     smoke: bool = False,
     run: Path | None = None,
 ) -> int:
@@ -99,6 +101,7 @@ def submit(
         seeds: Seeds, such as 0,1,2; together with folds every pair: RUN/fold-0-seed-1.
         dry_run: Print the batch script; write and queue nothing.
         test_only: Ask Slurm whether and when the job could start; write and queue nothing.
+        parsable: Print nothing but the job id.
         smoke: Test the recipe: two steps and an evaluation, in RUN-smoke.
         run: The run folder, new or existing; by default runs/RECIPE-FINGERPRINT. All nodes must see it.
     """
@@ -126,8 +129,11 @@ def submit(
         echo(*check_request(request).split("\n"))
     else:
         job = submit_training(submission, request)
-        echo(f"run folder: {request.run_dir}", error=True)
-        echo(job)
+        run_dir = display_path(request.run_dir)
+        echo(f"run folder: {run_dir}", error=True)
+        echo(job if parsable else f"Submitted job {job}")
+        if not parsable:
+            echo(f"  hsadml watch {run_dir}", f"  hsadml logs {run_dir} -f", error=True)
     return ExitCode.SUCCESS
 
 
@@ -188,6 +194,16 @@ def smoke_test(folder: Path, nproc: int) -> int:
         return _smoke_failed("no evaluation result", code)
     echo("smoke: passed")
     return code
+
+
+def _echo_result(folder: Path) -> None:
+    """Print what ``hsadml evaluate`` prints."""
+    from hsadml_dist.launch.cli.cmd_evaluate import format_result
+
+    run = RunFolder(folder)
+    echo(
+        *format_result(folder, parse_json_object(run.result.read_bytes()), run.report if run.report.is_file() else None)
+    )
 
 
 def _file_identity(path: Path) -> tuple[int, int] | None:

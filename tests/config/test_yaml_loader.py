@@ -112,6 +112,8 @@ def test_integer_is_accepted_for_float_and_last_override_counts(recipe):
     [
         ("steps=3", "steps", "'train.steps'"),
         ("train.stebs=3", "train.stebs", "'steps'"),
+        ("optim.learning_rate=1", "optim.learning_rate", "'optim.lr'"),
+        ("train.batch_size=8", "train.batch_size", "'train.global_batch'"),
         ("train", "train", "key=value"),
     ],
 )

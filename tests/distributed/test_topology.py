@@ -50,8 +50,8 @@ def test_topology_is_frozen():
 
 
 def test_allowed_world_sizes_are_the_divisors():
-    assert allowed_world_sizes(24, 10) == [1, 2, 3, 4, 6, 8]
-    assert allowed_world_sizes(7, 7) == [1, 7]
+    assert allowed_world_sizes(24) == [1, 2, 3, 4, 6, 8, 12, 24]
+    assert allowed_world_sizes(7) == [1, 7]
 
 
 def test_topology_from_launcher_variables():

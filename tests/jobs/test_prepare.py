@@ -108,7 +108,7 @@ def test_world_size_that_does_not_divide_the_batch_is_refused_with_those_that_do
     assert list(found) == ["train.global_batch"]
     assert found["train.global_batch"].where == "mine.yaml:2"
     problem = found["train.global_batch"].problem
-    assert "12" in problem and "5 ranks" in problem and problem.endswith(" 1, 2, 3, 4, 6")
+    assert "12" in problem and "5 ranks" in problem and problem.endswith(" 1, 2, 3, 4, 6, 12")
     with pytest.raises(ConfigError):
         resolve_run_folder(recipe, [], None, False, 5)
 

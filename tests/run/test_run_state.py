@@ -50,6 +50,25 @@ def test_state_of_a_run_that_starts_and_trains(run):
     assert state.last_sign == pytest.approx(time.time(), abs=5)
 
 
+def test_elapsed_and_remaining_time_of_a_running_and_a_stopped_attempt(run):
+    now = time.time()
+    attempt = make_attempt(run, steps=range(1, 41), started=now - 50)
+    state = read_run_state(run, now)
+    assert (state.elapsed_seconds, state.left_seconds) == (pytest.approx(50), pytest.approx(6.0))
+    add_events(attempt, [{**event, "time": now - 20} for event in stopped(40, "rank 0: SIGTERM")])
+    state = read_run_state(run, now)
+    assert (state.elapsed_seconds, state.left_seconds, state.knn_accuracy) == (pytest.approx(30), None, None)
+
+
+@pytest.mark.parametrize(("text", "accuracy"), [('{"knn_accuracy": 0.875}', 0.875), ("{", None), (None, None)])
+def test_accuracy_of_a_finished_run_is_that_of_its_result(run, text, accuracy):
+    make_attempt(run, steps=[100], events=[{"event": "finished", "step": 100}])
+    if text is not None:
+        run.result.write_text(text)
+    state = read(run)
+    assert (state.phase, state.knn_accuracy, state.left_seconds) == ("finished", accuracy, None)
+
+
 def test_rate_is_the_mean_of_the_last_steps(run):
     attempt = make_attempt(run, steps=range(1, 6))
     slow = {"attempt": 1, "loss": 1.0, "samples": 8, "step_seconds": 0.8}

@@ -109,6 +109,16 @@ def test_recorder_on_rank_0_writes_rows_of_every_kind(context, capsys):
     assert "step 4/4  loss 0.3000  24 samples/s" in capsys.readouterr().err
 
 
+def test_recorder_logs_its_events(context, caplog):
+    recorder = open_recorder(context, tensorboard=False)
+    with caplog.at_level(logging.INFO):
+        recorder.event("checkpoint", 4, checkpoint="step-00000004")
+        recorder.event("straggler", 5, rank=1)  # the trainer has warned of it
+    recorder.close()
+    (record,) = caplog.records
+    assert all(fact in record.getMessage() for fact in ("checkpoint", "4", "step-00000004"))
+
+
 @pytest.mark.parametrize(
     ("reasons", "final"),
     [([None, StopReason.SIGTERM], False), ([StopReason.STOP_FILE, StopReason.SIGTERM], True), ([None, None], False)],

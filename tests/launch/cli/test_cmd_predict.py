@@ -102,7 +102,7 @@ def test_only_unreadable_files_are_a_user_error(run, scans, capsys):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        ([], "predict: "),
+        ([], 'Command "predict" parameter PATH '),
         (["/no/such.png"], "PATH /no/such.png: "),
         (["scans", "--csv", "no/a.csv"], "--csv no/a.csv: "),
     ],

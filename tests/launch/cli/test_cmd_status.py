@@ -52,9 +52,9 @@ def test_status_lists_all_runs_under_runs_with_a_summary(capsys):
     make_run(Path("runs/b"))
     assert cli.main(["status"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["run", "step", "loss", "samples/s", "seen", "job", "state"]
+    assert lines[0].split() == ["run", "step", "loss", "samples/s", "left", "seen", "state"]
     first = lines[1].split()
-    assert first[:4] == ["runs/a/fold-0", "20/40", "0.0500", "80.0"] and first[-2:] == ["-", "running"]
+    assert first[:4] == ["runs/a/fold-0", "20/40", "0.0500", "80.0"] and first[-1] == "running"
     assert lines[2].split()[:2] == ["runs/a/fold-1", "40/40"]
     assert lines[2].endswith("finished")
     assert lines[3].endswith("not started")

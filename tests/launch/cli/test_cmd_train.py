@@ -1,3 +1,4 @@
+import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -7,6 +8,7 @@ import pytest
 from hsadml_dist.config.yaml_loader import load_recipe
 from hsadml_dist.launch import cli
 from hsadml_dist.launch.local import run_ranks
+from tests.report.report_samples import result_of
 
 RANK = """
 import json, os, sys
@@ -52,7 +54,7 @@ def test_print_config_prints_a_recipe_and_trains_nothing(recipe, capsys, tmp_pat
 
 
 def test_train_prepares_the_folder_and_starts_the_ranks(recipe, ranks, capfd):
-    ranks(RANK.replace("mkdir(parents=True", "mkdir(parents=True, exist_ok=True"))
+    ranks(RANK.replace("mkdir(parents=True", "mkdir(parents=True, exist_ok=True").replace("result.json", "other.json"))
     assert cli.main(["train", recipe, "--nproc", "2", "--run", "mine", "train.seed=4"]) == 0
     assert load_recipe(Path("mine/config.yaml")).recipe.train.seed == 4
     assert [Path(f"mine/calls-{rank}").read_text() for rank in range(2)] == ["None\n"] * 2
@@ -68,9 +70,13 @@ def test_train_reports_a_stop_and_the_report(recipe, ranks, capfd):
     ranks("import sys; sys.exit(85)")
     assert cli.main(["train", recipe, "--run", "mine"]) == 85
     assert "stopped" in capfd.readouterr().out
-    ranks("import pathlib, sys; pathlib.Path(sys.argv[1], 'report.html').touch()")
+    Path("result.json").write_text(json.dumps(result_of()))
+    Path("report.html").touch()
+    ranks("import shutil, sys; [shutil.copy(name, sys.argv[1]) for name in ('result.json', 'report.html')]")
     assert cli.main(["train", recipe, "--run", "mine"]) == 0
-    assert "mine/report.html" in capfd.readouterr().out
+    out = capfd.readouterr().out
+    assert "mine/report.html" in out and f"{result_of()['knn_accuracy']:.2%}" in out
+    assert cli.main(["train", recipe, "--run", "mine"]) == 0
 
 
 def test_smoke_stops_once_and_resumes(recipe, ranks, capfd):
