@@ -326,7 +326,7 @@ class EvaluationConfig:
         batch: Images embedded at a time.
         block: Gallery samples compared at a time.
         classifiers: Fit scikit-learn classifiers on the embeddings too.
-        resamples: Bootstrap resamples of the patients for each confidence interval.
+        resamples: Has no effect: intervals need no resampling any more. Accepted for recipes of version 0.1.
         allow_trained: Evaluate the run's own test fold even if it repeats images of the training folds; every figure is
             then marked.
     """

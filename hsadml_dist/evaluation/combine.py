@@ -16,9 +16,9 @@ import numpy as np
 
 from hsadml_dist.errors import DataError, TrainedDataError
 from hsadml_dist.evaluation.comparison import Outcomes, PairedComparison, compare
-from hsadml_dist.evaluation.patient_metrics import LEVEL
+from hsadml_dist.evaluation.intervals import LEVEL, METHOD
 from hsadml_dist.evaluation.pooling import EvaluatedRun, Pool, PooledSlices, gather_slices, pool, shared_methods
-from hsadml_dist.evaluation.result import BOOTSTRAP_SEED, HEAD, KNN, RAW_PIXELS, JsonRecord, Predictions
+from hsadml_dist.evaluation.result import HEAD, KNN, PERMUTATION_SEED, RAW_PIXELS, JsonRecord, Predictions
 
 COMBINED_SCHEMA_VERSION = 1
 COMBINED_NAME = "combined.json"
@@ -91,8 +91,8 @@ class CombinedResult(JsonRecord):
         label: ``class``, or ``person`` if each patient is a class.
         classes: Class names in label order.
         model: Name of the backbone of all runs.
-        level: Share of the bootstrap distribution inside each interval.
-        resamples: Number of bootstrap samples of each interval.
+        level: Share of such intervals that contain the true value, approximately.
+        interval_method: Name of the method of the intervals.
         pools: One for each split unit, data digest and loss; the strictest split first, the baseline last.
         comparisons: Between losses, with raw pixels, and between splits.
         differing: Settings that differ between runs, except loss, seed, fold and shards: key to value to runs.
@@ -104,7 +104,7 @@ class CombinedResult(JsonRecord):
     classes: tuple[str, ...]
     model: str
     level: float
-    resamples: int
+    interval_method: str
     pools: tuple[Pool, ...]
     comparisons: tuple[Comparison, ...]
     differing: Mapping[str, Mapping[str, tuple[str, ...]]]
@@ -113,8 +113,8 @@ class CombinedResult(JsonRecord):
     schema_version: int = COMBINED_SCHEMA_VERSION
 
 
-def combine(runs: Sequence[EvaluatedRun], *, resamples: int, allow_trained: bool = False) -> CombinedResult:
-    """Pool at least one run and compare the pools, with ``resamples`` bootstrap samples for each interval.
+def combine(runs: Sequence[EvaluatedRun], *, allow_trained: bool = False) -> CombinedResult:
+    """Pool at least one run and compare the pools.
 
     Raises:
         DataError: The runs do not fit together: different classes or backbones, a fold evaluated twice by one loss and
@@ -137,11 +137,9 @@ def combine(runs: Sequence[EvaluatedRun], *, resamples: int, allow_trained: bool
         classes=runs[0].predictions.classes,
         model=runs[0].result["model"],
         level=LEVEL,
-        resamples=resamples,
-        pools=tuple(
-            pool(members, slices[group], sorted(folds[group[1]]), resamples) for group, members in groups.items()
-        ),
-        comparisons=_with_adjusted_p(list(_comparisons(slices, resamples))),
+        interval_method=METHOD,
+        pools=tuple(pool(members, slices[group], sorted(folds[group[1]])) for group, members in groups.items()),
+        comparisons=_with_adjusted_p(list(_comparisons(slices))),
         differing=differing_settings(runs),
         left_out=_missing_methods(groups.values()),
         sources=tuple(_source(run) for members in groups.values() for run in members),
@@ -245,17 +243,17 @@ def _missing_methods(groups: Iterable[Sequence[EvaluatedRun]]) -> tuple[str, ...
     return tuple(missing)
 
 
-def _comparisons(slices: Mapping[Group, PooledSlices], resamples: int) -> Iterator[Comparison]:
+def _comparisons(slices: Mapping[Group, PooledSlices]) -> Iterator[Comparison]:
     for first, second in itertools.combinations(slices, 2):
         if first[:2] == second[:2]:
             for method in (KNN, HEAD):
-                yield from _compare_pools("losses", slices, (first, method), (second, method), resamples)
+                yield from _compare_pools("losses", slices, (first, method), (second, method))
     for group in slices:
-        yield from _compare_pools("control", slices, (group, KNN), (group, RAW_PIXELS), resamples)
+        yield from _compare_pools("control", slices, (group, KNN), (group, RAW_PIXELS))
     for first, second in itertools.combinations(slices, 2):
         if first[0] != second[0] and first[2] == second[2]:
             for method in (KNN, RAW_PIXELS):
-                yield from _compare_pools("splits", slices, (second, method), (first, method), resamples)
+                yield from _compare_pools("splits", slices, (second, method), (first, method))
 
 
 def _compare_pools(
@@ -263,7 +261,6 @@ def _compare_pools(
     slices: Mapping[Group, PooledSlices],
     first: tuple[Group, str],
     second: tuple[Group, str],
-    resamples: int,
 ) -> Iterator[Comparison]:
     """Yield the comparison of two sides (group, method) on the slices that both contain, if there are any."""
     one, two = slices[first[0]], slices[second[0]]
@@ -273,7 +270,7 @@ def _compare_pools(
         return
     rows_one, rows_two = (list(column) for column in zip(*rows, strict=True))
     sides = _select(one.outcomes[first[1]], rows_one), _select(two.outcomes[second[1]], rows_two)
-    test = compare(*sides, one.clusters(rows_one), resamples=resamples, seed=BOOTSTRAP_SEED)
+    test = compare(*sides, one.clusters(rows_one), seed=PERMUTATION_SEED)
     yield Comparison(kind=kind, first=_side(*first), second=_side(*second), test=test)
 
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hsadml_dist.evaluation.intervals import LEVEL, Interval, difference_interval
 from hsadml_dist.evaluation.metrics import Ints
-from hsadml_dist.evaluation.patient_metrics import LEVEL, Clusters, Interval, accuracy_interval
+from hsadml_dist.evaluation.patient_metrics import Clusters
 
 DRAWS = 10_000
 """Permutations drawn if they cannot all be counted."""
@@ -66,11 +67,10 @@ class PairedComparison:
     Attributes:
         slices: Slices classified by both.
         units: Their patients, or the finest known substitute.
-        unit: ``person``, otherwise ``exam``, otherwise ``slice``: the unit of permutation, bootstrap and sums.
+        unit: ``person``, otherwise ``exam``, otherwise ``slice``: the unit of permutation, interval and sums.
         difference: First minus second, as a share of 1.
-        interval: Bootstrap interval of the difference, from the same resamples for both; None for a single unit.
-        level: Share of the bootstrap distribution inside the interval.
-        resamples: Number of bootstrap samples.
+        interval: Interval of the difference; None for too few units.
+        level: Share of such intervals that contain the true difference, approximately.
         slices_for: Slices that the first method classifies correctly more often.
         slices_against: Slices that the second method classifies correctly more often.
         units_for: Units with more correct slices by the first method.
@@ -89,7 +89,6 @@ class PairedComparison:
     difference: float
     interval: Interval | None
     level: float
-    resamples: int
     slices_for: int
     slices_against: int
     units_for: int
@@ -99,15 +98,14 @@ class PairedComparison:
     unclustered_misleading: ChiSquare
 
 
-def compare(first: Outcomes, second: Outcomes, groups: Clusters, *, resamples: int, seed: int) -> PairedComparison:
+def compare(first: Outcomes, second: Outcomes, groups: Clusters, *, seed: int) -> PairedComparison:
     """Compare two methods on the slices (N,) that both have classified, N at least 1.
 
     Args:
         first: Outcomes of one method.
         second: Outcomes of the other on the same slices in the same order.
         groups: Patients of the slices.
-        resamples: Number of bootstrap samples.
-        seed: Seed of the bootstrap, and of the permutations if they are sampled.
+        seed: Seed of the permutations if they are sampled.
     """
     scaled_N, scale = _scaled_difference(first, second)
     scaled_G = np.zeros(groups.count, dtype=np.int64)
@@ -120,9 +118,8 @@ def compare(first: Outcomes, second: Outcomes, groups: Clusters, *, resamples: i
         accuracy_first=accuracy_first,
         accuracy_second=accuracy_second,
         difference=float(scaled_N.sum() / scale / len(scaled_N)),
-        interval=accuracy_interval(scaled_N / scale, groups, resamples=resamples, seed=seed),
+        interval=difference_interval(scaled_N / scale, groups),
         level=LEVEL,
-        resamples=resamples,
         slices_for=int((scaled_N > 0).sum()),
         slices_against=int((scaled_N < 0).sum()),
         units_for=int((scaled_G > 0).sum()),

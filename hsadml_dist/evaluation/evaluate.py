@@ -26,20 +26,18 @@ from hsadml_dist.evaluation.class_names import ClassMap
 from hsadml_dist.evaluation.classifiers import MethodPredictions, class_probabilities, predict_all
 from hsadml_dist.evaluation.embed import Embeddings, EvaluationSplit, embed, make_split, rank_positions, slice_batches
 from hsadml_dist.evaluation.geometry import Geometry, geometry
-from hsadml_dist.evaluation.metrics import Floats, Ints
-from hsadml_dist.evaluation.model_loading import Weights, checkpoint_ref, chosen_by, open_inference, open_shards
-from hsadml_dist.evaluation.patient_metrics import (
+from hsadml_dist.evaluation.intervals import (
     LEVEL,
     MAX_CONFUSION_CLASSES,
-    Clusters,
-    PatientIds,
+    METHOD,
     accuracy_interval,
     balanced_interval,
-    clusters,
-    patient_vote,
+    interval_caution,
 )
+from hsadml_dist.evaluation.metrics import Floats, Ints
+from hsadml_dist.evaluation.model_loading import Weights, checkpoint_ref, chosen_by, open_inference, open_shards
+from hsadml_dist.evaluation.patient_metrics import Clusters, PatientIds, clusters, patient_vote
 from hsadml_dist.evaluation.result import (
-    BOOTSTRAP_SEED,
     HEAD,
     KNN,
     LOW_LEVEL,
@@ -211,7 +209,6 @@ def _evaluate(
         predictions,
         geometry(emb_ND, predictions.label_N, centre_CD),
         gallery=split.patient_ids(split.gallery),
-        resamples=settings.resamples,
     )
     return Evaluation(result=result, predictions=predictions, split=split, emb_ND=emb_ND, centre_CD=centre_CD)
 
@@ -285,7 +282,7 @@ def _store(run: Path, evaluation: Evaluation) -> None:
 
 
 def evaluate_predictions(
-    context: ResultContext, predictions: Predictions, geometry: Geometry, *, gallery: PatientIds, resamples: int
+    context: ResultContext, predictions: Predictions, geometry: Geometry, *, gallery: PatientIds
 ) -> Result:
     """Compute all metrics and intervals from the predictions on the test slices.
 
@@ -294,12 +291,11 @@ def evaluate_predictions(
         predictions: Predictions of every method.
         geometry: Geometry of the classes.
         gallery: Patients of the gallery slices.
-        resamples: Number of bootstrap samples.
     """
     test = PatientIds(persons=predictions.persons, exams=predictions.exams)
     patients, known = test.distinct_patients(), gallery.distinct_patients()
     groups = clusters(test.persons, test.exams)
-    methods = {name: _method_metrics(predictions, name, groups, resamples) for name in predictions.predicted}
+    methods = {name: _method_metrics(predictions, name, groups) for name in predictions.predicted}
     predicted_N, label_N, classes = predictions.predicted[KNN], predictions.label_N, len(predictions.classes)
     tested = np.bincount(label_N, minlength=classes) > 0
     majority = _majority_accuracy(context, label_N)
@@ -326,7 +322,7 @@ def evaluate_predictions(
         person_vote=patient_vote(predicted_N, label_N, predictions.persons),
         calibration=metrics.calibration(predictions.probability_NC, label_N),
         geometry=geometry,
-        intervals=_intervals(predictions, methods, groups, resamples),
+        intervals=_intervals(predictions, methods, groups),
         confusion=matrix and tuple(map(tuple, matrix)),
         confusions=metrics.summarise_confusions(label_N, predicted_N),
     )
@@ -345,29 +341,26 @@ def _controls_not_exceeded(methods: Mapping[str, MethodMetrics], majority: float
     return tuple(name for name, accuracy in controls.items() if methods[KNN].accuracy <= accuracy)
 
 
-def _method_metrics(predictions: Predictions, method: str, groups: Clusters, resamples: int) -> MethodMetrics:
+def _method_metrics(predictions: Predictions, method: str, groups: Clusters) -> MethodMetrics:
     correct_N = predictions.correct(method)
     return MethodMetrics(
         accuracy=metrics.accuracy(correct_N),
         balanced_accuracy=metrics.balanced_accuracy(correct_N, predictions.label_N),
-        interval=accuracy_interval(correct_N, groups, resamples=resamples, seed=BOOTSTRAP_SEED),
+        interval=accuracy_interval(correct_N, groups),
     )
 
 
-def _intervals(
-    predictions: Predictions, methods: Mapping[str, MethodMetrics], groups: Clusters, resamples: int
-) -> Intervals:
+def _intervals(predictions: Predictions, methods: Mapping[str, MethodMetrics], groups: Clusters) -> Intervals:
     correct_N, label_N, classes = predictions.correct(KNN), predictions.label_N, len(predictions.classes)
     return Intervals(
         knn_accuracy=methods[KNN].interval,
-        balanced_accuracy=balanced_interval(
-            correct_N, label_N, classes, groups, resamples=resamples, seed=BOOTSTRAP_SEED
-        ),
+        balanced_accuracy=balanced_interval(correct_N, label_N, classes, groups),
         head_accuracy=methods[HEAD].interval,
         raw_pixel_knn=methods[RAW_PIXELS].interval,
         low_level_knn=methods[LOW_LEVEL].interval,
         interval_unit=groups.unit,
         units=groups.count,
         level=LEVEL,
-        resamples=resamples,
+        method=METHOD,
+        caution=interval_caution(groups.count),
     )

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from hsadml_dist.evaluation.comparison import Outcomes
+from hsadml_dist.evaluation.intervals import Caution, Interval, accuracy_interval, balanced_interval, interval_caution
 from hsadml_dist.evaluation.metrics import Ints, balanced_accuracy
-from hsadml_dist.evaluation.patient_metrics import Clusters, Interval, accuracy_interval, balanced_interval, clusters
-from hsadml_dist.evaluation.result import BOOTSTRAP_SEED, KNN, Predictions
+from hsadml_dist.evaluation.patient_metrics import Clusters, clusters
+from hsadml_dist.evaluation.result import KNN, Predictions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +101,9 @@ class Pool:
         missing: (seed, fold) that no run has evaluated.
         slices: Number of distinct slices.
         persons: Number of patients; None if unknown.
-        unit: Unit that the intervals resample: ``person``, otherwise ``exam``, otherwise ``slice``.
+        unit: Unit that the intervals treat as independent: ``person``, otherwise ``exam``, otherwise ``slice``.
+        units: Number of them.
+        caution: See :class:`~hsadml_dist.evaluation.result.Intervals`.
         shared_persons: Largest number of patients on both sides of a run; above 0 the figures are too optimistic. None
             if unknown.
         trained_slices: Largest number of slices that a run was trained on and evaluated; above 0 no figure is of unseen
@@ -121,6 +124,7 @@ class Pool:
     persons: int | None
     unit: str
     units: int
+    caution: Caution | None
     shared_persons: int | None
     trained_slices: int | None
     trained_persons: int | None
@@ -161,14 +165,13 @@ def shared_methods(runs: Sequence[EvaluatedRun]) -> list[str]:
     return [method for method in first if all(method in predicted for predicted in others)]
 
 
-def pool(runs: Sequence[EvaluatedRun], slices: PooledSlices, expected_folds: Sequence[int], resamples: int) -> Pool:
+def pool(runs: Sequence[EvaluatedRun], slices: PooledSlices, expected_folds: Sequence[int]) -> Pool:
     """Pool the runs of one group.
 
     Args:
         runs: All runs of one split unit, data digest and loss.
         slices: Their slices, from :func:`gather_slices`.
         expected_folds: Folds of a complete cross-validation.
-        resamples: Number of bootstrap samples.
     """
     split_unit, digest, loss = runs[0].group
     done = {(run.result["seed"], run.result["fold"]) for run in runs}
@@ -187,25 +190,26 @@ def pool(runs: Sequence[EvaluatedRun], slices: PooledSlices, expected_folds: Seq
         persons=_count_patients(slices.persons),
         unit=groups.unit,
         units=groups.count,
+        caution=interval_caution(groups.count),
         shared_persons=None if None in shared_persons else max(shared_persons),
         trained_slices=_largest(run.result.get("trained_slices") for run in runs),
         trained_persons=_largest(run.result.get("trained_persons") for run in runs),
-        methods={method: _pooled_metrics(slices, method, groups, resamples) for method in slices.outcomes},
+        methods={method: _pooled_metrics(slices, method, groups) for method in slices.outcomes},
         by_fold=tuple(_subset(fold, [run for run in runs if run.result["fold"] == fold]) for fold in folds),
         by_seed=tuple(_subset(seed, [run for run in runs if run.result["seed"] == seed]) for seed in seeds),
         runs=tuple(run.name for run in runs),
     )
 
 
-def _pooled_metrics(slices: PooledSlices, method: str, groups: Clusters, resamples: int) -> PooledMetrics:
+def _pooled_metrics(slices: PooledSlices, method: str, groups: Clusters) -> PooledMetrics:
     outcomes = slices.outcomes[method]
     share_N, label_N = outcomes.correct_N / outcomes.trials_N, slices.label_N
-    classes, sampling = int(label_N.max()) + 1, {"resamples": resamples, "seed": BOOTSTRAP_SEED}
+    classes = int(label_N.max()) + 1
     return PooledMetrics(
         accuracy=float(share_N.mean()),
-        interval=accuracy_interval(share_N, groups, **sampling),
+        interval=accuracy_interval(share_N, groups),
         balanced_accuracy=balanced_accuracy(share_N, label_N),
-        balanced_interval=balanced_interval(share_N, label_N, classes, groups, **sampling),
+        balanced_interval=balanced_interval(share_N, label_N, classes, groups),
     )
 
 

@@ -16,8 +16,9 @@ import numpy as np
 
 from hsadml_dist.errors import DataError
 from hsadml_dist.evaluation.geometry import Geometry
+from hsadml_dist.evaluation.intervals import Caution, Interval
 from hsadml_dist.evaluation.metrics import Calibration, ConfusionSummary, Floats, Ints
-from hsadml_dist.evaluation.patient_metrics import Interval, PatientVote
+from hsadml_dist.evaluation.patient_metrics import PatientVote
 from hsadml_dist.json_parsing import INVALID, parse_json
 
 SCHEMA_VERSION = 2
@@ -38,8 +39,8 @@ MAX_LISTED_CLASSES = 32
 TOP_PROBABILITIES = 5
 """Above that number, only this many of the most probable classes of each slice are stored."""
 
-BOOTSTRAP_SEED = 0
-"""Fixed, so that runs with the same predictions have the same intervals whatever their training seeds."""
+PERMUTATION_SEED = 0
+"""Fixed, so that runs with the same predictions have the same p-values whatever their training seeds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,8 +196,9 @@ class Intervals:
     Attributes:
         interval_unit: The resampled unit: ``person``, otherwise ``exam``, otherwise ``slice``.
         units: Number of such units in the test fold.
-        level: Share of the bootstrap distribution inside each interval.
-        resamples: Number of bootstrap samples.
+        level: Share of such intervals that contain the true value, approximately.
+        method: Name of the method.
+        caution: ``too_few_units`` if there are no intervals because of that, ``few_units`` if they are rough.
     """
 
     knn_accuracy: Interval | None
@@ -207,7 +209,8 @@ class Intervals:
     interval_unit: str
     units: int
     level: float
-    resamples: int
+    method: str
+    caution: Caution | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ from hsadml_dist.run.folder import RunFolder
 
 RECIPES = Path(__file__).parents[1] / "launch" / "recipes"
 RUNS = Path("runs")
-SMOKE_OVERRIDES = ("train.steps=2", "checkpoint.every=1", "evaluation.at_end=true", "evaluation.resamples=100")
+SMOKE_OVERRIDES = ("train.steps=2", "checkpoint.every=1", "evaluation.at_end=true")
 LENGTH_KEYS = ("train.steps", "train.epochs")
 
 

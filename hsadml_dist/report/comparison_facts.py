@@ -8,13 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hsadml_dist.report.formatting import loss_title, thousands, unit_title
+from hsadml_dist.report.formatting import interval_caution, loss_title, thousands, unit_title
 from hsadml_dist.report.page import render_paragraphs
 from hsadml_dist.report.trained_facts import SLICES_MARK, trained_mark
 
 SIGNIFICANT = 0.05
-FEW_UNITS = 20
-"""The page warns if fewer units than these are resampled."""
 MAX_PAIRS = 2
 """Pairs of losses with a sentence of their own."""
 _PAPERS_LOSS = "sphereface"
@@ -50,8 +48,7 @@ def remarks(combined: Mapping[str, Any]) -> list[str]:
         "incomparable": len(units) > 1 and not any(one["kind"] == "splits" for one in combined["comparisons"]),
         "missing": list(_missing_folds(pools)),
         "weak_units": [unit for unit in dict.fromkeys(pool["unit"] for pool in pools) if unit != "person"],
-        "smallest": min(pools, key=lambda pool: pool["units"]),
-        "few_units": FEW_UNITS,
+        "caution": _smallest_caution(pools),
         "seeds": {tuple(pool["seeds"]) for pool in strictest_pools(combined)},
         "spread": spread,
         "close": [one for one in main_comparisons(combined) if spread and abs(one["test"]["difference"]) <= spread],
@@ -60,6 +57,11 @@ def remarks(combined: Mapping[str, Any]) -> list[str]:
         ],
     }
     return render_paragraphs("comparison_remarks.txt.j2", facts)
+
+
+def _smallest_caution(pools: Sequence[PoolDict]) -> str | None:
+    smallest = min(pools, key=lambda pool: pool["units"])
+    return interval_caution(smallest["caution"], smallest["units"], smallest["unit"])
 
 
 def main_comparisons(combined: Mapping[str, Any]) -> list[ComparisonDict]:

@@ -109,6 +109,16 @@ def unit_title(unit: str) -> str:
     return "patient" if unit == "person" else unit
 
 
+def interval_caution(caution: str | None, units: int, unit: str) -> str | None:
+    """Return in a sentence what a ``caution`` code in ``result.json`` means; None without a code."""
+    number = counted(units, unit_title(unit))
+    sentences = {
+        "too_few_units": f"With only {number}, there are no intervals: the accuracies are anecdotes.",
+        "few_units": f"With only {number}, the intervals are rough.",
+    }
+    return None if caution is None else sentences[caution]
+
+
 def classes_are_patients(result: Mapping[str, Any]) -> bool:
     """Return whether each class is one patient."""
     return result.get("label") == "person"

@@ -13,6 +13,7 @@ from hsadml_dist.report.formatting import (
     CONTROLS,
     classes_are_patients,
     counted,
+    interval_caution,
     ordered_methods,
     percent,
     unit_title,
@@ -56,8 +57,6 @@ PACKAGES = ("hsadml-dist", "torch", "monai", "deepspeed", "webdataset", "numpy",
 """Packages that can influence the numbers."""
 POOR_CALIBRATION = 0.1
 """Expected calibration error from which the report warns."""
-FEW_UNITS = 20
-"""The report warns if fewer units than these are resampled."""
 _CLOSE = 0.1
 """The report warns if a control is nearer than this to the k-NN accuracy."""
 
@@ -118,7 +117,7 @@ def run_facts(
         "trained_reasons": trained_reasons(result),
         "unknown_training": bool(set(result["trained_unknown"] or ()) - {"no_patient_ids"}),
         "mark": trained_mark(result),
-        "few_units": intervals["units"] < FEW_UNITS,
+        "caution": interval_caution(intervals.get("caution"), intervals["units"], intervals["interval_unit"]),
         "metrics": list(metrics(result)),
         "methods": ordered_methods(result["methods"] or {}),
         "controls": list(control_results(result)),

@@ -135,9 +135,7 @@ def short_names(runs: Sequence[Path]) -> list[str]:
     return [os.path.relpath(path, top) for path in absolute]
 
 
-def write_comparison(
-    runs: Sequence[EvaluatedRun], resamples: int, folder: Path, *, allow_trained: bool = False
-) -> dict[str, Any]:
+def write_comparison(runs: Sequence[EvaluatedRun], folder: Path, *, allow_trained: bool = False) -> dict[str, Any]:
     """Compare runs, write ``combined.json`` and ``combined.html`` to a folder, and return the comparison.
 
     Raises:
@@ -147,7 +145,7 @@ def write_comparison(
     from hsadml_dist.evaluation.combine import COMBINED_NAME, combine
     from hsadml_dist.report.comparison_page import write_comparison_page
 
-    combined = combine(runs, resamples=resamples, allow_trained=allow_trained)
+    combined = combine(runs, allow_trained=allow_trained)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / COMBINED_NAME, combined.to_json())
     write_comparison_page(folder, combined.to_dict())
@@ -176,7 +174,7 @@ def format_comparison(combined: Mapping[str, Any], folder: Path) -> list[str]:
 
 def format_result(run: Path, result: Mapping[str, Any], report: Path | None) -> list[str]:
     """Return a result as a few lines, with the path of its report if that was written."""
-    from hsadml_dist.report.formatting import classes_are_patients, unit_title
+    from hsadml_dist.report.formatting import classes_are_patients, counted, interval_caution, unit_title
     from hsadml_dist.report.trained_facts import trained_counts, trained_mark, trained_reasons
 
     intervals = result["intervals"]
@@ -199,9 +197,11 @@ def format_result(run: Path, result: Mapping[str, Any], report: Path | None) -> 
         if result.get(key) is not None
     ]
     lines += _result_warnings(result)
-    lines.append(
-        f"  brackets: {intervals['level']:.0%} intervals, resampled by {unit_title(intervals['interval_unit'])}"
-    )
+    units, unit = intervals["units"], intervals["interval_unit"]
+    caution = interval_caution(intervals.get("caution"), units, unit)
+    lines += [f"  warning: {caution}"] if caution else []
+    if intervals["knn_accuracy"] is not None:
+        lines.append(f"  brackets: {intervals['level']:.0%} intervals over {counted(units, unit_title(unit))}")
     return lines if report is None else [*lines, f"  report: {report}"]
 
 
@@ -245,9 +245,7 @@ def _compare(runs: Sequence[Path], folder: Path, *, as_json: bool, allow_trained
         evaluated.append(load_or_evaluate(run, name, allow_trained=allow_trained))
         if not as_json:
             echo(_format_progress(name, evaluated[-1].result))
-    # The largest number of resamples that a recipe asks for.
-    resamples = max(load_recipe(RunFolder(run).config, stored=True).recipe.evaluation.resamples for run in folders)
-    combined = write_comparison(evaluated, resamples, folder, allow_trained=allow_trained)
+    combined = write_comparison(evaluated, folder, allow_trained=allow_trained)
     if as_json:
         echo_json(combined, indent=2)
     else:

@@ -38,7 +38,6 @@ SETTINGS = (
     "optim.warmup_steps=5",
     f"checkpoint.every={EVERY}",
     "evaluation.at_end=false",
-    "evaluation.resamples=100",
     "run.tensorboard=false",
     "run.ledger=true",
 )

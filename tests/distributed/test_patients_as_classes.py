@@ -23,7 +23,6 @@ SETTINGS = (
     "train.global_batch=12",
     "optim.warmup_steps=0",
     "checkpoint.every=3",
-    "evaluation.resamples=100",
     "loss.layout=sharded",
 )
 

@@ -29,7 +29,6 @@ SETTINGS = (
     "optim.warmup_steps=2",
     "checkpoint.every=3",
     "evaluation.at_end=false",
-    "evaluation.resamples=100",
     "run.tensorboard=false",
 )
 

@@ -141,7 +141,7 @@ def run(tmp_path: Path, shards: Path) -> Path:
         data=DataConfig(shards=str(shards), fold=0, image_size=16),
         model=ModelConfig(name="resnet_gn_tiny", embedding_dim=8),
         train=TrainConfig(steps=2, global_batch=12),
-        evaluation=EvaluationConfig(batch=5, block=7, resamples=200),
+        evaluation=EvaluationConfig(batch=5, block=7),
     )
     folder = RunFolder(tmp_path / "run")
     attempt = folder.attempt(1)

@@ -26,7 +26,6 @@ SETTINGS = (
     "data.transforms=[]",
     "train.steps=1",
     "train.global_batch=6",
-    "evaluation.resamples=100",
     "evaluation.classifiers=false",
     "run.tensorboard=false",
 )

@@ -26,7 +26,7 @@ def runs() -> list[EvaluatedRun]:
 
 @pytest.fixture(scope="module")
 def whole(runs: list[EvaluatedRun]) -> CombinedResult:
-    return combine(runs, resamples=300)
+    return combine(runs)
 
 
 def pool_of(combined: CombinedResult, unit: str, loss: str) -> Pool:
@@ -93,7 +93,7 @@ def test_pools_are_sorted_by_strictness_with_the_baseline_last(whole: CombinedRe
 
 def test_losses_are_compared_on_shared_slices(runs: list[EvaluatedRun]) -> None:
     some = [run for run in runs if run.result["loss"] != "sphereface" or run.result["fold"] in (0, 3)]
-    (one, other) = of_kind(combine(some, resamples=100), "losses")
+    (one, other) = of_kind(combine(some), "losses")
     assert (one.first.split_unit, other.first.split_unit) == ("person", "slice")
     first, second = (slow_shares(some, "person", loss, "knn") for loss in ("sphereface", "softmax"))
     assert len(first) < len(second) and one.test.slices == len(first)
@@ -127,10 +127,10 @@ def test_missing_folds_and_seeds_are_listed(whole: CombinedResult, runs: list[Ev
     lost = [run for run in runs if run.name != "person/softmax/fold-3-seed-1"]
     unknown = [dataclasses.replace(run, folds=()) for run in lost]
     for some in (lost, unknown):
-        found = combine(some, resamples=50)
+        found = combine(some)
         assert pool_of(found, "person", "softmax").missing == ((1, 3),)
         assert pool_of(found, "person", "softmax").slices == pool_of(whole, "person", "softmax").slices
-    assert pool_of(combine(unknown, resamples=50), "slice", "softmax").missing == ()
+    assert pool_of(combine(unknown), "slice", "softmax").missing == ()
 
 
 def test_method_missing_in_one_run_is_left_out_of_its_pool_only(runs: list[EvaluatedRun]) -> None:
@@ -139,7 +139,7 @@ def test_method_missing_in_one_run_is_left_out_of_its_pool_only(runs: list[Evalu
         dataclasses.replace(runs[0], predictions=dataclasses.replace(runs[0].predictions, predicted=short)),
         *runs[1:],
     ]
-    found = combine(some, resamples=50)
+    found = combine(some)
     assert found.left_out == ("svm",)
     assert [("svm" in pool.methods) for pool in found.pools] == [True, False, True, True]
 
@@ -149,7 +149,7 @@ def test_differing_settings_are_listed_except_the_compared_ones(
 ) -> None:
     assert whole.differing == {}
     changed_run = dataclasses.replace(runs[3], settings=dict(runs[3].settings) | {"optim.lr": 0.1})
-    found = combine([*runs[:3], changed_run, *runs[4:]], resamples=50)
+    found = combine([*runs[:3], changed_run, *runs[4:]])
     assert found.differing.keys() == {"optim.lr"}
     assert found.differing["optim.lr"]["0.1"] == (runs[3].name,)
 
@@ -157,11 +157,11 @@ def test_differing_settings_are_listed_except_the_compared_ones(
 def test_label_is_taken_from_the_runs(runs: list[EvaluatedRun], whole: CombinedResult) -> None:
     assert whole.label == "class"  # results of older versions have no label
     of_persons = [dataclasses.replace(run, result=dict(run.result) | {"label": "person"}) for run in runs]
-    assert combine(of_persons, resamples=50).label == "person"
+    assert combine(of_persons).label == "person"
 
 
 def test_combine_is_independent_of_the_order_of_runs(runs: list[EvaluatedRun], whole: CombinedResult) -> None:
-    assert combine(runs[::-1], resamples=300) == whole
+    assert combine(runs[::-1]) == whole
 
 
 def test_combined_json_round_trip(whole: CombinedResult) -> None:
@@ -173,7 +173,7 @@ def test_combined_json_round_trip(whole: CombinedResult) -> None:
 
 
 def test_p_values_of_several_losses_are_adjusted_by_holm() -> None:
-    found = of_kind(combine(list(STUDY.all({"person": 5})), resamples=50), "losses")
+    found = of_kind(combine(list(STUDY.all({"person": 5}))), "losses")
     assert [(one.first.loss, one.second.loss) for one in found] == [
         ("cosface", "sphereface"),
         ("cosface", "softmax"),
@@ -187,7 +187,7 @@ def test_p_values_of_several_losses_are_adjusted_by_holm() -> None:
 
 
 def test_single_run_is_a_pool_without_comparisons_of_losses() -> None:
-    found = combine([TWO.run("person", "softmax", 2)], resamples=50)
+    found = combine([TWO.run("person", "softmax", 2)])
     assert len(found.pools) == 1 and of_kind(found, "losses") == []
     assert found.pools[0].missing == ((0, 0), (0, 1), (0, 3), (0, 4))
 
@@ -197,7 +197,7 @@ def test_unknown_patients_are_resampled_by_slice() -> None:
     unknown = (None,) * len(run.predictions)
     bare = dataclasses.replace(run.predictions, persons=unknown, exams=unknown)
     result = dict(run.result) | {"shared_persons": None}
-    (pool,) = combine([dataclasses.replace(run, predictions=bare, result=result)], resamples=50).pools
+    (pool,) = combine([dataclasses.replace(run, predictions=bare, result=result)]).pools
     assert (pool.unit, pool.persons, pool.shared_persons) == ("slice", None, None)
 
 
@@ -240,9 +240,9 @@ def renamed(run: EvaluatedRun) -> EvaluatedRun:
 )
 def test_incompatible_runs_are_refused_in_one_line(alter: Callable[[EvaluatedRun], EvaluatedRun], facts: str) -> None:
     fitting = [TWO.run("person", "softmax", 0), TWO.run("slice", "softmax", 0)]
-    combine(fitting, resamples=20)
+    combine(fitting)
     with pytest.raises(DataError, match=facts) as caught:
-        combine([fitting[0], alter(fitting[1])], resamples=20)
+        combine([fitting[0], alter(fitting[1])])
     assert "\n" not in str(caught.value)
 
 
@@ -254,5 +254,5 @@ def test_thousands_of_class_names_are_shortened() -> None:
         bare = dataclasses.replace(run.predictions, classes=names)
         both.append(changed(dataclasses.replace(run, predictions=bare), classes=list(names)))
     with pytest.raises(DataError) as caught:
-        combine(both, resamples=20)
+        combine(both)
     assert len(str(caught.value)) < 400 and str(caught.value).count("3001, CRC") == 2

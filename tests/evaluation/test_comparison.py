@@ -18,6 +18,7 @@ from hsadml_dist.evaluation.comparison import (
     mcnemar,
     permutation_test,
 )
+from hsadml_dist.evaluation.intervals import difference_interval
 from hsadml_dist.evaluation.metrics import Ints
 from hsadml_dist.evaluation.patient_metrics import Clusters
 
@@ -103,7 +104,7 @@ def sample_pair(seed: int, persons: int = 30) -> tuple[np.ndarray, np.ndarray, n
 
 def test_clustered_mcnemar_equals_the_published_formula() -> None:
     first, second, person = sample_pair(0)
-    found = compare(one_trial(first), one_trial(second), group_by(person), resamples=200, seed=0)
+    found = compare(one_trial(first), one_trial(second), group_by(person), seed=0)
     assert found.clustered.statistic == pytest.approx(obuchowski_statistic(first, second, person), rel=1e-12)
     assert found.clustered.p == pytest.approx(stats.chi2.sf(found.clustered.statistic, 1), rel=1e-10)
 
@@ -118,20 +119,28 @@ def test_mcnemar_equals_the_published_formula() -> None:
 
 def test_compare_a_few_slices() -> None:
     first, second = np.array([1, 1, 1, 0, 0, 1]), np.array([0, 0, 1, 1, 0, 1])
-    found = compare(one_trial(first), one_trial(second), group_by(np.array([0, 0, 0, 1, 1, 2])), resamples=500, seed=0)
+    found = compare(one_trial(first), one_trial(second), group_by(np.array([0, 0, 0, 1, 1, 2])), seed=0)
     assert (found.slices, found.units, found.unit) == (6, 3, "person")
     assert (found.accuracy_first, found.accuracy_second) == (4 / 6, 3 / 6)
     assert found.difference == pytest.approx(1 / 6)
     assert (found.slices_for, found.slices_against, found.units_for, found.units_against) == (2, 1, 1, 1)
     assert found.permutation.p == 1.0  # +2 and -1 on two patients: sums 1, 3, -1, -3, none nearer to 0
     assert found.clustered.statistic == pytest.approx(2 / 3 * 1 / 5)
+    assert found.interval is None, "3 patients are too few"
+
+
+def test_compare_has_the_interval_of_the_difference() -> None:
+    first, second, person = sample_pair(0)
+    found = compare(one_trial(first), one_trial(second), group_by(person), seed=0)
+    expected = difference_interval(first.astype(float) - second, group_by(person))
+    assert found.interval == pytest.approx(expected)
     assert found.interval is not None and found.interval[0] < found.difference < found.interval[1]
 
 
 def test_compare_is_antisymmetric() -> None:
     first, second, person = sample_pair(1)
-    one = compare(one_trial(first), one_trial(second), group_by(person), resamples=400, seed=0)
-    two = compare(one_trial(second), one_trial(first), group_by(person), resamples=400, seed=0)
+    one = compare(one_trial(first), one_trial(second), group_by(person), seed=0)
+    two = compare(one_trial(second), one_trial(first), group_by(person), seed=0)
     assert one.difference == -two.difference > 0
     assert (one.permutation, one.clustered, one.units_for) == (two.permutation, two.clustered, two.units_against)
     assert one.interval is not None and two.interval is not None
@@ -141,7 +150,7 @@ def test_compare_is_antisymmetric() -> None:
 def test_compare_averages_seeds_on_each_slice() -> None:
     first = Outcomes(correct_N=np.array([3, 1, 0]), trials_N=np.array([3, 3, 3]))
     second = Outcomes(correct_N=np.array([1, 0, 1]), trials_N=np.array([2, 2, 2]))
-    found = compare(first, second, group_by(np.array([0, 0, 1])), resamples=200, seed=0)
+    found = compare(first, second, group_by(np.array([0, 0, 1])), seed=0)
     differences = [1 - 1 / 2 + 1 / 3, -1 / 2]
     assert found.difference == pytest.approx(sum(differences) / 3)
     assert found.clustered.statistic == pytest.approx(sum(differences) ** 2 / sum(d**2 for d in differences) / 2)
@@ -151,9 +160,9 @@ def test_compare_averages_seeds_on_each_slice() -> None:
 
 def test_compare_of_three_equal_seeds_equals_one_seed() -> None:
     first, second, person = sample_pair(2)
-    single = compare(one_trial(first), one_trial(second), group_by(person), resamples=300, seed=0)
+    single = compare(one_trial(first), one_trial(second), group_by(person), seed=0)
     thrice = [Outcomes(correct_N=3 * hits.astype(np.int64), trials_N=np.full(len(hits), 3)) for hits in (first, second)]
-    assert compare(*thrice, group_by(person), resamples=300, seed=0) == single
+    assert compare(*thrice, group_by(person), seed=0) == single
 
 
 def compare_equal_methods(seed: int, persons: int = 60) -> PairedComparison:
@@ -162,7 +171,7 @@ def compare_equal_methods(seed: int, persons: int = 60) -> PairedComparison:
     person = np.repeat(np.arange(persons), generator.integers(2, 12, persons))
     lean = generator.normal(0, 0.25, persons)[person]
     first, second = (generator.random(len(person)) < 0.6 + sign * lean for sign in (1, -1))
-    return compare(one_trial(first), one_trial(second), group_by(person), resamples=200, seed=seed)
+    return compare(one_trial(first), one_trial(second), group_by(person), seed=seed)
 
 
 def test_p_values_under_the_null_hypothesis_are_uniform_by_patient_and_too_small_by_slice() -> None:

@@ -58,7 +58,7 @@ def make_predictions(
 
 def evaluate(knn: list[int], test: list[str | None], gallery: list[str | None]) -> Result:
     others = PatientIds(persons=gallery, exams=[None] * len(gallery))
-    return evaluate_predictions(CONTEXT, make_predictions(knn, test), GEOMETRY, gallery=others, resamples=300)
+    return evaluate_predictions(CONTEXT, make_predictions(knn, test), GEOMETRY, gallery=others)
 
 
 def test_metrics_of_a_few_slices() -> None:
@@ -76,10 +76,16 @@ def test_metrics_of_a_few_slices() -> None:
     assert result.confusion == ((1, 0, 1), (1, 3, 0), (0, 0, 0))
     assert (result.persons, result.slices, result.reference_slices, result.shared_persons) == (3, 6, 3, 0)
     spans = result.intervals
-    assert (spans.interval_unit, spans.units, spans.level, spans.resamples) == ("person", 3, 0.95, 300)
-    assert spans.head_accuracy == (1.0, 1.0)
+    assert (spans.interval_unit, spans.units, spans.level, spans.method) == ("person", 3, 0.95, "jackknife_t")
+    assert (spans.caution, spans.head_accuracy, spans.knn_accuracy) == ("too_few_units", None, None)
+
+
+def test_five_patients_have_intervals_with_a_caution() -> None:
+    spans = evaluate([0, 2, 1, 1, 1, 0], [*"abcd", "e", "e"], ["s"]).intervals
+    assert (spans.units, spans.caution) == (5, "few_units")
     assert spans.knn_accuracy is not None
     assert spans.knn_accuracy[0] < 4 / 6 < spans.knn_accuracy[1]
+    assert spans.head_accuracy is not None and spans.head_accuracy[1] == pytest.approx(1.0)
 
 
 def test_confusions_are_those_of_the_nearest_neighbour() -> None:
@@ -105,7 +111,7 @@ def test_result_of_many_classes_omits_the_confusion_matrix() -> None:
     many = dataclasses.replace(CONTEXT, classes=tuple(map(str, range(classes))))
     ids = PatientIds(persons=PERSONS, exams=PERSONS)
     predictions = make_predictions([0, 4999, 1, 1, 1, 0], PERSONS, many.classes)
-    result = evaluate_predictions(many, predictions, GEOMETRY, gallery=ids, resamples=100)
+    result = evaluate_predictions(many, predictions, GEOMETRY, gallery=ids)
     assert (result.confusion, result.intervals.balanced_accuracy) == (None, None)
     assert result.balanced_accuracy == (1 / 2 + 3 / 4) / 2
 
@@ -140,6 +146,6 @@ def test_result_names_the_controls_that_it_does_not_exceed(knn: list[int], major
     """Raw pixels are right for 1 of 6 slices, low-level features for 2, class b for 4."""
     others = PatientIds(persons=["s"], exams=[None])
     context = dataclasses.replace(CONTEXT, majority_class=majority)
-    result = evaluate_predictions(context, make_predictions(knn, PERSONS), GEOMETRY, gallery=others, resamples=100)
+    result = evaluate_predictions(context, make_predictions(knn, PERSONS), GEOMETRY, gallery=others)
     assert result.controls_not_exceeded == names
     assert result.majority_accuracy == {"a": 2 / 6, "b": 4 / 6, None: None}[majority]

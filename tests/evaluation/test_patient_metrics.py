@@ -1,4 +1,4 @@
-"""Patient votes against a slow loop, and bootstrap intervals against a slow loop and their coverage."""
+"""Patient votes against a slow loop, and the units of slices."""
 
 from __future__ import annotations
 
@@ -6,24 +6,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
-from hsadml_dist.evaluation import patient_metrics
 from hsadml_dist.evaluation.metrics import Ints
-from hsadml_dist.evaluation.patient_metrics import (
-    UNDECIDED,
-    Clusters,
-    Interval,
-    PatientVote,
-    accuracy_tally,
-    bootstrap_interval,
-    class_tally,
-    clusters,
-    patient_cases,
-    patient_vote,
-    tallied_accuracy,
-    tallied_balanced_accuracy,
-)
+from hsadml_dist.evaluation.patient_metrics import UNDECIDED, PatientVote, clusters, patient_cases, patient_vote
 
 
 @pytest.fixture
@@ -31,14 +16,6 @@ def sample() -> tuple[Ints, Ints]:
     generator = np.random.default_rng(0)
     label = generator.integers(0, 4, 300)
     return label, np.where(generator.random(300) < 0.6, label, generator.integers(0, 4, 300))
-
-
-def test_tallies_sum_to_accuracy_and_balanced_accuracy(sample: tuple[Ints, Ints]) -> None:
-    label, predicted = sample
-    plain = accuracy_tally(predicted == label).sum(axis=0, keepdims=True)
-    by_class = class_tally(predicted == label, label, 5).sum(axis=0, keepdims=True)
-    assert tallied_accuracy(plain)[0] == pytest.approx(accuracy_score(label, predicted), abs=1e-15)
-    assert tallied_balanced_accuracy(by_class)[0] == pytest.approx(balanced_accuracy_score(label, predicted), abs=1e-15)
 
 
 @pytest.mark.parametrize(
@@ -56,67 +33,6 @@ def test_clusters_use_the_coarsest_unit_known_for_all_slices(
     found = clusters(persons, exams)
     assert (found.unit, found.count) == (unit, count)
     assert len(set(found.cluster_N.tolist())) == count
-
-
-def slow_interval(correct: list[bool], person: list[int], resamples: int, seed: int) -> tuple[float, float]:
-    """Draw patients one by one and count their slices."""
-    generator = np.random.default_rng(seed)
-    names = sorted(set(person))
-    values = []
-    for _ in range(resamples):
-        drawn = [names[generator.integers(len(names))] for _ in names]
-        hits = [hit for name in drawn for hit, owner in zip(correct, person, strict=True) if owner == name]
-        values.append(sum(hits) / len(hits))
-    low, high = np.percentile(values, [2.5, 97.5])
-    return low, high
-
-
-def group_by(person: np.ndarray) -> Clusters:
-    return clusters([str(name) for name in person], [None] * len(person))
-
-
-def test_bootstrap_interval_equals_slow_loop() -> None:
-    generator = np.random.default_rng(5)
-    person = np.sort(generator.integers(0, 25, 120))
-    correct = generator.random(120) < generator.random(25)[person]
-    fast = bootstrap_interval(accuracy_tally(correct), group_by(person), tallied_accuracy, resamples=20000, seed=1)
-    assert fast == pytest.approx(slow_interval(correct.tolist(), person.tolist(), 3000, 2), abs=0.012)
-
-
-def test_bootstrap_interval_depends_on_the_seed_and_not_on_the_chunk_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = np.random.default_rng(1)
-    groups, tally = group_by(np.sort(generator.integers(0, 20, 60))), accuracy_tally(generator.random(60) < 0.7)
-
-    def draw(seed: int) -> Interval | None:
-        return bootstrap_interval(tally, groups, tallied_accuracy, resamples=500, seed=seed)
-
-    first = draw(0)
-    assert first == draw(0) != draw(1)
-    monkeypatch.setattr(patient_metrics, "MAX_DRAWS", 64)
-    assert first == draw(0)
-
-
-def coverage(cluster_of: np.ndarray, trials: int = 300) -> float:
-    """Return the share of trials whose interval contains the true accuracy .7; slices of a patient are all alike."""
-    generator, inside = np.random.default_rng(11), 0
-    person = np.repeat(np.arange(60), 5)
-    for trial in range(trials):
-        correct = (generator.random(60) < 0.7)[person]
-        tally = accuracy_tally(correct)
-        span = bootstrap_interval(tally, group_by(cluster_of), tallied_accuracy, resamples=400, seed=trial)
-        assert span is not None
-        inside += span[0] <= 0.7 <= span[1]
-    return inside / trials
-
-
-def test_bootstrap_interval_has_its_coverage_by_patient_and_not_by_slice() -> None:
-    assert 0.90 <= coverage(np.repeat(np.arange(60), 5)) <= 0.985
-    assert coverage(np.arange(300), trials=150) < 0.75
-
-
-def test_bootstrap_interval_of_a_single_patient_is_none() -> None:
-    tally = accuracy_tally(np.array([True, False]))
-    assert bootstrap_interval(tally, group_by(np.array([0, 0])), tallied_accuracy, resamples=100, seed=0) is None
 
 
 def slow_votes(predicted: list[int], label: list[int], persons: list[str]) -> dict[tuple[str, int], int | None]:

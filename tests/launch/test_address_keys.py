@@ -18,7 +18,6 @@ SETTINGS = (
     "model.embedding_dim=8",
     "train.steps=2",
     "train.global_batch=4",
-    "evaluation.resamples=100",
 )
 
 pytestmark = pytest.mark.soak

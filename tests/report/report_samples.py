@@ -41,7 +41,8 @@ SPANS = {
     "interval_unit": "person",
     "units": 40,
     "level": 0.95,
-    "resamples": 2000,
+    "method": "jackknife_t",
+    "caution": None,
 }
 
 

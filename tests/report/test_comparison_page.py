@@ -24,7 +24,7 @@ TITLES = {"softmax": "softmax", "sphereface": "SphereFace"}
 
 @pytest.fixture(scope="module")
 def even() -> dict[str, Any]:
-    return combine(list(EVEN.all({"person": 5, "slice": 1})), resamples=300).to_dict()
+    return combine(list(EVEN.all({"person": 5, "slice": 1}))).to_dict()
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def even_text(even: dict[str, Any]) -> str:
 @pytest.fixture(scope="module")
 def three_text() -> str:
     runs = THREE.all({"person": 5, "exam": 1, "slice": 2}, seeds=2)
-    return render_comparison(combine(list(runs), resamples=300).to_dict())
+    return render_comparison(combine(list(runs)).to_dict())
 
 
 def test_comparison_loads_nothing_and_each_image_has_text_and_a_table(three_text: str) -> None:
@@ -108,7 +108,7 @@ def test_comparison_escapes_run_names(even: dict[str, Any]) -> None:
 
 
 def test_comparison_of_one_run_without_controls_is_rendered() -> None:
-    one = combine([EVEN.run("person", "softmax", 0)], resamples=50).to_dict()
+    one = combine([EVEN.run("person", "softmax", 0)]).to_dict()
     for pool in one["pools"]:
         del pool["methods"]["raw_pixels"]
     page = ParsedPage(render_comparison(one | {"comparisons": []}))
@@ -118,6 +118,6 @@ def test_comparison_of_one_run_without_controls_is_rendered() -> None:
 
 def test_comparison_distinguishes_two_shards_of_one_split() -> None:
     both = [Study(lead={"softmax": 0.0}, seed=seed).run("person", "softmax", 0) for seed in (0, 1)]
-    page = ParsedPage(render_comparison(combine(both, resamples=50).to_dict()))
+    page = ParsedPage(render_comparison(combine(both).to_dict()))
     names = {f"patient ({run.result['data_digest'][:8]})" for run in both}
     assert names <= {row[0] for row in page.rows}

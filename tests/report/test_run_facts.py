@@ -52,7 +52,7 @@ def test_remarks_of_sound_result_are_empty(result: dict[str, Any]) -> None:
         ("", "shared_persons", 1, ("1 patient ",)),
         ("", "persons", None, ("patient ids",)),
         ("intervals", "interval_unit", "exam", ("exam", "patient")),
-        ("intervals", "units", 6, ("6 patients",)),
+        ("intervals", "caution", "few_units", ("40 patients",)),
         ("intervals", "knn_accuracy", [0.68, 0.9], ("raw pixels", "68.8%")),
         ("", "raw_pixel_knn", 0.9, ("raw pixels", "90.0%")),
         ("", "low_level_knn", 0.74, ("low-level features", "74.0%")),

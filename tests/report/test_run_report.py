@@ -227,7 +227,7 @@ def test_page_without_confusion_matrix_has_no_section_for_it() -> None:
 
 @pytest.mark.parametrize(
     ("where", "key", "value", "fact"),
-    [("", "split_unit", "slice", "split by slice"), ("intervals", "units", 6, "only 6 patients")],
+    [("", "split_unit", "slice", "split by slice"), ("intervals", "caution", "few_units", "only 40 patients")],
 )
 def test_page_starts_with_the_remarks(where: str, key: str, value: object, fact: str) -> None:
     result: dict[str, Any] = copy.deepcopy(result_of())

@@ -37,7 +37,7 @@ def test_claim_answers_hold_the_facts_of_the_run() -> None:
         22: ["64 dimensions", "3 class centres"],
         23: ["Python 3.11.7, torch 2.13.0"],
         25: ["sphereface", "seed 0", "loss.margin 4"],
-        29: ["95%", "40 patients", "2,000"],
+        29: ["95%", "40 patients", "jackknife"],
         36: ["<class 0> 10"],
         37: ["81.2% (73.1% to 88.3%)", "79.8% (70.1% to 87.1%)", "raw pixels 68.8%", "low-level features 65.2%"],
         38: ["87.5% (73.9% to 94.5%)"],

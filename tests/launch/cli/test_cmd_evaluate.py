@@ -26,7 +26,9 @@ RESULT = {
         "head_accuracy": [0.7, 0.9],
         "raw_pixel_knn": [0.4, 0.9],
         "interval_unit": "person",
+        "units": 28,
         "level": 0.95,
+        "caution": None,
     },
 }
 REPORT = None
@@ -62,6 +64,14 @@ def test_text_has_metrics_intervals_and_control(run, capsys):
     assert "  85.00%\n" in text
     assert "  50.00%  [40.00%, 90.00%]\n" in text
     assert "warning" not in text and "report" not in text
+
+
+@pytest.mark.parametrize(("caution", "units"), [("few_units", 7), ("too_few_units", 3)])
+def test_text_warns_of_few_patients(run, capsys, monkeypatch, caution, units):
+    monkeypatch.setitem(RESULT, "intervals", RESULT["intervals"] | {"caution": caution, "units": units})
+    assert cli.main(["evaluate", run]) == 0
+    (warning,) = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
+    assert f"{units} patients" in warning
 
 
 def test_options_for_other_shards_are_passed_on(run, capsys):

@@ -54,7 +54,7 @@ def make_run(tmp_path: Path, evaluation: FakeEvaluation) -> MakeRun:
         (run / "checkpoints" / "step-00000600.attempt-0001").mkdir(parents=True)
         shards = str(tmp_path / "shards")
         settings = {"data.shards": shards, "data.fold": fold, "loss.name": loss, "train.steps": 600}
-        dump_recipe(build_recipe(settings | {"evaluation.resamples": 100}), run / "config.yaml")
+        dump_recipe(build_recipe(settings), run / "config.yaml")
         evaluation.results[run] = STUDY.run(unit, loss, fold)
         return run
 
@@ -144,7 +144,7 @@ def test_combine_writes_json_and_page_and_prints_a_table(
     assert cli.main(["evaluate", *runs, "--combine", str(out)]) == 0
     lines = capsys.readouterr().out.splitlines()
     values = json.loads((out / "combined.json").read_text())
-    assert (values["resamples"], len(values["pools"])) == (100, 2)
+    assert (values["interval_method"], len(values["pools"])) == ("jackknife_t", 2)
     for pool in values["pools"]:
         accuracy = f"{pool['methods']['knn']['accuracy']:.2%}"
         assert any(line.split()[-4:] == ["2", "of", "2", str(pool["persons"])] and accuracy in line for line in lines)

@@ -59,7 +59,6 @@ def hostile_run(hostile_shards, tmp_path_factory, train_to_the_end):
         "model.embedding_dim": 8,
         "train.steps": 2,
         "train.global_batch": 4,
-        "evaluation.resamples": 100,
         "run.tensorboard": "false",
     }
     train_to_the_end(run, *(f"{key}={value}" for key, value in settings.items()), nproc=1)
