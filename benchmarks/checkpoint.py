@@ -142,7 +142,7 @@ class Ways:
         attempt = self._run.attempt(1)
         if comm.topology.is_rank_zero:
             attempt.path.mkdir(parents=True)
-        comm.all_gather_object(None)
+        comm.all_gather_json(None)
         self._saver = CheckpointSaver(self._run, attempt, comm, CheckpointConfig(keep=1), lambda name: None)
         self._gloo = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=SECONDS))
         self._taken = 0
@@ -155,20 +155,20 @@ class Ways:
                 tensor.add_(1)  # what a step does
         if way in (PICKLE, DCP):
             shutil.rmtree(self._folder / way, ignore_errors=True)
-        self._comm.all_gather_object(None)
+        self._comm.all_gather_json(None)
         began = time.perf_counter()
         wait = {BACKGROUND: self._ours, FOREGROUND: self._ours_at_once, PICKLE: self._pickle, DCP: self._dcp}[way]()
         stall = time.perf_counter() - began
         wait()
         whole = time.perf_counter() - began
-        return max(self._comm.all_gather_object(stall)), max(self._comm.all_gather_object(whole))
+        return max(self._comm.all_gather_json(stall)), max(self._comm.all_gather_json(whole))
 
     def load(self, way: str) -> float:
         """Load the newest save; return the slowest rank's seconds."""
-        self._comm.all_gather_object(None)
+        self._comm.all_gather_json(None)
         began = time.perf_counter()
         {BACKGROUND: self._load_ours, PICKLE: self._load_pickle, DCP: self._load_dcp}[way]()
-        return max(self._comm.all_gather_object(time.perf_counter() - began))
+        return max(self._comm.all_gather_json(time.perf_counter() - began))
 
     def _state(self) -> TrainingState:
         progress = TrainingProgress(
@@ -198,7 +198,7 @@ class Ways:
             torch.save(self._groups if rank == 0 else {"centres": self._groups["centres"]}, file)
             file.flush()
             os.fsync(file.fileno())
-        self._comm.all_gather_object(None)
+        self._comm.all_gather_json(None)
         return lambda: None
 
     def _dcp(self) -> Callable[[], None]:

@@ -93,7 +93,7 @@ def groups(setup: Setup) -> Figures:
         began = time.perf_counter()
         comm = _comm(setup)
         total = comm.all_reduce_sum(torch.ones(1 << 20, device=comm.device))
-        assert comm.all_gather_object({"rank": 0}) == [{"rank": 0}]
+        assert comm.all_gather_json({"rank": 0}) == [{"rank": 0}]
         assert float(total.sum()) == 1 << 20
         backend = dist.get_backend(comm.group)
         second = comm.new_train_group()

@@ -48,7 +48,7 @@ def centre_memory(order: Answer) -> None:
     head.apply(1e-3, head.grad_norm())
     weight = loss.centres.weight
     held = {"weights": weight, "gradient": weight.grad} | optimizer.state[weight]
-    sizes = comm.all_gather_object({name: tensor.nbytes for name, tensor in held.items()})
+    sizes = comm.all_gather_json({name: tensor.nbytes for name, tensor in held.items()})
     if comm.topology.is_rank_zero:
         say({"held_bytes": max(sizes, key=lambda size: sum(size.values()))})
     comm.close()
@@ -101,13 +101,13 @@ class CountingComm:
         """See :class:`Comm`."""
         return self._comm.all_reduce_max(values)
 
-    def broadcast_object(self, value: Any) -> Any:
+    def broadcast_json(self, value: Any) -> Any:
         """See :class:`Comm`."""
-        return self._comm.broadcast_object(value)
+        return self._comm.broadcast_json(value)
 
-    def all_gather_object(self, value: Any) -> list[Any]:
+    def all_gather_json(self, value: Any) -> list[Any]:
         """See :class:`Comm`."""
-        return self._comm.all_gather_object(value)
+        return self._comm.all_gather_json(value)
 
     def close(self) -> None:
         """See :class:`Comm`."""

@@ -45,7 +45,7 @@ from hsadml_dist.preemption.signals import STOP_AFTER, StopSignal, job_end_time
 from hsadml_dist.process import resume_gc
 from hsadml_dist.resume import initial_network, resume_from
 from hsadml_dist.run.attempts import crash_loop_reason
-from hsadml_dist.run.code_snapshot import save_code_snapshot
+from hsadml_dist.run.code_snapshot import CodeChange, save_code_snapshot
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.run.history import StopReason
 from hsadml_dist.run.rendezvous import RankContext, join_run
@@ -143,7 +143,8 @@ class Trainer:
             raise
         self._save_last(done, reached)
         if reached < self._train_data.total_steps:
-            self._recorder.stopped(reached, self._comm.all_gather_object(self._agreement.stop_reason))
+            reasons = self._comm.all_gather_json(self._agreement.stop_reason)
+            self._recorder.stopped(reached, [None if reason is None else StopReason(reason) for reason in reasons])
             self._agreement.mark_saved(reached)
             return ExitCode.STOPPED
         self._monitor.enter_stage(reached, "evaluate")
@@ -245,7 +246,7 @@ class Trainer:
         if report.skipped is not None:
             self._record_skip(step, report.skipped)
         if self._recipe.run.ledger:
-            keys = [key for part in self._comm.all_gather_object(batch.keys) for key in part]
+            keys = [key for part in self._comm.all_gather_json(batch.keys) for key in part]
             self._recorder.samples(step, epoch, keys)
 
     def _record_skip(self, step: int, diagnosis: NonFiniteStep) -> None:
@@ -300,18 +301,18 @@ def _check_crash_loop(session: Session) -> None:
     if session.comm.topology.is_rank_zero:
         saved_by = {name.attempt for name in list_checkpoints(session.run)}
         reason = crash_loop_reason(session.run, session.context.attempt, saved_by)
-    reason = session.comm.broadcast_object(reason)
+    reason = session.comm.broadcast_json(reason)
     if reason is not None:
         raise RunError(reason)
 
 
 def _check_code(config: RunConfig, session: Session) -> None:
     """Save the code in the run folder at the first start; at later starts, report or refuse changes of the code."""
-    change = session.comm.broadcast_object(
-        save_code_snapshot(session.run) if session.comm.topology.is_rank_zero else None
-    )
-    if change is None:
+    found = save_code_snapshot(session.run) if session.comm.topology.is_rank_zero else None
+    sent = session.comm.broadcast_json(None if found is None else asdict(found))
+    if sent is None:
         return
+    change = CodeChange(**sent)
     if config.code_change == "refuse":
         raise ConfigError([Fault(where="recipe", key="run.code_change", problem=f"is 'refuse', and {change}")])
     log.warning("%s", change)

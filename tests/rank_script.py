@@ -6,13 +6,14 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hsadml_dist.distributed.comm import Comm, SoloComm, StoreAddress, TorchComm, connect_store, create_store
+from hsadml_dist.distributed.comm import Comm, SoloComm, TorchComm
+from hsadml_dist.distributed.rank_store import StoreAddress, connect_store, create_store
 from hsadml_dist.distributed.topology import Topology
 
 SECONDS = 60
@@ -59,10 +60,9 @@ def connect(arguments: RankArguments) -> TorchComm:
 def _store(path: Path, topology: Topology) -> torch.distributed.Store:
     if topology.is_rank_zero:
         store, address = create_store(topology, SECONDS)
-        path.with_suffix(".new").write_text(json.dumps([address.host, address.port]))
+        path.with_suffix(".new").write_text(json.dumps(asdict(address)))
         path.with_suffix(".new").rename(path)
         return store
     while not path.exists():
         time.sleep(0.005)
-    host, port = json.loads(path.read_text())
-    return connect_store(StoreAddress(host=host, port=port), SECONDS)
+    return connect_store(StoreAddress(**json.loads(path.read_text())), SECONDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,8 @@ def choose_checkpoint(run: RunFolder, comm: Comm) -> CheckpointChoice:
         CheckpointError: There are checkpoints, but none is intact: a start from scratch would silently lose the run.
     """
     rejected: list[tuple[CheckpointName, str]] = []
-    for name in comm.broadcast_object(resumable_checkpoints(run)):
-        damages = comm.all_gather_object(find_damage(run.checkpoints / str(name)))
+    for name in _of_rank_0(resumable_checkpoints(run), comm):
+        damages = comm.all_gather_json(find_damage(run.checkpoints / str(name)))
         reason = next((f"rank {rank}: {damage}" for rank, damage in enumerate(damages) if damage), None)
         if reason is None:
             return CheckpointChoice(name=name, rejected=rejected)
@@ -79,6 +80,11 @@ def choose_checkpoint(run: RunFolder, comm: Comm) -> CheckpointChoice:
         name, reason = rejected[0]
         raise CheckpointError(f"{run.checkpoints}: no checkpoint is intact; the newest, {name}: {reason}")
     return CheckpointChoice(name=None, rejected=rejected)
+
+
+def _of_rank_0(names: Sequence[CheckpointName], comm: Comm) -> list[CheckpointName]:
+    sent = comm.broadcast_json([str(name) for name in names])
+    return [name for text in sent if (name := CheckpointName.parse(text)) is not None]
 
 
 def load_checkpoint(run: RunFolder, name: CheckpointName, rows: range | None = None) -> TrainingState:

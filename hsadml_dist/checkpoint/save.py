@@ -65,7 +65,7 @@ def save_checkpoint(
     first, name = comm.topology.is_rank_zero, CheckpointName(state.progress.step, attempt.number)
     temporary, final = temporary_checkpoint_folder(run, name), run.checkpoints / str(name)
     own = dict(rank_files(state, first=first))
-    needed = sum(comm.all_gather_object(sum(t.nbytes for group in own.values() for t in group.values())))
+    needed = sum(comm.all_gather_json(sum(t.nbytes for group in own.values() for t in group.values())))
     try:
         run_on_all_ranks(comm, final, lambda: _begin(run, attempt, name, needed) if first else {})
         written = run_on_all_ranks(
@@ -92,18 +92,20 @@ def rank_files(state: TrainingState, *, first: bool) -> Iterator[tuple[str, Tens
 
 def run_on_all_ranks(comm: Comm, checkpoint: Path, work: Callable[[], FileEntries]) -> list[FileEntries]:
     """Do this rank's work and return the results of all ranks, or raise on all of them the error of any rank."""
+    entries: FileEntries = {}
+    problem, is_locked = None, False
     try:
-        result: FileEntries | HsadmlError = work()
+        entries = work()
     except HsadmlError as fault:
-        result = fault
+        problem, is_locked = str(fault), isinstance(fault, RunLockedError)
     except OSError as fault:
         where = fault.filename or checkpoint
-        result = CheckpointError(f"{where}: checkpoint {checkpoint.name} cannot be written: {os_error_reason(fault)}")
-    results: list[FileEntries | HsadmlError] = comm.all_gather_object(result)
+        problem = f"{where}: checkpoint {checkpoint.name} cannot be written: {os_error_reason(fault)}"
+    results = comm.all_gather_json({"entries": entries, "problem": problem, "is_locked": is_locked})
     for one in results:
-        if isinstance(one, HsadmlError):
-            raise one
-    return [one for one in results if not isinstance(one, HsadmlError)]
+        if one["problem"] is not None:
+            raise (RunLockedError if one["is_locked"] else CheckpointError)(one["problem"])
+    return [one["entries"] for one in results]
 
 
 def prune_checkpoints(run: RunFolder, attempt: AttemptFolder, keep: int, keep_every: int | None) -> None:

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import copy
 import datetime
-import socket
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 
 from hsadml_dist.distributed.topology import Topology
-
-LOOPBACK = "127.0.0.1"
+from hsadml_dist.json_parsing import parse_json
 
 
 class Comm(Protocol):
@@ -61,11 +59,11 @@ class Comm(Protocol):
     def all_reduce_max(self, values: Sequence[float]) -> list[float]:
         """Return the element-wise maximum (fp64) over all ranks, in one message of the control group."""
 
-    def broadcast_object(self, value: Any) -> Any:
-        """Return rank 0's ``value`` (any picklable object), over the control group."""
+    def broadcast_json(self, value: Any) -> Any:
+        """Return rank 0's ``value``, which JSON can hold, over the control group; tuples arrive as lists."""
 
-    def all_gather_object(self, value: Any) -> list[Any]:
-        """Return the ``value`` (any picklable object) of every rank, in rank order, over the control group."""
+    def all_gather_json(self, value: Any) -> list[Any]:
+        """Return the ``value`` of every rank, in rank order, over the control group; see :meth:`broadcast_json`."""
 
     def close(self) -> None:
         """Wait for all ranks and leave the groups."""
@@ -103,11 +101,11 @@ class SoloComm:
     def all_reduce_max(self, values: Sequence[float]) -> list[float]:
         return list(values)
 
-    def broadcast_object(self, value: Any) -> Any:
-        return value
+    def broadcast_json(self, value: Any) -> Any:
+        return json.loads(json.dumps(value))
 
-    def all_gather_object(self, value: Any) -> list[Any]:
-        return [value] * self.topology.world_size
+    def all_gather_json(self, value: Any) -> list[Any]:
+        return [json.loads(json.dumps(value))] * self.topology.world_size
 
     def close(self) -> None:
         if dist.is_initialized():  # by :func:`ensure_process_group`
@@ -140,6 +138,8 @@ class TorchComm:
     def __init__(self, topology: Topology, store: dist.Store, device: torch.device, timeout_seconds: int) -> None:
         self.topology, self.device, self._control_device = topology, device, torch.device("cpu")
         self._timeout = datetime.timedelta(seconds=timeout_seconds)
+        # torch keeps only the part of a store that is written in C++: methods in Python would be gone.
+        self._store = store
         rank, size = topology.rank, topology.world_size
         dist.init_process_group(_backend(device), store=store, rank=rank, world_size=size, timeout=self._timeout)
         self.group: dist.ProcessGroup | None = dist.group.WORLD
@@ -187,15 +187,27 @@ class TorchComm:
         dist.all_reduce(maximum, op=dist.ReduceOp.MAX, group=self._control)
         return maximum.tolist()
 
-    def broadcast_object(self, value: Any) -> Any:
-        box = [value]
-        dist.broadcast_object_list(box, group_src=0, group=self._control)
-        return box[0]
+    # Not torch's object collectives: they unpickle what arrives, which may run code.
+    def broadcast_json(self, value: Any) -> Any:
+        text = self._encoded(value if self.topology.is_rank_zero else None)
+        size = torch.tensor(len(text), dtype=torch.int64, device=self._control_device)
+        dist.broadcast(size, group_src=0, group=self._control)
+        text = text if self.topology.is_rank_zero else text.new_empty(int(size))
+        dist.broadcast(text, group_src=0, group=self._control)
+        return _decoded(text)
 
-    def all_gather_object(self, value: Any) -> list[Any]:
-        values: list[Any] = [None] * self.topology.world_size
-        dist.all_gather_object(values, value, group=self._control)
-        return values
+    def all_gather_json(self, value: Any) -> list[Any]:
+        text = self._encoded(value)
+        sizes = torch.zeros(self.topology.world_size, dtype=torch.int64, device=self._control_device)
+        sizes[self.topology.rank] = len(text)
+        dist.all_reduce(sizes, group=self._control)
+        padded = _padded(text, int(sizes.max()))
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded, group=self._control)
+        return [_decoded(part[:size]) for part, size in zip(parts, sizes.tolist(), strict=True)]
+
+    def _encoded(self, value: Any) -> torch.Tensor:
+        return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(self._control_device)
 
     def close(self) -> None:
         dist.barrier(group=self._control)
@@ -244,26 +256,8 @@ def ensure_process_group(device: torch.device) -> None:
         dist.init_process_group(_backend(device), store=dist.HashStore(), rank=0, world_size=1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class StoreAddress:
-    """Where rank 0 waits for its peers."""
-
-    host: str
-    port: int
-
-
-def create_store(topology: Topology, timeout_seconds: int) -> tuple[dist.TCPStore, StoreAddress]:
-    """Start rank 0's store on a free port; no other process can take the port before it is published."""
-    host = LOOPBACK if topology.num_nodes == 1 else _resolvable_hostname()
-    timeout = datetime.timedelta(seconds=timeout_seconds)
-    store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
-    return store, StoreAddress(host=host, port=store.port)
-
-
-def connect_store(address: StoreAddress, timeout_seconds: int) -> dist.TCPStore:
-    """Connect to the store of rank 0."""
-    timeout = datetime.timedelta(seconds=timeout_seconds)
-    return dist.TCPStore(address.host, address.port, is_master=False, wait_for_workers=False, timeout=timeout)
+def _decoded(text: torch.Tensor) -> Any:
+    return parse_json(text.cpu().numpy().tobytes())
 
 
 def _backend(device: torch.device) -> str:
@@ -275,12 +269,3 @@ def _padded(rows_ND: torch.Tensor, count: int) -> torch.Tensor:
     padded = rows_ND.new_zeros((count, *rows_ND.shape[1:]))
     padded[: len(rows_ND)] = rows_ND
     return padded
-
-
-def _resolvable_hostname() -> str:
-    name = socket.gethostname()
-    try:
-        socket.getaddrinfo(name, None)
-    except OSError:
-        return LOOPBACK
-    return name

@@ -129,14 +129,14 @@ def rollback_and_diagnose(
     weight = engine.nonfinite_weight() or _in_head(nonfinite_tensor(head.loss))
     suspects = [suspect for part in parts for suspect in _suspects(engine, part, loss_fn)]
     keys = [key for part in parts for key in part.keys]
-    gathered = comm.all_gather_object((gradient, weight, suspects, keys))
+    gathered = comm.all_gather_json((gradient, weight, suspects, keys))
     gradients, weights, suspect_lists, key_lists = zip(*gathered, strict=True)
     return NonFiniteStep(
         step=step,
         loss=loss,
         gradient=_first(gradients),
         weight=_first(weights),
-        suspects=tuple(suspect for part in suspect_lists for suspect in part),
+        suspects=tuple((key, what) for part in suspect_lists for key, what in part),
         keys=tuple(key for part in key_lists for key in part),
     )
 

@@ -151,7 +151,7 @@ def _compare(
     missed = sum(float(other.double().square().sum()) for other in remaining.values())
     difference, length = difference + missed, length + missed
     error = math.sqrt(difference / length) if length else 0.0
-    errors = comm.all_gather_object(error)
+    errors = comm.all_gather_json(error)
     if all(one <= MAX_RELATIVE_ERROR for one in errors):
         return
     if not all(map(math.isfinite, errors)):

@@ -90,7 +90,8 @@ def predict_all(
         predicted[LOW_LEVEL] = label_R[nearest_low_level(queries_NF, gallery_RF)]
         if classifiers:
             predicted |= classify(_unit_rows(gallery), label_R, _unit_rows(queries), seed=seed)
-    predicted = comm.broadcast_object(predicted)
+    sent = comm.broadcast_json({name: labels.tolist() for name, labels in predicted.items()})
+    predicted = {name: np.array(labels, dtype=np.int64) for name, labels in sent.items()}
     return MethodPredictions(
         predicted=predicted,
         neighbour_NK=_to_numpy(neighbour),

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from hsadml_dist import atomic
-from hsadml_dist.checkpoint.layout import lineage, list_checkpoints, read_parents
+from hsadml_dist.checkpoint.layout import CheckpointName, lineage, list_checkpoints, read_parents
 from hsadml_dist.config import Recipe
 from hsadml_dist.data.index import PERSON, ShardIndex
 from hsadml_dist.data.shard_cache import eval_shard_location
@@ -181,10 +181,12 @@ def evaluate_run(
 
 def _newest_checkpoint(run: RunFolder, comm: Comm) -> CheckpointRef:
     """Return the newest checkpoint in the run's lineage, as seen by rank 0."""
-    line = comm.broadcast_object(lineage(list_checkpoints(run), read_parents(run)))
-    if not line:
+    newest = comm.broadcast_json([str(name) for name in lineage(list_checkpoints(run), read_parents(run))[:1]])
+    if not newest:
         raise CheckpointError(f"{run.path}: has no checkpoint; an evaluation needs one to name its weights")
-    return checkpoint_ref(line[0])
+    name = CheckpointName.parse(newest[0])
+    assert name is not None, "rank 0 has parsed it"
+    return checkpoint_ref(name)
 
 
 def _evaluate(

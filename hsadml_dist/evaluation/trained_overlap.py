@@ -159,7 +159,7 @@ def find_own_overlap(run: RunFolder, recipe: Recipe, split: EvaluationSplit, com
         shards = OpenedShards(where=recipe.data.shards, index=split.index)
         found = find_overlap(run, recipe, split.index.digest, shards, split.queries, lambda done, total: None)
         facts = (found.slices, found.persons, [str(reason) for reason in found.unknown])
-    slices, persons, unknown = comm.broadcast_object(facts)
+    slices, persons, unknown = comm.broadcast_json(facts)
     return TrainedOverlap(slices=slices, persons=persons, unknown=tuple(map(UnknownReason, unknown)))
 
 

@@ -18,7 +18,8 @@ from typing import Any
 
 from hsadml_dist.atomic import write_text
 from hsadml_dist.errors import ExitCode, RunError, RunLockedError, os_error_reason
-from hsadml_dist.json_parsing import INVALID, parse_json
+from hsadml_dist.json_parsing import INVALID, parse_json, parse_json_object
+from hsadml_dist.private_files import UntrustedFileError, open_private_file
 from hsadml_dist.process import process_start_time
 from hsadml_dist.run.folder import AttemptFolder, RunFolder
 from hsadml_dist.run.history import read_stop_reasons
@@ -117,13 +118,25 @@ def is_superseded(run: RunFolder, attempt: AttemptFolder) -> bool:
 
 
 def find_rendezvous(run: RunFolder, token: str) -> dict[str, Any] | None:
-    """Return what rank 0 of the start ``token`` has published (attempt, host, port), or None if nothing yet."""
+    """Return what rank 0 of the start ``token`` has published, or None if nothing yet.
+
+    Raises:
+        RunError: Another user has written it.
+    """
     for attempt in reversed(run.attempts()):
         if attempt.rendezvous.exists():
-            published: dict[str, Any] = parse_json(attempt.rendezvous.read_bytes())
+            published = _read_private_json(attempt.rendezvous)
             if published["token"] == token:
                 return published
     return None
+
+
+def _read_private_json(path: Path) -> dict[str, Any]:
+    try:
+        with open(open_private_file(path, os.O_RDONLY), "rb") as file:
+            return parse_json_object(file.read())
+    except UntrustedFileError as error:
+        raise RunError(str(error)) from error
 
 
 def _refuse_if_held(

@@ -9,13 +9,15 @@ import statistics
 import struct
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from hsadml_dist.atomic import write_text
-from hsadml_dist.distributed.comm import Comm, SoloComm, StoreAddress, TorchComm, connect_store, create_store
+from hsadml_dist.distributed.comm import Comm, SoloComm, TorchComm
 from hsadml_dist.distributed.device import local_device
+from hsadml_dist.distributed.rank_store import StoreAddress, connect_store, create_store, keep_gloo_on_loopback
 from hsadml_dist.distributed.topology import Topology
 from hsadml_dist.errors import ClusterError
 from hsadml_dist.launch.doctor.disk_checks import RACES, measure_speed, try_mkdir
@@ -48,7 +50,7 @@ def measure_group(folder: Path, topology: Topology) -> GroupReport:
     seen, seen_seconds = wait_for_peer_files(folder, comm)
     won = race_to_create(folder, comm)
     rate = measure_speed(folder / f"speed-{topology.rank}").write_rate if topology.local_rank == 0 else None
-    address = source_address(comm.broadcast_object(socket.gethostname()))
+    address = source_address(comm.broadcast_json(socket.gethostname()))
     comm.close()
     device = local_device(topology)
     if device.type == "cuda":
@@ -163,9 +165,10 @@ def _connect(folder: Path, topology: Topology, device: torch.device) -> Comm:
     if topology.world_size == 1:
         return SoloComm(device)
     path = folder / f"rendezvous-{device.type}.json"
+    keep_gloo_on_loopback(topology)
     if topology.is_rank_zero:
         store, address = create_store(topology, CONNECT_SECONDS)
-        write_text(path, json.dumps({"host": address.host, "port": address.port}))
+        write_text(path, json.dumps(asdict(address)), mode=0o600)
     else:
         store = connect_store(_wait_for_address(path), CONNECT_SECONDS)
     return TorchComm(topology, store, device, CONNECT_SECONDS)

@@ -39,7 +39,7 @@ def body(comm: Comm, case: str) -> dict[str, Any]:
         attempt.path.mkdir(parents=True)
         parent = "step-00000010.attempt-0001" if way == "again" else None
         write_text(attempt.parent, json.dumps({"checkpoint": parent}))
-    comm.all_gather_object(None)
+    comm.all_gather_json(None)
     config = CheckpointConfig(every=EVERY, background=way != "foreground")
     saver = CheckpointSaver(run, attempt, comm, config, lambda name: saved.append(name.step))
     answer = _train(comm, saver, way, range(11, 21) if way == "again" else range(1, LAST + 1))
@@ -51,7 +51,7 @@ def _train(comm: Comm, saver: CheckpointSaver, way: str, steps: range) -> dict[s
     step = 0
     try:
         for step in steps:
-            if max(comm.all_gather_object(int(saver.failed))):
+            if max(comm.all_gather_json(int(saver.failed))):
                 break
             total += comm.all_reduce_sum(torch.tensor(float(comm.topology.rank + step)))
             for tensors in groups.values():

@@ -28,7 +28,7 @@ class PeerWithDamage(FakeComm):
         self.damages = damages
         self.calls = 0
 
-    def all_gather_object(self, value):
+    def all_gather_json(self, value):
         self.calls += 1
         return [value, self.damages.get(self.calls)]
 

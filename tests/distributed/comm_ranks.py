@@ -52,9 +52,9 @@ def body(comm: Comm, case: str) -> dict[str, Any]:
             comm.all_reduce_max([2.0**40 + 0.5 if rank == 0 else 0.0]),
             comm.all_reduce_max([]),
         ],
-        "broadcast": comm.broadcast_object({"from": rank, "text": "ü"}),
-        "broadcast none": comm.broadcast_object(None if rank == 0 else "other"),
-        "objects": comm.all_gather_object(("value", rank)),
+        "broadcast": comm.broadcast_json({"from": rank, "text": "ü"}),
+        "broadcast none": comm.broadcast_json(None if rank == 0 else "other"),
+        "objects": comm.all_gather_json(["value", rank]),
     }
 
 
@@ -100,7 +100,7 @@ def _crossed_objects(comm: Comm, second: Comm) -> list[list[int]]:
     found: list[list[int]] = [[], []]
 
     def send(number: int) -> None:
-        found[number] = (comm, second)[number].all_gather_object(comm.topology.rank + 10 * number)
+        found[number] = (comm, second)[number].all_gather_json(comm.topology.rank + 10 * number)
 
     _both_at_once(comm, send)
     return found

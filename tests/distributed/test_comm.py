@@ -96,7 +96,7 @@ def test_object_collectives_broadcast_rank_0_and_gather_all(results):
     for result in results:
         assert result["broadcast"] == {"from": 0, "text": "ü"}
         assert result["broadcast none"] is None
-        assert result["objects"] == [("value", rank) for rank in range(len(results))]
+        assert result["objects"] == [["value", rank] for rank in range(len(results))]
 
 
 def test_borrowed_group_is_left_open(ranks):
@@ -111,7 +111,7 @@ def test_borrowed_subgroup_numbers_its_own_ranks(subgroup_results):
     assert [result["rank"] for result in subgroup_results] == [0, 0, 1, 1]
     for result in subgroup_results:
         assert torch.equal(result["sum"], torch.full((2, 3), 11.0, dtype=torch.float64))
-        assert result["objects"] == [("value", 0), ("value", 1)]
+        assert result["objects"] == [["value", 0], ["value", 1]]
         assert result["broadcast"]["from"] == 0
         assert result["crossed objects"] == [[0, 1], [10, 11]]
 
@@ -129,7 +129,7 @@ def test_fake_comm_has_peers_with_the_same_values():
     assert comm.all_gather_sizes(4) == [4, 4, 4]
     assert comm.all_gather_rows(torch.tensor([5, 6])).tolist() == [5, 6] * 3
     assert comm.reduce_scatter_rows(torch.arange(6.0), [1, 2, 3]).tolist() == [3, 6]
-    assert comm.all_gather_object("x") == ["x"] * 3
+    assert comm.all_gather_json("x") == ["x"] * 3
 
 
 def test_comm_from_process_group_without_torch_distributed_is_solo():

@@ -175,7 +175,10 @@ def copied(groups: Groups) -> Groups:
 
 def whole_state(learner: Learner, comm: Comm) -> Groups:
     """Return the state of rank 0 on every rank, as in a checkpoint (the centres are replicated here)."""
-    return comm.broadcast_object(copied(learner.state()))
+    box = [copied(learner.state())]
+    if comm.topology.world_size > 1:
+        torch.distributed.broadcast_object_list(box)
+    return box[0]
 
 
 def _recipe(layout: Any, accumulate: int, clip: float | None) -> Recipe:

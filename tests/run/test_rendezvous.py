@@ -1,14 +1,17 @@
 import json
+import stat
 
 import pytest
+from torch.distributed import HashStore
 
-from hsadml_dist.distributed.comm import SoloComm
+from hsadml_dist.distributed.comm import FakeComm, SoloComm
+from hsadml_dist.distributed.rank_store import SealedStore
 from hsadml_dist.distributed.topology import Topology
-from hsadml_dist.errors import RunLockedError
+from hsadml_dist.errors import RunError, RunLockedError
 from hsadml_dist.run import rendezvous
 from hsadml_dist.run.attempts import current_holder, start_attempt
 from hsadml_dist.run.folder import RunFolder
-from hsadml_dist.run.rendezvous import join_run
+from hsadml_dist.run.rendezvous import check_peers, join_run
 
 SCRIPT = "run/rendezvous_ranks.py"
 PEER = Topology(rank=1, world_size=2, local_rank=1, local_world_size=2)
@@ -22,7 +25,28 @@ def test_ranks_of_one_start_join_one_attempt(ranks, tmp_path):
     attempt = RunFolder(tmp_path).attempt(2)
     assert json.loads(attempt.record.read_text())["world_size"] == 3
     published = json.loads(attempt.rendezvous.read_text())
-    assert published == {"token": "two", "attempt": 2, "host": "127.0.0.1", "port": published["port"]}
+    assert (published["token"], published["attempt"], published["host"]) == ("two", 2, "127.0.0.1")
+    assert len(bytes.fromhex(published["secret"])) == 32
+    assert stat.S_IMODE(attempt.rendezvous.stat().st_mode) == 0o600
+
+
+def test_rendezvous_that_others_can_write_is_refused(tmp_path, clock):
+    attempt = start_attempt(RunFolder(tmp_path), current_holder("holder"), {})
+    attempt.rendezvous.write_text(json.dumps({"token": "nobody"}))
+    attempt.rendezvous.chmod(0o666)
+    with pytest.raises(RunError):
+        join_run(RunFolder(tmp_path), PEER, {}, 60, lambda: False)
+
+
+def test_stranger_in_the_group_is_refused(tmp_path):
+    class Hijacked(FakeComm):
+        def all_gather_json(self, value):
+            return [value, "another process"]
+
+    store = SealedStore(HashStore(), b"secret")
+    store.set("peer 1", "the peer")
+    with pytest.raises(RunError):
+        check_peers(store, Hijacked(0, 2))
 
 
 def test_locked_run_is_refused_on_every_rank(ranks, tmp_path):
