@@ -250,6 +250,7 @@ def _context(
     )
     return ResultContext(
         split_unit=split.index.split_unit,
+        source=split.index.source,
         label=recipe.data.label,
         classes=classes,
         fold=split.fold,

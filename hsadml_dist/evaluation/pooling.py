@@ -95,6 +95,7 @@ class Pool:
 
     Attributes:
         split_unit: Unit that is never split between folds: person, exam or slice.
+        source: Name of the source of the images; None in results of older versions.
         data_digest: SHA-256 of the shards' samples table, in hex.
         folds: Folds that at least one run has evaluated.
         expected_folds: All folds of the shards or, if unknown, those that any run on these shards has evaluated.
@@ -114,6 +115,7 @@ class Pool:
     """
 
     split_unit: str
+    source: str | None
     data_digest: str
     loss: str
     seeds: tuple[int, ...]
@@ -180,6 +182,7 @@ def pool(runs: Sequence[EvaluatedRun], slices: PooledSlices, expected_folds: Seq
     shared_persons = [run.result["shared_persons"] for run in runs]
     return Pool(
         split_unit=split_unit,
+        source=runs[0].result.get("source"),
         data_digest=digest,
         loss=loss,
         seeds=seeds,

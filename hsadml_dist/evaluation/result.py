@@ -228,6 +228,7 @@ class ResultContext(JsonRecord):
 
     Attributes:
         split_unit: Unit that is never split between folds: person, exam or (a leaky control) slice.
+        source: Name of the source of the images, such as ``figshare``; None in results of older versions.
         label: ``class``, or ``person`` if each patient is a class and ``classes`` are keyed hashes.
         classes: Class names in label order.
         fold: The held-out fold that was evaluated.
@@ -251,6 +252,7 @@ class ResultContext(JsonRecord):
     """
 
     split_unit: str
+    source: str | None = None
     label: str = "class"
     classes: tuple[str, ...]
     fold: int

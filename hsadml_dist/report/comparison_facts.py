@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hsadml_dist.report.formatting import interval_caution, loss_title, thousands, unit_title
+from hsadml_dist.report.formatting import interval_caution, is_generated, loss_title, thousands, unit_title
 from hsadml_dist.report.page import render_paragraphs
 from hsadml_dist.report.trained_facts import SLICES_MARK, trained_mark
 
@@ -42,6 +42,7 @@ def remarks(combined: Mapping[str, Any]) -> list[str]:
     spread = max(_seed_spread(pool) for pool in strictest_pools(combined))
     facts = {
         "combined": combined,
+        "is_generated": any(map(is_generated, pools)),
         "patients_are_classes": combined.get("label") == "person",
         "strictest_unit": pools[0]["split_unit"],
         "leaky_units": [unit for unit in units if unit != "person"],

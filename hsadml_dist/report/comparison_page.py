@@ -36,6 +36,7 @@ from hsadml_dist.report.page import render_page
 from hsadml_dist.report.trained_facts import trained_counts
 
 PAGE_NAME = "combined.html"
+QUOTED_SOURCE = "figshare"
 QUOTED_CLASSES = frozenset(("glioma", "meningioma", "pituitary"))
 QUOTED = {"sphereface": 0.9869, "softmax": 0.9847}
 """k-NN accuracy (k = 1) by Verma and Singh 2022, arXiv 2201.12269, on the CE-MRI images."""
@@ -97,7 +98,8 @@ def _accuracy_section(combined: Mapping[str, Any]) -> dict[str, Any]:
                 thousands(pool["persons"]),
             )
         )
-    quoted = QUOTED if frozenset(combined["classes"]) == QUOTED_CLASSES else {}
+    is_of_paper = all(pool["source"] == QUOTED_SOURCE for pool in combined["pools"])
+    quoted = QUOTED if is_of_paper and frozenset(combined["classes"]) == QUOTED_CLASSES else {}
     rows += [("quoted", loss_title(loss), f"{100 * value:.2f}", *([MISSING] * 5)) for loss, value in quoted.items()]
     image = draw_accuracies(drawn, title="Accuracy of k-NN (k = 1) with its interval, and of the raw-pixel control")
     return {"image": image, "rows": rows, "is_quoted": bool(quoted)}

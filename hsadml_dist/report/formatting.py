@@ -13,6 +13,8 @@ MAX_LISTED = 5
 """Names that a sentence lists; it counts the others."""
 CONTROLS = {"raw_pixels": "raw pixels", "low_level": "low-level features"}
 """Methods without learning, and their names within a sentence."""
+GENERATED_SOURCE = "phantom"
+"""The source of generated patients."""
 METHODS = {
     "knn": "k-NN, k = 1",
     "knn_5": "k-NN, k = 5",
@@ -117,6 +119,11 @@ def interval_caution(caution: str | None, units: int, unit: str) -> str | None:
         "few_units": f"With only {number}, the intervals are rough.",
     }
     return None if caution is None else sentences[caution]
+
+
+def is_generated(origin: Mapping[str, Any]) -> bool:
+    """Return whether a result or a pool is of generated patients."""
+    return origin.get("source") == GENERATED_SOURCE
 
 
 def classes_are_patients(result: Mapping[str, Any]) -> bool:

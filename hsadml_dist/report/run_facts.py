@@ -14,6 +14,7 @@ from hsadml_dist.report.formatting import (
     classes_are_patients,
     counted,
     interval_caution,
+    is_generated,
     ordered_methods,
     percent,
     unit_title,
@@ -39,6 +40,7 @@ OPTIONAL = (
     "calibration",
     "geometry",
     "label",
+    "source",
     "left_out",
     "trained_slices",
     "trained_persons",
@@ -55,6 +57,12 @@ OPTIONAL = (
 """Keys that results of older versions lack."""
 PACKAGES = ("hsadml-dist", "torch", "monai", "deepspeed", "webdataset", "numpy", "scipy", "scikit-learn")
 """Packages that can influence the numbers."""
+SETTING_KEYS = {
+    "image_size": "data.image_size",
+    "embedding_dim": "model.embedding_dim",
+    "precision": "engine.precision",
+}
+"""Recipe keys of settings that a result holds without their section."""
 POOR_CALIBRATION = 0.1
 """Expected calibration error from which the report warns."""
 _CLOSE = 0.1
@@ -111,6 +119,7 @@ def run_facts(
         "level": percent(intervals["level"], 0),
         "unit": unit_title(intervals["interval_unit"]),
         "split_unit": unit_title(result["split_unit"]),
+        "is_generated": is_generated(result),
         "patients_are_classes": classes_are_patients(result),
         "sample": f"{counted(result['slices'], 'slice')}, {patients}",
         "trained": trained_counts(result),
@@ -216,8 +225,9 @@ def installed_versions() -> dict[str, str]:
 
 
 def settings(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the recipe settings of a result as (name, value); nested ones as ``loss.margin``, unset ones left out."""
-    return [(name, text) for name, text in _flatten(result.get("recipe") or {}) if text not in ("None", "")]
+    """Return the recipe settings of a result as (key, value), by the keys of a recipe; unset ones are left out."""
+    found = _flatten(result.get("recipe") or {})
+    return [(SETTING_KEYS.get(key, key), text) for key, text in found if text not in ("None", "")]
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -225,4 +235,4 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}".replace("_", " "), str(value)
+            yield f"{prefix}{name}", str(value)

@@ -214,9 +214,10 @@ def _over(result: Mapping[str, Any], key: str) -> str:
 
 def _result_warnings(result: Mapping[str, Any]) -> list[str]:
     """Return a line for each reason why the accuracies of a result mean less than they seem to."""
-    from hsadml_dist.report.formatting import CONTROLS, listed
+    from hsadml_dist.report.formatting import CONTROLS, is_generated, listed
 
-    lines = ["only one class: every accuracy is 100 %"] if len(result.get("classes", "..")) == 1 else []
+    lines = ["generated patients: the figures say nothing about real ones"] if is_generated(result) else []
+    lines += ["only one class: every accuracy is 100 %"] if len(result.get("classes", "..")) == 1 else []
     if result.get("classes_without_test"):
         lines.append(f"no test slice of {listed(result['classes_without_test'])}")
     if result.get("classes_without_gallery"):

@@ -87,12 +87,23 @@ def test_comparison_difference_tables_hold_the_tests(even: dict[str, Any], even_
     assert leak[2] < leak[3] and leak[4].startswith("+")
 
 
-def test_comparison_quotes_the_paper_for_its_classes_only(even: dict[str, Any], even_text: str) -> None:
-    page = ParsedPage(even_text)
+def from_source(combined: dict[str, Any], source: str | None) -> dict[str, Any]:
+    return combined | {"pools": [pool | {"source": source} for pool in combined["pools"]]}
+
+
+def test_comparison_quotes_the_paper_for_its_images_only(even: dict[str, Any]) -> None:
+    papers = from_source(even, "figshare")
+    page = ParsedPage(render_comparison(papers))
     assert page.row("quoted", "SphereFace")[2] == "98.69"
     assert page.row("quoted", "softmax")[2:7] == ["98.47", "-", "-", "-", "-"]
-    other = render_comparison(even | {"classes": ["a", "b", "c"]})
-    assert "98.69" not in other and "Verma" not in other
+    for other in (papers | {"classes": ["a", "b", "c"]}, from_source(even, "phantom"), from_source(even, None)):
+        text = render_comparison(other)
+        assert "98.69" not in text and "Verma" not in text
+
+
+def test_comparison_says_that_patients_are_generated(even: dict[str, Any]) -> None:
+    assert "Generated patients" in render_comparison(from_source(even, "phantom"))
+    assert "Generated patients" not in render_comparison(from_source(even, "table"))
 
 
 def test_comparison_has_a_table_of_seeds_if_there_are_several(even_text: str, three_text: str) -> None:

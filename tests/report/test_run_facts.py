@@ -53,6 +53,7 @@ def test_remarks_of_sound_result_are_empty(result: dict[str, Any]) -> None:
         ("", "persons", None, ("patient ids",)),
         ("intervals", "interval_unit", "exam", ("exam", "patient")),
         ("intervals", "caution", "few_units", ("40 patients",)),
+        ("", "source", "phantom", ("Generated",)),
         ("intervals", "knn_accuracy", [0.68, 0.9], ("raw pixels", "68.8%")),
         ("", "raw_pixel_knn", 0.9, ("raw pixels", "90.0%")),
         ("", "low_level_knn", 0.74, ("low-level features", "74.0%")),
@@ -152,8 +153,8 @@ def test_installed_versions_start_with_python() -> None:
 
 def test_settings_are_flattened_without_unset_ones() -> None:
     assert dict(settings(full_result_of())) == {
-        "image size": "112",
-        "embedding dim": "64",
+        "data.image_size": "112",
+        "model.embedding_dim": "64",
         "loss.margin": "4",
         "optimiser": "<adamw>",
     }

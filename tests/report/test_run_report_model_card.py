@@ -35,7 +35,7 @@ def test_model_card_has_the_standard_sections(card: str) -> None:
 
 def test_model_card_lists_values_on_the_line_of_their_bullet(card: str) -> None:
     lines = card.splitlines()
-    assert r"- Settings: image size 112; embedding dim 64; loss.margin 4; optimiser \<adamw\>" in lines
+    assert r"- Settings: data.image\_size 112; model.embedding\_dim 64; loss.margin 4; optimiser \<adamw\>" in lines
     assert r"- Classes (3): \<class 0\>, \<class 1\>, \<class 2\>" in lines
 
 
