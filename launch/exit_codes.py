@@ -34,8 +34,11 @@ EXTRA_PACKAGES = {
 }
 """Import names by the extra that installs them. The base installation is for login nodes and has none of them."""
 
-ENVIRONMENT_ERRNOS = (*NO_SPACE_ERRNOS, errno.EROFS, errno.EACCES)
-"""A full disk or missing permissions: faults of the environment, not of this package."""
+ENVIRONMENT_ERRNOS = (
+    *NO_SPACE_ERRNOS,
+    *(errno.EROFS, errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE),
+)
+"""A full disk, missing permissions, a path that cannot exist, a limit on open files: not faults of this package."""
 
 
 def run_with_exit_code(work: Callable[[], int | None], name: str = "hsadml") -> int:

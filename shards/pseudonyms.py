@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hsadml_dist.errors import DataError
+from hsadml_dist.shards.source import require_regular_file
 
 KEY_BYTES = 32
 MIN_KEY_BYTES = 16
@@ -67,6 +68,7 @@ def load_or_create_key(path: Path) -> IdKey:
     try:
         if not path.exists():
             _create(path)
+        require_regular_file(path)
         secret, mode = path.read_bytes(), path.stat().st_mode
     except OSError as error:
         raise DataError(f"--id-key {path}: cannot be read or created: {error.strerror}") from error

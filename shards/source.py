@@ -6,7 +6,9 @@ wrong as a whole ends the build. Errors of :func:`scan_folder` quote no name in 
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -124,3 +126,9 @@ class ImageSource(Protocol):
     def fingerprint(self) -> str:
         """Return a text that changes whenever the records or their pixels may have changed."""
         ...
+
+
+def require_regular_file(path: Path) -> None:
+    """Raise OSError unless ``path`` is a file; a pipe would wait for its other end, and is read once only."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))

@@ -154,10 +154,18 @@ def _opened(data: bytes, header: ImageHeader) -> Iterator[ImageFile.ImageFile]:
             yield image
     except DataError:
         raise
+    except OSError as error:
+        if error.errno is not None:  # of the system, such as too many open files: the bytes may be sound
+            raise
+        raise _decoder_error(error, header) from error
     except Exception as error:  # decoders raise whatever the bytes make them stumble over
-        pixel = f"{header.samples} x {header.bits} bits per pixel"
-        reason = f"the file is damaged, or a kind of {header.format} that is not read ({pixel}, {type(error).__name__})"
-        raise DataError(reason) from error
+        raise _decoder_error(error, header) from error
+
+
+def _decoder_error(error: Exception, header: ImageHeader) -> DataError:
+    pixel = f"{header.samples} x {header.bits} bits per pixel"
+    kind = type(error).__name__
+    return DataError(f"the file is damaged, or a kind of {header.format} that is not read ({pixel}, {kind})")
 
 
 @contextmanager

@@ -87,7 +87,12 @@ def resolve_run_folder(recipe: str, overrides: Sequence[str], run: Path | None, 
     loaded = resolve_recipe(recipe, overrides, smoke and run is not None, world_size)
     if run is None:
         run = RUNS / f"{find_recipe(recipe).stem}-{loaded.recipe.fingerprint()}"
-    return run.with_name(f"{run.name}-smoke") if smoke else run
+    if not smoke:
+        return run
+    named = run if run.name else run.absolute()
+    if not named.name:
+        raise UsageError(f"run folder {run}: has no name to which -smoke could be added; name another folder")
+    return named.with_name(f"{named.name}-smoke")
 
 
 def prepare_run(recipe: str, overrides: Sequence[str], run: Path | None, smoke: bool, world_size: int) -> Path:
@@ -170,6 +175,8 @@ def require_run_folder(run: Path) -> Path:
 
 
 def _require_new_or_run_folder(folder: RunFolder) -> None:
+    if folder.path.is_symlink() and not folder.path.exists():
+        raise UsageError(f"run folder {folder.path}: is a link to nothing; name a new folder or an existing run")
     if folder.path.exists() and not folder.path.is_dir():
         raise UsageError(f"run folder {folder.path}: is a file; name a new folder or an existing run")
     if not folder.path.is_dir() or folder.config.is_file():

@@ -232,8 +232,9 @@ def _result_warnings(result: Mapping[str, Any]) -> list[str]:
 
 def _compare(runs: Sequence[Path], folder: Path, *, as_json: bool, allow_trained: bool) -> None:
     """Compare runs, and evaluate those that need it. All arguments are checked before any work."""
-    if RunFolder(folder).config.exists() or folder.is_file():
-        kind = "a file" if folder.is_file() else "a run folder"
+    is_other = os.path.lexists(folder) and not folder.is_dir()
+    if is_other or RunFolder(folder).config.exists():
+        kind = "not a folder" if is_other else "a run folder"
         raise UsageError(f"evaluate --combine {folder}: is {kind}; name the folder to write to, then the runs")
     if not runs:
         raise UsageError("evaluate --combine: name at least one run folder")

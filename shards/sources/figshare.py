@@ -22,7 +22,13 @@ from typing import BinaryIO, ClassVar
 
 from hsadml_dist.data.index import SkippedSample
 from hsadml_dist.errors import DataError, UsageError, did_you_mean
-from hsadml_dist.shards.source import DamagedSampleError, SourceListing, SourcePixels, SourceRecord
+from hsadml_dist.shards.source import (
+    DamagedSampleError,
+    SourceListing,
+    SourcePixels,
+    SourceRecord,
+    require_regular_file,
+)
 from hsadml_dist.shards.sources.figshare_files import (
     MAX_FILE_BYTES,
     DatasetFiles,
@@ -178,6 +184,7 @@ def parse_patient_table(content: bytes) -> PatientTable:
 
 def _read_table(path: Path) -> bytes:
     try:
+        require_regular_file(path)
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"{SETTING} {path}: cannot be read: {error.strerror}") from error

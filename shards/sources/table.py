@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
 from hsadml_dist.errors import DataError, UsageError, did_you_mean
 from hsadml_dist.shards.image_codec import IMAGE_EXTENSIONS, decode_image_file, decode_mask_file
-from hsadml_dist.shards.source import PLANES, DamagedSampleError, SourceListing, SourcePixels, SourceRecord
+from hsadml_dist.shards.source import (
+    PLANES,
+    DamagedSampleError,
+    SourceListing,
+    SourcePixels,
+    SourceRecord,
+    require_regular_file,
+)
 
 ROLES = ("file", "class", "person", "exam", "plane", "fold", "mask")
 REQUIRED_ROLES = ("file", "class")
+MAX_LISTED = 100
+"""Missing files that a message names; it counts the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +61,10 @@ class TableSource:
     def read(self, record: SourceRecord) -> SourcePixels:
         """Read the image, and the mask if the row names one."""
         image, mask = record.handle
-        image_HW = decode_image_file(self._find(image, record, "image"), record.where, "image")
+        image_HW = decode_image_file(self._require(image, record, "image"), record.where, "image")
         if not mask:
             return SourcePixels(image=image_HW)
-        mask_HW, is_lossy = decode_mask_file(self._find(mask, record, "mask"), record.where)
+        mask_HW, is_lossy = decode_mask_file(self._require(mask, record, "mask"), record.where)
         if mask_HW.shape != image_HW.shape:
             raise DamagedSampleError(
                 record.where, f"its mask has shape {mask_HW.shape}, its image {image_HW.shape}: expected equal shapes"
@@ -65,11 +75,17 @@ class TableSource:
         """Hash the options, the table, and the size and modification time of every file."""
         digest = hashlib.sha256(repr((sorted(self.columns.items()), sorted(self.where.items()))).encode())
         digest.update(self.table.read_bytes())
+        missing = []
         for record in self.list_records().records:
             for role, name in zip(("image", "mask"), record.handle, strict=True):
-                if name:
-                    state = self._find(name, record, role).stat()
+                path = self._find(name) if name else None
+                if path is not None:
+                    state = path.stat()
                     digest.update(f"{state.st_size} {state.st_mtime_ns}\n".encode())
+                elif name:
+                    missing.append(f"{role} of {record.where}")
+        if missing:
+            raise _missing_files(missing)
         return digest.hexdigest()
 
     def _resolve_columns(self, header: list[str]) -> dict[str, str]:
@@ -88,22 +104,33 @@ class TableSource:
             _require_column(header, columns[role], f"column for {role!r}", f"; name it with --columns {role}=NAME")
         return {role: column for role, column in columns.items() if column in header}
 
-    def _find(self, name: str, record: SourceRecord, role: str) -> Path:
-        """Return the path of a file, tried as named and with each of the usual extensions."""
+    def _require(self, name: str, record: SourceRecord, role: str) -> Path:
+        path = self._find(name)
+        if path is None:
+            raise _missing_files([f"{role} of {record.where}"])
+        return path
+
+    def _find(self, name: str) -> Path | None:
+        """Return the path of a file, tried as named and with each of the usual extensions; None if it is missing."""
         base = (self.images or self.table.parent) / name
-        candidates = [base, *(base.with_name(base.name + extension) for extension in IMAGE_EXTENSIONS)]
-        for path in candidates:
-            if path.is_file():
-                return path
-        raise DataError(
-            f"{record.where}: its {role} does not exist, neither as named nor with {', '.join(IMAGE_EXTENSIONS)}; "
-            "relative files are searched in --images, by default in the table's folder; "
-            "--where COLUMN=VALUE selects rows"
-        )
+        candidates = [base, *(base.parent / f"{base.name}{extension}" for extension in IMAGE_EXTENSIONS)]
+        with contextlib.suppress(OSError):  # a name that is too long
+            return next((path for path in candidates if path.is_file()), None)
+        return None
+
+
+def _missing_files(missing: Sequence[str]) -> DataError:
+    more = f" and {len(missing) - MAX_LISTED} more" if len(missing) > MAX_LISTED else ""
+    return DataError(
+        f"{len(missing)} files of the table do not exist, neither as named nor with {', '.join(IMAGE_EXTENSIONS)}: "
+        f"{', '.join(missing[:MAX_LISTED])}{more}; relative files are searched in --images, by default in the table's "
+        "folder; --where COLUMN=VALUE selects rows"
+    )
 
 
 def _read_csv(table: Path) -> tuple[list[str], list[dict[str, str]]]:
     try:
+        require_regular_file(table)
         with open(table, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, strict=True, restval="")
             rows = list(reader)
