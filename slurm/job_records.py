@@ -10,19 +10,20 @@ from __future__ import annotations
 import contextlib
 import enum
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args
 
-from hsadml_dist.errors import RunError
 from hsadml_dist.run.folder import RunFolder
-from hsadml_dist.run.jsonl import JsonlWriter, read_jsonl
+from hsadml_dist.run.jsonl import JsonlWriter, Kinds, read_jsonl
 
 RequeueMode = Literal["chain", "self", "none"]
 REQUEUE_MODES: tuple[str, ...] = get_args(RequeueMode)
 Backend = Literal["sbatch", "submitit"]
 JOBS_FILE = "jobs.jsonl"
 """Name in the run folder."""
+ROW_KINDS: Mapping[str, Kinds] = {"job": str, "requeue": str, "time": (int, float)}
 SUBMITIT_FOLDER = "submitit"
 """Name of submitit's folder, in the run folder or in the parent folder of an array."""
 
@@ -67,19 +68,10 @@ def record_job(run: RunFolder, job: str, requeue: RequeueMode, backend: Backend 
 
 
 def read_job_records(run: RunFolder) -> list[JobRecord]:
-    """Return the jobs of a run in the order of submission; empty for runs of ``hsadml train``.
-
-    Raises:
-        RunError: A row is not a job.
-    """
-    path = run.path / JOBS_FILE
-    try:
-        records = [JobRecord(**row) for row in read_jsonl(path)]
-    except TypeError as error:
-        raise RunError(f"{path}: a row is damaged: {error}") from error
-    if not all(isinstance(record.job, str) and isinstance(record.time, int | float) for record in records):
-        raise RunError(f"{path}: a row is damaged: a job without an id or a time")
-    return records
+    """Return the jobs of a run in the order of submission; empty for runs of ``hsadml train``."""
+    known = {field.name for field in fields(JobRecord)}
+    rows = read_jsonl(run.path / JOBS_FILE, ROW_KINDS)
+    return [JobRecord(**{name: value for name, value in row.items() if name in known}) for row in rows]
 
 
 def read_decline(run: RunFolder, job: str) -> DeclineReason | None:

@@ -142,7 +142,7 @@ def _read_private_json(path: Path) -> dict[str, Any]:
 def _refuse_if_held(
     run: RunFolder, last: AttemptFolder, me: AttemptHolder, timeout: float, ended_job: str | None
 ) -> None:
-    if any(row.get("event") in TERMINAL_EVENTS for row in read_jsonl(last.events, skip_damaged=True)):
+    if any(row.get("event") in TERMINAL_EVENTS for row in read_jsonl(last.events)):
         return
     if not last.record.exists():
         # Its process died between creating the folder and writing the record, or is about to write it.
@@ -211,7 +211,7 @@ def crash_loop_reason(run: RunFolder, me: AttemptFolder, saved_by: Collection[in
 def _resets_count(attempt: AttemptFolder, saved_by: Collection[int]) -> bool:
     if attempt.number in saved_by:
         return True
-    for row in read_jsonl(attempt.events, skip_damaged=True):
+    for row in read_jsonl(attempt.events):
         # The event counts as well, because a later attempt may have removed the checkpoint. Rows of older versions
         # have no exit code.
         event, code = row.get("event"), row.get("exit_code", ExitCode.USER_ERROR)
@@ -222,7 +222,7 @@ def _resets_count(attempt: AttemptFolder, saved_by: Collection[int]) -> bool:
 
 def _how_it_ended(attempt: AttemptFolder) -> str:
     """Return the end of the sentence that starts with ``the last``."""
-    rows = {str(row.get("event")): row for row in read_jsonl(attempt.events, skip_damaged=True)}
+    rows = {str(row.get("event")): row for row in read_jsonl(attempt.events)}
     if "failed" in rows:
         return f"with this error: {' '.join(str(rows['failed'].get('reason')).split())}"
     if "stopped" in rows:

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from hsadml_dist.errors import RunError
 from hsadml_dist.json_parsing import INVALID
 from hsadml_dist.run.folder import AttemptFolder, RunFolder
 from hsadml_dist.run.jsonl import JsonlWriter, read_jsonl
@@ -103,7 +102,7 @@ def merged_ledger(run: Path) -> list[dict[str, Any]]:
 
 def merged_events(run: Path) -> list[dict[str, Any]]:
     """Return the event rows of all attempts, ordered by attempt."""
-    return [row for attempt in RunFolder(run).attempts() for row in read_jsonl(attempt.events)]
+    return [row for attempt in RunFolder(run).attempts() for row in read_jsonl(attempt.events, {"event": str})]
 
 
 def count_repeated_steps(run: Path) -> int:
@@ -118,7 +117,4 @@ def _last_by_step(files: Iterable[Path]) -> list[dict[str, Any]]:
 
 
 def _rows_by_step(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, row in enumerate(read_jsonl(file), start=1):
-        if not isinstance(row.get("step"), int):
-            raise RunError(f"{file}: line {number} is damaged: it has no step")
-        yield row["step"], row
+    return ((row["step"], row) for row in read_jsonl(file, {"step": int}))

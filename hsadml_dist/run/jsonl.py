@@ -1,25 +1,36 @@
-"""Append-only JSON Lines files: one write per row, so that a row is complete or absent."""
+"""Append-only JSON Lines files: one write per row, so that a row is complete or absent.
+
+A full disk or a crash can cut a row short all the same. The next row ends such a line, and readers skip it: a damaged
+row must not block a run whose checkpoints are intact.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from hsadml_dist.errors import RunError, os_error_reason
 from hsadml_dist.json_parsing import parse_json_object
 
+Kinds = type | tuple[type, ...]
+
+log = logging.getLogger(__name__)
+
 
 class JsonlWriter:
-    """Append rows to a file of an attempt, whose rank 0 is the only writer."""
+    """Append rows to a file that has no other writer at the time."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._may_be_cut = True
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one row; floats keep all their digits.
@@ -29,22 +40,32 @@ class JsonlWriter:
         """
         line = (json.dumps(row) + "\n").encode()
         try:
+            if self._may_be_cut and self._is_cut():
+                line = b"\n" + line
+            self._may_be_cut = True
             written = os.write(self._file, line)
         except OSError as fault:
             raise RunError(f"{self._path}: a row cannot be written: {os_error_reason(fault)}") from fault
         if written < len(line):
             raise RunError(f"{self._path}: a row was written only in part: no space left")
+        self._may_be_cut = False
+
+    def _is_cut(self) -> bool:
+        """Return whether the last row has no end."""
+        size = os.fstat(self._file).st_size
+        return size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._file)
 
 
-def read_jsonl(path: Path, *, skip_damaged: bool = False) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a file, without a last line that a crash cut short; a missing file has no rows.
+def read_jsonl(path: Path, kinds: Mapping[str, Kinds] = MappingProxyType({})) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a file; a missing file has none. Damaged rows are skipped with a warning.
 
-    Raises:
-        RunError: A line is not a JSON object, unless such lines are to be skipped.
+    Args:
+        path: The file. A last line without an end is being written, or was cut short by a crash: no warning.
+        kinds: Fields that a row must have, and their types.
     """
     if not path.exists():
         return
@@ -53,19 +74,14 @@ def read_jsonl(path: Path, *, skip_damaged: bool = False) -> Iterator[dict[str, 
             if not line.endswith(b"\n"):
                 continue
             try:
-                row = _parse_row(path, number, line)
-            except RunError:
-                if skip_damaged:
-                    continue
-                raise
+                row = parse_json_object(line)
+            except ValueError as error:
+                log.warning("%s: line %d is damaged and skipped: %s", path, number, error)
+                continue
+            if wrong := [name for name, kind in kinds.items() if not isinstance(row.get(name), kind)]:
+                log.warning("%s: line %d is damaged and skipped: no valid %s", path, number, ", ".join(wrong))
+                continue
             yield row
-
-
-def _parse_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    try:
-        return parse_json_object(line)
-    except ValueError as error:
-        raise RunError(f"{path}: line {number} is damaged: {error}") from error
 
 
 def tail_bytes(path: Path, limit: int) -> bytes:

@@ -86,6 +86,33 @@ def test_jsonl_writer_reports_a_disk_that_fills_within_a_row(tmp_path):
         assert list(read_jsonl(tmp_path / "disk" / "rows.jsonl")) == [{"step": 1}]
 
 
+@pytest.mark.parametrize("reopened", [False, True])
+def test_row_after_one_that_was_cut_short_is_whole(tmp_path, caplog, reopened):
+    with small_disk(tmp_path / "disk", kibibytes=8):
+        path, filler = tmp_path / "disk" / "rows.jsonl", tmp_path / "disk" / "filler"
+        writer = JsonlWriter(path)
+        writer.write({"step": 1})
+        filler.write_bytes(b"x" * 4096)
+        with pytest.raises(RunError):
+            writer.write({"fill": "x" * 9000})
+        filler.unlink()
+        if reopened:
+            writer.close()
+            writer = JsonlWriter(path)
+        for step in (2, 3):
+            writer.write({"step": step})
+        writer.close()
+        assert [row["step"] for row in read_jsonl(path)] == [1, 2, 3]
+    assert "line 2" in caplog.text
+
+
+def test_read_jsonl_skips_damaged_rows_and_those_without_the_wanted_fields(tmp_path, caplog):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2{"step": 3}\n[4]\n{"step": "5"}\n{"step": 6}\n')
+    assert [row["step"] for row in read_jsonl(path, {"step": int})] == [1, 6]
+    assert [f"rows.jsonl: line {number} is" in caplog.text for number in range(1, 6)] == [False, True, True, True, False]
+
+
 @pytest.fixture
 def path(tmp_path):
     path = tmp_path / "rows.jsonl"

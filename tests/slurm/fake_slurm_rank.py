@@ -34,8 +34,7 @@ def main(arguments: list[str]) -> int:
     record("started", arguments=arguments, env=os.environ.get("HSADML_TEST"), cwd=os.getcwd())
     seconds, code = (run_dir / "plan").read_text().split()
     if restart > 0:
-        record("finished")
-        return 0
+        return finish(run_dir, record)
     if code != "0":
         return fail(run_dir, float(seconds), int(code), record)
     end = time.monotonic() + float(seconds)
@@ -46,7 +45,18 @@ def main(arguments: list[str]) -> int:
             record("stopped", signal=signals[0])
             return STOPPED
         time.sleep(0.02)
+    return finish(run_dir, record)
+
+
+def finish(run_dir: Path, record: Callable[[str], None]) -> int:
+    """End as after the last step; rank 0 says so in the events of the newest attempt."""
     record("finished")
+    if os.environ["SLURM_PROCID"] == "0":
+        attempts = sorted((run_dir / "attempts").glob("*"))
+        attempt = attempts[-1] if attempts else run_dir / "attempts" / "0001"
+        attempt.mkdir(parents=True, exist_ok=True)
+        with (attempt / "events.jsonl").open("a") as file:
+            file.write('{"event": "finished"}\n')
     return 0
 
 

@@ -106,7 +106,7 @@ def test_template_has_the_settings_of_rendered_scripts() -> None:
 
 def test_template_uses_the_exit_code_module_and_variable_of_the_ranks() -> None:
     text = SCRIPT_TEMPLATE.read_text()
-    assert ExitCode.STOPPED == 85 and "\n    85)\n" in text and '[ "$code" != 85 ]' in text
+    assert ExitCode.STOPPED == 85 and "\n    85/*)\n" in text and '[ "$code" != 85 ]' in text
     assert f"rank_module={rank.__name__}\n" in text and PLAIN.rank_module == rank.__name__
     assert f"export {ENDED_JOB}=" in text
 

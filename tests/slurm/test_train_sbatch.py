@@ -12,11 +12,13 @@ import pytest
 from hsadml_dist.run.folder import RunFolder
 from hsadml_dist.slurm import client
 from hsadml_dist.slurm.client import parse_timestamp
+from hsadml_dist.slurm.devcluster import daemons
 from hsadml_dist.slurm.devcluster.cluster import Cluster
 from hsadml_dist.slurm.devcluster.slurm_conf import DEFAULT
 from hsadml_dist.slurm.job_records import read_decline
 from hsadml_dist.slurm.sbatch import JobRequest, render
 from tests.slurm.cluster_jobs import (
+    HANG_SECONDS,
     RANKS,
     count_events,
     job_output,
@@ -136,6 +138,89 @@ def test_signal_at_the_end_of_the_ranks_does_not_hide_their_exit_code(tmp_path: 
     for _ in range(20):
         done = subprocess.run(["bash", script], env=environment, capture_output=True, text=True, check=False)
         assert (done.returncode, read_end(request, "7")) == (70, "failed:70"), done.stderr
+
+
+def run_script(folder: Path, request: JobRequest, commands: dict[str, str], *words: str) -> int:
+    """Run the batch script as job 7 with shell texts in place of Slurm's commands; return its exit code."""
+    defaults = {
+        "srun": "exit 0",
+        "scontrol": "exit 1",
+        "sacct": "",
+        "squeue": "exit 1",
+        "sbatch": "echo 8",
+        "scancel": "",
+    }
+    for name, text in (defaults | commands).items():
+        (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / name).chmod(0o755)
+    script = folder / "job.sbatch"
+    script.write_text(render(request))
+    environment = {"PATH": f"{folder}:/usr/bin:/bin", "SLURM_JOB_ID": "7"}
+    return subprocess.run(["bash", script, *words], env=environment, capture_output=True, check=False).returncode
+
+
+def write_events(request: JobRequest, *rows: str) -> None:
+    attempt = request.run_dir / "attempts" / "0001"
+    attempt.mkdir(parents=True)
+    (attempt / "events.jsonl").write_text("".join(f"{row}\n" for row in rows))
+
+
+@pytest.mark.parametrize("requeue", ["none", "self", "chain"])
+def test_exit_code_0_of_srun_alone_does_not_finish_a_run(tmp_path: Path, request_of: RequestOf, requeue: str) -> None:
+    """As when a node is set down. The successor of a chain stays in the queue."""
+    request = request_of(requeue=requeue)
+    write_events(request, '{"event": "started"}', '{"event": "checkpoint", "step": 5}')
+    assert run_script(tmp_path, request, {"scancel": f"touch {tmp_path}/cancelled"}) == 70
+    assert read_end(request, "7") == "lost"
+    assert not (tmp_path / "cancelled").exists()
+
+
+FORGOTTEN = {
+    "killed": ((), "", None),
+    "stopped": (('{"event": "stopped", "final": false}',), "", None),
+    "lost a peer": (('{"event": "failed", "reason": "x", "exit_code": 70}',), "", None),
+    "finished": (('{"event": "finished"}',), "", "run_over"),
+    "stopped for good": (('{"event": "stopped", "final": true}',), "", "run_over"),
+    "failed": (('{"event": "failed", "reason": "x", "exit_code": 1}',), "", "predecessor_failed"),
+    "accounts: node failed": ((), "NODE_FAIL", None),
+    "accounts: cancelled": ((), "CANCELLED by 0", "predecessor_cancelled"),
+    "accounts: failed": ((), "FAILED", "predecessor_failed"),
+}
+
+
+@pytest.mark.parametrize("case", FORGOTTEN)
+def test_job_whose_predecessor_is_forgotten_asks_the_accounts_and_the_run(
+    tmp_path: Path, request_of: RequestOf, case: str
+) -> None:
+    rows, state, declined = FORGOTTEN[case]
+    request = request_of(requeue="chain")
+    write_events(request, '{"event": "started"}', *rows)
+    run_script(tmp_path, request, {"srun": f"touch {tmp_path}/trained", "sacct": f"echo '{state}'"}, "6")
+    assert (tmp_path / "trained").exists() == (declined is None)
+    assert read_decline(RunFolder(request.run_dir), "7") == declined
+
+
+def has_resumed(cluster: Cluster, node: str) -> bool:
+    """Ask for a node to be resumed, which is refused while its job is completing; return whether it is not down."""
+    cluster.run(["scontrol", "update", f"nodename={node}", "state=resume"], check=False)
+    state = cluster.run(["sinfo", "--noheader", f"--nodes={node}", "--format=%T"]).stdout
+    return not any(word in state for word in ("down", "drain", "completing"))
+
+
+@pytest.mark.parametrize("requeue", ["self", "chain"])
+def test_job_whose_node_is_set_down_resumes(
+    local_cluster: Cluster, request_of: RequestOf, queue: Queue, requeue: str
+) -> None:
+    request = request_of(requeue=requeue, nodes=1, tasks_per_node=RANKS)
+    job = queue(local_cluster, request)
+    wait_for(request, "started", 0)
+    node = show_job(local_cluster, job)["NodeList"]
+    local_cluster.run(["scontrol", "update", f"nodename={node}", "state=down", "reason=test"])
+    wait_state(local_cluster, job, "PENDING", "NODE_FAIL", "REQUEUED", "RUNNING", "FAILED")
+    assert daemons.wait_until(lambda: has_resumed(local_cluster, node), seconds=HANG_SECONDS, pause=0.2)
+    wait_for(request, "finished", 1)
+    if requeue == "chain":
+        assert read_end(request, job) == "lost"
 
 
 def test_crash_of_the_ranks_ends_the_job(local_cluster: Cluster, request_of: RequestOf, queue: Queue) -> None:
