@@ -22,6 +22,7 @@ from hsadml_dist.distributed.topology import allowed_world_sizes
 from hsadml_dist.errors import ConfigError, DataError, Fault, RunError, UsageError, did_you_mean, os_error_reason
 from hsadml_dist.loss_rules import sample_rate_problem
 from hsadml_dist.models.registry import model_problems
+from hsadml_dist.run.attempts import current_holder, refuse_if_held
 from hsadml_dist.run.folder import RunFolder
 
 RECIPES = Path(__file__).parents[1] / "launch" / "recipes"
@@ -113,8 +114,10 @@ def prepare_run(recipe: str, overrides: Sequence[str], run: Path | None, smoke: 
         DataError: The shards are missing or damaged.
         UsageError: ``run`` exists and is not a run folder.
         RunError: The run folder cannot be written.
+        RunLockedError: Another process is training the run.
     """
     loaded, folder = check_run(recipe, overrides, run, smoke, world_size)
+    refuse_if_held(folder, current_holder("prepare"))
     try:
         if smoke and folder.path.exists():
             shutil.rmtree(folder.path)

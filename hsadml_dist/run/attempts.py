@@ -94,8 +94,7 @@ def start_attempt(
     """
     try:
         attempts = run.attempts()
-        if attempts:
-            _refuse_if_held(run, attempts[-1], me, timeout, ended_job)
+        refuse_if_held(run, me, timeout=timeout, ended_job=ended_job)
         attempt = run.attempt(attempts[-1].number + 1 if attempts else 1)
         run.attempts_root.mkdir(parents=True, exist_ok=True)
         try:
@@ -139,9 +138,18 @@ def _read_private_json(path: Path) -> dict[str, Any]:
         raise RunError(str(error)) from error
 
 
-def _refuse_if_held(
-    run: RunFolder, last: AttemptFolder, me: AttemptHolder, timeout: float, ended_job: str | None
+def refuse_if_held(
+    run: RunFolder, me: AttemptHolder, *, timeout: float = HEARTBEAT_TIMEOUT_SECONDS, ended_job: str | None = None
 ) -> None:
+    """Return if no other live process writes a run; see :func:`start_attempt` for the arguments.
+
+    Raises:
+        RunLockedError: One does, or may do.
+    """
+    attempts = run.attempts()
+    if not attempts:
+        return
+    last = attempts[-1]
     if any(row.get("event") in TERMINAL_EVENTS for row in read_jsonl(last.events)):
         return
     if not last.record.exists():

@@ -5,7 +5,7 @@ import pytest
 
 from hsadml_dist.checkpoint.layout import CheckpointName
 from hsadml_dist.config.yaml_loader import load_recipe
-from hsadml_dist.errors import ConfigError, DataError, RunError, UsageError
+from hsadml_dist.errors import ConfigError, DataError, RunError, RunLockedError, UsageError
 from hsadml_dist.jobs import prepare
 from hsadml_dist.jobs.prepare import (
     check_run,
@@ -15,6 +15,8 @@ from hsadml_dist.jobs.prepare import (
     resolve_run_folder,
     shipped_recipes,
 )
+from hsadml_dist.run.attempts import current_holder, start_attempt
+from hsadml_dist.run.folder import RunFolder
 
 CONSTANT = ["optim.schedule=constant", "train.steps=100"]
 
@@ -220,6 +222,17 @@ def test_changed_samples_are_refused_but_moved_shards_are_accepted(recipe, shard
     (tmp_path / "shards").rename(tmp_path / "moved")
     prepare_run(recipe, ["data.shards=moved"], run, False, 1)
     assert load_recipe(run / "config.yaml").recipe.data.shards == str(tmp_path / "moved")
+
+
+@pytest.mark.parametrize("smoke", [False, True])
+def test_run_that_a_live_process_trains_is_left_alone(recipe, smoke):
+    run = prepare_run(recipe, [], Path("run"), smoke, 1)
+    before = (run / "config.yaml").read_bytes()
+    start_attempt(RunFolder(run), current_holder("another start"), {})
+    with pytest.raises(RunLockedError):
+        prepare_run(recipe, ["checkpoint.every=7"], Path("run"), smoke, 1)
+    assert (run / "config.yaml").read_bytes() == before
+    assert len(RunFolder(run).attempts()) == 1
 
 
 def test_smoke_run_is_short_and_starts_in_an_empty_folder_of_its_own(recipe):

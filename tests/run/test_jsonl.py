@@ -110,7 +110,13 @@ def test_read_jsonl_skips_damaged_rows_and_those_without_the_wanted_fields(tmp_p
     path = tmp_path / "rows.jsonl"
     path.write_text('{"step": 1}\n{"step": 2{"step": 3}\n[4]\n{"step": "5"}\n{"step": 6}\n')
     assert [row["step"] for row in read_jsonl(path, {"step": int})] == [1, 6]
-    assert [f"rows.jsonl: line {number} is" in caplog.text for number in range(1, 6)] == [False, True, True, True, False]
+    assert [f"rows.jsonl: line {number} is" in caplog.text for number in range(1, 6)] == [
+        False,
+        True,
+        True,
+        True,
+        False,
+    ]
 
 
 @pytest.fixture
