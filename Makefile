@@ -50,7 +50,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/checkpoint.py --json out/bench/checkpoint.json
 	$(BIN)/python benchmarks/knn.py --json out/bench/knn.json
 	$(BIN)/python benchmarks/loss.py --json out/bench/loss.json
-	$(BIN)/python benchmarks/coverage.py --json out/bench/coverage.json
+	$(BIN)/python benchmarks/interval_coverage.py --json out/bench/interval_coverage.json
 	$(BIN)/python benchmarks/loader.py --json out/bench/loader.json
 	if PATH=$$PATH:/usr/sbin command -v slurmctld >/dev/null; then $(BIN)/python benchmarks/requeue.py --json out/bench/requeue.json; fi
 

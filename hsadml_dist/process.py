@@ -87,3 +87,13 @@ def process_start_time(pid: int) -> int | None:
 
 def _prctl() -> Callable[..., int]:
     return ctypes.CDLL(None, use_errno=True).prctl
+
+
+def catches_signal(pid: int, number: int) -> bool:
+    """Return whether a process has a handler for a signal; False if it is gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    caught = next((line for line in status.splitlines() if line.startswith("SigCgt:")), "SigCgt: 0")
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)

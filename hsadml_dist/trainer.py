@@ -167,7 +167,12 @@ class Trainer:
         if self._comm.topology.is_rank_zero:
             from hsadml_dist.report.run_report import write_evaluation_report  # matplotlib: seconds
 
-            write_evaluation_report(run, evaluation)
+            try:
+                write_evaluation_report(run, evaluation)
+            except Exception as fault:  # noqa: BLE001  the training is done and saved, whatever its pages stumble over
+                reason = f"{type(fault).__name__}: {fault}"
+                log.warning("the report cannot be drawn: %s; after a repair: hsadml evaluate %s", reason, run)
+                self._recorder.event("report_failed", self._train_data.total_steps, reason=reason)
             result = evaluation.result
             log.info("nearest neighbour: %.2f %% of %d test slices", 100 * result.knn_accuracy, result.slices)
 
@@ -286,9 +291,12 @@ def _open_session(
     try:
         with raise_on_lost_peer(run, context.attempt, lambda: monitor.position, monitor.wait_for_report):
             yield Session(run=run, context=context, signal=signal, monitor=monitor, recorder=recorder)
-    except HsadmlError as fault:
+    except Exception as fault:
+        is_known = isinstance(fault, HsadmlError)
+        reason = str(fault) if is_known else f"{type(fault).__name__}: {fault}"
+        code = fault.exit_code if isinstance(fault, HsadmlError) else ExitCode.INTERNAL_ERROR
         with contextlib.suppress(RunError):  # a full disk must not hide why the run ends
-            recorder.event("failed", 0, reason=str(fault), exit_code=int(fault.exit_code))
+            recorder.event("failed", 0, reason=reason, exit_code=int(code))
         raise
     finally:
         monitor.close()

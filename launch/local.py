@@ -17,7 +17,7 @@ from pathlib import Path
 
 import hsadml_dist
 from hsadml_dist.errors import ExitCode
-from hsadml_dist.process import die_with_this_process
+from hsadml_dist.process import catches_signal, die_with_this_process
 
 RANK_COMMAND = (sys.executable, "-P", "-m", "hsadml_dist.launch.rank")
 POLL_SECONDS = 0.05
@@ -27,7 +27,7 @@ STOPPED_GRACE_SECONDS = 15.0
 """Time to exit after a peer has stopped on request. Ranks stop together, so a rank that needs longer hangs."""
 # Ctrl-C, a closed terminal and a plain kill all mean: save and stop.
 FORWARDED_SIGNALS = {
-    signal.SIGINT: signal.SIGTERM,
+    signal.SIGINT: signal.SIGINT,
     signal.SIGHUP: signal.SIGTERM,
     signal.SIGTERM: signal.SIGTERM,
     signal.SIGUSR2: signal.SIGUSR2,
@@ -86,7 +86,7 @@ def run_ranks(
 ) -> int:
     """Start the ranks of a run, wait for all of them and return the exit code.
 
-    SIGTERM and SIGUSR2 are forwarded to every rank, SIGINT and SIGHUP as SIGTERM; a second SIGINT kills. Each rank has
+    SIGINT, SIGTERM and SIGUSR2 are forwarded to every rank, SIGHUP as SIGTERM; a second SIGINT kills. Each rank has
     its own session, so that Ctrl-C reaches it once, through this process, and it dies with this process.
 
     Args:
@@ -161,9 +161,11 @@ class RankGroup:
         self.exits.append(RankExit(rank=rank, code=code, poll=self._polls, killed=killed and code < 0))
 
     def _send(self, number: int) -> None:
-        self._sent.add(number)
         for process in self.alive.values():
-            process.send_signal(number)
+            # Python's own handler would end a rank that has none of its own yet with a traceback.
+            sent = number if catches_signal(process.pid, signal.SIGTERM) else signal.SIGTERM
+            self._sent.add(sent)
+            process.send_signal(sent)
 
 
 @contextlib.contextmanager

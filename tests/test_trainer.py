@@ -58,6 +58,29 @@ def test_stop_request_before_the_first_step(recipe, tmp_path):
     assert merged_events(tmp_path / "run")[-2]["noticed"] == ["rank 0: SIGTERM"]
 
 
+def test_any_exception_leaves_an_event_with_its_reason(recipe, tmp_path, monkeypatch):
+    def fail(learner, step, batch):
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr(Learner, "step", fail)
+    with pytest.raises(ZeroDivisionError):
+        train(recipe, tmp_path / "run", StopSignal())
+    last = merged_events(tmp_path / "run")[-1]
+    assert (last["event"], last["exit_code"]) == ("failed", ExitCode.INTERNAL_ERROR)
+    assert "ZeroDivisionError" in last["reason"] and "a defect" in last["reason"]
+
+
+def test_report_that_cannot_be_drawn_does_not_undo_a_training(recipe, tmp_path, monkeypatch):
+    def fail(run, evaluation):
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr("hsadml_dist.report.run_report.write_evaluation_report", fail)
+    evaluated = replace(recipe, evaluation=replace(recipe.evaluation, at_end=True))
+    assert train(evaluated, tmp_path / "run", StopSignal()) is ExitCode.SUCCESS
+    assert events(tmp_path / "run")[-2:] == ["report_failed", "finished"]
+    assert RunFolder(tmp_path / "run").result.exists()
+
+
 def test_finished_run_is_not_trained_again(recipe, tmp_path):
     for _ in range(2):
         assert train(recipe, tmp_path / "run", StopSignal()) is ExitCode.SUCCESS

@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from hsadml_dist.json_parsing import INVALID, parse_json, parse_json_object
 from hsadml_dist.private_files import UntrustedFileError, open_private_file
 from hsadml_dist.process import process_start_time
 from hsadml_dist.run.folder import AttemptFolder, RunFolder
-from hsadml_dist.run.history import read_stop_reasons
 from hsadml_dist.run.jsonl import read_jsonl
 
 HEARTBEAT_TIMEOUT_SECONDS = 60.0
@@ -35,6 +34,9 @@ ENDED_JOB = "HSADML_ENDED_JOB"
 """Environment variable: id of a Slurm job that has ended according to squeue, so that it no longer holds the run."""
 
 TERMINAL_EVENTS = {"stopped", "finished", "failed"}
+
+EVALUATION = "evaluate"
+"""Stage of a rank that evaluates; see :data:`~hsadml_dist.health.heartbeat.TrainingStage`."""
 
 MAX_FAILED_ATTEMPTS = 3
 """Consecutive attempts without a new checkpoint after which a run is not started again."""
@@ -199,33 +201,54 @@ def crash_loop_reason(run: RunFolder, me: AttemptFolder, saved_by: Collection[in
 
     That is the case after :data:`MAX_FAILED_ATTEMPTS` consecutive attempts without a new checkpoint. The count starts
     again after an attempt that finished or that ended with a user error, because then a user has looked at the run.
-    The refusal is itself recorded as a user error, so a manual start afterwards begins a new count.
+    The refusal is itself recorded as a user error, so a manual start afterwards begins a new count. Attempts that were
+    asked to stop, or were killed while they evaluated a trained run, do not count.
 
     Args:
         me: The current attempt; those before it are examined.
         saved_by: Numbers of the attempts that have a checkpoint in the folder.
     """
-    before = [attempt for attempt in run.attempts() if attempt.number < me.number][-MAX_FAILED_ATTEMPTS:]
-    if len(before) < MAX_FAILED_ATTEMPTS or any(_resets_count(attempt, saved_by) for attempt in before):
-        return None
-    numbers = [str(attempt.number) for attempt in before]
+    failed: list[AttemptFolder] = []
+    for attempt in reversed(run.attempts()):
+        if attempt.number >= me.number:
+            continue
+        rows = list(read_jsonl(attempt.events))
+        if attempt.number in saved_by or any(_resets_count(row) for row in rows):
+            return None
+        if not _was_interrupted(attempt, rows):
+            failed.append(attempt)
+        if len(failed) == MAX_FAILED_ATTEMPTS:
+            return _crash_loop(run, failed[::-1])
+    return None
+
+
+def _crash_loop(run: RunFolder, failed: Sequence[AttemptFolder]) -> str:
+    numbers, last = [str(attempt.number) for attempt in failed], failed[-1]
     return (
         f"{run.path}: attempts {', '.join(numbers[:-1])} and {numbers[-1]} ended without a new checkpoint, the last "
-        f"{_how_it_ended(before[-1])}; see attempts/{before[-1].path.name}/logs. The run is not restarted "
-        "automatically; a manual start begins a new count"
+        f"{_how_it_ended(last)}; see attempts/{last.path.name}/logs. The run is not restarted automatically; a manual "
+        "start begins a new count"
     )
 
 
-def _resets_count(attempt: AttemptFolder, saved_by: Collection[int]) -> bool:
-    if attempt.number in saved_by:
-        return True
-    for row in read_jsonl(attempt.events):
-        # The event counts as well, because a later attempt may have removed the checkpoint. Rows of older versions
-        # have no exit code.
-        event, code = row.get("event"), row.get("exit_code", ExitCode.USER_ERROR)
-        if event in ("checkpoint", "finished") or (event == "failed" and code == ExitCode.USER_ERROR):
-            return True
-    return False
+def _resets_count(row: Mapping[str, Any]) -> bool:
+    # The event counts as well as the checkpoint, because a later attempt may have removed that. Rows of older versions
+    # have no exit code.
+    event, code = row.get("event"), row.get("exit_code", ExitCode.USER_ERROR)
+    return event in ("checkpoint", "finished") or (event == "failed" and code == ExitCode.USER_ERROR)
+
+
+def _was_interrupted(attempt: AttemptFolder, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether an attempt was asked to stop, or killed in the evaluation, where no checkpoint is due."""
+    events = {row.get("event") for row in rows}
+    return "stopped" in events or ("failed" not in events and _last_stage(attempt) == EVALUATION)
+
+
+def _last_stage(attempt: AttemptFolder) -> Any:
+    try:
+        return parse_json_object(attempt.rank_heartbeat(0).read_bytes()).get("stage")
+    except (OSError, ValueError):
+        return None
 
 
 def _how_it_ended(attempt: AttemptFolder) -> str:
@@ -233,8 +256,4 @@ def _how_it_ended(attempt: AttemptFolder) -> str:
     rows = {str(row.get("event")): row for row in read_jsonl(attempt.events)}
     if "failed" in rows:
         return f"with this error: {' '.join(str(rows['failed'].get('reason')).split())}"
-    if "stopped" in rows:
-        reasons = read_stop_reasons(rows.get("signal", {}))
-        texts = [f"rank {rank}: {reason.label}" for rank, reason in reasons.items()]
-        return f"stopped before its first checkpoint ({', '.join(texts) or 'no reason recorded'})"
     return "without any message: it was killed, or its machine was lost"

@@ -22,6 +22,7 @@ EventName = Literal[
     "code_changed",
     "network",
     "evaluation_refused",
+    "report_failed",
     "finished",
     "failed",
     "skipped",

@@ -23,7 +23,7 @@ from hsadml_dist.run.rendezvous import RankContext
 
 LINE_SECONDS = 30.0
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-WARNED_EVENTS = ("code_changed", "evaluation_refused", "fell_back", "network", "skipped", "straggler")
+WARNED_EVENTS = ("code_changed", "evaluation_refused", "fell_back", "network", "report_failed", "skipped", "straggler")
 """Events of which the trainer logs a line of its own."""
 TENSORBOARD_METRICS = ("loss", "lr", "grad_norm", "step_seconds", "data_wait_seconds")
 

@@ -25,12 +25,22 @@ def group_by(persons: Sequence[int] | np.ndarray) -> Clusters:
     return clusters([f"{person:04d}" for person in persons], [None] * len(persons))
 
 
-def slow_interval(values: Sequence[float], weights: Sequence[float], value: float, shares: bool) -> tuple[float, float]:
-    """Return the interval from the statistic without each patient, the patients' weights and the whole statistic."""
-    count = len(values)
-    variance = (count - 1) / count * sum((one - value) ** 2 for one in values)
-    freedom = sum(weights) ** 2 / sum(weight**2 for weight in weights) - 1
-    t = stats.t.ppf(0.975, freedom)
+def slow_interval(
+    values: Sequence[float], parts: Sequence[float], weights: Sequence[float], value: float, shares: bool
+) -> tuple[float, float]:
+    """Return the interval of a mean over slices.
+
+    Args:
+        values: The mean without each patient.
+        parts: The patient's share of the slices.
+        weights: The patient's part in the degrees of freedom.
+        value: The whole mean.
+        shares: True for the logit scale.
+    """
+    squares = [(1 - part) * (one - value) ** 2 for one, part in zip(values, parts, strict=True)]
+    variance = sum(squares)
+    numbers = [sum(column) ** 2 / sum(one**2 for one in column) for column in (weights, squares)]
+    t = stats.t.ppf(0.975, min(numbers[0], 3 * numbers[1]) - 1)
     if not shares:
         return value - t * math.sqrt(variance), value + t * math.sqrt(variance)
     logit, error = math.log(value / (1 - value)), math.sqrt(variance) / (value * (1 - value))
@@ -51,22 +61,35 @@ def test_accuracy_interval_equals_slow_loop(sample):
     person, label, predicted = sample
     correct = predicted == label
     without = [float(correct[person != one].mean()) for one in range(25)]
-    weights = [float((person == one).mean() ** 2) for one in range(25)]
-    expected = slow_interval(without, weights, float(correct.mean()), shares=True)
+    parts = [float((person == one).mean()) for one in range(25)]
+    expected = slow_interval(without, parts, [part**2 for part in parts], float(correct.mean()), shares=True)
     assert accuracy_interval(correct, group_by(person)) == pytest.approx(expected, rel=1e-9)
+
+
+def slow_balanced_interval(person: np.ndarray, label: np.ndarray, correct: np.ndarray) -> tuple[float, float]:
+    """Return the interval by one loop over patients and classes."""
+    value = balanced_accuracy_score(label, np.where(correct, label, -1 - label))
+    squares, weights = [], []
+    for one in range(25):
+        deviation = weight = 0.0
+        for name in range(3):
+            own, of_class = (person == one) & (label == name), label == name
+            part = own.sum() / of_class.sum()
+            change = correct[of_class].mean() - correct[of_class & ~own].mean()
+            deviation += math.sqrt(1 - part) * change / 3
+            weight += part**2
+        squares.append(deviation**2)
+        weights.append(weight)
+    numbers = [sum(column) ** 2 / sum(one**2 for one in column) for column in (weights, squares)]
+    reach = stats.t.ppf(0.975, min(numbers[0], 3 * numbers[1]) - 1) * math.sqrt(sum(squares)) / (value * (1 - value))
+    low, high = (1 / (1 + (1 - value) / value * math.exp(sign * reach)) for sign in (1, -1))
+    return low, high
 
 
 def test_balanced_interval_equals_slow_loop(sample):
     person, label, predicted = sample
-    keep = [person != one for one in range(25)]
-    without = [balanced_accuracy_score(label[rows], predicted[rows]) for rows in keep]
-    weights = [
-        sum(float(((person == one) & (label == name)).sum() / (label == name).sum()) ** 2 for name in range(3))
-        for one in range(25)
-    ]
-    expected = slow_interval(without, weights, balanced_accuracy_score(label, predicted), shares=True)
     found = balanced_interval(predicted == label, label, 3, group_by(person))
-    assert found == pytest.approx(expected, rel=1e-9)
+    assert found == pytest.approx(slow_balanced_interval(person, label, predicted == label), rel=1e-9)
     assert balanced_interval(predicted == label, label, 7, group_by(person)) == found
     assert balanced_interval(predicted == label, label, MAX_CONFUSION_CLASSES + 1, group_by(person)) is None
 
@@ -75,13 +98,13 @@ def test_difference_interval_equals_slow_loop(sample):
     person, label, predicted = sample
     difference = (predicted == label) - (label == 1).astype(float)
     without = [float(difference[person != one].mean()) for one in range(25)]
-    weights = [float((person == one).mean() ** 2) for one in range(25)]
-    expected = slow_interval(without, weights, float(difference.mean()), shares=False)
+    parts = [float((person == one).mean()) for one in range(25)]
+    expected = slow_interval(without, parts, [part**2 for part in parts], float(difference.mean()), shares=False)
     assert difference_interval(difference, group_by(person)) == pytest.approx(expected, rel=1e-9)
 
 
 def test_difference_of_single_slices_has_the_interval_of_the_t_test():
-    difference = np.random.default_rng(2).normal(0.1, 0.3, 12)
+    difference = 0.1 + 0.3 * (-1.0) ** np.arange(12)
     expected = stats.ttest_1samp(difference, 0).confidence_interval(0.95)
     assert difference_interval(difference, group_by(range(12))) == pytest.approx(tuple(expected), rel=1e-9)
 

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from hsadml_dist.run.attempts import crash_loop_reason
@@ -36,17 +38,29 @@ FINISHED = [{"event": "started"}, {"event": "resumed"}, {"event": "finished"}]
     [
         (KILLED, ["killed"]),
         (NEVER_STARTED, ["killed"]),
-        (STOPPED_AT_ONCE, ["stopped", "rank 1: SIGTERM"]),
         (PEER_LOST, ["error", "rank 1 died"]),
     ],
 )
 def test_crash_loop_after_three_attempts_without_checkpoint_gives_the_last_ending(run, last, facts):
-    me = attempts(run, SAVED, KILLED, STOPPED_AT_ONCE, last)
+    me = attempts(run, SAVED, KILLED, STOPPED_AT_ONCE, KILLED, last)
     reason = crash_loop_reason(run, me, saved_by={1})
-    assert "attempts 2, 3 and 4" in reason
-    assert "attempts/0004/logs" in reason
+    assert "attempts 2, 4 and 5" in reason, "the third was asked to stop"
+    assert "attempts/0005/logs" in reason
     assert all(fact in reason for fact in facts)
     assert "\n" not in reason
+
+
+def test_attempts_that_were_asked_to_stop_are_no_crash_loop(run):
+    assert crash_loop_reason(run, attempts(run, SAVED, *[STOPPED_AT_ONCE] * 5), saved_by={1}) is None
+
+
+@pytest.mark.parametrize(("stage", "is_loop"), [("evaluate", False), ("step", True)])
+def test_attempts_that_were_killed_in_the_evaluation_are_no_crash_loop(run, stage, is_loop):
+    me = attempts(run, SAVED, *[KILLED] * 3)
+    for attempt in run.attempts():
+        attempt.rank_heartbeats.mkdir()
+        attempt.rank_heartbeat(0).write_text(json.dumps({"stage": stage}))
+    assert (crash_loop_reason(run, me, saved_by={1}) is not None) == is_loop
 
 
 @pytest.mark.parametrize("progress", [SAVED, FINISHED, BY_USER], ids=["saved", "finished", "by user"])
