@@ -115,7 +115,7 @@ def interval_caution(caution: str | None, units: int, unit: str) -> str | None:
     """Return in a sentence what a ``caution`` code in ``result.json`` means; None without a code."""
     number = counted(units, unit_title(unit))
     sentences = {
-        "too_few_units": f"With only {number}, there are no intervals: the accuracies are anecdotes.",
+        "too_few_units": f"With only {number}, there are no intervals: the accuracies are anecdotal.",
         "few_units": f"With only {number}, the intervals are rough.",
     }
     return None if caution is None else sentences[caution]
