@@ -16,9 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import hsadml_dist
-from hsadml_dist.distributed.topology import LAUNCH_TOKEN
 from hsadml_dist.errors import ExitCode
-from hsadml_dist.launch_environment import local_rank_environment
 from hsadml_dist.process import catches_signal, die_with_this_process
 
 RANK_COMMAND = (sys.executable, "-P", "-m", "hsadml_dist.launch.rank")
@@ -191,7 +189,7 @@ def _collect_signals(signals: list[int]) -> Iterator[None]:
 
 
 def _start(run: Path, nproc: int, environ: Mapping[str, str], command: Sequence[str]) -> list[subprocess.Popen[bytes]]:
-    shared = {**local_rank_environment(environ), **_import_path(environ), LAUNCH_TOKEN: uuid.uuid4().hex}
+    shared = {**environ, **_import_path(environ), "HSADML_LAUNCH": uuid.uuid4().hex}
     bind = die_with_this_process(ExitCode.INTERNAL_ERROR)
     world = {"WORLD_SIZE": str(nproc), "LOCAL_WORLD_SIZE": str(nproc)}
     return [

@@ -11,7 +11,6 @@ from pathlib import Path
 from hsadml_dist.config.yaml_loader import load_recipe
 from hsadml_dist.errors import ExitCode, UsageError
 from hsadml_dist.launch.exit_codes import hard_exit, run_with_exit_code
-from hsadml_dist.launch_environment import remove_mpi_variables
 from hsadml_dist.preemption.signals import StopSignal
 from hsadml_dist.printable import escape_early_warnings
 from hsadml_dist.process import pause_gc, resume_gc
@@ -26,7 +25,6 @@ def main(arguments: Sequence[str]) -> int:
     # numpy's OpenBLAS starts its threads on import, and none may exist when loader workers are forked.
     # torch starts its threads with the first large operation; the trainer sets their number before that.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    remove_mpi_variables(os.environ)
     rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID"))
     pause_gc()
     escape_early_warnings()

@@ -8,14 +8,11 @@ therefore install their own handlers after submitit's, and submitit's requeueing
 
 from __future__ import annotations
 
-import contextlib
-import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from hsadml_dist.errors import ClusterError, ConfigError, Fault
-from hsadml_dist.launch_environment import slurm_environment
 from hsadml_dist.slurm.job_records import SUBMITIT_FOLDER
 from hsadml_dist.slurm.sbatch import TEXT_OPTIONS, JobRequest, render_setup_and_teardown
 from hsadml_dist.slurm.submit import record_submission, run_folders_of
@@ -35,25 +32,12 @@ def submit_by_submitit(request: JobRequest, work: Work) -> str:
     executor = _executor(request)
     runs = [str(run.path) for run in run_folders_of(request)]
     try:
-        with _slurm_environment():  # submitit passes on that of this process
-            jobs = executor.map_array(work, runs) if request.elements else [executor.submit(work, runs[0])]
+        jobs = executor.map_array(work, runs) if request.elements else [executor.submit(work, runs[0])]
     except (RuntimeError, OSError) as fault:
         raise ClusterError(f"submitit failed: {' '.join(str(fault).split())}") from fault
     job = str(jobs[0].job_id).partition("_")[0]
     record_submission(request, job, "submitit")
     return job
-
-
-@contextlib.contextmanager
-def _slurm_environment() -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.clear()
-    os.environ.update(slurm_environment(before))
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def _refuse_unsupported(request: JobRequest) -> None:

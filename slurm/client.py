@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hsadml_dist.errors import ClusterError
-from hsadml_dist.launch_environment import slurm_environment
 
 TIMEOUT_SECONDS = 60.0
 QUERY_TIMEOUT_SECONDS = 20.0
@@ -128,7 +127,7 @@ def job_state(job_id: str, env: Mapping[str, str] | None = None) -> str | None:
 def job_is_known(job_id: str, env: Mapping[str, str] | None = None) -> bool | None:
     """Return whether a job is queued, running or completing; None if Slurm cannot be asked."""
     try:
-        done = _run(["squeue", "--all", "--noheader", f"--jobs={job_id}", "--format=%i"], env, may_be_unknown=True)
+        done = _run(["squeue", "--noheader", f"--jobs={job_id}", "--format=%i"], env, may_be_unknown=True)
     except ClusterError:
         return None
     return done.returncode == 0 and bool(done.stdout.strip())
@@ -144,9 +143,11 @@ def squeue(selection: Sequence[str], env: Mapping[str, str] | None = None) -> di
     Raises:
         ClusterError: Slurm is not installed or does not answer.
     """
-    # --all: also jobs in hidden partitions.
-    argv = ["squeue", "--all", "--noheader", "--array", "--states=all", *selection, f"--format={SQUEUE_FORMAT}"]
-    done = _run(argv, env, seconds=QUERY_TIMEOUT_SECONDS, may_be_unknown=True)
+    # A user's SQUEUE_PARTITION and the like would hide jobs.
+    clean = {name: value for name, value in (env or os.environ).items() if not name.startswith("SQUEUE_")}
+    clean["SLURM_TIME_FORMAT"] = "standard"
+    argv = ["squeue", "--noheader", "--array", "--states=all", *selection, f"--format={SQUEUE_FORMAT}"]
+    done = _run(argv, clean, seconds=QUERY_TIMEOUT_SECONDS, may_be_unknown=True)
     lines = done.stdout.splitlines() if done.returncode == 0 else []
     return {job.job: job for job in map(parse_squeue_line, lines) if job is not None}
 
@@ -267,7 +268,6 @@ def _run(
 ) -> subprocess.CompletedProcess[str]:
     """Run a Slurm command; it may fail only if ``may_be_unknown`` is set and Slurm does not know the job."""
     command = [_find(argv[0], env), *argv[1:]]
-    env = slurm_environment(os.environ if env is None else env) | {"SLURM_TIME_FORMAT": "standard"}
     try:
         done = subprocess.run(
             command, env=env, input=stdin, capture_output=True, text=True, timeout=seconds, check=False

@@ -28,11 +28,6 @@ from hsadml_dist.slurm.sbatch import (
 
 SHIPPED_PROFILES = Path(__file__).with_name("profiles")
 PROFILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
-OWN_OPTIONS = (
-    *("--nodes", "-N", "--ntasks", "-n", "--ntasks-per-node", "--array", "-a", "--requeue", "--no-requeue"),
-    *("--test-only", "--signal", "--open-mode", "--output", "-o", "--dependency", "-d", "--parsable", "--wrap"),
-)
-"""Options of sbatch that hsadml sets itself, or that would queue no job."""
 VARIABLE = re.compile(r"\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)\})")
 
 
@@ -178,9 +173,6 @@ def _word_problems(profile: Profile) -> Problems:
         yield "mem", f"is {profile.mem!r}; must be a number with K, M, G or T, such as '64G', or '0' for all"
     for option in profile.options:
         yield from _option_problems("options", option, '"\\')
-        name = option.partition("=")[0]
-        if name in OWN_OPTIONS:
-            yield "options", f"has {option!r}; {name} follows from how a job is submitted, leave it out"
 
 
 def _number_problems(profile: Profile) -> Problems:

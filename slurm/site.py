@@ -153,7 +153,7 @@ def survey_site(env: Mapping[str, str] | None = None) -> SiteSurvey:
     """
     config, partitions = _query_controller(env)
     # sinfo leaves out what is hidden from the user. Without --exact it merges nodes that differ and marks them by +.
-    sinfo = client.run_command(["sinfo", "--all", "--noheader", "--exact", "--format=%R|%D|%c|%G"], env)
+    sinfo = client.run_command(["sinfo", "--noheader", "--exact", "--format=%R|%D|%c|%G"], env)
     site = parse_site(config, partitions)
     accounts, no_accounts = _query_accounts(site, env)
     return SiteSurvey(
@@ -251,7 +251,7 @@ def _parse_config(config: str) -> dict[str, str]:
 
 def _query_controller(env: Mapping[str, str] | None) -> tuple[str, str]:
     config = client.run_command(["scontrol", "show", "config"], env)
-    return config, client.run_command(["scontrol", "--all", "--oneliner", "show", "partition"], env)
+    return config, client.run_command(["scontrol", "--oneliner", "show", "partition"], env)
 
 
 def _query_accounts(site: SlurmSite, env: Mapping[str, str] | None) -> tuple[Accounts | None, str]:

@@ -12,9 +12,6 @@ from dataclasses import dataclass
 
 from hsadml_dist.errors import UsageError
 
-LAUNCH_TOKEN = "HSADML_LAUNCH"
-"""Environment variable by which the local launcher names a start to its ranks."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Topology:
@@ -63,11 +60,9 @@ def topology_from_environ(environ: Mapping[str, str] = os.environ) -> Topology:
         UsageError: The launcher's variables are incomplete, not numbers, or contradict one another.
     """
     try:
-        is_step = "SLURM_PROCID" in environ and "SLURM_STEP_ID" in environ
-        # Hooks of containers set RANK and LOCAL_RANK in a step of Slurm, too, but no launcher's LOCAL_WORLD_SIZE.
-        if "RANK" in environ and ("LOCAL_WORLD_SIZE" in environ or not is_step):
+        if "RANK" in environ:
             topology = _launcher_topology(environ)
-        elif is_step:
+        elif "SLURM_PROCID" in environ and "SLURM_STEP_ID" in environ:
             topology = _slurm_topology(environ)
         else:
             return Topology()
@@ -83,8 +78,8 @@ def topology_from_environ(environ: Mapping[str, str] = os.environ) -> Topology:
 
 def launch_token(environ: Mapping[str, str] = os.environ) -> str:
     """Return a name that all ranks of one start share and that no other start has."""
-    if LAUNCH_TOKEN in environ:
-        return environ[LAUNCH_TOKEN]
+    if "HSADML_LAUNCH" in environ:
+        return environ["HSADML_LAUNCH"]
     if "SLURM_JOB_ID" in environ:
         return "-".join(environ.get(f"SLURM_{name}", "0") for name in ("JOB_ID", "RESTART_COUNT", "STEP_ID"))
     return f"{socket.gethostname()}-{os.getpid()}"
@@ -92,9 +87,7 @@ def launch_token(environ: Mapping[str, str] = os.environ) -> str:
 
 def cpu_threads_for_rank(topology: Topology, environ: Mapping[str, str] = os.environ) -> int:
     """Return how many CPU threads this rank may use: those of its Slurm task, or an even share of the processors."""
-    # The processors of a task that runs several ranks by itself are shared.
-    is_task = "SLURM_STEP_ID" in environ and LAUNCH_TOKEN not in environ
-    given = environ.get("SLURM_CPUS_PER_TASK", "") if is_task else ""
+    given = environ.get("SLURM_CPUS_PER_TASK", "") if "SLURM_STEP_ID" in environ else ""
     if given.isdecimal():
         return max(1, int(given))
     return max(1, len(os.sched_getaffinity(0)) // topology.local_world_size)
